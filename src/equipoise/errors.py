@@ -1,0 +1,26 @@
+"""Errors meant for people: one sentence each, saying what, where, what was expected and what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EquipoiseError(ValueError):
+    """Input that cannot be used. The message is one sentence for the user; the command line prints it and exits with code 2."""
+
+
+class EquipoiseWarning(UserWarning):
+    """Something works but is probably not what was meant."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `EquipoiseError(message)` unless `condition` holds."""
+    if not condition:
+        raise EquipoiseError(message)
+
+
+def unknown(kind: str, name: object, options: Iterable[str]) -> EquipoiseError:
+    """The error for a name that is none of `options`, with the nearest one suggested."""
+    options = sorted(options)
+    near = get_close_matches(str(name).lower(), options, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return EquipoiseError(f"unknown {kind} {name!r}: {hint}Choose one of {', '.join(options)}.")
