@@ -1,0 +1,217 @@
+"""Results as plain data: what was run, on what, with which outcome. JSON in and out, no torch.
+
+Everything a report shows, a comparison cites or an audit recomputes is one of these records. Files are written
+atomically: a reader sees the old file or the new one, never half of one.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from equipoise.errors import EquipoiseError, require
+
+SCHEMA = 1
+
+
+def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson score interval of a proportion: `(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` (Wilson 1927).
+
+    `z` is the normal quantile, 1.96 for 95 %. Raises `EquipoiseError` for `n < 1` or `successes` outside `[0, n]`.
+    """
+    require(n >= 1, f"an interval needs at least one sample, got n = {n}.")
+    require(0 <= successes <= n, f"successes = {successes} is not between 0 and n = {n}.")
+    p = successes / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a number comes from: enough to run it again."""
+
+    command: str
+    """The command line, or the call."""
+    seed: int
+    """The seed every random draw was derived from."""
+    versions: Mapping[str, str]
+    """Versions of equipoise, python, torch and numpy."""
+    commit: str | None
+    """Commit of the source tree it ran from, with `+` if it had changes; None outside a repository."""
+    device: str
+    """What it ran on, in words."""
+    threads: int
+    """Threads torch used."""
+    date: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attack did to a model at one radius. `attack = "clean"` with `eps = 0` is accuracy without an attack."""
+
+    attack: str
+    """Name, e.g. `clean`, `fgsm`, `pgd`, or `worst case` over the attacks at one radius."""
+    norm: str
+    """`linf`, `l2` or `l1`."""
+    eps: float
+    """Radius of the ball, in pixel units of [0, 1]."""
+    correct: Sequence[bool]
+    """Per sample, in the order of the data: still classified correctly."""
+    distance: Sequence[float | None] = ()
+    """Per sample: distance of the reported adversarial example, None where the attack failed."""
+    prediction: Sequence[int] = ()
+    """Per sample: the class predicted at the reported point, in float32 and eval mode."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Every parameter of the attack."""
+    evaluations: int = 0
+    """Gradient and forward evaluations spent, summed over the samples."""
+    nan_gradients: int = 0
+    """Steps, summed over the samples, whose gradient held a NaN or an infinity."""
+    zero_gradients: int = 0
+    """Steps, summed over the samples, whose gradient was exactly zero."""
+    seconds: float = 0.0
+    """Wall-clock time."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.correct)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples still classified correctly, in [0, 1]."""
+        return sum(self.correct) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `accuracy`."""
+        return wilson(sum(self.correct), self.n)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of one model, clean and under attacks, on one set of samples."""
+
+    target: str
+    """The run directory or `package.module:factory` that was evaluated."""
+    data: Mapping[str, Any]
+    """Name, SHA-256 of the content, split and number of samples."""
+    results: Sequence[AttackResult]
+    """One entry per attack and radius, and the worst case per radius."""
+    provenance: Provenance
+    """How to get it again."""
+    weights: str = "best"
+    """Which weights of a run: `best` or `last`."""
+    warnings: Sequence[str] = ()
+    """What the reader should know before citing a number."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: what was asked for and what came out (`run.json` of a run directory).
+
+    Beside it lie `metrics.jsonl` (one line per epoch), `best.safetensors`, `last.safetensors`, `evaluation*.json`
+    and `samples.npz` (arrays `clean`, `udp`, `pgd` of shape (n, channels, height, width) in [0, 1], `labels`, and
+    `clean_prediction`, `udp_prediction`, `pgd_prediction`).
+    """
+
+    method: Mapping[str, Any]
+    """Name, the sum of terms in words, and every hyper-parameter."""
+    recipe: Mapping[str, Any]
+    """Optimiser, schedule, epochs and everything else of the training loop."""
+    net: Mapping[str, Any]
+    """Name and arguments of the network, number of parameters."""
+    data: Mapping[str, Any]
+    """Name, SHA-256, class names, shape, number of training, validation and test samples."""
+    provenance: Provenance
+    """How to get it again."""
+    status: str = "running"
+    """`running`, `finished`, `stopped early` or `failed: reason`."""
+    best: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the epoch with the best validation robust accuracy."""
+    last: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the last epoch."""
+    alarms: Sequence[str] = ()
+    """Signs of trouble seen while training, e.g. catastrophic overfitting."""
+    seconds: float = 0.0
+    """Wall-clock time of the training."""
+
+
+Record = Evaluation | Run
+_KINDS: dict[str, type[Record]] = {"evaluation": Evaluation, "run": Run}
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """The record as JSON-ready data, with its kind, schema number, and for evaluations each result's summary figures."""
+    kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
+    data = {"kind": kind, "schema": SCHEMA, **asdict(record)}
+    if isinstance(record, Evaluation):
+        for entry, result in zip(data["results"], record.results, strict=True):
+            entry.update(n=result.n, accuracy=result.accuracy, interval=list(result.interval))
+    return data
+
+
+def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
+    """The record that `to_json` wrote. Raises `EquipoiseError` naming `where` for anything else."""
+    cls = _KINDS.get(str(data.get("kind"))) if isinstance(data, Mapping) else None
+    if cls is None:
+        raise EquipoiseError(f"{where} is not a record of equipoise: it has no known 'kind'; expected a run or an evaluation.")
+    require(data.get("schema") == SCHEMA, f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}.")
+    body = {k: v for k, v in data.items() if k not in ("kind", "schema")}
+    derived = ("n", "accuracy", "interval")
+    try:
+        body["provenance"] = Provenance(**body["provenance"])
+        if cls is Evaluation:
+            body["results"] = [
+                AttackResult(**{k: v for k, v in r.items() if k not in derived}) for r in body["results"]
+            ]
+        return cls(**body)
+    except (KeyError, TypeError) as error:
+        raise EquipoiseError(f"{where} is not a complete {data['kind']} record: {error}.") from error
+
+
+def save(path: str | os.PathLike[str], record: Record) -> Path:
+    """Write `record` as JSON to `path`, atomically, and return the path."""
+    return write_atomically(path, (json.dumps(to_json(record), indent=1) + "\n").encode())
+
+
+def load(path: str | os.PathLike[str]) -> Record:
+    """Read a record. Raises `EquipoiseError` if the file is missing, not JSON, or not a record."""
+    try:
+        data = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise EquipoiseError(f"{path} is not JSON ({error}); expected a record written by equipoise.") from error
+    return from_json(data, str(path))
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write `content` to `path` so that `path` holds either its old content or all of the new, also after a crash.
+
+    Raises `EquipoiseError` if it cannot be written (no space, no permission); nothing is left behind then.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise EquipoiseError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another place with --out."
+        ) from error
+    return path
