@@ -1,0 +1,211 @@
+"""Where a perturbed point may lie: a norm ball around the clean point, met with a box.
+
+`Ball.project` is the exact Euclidean projection onto ball ∩ box for all three norms, in closed form, whenever the
+centre lies in the box. Each is one threshold per sample: along `v - c` with `a = |v - c|` and room `b` up to the box,
+
+    Linf   z = clip(min(a, eps), b)                      no threshold
+    L2     z = min(s·a, b)       with  Σ min(s·a, b)² = eps²
+    L1     z = clip(a - t, 0, b) with  Σ clip(a - t, 0, b) = eps
+
+and the threshold is found by sorting the kinks of the left-hand side, which is monotone and, in `s²` or `t`,
+piecewise linear (Croce & Hein 2021, Prop. 2.1, treat the L1 case).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.rng import Streams
+from equipoise.types import PerSample, Points
+
+NormName = Literal["linf", "l2", "l1"]
+Rows = Float[Tensor, "batch features"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """The valid inputs: `low <= x <= high` in every coordinate."""
+
+    low: float = 0.0
+    """Smallest value of a coordinate."""
+    high: float = 1.0
+    """Largest value of a coordinate."""
+
+    def __post_init__(self) -> None:
+        require(self.low < self.high, f"box: low = {self.low} must be smaller than high = {self.high}.")
+
+    def clamp(self, x: Points) -> Points:
+        """The nearest point of the box."""
+        return x.clamp(self.low, self.high)
+
+    def contains(self, x: Points, tolerance: float = 1e-6) -> Bool[Tensor, " batch"]:
+        """Which samples lie in the box, up to `tolerance` for rounding; NaN lies nowhere."""
+        flat = x.flatten(1)
+        return ((flat >= self.low - tolerance) & (flat <= self.high + tolerance)).all(1)
+
+
+def _threshold(level: Rows, kinks: Rows, slope: Rows, eps: float) -> PerSample:
+    """Solve `F(t) = eps` for the increasing piecewise linear `F` with value `level` and slope `slope` at sorted `kinks`.
+
+    Past the last kink `F` is extended by the last slope; before the first one, where it is constant, `t` is that kink.
+    """
+    last = (level <= eps).sum(1, keepdim=True).sub(1).clamp_min(0)
+    at = [v.gather(1, last) for v in (level, kinks, slope)]
+    step = torch.where(at[2] > 0, (eps - at[0]) / at[2].clamp_min(torch.finfo(level.dtype).tiny), 0)
+    return (at[1] + step.clamp_min(0)).squeeze(1)
+
+
+def _piecewise(kinks: Rows, bends: Rows, start: Float[Tensor, "batch 1"]) -> tuple[Rows, Rows, Rows]:
+    """Value, position and right-hand slope at the sorted kinks of the function that is `start` at 0 and bends there."""
+    kinks, order = kinks.sort(1)
+    slope = bends.gather(1, order).cumsum(1)
+    width = torch.diff(kinks, dim=1, prepend=torch.zeros_like(kinks[:, :1]))
+    before = torch.cat([torch.zeros_like(slope[:, :1]), slope[:, :-1]], 1)
+    return start + (before * width).cumsum(1), kinks, slope
+
+
+def _project_linf(a: Rows, room: Rows, eps: float) -> Rows:
+    return a.clamp_max(eps).minimum(room)
+
+
+def _project_l2(a: Rows, room: Rows, eps: float) -> Rows:
+    # F(s²) = Σ min(s²a², b²) starts with slope Σ a² and loses a² where s² passes (b/a)².
+    square, limit = a.double() ** 2, room.double() ** 2
+    kinks = torch.where(square > 0, limit / square.clamp_min(1e-300), math.inf).clamp_max(4.0)
+    total = square.sum(1, keepdim=True)
+    kinks = torch.cat([torch.zeros_like(total), kinks], 1)
+    level, kinks, slope = _piecewise(kinks, torch.cat([total, -square], 1), torch.zeros_like(total))
+    scale = _threshold(level, kinks, slope, eps**2).clamp_max(1.0).sqrt()
+    inside = square.minimum(limit).sum(1) <= eps**2
+    return torch.where(inside, 1.0, scale)[:, None].to(a.dtype).mul(a).minimum(room)
+
+
+def _project_l1(a: Rows, room: Rows, eps: float) -> Rows:
+    # In u = -t, F(u) = Σ clip(a + u, 0, b) rises from slope 0: +1 where u passes -a, -1 where it passes b - a.
+    wide, limit = a.double(), room.double()
+    shift = wide.amax(1, keepdim=True)  # so that every kink is at u + shift >= 0
+    kinks = torch.cat([shift - wide, shift - wide + limit], 1)
+    bends = torch.cat([torch.ones_like(wide), -torch.ones_like(wide)], 1)
+    level, kinks, slope = _piecewise(kinks, bends, torch.zeros_like(shift))
+    t = (shift.squeeze(1) - _threshold(level, kinks, slope.clamp_min(0), eps)).clamp_min(0)
+    return (wide - t[:, None]).clamp_min(0).minimum(limit).to(a.dtype)
+
+
+def _steepest_linf(gradient: Rows, room: Rows, size: float) -> Rows:
+    return size * gradient.sign()
+
+
+def _steepest_l2(gradient: Rows, room: Rows, size: float) -> Rows:
+    # Scaled first: the square of a gradient near 1e-30 is zero in float32.
+    unit = gradient / gradient.abs().amax(1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return size * unit / torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def _steepest_l1(gradient: Rows, room: Rows, size: float) -> Rows:
+    # The whole budget goes to the coordinate with the largest slope, what its room cannot take to the next, and so on.
+    order = (gradient.abs() * (room > 0)).argsort(dim=1, descending=True, stable=True)
+    sorted_room = room.gather(1, order)
+    spent = sorted_room.cumsum(1) - sorted_room
+    share = (size - spent).clamp_min(0).minimum(sorted_room)
+    return torch.zeros_like(gradient).scatter(1, order, share) * gradient.sign()
+
+
+def _draw_linf(streams: Streams, features: int, dtype: torch.dtype) -> Rows:
+    return 2 * streams.uniform(features, dtype=dtype) - 1
+
+
+def _draw_l2(streams: Streams, features: int, dtype: torch.dtype) -> Rows:
+    direction = streams.fold(0).normal(features, dtype=dtype)
+    radius = streams.fold(1).uniform(1, dtype=dtype) ** (1 / features)
+    return radius * direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+
+
+def _draw_l1(streams: Streams, features: int, dtype: torch.dtype) -> Rows:
+    # Normalised exponentials are uniform on the simplex; one more exponential makes the radius.
+    exponential = -torch.log1p(-streams.fold(0).uniform(features + 1, dtype=dtype))
+    sign = 1 - 2 * (streams.fold(1).bits(features) & 1).to(dtype)
+    return sign * exponential[:, :-1] / exponential.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What a ball needs to know of a norm, as functions of rows `(batch, features)`."""
+
+    order: float
+    """The p of the Lp norm."""
+    project: Callable[[Rows, Rows, float], Rows]
+    """Length of the projection along each coordinate, from the lengths `|v - c|`, the room up to the box, and eps."""
+    steepest: Callable[[Rows, Rows, float], Rows]
+    """`argmax ⟨gradient, d⟩` over `‖d‖ <= size`; for L1 also `|d| <= room`."""
+    draw: Callable[[Streams, int, torch.dtype], Rows]
+    """Uniform points of the unit ball."""
+
+
+NORMS: Mapping[str, Norm] = MappingProxyType(
+    {
+        "linf": Norm(math.inf, _project_linf, _steepest_linf, _draw_linf),
+        "l2": Norm(2, _project_l2, _steepest_l2, _draw_l2),
+        "l1": Norm(1, _project_l1, _steepest_l1, _draw_l1),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The points within `eps` of a centre, in a norm, that lie in the box: `{z ∈ box : ‖z - c‖ <= eps}`."""
+
+    norm: str
+    """`linf`, `l2` or `l1`."""
+    eps: float
+    """Radius, in the units of the input (pixels in [0, 1]); 0 allows no perturbation, infinity leaves only the box."""
+    box: Box = Box()
+    """The valid inputs."""
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise unknown("norm", self.norm, NORMS)
+        require(self.eps >= 0, f"eps = {self.eps} is not a radius: expected a number >= 0, such as 8/255.")
+
+    def distance(self, x: Points, centre: Points) -> PerSample:
+        """`‖x - c‖` per sample, summed in float64."""
+        return torch.linalg.vector_norm((x.double() - centre.double()).flatten(1), NORMS[self.norm].order, 1).to(x.dtype)
+
+    def contains(self, x: Points, centre: Points, tolerance: float = 1e-5) -> Bool[Tensor, " batch"]:
+        """Which samples lie in the ball and the box, up to rounding: `‖x - c‖ <= eps·(1 + tolerance) + 1e-6`."""
+        return (self.distance(x, centre) <= self.eps * (1 + tolerance) + 1e-6) & self.box.contains(x)
+
+    def project(self, x: Points, centre: Points) -> Points:
+        """The nearest point of ball ∩ box (Euclidean), exactly, for a centre in the box."""
+        if self.norm == "linf":  # the same as below in two passes over the data
+            return self.box.clamp(torch.minimum(torch.maximum(x, centre - self.eps), centre + self.eps))
+        if math.isinf(self.eps):
+            return self.box.clamp(x)
+        move = (x - centre).flatten(1)
+        length = NORMS[self.norm].project(move.abs(), self._room(move, centre), self.eps)
+        return self.box.clamp(centre + (length * move.sign()).reshape(centre.shape))
+
+    def steepest(self, x: Points, gradient: Points, size: float) -> Points:
+        """`x + argmax ⟨gradient, d⟩` over `‖d‖ <= size`: the sign step, the normalised step, or for L1 the coordinates
+        of largest slope, each filled up to the box."""
+        flat = gradient.flatten(1)
+        room = self._room(flat, x) if self.norm == "l1" else flat
+        return x + NORMS[self.norm].steepest(flat, room, size).reshape(x.shape)
+
+    def draw(self, streams: Streams, centre: Points) -> Points:
+        """Points uniform on the ball, then moved into the box by projection."""
+        if math.isinf(self.eps):
+            raise EquipoiseError("a random start needs a finite ball: eps is infinite; start from zero instead.")
+        unit = NORMS[self.norm].draw(streams, centre[0].numel(), centre.dtype)
+        return self.project(centre + self.eps * unit.reshape(centre.shape), centre)
+
+    def _room(self, direction: Rows, x: Points) -> Rows:
+        """How far each coordinate of `x` can move in `direction` within the box."""
+        flat = x.flatten(1)
+        return torch.where(direction > 0, self.box.high - flat, flat - self.box.low).clamp_min(0)

@@ -1,0 +1,205 @@
+"""Per-sample objectives: one number per sample, oriented so that an ascent climbs it and training descends it.
+
+They form an algebra: `cross_entropy - 2 * entropy` is an objective too, and `objective @ ascent` is the term of a
+training method that evaluates it at the ascent's point. Notation: `z` logits, `p = softmax(z)` at the point, `q` the
+same at the clean input, `y` the label, `t` a target class.
+
+With a target (`target=` of an ascent) the objective is turned to be climbed *towards* class `t`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from equipoise.errors import require, unknown
+from equipoise.types import Labels, PerSample, Prediction
+
+Formula = Callable[..., PerSample]
+Divergence = Literal["clean||here", "here||clean", "soft-cross-entropy"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A function `(here, clean, labels, target) -> one number per sample`, with what it needs. Compared by value."""
+
+    name: str
+    """What it is called in errors, records and the docs."""
+    formula: Formula
+    """The function, called as `formula(here, clean, labels, target, **parameters)`."""
+    parameters: tuple[tuple[str, Any], ...] = ()
+    """Its parameters."""
+    needs_labels: bool = False
+    """Whether it is undefined without labels (or a target)."""
+    needs_clean: bool = False
+    """Whether it compares with the prediction at the clean input."""
+    targeted: bool = False
+    """Whether it can be climbed towards a target class."""
+    classes: tuple[int, int] = (2, 2)
+    """Fewest classes for which it is defined, untargeted and targeted."""
+
+    def __call__(
+        self, here: Prediction, clean: Prediction | None = None, labels: Labels | None = None, target: Labels | None = None
+    ) -> PerSample:
+        """The objective of every sample, in nats unless it is a margin. Raises `EquipoiseError` on a wrong pairing."""
+        self.check(here.classes, labels is not None, target is not None)
+        return self.formula(here, clean, labels, target, **dict(self.parameters))
+
+    def check(self, classes: int, labels: bool, target: bool) -> None:
+        """Raise `EquipoiseError` unless the objective is defined for that many classes, with labels, with a target."""
+        require(
+            not target or self.targeted,
+            f"{self.name} has no target: it does not look at class labels; climb cross_entropy, margin or dlr instead.",
+        )
+        require(
+            labels or target or not self.needs_labels,
+            f"{self.name} needs the labels y; pass them, or climb an objective without labels such as entropy.",
+        )
+        require(
+            not target or labels or not (self.needs_labels and self.classes[1] > self.classes[0]),
+            f"targeted {self.name} compares the target with the true class; pass the labels y too.",
+        )
+        fewest = self.classes[1] if target else self.classes[0]
+        require(
+            classes >= fewest,
+            f"{'targeted ' if target else ''}{self.name} needs at least {fewest} classes, the model has {classes}; "
+            "climb cross_entropy or margin instead.",
+        )
+
+    def __add__(self, other: object) -> "Objective":
+        return _combine((self, 1.0), (other, 1.0)) if isinstance(other, Objective) else NotImplemented
+
+    def __sub__(self, other: object) -> "Objective":
+        return _combine((self, 1.0), (other, -1.0)) if isinstance(other, Objective) else NotImplemented
+
+    def __mul__(self, weight: object) -> "Objective":
+        return _combine((self, float(weight))) if isinstance(weight, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Objective":
+        return self * -1.0
+
+
+def _weighted_sum(
+    here: Prediction,
+    clean: Prediction | None,
+    labels: Labels | None,
+    target: Labels | None,
+    parts: tuple[tuple[Objective, float], ...],
+) -> PerSample:
+    values = [weight * part.formula(here, clean, labels, target, **dict(part.parameters)) for part, weight in parts]
+    return torch.stack(values).sum(0)
+
+
+def _combine(*weighted: tuple[Objective, float]) -> Objective:
+    parts: list[tuple[Objective, float]] = []
+    for objective, weight in weighted:
+        inner = dict(objective.parameters).get("parts") if objective.formula is _weighted_sum else None
+        parts += [(part, weight * w) for part, w in inner] if inner else [(objective, weight)]
+    words = [f"{'-' if w < 0 else '+'} {'' if abs(w) == 1 else f'{abs(w):g}·'}{p.name}" for p, w in parts]
+    return Objective(
+        " ".join(words).removeprefix("+ "),
+        _weighted_sum,
+        (("parts", tuple(parts)),),
+        needs_labels=any(p.needs_labels for p, _ in parts),
+        needs_clean=any(p.needs_clean for p, _ in parts),
+        targeted=all(p.targeted for p, _ in parts),
+        classes=(max(p.classes[0] for p, _ in parts), max(p.classes[1] for p, _ in parts)),
+    )
+
+
+def _pick(values: Tensor, classes: Labels) -> PerSample:
+    return values.gather(1, classes[:, None]).squeeze(1)
+
+
+def _largest_other(scores: Tensor, classes: Labels) -> PerSample:
+    return scores.scatter(1, classes[:, None], -torch.inf).amax(1)
+
+
+def _smoothed_cross_entropy(
+    here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None, smoothing: float
+) -> PerSample:
+    if target is not None:
+        return -_smoothed_cross_entropy(here, clean, target, None, smoothing)
+    log_p = here.log_probs
+    return -(1 - smoothing) * _pick(log_p, labels) - smoothing * log_p.mean(1)
+
+
+def _cross_entropy(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
+    return -_pick(here.log_probs, labels) if target is None else _pick(here.log_probs, target)
+
+
+def _entropy(here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None) -> PerSample:
+    log_p = here.log_probs
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def _divergence(
+    here: Prediction, clean: Prediction, labels: Labels | None, target: Labels | None, divergence: Divergence
+) -> PerSample:
+    log_p, log_q = here.log_probs, clean.log_probs
+    match divergence:
+        case "clean||here":
+            return (log_q.exp() * (log_q - log_p)).sum(1)
+        case "here||clean":
+            return (log_p.exp() * (log_p - log_q)).sum(1)
+        case "soft-cross-entropy":
+            return -(log_q.exp() * log_p).sum(1)
+
+
+def _margin(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
+    z = here.scores
+    if target is not None:
+        return _pick(z, target) - _largest_other(z, target)
+    return _largest_other(z, labels) - _pick(z, labels)
+
+
+def _dlr(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
+    z = here.scores
+    ordered = z.sort(1, descending=True).values
+    if target is not None:
+        spread = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
+        return (_pick(z, target) - _pick(z, labels)) / (spread + 1e-12)
+    return (_largest_other(z, labels) - _pick(z, labels)) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+
+
+cross_entropy = Objective("cross-entropy", _cross_entropy, needs_labels=True, targeted=True)
+"""`-log p_y`; with a target `log p_t`."""
+
+entropy = Objective("entropy", _entropy)
+"""Shannon entropy `H(p) = -Σ p log p` in log space, in [0, log C]; label-free (U, Eq. E; T, Sec. 3).
+
+Defined, with a finite gradient, at any finite logits: where a probability underflows the plain formula is NaN."""
+
+margin = Objective("margin", _margin, needs_labels=True, targeted=True)
+"""`max_{i≠y} z_i - z_y`, positive when misclassified (Carlini & Wagner 2017); with a target `z_t - max_{i≠t} z_i`."""
+
+dlr = Objective("dlr", _dlr, needs_labels=True, targeted=True, classes=(3, 4))
+"""Difference of logits ratio `-(z_y - max_{i≠y} z_i) / (z_π1 - z_π3)`, π the descending order; with a target
+`-(z_y - z_t) / (z_π1 - (z_π3 + z_π4)/2)` (Croce & Hein 2020, Eqs. 6-7). Needs 3 classes, with a target 4."""
+
+
+def smoothed_cross_entropy(smoothing: float = 0.1) -> Objective:
+    """Cross-entropy with the label `y - g(y - 1/C)`: `-(1-g) log p_y - g/C Σ log p` (R, Eq. 6).
+
+    `smoothing` is g in [0, 1]. With a target the label is `t` and the sign is turned.
+    """
+    require(0 <= smoothing <= 1, f"smoothing = {smoothing} is not in [0, 1].")
+    return Objective(
+        "smoothed cross-entropy", _smoothed_cross_entropy, (("smoothing", smoothing),), needs_labels=True, targeted=True
+    )
+
+
+def kl(divergence: Divergence = "clean||here") -> Objective:
+    """How far the prediction moved from the clean one `q`; label-free.
+
+    `clean||here`: `KL(q‖p)` (code of Zhang et al. 2019); `here||clean`: `KL(p‖q)` (R, Sec. 3); `soft-cross-entropy`:
+    `-Σ q log p` (U, Eq. TRADES). Raises `EquipoiseError` for another name.
+    """
+    names = ("clean||here", "here||clean", "soft-cross-entropy")
+    if divergence not in names:
+        raise unknown("divergence", divergence, names)
+    return Objective(f"KL({divergence})", _divergence, (("divergence", divergence),), needs_clean=True)

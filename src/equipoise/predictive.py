@@ -1,0 +1,123 @@
+"""From a model to class probabilities, and a model with its weights held still.
+
+`as_predictive(model)` accepts any `nn.Module` that returns logits of shape (batch, classes), or an object that has
+them as `.logits`. `standing(module, mode)` sets a mode and restores every submodule's own on the way out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.rng import Streams
+from equipoise.types import Mode, Points, Precision, Predict, Prediction, Predictive, Weights
+
+_BATCH_COUPLING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+@dataclass(frozen=True)
+class Single:
+    """One network: `p = softmax(f(x))`."""
+
+    module: nn.Module
+    """The network."""
+    outputs: Literal["logits", "probabilities"] = "logits"
+    """What the network returns; of probabilities the logarithm is taken."""
+
+    def __post_init__(self) -> None:
+        if self.outputs not in ("logits", "probabilities"):
+            raise unknown("kind of output", self.outputs, ("logits", "probabilities"))
+
+    def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
+        """The network as a function to a `Prediction` with one member."""
+
+        def predict(x: Points) -> Prediction:
+            output = self.module(x) if weights is None else functional_call(self.module, weights, (x,))
+            scores = _scores(output, len(x), type(self.module).__name__)
+            scores = scores if scores.dtype == torch.float64 else scores.float()
+            if self.outputs == "probabilities":
+                scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+            return Prediction(scores[None])
+
+        return predict
+
+
+def as_predictive(model: "nn.Module | Predictive", outputs: Literal["logits", "probabilities"] = "logits") -> Predictive:
+    """`model` itself if it is a predictive, else the network as one. Raises `EquipoiseError` for anything else."""
+    if isinstance(model, nn.Module):
+        return Single(model, outputs)
+    if isinstance(model, Predictive):
+        return model
+    raise EquipoiseError(f"a {type(model).__name__} is not a model: expected a torch.nn.Module that returns logits.")
+
+
+def _scores(output: Any, batch: int, name: str) -> Tensor:
+    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    require(
+        isinstance(scores, Tensor) and scores.ndim == 2 and len(scores) == batch,
+        f"{name} returned {_describe(output)}; expected logits of shape ({batch}, classes), or an object with .logits.",
+    )
+    return scores
+
+
+def _describe(output: Any) -> str:
+    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+
+
+def check_outputs(prediction: Prediction, predictive: Predictive) -> None:
+    """Raise `EquipoiseError` if a prediction has one class, is not finite, or looks like probabilities, not logits."""
+    logits = prediction.logits.detach()
+    require(prediction.classes >= 2, "the model has one output: expected logits of at least 2 classes.")
+    require(bool(logits.isfinite().all()), "the model's logits are not finite on clean input: its weights may have diverged.")
+    is_log = getattr(predictive, "outputs", "logits") == "probabilities"
+    values = logits.exp() if is_log else logits
+    sums_to_one = bool(((values.sum(-1) - 1).abs() < 1e-3).all() and (values >= 0).all())
+    require(
+        is_log or not sums_to_one,
+        "the model returns probabilities (rows that sum to 1), not logits: remove its last softmax, "
+        "or wrap it as equipoise.Single(model, outputs='probabilities').",
+    )
+    require(
+        not is_log or sums_to_one,
+        "the model was declared to return probabilities but its rows do not sum to 1: use outputs='logits'.",
+    )
+
+
+@contextmanager
+def standing(module: nn.Module, mode: Mode) -> Iterator[None]:
+    """Put `module` in `mode`, and on the way out every submodule back in the mode it had."""
+    before = [(m, m.training) for m in module.modules()]
+    module.train(mode == "train")
+    try:
+        yield
+    finally:
+        for m, training in before:
+            m.training = training
+
+
+def couples_samples(module: nn.Module) -> bool:
+    """Whether, in its present mode, a sample's output depends on its batch (batch statistics, dropout masks)."""
+    return any(isinstance(m, _BATCH_COUPLING) and m.training for m in module.modules())
+
+
+def frozen_weights(module: nn.Module, mode: Mode, precision: Precision = "32") -> Weights:
+    """The parameters cut from the graph, laid out for speed: channels-last, and matrices in bf16 if asked for.
+
+    In eval mode copies of the buffers are among them, so that nothing of the caller's can change. In train mode the
+    buffers stay the module's own: batch-norm then updates its running statistics, as in any training forward pass.
+    """
+    weights = {name: _laid_out(p.detach(), precision) for name, p in module.named_parameters()}
+    if mode == "eval":
+        weights |= {name: b.detach().clone() for name, b in module.named_buffers()}
+    return weights
+
+
+def _laid_out(weight: Tensor, precision: Precision) -> Tensor:
+    if precision == "bf16" and weight.ndim >= 2:
+        weight = weight.bfloat16()
+    return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight

@@ -1,0 +1,92 @@
+"""Random draws that belong to a sample: a function of the run's seed and the sample's index, of nothing else.
+
+A stream is the generator SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) started from a key; the keys of a batch are
+hashes of `(seed, index)`. All arithmetic is on 64-bit integers, so that a draw is the same on every device, and the
+same whichever batch, order or shard a sample comes in. No global state is read or written.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical (not arithmetic) right shift of signed 64-bit integers."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """The output function of SplitMix64: a bijection of 64-bit integers that scatters every bit."""
+    z = (z ^ _shift(z, 30)) * _MIX_1
+    z = (z ^ _shift(z, 27)) * _MIX_2
+    return z ^ _shift(z, 31)
+
+
+def fold(seed: int, *data: int) -> int:
+    """A new seed that depends on `seed` and on every integer of `data`, in order."""
+    key = torch.tensor(_wrap(seed))
+    for value in data:
+        key = _mix((key ^ _mix(torch.tensor(_wrap(value)) + _GOLDEN)) + _GOLDEN)
+    return int(key)
+
+
+def _wrap(value: int) -> int:
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """One independent random stream per sample of a batch.
+
+    `Streams.of(seed, index)` makes them; each draw takes numbers from the start of every stream, so fold in a
+    different integer (`streams.fold(1)`) for each thing that is drawn.
+    """
+
+    keys: Int[Tensor, " batch"]
+    """State from which each sample's stream starts."""
+
+    @classmethod
+    def of(cls, seed: int, index: Int[Tensor, " batch"]) -> "Streams":
+        """The streams of the samples `index` in the run with `seed`."""
+        return cls(torch.full_like(index, _wrap(seed), dtype=torch.int64)).fold(index)
+
+    def fold(self, *data: "int | Int[Tensor, ' batch']") -> "Streams":
+        """Other streams, which depend on these and on `data` (an integer, or one per sample)."""
+        keys = self.keys
+        for value in data:
+            value = value if isinstance(value, Tensor) else torch.full_like(keys, _wrap(value))
+            keys = _mix((keys ^ _mix(value + _GOLDEN)) + _GOLDEN)
+        return Streams(keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, rows: "slice | Tensor") -> "Streams":
+        """The streams of some of the samples."""
+        return Streams(self.keys[rows])
+
+    def bits(self, *shape: int) -> Int[Tensor, "batch ..."]:
+        """The first outputs of each stream: uniform 64-bit integers of shape `(batch, *shape)`."""
+        counter = torch.arange(1, math.prod(shape) + 1, device=self.keys.device) * _GOLDEN
+        return _mix(self.keys[:, None] + counter).reshape(len(self), *shape)
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "batch ..."]:
+        """Uniform numbers in [0, 1), of shape `(batch, *shape)`; 24 random bits in float32, 53 in float64."""
+        digits = 53 if dtype == torch.float64 else 24
+        return _shift(self.bits(*shape), 64 - digits).to(dtype) * 2.0**-digits
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "batch ..."]:
+        """Standard normal numbers of shape `(batch, *shape)` (Box & Muller 1958)."""
+        u, v = self.uniform(2, *shape, dtype=dtype).unbind(1)
+        return (-2 * torch.log1p(-u)).sqrt() * torch.cos(2 * math.pi * v)
+
+    def integers(self, high: int) -> Int[Tensor, " batch"]:
+        """One integer per sample, uniform in `{0, ..., high - 1}` (bias below 2⁻⁵³ · high)."""
+        return (self.uniform(dtype=torch.float64) * high).long()

@@ -1,0 +1,211 @@
+"""The small parts of an ascent: where it starts, how it moves, how far, and how often."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from equipoise.errors import require
+from equipoise.geometry import Ball
+from equipoise.rng import Streams
+from equipoise.types import Points, StepRule
+
+Memory = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Steepest:
+    """The direction in which a linear function grows fastest in the ball's norm: sign for Linf, `g/‖g‖₂` for L2,
+    the coordinates of largest slope for L1."""
+
+    def init(self, x: Points) -> Memory:
+        """Nothing to remember."""
+        return ()
+
+    def __call__(self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory) -> tuple[Points, Memory]:
+        """`x + argmax ⟨g, d⟩` over `‖d‖ <= size`."""
+        return geometry.steepest(x, gradient, size), memory
+
+
+@dataclass(frozen=True)
+class Sign:
+    """`x + size · sign(g)`, whatever the norm of the ball."""
+
+    def init(self, x: Points) -> Memory:
+        """Nothing to remember."""
+        return ()
+
+    def __call__(self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory) -> tuple[Points, Memory]:
+        """Moves every coordinate by `size`."""
+        return x + size * gradient.sign(), memory
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """`x + size · g/‖g‖₂`, whatever the norm of the ball."""
+
+    def init(self, x: Points) -> Memory:
+        """Nothing to remember."""
+        return ()
+
+    def __call__(self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory) -> tuple[Points, Memory]:
+        """Moves each sample by the L2 length `size`."""
+        return Ball("l2", math.inf, geometry.box).steepest(x, gradient, size), memory
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """`m ← decay · m + g/‖g‖₁`, then a step of the rule `then` along m (MI-FGSM, Dong et al. 2018, Eqs. 6-7)."""
+
+    decay: float = 1.0
+    """How much of the past is kept; 0 is no momentum."""
+    then: StepRule = Steepest()
+    """The rule that moves along the accumulated gradient."""
+
+    def __post_init__(self) -> None:
+        require(self.decay >= 0, f"momentum: decay = {self.decay} must be >= 0.")
+
+    def init(self, x: Points) -> Memory:
+        """No past gradients."""
+        return (torch.zeros_like(x), *self.then.init(x))
+
+    def __call__(self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory) -> tuple[Points, Memory]:
+        """Accumulates the gradient and moves along it."""
+        length = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        past = self.decay * memory[0] + gradient / length.reshape(-1, *[1] * (gradient.ndim - 1))
+        moved, rest = self.then(x, past, size, geometry, memory[1:])
+        return moved, (past, *rest)
+
+
+class StepSize(Protocol):
+    """The length of each step."""
+
+    def at(self, step: int, steps: int) -> float:
+        """Length of step `step` of `0, ..., steps - 1`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same length at every step."""
+
+    size: float
+    """Step size alpha, in the units of the input."""
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, f"step_size = {self.size} moves nothing: expected a number > 0, such as 2/255.")
+
+    def at(self, step: int, steps: int) -> float:
+        """alpha."""
+        return self.size
+
+
+@dataclass(frozen=True)
+class Triangular:
+    """Linear from `size` at step 0 up to `max(size, peak)` at step K/2 and back to `size` at step K.
+
+    The authors' runs peak at `eps/5` for PGD and TRADES and at `eps/2` for UDP.
+    """
+
+    size: float
+    """Step size alpha at both ends."""
+    peak: float
+    """Step size in the middle, if larger than alpha."""
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, f"step_size = {self.size} moves nothing: expected a number > 0, such as 2/255.")
+
+    def at(self, step: int, steps: int) -> float:
+        """`alpha + (peak - alpha) · (1 - |2·step/K - 1|)`."""
+        return self.size + max(self.peak - self.size, 0.0) * (1 - abs(2 * step / steps - 1))
+
+
+class Steps(Protocol):
+    """How many steps each sample takes."""
+
+    @property
+    def most(self) -> int:
+        """The largest number of steps any sample takes."""
+        ...
+
+    def draw(self, streams: Streams) -> Int[Tensor, " batch"] | None:
+        """The number of each sample, or None if it is `most` for all."""
+        ...
+
+
+def _at_least_one(steps: int) -> None:
+    require(steps >= 1, f"steps = {steps} takes no step: expected an integer >= 1.")
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """K steps for every sample."""
+
+    most: int
+    """K."""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self.most)
+
+    def draw(self, streams: Streams) -> None:
+        """Nothing to draw."""
+
+
+@dataclass(frozen=True)
+class UniformUpTo:
+    """`k ~ U{1, ..., K}`, drawn for each sample (U, Sec. 4.1 and Alg. 1)."""
+
+    most: int
+    """K."""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self.most)
+
+    def draw(self, streams: Streams) -> Int[Tensor, " batch"]:
+        """k of each sample."""
+        return streams.integers(self.most) + 1
+
+
+class Start(Protocol):
+    """Where an ascent starts."""
+
+    def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:
+        """A starting point for each sample, in the ball and the box."""
+        ...
+
+
+@dataclass(frozen=True)
+class Zero:
+    """The clean point itself."""
+
+    def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:
+        """x."""
+        return geometry.project(x, x)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A point uniform on the ball, projected into the box."""
+
+    def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:
+        """`project(x + ξ)`, ξ uniform on the ball."""
+        return geometry.draw(streams, x)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The clean point with Gaussian noise, projected."""
+
+    std: float
+    """Standard deviation of the noise, in the units of the input."""
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, f"std = {self.std} is no noise: expected a number > 0, or start from Zero().")
+
+    def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:
+        """`project(x + std · n)`, n standard normal."""
+        noise = streams.normal(x[0].numel(), dtype=x.dtype).reshape(x.shape)
+        return geometry.project(x + self.std * noise, x)

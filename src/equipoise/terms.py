@@ -1,0 +1,149 @@
+"""A training method is a sum of terms: an objective, evaluated at a point, with a weight.
+
+    cross_entropy @ pgd(...)                          PGD adversarial training
+    cross_entropy + 6.0 * (kl() @ trades(...))        TRADES
+
+The objective of a term sees the clean prediction live, with its gradient; inside an ascent it is held fixed. Terms at
+the same point share one perturbed batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.errors import EquipoiseError, require
+from equipoise.objectives import Objective
+from equipoise.rng import Streams
+from equipoise.types import Labels, PerSample, Points, Predict, Prediction, Predictive
+
+
+@runtime_checkable
+class Mover(Protocol):
+    """Something that moves a batch to where a term is evaluated: an ascent."""
+
+    def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
+        """The points at which to evaluate, cut from the graph."""
+        ...
+
+    def predict_at(self, predict: Predict, x: Points, point: Points) -> Prediction:
+        """The live prediction at such a point."""
+        ...
+
+
+@dataclass(frozen=True)
+class Term:
+    """`weight · objective`, evaluated at the clean input or at an ascent's point."""
+
+    objective: Objective
+    """What is evaluated."""
+    at: Mover | None = None
+    """Where: None is the clean input."""
+    weight: float = 1.0
+    """Its weight in the sum."""
+
+    def __mul__(self, weight: object) -> "Term":
+        return Term(self.objective, self.at, self.weight * weight) if isinstance(weight, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: object) -> "Method":
+        return Method((self,)) + other
+
+    def __radd__(self, other: object) -> "Method":
+        return as_method(other) + self
+
+
+Penalty = Callable[[nn.Module, Points, Labels], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """The sum that training descends: `Σ weight · objective @ point + Σ weight · penalty`."""
+
+    terms: tuple[Term, ...]
+    """The terms."""
+    penalties: tuple[tuple[float, Penalty], ...] = ()
+    """Weighted penalties on the model itself, `(weight, function (module, x, y) -> scalar)`."""
+
+    def __post_init__(self) -> None:
+        require(len(self.terms) > 0, "a training method needs at least one term, such as the objective cross_entropy.")
+
+    def __add__(self, other: object) -> "Method":
+        other = as_method(other)
+        return Method(self.terms + other.terms, self.penalties + other.penalties)
+
+    def __radd__(self, other: object) -> "Method":
+        return as_method(other) + self
+
+    def __mul__(self, weight: object) -> "Method":
+        if not isinstance(weight, int | float):
+            return NotImplemented
+        return Method(tuple(weight * t for t in self.terms), tuple((weight * w, p) for w, p in self.penalties))
+
+    __rmul__ = __mul__
+
+    def penalised(self, weight: float, penalty: Penalty) -> "Method":
+        """The method with one more penalty on the model."""
+        return Method(self.terms, (*self.penalties, (weight, penalty)))
+
+    def __str__(self) -> str:
+        """The sum in words."""
+        parts = []
+        for term in self.terms:
+            factor = "" if term.weight == 1 else f"{term.weight:g}·"
+            parts.append(f"{factor}({term.objective.name})" + ("" if term.at is None else f" @ {term.at}"))
+        parts += [f"{w:g}·{getattr(p, '__name__', type(p).__name__)}" for w, p in self.penalties]
+        return " + ".join(parts)
+
+    def check(self, classes: int) -> None:
+        """Raise `EquipoiseError` if a term or its ascent is not defined for that many classes."""
+        for term in self.terms:
+            term.objective.check(classes, labels=True, target=False)
+            inner = getattr(term.at, "objective", None)
+            if isinstance(inner, Objective):
+                inner.check(classes, labels=True, target=False)
+
+    def points(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> list[Points | None]:
+        """The perturbed batch of each distinct point, None for the clean one, in the order of `places`."""
+        return [
+            None if at is None else at.perturb(predictive, x, y, streams.fold(i)) for i, at in enumerate(self.places)
+        ]
+
+    @property
+    def places(self) -> list[Mover | None]:
+        """The distinct points at which terms are evaluated, in order of first use."""
+        return list(dict.fromkeys(term.at for term in self.terms))
+
+    def losses(
+        self, predictive: Predictive, x: Points, y: Labels, points: list[Points | None], streams: Streams
+    ) -> tuple[PerSample, Prediction]:
+        """The sum per sample, with its graph, and the first live prediction made."""
+        predict = predictive.draw(streams)
+        here = {
+            at: predict(x) if at is None or point is None else at.predict_at(predict, x, point)
+            for at, point in zip(self.places, points, strict=True)
+        }
+        shown = next(iter(here.values()))
+        if None not in here and any(term.objective.needs_clean for term in self.terms):
+            here[None] = predict(x)
+        total = torch.zeros(len(x), device=x.device, dtype=shown.logits.dtype)
+        for term in self.terms:
+            total = total + term.weight * term.objective(here[term.at], here.get(None), y)
+        for weight, penalty in self.penalties:
+            total = total + weight * penalty(predictive.module, x, y)
+        return total, shown
+
+
+def as_method(part: object) -> Method:
+    """An objective, a term or a method as a method. Raises `EquipoiseError` for anything else."""
+    match part:
+        case Method():
+            return part
+        case Term():
+            return Method((part,))
+        case Objective():
+            return Method((Term(part),))
+    raise EquipoiseError(f"{part!r} is not part of a training method: expected an objective, a term or a method.")
