@@ -1,0 +1,13 @@
+"""The papers' networks. Every one takes images in [0, 1] and returns logits of shape (batch, classes).
+
+`build` makes one by name, with seeded weights; input normalisation is a layer inside the model, so that attacks
+and their `eps` always live in [0, 1].
+"""
+
+from equipoise.nets.lenet import LeNet
+from equipoise.nets.mlp import MLP
+from equipoise.nets.normalize import Normalize
+from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18
+from equipoise.nets.registry import build, count_parameters, names
+
+__all__ = ["MLP", "LeNet", "Normalize", "PreActBlock", "PreActResNet18", "build", "count_parameters", "names"]

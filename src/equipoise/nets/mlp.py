@@ -1,0 +1,31 @@
+"""Fully connected networks."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from equipoise.errors import require
+
+
+class MLP(nn.Module):
+    """Flatten, then a ReLU layer per entry of `widths`, then a linear layer to the logits.
+
+    The default on 28x28 images is the 784-256-10 network of the UTA paper (Appendix B.1.1); `widths=()` is a linear
+    classifier. `shape` is that of one input, of any rank. Raises `EquipoiseError` for a width below 1.
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int = 10, widths: Sequence[int] = (256,)) -> None:
+        super().__init__()
+        require(all(w >= 1 for w in widths), f"widths of an mlp must be at least 1, got {tuple(widths)}.")
+        sizes = [math.prod(shape), *widths]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
+        """Logits of a batch of inputs in [0, 1]."""
+        return self.layers(x)

@@ -1,0 +1,153 @@
+"""Networks by name: the papers' own, and the user's as `package.module:factory`."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.nets.lenet import LeNet
+from equipoise.nets.mlp import MLP
+from equipoise.nets.normalize import Normalize
+from equipoise.nets.preact_resnet import PreActResNet18
+
+_NETS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "lenet": LeNet,
+    "lenet-wide": partial(LeNet, filters=(32, 64), hidden=(256, 120)),
+    "preact-resnet18": PreActResNet18,
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names `build` knows, beside any `package.module:factory`."""
+    return tuple(_NETS)
+
+
+def build(
+    name: str,
+    shape: Sequence[int],
+    classes: int = 10,
+    *,
+    seed: int = 0,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A network that maps (batch, *shape) in [0, 1] to logits (batch, classes), on the CPU, in train mode.
+
+    `name` is one of `names()`, or `package.module:factory` for the user's own: a function or class, looked up with the
+    current directory importable, that returns an `nn.Module`; it is given those of `shape`, `classes` and `options`
+    that it has parameters for. `shape` is (channels, height, width) or (features,). `normalize = (mean, std)` puts a
+    `Normalize` layer first. Weights are PyTorch's default initialisation drawn from `seed`; the global random state is
+    left as it was. Raises `EquipoiseError` for an unknown name or option, a shape the network cannot take, and a
+    factory that cannot be imported, fails, or returns something else.
+    """
+    shape = tuple(shape)
+    require(
+        len(shape) in (1, 3) and all(side >= 1 for side in shape),
+        f"the shape of one input must be (channels, height, width) or (features,), all at least 1, got {shape}.",
+    )
+    require(classes >= 2, f"a classifier needs at least 2 classes, got {classes}.")
+    with torch.random.fork_rng(devices=()), torch.device("cpu"), _current_directory_importable():
+        factory = _find(name)
+        torch.default_generator.manual_seed(seed)  # after the import, which may draw numbers of its own
+        net = _call(name, factory, {"shape": shape, "classes": classes}, options)
+    if normalize is None:
+        return net
+    return _normalized(name, net, shape, *normalize)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of scalars among the parameters of `model`, trained or frozen, each shared one counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _normalized(
+    name: str, net: nn.Module, shape: Sequence[int], mean: Sequence[float], std: Sequence[float]
+) -> nn.Module:
+    require(
+        not any(isinstance(layer, Normalize) for layer in net.modules()),
+        f"net {name!r} already holds a Normalize layer: inputs would be normalised twice; leave `normalize` out.",
+    )
+    require(
+        len(mean) in (1, shape[0]),
+        f"normalisation needs 1 or {shape[0]} means for inputs of shape {tuple(shape)}, got {len(mean)}.",
+    )
+    model = nn.Sequential()
+    model.add_module("normalize", Normalize(mean, std))
+    model.add_module("net", net)
+    return model
+
+
+def _find(name: str) -> Callable[..., nn.Module]:
+    if name in _NETS:
+        return _NETS[name]
+    if ":" not in name:
+        raise unknown("net", name, [*_NETS, "package.module:factory"])
+    module_name, _, attribute = name.partition(":")
+    require(bool(module_name and attribute), f"net {name!r} is not of the form package.module:factory.")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module does when imported
+        raise EquipoiseError(
+            f"cannot import {module_name!r} for net {name!r} ({type(error).__name__}: {error}); run from the directory "
+            f"that holds it, or install it."
+        ) from error
+    require(hasattr(module, attribute), f"net {name!r}: module {module_name!r} has no {attribute!r}.")
+    factory = getattr(module, attribute)
+    if callable(factory) and not isinstance(factory, nn.Module):
+        return cast(Callable[..., nn.Module], factory)
+    raise EquipoiseError(
+        f"net {name!r}: {attribute!r} is a {type(factory).__name__}; expected a function or class that makes a model."
+    )
+
+
+def _call(name: str, factory: Callable[..., nn.Module], offered: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # some callables written in C have no signature
+        parameters = ()
+    by_name = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    choices = [p for p in by_name if p not in offered]
+    for option in options if not takes_any else ():
+        require(bool(choices), f"net {name!r} takes no options, got {option!r}.")
+        if option not in choices:
+            raise unknown(f"option of net {name!r}", option, choices)
+    arguments = {k: v for k, v in offered.items() if k in by_name} | options
+    missing = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in arguments
+    ]
+    require(
+        not missing,
+        f"net {name!r} requires {', '.join(missing)}; a factory gets `shape`, `classes` and the options "
+        f"asked for, so give every other parameter a default.",
+    )
+    try:
+        net = factory(**arguments)
+    except EquipoiseError:
+        raise
+    except Exception as error:  # whatever the user's factory does
+        raise EquipoiseError(f"net {name!r} could not be made: {type(error).__name__}: {error}.") from error
+    require(isinstance(net, nn.Module), f"net {name!r} returned a {type(net).__name__}; expected a torch.nn.Module.")
+    return net
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the user's module may have removed it itself
+            sys.path.remove(here)

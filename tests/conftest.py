@@ -1,0 +1,19 @@
+"""Settings of every test: one thread, property tests that repeat, and which tests check annotations."""
+
+from collections.abc import Generator
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
+settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Check every annotation of the package, except where a test named "refuse" is about what users get without it."""
+    jaxtyping.config.update("jaxtyping_disable", "refuse" in item.name.partition("[")[0])
+    return (yield)

@@ -1,0 +1,174 @@
+"""The networks against the papers' tables: parameters counted by hand, shapes, and the forward pass restated."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from equipoise.errors import EquipoiseError
+from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18, build, count_parameters
+
+MNIST, SVHN = (1, 28, 28), (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "expected"),
+    [
+        ("mlp", MNIST, {}, 784 * 256 + 256 + 256 * 10 + 10),
+        ("mlp", (64,), {"widths": (32, 16)}, 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10),
+        ("mlp", (2,), {"widths": ()}, 2 * 10 + 10),
+        ("lenet", MNIST, {}, 156 + 2_416 + 48_120 + 10_164 + 850),
+        ("lenet", SVHN, {}, 456 + 2_416 + 69_240 + 10_164 + 850),
+        ("lenet", MNIST, {"width": 2}, 312 + 9_632 + 192_240 + 20_244 + 850),
+        ("lenet", MNIST, {"width": 12}, 1_872 + 345_792 + 6_913_440 + 121_044 + 850),
+        ("lenet-wide", SVHN, {}, 2_432 + 51_264 + 590_080 + 30_840 + 1_210),
+        ("preact-resnet18", SVHN, {}, 1_728 + 147_968 + 525_184 + 2_098_944 + 8_392_192 + 1_024 + 5_130),
+    ],
+)
+def test_parameters_counted_by_hand(name, shape, options, expected):
+    assert count_parameters(build(name, shape, **options)) == expected
+
+
+def test_a_shared_parameter_counts_once():
+    layer = nn.Linear(3, 3)
+    assert count_parameters(nn.Sequential(layer, layer)) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mlp", (7,)),
+        ("mlp", (1, 8, 8)),
+        ("lenet", (1, 12, 12)),
+        ("lenet", (3, 28, 36)),
+        ("lenet-wide", MNIST),
+        ("preact-resnet18", (1, 8, 8)),
+        ("preact-resnet18", (3, 16, 24)),
+        ("preact-resnet18", MNIST),
+    ],
+)
+def test_logits_have_one_row_per_input_and_one_column_per_class(name, shape):
+    logits = build(name, shape, classes=4)(torch.rand(2, *shape))
+    assert logits.shape == (2, 4)
+    assert logits.isfinite().all()
+    assert (logits.sum(dim=1) - 1).abs().min() > 1e-4  # logits, not probabilities
+
+
+def test_lenet_is_table_6_of_the_udp_paper():
+    shapes = []
+    net = LeNet(MNIST)
+    for layer in (*net.features, *net.classifier):
+        layer.register_forward_hook(lambda layer, _, out: shapes.append((type(layer).__name__, *out.shape[1:])))
+    net(torch.rand(1, *MNIST))
+    assert shapes == [
+        ("Conv2d", 6, 28, 28),
+        ("ReLU", 6, 28, 28),
+        ("MaxPool2d", 6, 14, 14),
+        ("Conv2d", 16, 10, 10),
+        ("ReLU", 16, 10, 10),
+        ("MaxPool2d", 16, 5, 5),
+        ("Flatten", 400),
+        ("Linear", 120),
+        ("ReLU", 120),
+        ("Linear", 84),
+        ("ReLU", 84),
+        ("Linear", 10),
+    ]
+
+
+def test_mlp_in_numpy():
+    net = build("mlp", (1, 3, 3), classes=3, widths=(5, 4))
+    x = torch.rand(6, 1, 3, 3)
+    h = x.numpy().reshape(6, 9)
+    (w1, b1, w2, b2, w3, b3) = (p.detach().numpy() for p in net.parameters())
+    h = np.maximum(h @ w1.T + b1, 0)
+    h = np.maximum(h @ w2.T + b2, 0)
+    np.testing.assert_allclose(net(x).detach().numpy(), h @ w3.T + b3, atol=1e-6)
+
+
+def resnet_by_hand(net: PreActResNet18, x: Tensor) -> Tensor:
+    """He et al. 2016, Fig. 1(b), from the weights alone."""
+    w = dict(net.state_dict())
+
+    def bn_relu(name, h):
+        stats = (w[f"{name}.running_mean"], w[f"{name}.running_var"], w[f"{name}.weight"], w[f"{name}.bias"])
+        mean, var, scale, shift = (v.view(-1, 1, 1) for v in stats)
+        return ((h - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+
+    h = F.conv2d(x, w["stem.weight"], padding=1)
+    for i in range(8):
+        stride = 2 if i in (2, 4, 6) else 1
+        active = bn_relu(f"stages.{i}.bn1", h)
+        inner = F.conv2d(active, w[f"stages.{i}.conv1.weight"], stride=stride, padding=1)
+        inner = F.conv2d(bn_relu(f"stages.{i}.bn2", inner), w[f"stages.{i}.conv2.weight"], padding=1)
+        h = inner + (F.conv2d(active, w[f"stages.{i}.shortcut.weight"], stride=2) if stride == 2 else h)
+    pooled = F.avg_pool2d(bn_relu("bn", h), 4).flatten(1)  # the papers pool 4x4 windows: all there is at 32x32
+    return pooled @ w["linear.weight"].T + w["linear.bias"]
+
+
+def test_preact_resnet_restated_from_its_weights():
+    net = build("preact-resnet18", SVHN)
+    generator = torch.Generator().manual_seed(1)
+    for name, buffer in net.named_buffers():  # statistics and scales that matter
+        if name.endswith(("running_mean", "running_var")):
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if "bn" in name:
+                p.copy_(torch.rand(p.shape, generator=generator))
+    x = torch.rand(2, *SVHN, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval()(x), resnet_by_hand(net, x), rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(1, 12))
+def test_width_multiplies_filters_and_first_linear_layer_only(width):
+    sizes = [p.shape[0] for p in LeNet(MNIST, width=width).parameters() if p.ndim > 1]
+    assert sizes == [6 * width, 16 * width, 120 * width, 84, 10]
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_lenet_takes_an_image_or_says_why_not(height, width):
+    if min(height, width) >= 12:
+        assert LeNet((1, height, width))(torch.rand(1, 1, height, width)).shape == (1, 10)
+    else:
+        with pytest.raises(EquipoiseError, match=rf"at least 12x12 pixels, got {height}x{width}: .* use mlp"):
+            LeNet((1, height, width))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LeNet(MNIST, width=13), "width of a lenet must be between 1 and 12, got 13"),
+        (lambda: LeNet(MNIST, width=0), "between 1 and 12, got 0"),
+        (lambda: LeNet(MNIST, hidden=(120, 0)), r"hidden \(120, 0\) of a lenet must be at least 1"),
+        (lambda: LeNet((784,)), r"lenet needs images \(channels, height, width\), got inputs of shape \(784,\)"),
+        (lambda: PreActResNet18((784,)), r"preact-resnet18 needs images .* got inputs of shape \(784,\)"),
+        (lambda: MLP((2,), widths=(3, 0)), r"widths of an mlp must be at least 1, got \(3, 0\)"),
+        (lambda: Normalize((0.5,), (0.0,)), "positive standard deviations"),
+        (lambda: Normalize((float("nan"),), (1.0,)), "finite means"),
+        (lambda: Normalize((0.5, 0.5), (1.0,)), "as many means as standard deviations, got 2 and 1"),
+        (lambda: Normalize((), ()), "got 0 and 0"),
+    ],
+)
+def test_refused(make, message):
+    with pytest.raises(EquipoiseError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4), (3,)])
+def test_normalize_is_per_channel(shape):
+    x = torch.rand(2, *shape)
+    mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.5, 1.0, 2.0])
+    expected = np.stack([(x.numpy()[:, c] - mean[c]) / std[c] for c in range(3)], axis=1)
+    np.testing.assert_allclose(Normalize(mean.tolist(), std.tolist())(x).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_normalize_is_saved_and_not_trained():
+    layer = Normalize((0.25,), (0.5,))
+    assert {k: v.tolist() for k, v in layer.state_dict().items()} == {"mean": [0.25], "std": [0.5]}
+    assert count_parameters(layer) == 0
+    assert repr(layer) == "Normalize(mean=[0.25], std=[0.5])"
