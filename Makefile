@@ -1,0 +1,38 @@
+# Every target works from a fresh clone: the environment is made first, and again when its requirements change.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+.PHONY: env test check docs demo bench
+env: $(READY)
+
+# torch first and pinned: what comes after finds it in place and does not choose another build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e ".[report,logs,dev,docs]"
+	touch $@
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+DEMO := --data digits --net mlp --epochs 30 --seed 0
+ATTACK := --eps 0.15 --step-size 0.03 --steps 10
+demo: $(READY)
+	$(BIN)/equipoise train standard $(DEMO) --out demo/standard
+	$(BIN)/equipoise train pgd $(DEMO) $(ATTACK) --out demo/pgd
+	$(BIN)/equipoise train udp $(DEMO) $(ATTACK) --out demo/udp
+	$(BIN)/equipoise report demo/standard demo/pgd demo/udp --out report.html
+
+bench: $(READY)
+	$(BIN)/python benchmarks/training_step.py
