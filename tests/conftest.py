@@ -14,6 +14,6 @@ settings.load_profile("repeatable")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Check every annotation of the package, except where a test named "refus..." is about what users get without it."""
+    """Check annotations, except where a test named "refus..." is about what users get, who run without the check."""
     jaxtyping.config.update("jaxtyping_disable", "refus" in item.name.partition("[")[0])
     return (yield)
