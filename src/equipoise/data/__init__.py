@@ -1,0 +1,7 @@
+"""Datasets as tensors in [0, 1]: the published ones by name, the user's own by path, and augmentation of batches."""
+
+from equipoise.data.augment import crop_and_flip
+from equipoise.data.dataset import Dataset, Split
+from equipoise.data.load import cache_folder, load, names
+
+__all__ = ["Dataset", "Split", "cache_folder", "crop_and_flip", "load", "names"]

@@ -1,0 +1,157 @@
+"""A dataset as tensors: images in [0, 1] and labels, a training and a test split, checked once when they are made."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from equipoise.errors import EquipoiseError, require
+
+
+def stratified_order(y: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
+    """A seeded permutation of the samples of which every prefix has nearly the class shares of the whole.
+
+    The k-th sample drawn of a class with m samples has key `k/m`, k = 0, ..., m-1; samples are sorted by key, ties at
+    random. So the first samples show every class once, and balanced classes take turns.
+    """
+    shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    labels = y.cpu()[shuffled]
+    counts = torch.bincount(labels)
+    grouped = torch.argsort(labels, stable=True)
+    rank = torch.arange(len(y)) - (counts.cumsum(0) - counts)[labels[grouped]]
+    key = torch.empty(len(y), dtype=torch.float64)
+    key[grouped] = rank.double() / counts[labels[grouped]]
+    return shuffled[torch.argsort(key, stable=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples and their labels.
+
+    Raises `EquipoiseError` unless there is at least one sample, one label per sample, floats that are finite and in
+    [0, 1], and int64 labels that are not negative.
+    """
+
+    x: Float[Tensor, "n c h w"] | Float[Tensor, "n d"]
+    """Images, or vectors of features, in [0, 1]."""
+    y: Int[Tensor, " n"]
+    """Class of each sample, int64."""
+
+    def __post_init__(self) -> None:
+        shape, labels = tuple(self.x.shape), tuple(self.y.shape)
+        require(
+            self.x.ndim in (2, 4),
+            f"x has shape {shape}; expected images (n, channels, height, width) or features (n, d).",
+        )
+        require(labels == shape[:1], f"x has shape {shape} and y has shape {labels}; expected one label per sample.")
+        require(self.x.numel() > 0, f"there are no samples (x has shape {shape}); expected at least one.")
+        require(self.x.is_floating_point(), f"x has dtype {self.x.dtype}; expected floats in [0, 1].")
+        require(self.y.dtype == torch.int64, f"y has dtype {self.y.dtype}; expected int64 class numbers.")
+        low, high = (float(v) for v in torch.aminmax(self.x))
+        require(not math.isnan(low), "x holds NaN; expected finite values in [0, 1].")
+        require(
+            low >= 0 and high <= 1,
+            f"x has values from {low:g} to {high:g}; expected [0, 1] (divide pixels of 0 to 255 by 255).",
+        )
+        require(int(self.y.min()) >= 0, f"y holds the label {int(self.y.min())}; expected class numbers from 0 on.")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: slice | Int[Tensor, " k"]) -> "Split":
+        """Some of the samples, by slice or by a tensor of indices; at least one."""
+        return Split(self.x[rows], self.y[rows])
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same samples on `device`."""
+        return Split(self.x.to(device), self.y.to(device))
+
+    def limit(self, n: int, seed: int = 0) -> "Split":
+        """The first `n` samples of a seeded stratified permutation, or all samples when there are no more than `n`.
+
+        The samples of a smaller `n` come first in those of a larger. Raises `EquipoiseError` for `n < 1`.
+        """
+        require(n >= 1, f"limit = {n}; expected at least one sample.")
+        return self if n >= len(self) else self[stratified_order(self.y, seed)[:n].to(self.y.device)]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split with the same classes and the same shape of sample.
+
+    Raises `EquipoiseError` unless there are at least two classes, every label names one of them, every class has
+    samples in both splits, and all samples have one shape.
+    """
+
+    name: str
+    """What it is called in results."""
+    train: Split
+    """Samples to train on; a validation split is carved from these."""
+    test: Split
+    """Samples that only final results are measured on."""
+    classes: tuple[str, ...]
+    """Name of each class, in the order of the labels."""
+    sha256: str
+    """Digest of the decoded content as it was loaded, whole: `limit` does not change it."""
+
+    def __post_init__(self) -> None:
+        where = f"dataset {self.name!r}"
+        require(len(self.classes) >= 2, f"{where} has {len(self.classes)} class; expected at least two to tell apart.")
+        a, b = self.shape, tuple(self.test.x.shape[1:])
+        require(a == b, f"{where} has training samples of shape {a} and test samples of shape {b}; expected one shape.")
+        for name, split in (("training", self.train), ("test", self.test)):
+            highest = int(split.y.max())
+            require(
+                highest < len(self.classes),
+                f"{where} has the label {highest} in its {name} split; expected 0 to {len(self.classes) - 1}.",
+            )
+            absent = torch.bincount(split.y, minlength=len(self.classes)).eq(0).nonzero().flatten().tolist()
+            if absent:
+                names = ", ".join(repr(self.classes[c]) for c in absent[:5]) + (", ..." if len(absent) > 5 else "")
+                raise EquipoiseError(
+                    f"{where} has no {name} samples of class {names}; expected every class in both splits."
+                )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample: `(channels, height, width)`, or `(d,)`."""
+        return tuple(self.train.x.shape[1:])
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same dataset on `device`."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def limit(self, n: int, seed: int = 0) -> "Dataset":
+        """The dataset with at most `n` training samples (`Split.limit`); the test split stays whole.
+
+        Raises `EquipoiseError` if `n` is below the number of classes.
+        """
+        classes = len(self.classes)
+        require(
+            n >= classes, f"limit = {n} is below the {classes} classes of {self.name!r}; expected at least one of each."
+        )
+        return replace(self, train=self.train.limit(n, seed))
+
+    def split_validation(self, size: int | float, seed: int = 0) -> tuple[Split, Split]:
+        """A training and a validation split, both carved from `train` and disjoint; `test` is never looked at.
+
+        `size` is a number of samples (int) or a share in (0, 1) (float). The validation split is the end of the
+        stratified permutation whose start `limit` takes: deterministic, with the class shares of the whole. Raises
+        `EquipoiseError` if either part would be empty or a class would be left without training samples.
+        """
+        n = len(self.train)
+        require(
+            isinstance(size, int) or 0 < size < 1,
+            f"validation share = {size}; expected a share between 0 and 1, or a whole number of samples.",
+        )
+        count = size if isinstance(size, int) else round(size * n)
+        most = n - len(self.classes)
+        require(
+            1 <= count <= most,
+            f"validation size {size} takes {count} of the {n} training samples of {self.name!r}; expected 1 to {most}, "
+            "so that every class keeps one to train on.",
+        )
+        order = stratified_order(self.train.y, seed).to(self.train.y.device)
+        return self.train[order[: n - count]], self.train[order[n - count :]]
