@@ -151,8 +151,8 @@ class Norm:
 NORMS: Mapping[str, Norm] = MappingProxyType(
     {
         "linf": Norm(math.inf, _project_linf, _steepest_linf, _draw_linf),
-        "l2": Norm(2, _project_l2, _steepest_l2, _draw_l2),
-        "l1": Norm(1, _project_l1, _steepest_l1, _draw_l1),
+        "l2": Norm(2.0, _project_l2, _steepest_l2, _draw_l2),
+        "l1": Norm(1.0, _project_l1, _steepest_l1, _draw_l1),
     }
 )
 

@@ -61,7 +61,7 @@ class Streams:
         """Other streams, which depend on these and on `data` (an integer, or one per sample)."""
         keys = self.keys
         for value in data:
-            value = value if isinstance(value, Tensor) else torch.full_like(keys, _wrap(value))
+            value = value.long() if isinstance(value, Tensor) else torch.full_like(keys, _wrap(value))
             keys = _mix((keys ^ _mix(value + _GOLDEN)) + _GOLDEN)
         return Streams(keys)
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -80,6 +80,7 @@ class Momentum:
         return moved, (past, *rest)
 
 
+@runtime_checkable
 class StepSize(Protocol):
     """The length of each step."""
 
@@ -123,6 +124,7 @@ class Triangular:
         return self.size + max(self.peak - self.size, 0.0) * (1 - abs(2 * step / steps - 1))
 
 
+@runtime_checkable
 class Steps(Protocol):
     """How many steps each sample takes."""
 
@@ -169,6 +171,7 @@ class UniformUpTo:
         return streams.integers(self.most) + 1
 
 
+@runtime_checkable
 class Start(Protocol):
     """Where an ascent starts."""
 

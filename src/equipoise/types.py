@@ -74,6 +74,7 @@ class Predictive(Protocol):
         ...
 
 
+@runtime_checkable
 class StepRule(Protocol):
     """How an iterate moves, before it is projected."""
 
@@ -88,6 +89,7 @@ class StepRule(Protocol):
         ...
 
 
+@runtime_checkable
 class Space(Protocol):
     """Where the perturbation lives."""
 
