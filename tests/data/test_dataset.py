@@ -146,6 +146,13 @@ def test_validation_never_comes_from_test() -> None:
     assert len(data.split_validation(0.2)[1]) == 6
 
 
+def test_a_class_with_one_sample_is_trained_on() -> None:
+    data = dataset(numbered([0] * 10 + [1] * 10 + [2]), numbered([0, 1, 2]))
+    for seed in range(5):
+        train, valid = data.split_validation(4, seed)
+        assert torch.bincount(train.y).tolist() == [8, 8, 1] and torch.bincount(valid.y).tolist() == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("size", "message"),
     [
