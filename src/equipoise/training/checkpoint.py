@@ -1,0 +1,108 @@
+"""Weights and training state on disk: safetensors with JSON beside them, no pickle, written atomically."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from equipoise import nets
+from equipoise.errors import EquipoiseError, require
+from equipoise.records import Run, load, write_atomically
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
+    """Write tensors, and `state` as JSON in the file's header. Shared storage is written once per name."""
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    write_atomically(path, serialise(plain, {"state": json.dumps(state or {})}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote. Raises `EquipoiseError` if the file is missing, truncated or something else."""
+    try:
+        content = path.read_bytes()
+        tensors = parse(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        return tensors, json.loads(header.get("__metadata__", {}).get("state", "{}"))
+    except OSError as error:
+        raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
+    except (SafetensorError, ValueError) as error:
+        raise EquipoiseError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a file of weights into `module`. Raises `EquipoiseError` naming what does not fit."""
+    copy_into(module, load_tensors(path)[0], str(path))
+
+
+def copy_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy weights by name, in place. Raises `EquipoiseError` for missing, extra or misshapen ones."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    require(
+        not missing and not extra,
+        f"the weights in {where} are not those of this network: "
+        f"missing {', '.join(missing[:3]) or 'none'}, unexpected {', '.join(extra[:3]) or 'none'}.",
+    )
+    for name, tensor in own.items():
+        require(
+            tensor.shape == tensors[name].shape,
+            f"{where}: {name} has shape {tuple(tensors[name].shape)}, this network needs {tuple(tensor.shape)}.",
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's memory by `parameter number.name`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{k}": torch.as_tensor(v) for i, memory in state.items() for k, v in memory.items() if v is not None}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` returned, each in its parameter's memory layout."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        parameter = parameters[int(number)]
+        if value.shape == parameter.shape and value.ndim > 0:
+            value = torch.empty_like(parameter).copy_(value)
+        optimizer.state[parameter][name] = value
+
+
+def load_run(
+    path: "Path | str", weights: str = "best", device: "torch.device | str" = "cpu"
+) -> tuple[nn.Module, Run]:
+    """The network of a run directory with its `best` or `last` weights, in eval mode, and the run's record.
+
+    Raises `EquipoiseError` if the directory is no run or a file is missing or damaged.
+    """
+    path = Path(path)
+    require((path / "run.json").is_file(), f"{path} is not a run directory: it has no run.json.")
+    require(weights in ("best", "last"), f"weights = {weights!r}: expected 'best' or 'last'.")
+    run = load(path / "run.json")
+    if not isinstance(run, Run):
+        raise EquipoiseError(f"{path / 'run.json'} is not the record of a training run.")
+    net = dict(run.net)
+    require("name" in net, f"{path} was trained from Python on a network of your own: build it and use load_weights.")
+    module = nets.build(
+        net["name"],
+        tuple(net["shape"]),
+        net["classes"],
+        seed=net.get("seed", 0),
+        normalize=_as_tuple(net.get("normalize")),
+        **{k: _as_tuple(v) for k, v in net.get("options", {}).items()},
+    )
+    load_weights(module, path / f"{weights}.safetensors")
+    return module.to(device).eval(), run
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value

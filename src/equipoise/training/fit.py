@@ -1,0 +1,531 @@
+"""The only training loop.
+
+Each step perturbs a batch as the method's ascents say, on the raw network, and descends the sum of its terms. Every
+random choice is a function of the seed, the epoch and the sample's index, never of state: a run that was killed and
+resumed takes exactly the steps of one that was not.
+"""
+
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from equipoise.ascent import Ascent
+from equipoise.attacks import fgsm, pgd
+from equipoise.data import Dataset, crop_and_flip
+from equipoise.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.predictive import as_predictive, check_outputs, standing
+from equipoise.provenance import provenance
+from equipoise.records import Run, save, write_atomically
+from equipoise.rng import Streams, fold
+from equipoise.terms import Method
+from equipoise.training.checkpoint import (
+    copy_into,
+    load_tensors,
+    load_weights,
+    optimizer_tensors,
+    restore_optimizer,
+    save_tensors,
+)
+from equipoise.training.recipe import Recipe
+from equipoise.types import Predictive
+
+_SPLIT, _ORDER, _AUGMENT, _ASCENT, _NOISE = range(5)  # what a seed is folded with
+_LOOK_EVERY = 20  # steps between two looks at the loss, which on an accelerator wait for the device
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `fit` calls `progress` with one after every step, and with `metrics` after every epoch."""
+
+    epoch: int
+    """Epoch, from 1."""
+    epochs: int
+    """Epochs in all."""
+    step: int
+    """Steps taken in this epoch."""
+    steps: int
+    """Steps of an epoch."""
+    seconds: float
+    """Time spent so far, over all sittings."""
+    remaining: float
+    """Estimated time left."""
+    metrics: Mapping[str, float] | None = None
+    """The epoch's metrics, once it is over."""
+    message: str | None = None
+    """An alarm."""
+
+
+@dataclass
+class _Sums:
+    """Loss, correct predictions and samples of the running epoch, summed on the device."""
+
+    values: Tensor
+
+    def add(self, losses: Tensor, correct: Tensor) -> None:
+        self.values += torch.stack([losses.double().sum(), correct.double().sum(), self.values.new_tensor(len(losses))])
+
+
+@dataclass
+class _Memory:
+    """What a run remembers besides its weights; JSON-ready."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything a training process needs."""
+
+    method: Method
+    model: "nn.Module | Predictive"
+    data: Dataset
+    recipe: Recipe
+    out: Path | None
+    resume: bool
+    run: Run
+    progress: Callable[[Progress], None] | None
+
+
+class _Loss(nn.Module):
+    """The method's sum as a module, so that one forward pass through a parallel wrapper holds all of it."""
+
+    def __init__(self, method: Method, predictive: Predictive) -> None:
+        super().__init__()
+        self.module = predictive.module
+        self._parts = (method, predictive)
+
+    def forward(self, x: Tensor, y: Tensor, points: list[Tensor | None], keys: Tensor) -> tuple[Tensor, Tensor]:
+        method, predictive = self._parts
+        losses, shown = method.losses(predictive, x, y, points, Streams(keys))
+        return losses, shown.scores.detach()
+
+
+def fit(
+    method: Method,
+    model: "nn.Module | Predictive",
+    data: Dataset,
+    recipe: Recipe | None = None,
+    *,
+    out: "Path | str | None" = None,
+    resume: bool = False,
+    method_record: Mapping[str, Any] | None = None,
+    net_record: Mapping[str, Any] | None = None,
+    command: str = "",
+    progress: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Train `model` in place by `method` on `data`, and return the record of the run.
+
+    With `out` the run directory is written (see `equipoise.records.Run`), a checkpoint after every epoch and every few
+    minutes; `resume=True` continues from it. At the end `model` holds the last weights; `load_run(out, "best")` gives
+    those of the epoch with the best validation robust accuracy. `method_record` and `net_record` go into the record.
+    Raises `EquipoiseError` for unusable input and when the loss stops being finite.
+    """
+    recipe = recipe or Recipe()
+    predictive = as_predictive(model)
+    out = Path(out) if out is not None else None
+    device = recipe.pick_device()
+    method.check(len(data.classes))
+    with standing(predictive.module, "eval"), torch.no_grad():
+        weight = next(predictive.module.parameters())
+        try:
+            first = predictive.draw()(data.train.x[:2].to(weight.device))
+        except RuntimeError as error:
+            shape = tuple(data.train.x.shape[1:])
+            raise EquipoiseError(f"the network does not take inputs of shape {shape} ({data.name}): {error}.") from error
+    check_outputs(first, predictive)
+    require(
+        first.classes == len(data.classes), f"the network has {first.classes} classes, {data.name} has {len(data.classes)}."
+    )
+    run = Run(
+        method={"name": "custom", **(method_record or {}), "sum": str(method)},
+        recipe={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()},
+        net={"parameters": sum(p.numel() for p in predictive.module.parameters()), **(net_record or {})},
+        data={
+            "name": data.name,
+            "sha256": data.sha256,
+            "classes": list(data.classes),
+            "shape": list(data.train.x.shape[1:]),
+            "n_train": len(data.train.y),
+            "n_test": len(data.test.y),
+        },
+        provenance=provenance(recipe.seed, device, command),
+    )
+    job = _Job(_in_precision(method, recipe), model, data, recipe, out, resume, run, progress)
+    kind, precision = device.type, "bf16-mixed" if recipe.precision == "bf16" else "32-true"
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:  # started by torchrun: one of its processes
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        fabric = Fabric(accelerator=kind, strategy="ddp", devices=local, num_nodes=world // local, precision=precision)
+        fabric.launch()
+        return _train(fabric, job)
+    if recipe.devices > 1:
+        with tempfile.TemporaryDirectory() as scratch:
+            job = replace(job, out=out or Path(scratch))
+            fabric = Fabric(accelerator=kind, strategy="ddp_spawn", devices=recipe.devices, precision=precision)
+            run = fabric.launch(_train, job)
+            load_weights(predictive.module, job.out / "last.safetensors")
+            return run
+    return _train(Fabric(accelerator=kind, devices=1, precision=precision), job)
+
+
+def _in_precision(method: Method, recipe: Recipe) -> Method:
+    """The method with its ascents computed in the recipe's precision."""
+    terms = (
+        replace(t, at=replace(t.at, precision=recipe.precision)) if isinstance(t.at, Ascent) else t for t in method.terms
+    )
+    return replace(method, terms=tuple(terms))
+
+
+def _train(fabric: Fabric, job: _Job) -> Run:
+    """The training of one process."""
+    if fabric.world_size > 1 and fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
+    with _own_randomness(fabric.device):
+        try:
+            return _Training(fabric, job).run()
+        finally:
+            if fabric.world_size > 1 and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """Dropout and the like draw from the global generator: lend it to the run and give it back as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+class _Training:
+    """One run in one process: the network, its optimiser, the data on the device, and what has happened so far."""
+
+    def __init__(self, fabric: Fabric, job: _Job) -> None:
+        self.fabric, self.job, self.recipe, self.out = fabric, job, job.recipe, job.out
+        self.predictive = as_predictive(job.model)
+        module = self.predictive.module
+        if self.recipe.channels_last:
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        train, valid = job.data.split_validation(self.recipe.validation, seed=fold(self.recipe.seed, _SPLIT))
+        few = slice(0, self.recipe.valid_examples)
+        self.train, self.valid = train.to(fabric.device), valid[few].to(fabric.device)
+        module.to(fabric.device)
+        self.optimizer = self.recipe.make_optimizer(module)
+        self.loss, self.wrapped = fabric.setup(_Loss(job.method, self.predictive), self.optimizer)
+        self.averaged = None
+        if self.recipe.ema > 0:
+            self.averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
+        self.memory = _Memory()
+        self.sums = _Sums(torch.zeros(3, dtype=torch.float64, device=fabric.device))
+        self.steps = max(1, -(-len(self.train.y) // self.recipe.batch_size))
+        n_valid = len(self.valid.y)
+        self.record = replace(job.run, data={**job.run.data, "n_train": len(self.train.y), "n_valid": n_valid})
+        self.saved = self.began = time.monotonic()
+        eps, norm = _validation_ball(job)
+        self.record = replace(self.record, recipe={**self.record.recipe, "valid_eps": eps, "valid_norm": norm})
+        self.checks = {
+            "valid_fgsm": fgsm(eps, norm, precision=self.recipe.precision),
+            "valid_pgd": pgd(
+                eps, steps=self.recipe.valid_steps, norm=norm, keep="first_success", precision=self.recipe.precision
+            ),
+        }
+
+    @property
+    def module(self) -> nn.Module:
+        """The network that is trained."""
+        return self.predictive.module
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and saved: the averaged one if there is one."""
+        return self.module if self.averaged is None else self.averaged.module
+
+    def run(self) -> Run:
+        """Train to the end."""
+        if self.out is not None:
+            self._open()
+        status = "failed: interrupted"
+        try:
+            with standing(self.module, "train"):
+                while self.memory.epoch < self.recipe.epochs and not self._stalled():
+                    self._epoch()
+            status = "finished" if self.memory.epoch == self.recipe.epochs else "stopped early"
+        except EquipoiseError as error:
+            status = f"failed: {error}"
+            raise
+        finally:
+            self._close(status)
+        return self.record
+
+    def _epoch(self) -> None:
+        recipe, memory, device = self.recipe, self.memory, self.fabric.device
+        seed = fold(recipe.seed, memory.epoch)
+        order = torch.randperm(len(self.train.y), generator=torch.Generator().manual_seed(abs(fold(seed, _ORDER))))
+        for number, batch in enumerate(order.split(recipe.batch_size)):
+            if number < memory.step or len(batch) < self.fabric.world_size:
+                continue
+            torch.manual_seed(abs(fold(seed, _NOISE, number, self.fabric.global_rank)))
+            self._step(batch[self.fabric.global_rank :: self.fabric.world_size].to(device), len(batch), seed, number)
+            memory.step = number + 1
+            if memory.step % _LOOK_EVERY == 0:
+                self._require_finite()
+            self._tell()
+            if self.out and time.monotonic() - self.saved > 60 * recipe.checkpoint_minutes > 0:
+                self._save()
+        self._require_finite()
+        self._finish_epoch()
+
+    def _step(self, index: Tensor, total: int, seed: int, number: int) -> None:
+        done = (self.memory.epoch + number / self.steps) / self.recipe.epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate(done)
+        x, y = self.train.x[index], self.train.y[index]
+        if self.recipe.augment == "crop-flip":
+            x = crop_and_flip(x, Streams.of(fold(seed, _AUGMENT), index))
+        if self.recipe.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        streams = Streams.of(fold(seed, _ASCENT), index)
+        points = self.job.method.points(self.predictive, x, y, streams)
+        losses, scores = self.loss(x, y, points, streams.keys)
+        self.wrapped.zero_grad()
+        # Shards differ by a sample at the end of an epoch; scaled like this their mean gradient is the batch's.
+        self.fabric.backward(losses.sum() * (self.fabric.world_size / total))
+        self.wrapped.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.module)
+            copy_buffers(self.module, self.averaged.module)
+        self.sums.add(losses.detach(), scores.argmax(1) == y)
+
+    def _require_finite(self) -> None:
+        require(
+            bool(self.sums.values.isfinite().all()),
+            f"the loss is no longer finite in epoch {self.memory.epoch + 1}: lower lr (now {self.recipe.lr:g}) or eps, "
+            "or use precision 32; the last checkpoint is from before it happened.",
+        )
+
+    def _finish_epoch(self) -> None:
+        memory = self.memory
+        loss, correct, seen = self.fabric.all_reduce(self.sums.values, reduce_op="sum").tolist()
+        metrics = {
+            "epoch": memory.epoch + 1,
+            "step": (memory.epoch + 1) * self.steps,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": loss / seen,
+            "train_accuracy": correct / seen,
+        }
+        if self.fabric.is_global_zero:
+            metrics |= self._validate()
+        metrics = self.fabric.broadcast(metrics)
+        if metrics["valid_pgd"] > memory.best.get("valid_pgd", -1.0):
+            memory.best = metrics
+            if self.out and self.fabric.is_global_zero:
+                save_tensors(self.out / "best.safetensors", self.judged.state_dict())
+        alarm = alarm_of(memory.metrics, metrics, len(self.job.data.classes), len(self.valid.y))
+        if alarm is not None and alarm not in memory.alarms:
+            memory.alarms.append(alarm)
+            if self.fabric.is_global_zero:
+                warnings.warn(alarm, EquipoiseWarning, stacklevel=2)
+        memory.metrics.append(metrics)
+        memory.epoch, memory.step = memory.epoch + 1, 0
+        self.sums.values.zero_()
+        if self.out:
+            self._save()
+        self._tell(metrics, alarm)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        valid, judged = self.valid, as_predictive(self.judged) if self.averaged is not None else self.predictive
+        with standing(judged.module, "eval"):
+            parts = [judged.draw()(x).labels for x in valid.x.split(512)]
+        metrics = {"valid_clean": float((torch.cat(parts) == valid.y).double().mean())}
+        for name, attack in self.checks.items():
+            found = attack(judged, valid.x, valid.y, seed=self.recipe.seed)
+            metrics[name] = 1 - float(found.success.double().mean())
+        return metrics
+
+    def _stalled(self) -> bool:
+        since = self.memory.epoch - self.memory.best.get("epoch", 0)
+        return 0 < self.recipe.patience <= since
+
+    def _tell(self, metrics: Mapping[str, float] | None = None, message: str | None = None) -> None:
+        if self.job.progress is None or not self.fabric.is_global_zero:
+            return
+        memory, now = self.memory, time.monotonic() - self.began
+        done = memory.epoch * self.steps + memory.step
+        taken = memory.seconds + now
+        left = taken / max(done, 1) * (self.recipe.epochs * self.steps - done)
+        self.job.progress(
+            Progress(
+                memory.epoch + (metrics is None),
+                self.recipe.epochs,
+                memory.step,
+                self.steps,
+                taken,
+                left,
+                metrics,
+                message,
+            )
+        )
+
+    def _open(self) -> None:
+        """Begin or continue the run directory."""
+        checkpoint = self.out / "checkpoint.safetensors"
+        if self.job.resume:
+            require(checkpoint.is_file(), f"nothing to resume in {self.out}: it has no checkpoint yet; start without --resume.")
+            self._restore(checkpoint)
+        else:
+            require(
+                not (self.out / "run.json").exists(),
+                f"{self.out} already holds a run: resume it, or choose another place for this one.",
+            )
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            save(self.out / "run.json", self.record)
+            self._write_metrics()
+        self.fabric.barrier()
+
+    def _restore(self, path: Path) -> None:
+        tensors, state = load_tensors(path)
+        same = {
+            "method": (state.get("method"), self.record.method),
+            "network": (state.get("net"), self.record.net),
+            "data": (state.get("data"), self.record.data),
+        }
+        plain = json.loads(json.dumps({k: v[1] for k, v in same.items()}))
+        for name, (then, _) in same.items():
+            require(
+                then == plain[name],
+                f"cannot resume {self.out}: it was started with another {name}; give the same options or a new --out.",
+            )
+        differ = self.recipe.differences(state["recipe"])
+        then = ", ".join(f"{k} = {state['recipe'].get(k)}" for k in differ)
+        require(
+            not differ,
+            f"cannot resume {self.out}: it was started with {then}; give the same options or a new --out.",
+        )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        copy_into(self.module, part("model."), str(path))
+        restore_optimizer(self.optimizer, part("optimizer."))
+        if self.averaged is not None:
+            copy_into(self.averaged, part("ema."), str(path))
+        rows = tensors["sums"]
+        if self.fabric.is_global_zero:  # sums of all processes are saved together
+            self.sums.values.copy_(rows)
+        self.memory = _Memory(**state["memory"])
+
+    def _save(self) -> None:
+        sums = self.fabric.all_reduce(self.sums.values.clone(), reduce_op="sum") if self.fabric.world_size > 1 else self.sums.values
+        now = time.monotonic()
+        self.memory.seconds, self.began, self.saved = self.memory.seconds + now - self.began, now, now
+        if not self.fabric.is_global_zero:
+            return
+        tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
+        if self.averaged is not None:
+            tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
+        require(
+            all(bool(v.isfinite().all()) for k, v in tensors.items() if v.is_floating_point()),
+            f"the weights are no longer finite in epoch {self.memory.epoch + 1}: lower lr (now {self.recipe.lr:g}) or eps; "
+            "the last checkpoint is from before it happened.",
+        )
+        state = {
+            "memory": asdict(self.memory),
+            "method": self.record.method,
+            "net": self.record.net,
+            "data": self.record.data,
+            "recipe": {**self.record.recipe, "valid_eps": self.recipe.valid_eps},
+        }
+        save_tensors(self.out / "last.safetensors", self.judged.state_dict())
+        save_tensors(self.out / "checkpoint.safetensors", tensors | {"sums": sums}, state)
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        lines = "".join(json.dumps(m) + "\n" for m in self.memory.metrics)
+        write_atomically(self.out / "metrics.jsonl", lines.encode())
+        if self.recipe.tensorboard and self.memory.metrics:
+            _to_tensorboard(self.out, self.memory.metrics[-1])
+
+    def _close(self, status: str) -> None:
+        memory = self.memory
+        last = memory.metrics[-1] if memory.metrics else {}
+        self.record = replace(
+            self.record,
+            status=status,
+            best=memory.best,
+            last=last,
+            alarms=tuple(memory.alarms),
+            seconds=memory.seconds + time.monotonic() - self.began,
+        )
+        if self.out and self.fabric.is_global_zero:
+            save(self.out / "run.json", self.record)
+
+
+def alarm_of(past: list[dict[str, float]], now: Mapping[str, float], classes: int, n: int) -> str | None:
+    """What is going wrong, in a sentence, or None.
+
+    Catastrophic overfitting (Wong et al. 2020): since the epoch of the best PGD accuracy, PGD accuracy has lost a third
+    of itself and more than chance explains, while FGSM accuracy rose. Collapse: clean accuracy within three standard
+    errors of chance from the second epoch on.
+    """
+    chance = 1 / classes
+    noise = 3 * (chance * (1 - chance) / n) ** 0.5
+    if past:
+        top = max(past, key=lambda m: m["valid_pgd"])
+        fell = top["valid_pgd"] - now["valid_pgd"]
+        if fell > max(top["valid_pgd"] / 3, noise) and now["valid_fgsm"] > top["valid_fgsm"]:
+            return (
+                f"catastrophic overfitting: since epoch {top['epoch']:.0f} FGSM accuracy rose from "
+                f"{top['valid_fgsm']:.1%} to {now['valid_fgsm']:.1%} while PGD accuracy fell from {top['valid_pgd']:.1%} "
+                f"to {now['valid_pgd']:.1%}; use more steps or a smaller step size."
+            )
+        if now["valid_clean"] <= chance + noise:
+            return (
+                f"the network predicts no better than chance ({now['valid_clean']:.1%} of {n} validation samples after "
+                f"epoch {now['epoch']:.0f}): lower eps, or lr, or train longer."
+            )
+    return None
+
+
+@torch.no_grad()
+def copy_buffers(source: nn.Module, destination: nn.Module) -> None:
+    """Copy the buffers of one network into another of the same kind."""
+    for mine, theirs in zip(source.buffers(), destination.buffers(), strict=True):
+        theirs.copy_(mine)
+
+
+def _validation_ball(job: _Job) -> tuple[float, str]:
+    """Radius and norm of the validation attacks."""
+    balls = [t.at.geometry for t in job.method.terms if isinstance(t.at, Ascent)]
+    norm = balls[0].norm if balls else "linf"
+    if job.recipe.valid_eps is not None:
+        return job.recipe.valid_eps, norm
+    usual = 8 / 255 if job.data.train.x.ndim == 4 and job.data.train.x.shape[1] == 3 else 0.1
+    return (balls[0].eps if balls and (norm != "linf" or balls[0].eps < usual) else usual), norm
+
+
+def _to_tensorboard(out: Path, metrics: Mapping[str, float]) -> None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise EquipoiseError("--tensorboard needs the tensorboard package: pip install 'equipoise[logs]'.") from error
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, int(metrics["epoch"]))

@@ -1,0 +1,139 @@
+"""How to train: optimiser, schedule, length, precision, validation. The method says what is descended; this says how."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from equipoise.errors import EquipoiseError, require, unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything of a training run that is not the method, the network or the data. Validated once, here."""
+
+    epochs: int = 20
+    """Passes over the training data."""
+    batch_size: int = 256
+    """Samples per step, over all devices together."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or stochastic gradient descent with momentum."""
+    lr: float = 1e-3
+    """Learning rate; the peak of a schedule."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov's momentum for SGD."""
+    weight_decay: float = 0.0
+    """L2 penalty on the weights, as the optimiser applies it."""
+    schedule: Literal["constant", "multistep", "triangular", "cyclic"] = "constant"
+    """Learning rate over time. multistep: a tenth after each milestone; triangular: 0 to the peak at 40 % of the
+    training and back to 0; cyclic: two such triangles with their peak in the middle."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Milestones of multistep, as shares of the training."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0 is off."""
+    precision: Literal["32", "bf16"] = "32"
+    """bf16 computes perturbations and the training step in bfloat16 where that is safe; weights stay float32."""
+    channels_last: bool = False
+    """Keep the weights in channels-last order (perturbations always do)."""
+    augment: Literal["none", "crop-flip"] = "none"
+    """Augmentation: random crops after padding by 4, and horizontal flips."""
+    validation: float = 0.1
+    """Share of the training data held out for validation."""
+    valid_examples: int = 1000
+    """At most so many validation samples are attacked after each epoch."""
+    valid_eps: float | None = None
+    """Radius of the validation attacks; default 8/255 for colour images, else 0.1, or the method's if that is smaller."""
+    valid_steps: int = 10
+    """Steps of the validation PGD."""
+    patience: int = 0
+    """Stop when the validation robust accuracy has not improved for so many epochs; 0 never stops early."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    devices: int = 1
+    """Number of processes or GPUs."""
+    checkpoint_minutes: float = 5.0
+    """Time between checkpoints within an epoch; there is one after every epoch anyway."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            require(
+                value is None or low <= value <= high,
+                f"{name} = {value} is out of range: expected {low:g} <= {name}" + (f" <= {high:g}." if high < 1e9 else "."),
+            )
+        for name, options in _CHOICES.items():
+            if getattr(self, name) not in options:
+                raise unknown(name, getattr(self, name), options)
+        require(self.lr > 0, f"lr = {self.lr} trains nothing: expected a number > 0, such as 1e-3.")
+        require(
+            not (self.optimizer == "sgd" and self.nesterov and self.momentum == 0),
+            "nesterov needs momentum > 0: give some, or turn nesterov off.",
+        )
+        require(
+            all(0 < m < 1 for m in self.milestones), f"milestones = {self.milestones} are shares of the training, each in (0, 1)."
+        )
+
+    def learning_rate(self, done: float) -> float:
+        """The learning rate when the share `done` in [0, 1] of all steps has been taken."""
+        match self.schedule:
+            case "constant":
+                return self.lr
+            case "multistep":
+                return self.lr * 0.1 ** sum(done >= m for m in self.milestones)
+            case "triangular":
+                return float(np.interp(done, [0, 0.4, 1], [0, self.lr, 0]))
+            case "cyclic":
+                return float(np.interp(done, [0, 0.25, 0.5, 0.75, 1], [0, self.lr, 0, self.lr, 0]))
+
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of the module's parameters."""
+        weights = [p for p in module.parameters() if p.requires_grad]
+        require(len(weights) > 0, "the network has no parameters to train.")
+        if self.optimizer == "adam":
+            return torch.optim.Adam(weights, self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(weights, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov)
+
+    def pick_device(self) -> torch.device:
+        """The device to train on. Raises `EquipoiseError` if a GPU was asked for and there is none."""
+        gpu = torch.cuda.is_available()
+        if self.device == "cuda" and not gpu:
+            raise EquipoiseError("device cuda was asked for, but torch sees no GPU: use --device cpu or auto.")
+        return torch.device("cuda" if gpu and self.device != "cpu" else "cpu")
+
+    def differences(self, other: "dict[str, Any]") -> list[str]:
+        """The names of the fields that change the result and differ from a recorded recipe."""
+        mine = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in mine.items()}
+        return [k for k, v in plain.items() if k not in _FREE and other.get(k) != v]
+
+
+_RANGES = (
+    ("epochs", 1, 1e9),
+    ("batch_size", 1, 1e9),
+    ("momentum", 0, 1),
+    ("weight_decay", 0, 1e9),
+    ("ema", 0, 1),
+    ("validation", 0.0001, 0.9),
+    ("valid_examples", 1, 1e9),
+    ("valid_eps", 0, 1e9),
+    ("valid_steps", 1, 1e9),
+    ("patience", 0, 1e9),
+    ("devices", 1, 1e9),
+    ("checkpoint_minutes", 0, 1e9),
+)
+_CHOICES = {
+    "optimizer": ("adam", "sgd"),
+    "schedule": ("constant", "multistep", "triangular", "cyclic"),
+    "precision": ("32", "bf16"),
+    "augment": ("none", "crop-flip"),
+    "device": ("auto", "cpu", "cuda"),
+}
+_FREE = ("device", "devices", "checkpoint_minutes", "tensorboard")
