@@ -1,0 +1,213 @@
+"""Figures as inline SVG whose colours are CSS variables, so that one drawing serves light and dark pages.
+
+Matplotlib draws with stand-in colours which become `var(--...)` in the text of the SVG. No text of the user's goes
+into a figure.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from equipoise.errors import EquipoiseError
+
+SERIES = 8
+"""Colours of runs in the style sheet, `--s0` to `--s7`; colour and marker repeat together only after 56 runs."""
+_MARKERS = {"o": 6.5, "s": 6.5, "D": 6.5, "^": 8, "v": 8, "P": 9, "X": 9}
+_STAND_INS = {"ink": "#000001", "muted": "#000002", "line": "#000003", "page": "#000004", "clean": "#000005"}
+_STAND_INS |= {"fgsm": "#000006", "pgd": "#000007"} | {f"s{i}": f"#0001{i:02x}" for i in range(SERIES)}
+_VARIABLES = {colour: f"var(--{name})" for name, colour in _STAND_INS.items()}
+_FONT = 11.5
+VALIDATION: dict[str, tuple[str, Any]] = {
+    "valid_clean": ("clean", "-"),
+    "valid_fgsm": ("fgsm", (0, (5, 2))),
+    "valid_pgd": ("pgd", (0, (1.2, 1.6))),
+}
+"""Curves of validation accuracy: colour and dashes."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a run is drawn everywhere in a report."""
+
+    series: int
+    """Number of the run, from 0: decides colour and marker."""
+    hollow: bool = False
+    """Hollow markers and a dashed line: the last weights instead of the best."""
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """Arguments of matplotlib's `plot`."""
+        colour = _STAND_INS[f"s{self.series % SERIES}"]
+        marker, size = list(_MARKERS.items())[self.series % len(_MARKERS)]
+        return {
+            "color": colour,
+            "marker": marker,
+            "markersize": size,
+            "markerfacecolor": _STAND_INS["page"] if self.hollow else colour,
+            "markeredgecolor": colour if self.hollow else _STAND_INS["page"],
+            "markeredgewidth": 1.4 if self.hollow else 0.8,
+            "linewidth": 1.9,
+            "linestyle": (0, (4, 2)) if self.hollow else "-",
+        }
+
+
+@dataclass(frozen=True)
+class Line:
+    """Accuracy against the radius, with its interval."""
+
+    style: Style
+    """How to draw it."""
+    eps: Sequence[float]
+    """Radii, increasing."""
+    accuracy: Sequence[float]
+    """In [0, 1], one per radius."""
+    interval: Sequence[tuple[float, float]]
+    """In [0, 1], one per radius."""
+
+
+def against_eps(name: str, lines: Sequence[Line], label: Callable[[float], str], width: int, height: int) -> str:
+    """Accuracy in percent against eps, one line per run over its interval's band.
+
+    `name` makes the SVG's ids unique; `label` writes a radius. Ticks stand at the evaluated radii that have room.
+    """
+    figure, (axes,) = _figure(width, height, (1,))
+    for line in lines:
+        low, high = (100 * np.array(line.interval)).T
+        axes.fill_between(line.eps, low, high, color=line.style.drawing["color"], alpha=0.16, linewidth=0)
+    for line in lines:
+        axes.plot(line.eps, 100 * np.array(line.accuracy), clip_on=False, zorder=3, **line.style.drawing)
+    _percent(axes, "accuracy")
+    _label_below(axes, "eps")
+    radii = sorted({eps for line in lines for eps in line.eps})
+    ticks = [0.0]
+    for eps in radii:
+        if eps - ticks[-1] >= 50 / width * radii[-1] and eps > 0:
+            ticks.append(eps)
+    axes.set_xticks(ticks, [label(eps) for eps in ticks])
+    axes.set_xlim(0, radii[-1] or 1)
+    return _svg(figure, name)
+
+
+def training(name: str, metrics: Sequence[Mapping[str, Any]], best: float | None, width: int = 310) -> str:
+    """Training loss above, validation accuracies below, over epochs; a vertical line at the best weights' epoch."""
+    figure, (above, below) = _figure(width, 280, (1, 1.7))
+    epochs = [entry["epoch"] for entry in metrics]
+    points = {"marker": "o", "markersize": 4} if len(epochs) == 1 else {}
+    above.plot(epochs, _values(metrics, "train_loss"), color=_STAND_INS["ink"], linewidth=1.6, **points)
+    _title(above, "training loss")
+    above.margins(y=0.15)
+    above.tick_params(labelbottom=False)
+    for key, (role, dashes) in VALIDATION.items():
+        style = {"color": _STAND_INS[role], "linestyle": dashes, "linewidth": 1.9, "dash_capstyle": "butt", **points}
+        below.plot(epochs, 100 * _values(metrics, key), clip_on=False, zorder=3, **style)
+    _percent(below, "validation accuracy")
+    _label_below(below, "epoch")
+    for axes in (above, below):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        first, last = min(epochs), max(epochs)
+        axes.set_xlim(first - 0.02 * (last - first), last) if last > first else axes.set_xlim(first - 1, first + 1)
+        if best is not None and first <= best <= last:
+            axes.axvline(best, color=_STAND_INS["muted"], linewidth=1.1, zorder=1)
+            above.set_title(
+                f"best weights: epoch {best:g}", loc="right", fontsize=_FONT, color=_STAND_INS["muted"], pad=9
+            )
+    return _svg(figure, name)
+
+
+def key(name: str, style: Style | None = None, role: str = "") -> str:
+    """A short stroke with a run's marker, or with the dashes of a validation curve (`role`, a name of `VALIDATION`)."""
+    figure, (axes,) = _figure(34, 14, (1,), bare=True)
+    if style is not None:
+        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **style.drawing)
+    else:
+        colour, dashes = VALIDATION[role]
+        axes.plot([0, 2], [0, 0], color=_STAND_INS[colour], linestyle=dashes, linewidth=2.2)
+    return _svg(figure, name)
+
+
+def picture(image: np.ndarray, largest: int = 96) -> str:
+    """An image (channels, height, width) in [0, 1] as a PNG data URI, pixel for pixel up to `largest` a side."""
+    levels = np.rint(255 * image).astype(np.uint8)
+    drawn = Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
+    if max(drawn.size) > largest:
+        drawn.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    drawn.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _values(metrics: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """A metric over the epochs, NaN (a gap in the curve) where it is missing or not a finite number."""
+    numbers = [value if isinstance(value := entry.get(name), int | float) else np.nan for entry in metrics]
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def _figure(width: int, height: int, rows: Sequence[float], bare: bool = False) -> tuple[Any, Sequence[Any]]:
+    """A figure of `width` x `height` CSS pixels with one frame per row, outside matplotlib's global state."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise EquipoiseError(
+            "a report's figures need matplotlib, which is not installed; run: pip install 'equipoise[report]'."
+        ) from error
+    figure = Figure(
+        (width / 72, height / 72), layout=None if bare else ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, hspace=0.08)
+    )
+    figure.patch.set_visible(False)
+    if bare:
+        axes = figure.add_axes((0.04, 0.0, 0.92, 1.0))
+        axes.set_axis_off()
+        axes.set_ylim(-1, 1)
+        return figure, (axes,)
+    frames = list(figure.subplots(len(rows), 1, squeeze=False, height_ratios=list(rows))[:, 0])
+    for axes in frames:
+        axes.patch.set_visible(False)
+        axes.spines[:].set_visible(False)
+        axes.grid(axis="y", color=_STAND_INS["line"], linewidth=1)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, pad=5, labelsize=_FONT, labelcolor=_STAND_INS["muted"])
+        axes.yaxis.get_major_locator().set_params(nbins=4)
+    return figure, frames
+
+
+def _percent(axes: Any, title: str) -> None:
+    """A vertical axis from 0 to 100 %."""
+    axes.set_ylim(0, 100)
+    axes.set_yticks([0, 25, 50, 75, 100])
+    axes.set_title(f"{title}, %", loc="left", fontsize=_FONT, color=_STAND_INS["ink"], pad=9)
+
+
+def _title(axes: Any, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=_FONT, color=_STAND_INS["ink"], pad=9)
+
+
+def _label_below(axes: Any, label: str) -> None:
+    axes.set_xlabel(label, loc="right", fontsize=_FONT, color=_STAND_INS["ink"], labelpad=5)
+    axes.tick_params(axis="x", pad=9)
+
+
+def _svg(figure: Any, name: str) -> str:
+    """The figure as an `<svg>` element fit to stand inside a page: no size, fonts, ids or rules that leak out of it."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": _FONT}):
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    box = re.search(r'viewBox="[^"]+"', text)
+    assert box is not None
+    text = re.sub(r"<svg.*?>", f'<svg {box[0]} aria-hidden="true" focusable="false">', text, count=1, flags=re.DOTALL)
+    for unwanted in (r"<!--.*?-->", r"<style.*?</style>", r"(?<=<g) id=\"[^\"]*\"", r"font-family: [^;\"]*;?"):
+        text = re.sub(unwanted, "", text, flags=re.DOTALL)
+    text = text.replace("xlink:href", "href").replace("<defs>\n  \n </defs>", "")
+    text = re.sub(r"\s*\n\s*", "\n", text)
+    return re.sub("|".join(_VARIABLES), lambda match: _VARIABLES[match[0]], text)

@@ -1,0 +1,193 @@
+"""Reads what a report shows: run directories and loose evaluation files."""
+
+import json
+import math
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equipoise.errors import EquipoiseError, require
+from equipoise.records import Evaluation, Run, load
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The same few images, clean and perturbed, with what the network made of them."""
+
+    labels: np.ndarray
+    """True classes, shape (n,)."""
+    images: Mapping[str, np.ndarray]
+    """`clean` first, then one entry per attack: shape (n, channels, height, width), in [0, 1]."""
+    predictions: Mapping[str, np.ndarray]
+    """Predicted classes under the same names, shape (n,)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One line of the comparison: a run directory, or a model that was only evaluated."""
+
+    name: str
+    """The method, or the evaluated target; told apart from the other sources of a report."""
+    path: Path
+    """Where it was read."""
+    run: Run | None = None
+    """What was asked of the training; None for a model trained elsewhere."""
+    metrics: Sequence[Mapping[str, Any]] = ()
+    """One entry per epoch, in order."""
+    evaluations: Sequence[tuple[str, Evaluation]] = ()
+    """File name and content of each evaluation."""
+    samples: Samples | None = None
+    """Example images, if the run kept some."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names, empty if unknown."""
+        return [str(name) for name in (self.run.data.get("classes") or ())] if self.run else []
+
+
+def read(paths: Sequence[Path]) -> list[Source]:
+    """The sources at `paths`, each once and with a name of its own; evaluations of a given run directory join that run.
+
+    Raises `EquipoiseError` for no paths at all and for a path that is missing, unreadable, or neither a run directory
+    nor an evaluation.
+    """
+    require(len(paths) > 0, "a report needs at least one run directory or evaluation file, got none.")
+    unique = list({path.resolve(): path for path in map(Path, paths)}.values())
+    for path in unique:
+        require(path.exists(), f"{path} does not exist; expected a run directory or an evaluation file.")
+    sources = {path.resolve(): _read_run(path) for path in unique if path.is_dir()}
+    for path in (p for p in unique if not p.is_dir()):
+        beside = sources.get(path.resolve().parent)
+        if beside is not None and path.name in dict(beside.evaluations):
+            continue
+        evaluation = _read_evaluation(path)
+        owner = Path(evaluation.target).resolve()
+        known = sources.get(owner, Source(evaluation.target, path))
+        sources[owner] = replace(known, evaluations=(*known.evaluations, (path.name, evaluation)))
+    return _told_apart(list(sources.values()))
+
+
+def _told_apart(sources: Sequence[Source]) -> list[Source]:
+    """Sources of the same name get their directory's name added, or the whole path where that is the same too."""
+    for distinction in (lambda source: source.path.resolve().name, lambda source: str(source.path.resolve())):
+        count = Counter(source.name for source in sources)
+        sources = [replace(s, name=f"{s.name} ({distinction(s)})") if count[s.name] > 1 else s for s in sources]
+    return list(sources)
+
+
+def _read_run(path: Path) -> Source:
+    file = path / "run.json"
+    require(
+        file.is_file(), f"{path} is not a run directory: it has no run.json; give one that `equipoise train` wrote."
+    )
+    run = load(file)
+    if not isinstance(run, Run):
+        raise EquipoiseError(f"{file} is an evaluation, expected a training run.")
+    tables = (run.method, run.recipe, run.net, run.data, run.best, run.last)
+    require(all(isinstance(t, Mapping) for t in tables), f"{file} is damaged: method, net or data is not a table.")
+    lists = (run.alarms, run.data.get("classes") or [])
+    require(
+        all(isinstance(part, list) for part in lists) and _numbers(run.seconds),
+        f"{file} is damaged: its alarms or classes are no list, or its seconds no number.",
+    )
+    files = [(file.name, _read_evaluation(file)) for file in sorted(path.glob("evaluation*.json"))]
+    evaluations = sorted(files, key=lambda named: named[1].weights)  # best before last
+    name = str(run.method.get("name", path.resolve().name))
+    return Source(
+        name, path, run, read_metrics(path / "metrics.jsonl"), evaluations, _read_samples(path / "samples.npz")
+    )
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    try:
+        evaluation = load(path)
+    except AttributeError as error:  # a list or a string where the record has an object
+        raise EquipoiseError(f"{path} is not a complete evaluation record: {error}.") from error
+    if not isinstance(evaluation, Evaluation):
+        raise EquipoiseError(f"{path} is a training run, expected an evaluation; give its directory instead.")
+    require(
+        isinstance(evaluation.data, Mapping)
+        and isinstance(evaluation.target, str)
+        and isinstance(evaluation.warnings, list),
+        f"{path} is damaged: its data is no table, its target no text or its warnings no list.",
+    )
+    for number, result in enumerate(evaluation.results, 1):
+        whole = (
+            isinstance(result.attack, str)
+            and isinstance(result.norm, str)
+            and _numbers(result.eps, result.evaluations, result.nan_gradients, result.zero_gradients, result.seconds)
+            and result.eps >= 0
+            and isinstance(result.settings, Mapping)
+            and isinstance(result.correct, list)
+            and all(isinstance(c, bool) for c in result.correct)
+        )
+        require(whole, f"{path} is damaged: result {number} lacks a name, a radius, a count or true/false per sample.")
+        require(result.n > 0, f"{path}: result {number} ({result.attack}) covers no samples; evaluate again.")
+    return evaluation
+
+
+def _numbers(*values: Any) -> bool:
+    """Whether all are finite numbers."""
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def read_metrics(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """The epochs of a `metrics.jsonl`, by number; none if the file is missing.
+
+    A last line without its line feed is what a kill leaves: it is dropped if it does not parse. Any other line that is
+    not an object raises `EquipoiseError`. Where an epoch comes twice (after a resume), the later line counts.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
+    epochs: dict[float, Mapping[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, Mapping) and _numbers(entry.get("epoch", number)):
+            epochs[entry.get("epoch", number)] = {"epoch": number, **entry}
+        elif number < len(lines):
+            raise EquipoiseError(
+                f"line {number} of {path} is not a JSON object with a numeric epoch; the file is damaged."
+            )
+    return tuple(epochs[epoch] for epoch in sorted(epochs))
+
+
+def _read_samples(path: Path) -> Samples | None:
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise EquipoiseError(f"cannot read {path}: it is not a whole .npz file of arrays ({error}).") from error
+    kinds = sorted(
+        (k for k in arrays if f"{k}_prediction" in arrays), key=lambda k: ("clean", "udp", "pgd", k).index(k)
+    )
+    shape = arrays["clean"].shape if "clean" in kinds else ()
+    per_sample = [arrays.get("labels"), *(arrays[f"{kind}_prediction"] for kind in kinds)]
+    whole = (
+        len(shape) == 4
+        and min(shape) > 0
+        and shape[1] in (1, 3)
+        and all(arrays[kind].shape == shape and np.issubdtype(arrays[kind].dtype, np.floating) for kind in kinds)
+        and all(a is not None and a.shape == shape[:1] and np.issubdtype(a.dtype, np.integer) for a in per_sample)
+    )
+    require(
+        whole,
+        f"{path} does not hold images: expected clean, udp and pgd of one shape (n, 1 or 3 channels, height, width) "
+        "with labels and predictions of length n.",
+    )
+    images = {kind: np.nan_to_num(arrays[kind].astype(np.float64)).clip(0, 1) for kind in kinds}
+    return Samples(arrays["labels"], images, {kind: arrays[f"{kind}_prediction"] for kind in kinds})

@@ -1,0 +1,404 @@
+"""Puts records together into one HTML file."""
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from equipoise.records import AttackResult, Evaluation, write_atomically
+from equipoise.report import figures
+from equipoise.report.figures import Style
+from equipoise.report.reading import Source, read
+
+WORST = "worst case"
+_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+_ACRONYM = re.compile(r"(?<![a-z])(?:r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|cw|bg)(?:-at)?(?![a-z])")
+_MOST_EPOCHS = 40
+_MOST_SAMPLES = 8
+
+
+class Column(NamedTuple):
+    """One column of the accuracy table; `norm` is empty for clean accuracy."""
+
+    norm: str
+    eps: float
+    attack: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the accuracy table: a run's best or last weights, or a model that was only evaluated."""
+
+    source: Source
+    weights: str
+    style: Style
+    results: Mapping[Column, AttackResult]
+    evaluations: Sequence[tuple[str, Evaluation]]
+
+    def robust(self, norm: str, eps: float) -> AttackResult | None:
+        """The lowest accuracy reported at one radius (the worst case, where it was recorded); None without any."""
+        return min(
+            (r for c, r in self.results.items() if (c.norm, c.eps) == (norm, eps)),
+            key=lambda r: (r.accuracy, r.attack != WORST),
+            default=None,
+        )
+
+    @property
+    def clean(self) -> AttackResult | None:
+        """Accuracy without an attack."""
+        return self.results.get(Column("", 0.0, "clean"))
+
+    def curve(self, norm: str) -> list[tuple[float, AttackResult]]:
+        """Radius and accuracy from clean at 0 to the largest radius."""
+        radii = sorted({c.eps for c in self.results if c.norm == norm})
+        points = [(0.0, self.clean), *((eps, self.robust(norm, eps)) for eps in radii)]
+        return [(eps, result) for eps, result in points if result is not None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows measured on the same data, and so comparable."""
+
+    data: Mapping[str, Any]
+    rows: Sequence[Row]
+
+    @property
+    def columns(self) -> list[Column]:
+        """Clean, then by norm and radius; within a radius the attacks as they were run, the worst case last."""
+        found = list(dict.fromkeys(c for row in self.rows for c in row.results))
+        return sorted(found, key=lambda c: (_norm_rank(c.norm), c.norm, c.eps, c.attack == WORST))
+
+    @property
+    def groups(self) -> list[tuple[tuple[str, float], list[Column]]]:
+        """The columns by norm and radius."""
+        return [(k, list(v)) for k, v in itertools.groupby(self.columns, key=lambda c: (c.norm, c.eps))]
+
+    @property
+    def norms(self) -> list[str]:
+        """Norms with at least one result."""
+        return list(dict.fromkeys(c.norm for c in self.columns if c.norm))
+
+    @property
+    def sizes(self) -> list[int]:
+        """The different numbers of samples behind the results, increasing."""
+        return sorted({r.n for row in self.rows for r in row.results.values()})
+
+    def marks(self, column: Column) -> list[str]:
+        """The standing of each row in a column."""
+        return standing([row.results.get(column) for row in self.rows])
+
+    @property
+    def reference(self) -> tuple[str, float] | None:
+        """The radius the summary speaks of.
+
+        Of those that most rows were evaluated at, the one most rows were trained for, else the largest; Linf first.
+        """
+        radii = {(c.norm, c.eps) for c in self.columns if c.norm}
+
+        def preference(radius: tuple[str, float]) -> tuple[int, int, int, float]:
+            rows = [row for row in self.rows if row.robust(*radius)]
+            return len(rows), sum(_trained_at(row.source, *radius) for row in rows), -_norm_rank(radius[0]), radius[1]
+
+        return max(radii, key=preference, default=None)
+
+    @property
+    def highlights(self) -> list[dict[str, Any]]:
+        """The best robust accuracy and the best trade-off at the reference radius, and the best clean accuracy."""
+        at = self.reference
+        robust = [row.robust(*at) if at else None for row in self.rows]
+        clean = [row.clean for row in self.rows]
+        means = [(c.accuracy + r.accuracy) / 2 if c and r else -1.0 for c, r in zip(clean, robust, strict=True)]
+        found = []
+        for title, results in (("robust", robust), ("clean", clean)):
+            if any(results):
+                marks = standing(results)
+                best = max(range(len(results)), key=lambda i: r.accuracy if (r := results[i]) else -1.0)
+                tied = [row for row, mark in zip(self.rows, marks, strict=True) if mark and row is not self.rows[best]]
+                found.append({"title": title, "row": self.rows[best], "result": results[best], "tied": tied})
+        if max(means, default=-1.0) >= 0:
+            best = means.index(max(means))
+            trade = {"title": "trade-off", "row": self.rows[best], "mean": means[best]}
+            found.insert(1, {**trade, "clean": clean[best], "result": robust[best], "tied": []})
+        return found
+
+
+def standing(results: Sequence[AttackResult | None]) -> list[str]:
+    """Per result: `best`, `tied` if its 95 % interval overlaps the best's, else empty; all empty below two results."""
+    known = [result for result in results if result is not None]
+    if len(known) < 2:
+        return [""] * len(results)
+    top = max(known, key=lambda r: r.accuracy)
+
+    def mark(result: AttackResult | None) -> str:
+        if result is None or result.interval[1] < top.interval[0]:
+            return ""
+        return "best" if result.accuracy == top.accuracy else "tied"
+
+    return [mark(result) for result in results]
+
+
+def report(paths: Sequence[Path], out: Path) -> Path:
+    """Write one self-contained HTML file about the run directories and evaluation files at `paths`; return its path.
+
+    It holds the accuracy table with 95 % Wilson intervals, training curves, robust accuracy against eps, the same
+    images clean and attacked, and where every number comes from. It loads nothing from anywhere. Raises
+    `EquipoiseError` for a path that is no run directory or evaluation, a damaged file, missing matplotlib, or an `out`
+    that cannot be written.
+    """
+    sources = read(paths)
+    comparisons = compare(sources)
+    styles = {id(s): Style(i) for i, s in enumerate(sources)}
+    used = list(dict.fromkeys([*styles.values(), *(row.style for c in comparisons for row in c.rows)]))
+    environment = Environment(
+        loader=PackageLoader("equipoise.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "radius": radius,
+        "norm": lambda norm: _NORMS.get(norm, norm),
+        "title": title,
+        "value": value,
+        "number": number,
+        "duration": duration,
+    }
+    page = environment.get_template("template.html.j2").render(
+        sources=sources,
+        comparisons=comparisons,
+        notes=notes(sources, comparisons),
+        style=lambda source: styles[id(source)],
+        keys=[(key_id(s), Markup(figures.key(key_id(s), s))) for s in used],
+        roles=[(role, Markup(figures.key(f"role-{role}", role=role))) for role in figures.VALIDATION],
+        key_id=key_id,
+        curves=_curves(comparisons),
+        training=_training,
+        grid=_grid,
+        hyperparameters=hyperparameters,
+    )
+    return write_atomically(os.fspath(out), page.encode())
+
+
+def compare(sources: Sequence[Source]) -> list[Comparison]:
+    """The accuracy tables of a report, one per test set (name, content and split), rows in the order of the sources.
+
+    Evaluations of the same weights share a row unless they report the same attack at the same radius.
+    """
+    tables: dict[tuple[str, ...], list[Row]] = {}
+    data: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    extra = itertools.count(len(sources))
+    for index, source in enumerate(sources):
+        first: set[tuple[tuple[str, ...], str]] = set()
+        for file, evaluation in source.evaluations:
+            test_set = tuple(str(evaluation.data.get(part, "")) for part in ("name", "sha256", "split"))
+            data.setdefault(test_set, evaluation.data)
+            rows, results, weights = tables.setdefault(test_set, []), _columns(evaluation), evaluation.weights
+            for place, row in enumerate(rows):
+                if row.source is source and row.weights == weights and not row.results.keys() & results.keys():
+                    merged = {**row.results, **results}
+                    rows[place] = Row(source, weights, row.style, merged, (*row.evaluations, (file, evaluation)))
+                    break
+            else:
+                series = next(extra) if (test_set, weights) in first else index
+                rows.append(Row(source, weights, Style(series, weights == "last"), results, ((file, evaluation),)))
+            first.add((test_set, weights))
+    return [Comparison(data[test_set], rows) for test_set, rows in tables.items() if rows]
+
+
+def _columns(evaluation: Evaluation) -> dict[Column, AttackResult]:
+    """Results by column; an attack run twice at a radius is told apart by the settings that differ, or a number."""
+    columns: dict[Column, AttackResult] = {}
+    for result in evaluation.results:
+        clean = result.attack == "clean"
+        column = Column("" if clean else result.norm, 0.0 if clean else float(result.eps), result.attack)
+        if (other := columns.get(column)) is not None:
+            differing = {k: v for k, v in result.settings.items() if other.settings.get(k) != v}
+            column = column._replace(attack=f"{column.attack} {value(differing) if differing else len(columns)}")
+        columns[column] = result
+    return columns
+
+
+def notes(sources: Sequence[Source], comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
+    """What a reader should know before citing a number: pairs of a source's name and a sentence."""
+    found: list[tuple[str, str]] = []
+    for source in sources:
+        if not source.evaluations:
+            found.append((source.name, f"no evaluation was found; make one with: equipoise evaluate {source.path}"))
+        if source.run is not None:
+            if source.run.status not in ("finished", "stopped early"):
+                found.append((source.name, f"its training is not complete; its status is: {source.run.status}"))
+            found += [(source.name, alarm) for alarm in source.run.alarms]
+        for _, evaluation in source.evaluations:
+            found += [(source.name, warning) for warning in evaluation.warnings]
+            for kind, count in (
+                ("held a NaN or an infinity", sum(r.nan_gradients for r in evaluation.results)),
+                ("were exactly zero", sum(r.zero_gradients for r in evaluation.results)),
+            ):
+                if count:
+                    found.append(
+                        (source.name, f"{count:,} of the attacks' gradients {kind}, so robustness may be overstated")
+                    )
+    for comparison in comparisons:
+        for column in comparison.columns:
+            settings = [r.settings for row in comparison.rows if (r := row.results.get(column))]
+            differing = sorted({k for s in settings for k in {**settings[0], **s} if s.get(k) != settings[0].get(k)})
+            if differing and column.attack != WORST:
+                where = f"{title(column.attack)}, {_NORMS.get(column.norm, column.norm)} {radius(column.eps)}"
+                found.append((where, f"the rows of this column differ in {', '.join(differing)}; compare with care"))
+    if len(comparisons) > 1:
+        found.append(("Data", "the evaluations are on different test sets: one table each, not to be compared"))
+    return list(dict.fromkeys(found))
+
+
+def hyperparameters(source: Source) -> list[str]:
+    """The method's parameters, briefly; its name and longer descriptions are shown elsewhere."""
+    method = source.run.method if source.run else {}
+    short = {k: v for k, v in method.items() if k != "name" and not (isinstance(v, str) and " " in v) and v is not None}
+    return [f"{k.replace('_', ' ')} {value(v)}" for k, v in short.items()]
+
+
+def _curves(comparisons: Sequence[Comparison]) -> dict[tuple[int, str], tuple[Markup, Markup]]:
+    """Robust accuracy against eps, wide and narrow, by the comparison's number and norm."""
+    drawn = {}
+    for number_, comparison in enumerate(comparisons):
+        for norm in comparison.norms:
+            curves = [(row, row.curve(norm)) for row in comparison.rows]
+            lines = [
+                figures.Line(row.style, [e for e, _ in c], [r.accuracy for _, r in c], [r.interval for _, r in c])
+                for row, c in curves
+                if c
+            ]
+            name = f"eps-{number_}-{norm}"
+            drawn[number_, norm] = (
+                Markup(figures.against_eps(f"{name}-wide", lines, radius, 960, 400)),
+                Markup(figures.against_eps(f"{name}-narrow", lines, radius, 360, 300)),
+            )
+    return drawn
+
+
+def _training(source: Source, name: str) -> dict[str, Any]:
+    """The drawn curves of a run and the numbers behind them, every k-th epoch where there are many."""
+    assert source.run is not None
+    best = epoch if isinstance(epoch := source.run.best.get("epoch"), int | float) else None
+    stride = math.ceil(len(source.metrics) / _MOST_EPOCHS)
+    kept = [
+        m for i, m in enumerate(source.metrics) if i % stride == 0 or i == len(source.metrics) - 1 or m["epoch"] == best
+    ]
+    columns = [k for k in ("train_loss", "train_accuracy", *figures.VALIDATION) if any(k in m for m in source.metrics)]
+    return {
+        "svg": Markup(figures.training(name, source.metrics, best)),
+        "best": best,
+        "columns": columns,
+        "entries": kept,
+        "stride": stride,
+    }
+
+
+def _grid(source: Source) -> dict[str, Any]:
+    """The example images of a run: true labels, then one line of cells per kind of image."""
+    samples = source.samples
+    assert samples is not None
+    names = dict(enumerate(source.classes))
+    shown = range(min(len(samples.labels), _MOST_SAMPLES))
+    lines = []
+    for kind, images in samples.images.items():
+        change = (images - samples.images["clean"]).reshape(len(images), -1)
+        cells = [
+            {
+                "src": figures.picture(images[i]),
+                "prediction": names.get(int(samples.predictions[kind][i]), str(samples.predictions[kind][i])),
+                "wrong": bool(samples.predictions[kind][i] != samples.labels[i]),
+                "linf": np.abs(change[i]).max(initial=0.0),
+                "l2": np.linalg.norm(change[i]),
+            }
+            for i in shown
+        ]
+        lines.append((kind, cells))
+    height, width = samples.images["clean"].shape[2:]
+    labels = [names.get(int(samples.labels[i]), str(samples.labels[i])) for i in shown]
+    return {"labels": labels, "lines": lines, "height": height, "width": width, "total": len(samples.labels)}
+
+
+def key_id(style: Style) -> str:
+    """The id of a run's key in the page."""
+    return f"key-{style.series}{'-hollow' if style.hollow else ''}"
+
+
+def percent(share: float) -> str:
+    """A share of 1 in percent, one decimal."""
+    return f"{100 * share:.1f}"
+
+
+def interval(bounds: tuple[float, float]) -> str:
+    """An interval of shares in percent, one decimal."""
+    return f"{percent(bounds[0])}–{percent(bounds[1])}"
+
+
+def radius(eps: float) -> str:
+    """A radius as it was most likely written: `8/255` for a whole number of grey levels, else a decimal number."""
+    levels = eps * 255
+    whole = 0 < eps < 1 and abs(levels - round(levels)) < 1e-6 and round(eps, 3) != eps
+    return f"{round(levels)}/255" if whole else f"{eps:g}"
+
+
+def title(name: str) -> str:
+    """A method's or attack's name with acronyms in capitals and a capital first letter."""
+    name = _ACRONYM.sub(lambda match: match[0].upper(), name)
+    return name[:1].upper() + name[1:]
+
+
+def number(amount: Any) -> str:
+    """A measured number in four digits, or a dash."""
+    return f"{amount:.4g}" if isinstance(amount, int | float) and math.isfinite(amount) else "–"
+
+
+def value(setting: Any) -> str:
+    """A setting of any kind as one line of text."""
+    match setting:
+        case bool():
+            return "yes" if setting else "no"
+        case None:
+            return "none"
+        case float():
+            return radius(setting)
+        case Mapping():
+            return ", ".join(f"{str(k).replace('_', ' ')} {value(v)}" for k, v in setting.items())
+        case list() | tuple():
+            return ", ".join(value(v) for v in setting)
+    return _NORMS.get(str(setting), str(setting))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units a person would use."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _norm_rank(norm: str) -> int:
+    """Clean first, then the norms in their usual order."""
+    order = ["", *_NORMS]
+    return order.index(norm) if norm in order else len(order)
+
+
+def _trained_at(source: Source, norm: str, eps: float) -> bool:
+    """Whether the source was trained for this radius."""
+    method = source.run.method if source.run else {}
+    trained = method.get("eps")
+    return (
+        isinstance(trained, int | float)
+        and math.isclose(trained, eps, rel_tol=1e-6)
+        and method.get("norm", norm) == norm
+    )

@@ -1,0 +1,468 @@
+import base64
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import binomtest
+
+from equipoise.errors import EquipoiseError
+from equipoise.records import AttackResult, load, save
+from equipoise.report import report
+from equipoise.report.report import duration, radius, standing
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Node:
+    """An element with its attributes and children; text is kept as strings among the children."""
+
+    def __init__(self, tag, attributes):
+        self.tag, self.attributes, self.children = tag, dict(attributes), []
+
+    def all(self, tag="", **attributes):
+        """Descendants with this tag and, for `class_`, this class among theirs."""
+        for child in self.children:
+            if isinstance(child, Node):
+                wanted = attributes.get("class_")
+                if tag in ("", child.tag) and (
+                    wanted is None or wanted in (child.attributes.get("class") or "").split()
+                ):
+                    yield child
+                yield from child.all(tag, **attributes)
+
+    @property
+    def text(self):
+        parts = (c if isinstance(c, str) else c.text for c in self.children)
+        return re.sub(r"\s+", " ", "".join(parts).replace("\xa0", " ")).strip()
+
+
+class Strict(HTMLParser):
+    """Builds the tree and refuses an end tag that does not close the innermost element."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = [Node("document", [])]
+
+    def handle_starttag(self, tag, attrs):
+        node = Node(tag, attrs)
+        self.open[-1].children.append(node)
+        if tag not in VOID:
+            self.open.append(node)
+
+    def handle_startendtag(self, tag, attrs):
+        self.open[-1].children.append(Node(tag, attrs))
+
+    def handle_endtag(self, tag):
+        assert self.open[-1].tag == tag, f"</{tag}> closes <{self.open[-1].tag}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.open[-1].children.append(data)
+
+
+def parse(path: Path) -> Node:
+    parser = Strict()
+    parser.feed(path.read_text(encoding="utf-8"))
+    parser.close()
+    assert len(parser.open) == 1, "an element was never closed"
+    return parser.open[0]
+
+
+def table(page: Node) -> list[tuple[str, list[str]]]:
+    """Per row of the first accuracy table: the run, and per cell `mark value low-high`."""
+    (body,) = next(page.all("div", class_="results")).all("tbody")
+    rows = []
+    for row in body.all("tr"):
+        cells = []
+        for cell in row.all("td"):
+            parts = [next(cell.all(class_=name), None) for name in ("mark", "value", "range")]
+            cells.append(" ".join(part.text for part in parts if part is not None))
+        rows.append((next(row.all(class_="name")).text, cells))
+    return rows
+
+
+def test_the_page_is_whole_accessible_and_needs_nothing_else(three_runs, tmp_path):
+    out = report(three_runs, tmp_path / "new" / "report.html")
+    assert out == tmp_path / "new" / "report.html"
+    page, source = parse(out), out.read_text(encoding="utf-8")
+    assert next(page.all("html")).attributes["lang"] == "en"
+    assert next(page.all("title")).text == "Robustness report: Standard, PGD-AT, UDP"
+    assert len(list(page.all("h1"))) == 1
+    assert all(th.attributes.get("scope") in ("col", "row", "colgroup") for th in page.all("th"))
+    assert all(next(t.all("caption"), None) for t in page.all("table"))
+    assert all(image.attributes["alt"] for image in page.all("img"))
+    ids = [node.attributes["id"] for node in page.all() if "id" in node.attributes]
+    assert len(ids) == len(set(ids))
+    targets = [
+        node.attributes[a] for node in page.all() for a in ("href", "src", "aria-labelledby") if a in node.attributes
+    ]
+    assert len(targets) > 20
+    for target in targets:
+        assert target.startswith("data:image/png;base64,") or target.removeprefix("#") in ids, target
+    for outside in ("http:", "https:", "//cdn", "@import", "<script", "<link"):
+        assert outside not in source
+    assert set(re.findall(r"url\(.", source)) <= {"url(#"}
+    assert out.stat().st_size < 1_000_000
+
+
+def test_every_number_of_the_table_follows_from_the_records(three_runs, tmp_path):
+    rows = table(parse(report(three_runs, tmp_path / "r.html")))
+    assert [name for name, _ in rows] == ["Standard", "PGD-AT", "UDP"]
+    raw = [json.loads((run / "evaluation.json").read_bytes())["results"] for run in three_runs]
+    for (_, cells), results in zip(rows, raw, strict=True):
+        assert len(cells) == len(results)
+        for cell, result in zip(cells, results, strict=True):
+            k, n = sum(result["correct"]), len(result["correct"])
+            low, high = binomtest(k, n).proportion_ci(method="wilson")
+            assert cell.endswith(f"{100 * k / n:.1f} {100 * low:.1f}–{100 * high:.1f}")
+
+
+def test_the_best_is_marked_and_what_overlaps_it_is_said_not_to_differ(three_runs, tmp_path):
+    page = parse(report(three_runs, tmp_path / "r.html"))
+    marks = [[cell[0] if cell[0] in "★≈" else "" for cell in cells] for _, cells in table(page)]
+    assert marks == [["★", "", "", "", ""], ["≈", "★", "★", "★", "★"], ["≈", "≈", "≈", "≈", ""]]
+    lede = next(page.all("p", class_="lede")).text
+    assert "Standard, PGD-AT and UDP were evaluated on digits (test split), n = 200 samples." in lede
+    assert "At L∞, ε = 0.1, the best robust accuracy, in the worst case over the attacks, is 79.0 %" in lede
+    assert "by PGD-AT. The interval of UDP overlaps it: this many samples do not tell the two apart." in lede
+    assert (
+        "The best trade-off, the mean of clean and robust accuracy, is 87.0 %, by PGD-AT (95.0 % clean, 79.0 % robust)."
+        in lede
+    )
+    assert [figure.text for figure in page.all(class_="figure")] == ["79.0%", "87.0%", "98.0%"]
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=6))
+def test_standing_follows_the_intervals(rights):
+    results = [AttackResult("pgd", "linf", 0.1, [i < right for i in range(50)]) for right in rights]
+    low = max(binomtest(right, 50).proportion_ci(method="wilson").low for right in rights)
+    for right, mark in zip(rights, standing(results), strict=True):
+        overlaps = binomtest(right, 50).proportion_ci(method="wilson").high >= low
+        assert mark == ("best" if right == max(rights) else "tied" if overlaps else "")
+
+
+def test_nothing_is_called_best_alone(run_directory, tmp_path):
+    page = parse(
+        report([run_directory("udp", {("clean", "linf", 0.0): 190, ("pgd", "linf", 0.1): 100})], tmp_path / "r.html")
+    )
+    assert table(page) == [("UDP", ["95.0 91.0–97.3", "50.0 43.1–56.9"])]
+    lede = next(page.all("p", class_="lede")).text
+    assert "UDP was evaluated" in lede
+    assert "robust accuracy, under PGD, is 50.0 %" in lede
+    assert "best" not in lede
+
+
+def test_best_and_last_weights_are_two_rows(run_directory, evaluation, tmp_path):
+    run = run_directory("udp", {("clean", "linf", 0.0): 190})
+    save(run / "evaluation-last.json", evaluation({("clean", "linf", 0.0): 180}, weights="last"))
+    page = parse(report([run], tmp_path / "r.html"))
+    assert [cells[0].split()[1] for _, cells in table(page)] == ["95.0", "90.0"]
+    assert [pill.text for pill in next(page.all("tbody")).all(class_="pill")] == ["best weights", "last weights"]
+
+
+def test_evaluations_of_one_model_share_a_row_unless_they_repeat_an_attack(run_directory, evaluation, tmp_path):
+    run = run_directory("udp", {("clean", "linf", 0.0): 190})
+    save(run / "evaluation-more.json", evaluation({("pgd", "l2", 1.0): 100}))
+    assert table(parse(report([run], tmp_path / "r.html"))) == [("UDP", ["95.0 91.0–97.3", "50.0 43.1–56.9"])]
+    save(run / "evaluation-z.json", evaluation({("pgd", "l2", 1.0): 90}))
+    rows = table(parse(report([run], tmp_path / "r.html")))
+    assert [cells[1][:6] for _, cells in rows] == ["★ 50.0", "≈ 45.0"]
+
+
+def test_loose_evaluations_join_their_run_and_other_data_gets_its_own_table(run_directory, evaluation, tmp_path):
+    run = run_directory("udp", None)
+    own = save(tmp_path / "own.json", evaluation({("clean", "linf", 0.0): 190}, target=str(run)))
+    other = {"name": "letters", "sha256": "cd", "split": "test"}
+    foreign = save(tmp_path / "foreign.json", evaluation({("clean", "linf", 0.0): 20}, target="nets:make", data=other))
+    page = parse(report([run, own, foreign], tmp_path / "r.html"))
+    assert table(page)[0][0] == "UDP"
+    assert len(list(page.all("div", class_="results"))) == 2
+    assert "one table each" in next(page.all(class_="notes")).text
+
+
+def test_runs_of_one_name_are_told_apart(run_directory, tmp_path):
+    runs = [run_directory(name, {("clean", "linf", 0.0): 190}, method_name="udp") for name in ("a", "b")]
+    assert [name for name, _ in table(parse(report(runs, tmp_path / "r.html")))] == ["UDP (a)", "UDP (b)"]
+
+
+def test_text_from_outside_is_escaped(run_directory, evaluation, tmp_path):
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}'
+    data = {"name": evil, "sha256": evil, "classes": [evil] * 3}
+    method = {"name": evil, "terms": evil, evil: evil}
+    run = run_directory(
+        "evil", {("clean", "linf", 0.0): 190, (evil, evil, 0.1): 5}, method=method, data=data, alarms=[evil]
+    )
+    save(run / "evaluation-2.json", evaluation({("pgd", "l2", 0.1): 3}, target=evil, warnings=[evil], data=data))
+    page = parse(report([run], tmp_path / "r.html"))
+    assert not list(page.all("script"))
+    assert all(image.attributes["src"].startswith("data:image/png") for image in page.all("img"))
+    assert not [node for node in page.all() if any(name.startswith("on") for name in node.attributes)]
+    assert evil in next(page.all("h3")).text or any(evil in heading.text for heading in page.all("h3"))
+    assert any(evil in (image.attributes["alt"] or "") for image in page.all("img"))
+
+
+def test_a_run_without_an_evaluation_is_shown_and_said_to_lack_one(run_directory, tmp_path):
+    run = run_directory("udp", None, status="failed: the loss was NaN")
+    page = parse(report([run], tmp_path / "r.html"))
+    assert "No evaluation was found, so this report holds no test accuracy." in next(page.all("p", class_="lede")).text
+    notes = next(page.all(class_="notes")).text
+    assert f"no evaluation was found; make one with: equipoise evaluate {run}" in notes
+    assert "its status is: failed: the loss was NaN" in notes
+    assert not list(page.all("div", class_="results"))
+
+
+def test_a_bare_run_directory_is_enough(run_directory, tmp_path):
+    run = run_directory("udp", None)
+    (run / "metrics.jsonl").unlink()
+    (run / "samples.npz").unlink()
+    text = parse(report([run], tmp_path / "r.html")).text
+    assert "No metrics were found" in text
+    assert "No example images were found" in text
+
+
+def test_warnings_alarms_and_bad_gradients_come_before_the_numbers(run_directory, evaluation, tmp_path):
+    run = run_directory("udp", None, alarms=["catastrophic overfitting from epoch 2"])
+    bad = AttackResult("pgd", "linf", 0.1, [True, False], nan_gradients=3, zero_gradients=1200)
+    save(run / "evaluation.json", evaluation({}, results=[bad], warnings=["only two samples"]))
+    notes = next(parse(report([run], tmp_path / "r.html")).all(class_="notes")).text
+    for part in (
+        "catastrophic overfitting from epoch 2",
+        "only two samples",
+        "3 of the attacks' gradients held a NaN",
+        "1,200 of",
+    ):
+        assert part in notes
+
+
+def test_a_column_run_with_different_settings_is_pointed_out(three_runs, tmp_path):
+    path = three_runs[0] / "evaluation.json"
+    path.write_text(path.read_text().replace('"steps": 20', '"steps": 5', 3))
+    page = parse(report(three_runs, tmp_path / "r.html"))
+    assert "PGD, L∞ 0.1: the rows of this column differ in steps" in next(page.all(class_="notes")).text
+
+
+def test_an_attack_run_twice_at_a_radius_keeps_both_results(run_directory, evaluation, tmp_path):
+    run = run_directory("udp", None)
+    results = [
+        AttackResult("pgd", "linf", 0.1, [True] * k + [False] * (4 - k), settings={"steps": s})
+        for k, s in ((3, 10), (2, 40))
+    ]
+    save(run / "evaluation.json", evaluation({}, results=results))
+    page = parse(report([run], tmp_path / "r.html"))
+    assert [cell.split()[0] for cell in table(page)[0][1]] == ["75.0", "50.0"]
+    assert "PGD steps 40" in [th.text for th in page.all("th")]
+
+
+def test_provenance_is_there(three_runs, tmp_path):
+    section = [s for s in parse(report(three_runs, tmp_path / "r.html")).all("section")][-1].text
+    for part in (
+        "equipoise train udp --seed 7",
+        "0123abc",
+        "torch 2.13.0",
+        "a processor, 2 threads",
+        "ab" * 32,
+        "1 min 15 s",
+        "2025-01-02T03:04:05Z",
+    ):
+        assert part in section
+
+
+def test_images_are_the_arrays_pixel_for_pixel(three_runs, tmp_path):
+    page = parse(report(three_runs[:1], tmp_path / "r.html"))
+    grid = next(page.all("table", class_="images"))
+    assert [th.text for th in grid.all("th")] == [
+        "Image",
+        "true classzero",
+        "true classone",
+        "true classtwo",
+        "Clean",
+        "UDP",
+        "PGD",
+    ]
+    with np.load(three_runs[0] / "samples.npz") as arrays:
+        expected = [np.rint(255 * image[0].astype(float)) for kind in ("clean", "udp", "pgd") for image in arrays[kind]]
+    sources = [image.attributes["src"].partition(",")[2] for image in grid.all("img")]
+    for source, pixels in zip(sources, expected, strict=True):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))), pixels)
+    assert [next(cell.all(class_="verdict")).text for cell in grid.all("td", class_="wrong")] == ["✗ two"]
+    assert next(grid.all(class_="size")).text == "L∞ 0.100"
+
+
+def test_the_curves_are_drawn_to_scale_and_take_their_colours_from_the_page(three_runs, tmp_path):
+    page = parse(report(three_runs, tmp_path / "r.html"))
+    plot = next(page.all("div", class_="wide"))
+    paths = [
+        p.attributes
+        for p in plot.all("path")
+        if "var(--s1)" in p.attributes.get("style", "") and "fill: none" in p.attributes["style"]
+    ]
+    (line,) = [p for p in paths if "clip-path" not in p]
+    x, y = np.array(re.findall(r"[ML] (\S+) (\S+)", line["d"]), dtype=float).T
+    accuracy = np.array([190, 158, 90]) / 200
+    assert x == pytest.approx(x[0] + (x[2] - x[0]) * np.array([0, 0.5, 1]), abs=1e-3)
+    assert y == pytest.approx(y[0] + (y[2] - y[0]) * (accuracy - accuracy[0]) / (accuracy[2] - accuracy[0]), abs=1e-3)
+    assert y[2] > y[0]
+    for svg in page.all("svg"):
+        assert not re.search(r"#[0-9a-f]{6}", " ".join(n.attributes.get("style", "") or "" for n in svg.all()))
+
+
+def test_the_epoch_of_the_best_weights_is_named(three_runs, tmp_path):
+    page = parse(report(three_runs, tmp_path / "r.html"))
+    assert [t.text for t in page.all("text") if "best" in t.text] == ["best weights: epoch 2"] * 3
+    assert len([th for th in page.all("th") if th.text == "2 (best)"]) == 3
+
+
+def test_metrics_may_lack_keys_and_hold_nan(run_directory, tmp_path):
+    run = run_directory("udp", None)
+    (run / "metrics.jsonl").write_text(
+        '{"epoch": 1, "train_loss": NaN}\n{"epoch": 2, "valid_pgd": 0.5, "train_loss": null}\n'
+    )
+    page = parse(report([run], tmp_path / "r.html"))
+    cells = [cell.text for cell in next(s for s in page.all("section") if "Training" in s.text[:20]).all("td")]
+    assert cells == ["–", "–", "–", "0.5"]
+
+
+def test_a_last_line_cut_by_a_kill_is_ignored(run_directory, tmp_path):
+    run = run_directory("udp", None)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"epoch": 4, "train_l')
+    page = parse(report([run], tmp_path / "r.html"))
+    assert len([th for th in page.all("th") if th.text in ("1", "2 (best)", "3", "4")]) == 3
+
+
+def test_many_epochs_are_thinned_in_the_table_but_keep_best_and_last(run_directory, tmp_path):
+    run = run_directory("udp", None, best={"epoch": 222})
+    (run / "metrics.jsonl").write_text("".join(f'{{"epoch": {e}, "train_loss": {1 / e}}}\n' for e in range(1, 501)))
+    page = parse(report([run], tmp_path / "r.html"))
+    heads = [th.text for th in next(page.all("details")).all("th") if th.attributes["scope"] == "row"]
+    assert len(heads) <= 43
+    assert "222 (best)" in heads
+    assert heads[-1] == "500"
+
+
+def test_a_report_is_reproducible(three_runs, tmp_path):
+    first, second = (report(three_runs, tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
+    assert first == second
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **changes}))
+
+
+def spoil(kind: str, run: Path) -> list[Path]:
+    """Break one thing about a run directory; the paths to report on."""
+    evaluation = run / "evaluation.json"
+    match kind:
+        case "nothing":
+            return []
+        case "missing":
+            return [run / "nowhere"]
+        case "no run":
+            return [run.parent]
+        case "run.json":
+            return [run / "run.json"]
+        case "text":
+            (run / "run.json").write_text("hello")
+        case "swapped":
+            (run / "run.json").write_bytes(evaluation.read_bytes())
+        case "method":
+            edit(run / "run.json", method=3)
+        case "seconds":
+            edit(run / "run.json", seconds="long")
+        case "cut evaluation":
+            evaluation.write_bytes(evaluation.read_bytes()[:100])
+        case "result":
+            edit(evaluation, results=[1])
+        case "empty result" | "radius":
+            results = json.loads(evaluation.read_bytes())["results"]
+            results[0].update({"correct": []} if kind == "empty result" else {"eps": "8/255"})
+            edit(evaluation, results=results)
+        case "target":
+            edit(evaluation, target=None)
+        case "metrics":
+            (run / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch"\n{"epoch": 3}\n')
+        case "samples":
+            (run / "samples.npz").write_bytes((run / "samples.npz").read_bytes()[:200])
+        case "shapes":
+            np.savez(
+                run / "samples.npz",
+                clean=np.zeros((2, 1, 8, 8)),
+                clean_prediction=np.zeros(3, int),
+                labels=np.zeros(2, int),
+            )
+    return [run]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nothing", "needs at least one run directory or evaluation file, got none"),
+        ("missing", "nowhere does not exist; expected a run directory or an evaluation file"),
+        ("no run", "runs is not a run directory: it has no run.json"),
+        ("run.json", "run.json is a training run, expected an evaluation; give its directory instead"),
+        ("text", "run.json is not JSON"),
+        ("swapped", "run.json is an evaluation, expected a training run"),
+        ("method", "run.json is damaged: method, net or data is not a table"),
+        ("seconds", "run.json is damaged: .* its seconds no number"),
+        ("cut evaluation", "evaluation.json is not JSON"),
+        ("result", "evaluation.json is not a complete evaluation record"),
+        ("empty result", r"evaluation.json: result 1 \(clean\) covers no samples"),
+        ("radius", "evaluation.json is damaged: result 1 lacks a name, a radius"),
+        ("target", "evaluation.json is damaged: .*its target no text"),
+        ("metrics", "line 2 of .*metrics.jsonl is not a JSON object"),
+        ("samples", "cannot read .*samples.npz: it is not a whole .npz file"),
+        ("shapes", "samples.npz does not hold images: expected clean, udp and pgd of one shape"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(kind, message, run_directory, tmp_path):
+    paths = spoil(kind, run_directory("udp", {("clean", "linf", 0.0): 190}))
+    out = tmp_path / "r.html"
+    with pytest.raises(EquipoiseError, match=message) as caught:
+        report(paths, out)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_an_unwritable_place_is_refused(three_runs, tmp_path):
+    with pytest.raises(EquipoiseError, match=r"cannot write .*choose another place with --out"):
+        report(three_runs[:1], three_runs[0] / "run.json" / "r.html")
+    with pytest.raises(EquipoiseError, match=r"cannot write .*: Is a directory"):
+        report(three_runs[:1], tmp_path)
+
+
+def test_without_matplotlib_the_extra_is_named(three_runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(EquipoiseError, match=r"need matplotlib.*pip install 'equipoise\[report\]'"):
+        report(three_runs, tmp_path / "r.html")
+
+
+@given(st.integers(1, 254))
+def test_a_radius_keeps_its_value(level):
+    top, _, bottom = radius(level / 255).partition("/")
+    assert float(top) / float(bottom or 1) == pytest.approx(level / 255, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"), [(8 / 255, "8/255"), (0.1, "0.1"), (0.03, "0.03"), (0, "0"), (0.2, "0.2"), (1.5, "1.5")]
+)
+def test_a_radius_is_written_as_people_write_it(eps, text):
+    assert radius(eps) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(1.26, "1.3 s"), (75, "1 min 15 s"), (3720, "1 h 2 min")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_an_evaluation_inside_a_given_run_is_not_read_twice(run_directory, tmp_path):
+    run = run_directory("udp", {("clean", "linf", 0.0): 190})
+    assert load(run / "evaluation.json")
+    assert len(table(parse(report([run, run, run / "evaluation.json"], tmp_path / "r.html")))) == 1
