@@ -8,10 +8,12 @@ centre lies in the box. Each is one threshold per sample: along `v - c` with `a 
     L1     z = clip(a - t, 0, b) with  Σ clip(a - t, 0, b) = eps
 
 and the threshold is found by sorting the kinks of the left-hand side, which is monotone and, in `s²` or `t`,
-piecewise linear (Croce & Hein 2021, Prop. 2.1, treat the L1 case).
+piecewise linear (Croce & Hein 2021, Prop. 2.1, treat the L1 case). Exact up to the rounding of float64 for moves up to
+1e9 times the ball; beyond, the result still lies in ball and box.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.errors import EquipoiseError, EquipoiseWarning, require, unknown
 from equipoise.rng import Streams
 from equipoise.types import PerSample, Points
 
@@ -51,51 +53,39 @@ class Box:
         return ((flat >= self.low - tolerance) & (flat <= self.high + tolerance)).all(1)
 
 
-def _threshold(level: Rows, kinks: Rows, slope: Rows, eps: float) -> PerSample:
-    """Solve `F(t) = eps` for the increasing piecewise linear `F` with value `level` and slope `slope` at sorted `kinks`.
-
-    Past the last kink `F` is extended by the last slope; before the first one, where it is constant, `t` is that kink.
-    """
-    last = (level <= eps).sum(1, keepdim=True).sub(1).clamp_min(0)
-    at = [v.gather(1, last) for v in (level, kinks, slope)]
-    step = torch.where(at[2] > 0, (eps - at[0]) / at[2].clamp_min(torch.finfo(level.dtype).tiny), 0)
-    return (at[1] + step.clamp_min(0)).squeeze(1)
-
-
-def _piecewise(kinks: Rows, bends: Rows, start: Float[Tensor, "batch 1"]) -> tuple[Rows, Rows, Rows]:
-    """Value, position and right-hand slope at the sorted kinks of the function that is `start` at 0 and bends there."""
-    kinks, order = kinks.sort(1)
-    slope = bends.gather(1, order).cumsum(1)
-    width = torch.diff(kinks, dim=1, prepend=torch.zeros_like(kinks[:, :1]))
-    before = torch.cat([torch.zeros_like(slope[:, :1]), slope[:, :-1]], 1)
-    return start + (before * width).cumsum(1), kinks, slope
-
-
 def _project_linf(a: Rows, room: Rows, eps: float) -> Rows:
     return a.clamp_max(eps).minimum(room)
 
 
 def _project_l2(a: Rows, room: Rows, eps: float) -> Rows:
-    # F(s²) = Σ min(s²a², b²) starts with slope Σ a² and loses a² where s² passes (b/a)².
+    # Coordinate i meets the box at s² = (b_i/a_i)². Below the root those kinks are passed at which Σ min(s·a, b)² is at
+    # most eps²; the rest shares what they leave: s² = (eps² - Σ_passed b²) / Σ_rest a². Sums of positive terms only.
     square, limit = a.double() ** 2, room.double() ** 2
-    kinks = torch.where(square > 0, limit / square.clamp_min(1e-300), math.inf).clamp_max(4.0)
-    total = square.sum(1, keepdim=True)
-    kinks = torch.cat([torch.zeros_like(total), kinks], 1)
-    level, kinks, slope = _piecewise(kinks, torch.cat([total, -square], 1), torch.zeros_like(total))
-    scale = _threshold(level, kinks, slope, eps**2).clamp_max(1.0).sqrt()
-    inside = square.minimum(limit).sum(1) <= eps**2
-    return torch.where(inside, 1.0, scale)[:, None].to(a.dtype).mul(a).minimum(room)
+    kinks, order = torch.where(square > 0, limit / square, math.inf).sort(1)
+    nothing = torch.zeros_like(kinks[:, :1])
+    passed = torch.cat([nothing, limit.gather(1, order).cumsum(1)], 1)
+    rest = torch.cat([square.gather(1, order).flip(1).cumsum(1).flip(1), nothing], 1)
+    count = (passed[:, 1:] + kinks * rest[:, 1:] <= eps**2).sum(1, keepdim=True)
+    left, share = eps**2 - passed.gather(1, count), rest.gather(1, count)
+    scale = torch.where(share > 0, left / share, 1.0).clamp(0.0, 1.0).sqrt()
+    return scale.to(a.dtype).mul(a).minimum(room)
 
 
 def _project_l1(a: Rows, room: Rows, eps: float) -> Rows:
-    # In u = -t, F(u) = Σ clip(a + u, 0, b) rises from slope 0: +1 where u passes -a, -1 where it passes b - a.
+    # With t = max a - u and gaps g = max a - a: F(u) = Σ clip(u - g, 0, b) rises by 1 from u = g to u = g + b. Measured
+    # from the largest coordinate, because a - t would lose its digits to large moves.
     wide, limit = a.double(), room.double()
-    shift = wide.amax(1, keepdim=True)  # so that every kink is at u + shift >= 0
-    kinks = torch.cat([shift - wide, shift - wide + limit], 1)
-    bends = torch.cat([torch.ones_like(wide), -torch.ones_like(wide)], 1)
-    level, kinks, slope = _piecewise(kinks, bends, torch.zeros_like(shift))
-    t = (shift.squeeze(1) - _threshold(level, kinks, slope.clamp_min(0), eps)).clamp_min(0)
-    return (wide - t[:, None]).clamp_min(0).minimum(limit).to(a.dtype)
+    top = wide.amax(1, keepdim=True)
+    gap = top - wide
+    kinks, order = torch.cat([gap, gap + limit], 1).sort(1)
+    slope = torch.cat([torch.ones_like(gap), -torch.ones_like(gap)], 1).gather(1, order).cumsum(1)
+    rise = (slope[:, :-1] * kinks.diff(dim=1)).cumsum(1)
+    level = torch.cat([torch.zeros_like(top), rise], 1)
+    last = (level < eps).sum(1, keepdim=True).sub(1).clamp_min(0)  # the kink before the root
+    u = kinks.gather(1, last) + (eps - level.gather(1, last)) / slope.gather(1, last)
+    z = (u.minimum(top) - gap).clamp_min(0).minimum(limit)
+    # Rounding of moves beyond 1e9 times the ball must not leave it.
+    return (z * (eps / z.sum(1, keepdim=True).clamp_min(1e-300)).clamp_max(1)).to(a.dtype)
 
 
 def _steepest_linf(gradient: Rows, room: Rows, size: float) -> Rows:
@@ -111,7 +101,7 @@ def _steepest_l2(gradient: Rows, room: Rows, size: float) -> Rows:
 def _steepest_l1(gradient: Rows, room: Rows, size: float) -> Rows:
     # The whole budget goes to the coordinate with the largest slope, what its room cannot take to the next, and so on.
     order = (gradient.abs() * (room > 0)).argsort(dim=1, descending=True, stable=True)
-    sorted_room = room.gather(1, order)
+    sorted_room = room.gather(1, order).clamp_max(size)
     spent = sorted_room.cumsum(1) - sorted_room
     share = (size - spent).clamp_min(0).minimum(sorted_room)
     return torch.zeros_like(gradient).scatter(1, order, share) * gradient.sign()
@@ -124,14 +114,14 @@ def _draw_linf(streams: Streams, features: int, dtype: torch.dtype) -> Rows:
 def _draw_l2(streams: Streams, features: int, dtype: torch.dtype) -> Rows:
     direction = streams.fold(0).normal(features, dtype=dtype)
     radius = streams.fold(1).uniform(1, dtype=dtype) ** (1 / features)
-    return radius * direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+    return radius * direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def _draw_l1(streams: Streams, features: int, dtype: torch.dtype) -> Rows:
     # Normalised exponentials are uniform on the simplex; one more exponential makes the radius.
     exponential = -torch.log1p(-streams.fold(0).uniform(features + 1, dtype=dtype))
     sign = 1 - 2 * (streams.fold(1).bits(features) & 1).to(dtype)
-    return sign * exponential[:, :-1] / exponential.sum(1, keepdim=True)
+    return sign * exponential[:, :-1] / exponential.sum(1, keepdim=True).clamp_min(1e-12)
 
 
 @dataclass(frozen=True)
@@ -172,10 +162,18 @@ class Ball:
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
         require(self.eps >= 0, f"eps = {self.eps} is not a radius: expected a number >= 0, such as 8/255.")
+        if self.norm == "linf" and self.box.high - self.box.low < self.eps < math.inf:
+            warnings.warn(
+                f"eps = {self.eps:g} is larger than the box: pixels live in [{self.box.low:g}, {self.box.high:g}]; "
+                f"did you mean {self.eps:g}/255?",
+                EquipoiseWarning,
+                stacklevel=3,
+            )
 
     def distance(self, x: Points, centre: Points) -> PerSample:
         """`‖x - c‖` per sample, summed in float64."""
-        return torch.linalg.vector_norm((x.double() - centre.double()).flatten(1), NORMS[self.norm].order, 1).to(x.dtype)
+        move = (x.double() - centre.double()).flatten(1)
+        return torch.linalg.vector_norm(move, NORMS[self.norm].order, 1).to(x.dtype)
 
     def contains(self, x: Points, centre: Points, tolerance: float = 1e-5) -> Bool[Tensor, " batch"]:
         """Which samples lie in the ball and the box, up to rounding: `‖x - c‖ <= eps·(1 + tolerance) + 1e-6`."""
@@ -193,7 +191,8 @@ class Ball:
 
     def steepest(self, x: Points, gradient: Points, size: float) -> Points:
         """`x + argmax ⟨gradient, d⟩` over `‖d‖ <= size`: the sign step, the normalised step, or for L1 the coordinates
-        of largest slope, each filled up to the box."""
+        of largest slope, each filled up to the box.
+        """
         flat = gradient.flatten(1)
         room = self._room(flat, x) if self.norm == "l1" else flat
         return x + NORMS[self.norm].steepest(flat, room, size).reshape(x.shape)
