@@ -45,6 +45,7 @@ class Objective:
     ) -> PerSample:
         """The objective of every sample, in nats unless it is a margin. Raises `EquipoiseError` on a wrong pairing."""
         self.check(here.classes, labels is not None, target is not None)
+        require(clean is not None or not self.needs_clean, f"{self.name} needs the prediction at the clean input.")
         return self.formula(here, clean, labels, target, **dict(self.parameters))
 
     def check(self, classes: int, labels: bool, target: bool) -> None:
@@ -120,7 +121,7 @@ def _largest_other(scores: Tensor, classes: Labels) -> PerSample:
 
 
 def _smoothed_cross_entropy(
-    here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None, smoothing: float
+    here: Prediction, clean: Prediction | None, labels: Any, target: Labels | None, smoothing: float
 ) -> PerSample:
     if target is not None:
         return -_smoothed_cross_entropy(here, clean, target, None, smoothing)
@@ -128,7 +129,7 @@ def _smoothed_cross_entropy(
     return -(1 - smoothing) * _pick(log_p, labels) - smoothing * log_p.mean(1)
 
 
-def _cross_entropy(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
+def _cross_entropy(here: Prediction, clean: Prediction | None, labels: Any, target: Labels | None) -> PerSample:
     return -_pick(here.log_probs, labels) if target is None else _pick(here.log_probs, target)
 
 
@@ -150,7 +151,7 @@ def _divergence(
             return -(log_q.exp() * log_p).sum(1)
 
 
-def _margin(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
+def _margin(here: Prediction, clean: Prediction | None, labels: Any, target: Labels | None) -> PerSample:
     z = here.scores
     if target is not None:
         return _pick(z, target) - _largest_other(z, target)

@@ -1,5 +1,6 @@
 """What the parts exchange: a prediction, and the protocols that a user's own part has to satisfy."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,7 @@ class Prediction:
     def log_probs(self) -> Float[Tensor, "batch classes"]:
         """`log (1/M) Σ_m softmax(logits_m)`, computed in log space: finite for all finite logits (U, Sec. 2)."""
         members = self.logits.log_softmax(-1)
-        mean = members[0] if len(members) == 1 else members.logsumexp(0) - torch.tensor(len(members)).log()
+        mean = members[0] if len(members) == 1 else members.logsumexp(0) - math.log(len(members))
         return mean.clamp_min(torch.finfo(mean.dtype).min)
 
     @property
