@@ -77,9 +77,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         optimizer.state[parameter][name] = value
 
 
-def load_run(
-    path: "Path | str", weights: str = "best", device: "torch.device | str" = "cpu"
-) -> tuple[nn.Module, Run]:
+def load_run(path: "Path | str", weights: str = "best", device: "torch.device | str" = "cpu") -> tuple[nn.Module, Run]:
     """The network of a run directory with its `best` or `last` weights, in eval mode, and the run's record.
 
     Raises `EquipoiseError` if the directory is no run or a file is missing or damaged.

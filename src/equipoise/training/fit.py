@@ -12,7 +12,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from equipoise.data import Dataset, crop_and_flip
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.predictive import as_predictive, check_outputs, standing
 from equipoise.provenance import provenance
-from equipoise.records import Run, save, write_atomically
+from equipoise.records import Run, from_json, save, to_json, write_atomically
 from equipoise.rng import Streams, fold
 from equipoise.terms import Method
 from equipoise.training.checkpoint import (
@@ -148,10 +150,13 @@ def fit(
             first = predictive.draw()(data.train.x[:2].to(weight.device))
         except RuntimeError as error:
             shape = tuple(data.train.x.shape[1:])
-            raise EquipoiseError(f"the network does not take inputs of shape {shape} ({data.name}): {error}.") from error
+            raise EquipoiseError(
+                f"the network does not take inputs of shape {shape} ({data.name}): {error}."
+            ) from error
     check_outputs(first, predictive)
     require(
-        first.classes == len(data.classes), f"the network has {first.classes} classes, {data.name} has {len(data.classes)}."
+        first.classes == len(data.classes),
+        f"the network has {first.classes} classes, {data.name} has {len(data.classes)}.",
     )
     run = Run(
         method={"name": "custom", **(method_record or {}), "sum": str(method)},
@@ -174,35 +179,45 @@ def fit(
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         fabric = Fabric(accelerator=kind, strategy="ddp", devices=local, num_nodes=world // local, precision=precision)
         fabric.launch()
-        return _train(fabric, job)
+        return _train(job, fabric)
     if recipe.devices > 1:
         with tempfile.TemporaryDirectory() as scratch:
             job = replace(job, out=out or Path(scratch))
             fabric = Fabric(accelerator=kind, strategy="ddp_spawn", devices=recipe.devices, precision=precision)
-            run = fabric.launch(_train, job)
+            run = from_json(fabric.launch(partial(_train_to_json, job)))
             load_weights(predictive.module, job.out / "last.safetensors")
+            assert isinstance(run, Run)
             return run
-    return _train(Fabric(accelerator=kind, devices=1, precision=precision), job)
+    return _train(job, Fabric(accelerator=kind, devices=1, precision=precision))
 
 
 def _in_precision(method: Method, recipe: Recipe) -> Method:
     """The method with its ascents computed in the recipe's precision."""
     terms = (
-        replace(t, at=replace(t.at, precision=recipe.precision)) if isinstance(t.at, Ascent) else t for t in method.terms
+        replace(t, at=replace(t.at, precision=recipe.precision)) if isinstance(t.at, Ascent) else t
+        for t in method.terms
     )
     return replace(method, terms=tuple(terms))
 
 
-def _train(fabric: Fabric, job: _Job) -> Run:
+def _train(job: _Job, fabric: Fabric) -> Run:
     """The training of one process."""
-    if fabric.world_size > 1 and fabric.device.type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
+    if fabric.world_size > 1:
+        # Spawned processes receive the model in shared memory, where each one's steps would be everyone's.
+        job = replace(job, model=deepcopy(job.model))
+        if fabric.device.type == "cpu":
+            torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
     with _own_randomness(fabric.device):
         try:
             return _Training(fabric, job).run()
         finally:
             if fabric.world_size > 1 and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+
+
+def _train_to_json(job: _Job, fabric: Fabric) -> dict[str, Any]:
+    """The same, with a result that can travel between processes."""
+    return to_json(_train(job, fabric))
 
 
 @contextmanager
@@ -283,11 +298,11 @@ class _Training:
             self._step(batch[self.fabric.global_rank :: self.fabric.world_size].to(device), len(batch), seed, number)
             memory.step = number + 1
             if memory.step % _LOOK_EVERY == 0:
-                self._require_finite()
+                self._require_finite(self.sums.values)
             self._tell()
             if self.out and time.monotonic() - self.saved > 60 * recipe.checkpoint_minutes > 0:
                 self._save()
-        self._require_finite()
+        self._require_finite(self.sums.values)
         self._finish_epoch()
 
     def _step(self, index: Tensor, total: int, seed: int, number: int) -> None:
@@ -311,10 +326,10 @@ class _Training:
             copy_buffers(self.module, self.averaged.module)
         self.sums.add(losses.detach(), scores.argmax(1) == y)
 
-    def _require_finite(self) -> None:
+    def _require_finite(self, values: Tensor, what: str = "loss is") -> None:
         require(
-            bool(self.sums.values.isfinite().all()),
-            f"the loss is no longer finite in epoch {self.memory.epoch + 1}: lower lr (now {self.recipe.lr:g}) or eps, "
+            bool(values.isfinite().all()),
+            f"the {what} no longer finite in epoch {self.memory.epoch + 1}: lower lr (now {self.recipe.lr:g}) or eps, "
             "or use precision 32; the last checkpoint is from before it happened.",
         )
 
@@ -351,8 +366,9 @@ class _Training:
     def _validate(self) -> dict[str, float]:
         valid, judged = self.valid, as_predictive(self.judged) if self.averaged is not None else self.predictive
         with standing(judged.module, "eval"):
-            parts = [judged.draw()(x).labels for x in valid.x.split(512)]
-        metrics = {"valid_clean": float((torch.cat(parts) == valid.y).double().mean())}
+            scores = torch.cat([judged.draw()(x).scores for x in valid.x.split(512)])
+        self._require_finite(scores, "network's outputs are")
+        metrics = {"valid_clean": float((scores.argmax(1) == valid.y).double().mean())}
         for name, attack in self.checks.items():
             found = attack(judged, valid.x, valid.y, seed=self.recipe.seed)
             metrics[name] = 1 - float(found.success.double().mean())
@@ -386,7 +402,9 @@ class _Training:
         """Begin or continue the run directory."""
         checkpoint = self.out / "checkpoint.safetensors"
         if self.job.resume:
-            require(checkpoint.is_file(), f"nothing to resume in {self.out}: it has no checkpoint yet; start without --resume.")
+            require(
+                checkpoint.is_file(), f"nothing to resume in {self.out}: it has no checkpoint; start without --resume."
+            )
             self._restore(checkpoint)
         else:
             require(
@@ -394,9 +412,9 @@ class _Training:
                 f"{self.out} already holds a run: resume it, or choose another place for this one.",
             )
         self.fabric.barrier()
+        self._save()  # a full disk is found out now, and a kill before the next checkpoint can be resumed too
         if self.fabric.is_global_zero:
             save(self.out / "run.json", self.record)
-            self._write_metrics()
         self.fabric.barrier()
 
     def _restore(self, path: Path) -> None:
@@ -432,7 +450,11 @@ class _Training:
         self.memory = _Memory(**state["memory"])
 
     def _save(self) -> None:
-        sums = self.fabric.all_reduce(self.sums.values.clone(), reduce_op="sum") if self.fabric.world_size > 1 else self.sums.values
+        sums = (
+            self.fabric.all_reduce(self.sums.values.clone(), reduce_op="sum")
+            if self.fabric.world_size > 1
+            else self.sums.values
+        )
         now = time.monotonic()
         self.memory.seconds, self.began, self.saved = self.memory.seconds + now - self.began, now, now
         if not self.fabric.is_global_zero:
@@ -441,11 +463,8 @@ class _Training:
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
         if self.averaged is not None:
             tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
-        require(
-            all(bool(v.isfinite().all()) for k, v in tensors.items() if v.is_floating_point()),
-            f"the weights are no longer finite in epoch {self.memory.epoch + 1}: lower lr (now {self.recipe.lr:g}) or eps; "
-            "the last checkpoint is from before it happened.",
-        )
+        for tensor in tensors.values():
+            self._require_finite(tensor, "weights are")
         state = {
             "memory": asdict(self.memory),
             "method": self.record.method,

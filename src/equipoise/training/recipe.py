@@ -67,7 +67,8 @@ class Recipe:
             value = getattr(self, name)
             require(
                 value is None or low <= value <= high,
-                f"{name} = {value} is out of range: expected {low:g} <= {name}" + (f" <= {high:g}." if high < 1e9 else "."),
+                f"{name} = {value} is out of range: expected {low:g} <= {name}"
+                + (f" <= {high:g}." if high < 1e9 else "."),
             )
         for name, options in _CHOICES.items():
             if getattr(self, name) not in options:
@@ -78,7 +79,8 @@ class Recipe:
             "nesterov needs momentum > 0: give some, or turn nesterov off.",
         )
         require(
-            all(0 < m < 1 for m in self.milestones), f"milestones = {self.milestones} are shares of the training, each in (0, 1)."
+            all(0 < m < 1 for m in self.milestones),
+            f"milestones = {self.milestones} are shares of the training, each in (0, 1).",
         )
 
     def learning_rate(self, done: float) -> float:
