@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from equipoise.errors import EquipoiseError
 from equipoise.records import AttackResult, load, save
 from equipoise.report import report
-from equipoise.report.report import duration, radius, standing
+from equipoise.report.report import duration, radius, standing, value
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -168,13 +168,25 @@ def test_best_and_last_weights_are_two_rows(run_directory, evaluation, tmp_path)
     assert [pill.text for pill in next(page.all("tbody")).all(class_="pill")] == ["best weights", "last weights"]
 
 
+def test_the_summary_does_not_choose_between_a_runs_weights_by_test_accuracy(run_directory, evaluation, tmp_path):
+    run = run_directory("udp", {("clean", "linf", 0.0): 180})
+    save(run / "evaluation-last.json", evaluation({("clean", "linf", 0.0): 190}, weights="last"))
+    page = parse(report([run], tmp_path / "r.html"))
+    assert [figure.text for figure in page.all(class_="figure")] == ["90.0%"]
+
+
 def test_evaluations_of_one_model_share_a_row_unless_they_repeat_an_attack(run_directory, evaluation, tmp_path):
     run = run_directory("udp", {("clean", "linf", 0.0): 190})
     save(run / "evaluation-more.json", evaluation({("pgd", "l2", 1.0): 100}))
     assert table(parse(report([run], tmp_path / "r.html"))) == [("UDP", ["95.0 91.0–97.3", "50.0 43.1–56.9"])]
+    save(run / "evaluation-same.json", evaluation({("clean", "linf", 0.0): 190, ("pgd", "l2", 1.0): 100}))
+    assert len(table(parse(report([run], tmp_path / "r.html")))) == 1
     save(run / "evaluation-z.json", evaluation({("pgd", "l2", 1.0): 90}))
-    rows = table(parse(report([run], tmp_path / "r.html")))
-    assert [cells[1][:6] for _, cells in rows] == ["★ 50.0", "≈ 45.0"]
+    page = parse(report([run], tmp_path / "r.html"))
+    assert [cells[1][:6] for _, cells in table(page)] == ["★ 50.0", "≈ 45.0"]
+    names = [next(row.all("th")).text for row in next(page.all("tbody")).all("tr")]
+    assert ["evaluation-z.json" in name for name in names] == [False, True]
+    assert "evaluation-more.json" in names[0]
 
 
 def test_loose_evaluations_join_their_run_and_other_data_gets_its_own_table(run_directory, evaluation, tmp_path):
@@ -455,6 +467,32 @@ def test_a_radius_keeps_its_value(level):
 )
 def test_a_radius_is_written_as_people_write_it(eps, text):
     assert radius(eps) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "radius_shown"),
+    [
+        ({"method": {"name": "udp", "eps": 0.1}}, "L∞, ε = 0.1"),
+        ({"method": {"name": "udp", "eps": 0.1, "norm": "l2"}}, "L2, ε = 0.1"),
+        ({"method": {"name": "standard"}, "recipe": {"valid_eps": 0.05}}, "L∞, ε = 0.05"),
+        ({"method": {"name": "standard"}}, "L∞, ε = 0.2"),
+    ],
+)
+def test_the_summary_speaks_of_the_radius_trained_for(changes, radius_shown, run_directory, tmp_path):
+    counts = {("pgd", norm, eps): 100 for norm in ("l2", "linf") for eps in (0.05, 0.1, 0.2)}
+    page = parse(report([run_directory("a", counts, **changes)], tmp_path / "r.html"))
+    assert f"At {radius_shown}, robust accuracy" in next(page.all("p", class_="lede")).text
+
+
+def test_settings_are_written_out():
+    settings = {
+        "step_size": {"kind": "Constant", "size": 2 / 255},
+        "keep": "last",
+        "box": {"low": 0.0},
+        "redraw": False,
+    }
+    assert value(settings) == "step size (Constant: size 2/255), keep last, box (low 0), redraw no"
+    assert [value(v) for v in (None, [], {}, [1, 2], "linf", {"kind": "Zero"})] == ["none"] * 3 + ["1, 2", "L∞", "Zero"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(1.26, "1.3 s"), (75, "1 min 15 s"), (3720, "1 h 2 min")])

@@ -4,8 +4,9 @@ import itertools
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ WORST = "worst case"
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _ACRONYM = re.compile(r"(?<![a-z])(?:r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|cw|bg)(?:-at)?(?![a-z])")
 _MOST_EPOCHS = 40
-_MOST_SAMPLES = 8
+_MOST_SAMPLES = 10
 
 
 class Column(NamedTuple):
@@ -41,7 +42,10 @@ class Row:
     weights: str
     style: Style
     results: Mapping[Column, AttackResult]
-    evaluations: Sequence[tuple[str, Evaluation]]
+    files: Sequence[str]
+    """The evaluations it comes from."""
+    shown: str = ""
+    """The files again, where they alone tell it apart from another row."""
 
     def robust(self, norm: str, eps: float) -> AttackResult | None:
         """The lowest accuracy reported at one radius (the worst case, where it was recorded); None without any."""
@@ -96,36 +100,46 @@ class Comparison:
         return standing([row.results.get(column) for row in self.rows])
 
     @property
+    def candidates(self) -> Sequence[Row]:
+        """The rows a summary chooses from: best weights if there are any, for test data must not choose the weights."""
+        return [row for row in self.rows if row.weights == "best"] or self.rows
+
+    @property
     def reference(self) -> tuple[str, float] | None:
         """The radius the summary speaks of.
 
-        Of those that most rows were evaluated at, the one most rows were trained for, else the largest; Linf first.
+        Of those that most candidates were evaluated at, the one most were trained for (or validated at, where the
+        method knows no radius), else the largest; Linf first.
         """
         radii = {(c.norm, c.eps) for c in self.columns if c.norm}
 
         def preference(radius: tuple[str, float]) -> tuple[int, int, int, float]:
-            rows = [row for row in self.rows if row.robust(*radius)]
+            rows = [row for row in self.candidates if row.robust(*radius)]
             return len(rows), sum(_trained_at(row.source, *radius) for row in rows), -_norm_rank(radius[0]), radius[1]
 
         return max(radii, key=preference, default=None)
 
     @property
     def highlights(self) -> list[dict[str, Any]]:
-        """The best robust accuracy and the best trade-off at the reference radius, and the best clean accuracy."""
+        """The best robust accuracy and the best trade-off at the reference radius, and the best clean accuracy.
+
+        Those of `candidates` alone.
+        """
         at = self.reference
-        robust = [row.robust(*at) if at else None for row in self.rows]
-        clean = [row.clean for row in self.rows]
+        rows = self.candidates
+        robust = [row.robust(*at) if at else None for row in rows]
+        clean = [row.clean for row in rows]
         means = [(c.accuracy + r.accuracy) / 2 if c and r else -1.0 for c, r in zip(clean, robust, strict=True)]
         found = []
         for title, results in (("robust", robust), ("clean", clean)):
             if any(results):
                 marks = standing(results)
                 best = max(range(len(results)), key=lambda i: r.accuracy if (r := results[i]) else -1.0)
-                tied = [row for row, mark in zip(self.rows, marks, strict=True) if mark and row is not self.rows[best]]
-                found.append({"title": title, "row": self.rows[best], "result": results[best], "tied": tied})
+                tied = [row for row, mark in zip(rows, marks, strict=True) if mark and row is not rows[best]]
+                found.append({"title": title, "row": rows[best], "result": results[best], "tied": tied})
         if max(means, default=-1.0) >= 0:
             best = means.index(max(means))
-            trade = {"title": "trade-off", "row": self.rows[best], "mean": means[best]}
+            trade = {"title": "trade-off", "row": rows[best], "mean": means[best]}
             found.insert(1, {**trade, "clean": clean[best], "result": robust[best], "tied": []})
         return found
 
@@ -193,7 +207,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
 def compare(sources: Sequence[Source]) -> list[Comparison]:
     """The accuracy tables of a report, one per test set (name, content and split), rows in the order of the sources.
 
-    Evaluations of the same weights share a row unless they report the same attack at the same radius.
+    Evaluations of the same weights share a row unless they report different outcomes of the same attack and radius.
     """
     tables: dict[tuple[str, ...], list[Row]] = {}
     data: dict[tuple[str, ...], Mapping[str, Any]] = {}
@@ -205,15 +219,25 @@ def compare(sources: Sequence[Source]) -> list[Comparison]:
             data.setdefault(test_set, evaluation.data)
             rows, results, weights = tables.setdefault(test_set, []), _columns(evaluation), evaluation.weights
             for place, row in enumerate(rows):
-                if row.source is source and row.weights == weights and not row.results.keys() & results.keys():
-                    merged = {**row.results, **results}
-                    rows[place] = Row(source, weights, row.style, merged, (*row.evaluations, (file, evaluation)))
+                if row.source is source and row.weights == weights and _agree(row.results, results):
+                    rows[place] = Row(source, weights, row.style, {**results, **row.results}, (*row.files, file))
                     break
             else:
                 series = next(extra) if (test_set, weights) in first else index
-                rows.append(Row(source, weights, Style(series, weights == "last"), results, ((file, evaluation),)))
+                rows.append(Row(source, weights, Style(series, weights == "last"), results, (file,)))
             first.add((test_set, weights))
-    return [Comparison(data[test_set], rows) for test_set, rows in tables.items() if rows]
+    return [Comparison(data[test_set], _named(rows)) for test_set, rows in tables.items() if rows]
+
+
+def _agree(some: Mapping[Column, AttackResult], others: Mapping[Column, AttackResult]) -> bool:
+    """Whether the columns in both hold the same outcome on every sample."""
+    return all(list(some[c].correct) == list(others[c].correct) for c in some.keys() & others.keys())
+
+
+def _named(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with their files shown where one source's weights have several."""
+    count = Counter((id(row.source), row.weights) for row in rows)
+    return [replace(row, shown=", ".join(row.files)) if count[id(row.source), row.weights] > 1 else row for row in rows]
 
 
 def _columns(evaluation: Evaluation) -> dict[Column, AttackResult]:
@@ -264,7 +288,11 @@ def notes(sources: Sequence[Source], comparisons: Sequence[Comparison]) -> list[
 def hyperparameters(source: Source) -> list[str]:
     """The method's parameters, briefly; its name and longer descriptions are shown elsewhere."""
     method = source.run.method if source.run else {}
-    short = {k: v for k, v in method.items() if k != "name" and not (isinstance(v, str) and " " in v) and v is not None}
+    short = {
+        k: v
+        for k, v in method.items()
+        if k not in ("name", "sum") and not (isinstance(v, str) and " " in v) and v is not None
+    }
     return [f"{k.replace('_', ' ')} {value(v)}" for k, v in short.items()]
 
 
@@ -370,10 +398,15 @@ def value(setting: Any) -> str:
             return "yes" if setting else "no"
         case None:
             return "none"
+        case Mapping() | list() | tuple() if not setting:
+            return "none"
         case float():
             return radius(setting)
         case Mapping():
-            return ", ".join(f"{str(k).replace('_', ' ')} {value(v)}" for k, v in setting.items())
+            kind = setting.get("kind")
+            parts = ((str(k).replace("_", " "), v) for k, v in setting.items() if k != "kind")
+            text = ", ".join(f"{k} ({value(v)})" if isinstance(v, Mapping) else f"{k} {value(v)}" for k, v in parts)
+            return f"{kind}: {text}" if kind and text else str(kind or text)
         case list() | tuple():
             return ", ".join(value(v) for v in setting)
     return _NORMS.get(str(setting), str(setting))
@@ -394,11 +427,11 @@ def _norm_rank(norm: str) -> int:
 
 
 def _trained_at(source: Source, norm: str, eps: float) -> bool:
-    """Whether the source was trained for this radius."""
-    method = source.run.method if source.run else {}
-    trained = method.get("eps")
-    return (
-        isinstance(trained, int | float)
-        and math.isclose(trained, eps, rel_tol=1e-6)
-        and method.get("norm", norm) == norm
+    """Whether the source was trained for this radius, or validated at it if its method knows none."""
+    method, recipe = (source.run.method, source.run.recipe) if source.run else ({}, {})
+    trained, in_norm = (
+        (method["eps"], method.get("norm", norm))
+        if "eps" in method
+        else (recipe.get("valid_eps"), recipe.get("valid_norm", norm))
     )
+    return isinstance(trained, int | float) and math.isclose(trained, eps, rel_tol=1e-6) and in_norm == norm
