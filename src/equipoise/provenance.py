@@ -15,7 +15,7 @@ from equipoise.records import Provenance
 
 
 def provenance(seed: int, device: "torch.device | str", command: str = "") -> Provenance:
-    """The provenance of something that starts now in this process; `command` defaults to how the process was started."""
+    """The provenance of something that starts now in this process; `command` defaults to how it was started."""
     try:
         own = version("equipoise")
     except PackageNotFoundError:

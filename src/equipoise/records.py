@@ -148,7 +148,7 @@ _KINDS: dict[str, type[Record]] = {"evaluation": Evaluation, "run": Run}
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The record as JSON-ready data, with its kind, schema number, and for evaluations each result's summary figures."""
+    """The record as JSON-ready data, with its kind, schema number, and each evaluation result's summary figures."""
     kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
     data = {"kind": kind, "schema": SCHEMA, **asdict(record)}
     if isinstance(record, Evaluation):
@@ -161,8 +161,12 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     """The record that `to_json` wrote. Raises `EquipoiseError` naming `where` for anything else."""
     cls = _KINDS.get(str(data.get("kind"))) if isinstance(data, Mapping) else None
     if cls is None:
-        raise EquipoiseError(f"{where} is not a record of equipoise: it has no known 'kind'; expected a run or an evaluation.")
-    require(data.get("schema") == SCHEMA, f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}.")
+        raise EquipoiseError(
+            f"{where} is not a record of equipoise: it has no known 'kind'; expected a run or an evaluation."
+        )
+    require(
+        data.get("schema") == SCHEMA, f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}."
+    )
     body = {k: v for k, v in data.items() if k not in ("kind", "schema")}
     derived = ("n", "accuracy", "interval")
     try:
@@ -172,7 +176,7 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
                 AttackResult(**{k: v for k, v in r.items() if k not in derived}) for r in body["results"]
             ]
         return cls(**body)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise EquipoiseError(f"{where} is not a complete {data['kind']} record: {error}.") from error
 
 

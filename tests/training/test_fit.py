@@ -165,7 +165,8 @@ SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from test_fit import *
-run = fit(methods.udp(0.1, 0.01, 20), mlp(), blobs(), Recipe(epochs=6, batch_size=8, checkpoint_minutes=1e-9, valid_steps=2), out={out!r}, resume={resume})
+recipe = Recipe(epochs=6, batch_size=8, checkpoint_minutes=1e-9, valid_steps=2)
+fit(methods.udp(0.1, 0.01, 20), mlp(), blobs(), recipe, out={out!r}, resume={resume})
 """
 
 
@@ -275,7 +276,7 @@ def test_remaining_time_shrinks_to_zero() -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     recipe = Recipe(epochs=5, optimizer="sgd", lr=1e30, validation=0.2)
-    with pytest.raises(EquipoiseError, match="no longer finite.*lower lr"):
+    with pytest.raises(EquipoiseError, match=r"no longer finite.*lower lr"):
         fit(methods.pgd_at(0.05, 0.02, 3), mlp(), blobs(), recipe, out=tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"].startswith("failed: the ")
 
@@ -344,7 +345,7 @@ def test_refuses_to_resume_something_else(tmp_path: Path) -> None:
     out = start(tmp_path)
     with pytest.raises(EquipoiseError, match="another method"):
         fit(methods.standard(), mlp(), blobs(), FAST, out=out, resume=True)
-    with pytest.raises(EquipoiseError, match="started with lr = 0.01"):
+    with pytest.raises(EquipoiseError, match=r"started with lr = 0\.01"):
         fit(methods.udp(0.1, 0.02, 4), mlp(), blobs(), dataclasses.replace(FAST, lr=0.1), out=out, resume=True)
     with pytest.raises(EquipoiseError, match="another data"):
         fit(methods.udp(0.1, 0.02, 4), mlp(), blobs(300), FAST, out=out, resume=True)

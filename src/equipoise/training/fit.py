@@ -70,16 +70,6 @@ class Progress:
 
 
 @dataclass
-class _Sums:
-    """Loss, correct predictions and samples of the running epoch, summed on the device."""
-
-    values: Tensor
-
-    def add(self, losses: Tensor, correct: Tensor) -> None:
-        self.values += torch.stack([losses.double().sum(), correct.double().sum(), self.values.new_tensor(len(losses))])
-
-
-@dataclass
 class _Memory:
     """What a run remembers besides its weights; JSON-ready."""
 
@@ -182,10 +172,11 @@ def fit(
         return _train(job, fabric)
     if recipe.devices > 1:
         with tempfile.TemporaryDirectory() as scratch:
-            job = replace(job, out=out or Path(scratch))
+            folder = out or Path(scratch)
+            job = replace(job, out=folder)
             fabric = Fabric(accelerator=kind, strategy="ddp_spawn", devices=recipe.devices, precision=precision)
             run = from_json(fabric.launch(partial(_train_to_json, job)))
-            load_weights(predictive.module, job.out / "last.safetensors")
+            load_weights(predictive.module, folder / "last.safetensors")
             assert isinstance(run, Run)
             return run
     return _train(job, Fabric(accelerator=kind, devices=1, precision=precision))
@@ -246,7 +237,8 @@ class _Training:
         if self.recipe.ema > 0:
             self.averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
         self.memory = _Memory()
-        self.sums = _Sums(torch.zeros(3, dtype=torch.float64, device=fabric.device))
+        # Loss, correct predictions and samples of the running epoch, in float64 on the device.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
         self.steps = max(1, -(-len(self.train.y) // self.recipe.batch_size))
         n_valid = len(self.valid.y)
         self.record = replace(job.run, data={**job.run.data, "n_train": len(self.train.y), "n_valid": n_valid})
@@ -269,6 +261,12 @@ class _Training:
     def judged(self) -> nn.Module:
         """The network that is validated and saved: the averaged one if there is one."""
         return self.module if self.averaged is None else self.averaged.module
+
+    @property
+    def folder(self) -> Path:
+        """The run directory, where there is one."""
+        assert self.out is not None
+        return self.out
 
     def run(self) -> Run:
         """Train to the end."""
@@ -298,11 +296,11 @@ class _Training:
             self._step(batch[self.fabric.global_rank :: self.fabric.world_size].to(device), len(batch), seed, number)
             memory.step = number + 1
             if memory.step % _LOOK_EVERY == 0:
-                self._require_finite(self.sums.values)
+                self._require_finite(self.sums)
             self._tell()
             if self.out and time.monotonic() - self.saved > 60 * recipe.checkpoint_minutes > 0:
                 self._save()
-        self._require_finite(self.sums.values)
+        self._require_finite(self.sums)
         self._finish_epoch()
 
     def _step(self, index: Tensor, total: int, seed: int, number: int) -> None:
@@ -324,7 +322,8 @@ class _Training:
         if self.averaged is not None:
             self.averaged.update_parameters(self.module)
             copy_buffers(self.module, self.averaged.module)
-        self.sums.add(losses.detach(), scores.argmax(1) == y)
+        correct = (scores.argmax(1) == y).sum()
+        self.sums += torch.stack([losses.detach().double().sum(), correct.double(), self.sums.new_tensor(len(y))])
 
     def _require_finite(self, values: Tensor, what: str = "loss is") -> None:
         require(
@@ -333,9 +332,15 @@ class _Training:
             "or use precision 32; the last checkpoint is from before it happened.",
         )
 
+    def _total(self) -> Tensor:
+        """The sums of all processes."""
+        total = self.fabric.all_reduce(self.sums.clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
     def _finish_epoch(self) -> None:
         memory = self.memory
-        loss, correct, seen = self.fabric.all_reduce(self.sums.values, reduce_op="sum").tolist()
+        loss, correct, seen = self._total().tolist()
         metrics = {
             "epoch": memory.epoch + 1,
             "step": (memory.epoch + 1) * self.steps,
@@ -357,7 +362,7 @@ class _Training:
                 warnings.warn(alarm, EquipoiseWarning, stacklevel=2)
         memory.metrics.append(metrics)
         memory.epoch, memory.step = memory.epoch + 1, 0
-        self.sums.values.zero_()
+        self.sums.zero_()
         if self.out:
             self._save()
         self._tell(metrics, alarm)
@@ -400,21 +405,22 @@ class _Training:
 
     def _open(self) -> None:
         """Begin or continue the run directory."""
-        checkpoint = self.out / "checkpoint.safetensors"
+        checkpoint = self.folder / "checkpoint.safetensors"
         if self.job.resume:
             require(
-                checkpoint.is_file(), f"nothing to resume in {self.out}: it has no checkpoint; start without --resume."
+                checkpoint.is_file(),
+                f"nothing to resume in {self.folder}: it has no checkpoint.",
             )
             self._restore(checkpoint)
         else:
             require(
-                not (self.out / "run.json").exists(),
-                f"{self.out} already holds a run: resume it, or choose another place for this one.",
+                not (self.folder / "run.json").exists(),
+                f"{self.folder} already holds a run: resume it, or choose another place for this one.",
             )
         self.fabric.barrier()
         self._save()  # a full disk is found out now, and a kill before the next checkpoint can be resumed too
         if self.fabric.is_global_zero:
-            save(self.out / "run.json", self.record)
+            save(self.folder / "run.json", self.record)
         self.fabric.barrier()
 
     def _restore(self, path: Path) -> None:
@@ -428,13 +434,13 @@ class _Training:
         for name, (then, _) in same.items():
             require(
                 then == plain[name],
-                f"cannot resume {self.out}: it was started with another {name}; give the same options or a new --out.",
+                f"cannot resume {self.folder}: it was started with another {name}; give the same options.",
             )
         differ = self.recipe.differences(state["recipe"])
         then = ", ".join(f"{k} = {state['recipe'].get(k)}" for k in differ)
         require(
             not differ,
-            f"cannot resume {self.out}: it was started with {then}; give the same options or a new --out.",
+            f"cannot resume {self.folder}: it was started with {then}; give the same options or a new --out.",
         )
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -446,20 +452,16 @@ class _Training:
             copy_into(self.averaged, part("ema."), str(path))
         rows = tensors["sums"]
         if self.fabric.is_global_zero:  # sums of all processes are saved together
-            self.sums.values.copy_(rows)
+            self.sums.copy_(rows)
         self.memory = _Memory(**state["memory"])
 
     def _save(self) -> None:
-        sums = (
-            self.fabric.all_reduce(self.sums.values.clone(), reduce_op="sum")
-            if self.fabric.world_size > 1
-            else self.sums.values
-        )
+        sums = self._total()
         now = time.monotonic()
         self.memory.seconds, self.began, self.saved = self.memory.seconds + now - self.began, now, now
         if not self.fabric.is_global_zero:
             return
-        tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
+        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.module.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
         if self.averaged is not None:
             tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
@@ -472,15 +474,15 @@ class _Training:
             "data": self.record.data,
             "recipe": {**self.record.recipe, "valid_eps": self.recipe.valid_eps},
         }
-        save_tensors(self.out / "last.safetensors", self.judged.state_dict())
-        save_tensors(self.out / "checkpoint.safetensors", tensors | {"sums": sums}, state)
+        save_tensors(self.folder / "last.safetensors", self.judged.state_dict())
+        save_tensors(self.folder / "checkpoint.safetensors", tensors | {"sums": sums}, state)
         self._write_metrics()
 
     def _write_metrics(self) -> None:
         lines = "".join(json.dumps(m) + "\n" for m in self.memory.metrics)
-        write_atomically(self.out / "metrics.jsonl", lines.encode())
+        write_atomically(self.folder / "metrics.jsonl", lines.encode())
         if self.recipe.tensorboard and self.memory.metrics:
-            _to_tensorboard(self.out, self.memory.metrics[-1])
+            _to_tensorboard(self.folder, self.memory.metrics[-1])
 
     def _close(self, status: str) -> None:
         memory = self.memory
@@ -512,8 +514,8 @@ def alarm_of(past: list[dict[str, float]], now: Mapping[str, float], classes: in
         if fell > max(top["valid_pgd"] / 3, noise) and now["valid_fgsm"] > top["valid_fgsm"]:
             return (
                 f"catastrophic overfitting: since epoch {top['epoch']:.0f} FGSM accuracy rose from "
-                f"{top['valid_fgsm']:.1%} to {now['valid_fgsm']:.1%} while PGD accuracy fell from {top['valid_pgd']:.1%} "
-                f"to {now['valid_pgd']:.1%}; use more steps or a smaller step size."
+                f"{top['valid_fgsm']:.1%} to {now['valid_fgsm']:.1%} while PGD accuracy fell from "
+                f"{top['valid_pgd']:.1%} to {now['valid_pgd']:.1%}; use more steps or a smaller step size."
             )
         if now["valid_clean"] <= chance + noise:
             return (

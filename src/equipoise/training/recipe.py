@@ -1,4 +1,4 @@
-"""How to train: optimiser, schedule, length, precision, validation. The method says what is descended; this says how."""
+"""How to train: optimiser, schedule, length, precision, validation. The method says what is descended, this how."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -46,7 +46,7 @@ class Recipe:
     valid_examples: int = 1000
     """At most so many validation samples are attacked after each epoch."""
     valid_eps: float | None = None
-    """Radius of the validation attacks; default 8/255 for colour images, else 0.1, or the method's if that is smaller."""
+    """Radius of the validation attacks; default 8/255 for colour images, else 0.1, or the method's if smaller."""
     valid_steps: int = 10
     """Steps of the validation PGD."""
     patience: int = 0
