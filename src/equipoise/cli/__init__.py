@@ -1,0 +1,5 @@
+"""The command line: `equipoise train`, `evaluate` and `report`. It parses, calls and prints."""
+
+from equipoise.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,107 @@
+"""What a person sees: a line that moves while something runs, a line per epoch, a table of accuracies."""
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from equipoise.cli.processes import is_main_process
+from equipoise.evaluation import Progress as EvaluationProgress
+from equipoise.records import AttackResult, Evaluation
+from equipoise.training import Progress
+
+_EVERY = 0.1  # seconds between two looks of the moving line
+_COLUMNS = ("train_loss", "train_accuracy", "valid_clean", "valid_fgsm", "valid_pgd")
+
+
+def say(text: object = "") -> None:
+    """Print a line or a table, in the main process."""
+    Console(quiet=not is_main_process(), highlight=False, soft_wrap=isinstance(text, str)).print(text, markup=False)
+
+
+def moving(text: str) -> None:
+    """Show `text` in place of the last one, on a terminal; the empty text takes it away."""
+    if is_main_process() and sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"\r\x1b[2K{text[:width]}")
+        sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Such as `42 s`, `3:07` or `2:03:07`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+class TrainingProgress:
+    """The callback of `fit`. It holds no open display, so that it can be sent to the process that trains."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+        self._begun = False
+
+    def __call__(self, now: Progress) -> None:
+        """Show where the training is, and the metrics of an epoch that is over."""
+        if now.metrics is not None:
+            moving("")
+            self._epoch(now, now.metrics)
+        elif time.monotonic() - self._shown > _EVERY:
+            self._shown = time.monotonic()
+            moving(
+                f"epoch {now.epoch}/{now.epochs}, step {now.step}/{now.steps}, {duration(now.seconds)} so far, "
+                f"{duration(now.remaining)} left"
+            )
+
+    def _epoch(self, now: Progress, metrics: Mapping[str, float]) -> None:
+        if not self._begun:
+            self._begun = True
+            say(f"{'':>9} {'training':>17}   {'validation accuracy':>25}")
+            say(f"{'epoch':>9} {'loss':>8} {'accuracy':>8}   {'clean':>8} {'fgsm':>8} {'pgd':>7}   {'left':>7}")
+        loss, *shares = (metrics.get(name, float("nan")) for name in _COLUMNS)
+        accuracy, clean, fgsm, pgd = (f"{share:.1%}" for share in shares)
+        say(
+            f"{f'{now.epoch}/{now.epochs}':>9} {loss:>8.4f} {accuracy:>8}   {clean:>8} {fgsm:>8} {pgd:>7}   "
+            f"{duration(now.remaining):>7}"
+        )
+
+
+def evaluation_progress(title: str) -> EvaluationProgress:
+    """A callback of `evaluate` that shows what is done and how long the rest will take."""
+    begin = shown = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if done >= total:
+            moving("")
+        elif now - shown > _EVERY:
+            shown = now
+            left = f", {duration((now - begin) / done * (total - done))} left" if done else ""
+            moving(f"{title}: {what}, {done / total:.0%}{left}")
+
+    return show
+
+
+def accuracies(evaluations: Sequence[Evaluation]) -> Table:
+    """Accuracy with its interval: a line per attack and radius, a column per evaluation."""
+    table = Table()
+    for name in ("attack", "norm", "eps"):
+        table.add_column(name)
+    for evaluation in evaluations:
+        table.add_column(f"{evaluation.weights} weights" if len(evaluations) > 1 else "accuracy", justify="right")
+    for results in zip(*(e.results for e in evaluations), strict=True):
+        one = results[0]
+        ball = ("", "") if one.attack == "clean" else (one.norm, f"{one.eps:.4g}")
+        table.add_row(one.attack, *ball, *map(_with_interval, results))
+    return table
+
+
+def _with_interval(result: AttackResult) -> str:
+    low, high = result.interval
+    return f"{result.accuracy:.1%}  [{low:.1%}, {high:.1%}]"

@@ -1,0 +1,367 @@
+"""What can be typed: each command is a dataclass, each field a flag, each docstring its help."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg, subcommand
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+import equipoise
+from equipoise import methods
+from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.geometry import NormName
+from equipoise.objectives import Divergence
+from equipoise.steps import StepSize, Triangular
+from equipoise.terms import Method
+from equipoise.training import Recipe
+from equipoise.types import Mode, Precision
+
+
+def fraction(text: str) -> float:
+    """A number, or a quotient such as `8/255`. Raises `ValueError` for anything else, NaN included."""
+    above, slash, below = text.partition("/")
+    try:
+        value = float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if math.isnan(value):
+        raise ValueError(f"expected a number or a fraction such as 8/255, got {text!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How far perturbations go."""
+
+    eps: float
+    """Radius of the ball, in pixels of [0, 1]: 0.1, or 8/255."""
+    norm: NormName = "linf"
+    """Norm of the ball."""
+    mode: Mode = "eval"
+    """Mode of the network while perturbing. eval is faster; train uses batch statistics, as the papers' runs do."""
+
+
+@dataclass(frozen=True)
+class Climb:
+    """How a perturbation of several steps gets there."""
+
+    step_size: float | None = None
+    """Length of a step; by default 2.5 eps / steps."""
+    step_schedule: Literal["constant", "triangular"] = "constant"
+    """triangular: from the step size up to eps/2 (pgd and trades: eps/5) at half of the steps, and back."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Training without perturbations."""
+
+    name: Suppress[str]
+    """Which method."""
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """A perturbation of one step."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+
+
+@dataclass(frozen=True)
+class RandomStep:
+    """A perturbation of one step from a random start."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    step_size: float | None = None
+    """Length of the step; by default 1.25 eps."""
+
+
+@dataclass(frozen=True)
+class Iterated:
+    """A perturbation of several steps."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    climb: Climb = Climb()
+    steps: int = 20
+    """Number of steps; udp draws a number up to it for each sample."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A clean term, and a weighted one at a perturbation of several steps."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    climb: Climb = Climb()
+    steps: int = 20
+    """Number of steps; for each sample a number up to it is drawn."""
+    weight: float = 1.0
+    """Weight of the perturbed term beside the clean one."""
+
+
+@dataclass(frozen=True)
+class Diverging:
+    """A clean term, and a divergence from the clean output at a perturbation of several steps."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    climb: Climb = Climb()
+    steps: int = 20
+    """Number of steps; udp-trades draws a number up to it for each sample."""
+    beta: float = 6.0
+    """Weight of the divergence."""
+    divergence: Divergence = "clean||here"
+    """Which divergence: KL(clean || perturbed), the reverse, or soft cross-entropy."""
+
+
+def _named(name: str, kind: type, description: str, **defaults: Any) -> Any:
+    return subcommand(name, constructor=partial(kind, name, **defaults), description=description)
+
+
+Choice = (
+    Annotated[Standard, subcommand("standard", default=Standard("standard"), description="No perturbations.")]
+    | Annotated[OneStep, _named("fgsm", OneStep, "One step up the loss.")]
+    | Annotated[RandomStep, _named("r-fgsm", RandomStep, "fgsm from a random start.")]
+    | Annotated[Iterated, _named("pgd", Iterated, "At the point of greatest loss.", steps=10)]
+    | Annotated[Iterated, _named("udp", Iterated, "At the point of greatest uncertainty, 1 to K steps away.")]
+    | Annotated[Iterated, _named("uta", Iterated, "At the point of greatest uncertainty, K steps away.")]
+    | Annotated[Weighted, _named("udpr", Weighted, "The clean loss plus that at the udp point.")]
+    | Annotated[
+        Diverging,
+        _named("trades", Diverging, "The clean loss plus the divergence at its greatest.", steps=10),
+    ]
+    | Annotated[Diverging, _named("udp-trades", Diverging, "The clean loss plus the divergence at the udp point.")]
+)
+METHODS: dict[str, Callable[..., Method]] = {
+    "standard": methods.standard,
+    "fgsm": methods.fgsm_at,
+    "r-fgsm": methods.r_fgsm_at,
+    "pgd": methods.pgd_at,
+    "udp": methods.udp,
+    "uta": methods.uta,
+    "udpr": methods.udpr,
+    "trades": methods.trades,
+    "udp-trades": methods.udp_trades,
+}
+
+
+def parameters(choice: Any) -> dict[str, Any]:
+    """Name and hyper-parameters of a chosen method, flat; this is its record."""
+    found: dict[str, Any] = {}
+    for field in fields(choice):
+        value = getattr(choice, field.name)
+        found |= parameters(value) if is_dataclass(value) else {field.name: value}
+    return found
+
+
+def build_method(choice: Any) -> Method:
+    """The method with its hyper-parameters. Raises `EquipoiseError` for values out of range."""
+    options = parameters(choice)
+    name, steps = options.pop("name"), options.get("steps", 1)
+    require(steps >= 1, f"steps = {steps} takes no step: expected an integer >= 1.")
+    if options.pop("step_schedule", "constant") == "triangular":
+        options["step_size"] = _triangular(name, options["eps"], options["step_size"], steps)
+    return METHODS[name](**options)
+
+
+def _triangular(name: str, eps: float, size: float | None, steps: int) -> StepSize:
+    peak = eps / (5 if name in ("pgd", "trades") else 2)
+    return Triangular(2.5 * eps / steps if size is None else size, peak)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network and evaluate it.
+
+    Example: equipoise train udp --data digits --eps 0.15 --steps 10 --out runs/udp
+
+    The papers' setting for colour images: --net preact-resnet18 --optimizer sgd --lr 0.15 --schedule triangular
+    --weight-decay 5e-4 --epochs 60 --augment crop-flip --mode train. `equipoise train udp --help` lists every flag.
+    """
+
+    method: Annotated[Choice, arg(name="")]
+    data: str = "digits"
+    """digits, mnist, fashion-mnist, cifar10, cifar100, svhn; or a .npz file; or a folder or archive of images."""
+    data_root: Path | None = None
+    """Where the files of a dataset are looked for before they are downloaded."""
+    limit: int | None = None
+    """Train on at most so many samples."""
+    net: str = "mlp"
+    """mlp, lenet, lenet-wide, preact-resnet18, or your own as package.module:factory."""
+    width: int | None = None
+    """lenet: multiplies its filters, 1 to 12."""
+    widths: tuple[int, ...] = ()
+    """mlp: sizes of its hidden layers, such as 512 256."""
+    net_option: tuple[str, ...] = ()
+    """Other arguments of the network, as key=value."""
+    normalize: FlagCreatePairsOff[bool] = False
+    """Standardise the channels by the training data's mean and deviation, in a layer inside the network."""
+    out: Path | None = None
+    """Where the run is written; by default runs/METHOD-DATA-SEED."""
+    resume: FlagCreatePairsOff[bool] = False
+    """Continue the run in --out where it stopped."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the run in --out."""
+    evaluate_examples: int | None = None
+    """Test samples of the final evaluation; by default 1000, or 200 for a large network on a CPU; 0 skips it."""
+    recipe: OmitArgPrefixes[Recipe] = Recipe()
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Accuracy of a model, clean and under attacks.
+
+    Example: equipoise evaluate runs/udp --attacks fgsm pgd100 --eps 4/255 8/255 --restarts 5
+    """
+
+    target: Positional[str]
+    """A run directory, or a model of your own as package.module:factory."""
+    attacks: tuple[str, ...] = ("fgsm", "pgd")
+    """clean, fgsm, r-fgsm, pgd, cw, uta, udp, trades; a number sets the steps, as in pgd100."""
+    eps: tuple[float, ...] = ()
+    """Radii, in pixels of [0, 1]; by default for a run: half, once and twice that of its validation attacks."""
+    norm: NormName | None = None
+    """Norm of the ball; by default linf, or that of the run's training."""
+    steps: int | None = None
+    """Steps of the attacks; by default 40."""
+    step_size: float | None = None
+    """Length of a step; by default 2.5 eps / steps."""
+    restarts: int = 1
+    """How often each attack starts again from another random point."""
+    examples: int = 1000
+    """Test samples, the same ones for every model; 0 for all."""
+    data: str | None = None
+    """Dataset or file, as for train; by default that of the run."""
+    data_root: Path | None = None
+    """Where the files of a dataset are looked for."""
+    weights: Literal["best", "last"] = "best"
+    """Which weights of a run."""
+    checkpoint: Path | None = None
+    """Weights for a package.module:factory, a safetensors file."""
+    net_option: tuple[str, ...] = ()
+    """Arguments of a package.module:factory, as key=value."""
+    seed: int = 0
+    """Seed of the attacks."""
+    batch_size: int = 256
+    """Samples attacked at once; changes the speed, not the result."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    precision: Precision = "32"
+    """bf16 computes the attacks in bfloat16; every success is confirmed in float32."""
+    out: Path | None = None
+    """Where the record is written; by default inside the run, or eval.json."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One HTML file that compares runs.
+
+    Example: equipoise report runs/pgd runs/udp --out report.html
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Run directories, and records that `equipoise evaluate` wrote."""
+    out: Path = Path("report.html")
+    """Where the report is written."""
+
+
+Command = Train | Evaluate | Report
+_Commands = (
+    Annotated[Train, subcommand("train")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Report, subcommand("report")]
+)
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """The command that `argv` asks for.
+
+    Raises `EquipoiseError` for an unknown command or method, and exits as command lines do, with 2 after a message for
+    flags that cannot be understood and with 0 after --help and --version.
+    """
+    if argv and argv[0] in ("--version", "-V"):
+        print(f"equipoise {equipoise.__version__}")
+        sys.exit(0)
+    names = [a for a in argv[:2] if not a.startswith("-")]
+    if names and names[0] not in ("train", "evaluate", "report"):
+        raise unknown("command", names[0], ("train", "evaluate", "report"))
+    if len(names) == 2 and names[0] == "train" and names[1] not in METHODS:
+        raise unknown("method", names[1], METHODS)
+    with _readable():
+        return tyro.cli(
+            _Commands,
+            prog="equipoise",
+            description="Train robust classifiers, and measure honestly how robust any classifier is. --version says "
+            "which equipoise this is.",
+            args=list(argv),
+            config=(
+                tyro.conf.CascadeSubcommandArgs,
+                tyro.conf.OmitArgPrefixes,
+                tyro.conf.OmitSubcommandPrefixes,
+            ),
+        )
+
+
+_METAVARS = {float: "NUMBER", int: "INT", str: "TEXT", Path: "PATH"}
+
+
+def _readable() -> ConstructorRegistry:
+    """Every number on the command line may be a fraction; what may be left out is not written as a union with None."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        kinds = [kind for kind in get_args(info.type) or (info.type,) if kind is not type(None)]
+        if len(kinds) != 1 or kinds[0] not in _METAVARS:
+            return None
+        kind = kinds[0]
+        convert = fraction if kind is float else kind
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=_METAVARS[kind],
+            instance_from_str=lambda args: convert(args[0]),
+            is_instance=lambda value: value is None or isinstance(value, (int, float) if kind is float else kind),
+            str_from_instance=lambda value: [
+                "unset" if value is None else f"{value:g}" if kind is float else str(value)
+            ],
+        )
+
+    return registry
+
+
+def net_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs, with values as numbers, true, false, tuples ("3,4", "3,", ",") or else text.
+
+    Raises `EquipoiseError` for anything that is no such pair.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key.isidentifier() and equals):
+            raise EquipoiseError(f"--net-option {pair!r} is not of the form key=value.")
+        options[key] = tuple(_scalar(v) for v in value.split(",") if v) if "," in value else _scalar(value)
+    return options
+
+
+def _scalar(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
