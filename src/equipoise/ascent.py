@@ -22,8 +22,8 @@ from equipoise.convolution import FastInputGradients
 from equipoise.errors import require, unknown
 from equipoise.geometry import Ball
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, check_outputs, couples_samples, frozen_weights, standing
-from equipoise.rng import Streams
+from equipoise.predictive import as_predictive, check_outputs, couples_samples, frozen_weights, seeded, standing
+from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
 from equipoise.steps import Constant, Fixed, Start, Steepest, Steps, StepSize, Zero
 from equipoise.terms import Term
@@ -32,7 +32,7 @@ from equipoise.types import Labels, Mode, PerSample, Points, Precision, Predict,
 Keep = Literal["last", "best", "first_success"]
 TargetRule = Literal["least_likely", "runner_up", "random"]
 
-_START, _STEPS, _MODEL, _TARGET, _RESTART = range(5)  # what a stream is drawn for
+_START, _STEPS, _MODEL, _TARGET, _RESTART, _GLOBAL = range(6)  # what a stream is drawn for
 _CACHE_SIZED = 128  # samples per gradient on a CPU: activations of a small network then stay near the cache
 _CHECK_EVERY = 8  # steps between two looks at who has succeeded on an accelerator, where looking waits for the device
 
@@ -131,6 +131,7 @@ def value_and_gradient(
         point = point.detach().requires_grad_()
         here = predict(point)
         value = objective(here, clean, labels, target)
+        require(value.requires_grad, "the model's output has no gradient: it detaches its input or computes under no_grad.")
         (gradient,) = torch.autograd.grad(value.sum(), point)
     return value.detach(), gradient, here.detach()
 
@@ -188,6 +189,7 @@ class Ascent:
                 raise unknown(name, value, [str(o) for o in options])
 
     def __rmatmul__(self, objective: object) -> Term:
+        require(self.restarts == 1, f"restarts = {self.restarts}: a training method climbs once; restarts are for attacks.")
         return Term(objective, self) if isinstance(objective, Objective) else NotImplemented
 
     def __str__(self) -> str:
@@ -203,7 +205,11 @@ class Ascent:
 
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
         """The points a training method evaluates its objective at: one climb, nothing checked or verified."""
-        return self._climb(predictive, x, y, None, streams, _Goal(y, None)).point
+        with seeded(int(streams.keys[0]), x.device):
+            target = None
+            if self.target is not None:
+                target = choose_target(self.target, _predict(predictive, x, streams), y, streams.fold(_TARGET))
+            return self._climb(predictive, x, y, target, streams, _Goal(y, target)).point
 
     def predict_at(self, predict: Predict, x: Points, point: Points) -> Prediction:
         """The prediction at a point that `perturb` returned."""
@@ -228,12 +234,30 @@ class Ascent:
         Raises `EquipoiseError` for unusable input: a wrong shape, dtype, range, label, pairing or kind of output.
         """
         predictive = as_predictive(model)
-        index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
         check_input(x, predictive.module, self.geometry)
+        require(batch_size >= 1, f"batch_size = {batch_size} holds no sample: expected an integer >= 1.")
+        index = torch.arange(len(x)) if index is None else index
+        check_index(index, len(x))
+        with seeded(fold(seed, _GLOBAL), x.device):
+            return self._in_batches(predictive, x, y, target, Streams.of(seed, index.to(x.device)), batch_size)
+
+    def _in_batches(
+        self,
+        predictive: Predictive,
+        x: Points,
+        y: Labels | None,
+        target: Labels | None,
+        streams: Streams,
+        batch_size: int,
+    ) -> Perturbed:
         with standing(predictive.module, "eval"):
-            first = predictive.draw(Streams.of(seed, index[:2]))(x[:2])
+            first = predictive.draw(streams[:2])(x[:2])
         check_outputs(first, predictive)
         for name, labels in (("y", y), ("target", target)):
+            require(
+                getattr(labels, "device", x.device) == x.device,
+                f"{name} is on {getattr(labels, 'device', None)} but x is on {x.device}: move one of them.",
+            )
             check_labels(name, labels, len(x), first.classes)
         self.objective.check(first.classes, y is not None, target is not None or self.target is not None)
         require(
@@ -242,7 +266,7 @@ class Ascent:
         with standing(predictive.module, self.mode):
             size = len(x) if couples_samples(predictive.module) else batch_size
         parts = [
-            self._attack(predictive, x[b], _at(y, b), _at(target, b), Streams.of(seed, index[b]))
+            self._attack(predictive, x[b], _at(y, b), _at(target, b), streams[b])
             for b in torch.arange(len(x), device=x.device).split(size)
         ]
         return Perturbed.cat(parts)
@@ -313,7 +337,7 @@ class Ascent:
             remaining = None
             if rows.steps is not None and independent:
                 rows = rows[rows.steps.argsort(descending=True, stable=True)]
-                remaining = (most - rows.steps.bincount(minlength=most + 1).cumsum(0)).add(len(rows) - most).tolist()
+                remaining = _still_climbing(rows.steps, most)
             for i in range(most):
                 if remaining is not None and remaining[i] < len(rows):
                     self._settle(rows[remaining[i] :], predict, goal, out, spent + i)
@@ -332,11 +356,14 @@ class Ascent:
                             fooled = rows[rows.won]
                             out.write(fooled, fooled.best, spent + i + 1)
                             rows, gradient, frozen = rows[left], gradient[left], frozen[left]
+                            if remaining is not None:
+                                remaining = _still_climbing(rows.steps, most)
                         if len(rows) == 0:
                             break
                 strength = gradient.abs().flatten(1).amax(1)
-                rows.nan = rows.nan + ~strength.isfinite()
-                rows.zero = rows.zero + (strength == 0)
+                moves = torch.ones_like(rows.won) if frozen is None else ~frozen
+                rows.nan = rows.nan + (~strength.isfinite() & moves)
+                rows.zero = rows.zero + ((strength == 0) & moves)
                 size = self.step_size.at(i, most)
                 moved, memory = self.step(rows.point, gradient.nan_to_num_(0.0, 0.0, 0.0), size, self.geometry, rows.memory)
                 moved = self.geometry.project(moved, rows.origin)
@@ -452,6 +479,11 @@ class _Case:
         return _Case(self.predictive, *parts)
 
 
+def _still_climbing(steps: Int[Tensor, " batch"], most: int) -> list[int]:
+    """How many samples take more than i steps, for i = 0, ..., most."""
+    return (len(steps) - steps.bincount(minlength=most + 1).cumsum(0)).tolist()
+
+
 def choose_target(rule: TargetRule, clean: Prediction, y: Labels | None, streams: Streams) -> Labels:
     """A class other than the true one (or, without labels, the predicted one): the least likely, the most likely of the
     others, or any of them drawn uniformly."""
@@ -491,6 +523,14 @@ def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
     )
 
 
+def check_index(index: Any, batch: int) -> None:
+    """Raise `EquipoiseError` unless `index` is one integer per sample."""
+    require(
+        isinstance(index, Tensor) and index.shape == (batch,) and not index.is_floating_point() and index.dtype != torch.bool,
+        f"index must be a tensor of {batch} integers, one per sample.",
+    )
+
+
 def check_labels(name: str, labels: Any, batch: int, classes: int) -> None:
     """Raise `EquipoiseError` unless `labels` is None or one class index per sample."""
     if labels is None:
@@ -507,7 +547,7 @@ def check_labels(name: str, labels: Any, batch: int, classes: int) -> None:
 
 def _predict(predictive: Predictive, x: Points, streams: Streams) -> Prediction:
     """The prediction that counts: eval mode, the model's own precision, nothing frozen or rearranged."""
-    with standing(predictive.module, "eval"):
+    with standing(predictive.module, "eval"), torch.autocast(x.device.type, enabled=False):
         return predictive.draw(streams.fold(_MODEL))(x)
 
 

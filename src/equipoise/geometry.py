@@ -100,10 +100,12 @@ def _steepest_l2(gradient: Rows, room: Rows, size: float) -> Rows:
 
 def _steepest_l1(gradient: Rows, room: Rows, size: float) -> Rows:
     # The whole budget goes to the coordinate with the largest slope, what its room cannot take to the next, and so on.
-    order = (gradient.abs() * (room > 0)).argsort(dim=1, descending=True, stable=True)
+    order = gradient.abs().argsort(dim=1, descending=True, stable=True)
     sorted_room = room.gather(1, order).clamp_max(size)
-    spent = sorted_room.cumsum(1) - sorted_room
-    share = (size - spent).clamp_min(0).minimum(sorted_room)
+    left = size - (sorted_room.cumsum(1) - sorted_room)
+    # One that is full is pushed on beyond the box, at no cost: the projection, which shortens all moves alike, must not
+    # take from it what it would give to a coordinate of smaller slope. So the linear optimum is a fixed point.
+    share = torch.where((sorted_room <= left) & (left > 1e-6 * size), size, left.clamp_min(0))
     return torch.zeros_like(gradient).scatter(1, order, share) * gradient.sign()
 
 
@@ -133,7 +135,7 @@ class Norm:
     project: Callable[[Rows, Rows, float], Rows]
     """Length of the projection along each coordinate, from the lengths `|v - c|`, the room up to the box, and eps."""
     steepest: Callable[[Rows, Rows, float], Rows]
-    """`argmax ⟨gradient, d⟩` over `‖d‖ <= size`; for L1 also `|d| <= room`."""
+    """`argmax ⟨gradient, d⟩` over `‖d‖ <= size`; for L1 also `|d| <= room`, once cut to it."""
     draw: Callable[[Streams, int, torch.dtype], Rows]
     """Uniform points of the unit ball."""
 
@@ -191,7 +193,7 @@ class Ball:
 
     def steepest(self, x: Points, gradient: Points, size: float) -> Points:
         """`x + argmax ⟨gradient, d⟩` over `‖d‖ <= size`: the sign step, the normalised step, or for L1 the coordinates
-        of largest slope, each filled up to the box.
+        of largest slope, each filled up to the box (and a full one held there against the projection to come).
         """
         flat = gradient.flatten(1)
         room = self._room(flat, x) if self.norm == "l1" else flat

@@ -100,9 +100,23 @@ def standing(module: nn.Module, mode: Mode) -> Iterator[None]:
             m.training = training
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators, from which dropout draws, and on the way out put their states back."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def couples_samples(module: nn.Module) -> bool:
     """Whether, in its present mode, a sample's output depends on its batch (batch statistics, dropout masks)."""
-    return any(isinstance(m, _BATCH_COUPLING) and m.training for m in module.modules())
+    return any(
+        isinstance(m, _BATCH_COUPLING) and (m.training or getattr(m, "track_running_stats", True) is False)
+        for m in module.modules()
+    )
 
 
 def frozen_weights(module: nn.Module, mode: Mode, precision: Precision = "32") -> Weights:
@@ -120,4 +134,8 @@ def frozen_weights(module: nn.Module, mode: Mode, precision: Precision = "32") -
 def _laid_out(weight: Tensor, precision: Precision) -> Tensor:
     if precision == "bf16" and weight.ndim >= 2:
         weight = weight.bfloat16()
-    return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
+    if weight.ndim != 4 or weight.dtype == torch.float64:
+        return weight  # float64 is for checks: pooling's ties then break exactly as in the network itself
+    # A copy, because `contiguous` leaves the strides of a kernel with one input channel as they are, and it is by its
+    # strides that a convolution is told the layout.
+    return torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)

@@ -19,13 +19,16 @@ Memory = tuple[Tensor, ...]
 @dataclass(frozen=True)
 class Steepest:
     """The direction in which a linear function grows fastest in the ball's norm: sign for Linf, `g/‖g‖₂` for L2,
-    the coordinates of largest slope for L1."""
+    the coordinates of largest slope for L1.
+    """
 
     def init(self, x: Points) -> Memory:
         """Nothing to remember."""
         return ()
 
-    def __call__(self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(
+        self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory
+    ) -> tuple[Points, Memory]:
         """`x + argmax ⟨g, d⟩` over `‖d‖ <= size`."""
         return geometry.steepest(x, gradient, size), memory
 
@@ -38,7 +41,9 @@ class Sign:
         """Nothing to remember."""
         return ()
 
-    def __call__(self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(
+        self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory
+    ) -> tuple[Points, Memory]:
         """Moves every coordinate by `size`."""
         return x + size * gradient.sign(), memory
 
@@ -51,7 +56,9 @@ class Normalized:
         """Nothing to remember."""
         return ()
 
-    def __call__(self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(
+        self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory
+    ) -> tuple[Points, Memory]:
         """Moves each sample by the L2 length `size`."""
         return Ball("l2", math.inf, geometry.box).steepest(x, gradient, size), memory
 
@@ -72,7 +79,9 @@ class Momentum:
         """No past gradients."""
         return (torch.zeros_like(x), *self.then.init(x))
 
-    def __call__(self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(
+        self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory
+    ) -> tuple[Points, Memory]:
         """Accumulates the gradient and moves along it."""
         length = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
         past = self.decay * memory[0] + gradient / length.reshape(-1, *[1] * (gradient.ndim - 1))
@@ -89,6 +98,13 @@ class StepSize(Protocol):
         ...
 
 
+def _positive(size: float) -> None:
+    require(size > 0, f"step_size = {size} moves nothing: expected a number > 0, such as 2/255.")
+    require(
+        size < math.inf, f"step_size = {size}: expected a finite number, such as 2/255; with an infinite eps give one."
+    )
+
+
 @dataclass(frozen=True)
 class Constant:
     """The same length at every step."""
@@ -97,7 +113,7 @@ class Constant:
     """Step size alpha, in the units of the input."""
 
     def __post_init__(self) -> None:
-        require(self.size > 0, f"step_size = {self.size} moves nothing: expected a number > 0, such as 2/255.")
+        _positive(self.size)
 
     def at(self, step: int, steps: int) -> float:
         """alpha."""
@@ -117,7 +133,7 @@ class Triangular:
     """Step size in the middle, if larger than alpha."""
 
     def __post_init__(self) -> None:
-        require(self.size > 0, f"step_size = {self.size} moves nothing: expected a number > 0, such as 2/255.")
+        _positive(self.size)
 
     def at(self, step: int, steps: int) -> float:
         """`alpha + (peak - alpha) · (1 - |2·step/K - 1|)`."""
