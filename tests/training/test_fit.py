@@ -201,6 +201,12 @@ def test_two_processes_train_as_one() -> None:
     assert together.last["train_accuracy"] == pytest.approx(alone.last["train_accuracy"])
 
 
+def test_an_error_in_a_process_is_still_a_sentence() -> None:
+    recipe = Recipe(epochs=5, optimizer="sgd", lr=1e30, validation=0.2, devices=2)
+    with pytest.raises(EquipoiseError, match=r"^the .* no longer finite .*lower lr[^\n]*$"):
+        fit(methods.standard(), mlp(), blobs(), recipe)
+
+
 def test_the_same_seed_is_the_same_run_and_another_is_not() -> None:
     runs = []
     for seed in (0, 0, 1):

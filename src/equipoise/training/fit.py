@@ -6,7 +6,9 @@ resumed takes exactly the steps of one that was not.
 """
 
 import json
+import math
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.multiprocessing import ProcessRaisedException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from equipoise.ascent import Ascent
@@ -127,6 +130,8 @@ def fit(
     With `out` the run directory is written (see `equipoise.records.Run`), a checkpoint after every epoch and every few
     minutes; `resume=True` continues from it. At the end `model` holds the last weights; `load_run(out, "best")` gives
     those of the epoch with the best validation robust accuracy. `method_record` and `net_record` go into the record.
+    With `recipe.devices > 1` processes are started, to which `progress` must be able to travel (something that
+    pickles); under torchrun each process calls `fit`.
     Raises `EquipoiseError` for unusable input and when the loss stops being finite.
     """
     recipe = recipe or Recipe()
@@ -175,7 +180,13 @@ def fit(
             folder = out or Path(scratch)
             job = replace(job, out=folder)
             fabric = Fabric(accelerator=kind, strategy="ddp_spawn", devices=recipe.devices, precision=precision)
-            run = from_json(fabric.launch(partial(_train_to_json, job)))
+            try:
+                run = from_json(fabric.launch(partial(_train_to_json, job)))
+            except ProcessRaisedException as error:
+                found = re.search(r"EquipoiseError: (.*)", str(error))
+                if found is None:
+                    raise
+                raise EquipoiseError(found[1]) from None
             load_weights(predictive.module, folder / "last.safetensors")
             assert isinstance(run, Run)
             return run
@@ -296,12 +307,19 @@ class _Training:
             self._step(batch[self.fabric.global_rank :: self.fabric.world_size].to(device), len(batch), seed, number)
             memory.step = number + 1
             if memory.step % _LOOK_EVERY == 0:
-                self._require_finite(self.sums)
+                self._require_finite(self._total())
             self._tell()
-            if self.out and time.monotonic() - self.saved > 60 * recipe.checkpoint_minutes > 0:
+            if self.out and self._due():
                 self._save()
-        self._require_finite(self.sums)
+        self._require_finite(self._total())
         self._finish_epoch()
+
+    def _due(self) -> bool:
+        """Whether it is time for a checkpoint. Processes save together, so the first one decides, now and then."""
+        due = time.monotonic() - self.saved > 60 * self.recipe.checkpoint_minutes > 0
+        if self.fabric.world_size == 1:
+            return due
+        return self.memory.step % _LOOK_EVERY == 0 and self.fabric.broadcast(due)
 
     def _step(self, index: Tensor, total: int, seed: int, number: int) -> None:
         done = (self.memory.epoch + number / self.steps) / self.recipe.epochs
@@ -326,6 +344,7 @@ class _Training:
         self.sums += torch.stack([losses.detach().double().sum(), correct.double(), self.sums.new_tensor(len(y))])
 
     def _require_finite(self, values: Tensor, what: str = "loss is") -> None:
+        """Stop with a sentence. Every process sees the same values, so that none is left waiting for another."""
         require(
             bool(values.isfinite().all()),
             f"the {what} no longer finite in epoch {self.memory.epoch + 1}: lower lr (now {self.recipe.lr:g}) or eps, "
@@ -351,6 +370,7 @@ class _Training:
         if self.fabric.is_global_zero:
             metrics |= self._validate()
         metrics = self.fabric.broadcast(metrics)
+        self._require_finite(torch.tensor(metrics["valid_clean"]), "network's outputs are")
         if metrics["valid_pgd"] > memory.best.get("valid_pgd", -1.0):
             memory.best = metrics
             if self.out and self.fabric.is_global_zero:
@@ -372,7 +392,8 @@ class _Training:
         valid, judged = self.valid, as_predictive(self.judged) if self.averaged is not None else self.predictive
         with standing(judged.module, "eval"):
             scores = torch.cat([judged.draw()(x).scores for x in valid.x.split(512)])
-        self._require_finite(scores, "network's outputs are")
+        if not scores.isfinite().all():
+            return dict.fromkeys(("valid_clean", *self.checks), math.nan)
         metrics = {"valid_clean": float((scores.argmax(1) == valid.y).double().mean())}
         for name, attack in self.checks.items():
             found = attack(judged, valid.x, valid.y, seed=self.recipe.seed)
@@ -459,14 +480,14 @@ class _Training:
         sums = self._total()
         now = time.monotonic()
         self.memory.seconds, self.began, self.saved = self.memory.seconds + now - self.began, now, now
-        if not self.fabric.is_global_zero:
-            return
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.module.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
         if self.averaged is not None:
             tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
         for tensor in tensors.values():
             self._require_finite(tensor, "weights are")
+        if not self.fabric.is_global_zero:
+            return
         state = {
             "memory": asdict(self.memory),
             "method": self.record.method,
