@@ -422,7 +422,7 @@ def test_the_closed_form_optimum_of_a_binary_linear_model(norm, attack):
     """Both objectives grow with the one margin, so that the summit is the linear maximum over ball ∩ box."""
     net, eps = linear(2), {"linf": 0.3, "l2": 0.8, "l1": 1.7}[norm]
     x, y = batch(12, 8, classes=2)
-    found = attack(eps, eps / 2, 200, norm=norm)(net, x, y)
+    found = attack(eps, eps / 2, 80, norm=norm)(net, x, y)
     w = net.weight.detach()
     for i in range(12):
         direction = w[1 - y[i]] - w[y[i]]
@@ -445,7 +445,7 @@ def test_the_closed_form_optimum_towards_each_class(norm):
         other = next(c for c in rivals if c != top)
         worst = linear_maximum(norm, w[other] - w[top], x[i], eps)
         ends.append(top if (w[other] - w[top]) @ worst < 0 else -1)
-    found = cw(eps, eps / 2, 200, norm=norm)(net, x, y)
+    found = cw(eps, eps / 2, 80, norm=norm)(net, x, y)
     single = [i for i, top in enumerate(ends) if top >= 0]
     assert len(single) >= 10
     for i in single:

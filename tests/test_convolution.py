@@ -1,0 +1,98 @@
+"""The fast input gradient against the library's, for every shape of convolution."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from equipoise.convolution import FastInputGradients
+
+F64 = torch.float64
+
+
+def both(x, weight, call):
+    """Value and input gradient of `call(x)`, plainly and in the fast mode."""
+    found = []
+    for mode in (False, True):
+        at = x.clone().requires_grad_()
+        if mode:
+            with FastInputGradients():
+                value = call(at)
+                (gradient,) = torch.autograd.grad((value**2).sum(), at)
+            fast = "_Convolution" in type(value.grad_fn).__name__
+        else:
+            value = call(at)
+            (gradient,) = torch.autograd.grad((value**2).sum(), at)
+        found.append((value, gradient))
+    return *found, fast
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@given(
+    channels=st.integers(1, 6),
+    out=st.integers(1, 5),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.sampled_from([1, 1, 1, 2, (1, 2)]),
+    padding=st.sampled_from([0, 1, 2, (0, 1), (2, 1), "same"]),
+    dilation=st.sampled_from([1, 1, 1, 2]),
+    groups=st.booleans(),
+    bias=st.booleans(),
+    size=st.tuples(st.integers(9, 14), st.integers(9, 14)),
+    last=st.booleans(),
+)
+@settings(max_examples=150)
+def test_the_gradient_is_that_of_the_library(
+    channels, out, kernel, stride, padding, dilation, groups, bias, size, last
+):
+    if padding == "same" and stride != 1:
+        stride = 1
+    groups = channels if groups else 1
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, channels, *size, generator=generator, dtype=F64)
+    weight = torch.randn(out * groups, channels // groups, *kernel, generator=generator, dtype=F64)
+    if last:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    offset = torch.randn(out * groups, generator=generator, dtype=F64) if bias else None
+    plain, fast, _ = both(x, weight, lambda at: F.conv2d(at, weight, offset, stride, padding, dilation, groups))
+    assert torch.equal(plain[0], fast[0]) or torch.allclose(plain[0], fast[0])
+    assert fast[1].shape == x.shape and torch.allclose(plain[1], fast[1], atol=1e-10)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_it_is_used_where_it_pays_and_only_there(channels):
+    x, weight = torch.rand(2, channels, 12, 12), torch.rand(4, channels, 5, 5)
+    assert both(x, weight, lambda at: F.conv2d(at, weight, padding=2))[2]
+    assert both(x, weight, lambda at: F.conv2d(input=at, weight=weight, padding=1))[2], "arguments by name"
+    learned = weight.clone().requires_grad_()
+    assert not both(x, weight, lambda at: F.conv2d(at, learned))[2], "a weight that learns needs its own gradient"
+    assert not both(x, weight, lambda at: F.conv2d(at, weight, stride=2))[2]
+    assert not both(x, weight, lambda at: F.conv2d(at, weight, padding=5))[2], "padding as wide as the kernel"
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular", "reflect"])
+def test_layers_in_float32(padding_mode):
+    layer = nn.Conv2d(3, 8, 5, padding=2, padding_mode=padding_mode).requires_grad_(False)
+    x = torch.rand(4, 3, 17, 13, generator=torch.Generator().manual_seed(0))
+    plain, fast, _ = both(x, layer.weight, layer)
+    assert torch.allclose(plain[1], fast[1], atol=1e-4)
+
+
+def test_a_single_image_and_an_input_without_gradient_pass_through():
+    layer = nn.Conv2d(1, 2, 3).requires_grad_(False)
+    x = torch.rand(1, 6, 6)
+    with FastInputGradients():
+        assert torch.equal(layer(x), layer(x[None])[0])
+    plain, fast, used = both(x, layer.weight, layer)
+    assert not used and torch.allclose(plain[1], fast[1])
+
+
+def test_under_autocast():
+    layer = nn.Conv2d(1, 4, 3).requires_grad_(False)
+    x = torch.rand(2, 1, 8, 8).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        with FastInputGradients():
+            (fast,) = torch.autograd.grad(layer(x).float().pow(2).sum(), x)
+        (plain,) = torch.autograd.grad(layer(x).float().pow(2).sum(), x)
+    assert fast.dtype == torch.float32 and torch.allclose(fast, plain, rtol=0.05, atol=0.05)
