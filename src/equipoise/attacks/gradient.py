@@ -15,14 +15,14 @@ from equipoise.objectives import Divergence, cross_entropy, entropy, kl, margin
 from equipoise.steps import Constant, Gaussian, StepSize, Uniform, UniformUpTo
 
 
-def _step_size(step_size: StepSize | float | None, eps: float, steps: int) -> StepSize | float:
-    """`step_size`, or by default 2.5·eps/K (Madry et al. 2018). With eps = 0 any step is projected back."""
-    return step_size if step_size is not None else Constant(2.5 * eps / steps if eps > 0 else 1.0)
+def _step_size(step_size: StepSize | float | None, eps: float, steps: float, reach: float = 2.5) -> StepSize | float:
+    """`step_size`, or by default reach·eps/K, 2.5·eps/K as Madry et al. 2018. With eps = 0 any step is projected back."""
+    return step_size if step_size is not None else Constant(reach * eps / max(steps, 1) if eps > 0 else 1.0)
 
 
-def fgsm(eps: float, norm: str = "linf", **options: Any) -> Ascent:
+def fgsm(eps: float, step_size: float | None = None, norm: str = "linf", **options: Any) -> Ascent:
     """Fast gradient sign method: `x + eps · sign(∇CE)`, for other norms the steepest step (Goodfellow et al. 2015)."""
-    return Ascent(cross_entropy, Ball(norm, eps), _step_size(options.pop("step_size", None), eps / 2.5, 1), 1, **options)
+    return Ascent(cross_entropy, Ball(norm, eps), _step_size(step_size, eps, 1, 1.0), 1, **options)
 
 
 def r_fgsm(eps: float, step_size: float | None = None, norm: str = "linf", **options: Any) -> Ascent:
@@ -30,27 +30,34 @@ def r_fgsm(eps: float, step_size: float | None = None, norm: str = "linf", **opt
 
     The gradient is taken at the random start, as in Wong et al. 2020; U (Eq. R-FGSM) writes it at x.
     """
-    return Ascent(
-        cross_entropy, Ball(norm, eps), _step_size(step_size, eps / 2, 1), 1, **{"start": Uniform()} | options
-    )
+    size = _step_size(step_size, eps, 1, 1.25)
+    return Ascent(cross_entropy, Ball(norm, eps), size, 1, **{"start": Uniform()} | options)
 
 
-def pgd(eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any) -> Ascent:
+def pgd(
+    eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any
+) -> Ascent:
     """Projected gradient ascent of the cross-entropy (Madry et al. 2018; U, Eq. PGD: from the clean point)."""
     return Ascent(cross_entropy, Ball(norm, eps), _step_size(step_size, eps, steps), steps, **options)
 
 
-def cw(eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any) -> Ascent:
+def cw(
+    eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any
+) -> Ascent:
     """The margin of Carlini & Wagner 2017, climbed by projected gradient steps (R, Sec. 5.1)."""
     return Ascent(margin, Ball(norm, eps), _step_size(step_size, eps, steps), steps, **options)
 
 
-def uta(eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any) -> Ascent:
+def uta(
+    eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any
+) -> Ascent:
     """Uncertainty-targeted attack: climb the entropy for K steps; looks at no label (T, Eq. UTA-PGD and Alg. 1)."""
     return Ascent(entropy, Ball(norm, eps), _step_size(step_size, eps, steps), steps, **options)
 
 
-def udp(eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any) -> Ascent:
+def udp(
+    eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any
+) -> Ascent:
     """Uncertainty-driven perturbation: as `uta`, with `k ~ U{1..K}` steps drawn per sample (U, Eq. UDP-PGD, Alg. 1)."""
     return replace(uta(eps, step_size, steps, norm, **options), steps=UniformUpTo(steps))
 
@@ -64,9 +71,14 @@ def trades(
     **options: Any,
 ) -> Ascent:
     """TRADES' inner step: climb the divergence from the clean prediction, from Gaussian noise of 0.001, because its
-    gradient is 0 at the clean point (Zhang et al. 2019)."""
+    gradient is 0 at the clean point (Zhang et al. 2019).
+    """
     return Ascent(
-        kl(divergence), Ball(norm, eps), _step_size(step_size, eps, steps), steps, **{"start": Gaussian(0.001)} | options
+        kl(divergence),
+        Ball(norm, eps),
+        _step_size(step_size, eps, steps),
+        steps,
+        **{"start": Gaussian(0.001)} | options,
     )
 
 
