@@ -26,7 +26,7 @@ check: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-DEMO := --data digits --net mlp --epochs 30 --seed 0
+DEMO := --data digits --net mlp --epochs 30 --batch-size 64 --seed 0 --overwrite
 ATTACK := --eps 0.15 --step-size 0.03 --steps 10
 demo: $(READY)
 	$(BIN)/equipoise train standard $(DEMO) --out demo/standard
