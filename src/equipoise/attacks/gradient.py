@@ -16,11 +16,11 @@ from equipoise.steps import Constant, Gaussian, StepSize, Uniform, UniformUpTo
 
 
 def _step_size(step_size: StepSize | float | None, eps: float, steps: float, reach: float = 2.5) -> StepSize | float:
-    """`step_size`, or by default reach·eps/K, 2.5·eps/K as Madry et al. 2018. With eps = 0 any step is projected back."""
+    """`step_size`, or by default reach·eps/K (2.5: Madry et al. 2018). With eps = 0 any step is projected back."""
     return step_size if step_size is not None else Constant(reach * eps / max(steps, 1) if eps > 0 else 1.0)
 
 
-def fgsm(eps: float, step_size: float | None = None, norm: str = "linf", **options: Any) -> Ascent:
+def fgsm(eps: float, norm: str = "linf", step_size: float | None = None, **options: Any) -> Ascent:
     """Fast gradient sign method: `x + eps · sign(∇CE)`, for other norms the steepest step (Goodfellow et al. 2015)."""
     return Ascent(cross_entropy, Ball(norm, eps), _step_size(step_size, eps, 1, 1.0), 1, **options)
 
@@ -83,7 +83,7 @@ def trades(
 
 
 def targeted(attack: Ascent, rule: TargetRule = "least_likely") -> Ascent:
-    """The same attack, climbing towards a class chosen by `rule`; for classes of your own pass `target=` to any attack."""
+    """The same attack, climbing towards a class chosen by `rule`; pass classes of your own as `target=` to any attack."""
     return replace(attack, target=rule)
 
 
