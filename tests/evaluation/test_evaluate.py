@@ -230,6 +230,9 @@ def test_cautions_name_what_is_suspicious_and_nothing_else():
     assert "fgsm, 40.0%" in masked and "masked gradients" in masked
     (rising,) = cautions([result("pgd", 0.2, 50), result("pgd", 0.1, 30)])
     assert "rises from 30.0% at eps 0.1 to 50.0% at 0.2" in rising
+    # 4 of 4 samples that only one of two attacks fools are no evidence (p = 1/16), 5 of 5 are (p = 1/32).
+    assert cautions([result("fgsm", 0.1, 46), result("pgd", 0.1, 50)]) == []
+    assert len(cautions([result("fgsm", 0.1, 45), result("pgd", 0.1, 50)])) == 1
     (nan,) = cautions([result("pgd", 0.1, 30, nan_gradients=20)])
     assert "2% of its gradients held a NaN" in nan
     (zero,) = cautions([result("pgd", 0.1, 30, zero_gradients=500)])

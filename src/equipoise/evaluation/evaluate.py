@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Int
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from equipoise.ascent import check_input, check_labels
@@ -19,7 +20,8 @@ from equipoise.records import AttackResult
 from equipoise.types import Labels, Points, Predictive
 
 WORST = "worst case"
-_SHARE = 0.01  # what is worth a warning: a share of samples or of gradients
+_SHARE = 0.01  # share of gradients that is worth a warning
+_LEVEL = 0.05  # of the paired tests between attacks
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many samples are done, over all attacks."""
@@ -167,6 +169,14 @@ def _worst(results: Sequence[AttackResult]) -> AttackResult:
     )
 
 
+def _does_more_harm(a: AttackResult, b: AttackResult) -> bool:
+    """Whether `a` fools significantly more of the samples than `b`: exact paired sign test on those that only one of
+    them fools (McNemar 1947), one-sided, at the 5 % level."""
+    only_a = sum(q and not p for p, q in zip(a.correct, b.correct, strict=True))
+    only_b = sum(p and not q for p, q in zip(a.correct, b.correct, strict=True))
+    return only_a > only_b and float(binomtest(only_a, only_a + only_b, alternative="greater").pvalue) < _LEVEL
+
+
 def cautions(results: Sequence[AttackResult]) -> list[str]:
     """What a reader should know before citing these numbers: signs that an attack was weaker than the model is."""
     found = []
@@ -187,16 +197,16 @@ def cautions(results: Sequence[AttackResult]) -> list[str]:
         by_ball.setdefault((r.norm, r.eps), {})[r.attack] = r
         by_name.setdefault((r.attack, r.norm), []).append(r)
     for (norm, eps), together in by_ball.items():
-        iterated = [r.accuracy for name, r in together.items() if name.startswith("pgd")]
+        iterated = [r for name, r in together.items() if name.startswith("pgd")]
         one_step = together.get("fgsm")
-        if one_step is not None and iterated and one_step.accuracy < min(iterated) - _SHARE:
+        if one_step is not None and iterated and all(_does_more_harm(one_step, r) for r in iterated):
             found.append(
                 f"{norm} eps {eps:g}: one step (fgsm, {one_step.accuracy:.1%}) does more harm than pgd "
-                f"({min(iterated):.1%}), a sign of masked gradients."
+                f"({min(r.accuracy for r in iterated):.1%}), a sign of masked gradients."
             )
     for (name, norm), radii in by_name.items():
         for near, far in pairwise(sorted(radii, key=lambda r: r.eps)):
-            if far.accuracy > near.accuracy + _SHARE:
+            if _does_more_harm(near, far):
                 found.append(
                     f"{name}, {norm}: accuracy rises from {near.accuracy:.1%} at eps {near.eps:g} to "
                     f"{far.accuracy:.1%} at {far.eps:g}, although the larger ball holds the smaller: there the attack "
