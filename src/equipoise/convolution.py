@@ -1,11 +1,17 @@
 """A faster gradient with respect to the input of a convolution with few input channels, on a CPU.
 
 The gradient of a stride-1 convolution with respect to its input is itself a convolution, of the padded output
-gradient with the flipped kernel: `∂L/∂x = (∂L/∂z) ⋆ flip(w)ᵀ`. For an image's one or three channels that forward
-convolution is about twice as fast on a CPU as the library's backward kernel, and the first layer's input gradient is
-half the cost of a small network's. Used inside an ascent, where weights are constants.
+gradient with the flipped kernel: `∂L/∂x = (∂L/∂z) ⋆ flip(w)ᵀ`. With an image's one or three channels as its output it
+leaves most of a vector unit idle. So a tile of t×t neighbouring pixels is computed as t² channels of a convolution of
+stride t, whose kernels are the flipped one at each of the t² offsets:
+
+    x̄[c, t·i + a, t·j + b] = Σ_o Σ_uv  z̄[o, t·i + u, t·j + v] · flip(w)[o, c, u - a, v - b]
+
+It multiplies more zeros and is four times as fast for one channel, whose gradient was half the cost of a small
+network. Used inside an ascent, where weights are constants.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,20 +19,34 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+_VECTOR = 16  # floats in a vector register: about so many channels are computed at the price of one
+
+
+def _tiled_kernels(weight: Tensor, tile: int) -> Tensor:
+    """The flipped and transposed kernels at every offset within a tile: channels (input channel, a, b)."""
+    kernels = F.pad(weight.flip(2, 3).transpose(0, 1), (tile - 1,) * 4)
+    for dim in (2, 3):
+        kernels = kernels.unfold(dim, weight.shape[dim] + tile - 1, 1)
+    return kernels.flip(2, 3).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.padding = padding
+        ctx.padding, ctx.size = padding, x.shape[2:]
         return F.conv2d(x, weight, bias, padding=padding)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (weight,) = ctx.saved_tensors
-        flipped = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        height, width = ctx.size
+        tile = math.isqrt(_VECTOR // weight.shape[1])
+        if height % tile or width % tile:
+            grad = F.pad(grad, (0, -width % tile, 0, -height % tile))
         padding = [k - 1 - p for k, p in zip(weight.shape[2:], ctx.padding, strict=True)]
-        return F.conv2d(grad, flipped, padding=padding), None, None, None
+        tiles = F.conv2d(grad, _tiled_kernels(weight, tile), stride=tile, padding=padding)
+        return F.pixel_shuffle(tiles, tile)[..., :height, :width], None, None, None
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -42,27 +62,38 @@ class FastInputGradients(TorchFunctionMode):
     dilation 1, one group, and a padding smaller than the kernel.
     """
 
-    def __init__(self, most_channels: int = 16) -> None:
+    def __init__(self, most_channels: int = 4) -> None:
         super().__init__()
         self.most_channels = most_channels
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.conv2d and not kwargs and (padding := self._applies(*args)) is not None:
-            return _Convolution.apply(args[0], args[1], args[2] if len(args) > 2 else None, padding)
-        return func(*args, **kwargs)
+        fast = self._convolution(*args, **kwargs) if func is torch.conv2d else None
+        return func(*args, **kwargs) if fast is None else fast
 
-    def _applies(
-        self, x: Tensor, w: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-    ) -> tuple[int, int] | None:
+    def _convolution(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor | None:
+        """The convolution, with the names of torch's own; None where this one does not apply."""
         pads = _pair(padding)
         fits = (
-            x.requires_grad
-            and x.ndim == 4
-            and x.device.type == "cpu"
-            and not w.requires_grad
-            and w.shape[1] <= self.most_channels
+            input.requires_grad
+            and input.ndim == 4
+            and input.device.type == "cpu"
+            and not weight.requires_grad
+            and weight.shape[1] <= self.most_channels
             and groups == 1
             and _pair(stride) == _pair(dilation) == (1, 1)
         )
-        return pads if fits and pads and all(p < k for p, k in zip(pads, w.shape[2:], strict=True)) else None
+        if fits and pads and all(p < k for p, k in zip(pads, weight.shape[2:], strict=True)):
+            return _Convolution.apply(input, weight, bias, pads)
+        return None
