@@ -1,0 +1,350 @@
+"""One training step of equipoise beside the textbook loop, interleaved in one process. See README.md."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # runs from a checkout that is not installed
+
+import textbook
+
+from equipoise import methods, nets
+from equipoise.ascent import _START, _STEPS, Ascent
+from equipoise.predictive import as_predictive
+from equipoise.provenance import provenance
+from equipoise.rng import Streams
+from equipoise.terms import Method
+
+MAKE = {"udp": methods.udp, "udpr": methods.udpr, "pgd": methods.pgd_at, "trades": methods.trades}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed, and how much faster than the textbook it has to be."""
+
+    method: str
+    net: str
+    batch: int
+    steps: int
+    precision: str
+    floor: float
+    goal: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.net} batch {self.batch} {self.method} K={self.steps} {self.precision}"
+
+    @property
+    def climb(self) -> textbook.Climb:
+        return textbook.Climb(*((0.3, 0.03) if self.net == "lenet" else (8 / 255, 2 / 255)), self.steps)
+
+
+ON_CPU = (
+    Case("udp", "lenet", 256, 20, "32", 3.0),
+    Case("udpr", "lenet", 256, 20, "32", 3.0),
+    Case("pgd", "lenet", 256, 20, "32", 1.8),
+    Case("trades", "lenet", 256, 20, "32", 1.8),
+    Case("pgd", "preact-resnet18", 32, 10, "32", 1.4),
+    Case("pgd", "preact-resnet18", 32, 10, "bf16", 3.0),
+)
+ON_GPU = (
+    Case("udp", "preact-resnet18", 256, 10, "bf16", 4.0, 10.0),
+    Case("pgd", "preact-resnet18", 256, 10, "bf16", 4.0, 10.0),
+)
+
+
+def images(net: str, batch: int, device: str) -> tuple[Tensor, Tensor]:
+    """Upscaled handwritten digits with their flat background for LeNet, so that pooling meets ties; else noise."""
+    g = torch.Generator().manual_seed(0)
+    if net != "lenet":
+        return torch.rand(batch, 3, 32, 32, generator=g).to(device), torch.randint(10, (batch,), generator=g).to(device)
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rows = torch.randint(len(digits.target), (batch,), generator=g)
+    x = torch.as_tensor(digits.images, dtype=torch.float32)[rows, None] / 16
+    x = F.interpolate(x, size=(20, 20), mode="bilinear", align_corners=False)
+    return F.pad(x, (4, 4, 4, 4)).clamp(0, 1).contiguous().to(device), torch.as_tensor(digits.target)[rows].to(device)
+
+
+def warmed_up(net: str, x: Tensor, y: Tensor, steps: int) -> nn.Module:
+    """The network after a few clean steps, so that its gradients are those of a network in training."""
+    model = nets.build(net, shape=tuple(x.shape[1:]), classes=10, seed=0).to(x.device)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(steps):
+        textbook.train(model, optimizer, F.cross_entropy(model(x), y))
+    return model
+
+
+class Textbook:
+    """The yardstick on its own copy of the model."""
+
+    def __init__(self, case: Case, model: nn.Module, ascent: Ascent) -> None:
+        self.model, self.climb, self.ascent = deepcopy(model), case.climb, ascent
+        self.perturb, self.loss = textbook.METHODS[case.method]
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, 0.9)
+
+    def points(self, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        start = self.ascent.start.draw(streams.fold(_START), x, self.ascent.geometry)
+        return self.perturb(self.model, x, y, self.climb, start, self.ascent.steps.draw(streams.fold(_STEPS)))
+
+    def __call__(self, x: Tensor, y: Tensor, streams: Streams) -> None:
+        textbook.train(self.model, self.optimizer, self.loss(self.model, x, self.points(x, y, streams), y))
+
+
+class Ours:
+    """What `fit` does in a step, with the weights in channels-last order and, in bf16, the loss under autocast."""
+
+    def __init__(self, case: Case, model: nn.Module) -> None:
+        climb, precision = case.climb, case.precision
+        self.method: Method = MAKE[case.method](climb.eps, climb.step_size, climb.steps, precision=precision)
+        double = next(model.parameters()).dtype == torch.float64
+        self.layout = torch.contiguous_format if double else torch.channels_last  # double precision is for checks
+        self.model = deepcopy(model).to(memory_format=self.layout)
+        self.predictive = as_predictive(self.model)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, 0.9)
+        self.precision = precision
+
+    @property
+    def place(self) -> int:
+        """Which of the method's points is the perturbed one."""
+        return next(i for i, at in enumerate(self.method.places) if at is not None)
+
+    @property
+    def ascent(self) -> Ascent:
+        ascent = self.method.places[self.place]
+        assert isinstance(ascent, Ascent)
+        return ascent
+
+    def streams(self, streams: Streams) -> Streams:
+        """Those of the perturbation."""
+        return streams.fold(self.place)
+
+    def points(self, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        return self.method.points(self.predictive, x, y, streams)[self.place]
+
+    def __call__(self, x: Tensor, y: Tensor, streams: Streams) -> None:
+        x = x.contiguous(memory_format=self.layout)
+        points = self.method.points(self.predictive, x, y, streams)
+        half = torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with half:
+            losses, _ = self.method.losses(self.predictive, x, y, points, streams)
+        textbook.train(self.model, self.optimizer, losses.mean())
+
+
+def compare(case: Case, model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> dict[str, float]:
+    """How far the two perturbations are apart: the share of pixels that differ by more than 1e-6, and of such samples."""
+    model, x, streams = deepcopy(model).to(dtype), x.to(dtype), Streams.of(0, torch.arange(len(x), device=x.device))
+    ours = Ours(case, model)
+    theirs = Textbook(case, model, ours.ascent)
+    apart = (ours.points(x, y, streams) - theirs.points(x, y, ours.streams(streams))).abs() > 1e-6
+    return {"share": float(apart.double().mean()), "samples": float(apart.flatten(1).any(1).double().mean())}
+
+
+def flops(case: Case, model: nn.Module, x: Tensor, streams: Streams, ours: Ours) -> float:
+    """Floating-point operations that a step needs, as torch counts them: gradients to the input for every step that a
+    sample takes, and to the parameters for the outer loss.
+    """
+
+    def counted(run: Callable[[], object]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops() / len(x)
+
+    model = deepcopy(model).eval()
+    per_outer = counted(lambda: model(x).sum().backward())
+    per_forward = counted(lambda: model(x))
+    model.requires_grad_(False)
+    point = x.clone().requires_grad_()
+    per_gradient = counted(lambda: model(point).sum().backward())
+    counts = ours.ascent.steps.draw(ours.streams(streams).fold(_STEPS))
+    gradients = len(x) * case.steps if counts is None else float(counts.sum())
+    clean = len(x) * per_forward if ours.ascent.objective.needs_clean else 0.0
+    return gradients * per_gradient + clean + len(x) * per_outer * len(ours.method.places)
+
+
+def peak(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product or a large convolution, whichever is faster, the best of some."""
+    n = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    x, w = (
+        torch.randn(m, 256, k, k, device=device).to(dtype, memory_format=torch.channels_last)
+        for m, k in ((16, 32), (256, 3))
+    )
+    product = 2 * n**3 / min(timed(lambda: a @ b, device)[0] for _ in range(8))
+    convolution = 2 * 16 * 30**2 * 256**2 * 9 / min(timed(lambda: F.conv2d(x, w), device)[0] for _ in range(8))
+    return max(product, convolution)
+
+
+def timed(run: Callable[[], object], device: str) -> tuple[float, float]:
+    """Wall and processor seconds of one run."""
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    wait()
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    wait()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def measure(case: Case, device: str, repeats: int, peaks: dict[str, float]) -> dict[str, Any]:
+    """Check that both find the same perturbations, then time them in turn."""
+    x, y = images(case.net, case.batch, device)
+    model = warmed_up(case.net, x, y, 60 if case.net == "lenet" else 3)
+    streams = Streams.of(0, torch.arange(len(x), device=device))
+    kinds = {"float32": torch.float32} | ({"float64": torch.float64} if device == "cpu" else {})
+    if case.precision != "32":
+        kinds = {f"{case.precision} beside float32": torch.float32}
+    agreement = {name: compare(case, model, x, y, dtype) for name, dtype in kinds.items()}
+    ours = Ours(case, model)
+    theirs = Textbook(case, model, ours.ascent)
+    their_streams = ours.streams(streams)
+    times: dict[str, list[tuple[float, float]]] = {"ours": [], "textbook": []}
+    for repeat in range(-1, repeats):
+        round_ = {"ours": lambda: ours(x, y, streams), "textbook": lambda: theirs(x, y, their_streams)}
+        for name in sorted(round_, reverse=bool(repeat % 2)):
+            spent = timed(round_[name], device)
+            if repeat >= 0:  # the first round only warms up
+                times[name].append(spent)
+    wall, cpu = ({name: median(t[i] for t in runs) for name, runs in times.items()} for i in range(2))
+    useful = flops(case, model, x, streams, ours)
+    ratio = {"wall": wall["textbook"] / wall["ours"], "cpu": cpu["textbook"] / cpu["ours"]}
+    kind = "wall" if device == "cuda" else "cpu"
+    decisive = ratio[kind]
+    return {
+        **asdict(case),
+        "name": case.name,
+        "agreement": agreement,
+        "wall_ms": {k: 1e3 * v for k, v in wall.items()},
+        "cpu_ms": {k: 1e3 * v for k, v in cpu.items()},
+        "ratio": ratio,
+        "decided_by": kind,
+        "passed": decisive >= case.floor,
+        "reached_goal": None if case.goal is None else decisive >= case.goal,
+        "images_per_second": case.batch / wall["ours"],
+        "share_of_peak": useful / wall["ours"] / peaks[case.precision],
+    }
+
+
+def peak_memory(net: str, batch: int, steps: int, device: str) -> float:
+    """Most memory held while perturbing, in MiB: of the process on a CPU, of the allocator on a GPU."""
+    x, y = images(net, batch, device)
+    case = Case("pgd", net, batch, steps, "32", 0)
+    ours = Ours(case, nets.build(net, shape=tuple(x.shape[1:]), classes=10, seed=0).to(device))
+    ours.points(x, y, Streams.of(0, torch.arange(batch, device=device)))
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def memory(net: str, batch: int, device: str) -> dict[str, Any]:
+    """Peak memory at K = 2 and K = 40, each in a process of its own."""
+    found = {}
+    for steps in (2, 40):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+            found[steps] = alone.submit(peak_memory, net, batch, steps, device).result()
+    return {"net": net, "batch": batch, "mib": found, "passed": found[40] <= 1.05 * found[2]}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where this ran, and how."""
+    model = None
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), None)
+    return {
+        **asdict(provenance(0, device)),
+        "processor": model or platform.machine(),
+        "cores": os.cpu_count(),
+        "vector_unit": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def described(found: dict[str, Any]) -> str:
+    """A case in words."""
+    goal = "" if found["goal"] is None else f", goal {found['goal']:g} {'' if found['reached_goal'] else 'not '}reached"
+    verdict = f"{'pass' if found['passed'] else 'FAIL'} (floor {found['floor']:g}{goal})"
+    decisive = found["decided_by"]
+    lines = [found["name"]]
+    for kind in ("wall", "cpu"):
+        ms, ratio = found[f"{kind}_ms"], found["ratio"][kind]
+        lines.append(
+            f"  {kind:4} ms  ours {ms['ours']:8.1f}   textbook {ms['textbook']:8.1f}   ratio {ratio:5.2f}"
+            + (f"   {verdict}" if kind == decisive else "")
+        )
+    lines.append(f"  {found['images_per_second']:.0f} images/s, {found['share_of_peak']:.1%} of the measured peak")
+    for kind, apart in found["agreement"].items():
+        lines.append(
+            f"  {kind}: pixels apart from the textbook's {apart['share']:.1e}, in samples {apart['samples']:.1e}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, help="threads on a CPU (default: torch's)")
+    parser.add_argument("--repeats", type=int, default=9, help="timed rounds (default: 9)")
+    parser.add_argument("--only", default="", help="run only the cases whose name contains this")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory at K = 2 and K = 40 instead")
+    parser.add_argument("--out", type=Path, help="write the results there, as NAME.json and NAME.txt")
+    args = parser.parse_args()
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    where = machine(device)
+    lines = [
+        f"{where['processor']}, {where['device']}, {where['threads']} threads, torch {torch.__version__}, {where['date']}"
+    ]
+    print(lines[0], flush=True)
+    results: dict[str, Any] = {"machine": where}
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    if args.memory:
+        found = [memory(*which, device) for which in (("lenet", 256), ("preact-resnet18", 32)) if device == "cpu"]
+        found = found or [memory("preact-resnet18", 256, device)]
+        for m in found:
+            tell(
+                f"{m['net']} batch {m['batch']}: {m['mib'][2]:.0f} MiB at K=2, {m['mib'][40]:.0f} MiB at K=40   "
+                f"{'pass' if m['passed'] else 'FAIL'} (at most 5 % more)"
+            )
+        results["memory"] = found
+    else:
+        peaks = {"32": peak(device, torch.float32), "bf16": peak(device, torch.bfloat16)}
+        tell("measured peak: " + ", ".join(f"{v / 1e9:.0f} GFLOP/s {k}" for k, v in peaks.items()))
+        found = []
+        for case in ON_GPU if device == "cuda" else ON_CPU:
+            if args.only in case.name:
+                found.append(measure(case, device, args.repeats, peaks))
+                tell(described(found[-1]))
+        results |= {"peak_flops": peaks, "cases": found}
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+        args.out.with_suffix(".txt").write_text("\n".join([f"$ {where['command']}", *lines]) + "\n")
+    return 0 if all(m["passed"] for m in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
