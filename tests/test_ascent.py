@@ -659,6 +659,15 @@ def test_train_mode_uses_batch_statistics_and_never_shrinks(keep):
     assert torch.equal(found.prediction, plain.eval()(found.x).argmax(1)), "success is judged in eval mode"
 
 
+def test_restarts_in_train_mode_take_the_whole_batch_along():
+    model, (x, y) = normed(), batch(50)
+    options = {"mode": "train", "keep": "first_success", "start": Uniform(), "restarts": 3}
+    found = pgd(0.1, 0.05, 3, **options)(model, x, y)
+    assert set(model.sizes) == {2, 50} and 0 < found.success.sum() < 50
+    pgd(0.1, 0.05, 3, precision="bf16", mode="train", keep="first_success")(model.float(), x.float(), y)
+    assert set(model.sizes) == {2, 50}
+
+
 def test_batch_norm_without_running_statistics_couples_samples_in_eval_mode_too():
     model, (x, y) = normed(track_running_stats=False), batch(40)
     whole = udp(0.3, 0.05, 6)(model, x, y, batch_size=10)

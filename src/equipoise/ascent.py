@@ -254,10 +254,9 @@ class Ascent:
             first = predictive.draw(streams[:2])(x[:2])
         check_outputs(first, predictive)
         for name, labels in (("y", y), ("target", target)):
-            require(
-                getattr(labels, "device", x.device) == x.device,
-                f"{name} is on {getattr(labels, 'device', None)} but x is on {x.device}: move one of them.",
-            )
+            if isinstance(labels, Tensor):
+                where = labels.device
+                require(where == x.device, f"{name} is on {where} but x is on {x.device}: move one of them.")
             check_labels(name, labels, len(x), first.classes)
         self.objective.check(first.classes, y is not None, target is not None or self.target is not None)
         require(
@@ -281,7 +280,8 @@ class Ascent:
         result, value = self._attempt(case, 0)
         for restart in range(1, self.restarts):
             # Samples that are already fooled stay as they are when the first success is all that is asked for.
-            rows = (~result.success).nonzero()[:, 0] if self.keep == "first_success" else torch.arange(len(x), device=x.device)
+            everyone = torch.arange(len(x), device=x.device)
+            rows = self._unfooled(predictive, result.success) if self.keep == "first_success" else everyone
             if len(rows) == 0:
                 break
             again, new_value = self._attempt(case[rows], restart)
@@ -308,12 +308,19 @@ class Ascent:
         )
         if self.precision == "bf16" and self.keep == "first_success":
             # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
-            rows = (~result.success).nonzero()[:, 0]
+            rows = self._unfooled(case.predictive, result.success)
             if len(rows):
                 again, value[rows] = replace(self, precision="32")._attempt(case[rows], restart)
                 everyone = torch.ones_like(again.success)
                 result = result.overwritten(rows, _better(everyone, again, result.take(rows)))
         return result, value
+
+    def _unfooled(self, predictive: Predictive, success: Bool[Tensor, " batch"]) -> Int[Tensor, " again"]:
+        """The samples to try again: the whole batch, if any, where samples depend on each other."""
+        with standing(predictive.module, self.mode):
+            coupled = couples_samples(predictive.module)
+        again = ~success if not coupled or success.all() else torch.ones_like(success)
+        return again.nonzero()[:, 0]
 
     @torch.no_grad()
     def _climb(

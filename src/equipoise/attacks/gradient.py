@@ -83,7 +83,7 @@ def trades(
 
 
 def targeted(attack: Ascent, rule: TargetRule = "least_likely") -> Ascent:
-    """The same attack, climbing towards a class chosen by `rule`; pass classes of your own as `target=` to any attack."""
+    """The same attack, climbing towards a class chosen by `rule`; pass your own classes as `target=` to any attack."""
     return replace(attack, target=rule)
 
 

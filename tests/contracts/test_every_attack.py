@@ -1,0 +1,105 @@
+"""What every attack must satisfy. A new named attack needs no line here; one with options of its own adds a row."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from equipoise.ascent import Ascent, Perturbed
+from equipoise.attacks import ATTACKS, pgd, targeted
+from equipoise.steps import Momentum, Triangular, Uniform
+from equipoise.types import Prediction
+
+ROWS = {
+    **{name: (lambda norm, make=make: make(EPS[norm], norm=norm)) for name, make in ATTACKS.items()},
+    "targeted pgd": lambda norm: targeted(pgd(EPS[norm], norm=norm)),
+    "momentum": lambda norm: pgd(EPS[norm], Triangular(EPS[norm] / 20, EPS[norm] / 4), 8, norm, step=Momentum()),
+    "restarts": lambda norm: pgd(EPS[norm], steps=4, norm=norm, start=Uniform(), restarts=2, keep="first_success"),
+    "bf16": lambda norm: pgd(EPS[norm], steps=6, norm=norm, precision="bf16", keep="best"),
+    "train mode": lambda norm: pgd(EPS[norm], steps=4, norm=norm, mode="train"),
+}
+EPS = {"linf": 0.08, "l2": 0.3, "l1": 1.0}
+
+
+@pytest.fixture(params=ROWS)
+def row(request):
+    return request.param
+
+
+@pytest.fixture(params=EPS)
+def attack(request, row) -> Ascent:
+    return ROWS[row](request.param)
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[nn.Module, Tensor, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+        ).eval()
+    x = torch.rand(16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    return net, x, net(x).argmax(1)
+
+
+def test_what_it_returns(attack, case):
+    net, x, y = case
+    net.eval()
+    found = attack(net, x, y, seed=3)
+    assert isinstance(found, Perturbed) and found.x.shape == x.shape and found.x.dtype == x.dtype
+    ball = attack.geometry
+    assert ball.contains(found.x, x).all() and found.x.min() >= 0 and found.x.max() <= 1
+    move = (found.x.double() - x.double()).flatten(1)
+    length = {"linf": move.abs().amax(1), "l2": move.norm(dim=1), "l1": move.abs().sum(1)}[ball.norm]
+    assert torch.allclose(found.distance.double(), length, rtol=1e-6)
+    with torch.no_grad():
+        predicted = net(found.x).argmax(1)
+    assert torch.equal(found.prediction, predicted)
+    if attack.target is None:
+        assert torch.equal(found.success, predicted != y)
+    else:
+        assert (predicted[found.success] != y[found.success]).all()
+    assert (found.evaluations >= 3).all() and not found.x.requires_grad
+    assert found.nan_gradients.tolist() == [0] * 16
+
+
+def test_it_climbs(attack, case):
+    """On average the objective is higher where it ends than where the sample lay."""
+    net, x, y = case
+    if attack.target is not None or attack.objective.needs_clean or attack.mode == "train":
+        return
+    found = attack(net, x, y)
+    with torch.no_grad():
+        there, here = (attack.objective(Prediction(net(p)[None]), None, y).mean() for p in (found.x, x))
+    assert there > here
+
+
+def test_the_seed_decides(attack, case):
+    net, x, y = case
+    state = net.state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    first = attack(net, x, y, seed=3)
+    if attack.mode == "train":
+        net.load_state_dict(before)
+    again = attack(net, x, y, seed=3)
+    assert torch.equal(first.x, again.x) and torch.equal(first.evaluations, again.evaluations)
+    if attack.mode == "train":
+        net.load_state_dict(before)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_single_sample(attack, case):
+    net, x, y = case
+    if attack.mode == "train":
+        return
+    if attack.precision == "32":
+        net, x = copy.deepcopy(net).double(), x.double()
+    one = attack(net, x[5:6], y[5:6], seed=3, index=torch.tensor([5]))
+    assert torch.allclose(one.x, attack(net, x, y, seed=3).x[5:6], atol=1e-9 if attack.precision == "32" else 0.2)
+
+
+def test_it_describes_itself(attack):
+    json.dumps(attack.settings())
+    assert attack.objective.name in str(attack) and hash(attack) == hash(attack)

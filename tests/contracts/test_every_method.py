@@ -1,0 +1,87 @@
+"""What every training method must satisfy. A new one adds a row."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise import methods
+from equipoise.predictive import Single
+from equipoise.rng import Streams
+from equipoise.terms import Method
+
+OPTIONS = {"step_size": 0.03, "steps": 3}
+ROWS = {
+    "standard": methods.standard,
+    "fgsm_at": lambda **o: methods.fgsm_at(0.1, **o),
+    "r_fgsm_at": lambda **o: methods.r_fgsm_at(0.1, **o),
+    "pgd_at": lambda **o: methods.pgd_at(0.1, **OPTIONS, **o),
+    "udp": lambda **o: methods.udp(0.1, **OPTIONS, **o),
+    "uta": lambda **o: methods.uta(0.1, **OPTIONS, **o),
+    "udpr": lambda **o: methods.udpr(0.1, **OPTIONS, **o),
+    "trades": lambda **o: methods.trades(0.1, **OPTIONS, **o),
+    "udp_trades": lambda **o: methods.udp_trades(0.1, **OPTIONS, **o),
+}
+X, Y = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+STREAMS = Streams.of(0, torch.arange(12))
+
+
+@pytest.fixture(params=ROWS)
+def make(request):
+    return ROWS[request.param]
+
+
+@pytest.fixture(params=["eval", "train"])
+def method(request, make) -> Method:
+    return make() if make is methods.standard else make(mode=request.param)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)).train()
+
+
+def test_every_public_method_has_a_row():
+    public = {n for n, v in vars(methods).items() if callable(v) and getattr(v, "__module__", "") == methods.__name__}
+    assert public == set(ROWS)
+
+
+def test_perturbing_leaves_no_trace_in_the_gradients(method):
+    model = network()
+    points = method.points(Single(model), X, Y, STREAMS)
+    assert len(points) == len(method.places) and model.training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    for place, point in zip(method.places, points, strict=True):
+        assert (point is None) == (place is None)
+        if point is not None:
+            assert place.geometry.contains(point, X).all() and not point.requires_grad
+
+
+def test_it_trains(method):
+    """Twenty steps lower the training loss."""
+    model = network()
+    optimiser = torch.optim.Adam(model.parameters(), 0.02)
+    losses = []
+    for step in range(20):
+        streams = STREAMS.fold(step)
+        predictive = Single(model)
+        values, shown = method.losses(predictive, X, Y, method.points(predictive, X, Y, streams), streams)
+        assert values.shape == (12,) and shown.logits.shape == (1, 12, 3)
+        optimiser.zero_grad()
+        values.mean().backward()
+        optimiser.step()
+        losses.append(values.mean().item())
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+def test_the_streams_decide(method):
+    first, again = (method.points(Single(copy.deepcopy(network())), X, Y, STREAMS) for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_it_describes_itself(method):
+    assert "cross-entropy" in str(method)
+    method.check(3)

@@ -1,0 +1,74 @@
+"""What every predictive must satisfy. A new one adds a row: a function that makes it from nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise.ascent import value_and_gradient
+from equipoise.attacks import pgd, udp
+from equipoise.objectives import entropy
+from equipoise.predictive import Single, as_predictive, frozen_weights
+from equipoise.rng import Streams
+from equipoise.types import Prediction, Predictive
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 3)).eval()
+
+
+ROWS = {
+    "single": lambda: Single(network()),
+    "single of probabilities": lambda: Single(nn.Sequential(network(), nn.Softmax(1)), "probabilities"),
+}
+X, Y = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+STREAMS = Streams.of(0, torch.arange(6))
+
+
+@pytest.fixture(params=ROWS)
+def predictive(request) -> Predictive:
+    return ROWS[request.param]()
+
+
+def test_it_satisfies_the_protocol(predictive):
+    assert isinstance(predictive, Predictive) and as_predictive(predictive) is predictive
+    assert isinstance(predictive.module, nn.Module)
+
+
+def test_its_prediction_is_a_distribution(predictive):
+    prediction = predictive.draw(STREAMS)(X)
+    assert isinstance(prediction, Prediction) and prediction.logits.shape[1:] == (6, 3)
+    assert torch.allclose(prediction.log_probs.exp().sum(1), torch.ones(6), atol=1e-5)
+    assert torch.equal(prediction.labels, prediction.log_probs.argmax(1))
+
+
+def test_a_drawn_function_is_frozen(predictive):
+    predict = predictive.draw(STREAMS)
+    assert torch.equal(predict(X).logits, predict(X).logits)
+    again = predictive.draw(Streams.of(0, torch.arange(6)))
+    assert torch.equal(predict(X).logits, again(X).logits)
+
+
+def test_frozen_weights_give_the_same(predictive):
+    frozen = predictive.draw(STREAMS, frozen_weights(predictive.module, "eval"))
+    prediction = frozen(X)
+    assert torch.allclose(prediction.logits, predictive.draw(STREAMS)(X).logits, atol=1e-5)
+    assert not prediction.logits.requires_grad, "constants: only the input has a gradient"
+
+
+def test_its_input_gradient(predictive):
+    """By central differences in one random direction."""
+    predict = predictive.draw(STREAMS)
+    direction = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    _, gradient, _ = value_and_gradient(entropy, predict, X)
+    step = 1e-2
+    difference = (entropy(predict(X + step * direction)) - entropy(predict(X - step * direction))) / (2 * step)
+    assert torch.allclose((gradient * direction).sum(1), difference, atol=2e-3)
+    assert all(p.grad is None for p in predictive.module.parameters())
+
+
+def test_it_can_be_attacked(predictive):
+    for attack in (pgd(0.1, 0.03, 4), udp(0.1, 0.03, 4)):
+        found = attack(predictive, X, Y)
+        assert torch.equal(found.prediction, predictive.draw(STREAMS)(found.x).labels)

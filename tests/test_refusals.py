@@ -1,0 +1,215 @@
+"""What an attack refuses, by its message. (Without annotation checks, as users run it: see conftest.py.)"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from equipoise.attacks import cw, pgd, targeted, udp, uta
+from equipoise.errors import EquipoiseError, EquipoiseWarning, require, unknown
+from equipoise.geometry import Ball, Box
+from equipoise.objectives import dlr
+from equipoise.predictive import Single
+
+ATTACK = pgd(0.1, 0.02, 2)
+X, Y = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+
+
+def net(classes: int = 3) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(3, classes)
+
+
+def at(index: int, value: float) -> torch.Tensor:
+    x = X.clone()
+    x[index, 1] = value
+    return x
+
+
+INPUTS = {
+    "nan": (at(1, math.nan), r"x holds NaN or infinite values: clean the data first"),
+    "infinite": (at(1, math.inf), r"x holds NaN or infinite values"),
+    "above": (
+        at(1, 1.5),
+        r"1 of 4 inputs lie outside \[0, 1\] \(they span \[.*, 1.5\]\): .* make normalisation a layer",
+    ),
+    "below": (at(1, -0.5), r"1 of 4 inputs lie outside \[0, 1\] \(they span \[-0.5, "),
+    "pixels in 255": (255 * X, r"4 of 4 inputs lie outside \[0, 1\]"),
+    "uint8": (
+        (255 * X).to(torch.uint8),
+        r"x has dtype torch.uint8: expected floats in \[0, 1\], such as x.float\(\) / 255",
+    ),
+    "int64": (torch.ones(4, 3, dtype=torch.int64), r"x has dtype torch.int64"),
+    "one dimension": (
+        X[:, 0],
+        r"x has shape \(4,\): expected \(batch, features\) or \(batch, channels, height, width\)",
+    ),
+    "a scalar": (torch.tensor(0.5), r"x has shape \(\): expected \(batch, features\)"),
+    "empty": (X[:0], r"x is empty \(shape \(0, 3\)\): expected at least one sample"),
+    "no features": (X[:, :0], r"x is empty \(shape \(4, 0\)\)"),
+    "double": (X.double(), r"x is torch.float64 but the model is torch.float32: convert one of them"),
+    "another device": (X.to("meta"), r"x is on meta but the model is on cpu: move one of them"),
+    "numpy": (X.numpy(), r"x is a ndarray: expected a torch tensor of shape \(batch, ...\)"),
+    "a list": (X.tolist(), r"x is a list: expected a torch tensor"),
+    "none": (None, r"x is a NoneType: expected a torch tensor"),
+}
+
+
+@pytest.mark.parametrize("case", INPUTS)
+def test_refuses_input(case):
+    x, message = INPUTS[case]
+    with pytest.raises(EquipoiseError, match=message):
+        ATTACK(net(), x, Y)
+
+
+LABELS = {
+    "too large": (torch.tensor([0, 1, 2, 3]), r"y holds class 3, but the model has 3 classes, 0 to 2"),
+    "negative": (torch.tensor([0, 1, 2, -1]), r"y holds class -1, but the model has 3 classes, 0 to 2"),
+    "float": (Y.float(), r"y has dtype torch.float32: expected int64 class indices"),
+    "int32": (Y.int(), r"y has dtype torch.int32: expected int64"),
+    "one-hot": (torch.eye(3, dtype=torch.int64)[Y], r"y has shape \(4, 3\): expected \(4,\), one class per sample"),
+    "too few": (Y[:3], r"y has shape \(3,\): expected \(4,\)"),
+    "numpy": (Y.numpy(), r"y is a ndarray: expected a torch tensor of class indices"),
+    "a list": ([0, 1, 2, 0], r"y is a list: expected a torch tensor of class indices"),
+    "another device": (Y.to("meta"), r"y is on meta but x is on cpu: move one of them"),
+    "missing": (None, r"cross-entropy needs the labels y; pass them, or climb an objective without labels"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_refuses_labels(case):
+    y, message = LABELS[case]
+    with pytest.raises(EquipoiseError, match=message):
+        ATTACK(net(), X, y)
+    if y is not None:
+        with pytest.raises(EquipoiseError, match=message.replace("y ", "target ", 1)):
+            ATTACK(net(), X, Y, target=y)
+
+
+class Returns(nn.Module):
+    """A model whose output is made by a function from that of a linear layer."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.net, self.make = net(), make
+
+    def forward(self, x):
+        return self.make(self.net(x))
+
+
+MODELS = {
+    "a tuple": (
+        Returns(lambda z: (z, z)),
+        r"Returns returned a tuple; expected logits of shape \(2, classes\), or an object",
+    ),
+    "a dict": (Returns(lambda z: {"logits": z}), r"Returns returned a dict; expected logits"),
+    "a map": (Returns(lambda z: z[:, :, None]), r"returned a tensor of shape \(2, 3, 1\); expected logits of shape"),
+    "another batch": (
+        Returns(lambda z: z[:1]),
+        r"returned a tensor of shape \(1, 3\); expected logits of shape \(2, classes\)",
+    ),
+    "one class": (net(1), r"the model has one output: expected logits of at least 2 classes"),
+    "softmax": (nn.Sequential(net(), nn.Softmax(1)), r"the model returns probabilities .* remove its last softmax"),
+    "nan": (Returns(lambda z: z * math.nan), r"the model's logits are not finite on clean input"),
+    "no gradient": (Returns(lambda z: z.detach()), r"the model's output has no gradient"),
+    "a function": (lambda x: x, r"a function is not a model: expected a torch.nn.Module that returns logits"),
+    "a string": ("resnet", r"a str is not a model"),
+    "not probabilities": (
+        Single(net(), "probabilities"),
+        r"declared to return probabilities but its rows do not sum to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_refuses_models(case):
+    model, message = MODELS[case]
+    with pytest.raises(EquipoiseError, match=message):
+        ATTACK(model, X, torch.zeros_like(Y))
+
+
+def test_refuses_a_model_whose_gradient_is_off():
+    class NoGrad(nn.Module):
+        @torch.no_grad()
+        def forward(self, x):
+            return x[:, :2] * 3
+
+    with pytest.raises(EquipoiseError, match=r"has no gradient: it detaches its input or computes under no_grad"):
+        ATTACK(NoGrad(), X, Y % 2)
+
+
+def test_refuses_pairings():
+    climb_dlr = replace(ATTACK, objective=dlr)
+    for attack, arguments, message in (
+        (uta(0.1), {"target": Y}, r"entropy has no target: it does not look at class labels; climb cross_entropy"),
+        (targeted(udp(0.1)), {}, r"entropy has no target"),
+        (cw(0.1), {}, r"margin needs the labels y"),
+        (climb_dlr, {"target": Y}, r"targeted dlr compares the target with the true class; pass the labels y too"),
+        (climb_dlr, {"y": Y, "target": Y}, r"targeted dlr needs at least 4 classes, the model has 3"),
+        (
+            targeted(ATTACK),
+            {"y": Y, "target": Y},
+            r"both target='least_likely' and target classes were given: choose one",
+        ),
+        (ATTACK, {"y": Y, "index": torch.arange(3)}, r"index must be a tensor of 4 integers, one per sample"),
+        (ATTACK, {"y": Y, "index": torch.rand(4)}, r"index must be a tensor of 4 integers"),
+        (ATTACK, {"y": Y, "index": [0, 1, 2, 3]}, r"index must be a tensor of 4 integers"),
+        (ATTACK, {"y": Y, "batch_size": 0}, r"batch_size = 0 holds no sample"),
+    ):
+        with pytest.raises(EquipoiseError, match=message):
+            attack(net(), X, **arguments)
+    with pytest.raises(EquipoiseError, match=r"dlr needs at least 3 classes, the model has 2"):
+        climb_dlr(net(2), X, Y % 2)
+
+
+def test_refuses_inference_mode():
+    with (
+        torch.inference_mode(),
+        pytest.raises(EquipoiseError, match=r"which torch.inference_mode\(\) forbids: call it outside"),
+    ):
+        ATTACK(net(), X, Y)
+    with torch.no_grad():
+        assert len(ATTACK(net(), X, Y)) == 4
+
+
+def test_refuses_an_infinite_default_step():
+    with pytest.raises(EquipoiseError, match=r"step_size = inf: expected a finite number"):
+        pgd(math.inf)
+    assert pgd(math.inf, 0.1, 3)(net(), X, Y).x.isfinite().all()
+
+
+def test_another_box_admits_other_inputs():
+    wide = replace(ATTACK, geometry=Ball("linf", 0.1, Box(0.0, 255.0)))
+    assert wide(net(), 255 * X, Y).distance.max() <= 0.1 + 1e-4
+
+
+def test_a_large_eps_is_questioned():
+    with pytest.warns(
+        EquipoiseWarning, match=r"eps = 8 is larger than the box: pixels live in \[0, 1\]; did you mean 8/255\?"
+    ):
+        pgd(8.0)
+
+
+def test_after_a_refusal_the_model_is_as_it_was():
+    model = Returns(lambda z: (z, z)).train()
+    model.net.eval()
+    with pytest.raises(EquipoiseError):
+        ATTACK(model, X, Y)
+    assert model.training and not model.net.training
+
+
+def test_words_of_errors():
+    require(True, "never said")
+    with pytest.raises(EquipoiseError, match=r"^said$"):
+        require(False, "said")
+    assert str(unknown("net", "lenett", ["lenet", "mlp"])) == (
+        "unknown net 'lenett': did you mean 'lenet'? Choose one of lenet, mlp."
+    )
+    assert (
+        str(unknown("net", "zzz", np.array(["lenet", "mlp"]).tolist()))
+        == "unknown net 'zzz': Choose one of lenet, mlp."
+    )
