@@ -171,7 +171,8 @@ def _worst(results: Sequence[AttackResult]) -> AttackResult:
 
 def _does_more_harm(a: AttackResult, b: AttackResult) -> bool:
     """Whether `a` fools significantly more of the samples than `b`: exact paired sign test on those that only one of
-    them fools (McNemar 1947), one-sided, at the 5 % level."""
+    them fools (McNemar 1947), one-sided, at the 5 % level.
+    """
     only_a = sum(q and not p for p, q in zip(a.correct, b.correct, strict=True))
     only_b = sum(p and not q for p, q in zip(a.correct, b.correct, strict=True))
     return only_a > only_b and float(binomtest(only_a, only_a + only_b, alternative="greater").pvalue) < _LEVEL
