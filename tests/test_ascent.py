@@ -681,6 +681,9 @@ def test_eval_mode_shrinks():
     replace(udp(0.3, 0.05, 6), steps=counts)(model, x, y)
     alive = [int((counts.drawn[0] > i).sum()) for i in range(6)]
     assert model.sizes == [2, 100, *alive, 100]
+    model.sizes.clear()
+    udp(0.3, 0.05, 20)(model, x[:6], y[:6], batch_size=1)
+    assert set(model.sizes) == {1, 2}, "nothing runs once every sample is finished"
 
 
 # ---------------------------------------------------------------- precision and counters
@@ -698,6 +701,21 @@ def test_bf16_successes_hold_in_float32():
         assert torch.equal(inside.success, net(inside.x).argmax(1) != y), "the caller's autocast does not judge"
     full = pgd(0.03, 0.005, 10, keep="first_success")(net, x, y)
     assert (full.success.double().mean() - found.success.double().mean()).abs() < 0.03
+
+
+def test_a_success_outside_the_ball_is_none():
+    """A start of the user's own that cheats: kept as the best point, but not believed."""
+
+    @dataclass(frozen=True)
+    class Far:
+        def draw(self, streams, x, geometry):
+            return 1 - x
+
+    net, (x, _) = mlp(), batch(20)
+    y = net(x).argmax(1)
+    found = pgd(0.001, 0.0005, 2, start=Far(), keep="first_success")(net, x, y)
+    outside = found.distance > 0.0011
+    assert outside.any() and (found.prediction != y)[outside].any() and not found.success[outside].any()
 
 
 def test_a_false_alarm_in_bf16_is_climbed_again_in_float32():

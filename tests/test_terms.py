@@ -68,7 +68,10 @@ def test_a_divergence_alone_still_sees_the_clean_prediction():
     attack = trades(0.1, 0.02, 3)
     moved = attack.perturb(Single(model), X, Y, STREAMS.fold(0))
     q, log_p = model(X).softmax(1), model(moved).log_softmax(1)
-    assert torch.allclose(total(as_method(kl() @ attack), model), (q * (q.log() - log_p)).sum(1))
+    ours, plain = total(as_method(kl() @ attack), model), (q * (q.log() - log_p)).sum(1)
+    assert torch.allclose(ours, plain)
+    for a, b in zip(*(torch.autograd.grad(v.sum(), list(model.parameters())) for v in (ours, plain)), strict=True):
+        assert torch.allclose(a, b, atol=1e-12), "live, with its gradient"
 
 
 def test_the_first_prediction_is_shown():

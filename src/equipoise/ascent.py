@@ -12,7 +12,7 @@ on each other, those that are finished leave the batch.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -65,7 +65,9 @@ class Perturbed:
 
     def overwritten(self, rows: Tensor, new: "Perturbed") -> "Perturbed":
         """These outcomes, with those of the samples `rows` replaced by `new`."""
-        return Perturbed(**{f.name: getattr(self, f.name).index_copy(0, rows, getattr(new, f.name)) for f in fields(self)})
+        return Perturbed(
+            **{f.name: getattr(self, f.name).index_copy(0, rows, getattr(new, f.name)) for f in fields(self)}
+        )
 
     @staticmethod
     def cat(parts: "list[Perturbed]") -> "Perturbed":
@@ -131,7 +133,9 @@ def value_and_gradient(
         point = point.detach().requires_grad_()
         here = predict(point)
         value = objective(here, clean, labels, target)
-        require(value.requires_grad, "the model's output has no gradient: it detaches its input or computes under no_grad.")
+        require(
+            value.requires_grad, "the model's output has no gradient: it detaches its input or computes under no_grad."
+        )
         (gradient,) = torch.autograd.grad(value.sum(), point)
     return value.detach(), gradient, here.detach()
 
@@ -163,7 +167,7 @@ class Ascent:
     space: Space = Input()
     """Where the perturbation lives."""
     mode: Mode = "eval"
-    """Mode of the model while climbing. `train`: batch statistics and dropout as in training, as in the papers' runs."""
+    """Mode of the model while climbing. `train`: batch statistics and dropout, as in the papers' runs."""
     redraw: bool = False
     """Whether a random model is drawn anew at every step."""
     restarts: int = 1
@@ -189,15 +193,21 @@ class Ascent:
                 raise unknown(name, value, [str(o) for o in options])
 
     def __rmatmul__(self, objective: object) -> Term:
-        require(self.restarts == 1, f"restarts = {self.restarts}: a training method climbs once; restarts are for attacks.")
+        require(
+            self.restarts == 1, f"restarts = {self.restarts}: a training method climbs once; restarts are for attacks."
+        )
         return Term(objective, self) if isinstance(objective, Objective) else NotImplemented
 
     def __str__(self) -> str:
-        ball, steps = self.geometry, self.steps
+        ball, (steps, size) = self.geometry, self._schedule
         count = f"{'' if isinstance(steps, Fixed) else 'up to '}{steps.most} steps"
-        size = self.step_size
         length = f"{size.size:g}" if isinstance(size, Constant) else str(size)
         return f"climb({self.objective.name}, {ball.norm} {ball.eps:g}, {count} of {length})"
+
+    @property
+    def _schedule(self) -> tuple[Steps, StepSize]:
+        """How many steps and how long; numbers became rules at construction."""
+        return cast(Steps, self.steps), cast(StepSize, self.step_size)
 
     def settings(self) -> dict[str, Any]:
         """Every field as JSON-ready data, for records."""
@@ -260,7 +270,8 @@ class Ascent:
             check_labels(name, labels, len(x), first.classes)
         self.objective.check(first.classes, y is not None, target is not None or self.target is not None)
         require(
-            self.target is None or target is None, f"both target={self.target!r} and target classes were given: choose one."
+            self.target is None or target is None,
+            f"both target={self.target!r} and target classes were given: choose one.",
         )
         with standing(predictive.module, self.mode):
             size = len(x) if couples_samples(predictive.module) else batch_size
@@ -333,7 +344,8 @@ class Ascent:
         goal: "_Goal",
     ) -> _Outcome:
         """The loop."""
-        most = self.steps.most
+        steps, sizes = self._schedule
+        most = steps.most
         with self._inside(predictive.module, x) as weights:
             independent = not couples_samples(predictive.module)
             origin, predict = self.space.enter(predictive.draw(streams.fold(_MODEL), weights), x)
@@ -343,18 +355,20 @@ class Ascent:
             spent = 0 if clean is None else 1
             remaining = None
             if rows.steps is not None and independent:
-                rows = rows[rows.steps.argsort(descending=True, stable=True)]
                 remaining = _still_climbing(rows.steps, most)
+                rows = rows[rows.steps.argsort(descending=True, stable=True)]
             for i in range(most):
                 if remaining is not None and remaining[i] < len(rows):
                     self._settle(rows[remaining[i] :], predict, goal, out, spent + i)
                     rows = rows[: remaining[i]]
+                if len(rows) == 0:
+                    break
                 if self.redraw:
                     predict = self.space.enter(predictive.draw(streams.fold(_MODEL, i + 1), weights), x)[1]
                 value, gradient, here = self._gradient(rows, predict, independent)
                 frozen = None if rows.steps is None or remaining is not None else rows.steps <= i
                 if self.keep != "last":
-                    self._remember(rows, value, here, goal, frozen)
+                    self._remember(rows, value, here, goal)
                 if self.keep == "first_success":
                     frozen = rows.won if frozen is None else rows.won | frozen
                     if independent and (x.device.type == "cpu" or i % _CHECK_EVERY == 0):
@@ -363,7 +377,7 @@ class Ascent:
                             fooled = rows[rows.won]
                             out.write(fooled, fooled.best, spent + i + 1)
                             rows, gradient, frozen = rows[left], gradient[left], frozen[left]
-                            if remaining is not None:
+                            if remaining is not None and rows.steps is not None:
                                 remaining = _still_climbing(rows.steps, most)
                         if len(rows) == 0:
                             break
@@ -371,8 +385,10 @@ class Ascent:
                 moves = torch.ones_like(rows.won) if frozen is None else ~frozen
                 rows.nan = rows.nan + (~strength.isfinite() & moves)
                 rows.zero = rows.zero + ((strength == 0) & moves)
-                size = self.step_size.at(i, most)
-                moved, memory = self.step(rows.point, gradient.nan_to_num_(0.0, 0.0, 0.0), size, self.geometry, rows.memory)
+                size = sizes.at(i, most)
+                moved, memory = self.step(
+                    rows.point, gradient.nan_to_num_(0.0, 0.0, 0.0), size, self.geometry, rows.memory
+                )
                 moved = self.geometry.project(moved, rows.origin)
                 rows.point = moved if frozen is None else torch.where(_like(frozen, moved), rows.point, moved)
                 rows.memory = memory
@@ -391,7 +407,7 @@ class Ascent:
             labels=y,
             target=target,
             clean=clean,
-            steps=self.steps.draw(streams.fold(_STEPS)),
+            steps=self._schedule[0].draw(streams.fold(_STEPS)),
             memory=self.step.init(start),
             best=start,
             best_value=torch.full((len(origin),), -torch.inf, device=origin.device, dtype=origin.dtype),
@@ -423,16 +439,12 @@ class Ascent:
             out.write(rows, rows.point, spent)
             return
         here = predict(rows.point)
-        self._remember(rows, self.objective(here, rows.clean, rows.labels, rows.target), here, goal, None)
+        self._remember(rows, self.objective(here, rows.clean, rows.labels, rows.target), here, goal)
         out.write(rows, rows.best, spent + 1)
 
-    def _remember(
-        self, rows: _Rows, value: PerSample, here: Prediction, goal: "_Goal", frozen: Bool[Tensor, " batch"] | None
-    ) -> None:
+    def _remember(self, rows: _Rows, value: PerSample, here: Prediction, goal: "_Goal") -> None:
         """Keep the best point so far; the first success is better than anything. NaN is never better."""
         better = (value > rows.best_value) & ~rows.won
-        if frozen is not None:
-            better = better & ~frozen
         if self.keep == "first_success":
             fooled = goal[rows.slot].reached(here) & ~rows.won
             better, rows.won = better | fooled, rows.won | fooled
@@ -493,7 +505,8 @@ def _still_climbing(steps: Int[Tensor, " batch"], most: int) -> list[int]:
 
 def choose_target(rule: TargetRule, clean: Prediction, y: Labels | None, streams: Streams) -> Labels:
     """A class other than the true one (or, without labels, the predicted one): the least likely, the most likely of the
-    others, or any of them drawn uniformly."""
+    others, or any of them drawn uniformly.
+    """
     scores = clean.scores.clone()
     own = clean.labels if y is None else y
     if rule == "random":
@@ -512,9 +525,12 @@ def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
     )
     require(isinstance(x, Tensor), f"x is a {type(x).__name__}: expected a torch tensor of shape (batch, ...).")
     require(
-        x.is_floating_point(), f"x has dtype {x.dtype}: expected floats in [{box.low:g}, {box.high:g}], such as x.float() / 255."
+        x.is_floating_point(),
+        f"x has dtype {x.dtype}: expected floats in [{box.low:g}, {box.high:g}], such as x.float() / 255.",
     )
-    require(x.ndim >= 2, f"x has shape {tuple(x.shape)}: expected (batch, features) or (batch, channels, height, width).")
+    require(
+        x.ndim >= 2, f"x has shape {tuple(x.shape)}: expected (batch, features) or (batch, channels, height, width)."
+    )
     require(x.numel() > 0, f"x is empty (shape {tuple(x.shape)}): expected at least one sample.")
     weight = next((p for p in module.parameters() if p.is_floating_point()), None)
     if weight is not None:
@@ -533,7 +549,10 @@ def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
 def check_index(index: Any, batch: int) -> None:
     """Raise `EquipoiseError` unless `index` is one integer per sample."""
     require(
-        isinstance(index, Tensor) and index.shape == (batch,) and not index.is_floating_point() and index.dtype != torch.bool,
+        isinstance(index, Tensor)
+        and index.shape == (batch,)
+        and not index.is_floating_point()
+        and index.dtype != torch.bool,
         f"index must be a tensor of {batch} integers, one per sample.",
     )
 
@@ -542,9 +561,13 @@ def check_labels(name: str, labels: Any, batch: int, classes: int) -> None:
     """Raise `EquipoiseError` unless `labels` is None or one class index per sample."""
     if labels is None:
         return
-    require(isinstance(labels, Tensor), f"{name} is a {type(labels).__name__}: expected a torch tensor of class indices.")
+    require(
+        isinstance(labels, Tensor), f"{name} is a {type(labels).__name__}: expected a torch tensor of class indices."
+    )
     require(labels.dtype == torch.int64, f"{name} has dtype {labels.dtype}: expected int64 class indices.")
-    require(labels.shape == (batch,), f"{name} has shape {tuple(labels.shape)}: expected ({batch},), one class per sample.")
+    require(
+        labels.shape == (batch,), f"{name} has shape {tuple(labels.shape)}: expected ({batch},), one class per sample."
+    )
     low, high = int(labels.min()), int(labels.max())
     require(
         low >= 0 and high < classes,

@@ -53,11 +53,30 @@ class Box:
         return ((flat >= self.low - tolerance) & (flat <= self.high + tolerance)).all(1)
 
 
-def _project_linf(a: Rows, room: Rows, eps: float) -> Rows:
-    return a.clamp_max(eps).minimum(room)
+def _room(direction: Rows, x: Points, box: Box) -> Rows:
+    """How far each coordinate of `x` can move in `direction` within the box."""
+    flat = x.flatten(1)
+    return torch.where(direction > 0, box.high - flat, flat - box.low).clamp_min(0)
 
 
-def _project_l2(a: Rows, room: Rows, eps: float) -> Rows:
+def _project_linf(x: Points, centre: Points, eps: float, box: Box) -> Points:
+    return box.clamp(torch.minimum(torch.maximum(x, centre - eps), centre + eps))
+
+
+def _along(lengths: Callable[[Rows, Rows, float], Rows]) -> Callable[[Points, Points, float, Box], Points]:
+    """The projection that keeps the direction of every coordinate and gives it one of these lengths."""
+
+    def project(x: Points, centre: Points, eps: float, box: Box) -> Points:
+        if math.isinf(eps):
+            return box.clamp(x)
+        move = (x - centre).flatten(1)
+        length = lengths(move.abs(), _room(move, centre, box), eps)
+        return box.clamp(centre + (length * move.sign()).reshape(centre.shape))
+
+    return project
+
+
+def _lengths_l2(a: Rows, room: Rows, eps: float) -> Rows:
     # Coordinate i meets the box at s² = (b_i/a_i)². Below the root those kinks are passed at which Σ min(s·a, b)² is at
     # most eps²; the rest shares what they leave: s² = (eps² - Σ_passed b²) / Σ_rest a². Sums of positive terms only.
     square, limit = a.double() ** 2, room.double() ** 2
@@ -71,7 +90,7 @@ def _project_l2(a: Rows, room: Rows, eps: float) -> Rows:
     return scale.to(a.dtype).mul(a).minimum(room)
 
 
-def _project_l1(a: Rows, room: Rows, eps: float) -> Rows:
+def _lengths_l1(a: Rows, room: Rows, eps: float) -> Rows:
     # With t = max a - u and gaps g = max a - a: F(u) = Σ clip(u - g, 0, b) rises by 1 from u = g to u = g + b. Measured
     # from the largest coordinate, because a - t would lose its digits to large moves.
     wide, limit = a.double(), room.double()
@@ -132,8 +151,8 @@ class Norm:
 
     order: float
     """The p of the Lp norm."""
-    project: Callable[[Rows, Rows, float], Rows]
-    """Length of the projection along each coordinate, from the lengths `|v - c|`, the room up to the box, and eps."""
+    project: Callable[[Points, Points, float, Box], Points]
+    """The nearest point of ball ∩ box: `project(x, centre, eps, box)`."""
     steepest: Callable[[Rows, Rows, float], Rows]
     """`argmax ⟨gradient, d⟩` over `‖d‖ <= size`; for L1 also `|d| <= room`, once cut to it."""
     draw: Callable[[Streams, int, torch.dtype], Rows]
@@ -143,8 +162,8 @@ class Norm:
 NORMS: Mapping[str, Norm] = MappingProxyType(
     {
         "linf": Norm(math.inf, _project_linf, _steepest_linf, _draw_linf),
-        "l2": Norm(2.0, _project_l2, _steepest_l2, _draw_l2),
-        "l1": Norm(1.0, _project_l1, _steepest_l1, _draw_l1),
+        "l2": Norm(2.0, _along(_lengths_l2), _steepest_l2, _draw_l2),
+        "l1": Norm(1.0, _along(_lengths_l1), _steepest_l1, _draw_l1),
     }
 )
 
@@ -183,20 +202,14 @@ class Ball:
 
     def project(self, x: Points, centre: Points) -> Points:
         """The nearest point of ball ∩ box (Euclidean), exactly, for a centre in the box."""
-        if self.norm == "linf":  # the same as below in two passes over the data
-            return self.box.clamp(torch.minimum(torch.maximum(x, centre - self.eps), centre + self.eps))
-        if math.isinf(self.eps):
-            return self.box.clamp(x)
-        move = (x - centre).flatten(1)
-        length = NORMS[self.norm].project(move.abs(), self._room(move, centre), self.eps)
-        return self.box.clamp(centre + (length * move.sign()).reshape(centre.shape))
+        return NORMS[self.norm].project(x, centre, self.eps, self.box)
 
     def steepest(self, x: Points, gradient: Points, size: float) -> Points:
         """`x + argmax ⟨gradient, d⟩` over `‖d‖ <= size`: the sign step, the normalised step, or for L1 the coordinates
         of largest slope, each filled up to the box (and a full one held there against the projection to come).
         """
         flat = gradient.flatten(1)
-        room = self._room(flat, x) if self.norm == "l1" else flat
+        room = _room(flat, x, self.box) if self.norm == "l1" else flat
         return x + NORMS[self.norm].steepest(flat, room, size).reshape(x.shape)
 
     def draw(self, streams: Streams, centre: Points) -> Points:
@@ -205,8 +218,3 @@ class Ball:
             raise EquipoiseError("a random start needs a finite ball: eps is infinite; start from zero instead.")
         unit = NORMS[self.norm].draw(streams, centre[0].numel(), centre.dtype)
         return self.project(centre + self.eps * unit.reshape(centre.shape), centre)
-
-    def _room(self, direction: Rows, x: Points) -> Rows:
-        """How far each coordinate of `x` can move in `direction` within the box."""
-        flat = x.flatten(1)
-        return torch.where(direction > 0, self.box.high - flat, flat - self.box.low).clamp_min(0)

@@ -48,7 +48,7 @@ def udpr(
     eps: float, step_size: StepSize | float | None = None, steps: int = 20, weight: float = 1.0, **options: Any
 ) -> Method:
     """`CE(x) + lam · CE(x_udp)`, lam = `weight`, 1 in the reference runs (U, Eq. UDPR)."""
-    return cross_entropy + weight * (cross_entropy @ attacks.udp(eps, step_size, steps, **options))
+    return as_method(cross_entropy) + weight * (cross_entropy @ attacks.udp(eps, step_size, steps, **options))
 
 
 def trades(
@@ -60,7 +60,9 @@ def trades(
     **options: Any,
 ) -> Method:
     """`CE(x) + beta · D(x, x')`, x' climbing the same divergence D from noise (Zhang et al. 2019; U, Eq. TRADES)."""
-    return cross_entropy + beta * (kl(divergence) @ attacks.trades(eps, step_size, steps, divergence=divergence, **options))
+    return as_method(cross_entropy) + beta * (
+        kl(divergence) @ attacks.trades(eps, step_size, steps, divergence=divergence, **options)
+    )
 
 
 def udp_trades(
@@ -71,5 +73,5 @@ def udp_trades(
     divergence: Divergence = "clean||here",
     **options: Any,
 ) -> Method:
-    """TRADES' smoothing term evaluated at the UDP point, `CE(x) + beta · D(x, x_udp)` (named as open in U, App. A.3)."""
-    return cross_entropy + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
+    """TRADES' smoothing term evaluated at the UDP point, `CE(x) + beta · D(x, x_udp)` (open in U, App. A.3)."""
+    return as_method(cross_entropy) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))

@@ -41,7 +41,11 @@ class Objective:
     """Fewest classes for which it is defined, untargeted and targeted."""
 
     def __call__(
-        self, here: Prediction, clean: Prediction | None = None, labels: Labels | None = None, target: Labels | None = None
+        self,
+        here: Prediction,
+        clean: Prediction | None = None,
+        labels: Labels | None = None,
+        target: Labels | None = None,
     ) -> PerSample:
         """The objective of every sample, in nats unless it is a margin. Raises `EquipoiseError` on a wrong pairing."""
         self.check(here.classes, labels is not None, target is not None)

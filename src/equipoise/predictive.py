@@ -47,7 +47,9 @@ class Single:
         return predict
 
 
-def as_predictive(model: "nn.Module | Predictive", outputs: Literal["logits", "probabilities"] = "logits") -> Predictive:
+def as_predictive(
+    model: "nn.Module | Predictive", outputs: Literal["logits", "probabilities"] = "logits"
+) -> Predictive:
     """`model` itself if it is a predictive, else the network as one. Raises `EquipoiseError` for anything else."""
     if isinstance(model, nn.Module):
         return Single(model, outputs)
@@ -57,7 +59,7 @@ def as_predictive(model: "nn.Module | Predictive", outputs: Literal["logits", "p
 
 
 def _scores(output: Any, batch: int, name: str) -> Tensor:
-    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    scores: Any = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     require(
         isinstance(scores, Tensor) and scores.ndim == 2 and len(scores) == batch,
         f"{name} returned {_describe(output)}; expected logits of shape ({batch}, classes), or an object with .logits.",
@@ -73,7 +75,10 @@ def check_outputs(prediction: Prediction, predictive: Predictive) -> None:
     """Raise `EquipoiseError` if a prediction has one class, is not finite, or looks like probabilities, not logits."""
     logits = prediction.logits.detach()
     require(prediction.classes >= 2, "the model has one output: expected logits of at least 2 classes.")
-    require(bool(logits.isfinite().all()), "the model's logits are not finite on clean input: its weights may have diverged.")
+    require(
+        bool(logits.isfinite().all()),
+        "the model's logits are not finite on clean input: its weights may have diverged.",
+    )
     is_log = getattr(predictive, "outputs", "logits") == "probabilities"
     values = logits.exp() if is_log else logits
     sums_to_one = bool(((values.sum(-1) - 1).abs() < 1e-3).all() and (values >= 0).all())

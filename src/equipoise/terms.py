@@ -45,7 +45,9 @@ class Term:
     """Its weight in the sum."""
 
     def __mul__(self, weight: object) -> "Term":
-        return Term(self.objective, self.at, self.weight * weight) if isinstance(weight, int | float) else NotImplemented
+        return (
+            Term(self.objective, self.at, self.weight * weight) if isinstance(weight, int | float) else NotImplemented
+        )
 
     __rmul__ = __mul__
 

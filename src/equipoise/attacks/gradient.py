@@ -12,7 +12,7 @@ from equipoise.ascent import Ascent, TargetRule
 from equipoise.errors import EquipoiseError, unknown
 from equipoise.geometry import Ball
 from equipoise.objectives import Divergence, cross_entropy, entropy, kl, margin
-from equipoise.steps import Constant, Gaussian, StepSize, Uniform, UniformUpTo
+from equipoise.steps import Constant, Gaussian, Start, StepSize, Uniform, UniformUpTo
 
 
 def _step_size(step_size: StepSize | float | None, eps: float, steps: float, reach: float = 2.5) -> StepSize | float:
@@ -25,13 +25,15 @@ def fgsm(eps: float, norm: str = "linf", step_size: float | None = None, **optio
     return Ascent(cross_entropy, Ball(norm, eps), _step_size(step_size, eps, 1, 1.0), 1, **options)
 
 
-def r_fgsm(eps: float, step_size: float | None = None, norm: str = "linf", **options: Any) -> Ascent:
+def r_fgsm(
+    eps: float, step_size: float | None = None, norm: str = "linf", start: Start = Uniform(), **options: Any
+) -> Ascent:
     """FGSM from a uniform random start ξ: `Π(x + ξ + alpha · sign(∇CE(x + ξ)))`, alpha = 1.25·eps by default.
 
     The gradient is taken at the random start, as in Wong et al. 2020; U (Eq. R-FGSM) writes it at x.
     """
     size = _step_size(step_size, eps, 1, 1.25)
-    return Ascent(cross_entropy, Ball(norm, eps), size, 1, **{"start": Uniform()} | options)
+    return Ascent(cross_entropy, Ball(norm, eps), size, 1, start=start, **options)
 
 
 def pgd(
@@ -68,18 +70,13 @@ def trades(
     steps: int = 10,
     norm: str = "linf",
     divergence: Divergence = "clean||here",
+    start: Start = Gaussian(0.001),
     **options: Any,
 ) -> Ascent:
     """TRADES' inner step: climb the divergence from the clean prediction, from Gaussian noise of 0.001, because its
     gradient is 0 at the clean point (Zhang et al. 2019).
     """
-    return Ascent(
-        kl(divergence),
-        Ball(norm, eps),
-        _step_size(step_size, eps, steps),
-        steps,
-        **{"start": Gaussian(0.001)} | options,
-    )
+    return Ascent(kl(divergence), Ball(norm, eps), _step_size(step_size, eps, steps), steps, start=start, **options)
 
 
 def targeted(attack: Ascent, rule: TargetRule = "least_likely") -> Ascent:
