@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class EquipoiseError(ValueError):
-    """Input that cannot be used. The message is one sentence for the user; the command line prints it and exits with 2."""
+    """Input that cannot be used. The message is one sentence for the user; the command line prints it, exit code 2."""
 
 
 class EquipoiseWarning(UserWarning):
