@@ -1,4 +1,6 @@
-"""The fast input gradient against the library's, for every shape of convolution."""
+"""The fast input gradients against the library's, for every shape of convolution and pooling."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -96,3 +98,48 @@ def test_under_autocast():
             (fast,) = torch.autograd.grad(layer(x).float().pow(2).sum(), x)
         (plain,) = torch.autograd.grad(layer(x).float().pow(2).sum(), x)
     assert fast.dtype == torch.float32 and torch.allclose(fast, plain, rtol=0.05, atol=0.05)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9)),
+    levels=st.integers(1, 4),
+    kernel=st.sampled_from([2, 2, (2, 2), 3, (2, 1)]),
+    stride=st.sampled_from([None, None, 2, (2, 2), 1, 3]),
+    padding=st.sampled_from([0, 0, 1]),
+    ceil=st.booleans(),
+    last=st.booleans(),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=200)
+def test_pooling_is_the_library_s_and_so_are_its_ties(shape, levels, kernel, stride, padding, ceil, last, seed):
+    if padding and kernel == (2, 1):
+        padding = 0
+    if 3 in (kernel, stride) and min(shape[2:]) < 3:
+        kernel, stride = 2, None
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(levels, shape, generator=generator) - 0.5  # few levels, so that most windows hold a tie
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    found = []
+    for mode in (nullcontext(), FastInputGradients()):
+        at = x.clone().requires_grad_()
+        with mode:
+            value = F.max_pool2d(at, kernel, stride, padding, ceil_mode=ceil)
+            upstream = torch.rand(value.shape, generator=torch.Generator().manual_seed(1))
+            (gradient,) = torch.autograd.grad(value, at, upstream)
+        found.append((value, gradient))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_pooling_is_fast_where_it_applies_and_only_there():
+    x = torch.rand(1, 2, 6, 8).requires_grad_()
+
+    def fast(y, *args, **kwargs):
+        with FastInputGradients():
+            return "_Pooling" in type(F.max_pool2d(y, *args, **kwargs).grad_fn).__name__
+
+    assert fast(x, 2) and fast(x, (2, 2), 2) and fast(x, kernel_size=2, stride=None, ceil_mode=True)
+    assert not fast(x, 3) and not fast(x, 2, 1) and not fast(x, 2, padding=1) and not fast(x[:, :, :5], 2)
+    assert not fast(x.contiguous(memory_format=torch.channels_last), 2) and not fast(x[0], 2)
+    with FastInputGradients():
+        value, index = nn.MaxPool2d(2, return_indices=True)(x)
+    assert value.shape == index.shape == (1, 2, 3, 4)

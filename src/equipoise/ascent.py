@@ -33,7 +33,7 @@ Keep = Literal["last", "best", "first_success"]
 TargetRule = Literal["least_likely", "runner_up", "random"]
 
 _START, _STEPS, _MODEL, _TARGET, _RESTART, _GLOBAL = range(6)  # what a stream is drawn for
-_CACHE_SIZED = 128  # samples per gradient on a CPU: activations of a small network then stay near the cache
+_AT_ONCE = 256  # samples per gradient on a CPU, which bounds the memory of a large batch and costs nothing
 _CHECK_EVERY = 8  # steps between two looks at who has succeeded on an accelerator, where looking waits for the device
 
 
@@ -417,8 +417,8 @@ class Ascent:
         )
 
     def _gradient(self, rows: _Rows, predict: Predict, independent: bool) -> tuple[PerSample, Points, Prediction]:
-        """The gradient at every row; on a CPU some rows at a time, while they fit the cache."""
-        size = _CACHE_SIZED if independent and rows.point.device.type == "cpu" else len(rows)
+        """The gradient at every row; on a CPU some rows at a time."""
+        size = _AT_ONCE if independent and rows.point.device.type == "cpu" else len(rows)
         if size >= len(rows):
             return value_and_gradient(self.objective, predict, rows.point, rows.clean, rows.labels, rows.target)
         pieces = [slice(i, i + size) for i in range(0, len(rows), size)]

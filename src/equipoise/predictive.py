@@ -17,6 +17,7 @@ from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.rng import Streams
 from equipoise.types import Mode, Points, Precision, Predict, Prediction, Predictive, Weights
 
+_MANY_FILTERS = 32
 _BATCH_COUPLING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
@@ -125,7 +126,7 @@ def couples_samples(module: nn.Module) -> bool:
 
 
 def frozen_weights(module: nn.Module, mode: Mode, precision: Precision = "32") -> Weights:
-    """The parameters cut from the graph, laid out for speed: channels-last, and matrices in bf16 if asked for.
+    """The parameters cut from the graph, laid out for speed, and matrices in bf16 if asked for.
 
     In eval mode copies of the buffers are among them, so that nothing of the caller's can change. In train mode the
     buffers stay the module's own: batch-norm then updates its running statistics, as in any training forward pass.
@@ -139,8 +140,8 @@ def frozen_weights(module: nn.Module, mode: Mode, precision: Precision = "32") -
 def _laid_out(weight: Tensor, precision: Precision) -> Tensor:
     if precision == "bf16" and weight.ndim >= 2:
         weight = weight.bfloat16()
-    if weight.ndim != 4 or weight.dtype == torch.float64:
-        return weight  # float64 is for checks: pooling's ties then break exactly as in the network itself
-    # A copy, because `contiguous` leaves the strides of a kernel with one input channel as they are, and it is by its
-    # strides that a convolution is told the layout.
-    return torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
+    if weight.ndim != 4:
+        return weight
+    # Convolutions with many filters are faster in channels-last order, those with few in the default one.
+    many = len(weight) >= _MANY_FILTERS
+    return weight.contiguous(memory_format=torch.channels_last if many else torch.contiguous_format)
