@@ -459,7 +459,7 @@ class Ascent:
             stack.enter_context(standing(module, self.mode))
             if self.precision == "bf16":
                 stack.enter_context(torch.autocast(kind, torch.bfloat16))
-            elif kind == "cpu":
+            if kind == "cpu":
                 stack.enter_context(FastInputGradients())
             yield frozen_weights(module, self.mode, self.precision)
 
