@@ -143,3 +143,16 @@ def test_pooling_is_fast_where_it_applies_and_only_there():
     with FastInputGradients():
         value, index = nn.MaxPool2d(2, return_indices=True)(x)
     assert value.shape == index.shape == (1, 2, 3, 4)
+
+
+def test_leaves_vectorised_ensembles_alone():
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2))
+    weights = {k: torch.stack([v.detach(), 2 * v.detach()]) for k, v in net.named_parameters()}
+    x = torch.rand(2, 1, 8, 8, requires_grad=True)
+
+    def both():
+        return torch.vmap(lambda w: torch.func.functional_call(net, w, (x,)), in_dims=0)(weights)
+
+    with FastInputGradients():
+        inside = both()
+    assert inside.equal(both())

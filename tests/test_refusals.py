@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise import attacks
 from equipoise.attacks import cw, pgd, targeted, udp, uta
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require, unknown
 from equipoise.geometry import Ball, Box
@@ -41,7 +42,7 @@ INPUTS = {
     "pixels in 255": (255 * X, r"4 of 4 inputs lie outside \[0, 1\]"),
     "uint8": (
         (255 * X).to(torch.uint8),
-        r"x has dtype torch.uint8: expected floats in \[0, 1\], such as x.float\(\) / 255",
+        r"x has dtype torch.uint8: expected float32 in \[0, 1\], such as x.float\(\) / 255",
     ),
     "int64": (torch.ones(4, 3, dtype=torch.int64), r"x has dtype torch.int64"),
     "one dimension": (
@@ -213,3 +214,42 @@ def test_words_of_errors():
         str(unknown("net", "zzz", np.array(["lenet", "mlp"]).tolist()))
         == "unknown net 'zzz': Choose one of lenet, mlp."
     )
+
+
+def test_refuses_a_half_precision_model_whose_rounding_exceeds_the_tolerance():
+    with pytest.raises(EquipoiseError, match="keep the model in float32 and give the attack precision='bf16'"):
+        attacks.pgd(0.1)(nn.Linear(4, 3).bfloat16(), torch.rand(2, 4).bfloat16(), torch.tensor([0, 1]))
+
+
+def test_refuses_a_model_that_changes_its_input_in_place():
+    class Shifts(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.sub_(0.5))
+
+    x = torch.rand(3, 4)
+    before = x.clone()
+    with pytest.raises(EquipoiseError, match="changes its input in place"):
+        attacks.pgd(0.1)(Shifts(4, 3), x, torch.tensor([0, 1, 2]))
+    assert x.equal(before)
+
+
+def test_refuses_inputs_the_model_does_not_take():
+    with pytest.raises(EquipoiseError, match=r"does not take inputs of shape \(5,\)"):
+        attacks.pgd(0.1)(nn.Linear(4, 3), torch.rand(2, 5), torch.tensor([0, 1]))
+
+
+# It is deprecated, and still around.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_refuses_a_scripted_model():
+    with pytest.raises(EquipoiseError, match="scripted or traced model"):
+        attacks.pgd(0.1)(torch.jit.trace(nn.Linear(4, 3), torch.rand(1, 4)), torch.rand(2, 4), torch.tensor([0, 1]))
+
+
+def test_refuses_eps_in_words():
+    with pytest.raises(EquipoiseError, match="eps = '8/255' is a str"):
+        attacks.pgd("8/255", step_size=0.1)
+
+
+def test_data_parallel_is_taken_off():
+    model, x, y = nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 1])
+    assert attacks.pgd(0.1)(nn.DataParallel(model), x, y).x.equal(attacks.pgd(0.1)(model, x, y).x)

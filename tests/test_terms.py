@@ -1,13 +1,16 @@
 """Methods as sums: the algebra, and the losses against plain formulas."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from equipoise import attacks
 from equipoise.attacks import pgd, trades, udp
 from equipoise.errors import EquipoiseError
-from equipoise.objectives import cross_entropy, dlr, entropy, kl
+from equipoise.objectives import cross_entropy, dlr, entropy, kl, smoothed_cross_entropy
 from equipoise.predictive import Single
 from equipoise.rng import Streams
 from equipoise.terms import Method, Mover, Term, as_method
@@ -122,3 +125,21 @@ def test_refuses_what_is_no_term():
 
         as_method(cross_entropy @ replace(PGD, objective=dlr)).check(2)
     (cross_entropy + 0.1 * (dlr @ PGD)).check(3)
+
+
+def test_terms_subtract_negate_and_sum():
+    term, other = entropy @ attacks.pgd(0.1, 0.02, 2), cross_entropy @ attacks.pgd(0.1, 0.02, 2)
+    assert (cross_entropy - term).terms == (Term(cross_entropy), -term)
+    assert (other - term).terms == (other, -1.0 * term)
+    assert (as_method(other) - term).terms == (other, -term)
+    assert (-(other + term)).terms == (-other, -term)
+    assert sum([other, term]).terms == (other, term)
+
+
+def test_settings_tell_apart_what_words_do_not():
+    plain, noisy = (cross_entropy @ attacks.pgd(0.1, 0.02, 2, keep=keep) for keep in ("last", "best"))
+    assert str(as_method(plain)) == str(as_method(noisy))
+    assert as_method(plain).settings() != as_method(noisy).settings()
+    smooth = [as_method(smoothed_cross_entropy(g) - 0.5 * entropy).settings() for g in (0.1, 0.2)]
+    assert smooth[0] != smooth[1]
+    assert json.loads(json.dumps(smooth)) == smooth

@@ -22,7 +22,7 @@ from equipoise.convolution import FastInputGradients
 from equipoise.errors import require, unknown
 from equipoise.geometry import Ball
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, check_outputs, couples_samples, frozen_weights, seeded, standing
+from equipoise.predictive import as_predictive, couples_samples, first_look, frozen_weights, seeded, standing
 from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
 from equipoise.steps import Constant, Fixed, Start, Steepest, Steps, StepSize, Zero
@@ -39,7 +39,9 @@ _CHECK_EVERY = 8  # steps between two looks at who has succeeded on an accelerat
 
 @dataclass(frozen=True)
 class Perturbed:
-    """What an attack found, per sample. Every success was checked again: exact norm, box, float32 prediction."""
+    """What an attack found, per sample. Every success was checked again: the point lies in the ball and the box up to
+    float32 rounding, and the model in eval mode and its own precision is fooled there.
+    """
 
     x: Points
     """The perturbed inputs."""
@@ -113,11 +115,12 @@ class _Outcome:
     evaluations: Tensor
     nan: Tensor
     zero: Tensor
+    won: Tensor
 
     def write(self, rows: _Rows, point: Tensor, evaluations: int) -> None:
         self.point[rows.slot] = point
         self.evaluations[rows.slot] = evaluations
-        self.nan[rows.slot], self.zero[rows.slot] = rows.nan, rows.zero
+        self.nan[rows.slot], self.zero[rows.slot], self.won[rows.slot] = rows.nan, rows.zero, rows.won
 
 
 def value_and_gradient(
@@ -240,7 +243,9 @@ class Ascent:
         """Perturb `x` and say what came of it.
 
         `y` are the true labels (needed by objectives that look at them), `target` the classes to climb towards.
-        Random draws depend on `seed` and on each sample's `index` (default 0, 1, ...), not on `batch_size` or order.
+        Random draws depend on `seed` and on each sample's `index` (default 0, 1, ...), not on `batch_size` or order;
+        results agree up to float rounding. Where samples depend on each other (batch statistics or dropout with
+        `mode="train"`) all of `x` is one batch.
         Raises `EquipoiseError` for unusable input: a wrong shape, dtype, range, label, pairing or kind of output.
         """
         predictive = as_predictive(model)
@@ -260,9 +265,7 @@ class Ascent:
         streams: Streams,
         batch_size: int,
     ) -> Perturbed:
-        with standing(predictive.module, "eval"):
-            first = predictive.draw(streams[:2])(x[:2])
-        check_outputs(first, predictive)
+        first = first_look(predictive, x, streams)
         for name, labels in (("y", y), ("target", target)):
             if isinstance(labels, Tensor):
                 where = labels.device
@@ -319,7 +322,7 @@ class Ascent:
         )
         if self.precision == "bf16" and self.keep == "first_success":
             # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
-            rows = self._unfooled(case.predictive, result.success)
+            rows = self._unfooled(case.predictive, result.success | ~found.won)
             if len(rows):
                 again, value[rows] = replace(self, precision="32")._attempt(case[rows], restart)
                 everyone = torch.ones_like(again.success)
@@ -351,7 +354,8 @@ class Ascent:
             origin, predict = self.space.enter(predictive.draw(streams.fold(_MODEL), weights), x)
             clean = predict(origin) if self.objective.needs_clean else None
             rows = self._rows(origin, y, target, clean, streams)
-            out = _Outcome(origin.clone(), *(torch.zeros_like(rows.slot) for _ in range(3)))
+            none = torch.zeros_like(rows.slot)
+            out = _Outcome(origin.clone(), none, none.clone(), none.clone(), torch.zeros_like(rows.won))
             spent = 0 if clean is None else 1
             remaining = None
             if rows.steps is not None and independent:
@@ -525,8 +529,9 @@ def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
     )
     require(isinstance(x, Tensor), f"x is a {type(x).__name__}: expected a torch tensor of shape (batch, ...).")
     require(
-        x.is_floating_point(),
-        f"x has dtype {x.dtype}: expected floats in [{box.low:g}, {box.high:g}], such as x.float() / 255.",
+        x.dtype in (torch.float32, torch.float64),
+        f"x has dtype {x.dtype}: expected float32 in [{box.low:g}, {box.high:g}], such as x.float() / 255; to "
+        "compute in half precision keep the model in float32 and give the attack precision='bf16'.",
     )
     require(
         x.ndim >= 2, f"x has shape {tuple(x.shape)}: expected (batch, features) or (batch, channels, height, width)."
@@ -598,7 +603,7 @@ def _better(which: Tensor, a: Perturbed, b: Perturbed) -> Perturbed:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Objective):
-        return value.name
+        return value.settings()
     if is_dataclass(value) and not isinstance(value, type):
         inner = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
         return {"kind": type(value).__name__, **inner} if not isinstance(value, Ball) else inner

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -102,7 +103,8 @@ class FastInputGradients(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         fast = self._fast.get(func)
-        result = fast(*args, **kwargs) if fast else None
+        # torch.func, as in a vectorised ensemble, has its own rules for these operations.
+        result = fast(*args, **kwargs) if fast and not _are_functorch_transforms_active() else None
         return func(*args, **kwargs) if result is None else result
 
     def _convolution(

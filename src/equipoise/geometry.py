@@ -182,6 +182,10 @@ class Ball:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
+        require(
+            isinstance(self.eps, int | float),
+            f"eps = {self.eps!r} is a {type(self.eps).__name__}: expected a number, such as 8/255.",
+        )
         require(self.eps >= 0, f"eps = {self.eps} is not a radius: expected a number >= 0, such as 8/255.")
         if self.norm == "linf" and self.box.high - self.box.low < self.eps < math.inf:
             warnings.warn(

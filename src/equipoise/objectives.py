@@ -73,6 +73,13 @@ class Objective:
             "climb cross_entropy or margin instead.",
         )
 
+    def settings(self) -> Any:
+        """Name and parameters as JSON-ready data, for records; the name alone if it has no parameters."""
+        if self.formula is _weighted_sum:
+            parts: tuple[tuple[Objective, float], ...] = dict(self.parameters)["parts"]
+            return [{"weight": weight, "objective": part.settings()} for part, weight in parts]
+        return {"name": self.name, **dict(self.parameters)} if self.parameters else self.name
+
     def __add__(self, other: object) -> "Objective":
         return _combine((self, 1.0), (other, 1.0)) if isinstance(other, Objective) else NotImplemented
 

@@ -52,6 +52,12 @@ def as_predictive(
     model: "nn.Module | Predictive", outputs: Literal["logits", "probabilities"] = "logits"
 ) -> Predictive:
     """`model` itself if it is a predictive, else the network as one. Raises `EquipoiseError` for anything else."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module  # its copies on other devices would not see the weights that an ascent holds still
+    require(
+        not isinstance(model, torch.jit.ScriptModule),
+        "a scripted or traced model cannot be attacked, its weights cannot be held still: give the original module.",
+    )
     if isinstance(model, nn.Module):
         return Single(model, outputs)
     if isinstance(model, Predictive):
@@ -70,6 +76,28 @@ def _scores(output: Any, batch: int, name: str) -> Tensor:
 
 def _describe(output: Any) -> str:
     return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+
+
+def first_look(predictive: Predictive, x: Points, streams: Streams | None = None) -> Prediction:
+    """The prediction at the first two samples, in eval mode, if it is one that an attack or a training can use.
+
+    Raises `EquipoiseError` if the model does not take such inputs, changes them in place, or `check_outputs` objects.
+    """
+    few = x[:2].clone()
+    with standing(predictive.module, "eval"), torch.no_grad():
+        try:
+            first = predictive.draw(None if streams is None else streams[:2])(few)
+        except (RuntimeError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise EquipoiseError(
+                f"the model does not take inputs of shape {tuple(x.shape[1:])} and {x.dtype}: {reason}."
+            ) from error
+    require(
+        few.equal(x[:2]),
+        "the model changes its input in place: make its first operation one that returns a new tensor.",
+    )
+    check_outputs(first, predictive)
+    return first
 
 
 def check_outputs(prediction: Prediction, predictive: Predictive) -> None:

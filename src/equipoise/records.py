@@ -7,7 +7,6 @@ atomically: a reader sees the old file or the new one, never half of one.
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -201,20 +200,25 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
 
     Raises `EquipoiseError` if it cannot be written (no space, no permission); nothing is left behind then.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link keeps pointing to the file, which is what changes
+    require(
+        path.is_file() or not path.exists(),
+        f"cannot write {path}: it is not a plain file; choose another place with --out.",
+    )
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise EquipoiseError(
             f"cannot write {path}: {error.strerror}; free some space or choose another place with --out."
         ) from error

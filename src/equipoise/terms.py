@@ -9,7 +9,7 @@ the same point share one perturbed batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ class Mover(Protocol):
 
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
         """The points at which to evaluate, cut from the graph."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON-ready data, for records."""
         ...
 
     def predict_at(self, predict: Predict, x: Points, point: Points) -> Prediction:
@@ -51,11 +55,20 @@ class Term:
 
     __rmul__ = __mul__
 
+    def __neg__(self) -> "Term":
+        return self * -1.0
+
     def __add__(self, other: object) -> "Method":
-        return Method((self,)) + other
+        return _added(self, other)
 
     def __radd__(self, other: object) -> "Method":
-        return as_method(other) + self
+        return _added(other, self)
+
+    def __sub__(self, other: object) -> "Method":
+        return _added(self, -as_method(other))
+
+    def __rsub__(self, other: object) -> "Method":
+        return _added(other, -self)
 
 
 Penalty = Callable[[nn.Module, Points, Labels], Tensor]
@@ -73,12 +86,20 @@ class Method:
     def __post_init__(self) -> None:
         require(len(self.terms) > 0, "a training method needs at least one term, such as the objective cross_entropy.")
 
+    def __neg__(self) -> "Method":
+        return self * -1.0
+
     def __add__(self, other: object) -> "Method":
-        other = as_method(other)
-        return Method(self.terms + other.terms, self.penalties + other.penalties)
+        return _added(self, other)
 
     def __radd__(self, other: object) -> "Method":
-        return as_method(other) + self
+        return _added(other, self)
+
+    def __sub__(self, other: object) -> "Method":
+        return _added(self, -as_method(other))
+
+    def __rsub__(self, other: object) -> "Method":
+        return _added(other, -self)
 
     def __mul__(self, weight: object) -> "Method":
         if not isinstance(weight, int | float):
@@ -97,8 +118,16 @@ class Method:
         for term in self.terms:
             factor = "" if term.weight == 1 else f"{term.weight:g}·"
             parts.append(f"{factor}({term.objective.name})" + ("" if term.at is None else f" @ {term.at}"))
-        parts += [f"{w:g}·{getattr(p, '__name__', type(p).__name__)}" for w, p in self.penalties]
+        parts += [f"{w:g}·{_name(p)}" for w, p in self.penalties]
         return " + ".join(parts)
+
+    def settings(self) -> list[Any]:
+        """Every term with all its parameters as JSON-ready data, and the penalties by name, for records."""
+        terms = [
+            {"weight": t.weight, "objective": t.objective.settings(), "at": None if t.at is None else t.at.settings()}
+            for t in self.terms
+        ]
+        return [*terms, *({"weight": w, "penalty": _name(p)} for w, p in self.penalties)]
 
     def check(self, classes: int) -> None:
         """Raise `EquipoiseError` if a term or its ascent is not defined for that many classes."""
@@ -137,6 +166,18 @@ class Method:
         for weight, penalty in self.penalties:
             total = total + weight * penalty(predictive.module, x, y)
         return total, shown
+
+
+def _name(penalty: Penalty) -> str:
+    return getattr(penalty, "__name__", type(penalty).__name__)
+
+
+def _added(first: object, second: object) -> Method:
+    """The sum of two parts of a method; 0 adds nothing, so that `sum(...)` works."""
+    a, b = (None if isinstance(part, int | float) and part == 0 else as_method(part) for part in (first, second))
+    if a is None or b is None:
+        return as_method(a or b)
+    return Method(a.terms + b.terms, a.penalties + b.penalties)
 
 
 def as_method(part: object) -> Method:

@@ -249,6 +249,68 @@ def test_ema_is_the_average_of_the_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(got, (seen[0] + seen[1]) / 2)
 
 
+def test_with_ema_the_model_ends_as_the_average(tmp_path: Path) -> None:
+    model, saved = mlp(), mlp()
+    fit(methods.standard(), model, blobs(), dataclasses.replace(FAST, ema=0.5), out=tmp_path / "run")
+    load_weights(saved, tmp_path / "run" / "last.safetensors")
+    assert all(a.equal(b) for a, b in zip(model.parameters(), saved.parameters(), strict=True))
+
+
+def test_a_last_batch_of_one_joins_the_one_before() -> None:
+    """43 training samples in batches of 21: batch-norm could not take the last one alone."""
+    told: list[Progress] = []
+    run = fit(methods.standard(), batch_normed(), blobs(48), Recipe(epochs=1, batch_size=21), progress=told.append)
+    assert run.status == "finished"
+    assert told[-1].steps == 2
+
+
+def batch_normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def test_a_term_or_an_objective_alone_is_a_method() -> None:
+    for part in (cross_entropy, cross_entropy @ attacks.pgd(0.05, 0.02, 2)):
+        assert fit(part, mlp(), blobs(), dataclasses.replace(FAST, epochs=1)).status == "finished"
+
+
+def test_buffers_may_be_infinite(tmp_path: Path) -> None:
+    model = mlp()
+    model.register_buffer("mask", torch.tensor(float("-inf")))
+    assert fit(methods.standard(), model, blobs(), FAST, out=tmp_path / "run").status == "finished"
+
+
+def test_a_compiled_network_saves_plain_names(tmp_path: Path) -> None:
+    compiled = torch.compile(mlp(), backend="eager")
+    fit(methods.standard(), compiled, blobs(), dataclasses.replace(FAST, epochs=1), out=tmp_path / "run")
+    load_weights(mlp(), tmp_path / "run" / "best.safetensors")
+
+
+def test_an_ascent_keeps_its_own_precision() -> None:
+    from equipoise.training.fit import _in_precision
+
+    method = methods.pgd_at(0.1, 0.02, 2, precision="bf16")
+    assert _in_precision(method, Recipe()).terms[0].at.precision == "bf16"
+    assert _in_precision(methods.pgd_at(0.1, 0.02, 2), Recipe(precision="bf16")).terms[0].at.precision == "bf16"
+
+
+TORCHRUN = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_fit import *
+model, start = mlp(), mlp()
+fit(methods.standard(), model, blobs(), Recipe(epochs=1, batch_size=32))
+assert not any(a.equal(b) for a, b in zip(model.parameters(), start.parameters()))
+"""
+
+
+def test_under_torchrun_the_model_is_trained_in_place(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TORCHRUN.format(tests=str(Path(__file__).parent)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(launch, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     recipe = dataclasses.replace(FAST, epochs=60, patience=2, lr=0.02)
     run = fit(methods.standard(), mlp(), blobs(), recipe, out=tmp_path / "run")
@@ -342,6 +404,19 @@ def start(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def test_refuses_more_processes_than_samples() -> None:
+    with pytest.raises(EquipoiseError, match="2 processes cannot share batches of 1"):
+        fit(methods.standard(), mlp(), blobs(), Recipe(batch_size=1, devices=2, epochs=1))
+
+
+def test_refuses_to_send_what_does_not_pickle() -> None:
+    class Local(nn.Linear):
+        pass
+
+    with pytest.raises(EquipoiseError, match="does not pickle"):
+        fit(methods.standard(), Local(6, 3), blobs(), Recipe(devices=2, epochs=1))
+
+
 def test_refuses_to_overwrite_a_run(tmp_path: Path) -> None:
     with pytest.raises(EquipoiseError, match="already holds a run"):
         fit(methods.standard(), mlp(), blobs(), FAST, out=start(tmp_path))
@@ -355,6 +430,8 @@ def test_refuses_to_resume_something_else(tmp_path: Path) -> None:
         fit(methods.udp(0.1, 0.02, 4), mlp(), blobs(), dataclasses.replace(FAST, lr=0.1), out=out, resume=True)
     with pytest.raises(EquipoiseError, match="another data"):
         fit(methods.udp(0.1, 0.02, 4), mlp(), blobs(300), FAST, out=out, resume=True)
+    with pytest.raises(EquipoiseError, match="another method"):  # alike in words
+        fit(methods.udp(0.1, 0.02, 4, mode="train"), mlp(), blobs(), FAST, out=out, resume=True)
     with pytest.raises(EquipoiseError, match="nothing to resume"):
         fit(methods.udp(0.1, 0.02, 4), mlp(), blobs(), FAST, out=tmp_path / "other", resume=True)
 
@@ -396,7 +473,10 @@ def test_refuses_a_network_that_does_not_fit() -> None:
         ({"optimizer": "adan"}, "did you mean 'adam'"),
         ({"schedule": "triangle"}, "did you mean 'triangular'"),
         ({"validation": 0.0}, "validation = 0.0"),
-        ({"ema": 1.5}, "ema = 1.5.*<= 1"),
+        ({"ema": 1.0}, "ema = 1.0 is not a decay"),
+        ({"epochs": 1.5}, "epochs = 1.5 is not a whole number"),
+        ({"lr": float("inf")}, "lr = inf"),
+        ({"valid_eps": 0.0}, "valid_eps = 0.0 is out of range"),
         ({"optimizer": "sgd", "momentum": 0.0}, "nesterov needs momentum"),
         ({"milestones": (30.0,)}, "shares of the training"),
     ],

@@ -11,11 +11,11 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from equipoise.ascent import check_input, check_labels
-from equipoise.errors import EquipoiseError, require
+from equipoise.errors import require
 from equipoise.evaluation.suites import Attack, Suite
 from equipoise.evaluation.verify import predict, verify_outcome
-from equipoise.geometry import Ball
-from equipoise.predictive import as_predictive, check_outputs, standing
+from equipoise.geometry import Ball, Box
+from equipoise.predictive import as_predictive, first_look
 from equipoise.records import AttackResult
 from equipoise.types import Labels, Points, Predictive
 
@@ -47,10 +47,13 @@ def evaluate(
     """
     predictive = as_predictive(model)
     weight = next(predictive.module.parameters(), None)
+    require(isinstance(x, Tensor) and isinstance(y, Tensor), "evaluate needs x and y as torch tensors.")
     x, y = (x, y) if weight is None else (x.to(weight.device), y.to(weight.device))
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     require(batch_size >= 1, f"batch_size = {batch_size}: expected an integer >= 1.")
-    _check(predictive, x, y)
+    box = attacks[0][1].geometry.box if attacks else Box()
+    check_input(x, predictive.module, Ball("linf", 0.0, box))
+    check_labels("y", y, len(x), first_look(predictive, x).classes)
     total, done = len(x) * (1 + len(attacks)), 0
 
     def report(what: str, n: int) -> None:
@@ -90,18 +93,6 @@ def evaluate(
         if len(together) > 1:
             results.append(_worst(together))
     return results
-
-
-def _check(predictive: Predictive, x: Points, y: Labels) -> None:
-    check_input(x, predictive.module, Ball("linf", 0.0))
-    with standing(predictive.module, "eval"), torch.no_grad():
-        try:
-            first = predictive.draw()(x[:2])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise EquipoiseError(f"the model does not take inputs of shape {tuple(x.shape[1:])}: {reason}.") from error
-    check_outputs(first, predictive)
-    check_labels("y", y, len(x), first.classes)
 
 
 def _run(

@@ -36,6 +36,10 @@ class Normalize(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
         """The standardised batch, of the same shape."""
+        require(
+            len(self.mean) in (1, x.shape[1]),
+            f"normalisation has numbers for {len(self.mean)} channels, the input has {x.shape[1]}.",
+        )
         per_channel = (-1,) + (1,) * (x.ndim - 2)
         return (x - self.mean.view(per_channel)) / self.std.view(per_channel)
 

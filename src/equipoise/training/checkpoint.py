@@ -41,9 +41,14 @@ def load_weights(module: nn.Module, path: Path) -> None:
     copy_into(module, load_tensors(path)[0], str(path))
 
 
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a network by names that do not tell whether it was compiled."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in module.state_dict().items()}
+
+
 def copy_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy weights by name, in place. Raises `EquipoiseError` for missing, extra or misshapen ones."""
-    own = module.state_dict()
+    own = plain_state(module)
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     require(
         not missing and not extra,

@@ -8,6 +8,7 @@ resumed takes exactly the steps of one that was not.
 import json
 import math
 import os
+import pickle
 import re
 import tempfile
 import time
@@ -18,10 +19,11 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -30,16 +32,18 @@ from equipoise.ascent import Ascent
 from equipoise.attacks import fgsm, pgd
 from equipoise.data import Dataset, crop_and_flip
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require
-from equipoise.predictive import as_predictive, check_outputs, standing
+from equipoise.objectives import Objective
+from equipoise.predictive import as_predictive, first_look, standing
 from equipoise.provenance import provenance
 from equipoise.records import Run, from_json, save, to_json, write_atomically
 from equipoise.rng import Streams, fold
-from equipoise.terms import Method
+from equipoise.terms import Method, Term, as_method
 from equipoise.training.checkpoint import (
     copy_into,
     load_tensors,
     load_weights,
     optimizer_tensors,
+    plain_state,
     restore_optimizer,
     save_tensors,
 )
@@ -113,7 +117,7 @@ class _Loss(nn.Module):
 
 
 def fit(
-    method: Method,
+    method: "Method | Term | Objective",
     model: "nn.Module | Predictive",
     data: Dataset,
     recipe: Recipe | None = None,
@@ -128,33 +132,31 @@ def fit(
     """Train `model` in place by `method` on `data`, and return the record of the run.
 
     With `out` the run directory is written (see `equipoise.records.Run`), a checkpoint after every epoch and every few
-    minutes; `resume=True` continues from it. At the end `model` holds the last weights; `load_run(out, "best")` gives
-    those of the epoch with the best validation robust accuracy. `method_record` and `net_record` go into the record.
+    minutes; `resume=True` continues from it. At the end `model` holds the last weights, or with `recipe.ema` their
+    average; `load_run(out, "best")` gives those of the epoch with the best validation robust accuracy.
+    `method_record` and `net_record` go into the record.
     With `recipe.devices > 1` processes are started, to which `progress` must be able to travel (something that
     pickles); under torchrun each process calls `fit`.
     Raises `EquipoiseError` for unusable input and when the loss stops being finite.
     """
-    recipe = recipe or Recipe()
+    recipe, method = recipe or Recipe(), as_method(method)
     predictive = as_predictive(model)
     out = Path(out) if out is not None else None
     device = recipe.pick_device()
+    require(any(p.requires_grad for p in predictive.module.parameters()), "the network has no parameters to train.")
     method.check(len(data.classes))
-    with standing(predictive.module, "eval"), torch.no_grad():
-        weight = next(predictive.module.parameters())
-        try:
-            first = predictive.draw()(data.train.x[:2].to(weight.device))
-        except RuntimeError as error:
-            shape = tuple(data.train.x.shape[1:])
-            raise EquipoiseError(
-                f"the network does not take inputs of shape {shape} ({data.name}): {error}."
-            ) from error
-    check_outputs(first, predictive)
+    weight = next(predictive.module.parameters())
+    require(
+        weight.dtype == torch.float32,
+        f"the network is {weight.dtype}: keep it in float32 (Recipe's precision may be bf16).",
+    )
+    first = first_look(predictive, data.train.x[:2].to(weight.device))
     require(
         first.classes == len(data.classes),
         f"the network has {first.classes} classes, {data.name} has {len(data.classes)}.",
     )
     run = Run(
-        method={"name": "custom", **(method_record or {}), "sum": str(method)},
+        method={"name": "custom", **(method_record or {}), "sum": str(method), "terms": method.settings()},
         recipe={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()},
         net={"parameters": sum(p.numel() for p in predictive.module.parameters()), **(net_record or {})},
         data={
@@ -172,16 +174,23 @@ def fit(
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:  # started by torchrun: one of its processes
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        fabric = Fabric(accelerator=kind, strategy="ddp", devices=local, num_nodes=world // local, precision=precision)
+        fabric = Fabric(
+            accelerator=kind, strategy=_parallel("popen"), devices=local, num_nodes=world // local, precision=precision
+        )
         fabric.launch()
         return _train(job, fabric)
     if recipe.devices > 1:
         with tempfile.TemporaryDirectory() as scratch:
             folder = out or Path(scratch)
             job = replace(job, out=folder)
-            fabric = Fabric(accelerator=kind, strategy="ddp_spawn", devices=recipe.devices, precision=precision)
+            fabric = Fabric(accelerator=kind, strategy=_parallel("spawn"), devices=recipe.devices, precision=precision)
             try:
                 run = from_json(fabric.launch(partial(_train_to_json, job)))
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise EquipoiseError(
+                    f"devices > 1 sends the network, the method and the progress to new processes, and one of them "
+                    f"does not pickle ({error}): define it in a module, or start the processes by torchrun."
+                ) from error
             except ProcessRaisedException as error:
                 found = re.search(r"EquipoiseError: (.*)", str(error))
                 if found is None:
@@ -193,22 +202,23 @@ def fit(
     return _train(job, Fabric(accelerator=kind, devices=1, precision=precision))
 
 
+def _parallel(start: Literal["popen", "spawn"]) -> DDPStrategy:
+    """Gradients averaged over processes; a network may have parameters that its outputs do not use."""
+    return DDPStrategy(start_method=start, find_unused_parameters=True)
+
+
 def _in_precision(method: Method, recipe: Recipe) -> Method:
-    """The method with its ascents computed in the recipe's precision."""
-    terms = (
-        replace(t, at=replace(t.at, precision=recipe.precision)) if isinstance(t.at, Ascent) else t
-        for t in method.terms
-    )
+    """The method with its ascents computed in bf16 if the recipe says so."""
+    if recipe.precision == "32":
+        return method
+    terms = (replace(t, at=replace(t.at, precision="bf16")) if isinstance(t.at, Ascent) else t for t in method.terms)
     return replace(method, terms=tuple(terms))
 
 
 def _train(job: _Job, fabric: Fabric) -> Run:
     """The training of one process."""
-    if fabric.world_size > 1:
-        # Spawned processes receive the model in shared memory, where each one's steps would be everyone's.
-        job = replace(job, model=deepcopy(job.model))
-        if fabric.device.type == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
+    if fabric.world_size > 1 and fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
     with _own_randomness(fabric.device):
         try:
             return _Training(fabric, job).run()
@@ -218,8 +228,11 @@ def _train(job: _Job, fabric: Fabric) -> Run:
 
 
 def _train_to_json(job: _Job, fabric: Fabric) -> dict[str, Any]:
-    """The same, with a result that can travel between processes."""
-    return to_json(_train(job, fabric))
+    """The same in a spawned process, with a result that can travel.
+
+    The model arrives in shared memory, where each process's steps would be everyone's: train a copy.
+    """
+    return to_json(_train(replace(job, model=deepcopy(job.model)), fabric))
 
 
 @contextmanager
@@ -250,7 +263,12 @@ class _Training:
         self.memory = _Memory()
         # Loss, correct predictions and samples of the running epoch, in float64 on the device.
         self.sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
-        self.steps = max(1, -(-len(self.train.y) // self.recipe.batch_size))
+        self.steps = len(_batches(torch.arange(len(self.train.y)), self.recipe.batch_size, 2 * fabric.world_size))
+        require(
+            min(self.recipe.batch_size, len(self.train.y)) >= fabric.world_size,
+            f"{fabric.world_size} processes cannot share batches of {self.recipe.batch_size} of {len(self.train.y)} "
+            "samples: use fewer devices or larger batches.",
+        )
         n_valid = len(self.valid.y)
         self.record = replace(job.run, data={**job.run.data, "n_train": len(self.train.y), "n_valid": n_valid})
         self.saved = self.began = time.monotonic()
@@ -289,6 +307,8 @@ class _Training:
                 while self.memory.epoch < self.recipe.epochs and not self._stalled():
                     self._epoch()
             status = "finished" if self.memory.epoch == self.recipe.epochs else "stopped early"
+            if self.averaged is not None:
+                copy_into(self.module, plain_state(self.averaged.module), "the average")
         except EquipoiseError as error:
             status = f"failed: {error}"
             raise
@@ -300,8 +320,8 @@ class _Training:
         recipe, memory, device = self.recipe, self.memory, self.fabric.device
         seed = fold(recipe.seed, memory.epoch)
         order = torch.randperm(len(self.train.y), generator=torch.Generator().manual_seed(abs(fold(seed, _ORDER))))
-        for number, batch in enumerate(order.split(recipe.batch_size)):
-            if number < memory.step or len(batch) < self.fabric.world_size:
+        for number, batch in enumerate(_batches(order, recipe.batch_size, 2 * self.fabric.world_size)):
+            if number < memory.step:
                 continue
             torch.manual_seed(abs(fold(seed, _NOISE, number, self.fabric.global_rank)))
             self._step(batch[self.fabric.global_rank :: self.fabric.world_size].to(device), len(batch), seed, number)
@@ -374,7 +394,7 @@ class _Training:
         if metrics["valid_pgd"] > memory.best.get("valid_pgd", -1.0):
             memory.best = metrics
             if self.out and self.fabric.is_global_zero:
-                save_tensors(self.out / "best.safetensors", self.judged.state_dict())
+                save_tensors(self.out / "best.safetensors", plain_state(self.judged))
         alarm = alarm_of(memory.metrics, metrics, len(self.job.data.classes), len(self.valid.y))
         if alarm is not None and alarm not in memory.alarms:
             memory.alarms.append(alarm)
@@ -385,6 +405,8 @@ class _Training:
         self.sums.zero_()
         if self.out:
             self._save()
+            if self.recipe.tensorboard and self.fabric.is_global_zero:
+                _to_tensorboard(self.folder, metrics)
         self._tell(metrics, alarm)
 
     @torch.no_grad()
@@ -480,11 +502,11 @@ class _Training:
         sums = self._total()
         now = time.monotonic()
         self.memory.seconds, self.began, self.saved = self.memory.seconds + now - self.began, now, now
-        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.module.state_dict().items()}
+        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in plain_state(self.module).items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
         if self.averaged is not None:
-            tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
-        for tensor in tensors.values():
+            tensors |= {f"ema.{k}": v for k, v in plain_state(self.averaged).items()}
+        for tensor in [*self.module.parameters(), *optimizer_tensors(self.optimizer).values()]:
             self._require_finite(tensor, "weights are")
         if not self.fabric.is_global_zero:
             return
@@ -495,15 +517,13 @@ class _Training:
             "data": self.record.data,
             "recipe": {**self.record.recipe, "valid_eps": self.recipe.valid_eps},
         }
-        save_tensors(self.folder / "last.safetensors", self.judged.state_dict())
+        save_tensors(self.folder / "last.safetensors", plain_state(self.judged))
         save_tensors(self.folder / "checkpoint.safetensors", tensors | {"sums": sums}, state)
         self._write_metrics()
 
     def _write_metrics(self) -> None:
         lines = "".join(json.dumps(m) + "\n" for m in self.memory.metrics)
         write_atomically(self.folder / "metrics.jsonl", lines.encode())
-        if self.recipe.tensorboard and self.memory.metrics:
-            _to_tensorboard(self.folder, self.memory.metrics[-1])
 
     def _close(self, status: str) -> None:
         memory = self.memory
@@ -546,6 +566,17 @@ def alarm_of(past: list[dict[str, float]], now: Mapping[str, float], classes: in
     return None
 
 
+def _batches(order: Tensor, size: int, fewest: int) -> list[Tensor]:
+    """`order` in batches of `size`; a last one of less than `fewest` joins the one before.
+
+    A process needs at least a sample of each batch, and batch-norm two.
+    """
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) < min(fewest, size):
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 @torch.no_grad()
 def copy_buffers(source: nn.Module, destination: nn.Module) -> None:
     """Copy the buffers of one network into another of the same kind."""
@@ -560,7 +591,8 @@ def _validation_ball(job: _Job) -> tuple[float, str]:
     if job.recipe.valid_eps is not None:
         return job.recipe.valid_eps, norm
     usual = 8 / 255 if job.data.train.x.ndim == 4 and job.data.train.x.shape[1] == 3 else 0.1
-    return (balls[0].eps if balls and (norm != "linf" or balls[0].eps < usual) else usual), norm
+    own = balls[0].eps if balls else 0.0
+    return (own if own > 0 and (norm != "linf" or own < usual) else usual), norm
 
 
 def _to_tensorboard(out: Path, metrics: Mapping[str, float]) -> None:

@@ -73,7 +73,11 @@ class Recipe:
         for name, options in _CHOICES.items():
             if getattr(self, name) not in options:
                 raise unknown(name, getattr(self, name), options)
-        require(self.lr > 0, f"lr = {self.lr} trains nothing: expected a number > 0, such as 1e-3.")
+        for name in ("epochs", "batch_size", "valid_examples", "valid_steps", "patience", "seed", "devices"):
+            value = getattr(self, name)
+            require(isinstance(value, int), f"{name} = {value} is not a whole number.")
+        require(0 <= self.ema < 1, f"ema = {self.ema} is not a decay: expected 0 <= ema < 1, such as 0.999.")
+        require(0 < self.lr < float("inf"), f"lr = {self.lr} trains nothing: expected a number > 0, such as 1e-3.")
         require(
             not (self.optimizer == "sgd" and self.nesterov and self.momentum == 0),
             "nesterov needs momentum > 0: give some, or turn nesterov off.",
@@ -122,14 +126,14 @@ _RANGES = (
     ("batch_size", 1, 1e9),
     ("momentum", 0, 1),
     ("weight_decay", 0, 1e9),
-    ("ema", 0, 1),
     ("validation", 0.0001, 0.9),
     ("valid_examples", 1, 1e9),
-    ("valid_eps", 0, 1e9),
+    ("valid_eps", 1e-9, 1e9),
     ("valid_steps", 1, 1e9),
     ("patience", 0, 1e9),
     ("devices", 1, 1e9),
     ("checkpoint_minutes", 0, 1e9),
+    ("seed", -(2**63), 2**63 - 1),
 )
 _CHOICES = {
     "optimizer": ("adam", "sgd"),
