@@ -189,8 +189,8 @@ def peak(device: str, dtype: torch.dtype) -> float:
         torch.randn(m, 256, k, k, device=device).to(dtype, memory_format=torch.channels_last)
         for m, k in ((16, 32), (256, 3))
     )
-    product = 2 * n**3 / min(timed(lambda: a @ b, device)[0] for _ in range(8))
-    convolution = 2 * 16 * 30**2 * 256**2 * 9 / min(timed(lambda: F.conv2d(x, w), device)[0] for _ in range(8))
+    product = 2 * n**3 / min(timed(lambda: a @ b, device)[0] for _ in range(20))
+    convolution = 2 * 16 * 30**2 * 256**2 * 9 / min(timed(lambda: F.conv2d(x, w), device)[0] for _ in range(20))
     return max(product, convolution)
 
 
@@ -223,6 +223,8 @@ def measure(case: Case, device: str, repeats: int, peaks: dict[str, float]) -> d
             spent = timed(round_[name], device)
             if repeat >= 0:  # the first round only warms up
                 times[name].append(spent)
+    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    peaks[case.precision] = max(peaks[case.precision], peak(device, dtype))  # again: the machine may have been busy
     wall, cpu = ({name: median(t[i] for t in runs) for name, runs in times.items()} for i in range(2))
     useful = flops(case, model, x, streams, ours)
     ratio = {"wall": wall["textbook"] / wall["ours"], "cpu": cpu["textbook"] / cpu["ours"]}
