@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,26 +201,25 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
 
     Raises `EquipoiseError` if it cannot be written (no space, no permission); nothing is left behind then.
     """
-    path = Path(path).resolve()  # a link keeps pointing to the file, which is what changes
+    path = Path(path)
+    real = path.resolve()  # a link keeps pointing to the file, which is what changes
     require(
-        path.is_file() or not path.exists(),
+        not real.exists() or real.is_file() or real.is_dir(),
         f"cannot write {path}: it is not a plain file; choose another place with --out.",
     )
-    temporary = None
+    temporary = real.with_name(f".{real.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        real.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
+        temporary.replace(real)
+    except OSError as error:
         raise EquipoiseError(
             f"cannot write {path}: {error.strerror}; free some space or choose another place with --out."
         ) from error
+    finally:
+        with suppress(OSError):  # after success it is gone already; a folder that cannot be reached holds none
+            temporary.unlink()
     return path
