@@ -34,7 +34,7 @@ def make_evaluation(counts: Mapping[tuple[str, str, float], int], n: int = N, **
 
 def make_run(directory: Path, name: str, counts: Mapping[tuple[str, str, float], int] | None, **changes: Any) -> Path:
     """A run directory as a training leaves it, with one evaluation unless `counts` is None."""
-    method = {"name": name, "terms": "ce at the perturbed input", "eps": 0.1, "norm": "linf", "steps": 10}
+    method = {"name": name, "sum": "ce at the perturbed input", "eps": 0.1, "norm": "linf", "steps": 10}
     data = {"name": "digits", "sha256": "ab" * 32, "classes": ["zero", "one", "two"], "shape": [1, 8, 8]}
     fields = {
         "method": method,

@@ -484,6 +484,13 @@ def test_the_summary_speaks_of_the_radius_trained_for(changes, radius_shown, run
     assert f"At {radius_shown}, robust accuracy" in next(page.all("p", class_="lede")).text
 
 
+def test_the_terms_of_a_method_are_for_machines(run_directory, tmp_path):
+    method = {"name": "udp", "sum": "ce @ climb", "eps": 0.1, "terms": [{"weight": 1.0, "objective": "unmistakable"}]}
+    page = report([run_directory("a", {("pgd", "linf", 0.1): 100}, method=method)], tmp_path / "r.html").read_text()
+    assert "ce @ climb" in page
+    assert "unmistakable" not in page
+
+
 def test_settings_are_written_out():
     settings = {
         "step_size": {"kind": "Constant", "size": 2 / 255},

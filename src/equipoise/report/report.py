@@ -291,7 +291,7 @@ def hyperparameters(source: Source) -> list[str]:
     short = {
         k: v
         for k, v in method.items()
-        if k not in ("name", "sum") and not (isinstance(v, str) and " " in v) and v is not None
+        if k not in ("name", "sum", "terms") and not (isinstance(v, str) and " " in v) and v is not None
     }
     return [f"{k.replace('_', ' ')} {value(v)}" for k, v in short.items()]
 
