@@ -534,3 +534,9 @@ def test_records_are_json(mine):
     data = json.loads(Path("eval.json").read_text())
     assert data["kind"] == "evaluation" and data["results"][0]["interval"][0] > 0.8
     assert data["results"][1]["settings"]["geometry"]["eps"] == 8 / 255
+
+
+def test_a_negative_number_of_examples_is_refused_before_training(here, capsys):
+    assert ask("train", "standard", "--epochs", 1, "--evaluate-examples", -5, "--out", "r") == 2
+    assert "--evaluate-examples -5: expected a number of test samples" in capsys.readouterr().err
+    assert not Path("r").exists()

@@ -404,6 +404,11 @@ def start(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def test_refuses_to_augment_what_is_no_image() -> None:
+    with pytest.raises(EquipoiseError, match=r"augment = 'crop-flip' needs images, blobs has inputs of shape \(6,\)"):
+        fit(methods.standard(), mlp(), blobs(), dataclasses.replace(FAST, augment="crop-flip"))
+
+
 def test_refuses_more_processes_than_samples() -> None:
     with pytest.raises(EquipoiseError, match="2 processes cannot share batches of 1"):
         fit(methods.standard(), mlp(), blobs(), Recipe(batch_size=1, devices=2, epochs=1))

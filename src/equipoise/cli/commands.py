@@ -37,6 +37,11 @@ def run(options: Command, command: str) -> None:
 def train(options: Train, command: str) -> None:
     """Train, evaluate what came out, and say what to do next."""
     method, recipe, record = build_method(options.method), options.recipe, parameters(options.method)
+    examples = options.evaluate_examples
+    require(
+        examples is None or examples >= 0,
+        f"--evaluate-examples {examples}: expected a number of test samples, or 0 for no evaluation.",
+    )
     device = recipe.pick_device()
     data = load(options.data, options.data_root)
     if options.limit is not None:
@@ -63,11 +68,11 @@ def train(options: Train, command: str) -> None:
     )
     if not is_main_process():
         return
-    if options.evaluate_examples != 0:
+    if examples != 0:
         evaluations = evaluate_run(
             out,
             data,
-            examples=options.evaluate_examples,
+            examples=examples,
             precision=recipe.precision,
             device=device,
             command=command,

@@ -150,8 +150,13 @@ class Dataset:
         most = n - len(self.classes)
         require(
             1 <= count <= most,
-            f"validation size {size} takes {count} of the {n} training samples of {self.name!r}; expected 1 to {most}, "
-            "so that every class keeps one to train on.",
+            f"validation size {size} takes {count} of the {n} training samples of {self.name!r}; "
+            + (
+                f"expected 1 to {most}, so that"
+                if most > 0
+                else f"{len(self.classes)} classes need more samples, where"
+            )
+            + " every class keeps one to train on.",
         )
         order = stratified_order(self.train.y, seed).to(self.train.y.device)
         return self.train[order[: n - count]], self.train[order[n - count :]]

@@ -152,6 +152,12 @@ def fit(
     )
     first = first_look(predictive, data.train.x[:2].to(weight.device))
     require(
+        recipe.augment == "none" or data.train.x.ndim == 4,
+        f"augment = {recipe.augment!r} needs images, {data.name} has inputs of shape {tuple(data.train.x.shape[1:])}.",
+    )
+    if recipe.tensorboard:
+        _writer()
+    require(
         first.classes == len(data.classes),
         f"the network has {first.classes} classes, {data.name} has {len(data.classes)}.",
     )
@@ -595,11 +601,16 @@ def _validation_ball(job: _Job) -> tuple[float, str]:
     return (own if own > 0 and (norm != "linf" or own < usual) else usual), norm
 
 
-def _to_tensorboard(out: Path, metrics: Mapping[str, float]) -> None:
+def _writer() -> Any:
+    """TensorBoard's writer. Raises `EquipoiseError` where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise EquipoiseError("--tensorboard needs the tensorboard package: pip install 'equipoise[logs]'.") from error
-    with SummaryWriter(str(out / "tensorboard")) as writer:
+    return SummaryWriter
+
+
+def _to_tensorboard(out: Path, metrics: Mapping[str, float]) -> None:
+    with _writer()(str(out / "tensorboard")) as writer:
         for name, value in metrics.items():
             writer.add_scalar(name, value, int(metrics["epoch"]))
