@@ -22,7 +22,7 @@ from equipoise.convolution import FastInputGradients
 from equipoise.errors import require, unknown
 from equipoise.geometry import Ball
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, couples_samples, first_look, frozen_weights, seeded, standing
+from equipoise.predictive import as_predictive, couples_samples, first_look, frozen_weights, predict, seeded, standing
 from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
 from equipoise.steps import Constant, Fixed, Start, Steepest, Steps, StepSize, Zero
@@ -221,7 +221,9 @@ class Ascent:
         with seeded(int(streams.keys[0]), x.device):
             target = None
             if self.target is not None:
-                target = choose_target(self.target, _predict(predictive, x, streams), y, streams.fold(_TARGET))
+                target = choose_target(
+                    self.target, predict(predictive, x, streams.fold(_MODEL)), y, streams.fold(_TARGET)
+                )
             return self._climb(predictive, x, y, target, streams, _Goal(y, target)).point
 
     def predict_at(self, predict: Predict, x: Points, point: Points) -> Prediction:
@@ -276,8 +278,7 @@ class Ascent:
             self.target is None or target is None,
             f"both target={self.target!r} and target classes were given: choose one.",
         )
-        with standing(predictive.module, self.mode):
-            size = len(x) if couples_samples(predictive.module) else batch_size
+        size = len(x) if self._couples(predictive) else batch_size
         parts = [
             self._attack(predictive, x[b], _at(y, b), _at(target, b), streams[b])
             for b in torch.arange(len(x), device=x.device).split(size)
@@ -287,7 +288,7 @@ class Ascent:
     def _attack(
         self, predictive: Predictive, x: Points, y: Labels | None, target: Labels | None, streams: Streams
     ) -> Perturbed:
-        clean = _predict(predictive, x, streams)
+        clean = predict(predictive, x, streams.fold(_MODEL))
         if self.target is not None:
             target = choose_target(self.target, clean, y, streams.fold(_TARGET))
         case = _Case(predictive, x, y, target, clean, streams)
@@ -309,7 +310,7 @@ class Ascent:
         """One climb, its outcome verified in float32 and eval mode, and its objective."""
         streams = case.streams.fold(_RESTART, restart)
         found = self._climb(case.predictive, case.x, case.y, case.target, streams, case.goal)
-        here = _predict(case.predictive, found.point, streams)
+        here = predict(case.predictive, found.point, streams.fold(_MODEL))
         value = self.objective(here, case.clean, case.y, case.target)
         result = Perturbed(
             x=found.point,
@@ -329,11 +330,14 @@ class Ascent:
                 result = result.overwritten(rows, _better(everyone, again, result.take(rows)))
         return result, value
 
+    def _couples(self, predictive: Predictive) -> bool:
+        """Whether, in the mode of the climb, samples depend on each other."""
+        with standing(predictive.module, self.mode):
+            return couples_samples(predictive.module)
+
     def _unfooled(self, predictive: Predictive, success: Bool[Tensor, " batch"]) -> Int[Tensor, " again"]:
         """The samples to try again: the whole batch, if any, where samples depend on each other."""
-        with standing(predictive.module, self.mode):
-            coupled = couples_samples(predictive.module)
-        again = ~success if not coupled or success.all() else torch.ones_like(success)
+        again = ~success if not self._couples(predictive) or success.all() else torch.ones_like(success)
         return again.nonzero()[:, 0]
 
     @torch.no_grad()
@@ -578,12 +582,6 @@ def check_labels(name: str, labels: Any, batch: int, classes: int) -> None:
         low >= 0 and high < classes,
         f"{name} holds class {low if low < 0 else high}, but the model has {classes} classes, 0 to {classes - 1}.",
     )
-
-
-def _predict(predictive: Predictive, x: Points, streams: Streams) -> Prediction:
-    """The prediction that counts: eval mode, the model's own precision, nothing frozen or rearranged."""
-    with standing(predictive.module, "eval"), torch.autocast(x.device.type, enabled=False):
-        return predictive.draw(streams.fold(_MODEL))(x)
 
 
 def _at(value: Any, rows: "slice | Tensor") -> Any:

@@ -78,6 +78,13 @@ def _describe(output: Any) -> str:
     return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
+@torch.no_grad()
+def predict(predictive: Predictive, x: Points, streams: Streams | None = None) -> Prediction:
+    """The prediction that counts: eval mode, the model's own precision, nothing frozen or rearranged."""
+    with standing(predictive.module, "eval"), torch.autocast(x.device.type, enabled=False):
+        return predictive.draw(streams)(x)
+
+
 def first_look(predictive: Predictive, x: Points, streams: Streams | None = None) -> Prediction:
     """The prediction at the first two samples, in eval mode, if it is one that an attack or a training can use.
 

@@ -15,9 +15,13 @@ from equipoise.objectives import Divergence, cross_entropy, entropy, kl, margin
 from equipoise.steps import Constant, Gaussian, Start, StepSize, Uniform, UniformUpTo
 
 
-def _step_size(step_size: StepSize | float | None, eps: float, steps: float, reach: float = 2.5) -> StepSize | float:
-    """`step_size`, or by default reach·eps/K (2.5: Madry et al. 2018). With eps = 0 any step is projected back."""
-    return step_size if step_size is not None else Constant(reach * eps / max(steps, 1) if eps > 0 else 1.0)
+def usual_step_size(eps: float, steps: int, reach: float = 2.5) -> float:
+    """`reach·eps/K` (2.5: Madry et al. 2018). With eps = 0, where any step is projected back, 1."""
+    return reach * eps / max(steps, 1) if eps > 0 else 1.0
+
+
+def _step_size(step_size: StepSize | float | None, eps: float, steps: int, reach: float = 2.5) -> StepSize | float:
+    return step_size if step_size is not None else Constant(usual_step_size(eps, steps, reach))
 
 
 def fgsm(eps: float, norm: str = "linf", step_size: float | None = None, **options: Any) -> Ascent:

@@ -14,7 +14,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 import equipoise
 from equipoise import methods
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.attacks.gradient import usual_step_size
+from equipoise.errors import EquipoiseError, unknown
 from equipoise.geometry import NormName
 from equipoise.objectives import Divergence
 from equipoise.steps import StepSize, Triangular
@@ -171,7 +172,6 @@ def build_method(choice: Any) -> Method:
     """The method with its hyper-parameters. Raises `EquipoiseError` for values out of range."""
     options = parameters(choice)
     name, steps = options.pop("name"), options.get("steps", 1)
-    require(steps >= 1, f"steps = {steps} takes no step: expected an integer >= 1.")
     if options.pop("step_schedule", "constant") == "triangular":
         options["step_size"] = _triangular(name, options["eps"], options["step_size"], steps)
     return METHODS[name](**options)
@@ -179,7 +179,7 @@ def build_method(choice: Any) -> Method:
 
 def _triangular(name: str, eps: float, size: float | None, steps: int) -> StepSize:
     peak = eps / (5 if name in ("pgd", "trades") else 2)
-    return Triangular(2.5 * eps / steps if size is None else size, peak)
+    return Triangular(usual_step_size(eps, steps) if size is None else size, peak)
 
 
 @dataclass(frozen=True)

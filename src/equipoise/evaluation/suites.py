@@ -99,6 +99,5 @@ def _attack(
     options: dict[str, Any] = {"norm": norm, "start": Uniform(), "keep": "first_success", "restarts": restarts}
     if _iterated(base):
         steps = next(n for n in (number, steps, STEPS) if n is not None)
-        require(steps >= 1, f"steps = {steps} takes no step: expected an integer >= 1.")
         options |= {"steps": steps, "step_size": step_size}
     return named(base, eps, precision=precision, **options)

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from equipoise import predictive
 from equipoise.errors import unknown
 from equipoise.geometry import Ball
-from equipoise.predictive import as_predictive, standing
+from equipoise.predictive import as_predictive
 from equipoise.types import Labels, Points, Predictive
 
 _ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
@@ -27,14 +28,12 @@ class Verified:
     """The class predicted there, in float32 and eval mode."""
 
 
-@torch.no_grad()
 def predict(model: "nn.Module | Predictive", x: Points) -> Labels:
     """The predicted classes in float32 and eval mode, without autocast; every submodule's mode is restored."""
-    predictive = as_predictive(model)
-    with standing(predictive.module, "eval"), torch.autocast(x.device.type, enabled=False):
-        return predictive.draw()(x).labels
+    return predictive.predict(as_predictive(model), x).labels
 
 
+@torch.no_grad()
 def verify_outcome(model: "nn.Module | Predictive", x: Points, point: Points, y: Labels, ball: Ball) -> Verified:
     """Check perturbed points against their clean inputs `x` and labels `y`.
 

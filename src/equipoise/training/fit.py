@@ -32,8 +32,9 @@ from equipoise.ascent import Ascent
 from equipoise.attacks import fgsm, pgd
 from equipoise.data import Dataset, crop_and_flip
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.nets import count_parameters
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, first_look, standing
+from equipoise.predictive import as_predictive, first_look, predict, standing
 from equipoise.provenance import provenance
 from equipoise.records import Run, from_json, save, to_json, write_atomically
 from equipoise.rng import Streams, fold
@@ -164,7 +165,7 @@ def fit(
     run = Run(
         method={"name": "custom", **(method_record or {}), "sum": str(method), "terms": method.settings()},
         recipe={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()},
-        net={"parameters": sum(p.numel() for p in predictive.module.parameters()), **(net_record or {})},
+        net={"parameters": count_parameters(predictive.module), **(net_record or {})},
         data={
             "name": data.name,
             "sha256": data.sha256,
@@ -337,7 +338,6 @@ class _Training:
             self._tell()
             if self.out and self._due():
                 self._save()
-        self._require_finite(self._total())
         self._finish_epoch()
 
     def _due(self) -> bool:
@@ -385,7 +385,9 @@ class _Training:
 
     def _finish_epoch(self) -> None:
         memory = self.memory
-        loss, correct, seen = self._total().tolist()
+        total = self._total()
+        self._require_finite(total)
+        loss, correct, seen = total.tolist()
         metrics = {
             "epoch": memory.epoch + 1,
             "step": (memory.epoch + 1) * self.steps,
@@ -415,11 +417,9 @@ class _Training:
                 _to_tensorboard(self.folder, metrics)
         self._tell(metrics, alarm)
 
-    @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         valid, judged = self.valid, as_predictive(self.judged) if self.averaged is not None else self.predictive
-        with standing(judged.module, "eval"):
-            scores = torch.cat([judged.draw()(x).scores for x in valid.x.split(512)])
+        scores = torch.cat([predict(judged, x).scores for x in valid.x.split(512)])
         if not scores.isfinite().all():
             return dict.fromkeys(("valid_clean", *self.checks), math.nan)
         metrics = {"valid_clean": float((scores.argmax(1) == valid.y).double().mean())}
