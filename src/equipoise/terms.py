@@ -37,6 +37,26 @@ class Mover(Protocol):
         ...
 
 
+def _plus(first: object, second: object) -> "Method":
+    """The sum of two parts of a method; 0 adds nothing, so that `sum(...)` works."""
+    a, b = (None if isinstance(part, int | float) and part == 0 else as_method(part) for part in (first, second))
+    if a is None or b is None:
+        return as_method(a or b)
+    return Method(a.terms + b.terms, a.penalties + b.penalties)
+
+
+def _plus_reversed(second: object, first: object) -> "Method":
+    return _plus(first, second)
+
+
+def _minus(first: object, second: object) -> "Method":
+    return _plus(first, -as_method(second))
+
+
+def _minus_reversed(second: object, first: object) -> "Method":
+    return _minus(first, second)
+
+
 @dataclass(frozen=True)
 class Term:
     """`weight · objective`, evaluated at the clean input or at an ascent's point."""
@@ -58,17 +78,7 @@ class Term:
     def __neg__(self) -> "Term":
         return self * -1.0
 
-    def __add__(self, other: object) -> "Method":
-        return _added(self, other)
-
-    def __radd__(self, other: object) -> "Method":
-        return _added(other, self)
-
-    def __sub__(self, other: object) -> "Method":
-        return _added(self, -as_method(other))
-
-    def __rsub__(self, other: object) -> "Method":
-        return _added(other, -self)
+    __add__, __radd__, __sub__, __rsub__ = _plus, _plus_reversed, _minus, _minus_reversed
 
 
 Penalty = Callable[[nn.Module, Points, Labels], Tensor]
@@ -89,17 +99,7 @@ class Method:
     def __neg__(self) -> "Method":
         return self * -1.0
 
-    def __add__(self, other: object) -> "Method":
-        return _added(self, other)
-
-    def __radd__(self, other: object) -> "Method":
-        return _added(other, self)
-
-    def __sub__(self, other: object) -> "Method":
-        return _added(self, -as_method(other))
-
-    def __rsub__(self, other: object) -> "Method":
-        return _added(other, -self)
+    __add__, __radd__, __sub__, __rsub__ = _plus, _plus_reversed, _minus, _minus_reversed
 
     def __mul__(self, weight: object) -> "Method":
         if not isinstance(weight, int | float):
@@ -170,14 +170,6 @@ class Method:
 
 def _name(penalty: Penalty) -> str:
     return getattr(penalty, "__name__", type(penalty).__name__)
-
-
-def _added(first: object, second: object) -> Method:
-    """The sum of two parts of a method; 0 adds nothing, so that `sum(...)` works."""
-    a, b = (None if isinstance(part, int | float) and part == 0 else as_method(part) for part in (first, second))
-    if a is None or b is None:
-        return as_method(a or b)
-    return Method(a.terms + b.terms, a.penalties + b.penalties)
 
 
 def as_method(part: object) -> Method:
