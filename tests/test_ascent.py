@@ -12,11 +12,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent, Perturbed, choose_target, value_and_gradient
+from equipoise.ascent import Ascent, choose_target
 from equipoise.attacks import cw, fgsm, pgd, targeted, trades, udp, uta
 from equipoise.errors import EquipoiseError
 from equipoise.geometry import Ball, Box
 from equipoise.objectives import cross_entropy, dlr, entropy, kl, margin
+from equipoise.perturbed import Perturbed, value_and_gradient
 from equipoise.predictive import Single
 from equipoise.rng import Streams
 from equipoise.steps import (
@@ -67,9 +68,9 @@ class Recorded:
         self.seen.clear()
         return self.rule.init(x)
 
-    def __call__(self, x, gradient, size, geometry, memory):
-        self.seen.append((x.clone(), gradient.clone(), size))
-        return self.rule(x, gradient, size, geometry, memory)
+    def __call__(self, here, memory):
+        self.seen.append((here.point.clone(), here.gradient.clone(), here.size))
+        return self.rule(here, memory)
 
 
 @dataclass(frozen=True)
@@ -294,9 +295,9 @@ class _KeepLastPixel:
     def draw(self, streams, x, geometry):
         return torch.cat([self.rule.draw(streams, x, geometry)[:, :-1], x[:, -1:]], 1)
 
-    def __call__(self, x, gradient, size, geometry, memory):
-        moved, memory = self.rule(x, gradient, size, geometry, memory)
-        return torch.cat([moved[:, :-1], x[:, -1:]], 1), memory
+    def __call__(self, here, memory):
+        moved, memory = self.rule(here, memory)
+        return torch.cat([moved[:, :-1], here.point[:, -1:]], 1), memory
 
 
 @pytest.mark.parametrize("towards", [False, True])

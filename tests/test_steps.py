@@ -9,6 +9,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.geometry import Ball
 from equipoise.rng import Streams
 from equipoise.steps import Constant, Fixed, Gaussian, Momentum, Triangular, Uniform, UniformUpTo, Zero
+from equipoise.types import Here
 
 
 @given(size=st.floats(1e-4, 1), peak=st.floats(1e-4, 1), steps=st.integers(1, 50))
@@ -48,13 +49,13 @@ def test_a_uniform_start_fills_the_ball():
 def test_momentum_remembers_per_sample():
     rule, ball = Momentum(0.5), Ball("linf", 1.0)
     x = torch.full((2, 2), 0.5)
-    memory = rule.init(x)
+    memory, none = rule.init(x), torch.zeros(2)
     first = torch.tensor([[3.0, -1.0], [0.0, 0.0]])
-    x, memory = rule(x, first, 0.1, ball, memory)
+    x, memory = rule(Here(x, none, first, x, 0.1, 0, 2, ball), memory)
     assert torch.allclose(memory[0], torch.tensor([[0.75, -0.25], [0.0, 0.0]])) and torch.allclose(
         x[0], torch.tensor([0.6, 0.4])
     )
-    x, memory = rule(x, torch.tensor([[-1.0, 1.0], [2.0, 2.0]]), 0.1, ball, memory)
+    x, memory = rule(Here(x, none, torch.tensor([[-1.0, 1.0], [2.0, 2.0]]), x, 0.1, 1, 2, ball), memory)
     assert torch.allclose(memory[0], torch.tensor([[-0.125, 0.375], [0.5, 0.5]]))
     assert torch.allclose(x, torch.tensor([[0.5, 0.5], [0.6, 0.6]]))
 

@@ -3,9 +3,10 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from equipoise import attacks, methods, objectives
-from equipoise.ascent import Ascent, Perturbed
+from equipoise.ascent import Ascent
 from equipoise.errors import EquipoiseError, EquipoiseWarning
 from equipoise.geometry import Ball, Box
+from equipoise.perturbed import Perturbed
 from equipoise.predictive import Single, as_predictive
 from equipoise.terms import Method, Term
 from equipoise.types import Prediction

@@ -9,94 +9,90 @@ ascents (`equipoise.attacks`). Gradients are taken with respect to the perturbat
 on each other, those that are finished leave the batch.
 """
 
+import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from equipoise.convolution import FastInputGradients
 from equipoise.errors import require, unknown
 from equipoise.geometry import Ball
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, couples_samples, first_look, frozen_weights, predict, seeded, standing
+from equipoise.perturbed import (
+    GLOBAL_STREAM,
+    MODEL_STREAM,
+    Goal,
+    Perturbed,
+    admit,
+    at,
+    confirmed,
+    held_still,
+    like,
+    likely_classes,
+    value_and_gradient,
+)
+from equipoise.predictive import couples_samples, predict, seeded, standing
 from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
-from equipoise.steps import Constant, Fixed, Start, Steepest, Steps, StepSize, Zero
+from equipoise.steps import Constant, Fixed, Normalized, Sign, Start, Steepest, Steps, StepSize, Zero
 from equipoise.terms import Term
-from equipoise.types import Labels, Mode, PerSample, Points, Precision, Predict, Prediction, Predictive, Space, StepRule
+from equipoise.types import (
+    Here,
+    Labels,
+    Mode,
+    PerSample,
+    Points,
+    Precision,
+    Predict,
+    Prediction,
+    Predictive,
+    Space,
+    StepRule,
+    Weights,
+)
 
 Keep = Literal["last", "best", "first_success"]
 TargetRule = Literal["least_likely", "runner_up", "random"]
 
-_START, _STEPS, _MODEL, _TARGET, _RESTART, _GLOBAL = range(6)  # what a stream is drawn for
-_AT_ONCE = 256  # samples per gradient on a CPU, which bounds the memory of a large batch and costs nothing
+_START, _STEPS, _, _TARGET, _RESTART = range(5)  # what a stream is drawn for, beside MODEL_STREAM
 _CHECK_EVERY = 8  # steps between two looks at who has succeeded on an accelerator, where looking waits for the device
-
-
-@dataclass(frozen=True)
-class Perturbed:
-    """What an attack found, per sample. Every success was checked again: the point lies in the ball and the box up to
-    float32 rounding, and the model in eval mode and its own precision is fooled there.
-    """
-
-    x: Points
-    """The perturbed inputs."""
-    success: Bool[Tensor, " batch"]
-    """Whether the prediction in eval mode is wrong (with a target: is the target; without labels: has changed)."""
-    distance: PerSample
-    """Distance from the clean input in the attack's norm."""
-    prediction: Labels
-    """The class predicted at `x`."""
-    evaluations: Int[Tensor, " batch"]
-    """How often the model was evaluated at this sample, forward or with gradient."""
-    nan_gradients: Int[Tensor, " batch"]
-    """Steps whose gradient held a NaN or an infinity (it was taken as 0 there)."""
-    zero_gradients: Int[Tensor, " batch"]
-    """Steps whose gradient was exactly 0: the sample did not know where to go."""
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def take(self, rows: "Tensor | slice") -> "Perturbed":
-        """The outcome of some of the samples."""
-        return Perturbed(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
-    def overwritten(self, rows: Tensor, new: "Perturbed") -> "Perturbed":
-        """These outcomes, with those of the samples `rows` replaced by `new`."""
-        return Perturbed(
-            **{f.name: getattr(self, f.name).index_copy(0, rows, getattr(new, f.name)) for f in fields(self)}
-        )
-
-    @staticmethod
-    def cat(parts: "list[Perturbed]") -> "Perturbed":
-        """The outcomes of several batches in one."""
-        return Perturbed(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Perturbed)})
 
 
 @dataclass
 class _Rows:
     """The samples still climbing. Every field is per sample, so that rows can leave."""
 
-    slot: Tensor  # where the sample's result belongs
+    slot: Tensor  # where the row's result belongs
+    sample: Tensor  # whose row it is: several rows climb towards different targets for one sample
     point: Tensor
     origin: Tensor
     labels: Tensor | None
     target: Tensor | None
+    avoid: Tensor
+    reach: Tensor | None
     clean: Prediction | None
     steps: Tensor | None  # how many steps it takes, if not all the same
     memory: tuple[Tensor, ...]
     best: Tensor
     best_value: Tensor
+    best_at: Tensor  # the step at which the best point was reached
     won: Tensor  # whether it has succeeded, and stands still
+    done: Tensor  # whether more steps can change nothing: it, or another row of its sample, has succeeded, or it cycles
+    turtle: Tensor | None  # an earlier point: when the climb comes back to it, it cycles
     nan: Tensor
     zero: Tensor
 
     def __len__(self) -> int:
         return len(self.slot)
+
+    def enter(self, ball: Ball, rule: StepRule) -> None:
+        """Start anew from the best point so far, in another ball."""
+        self.point = self.best = ball.project(self.best, self.origin)
+        self.best_value = torch.full_like(self.best_value, -torch.inf)
+        self.memory = rule.init(self.point)
 
     def __getitem__(self, rows: "slice | Tensor") -> "_Rows":
         def take(value: Any) -> Any:
@@ -107,40 +103,62 @@ class _Rows:
         return _Rows(**{f.name: take(getattr(self, f.name)) for f in fields(self)})
 
 
+@dataclass(frozen=True)
+class _Phase:
+    """Some steps of a climb, in one ball."""
+
+    start: int
+    steps: int
+    factor: float
+    ball: Ball
+    final: bool = False
+
+
 @dataclass
 class _Outcome:
     """Results by slot, filled in as rows finish."""
 
     point: Tensor
+    value: Tensor
+    target: Tensor | None
+    iteration: Tensor
     evaluations: Tensor
     nan: Tensor
     zero: Tensor
     won: Tensor
+    fallen: Tensor  # by sample, not by slot: more than 0 once one of its rows has succeeded
 
-    def write(self, rows: _Rows, point: Tensor, evaluations: int) -> None:
-        self.point[rows.slot] = point
-        self.evaluations[rows.slot] = evaluations
-        self.nan[rows.slot], self.zero[rows.slot], self.won[rows.slot] = rows.nan, rows.zero, rows.won
+    @classmethod
+    def empty(cls, rows: _Rows, samples: int) -> "_Outcome":
+        def none() -> Tensor:
+            return torch.zeros_like(rows.slot)
 
-
-def value_and_gradient(
-    objective: Objective,
-    predict: Predict,
-    point: Points,
-    clean: Prediction | None = None,
-    labels: Labels | None = None,
-    target: Labels | None = None,
-) -> tuple[PerSample, Points, Prediction]:
-    """The objective at `point`, its gradient with respect to `point` alone, and the prediction there."""
-    with torch.enable_grad():
-        point = point.detach().requires_grad_()
-        here = predict(point)
-        value = objective(here, clean, labels, target)
-        require(
-            value.requires_grad, "the model's output has no gradient: it detaches its input or computes under no_grad."
+        return cls(
+            rows.origin.clone(),
+            rows.best_value.clone(),
+            rows.target,
+            none(),
+            none(),
+            none(),
+            none(),
+            torch.zeros_like(rows.won),
+            none()[:samples],
         )
-        (gradient,) = torch.autograd.grad(value.sum(), point)
-    return value.detach(), gradient, here.detach()
+
+    def write(self, rows: _Rows, point: Tensor, iteration: Tensor, evaluations: int) -> None:
+        self.point[rows.slot] = point
+        self.evaluations[rows.slot], self.iteration[rows.slot] = evaluations, iteration
+        self.nan[rows.slot], self.zero[rows.slot], self.won[rows.slot] = rows.nan, rows.zero, rows.won
+        self.value[rows.slot] = rows.best_value
+
+    def leading_row(self, several: int) -> "_Outcome":
+        """Of each sample's rows the first to succeed, else that with the highest value; the costs of all of them."""
+        late = torch.where(self.won, -self.iteration.double(), -torch.inf).reshape(-1, several)
+        best = torch.where(late.amax(1) > -torch.inf, late.argmax(1), self.value.reshape(-1, several).argmax(1))
+        rows = torch.arange(len(best), device=best.device) * several + best
+        one = {f.name: at(getattr(self, f.name), rows) for f in fields(self) if f.name != "fallen"}
+        costs = {name: getattr(self, name).reshape(-1, several).sum(1) for name in ("evaluations", "nan", "zero")}
+        return _Outcome(fallen=self.fallen, **one | costs)
 
 
 @dataclass(frozen=True)
@@ -175,8 +193,14 @@ class Ascent:
     """Whether a random model is drawn anew at every step."""
     restarts: int = 1
     """How often it starts again; of each sample's results the successful and then the highest is kept."""
-    target: TargetRule | None = None
-    """Which class to climb towards; None for any but the true one. `random` draws it from the seed."""
+    target: TargetRule | int | None = None
+    """Which class to climb towards; None for any but the true one. `random` draws it from the seed. A number n climbs
+    towards each of the n most likely other classes side by side, and any error is a success."""
+    draws: int = 1
+    """Of a random model, over how many draws the objective and its gradient are averaged at every step."""
+    approach: tuple[tuple[float, float], ...] = ()
+    """Larger balls to climb in first, as (radius in multiples of eps, share of the steps); each phase starts at the
+    projection of the best point of the one before, and the step rule starts anew."""
     precision: Precision = "32"
     """`bf16` computes the climb in bfloat16; every success is then confirmed in float32."""
 
@@ -190,14 +214,33 @@ class Ascent:
             ("keep", self.keep, ("last", "best", "first_success")),
             ("mode", self.mode, ("train", "eval")),
             ("precision", self.precision, ("32", "bf16")),
-            ("target", self.target, (None, "least_likely", "runner_up", "random")),
+            ("target", None if isinstance(self.target, int) else self.target, (None, *get_args(TargetRule))),
         ):
             if value not in options:
                 raise unknown(name, value, [str(o) for o in options])
+        require(
+            not isinstance(self.target, int) or self.target >= 1,
+            f"target = {self.target} climbs towards nothing: expected a number of classes >= 1, or a rule.",
+        )
+        require(self.draws >= 1, f"draws = {self.draws} evaluates nothing: expected an integer >= 1.")
+        require(
+            not self.approach or (self.keep != "last" and isinstance(self._schedule[0], Fixed)),
+            "approach needs a fixed number of steps and keep='best' or 'first_success': a phase starts where the one "
+            "before was best.",
+        )
+        shares = [share for _, share in self.approach]
+        require(
+            all(factor >= 1 for factor, _ in self.approach) and all(s > 0 for s in shares) and sum(shares) < 1,
+            f"approach = {self.approach}: expected (radius >= 1, share > 0) pairs whose shares leave some steps.",
+        )
 
     def __rmatmul__(self, objective: object) -> Term:
         require(
             self.restarts == 1, f"restarts = {self.restarts}: a training method climbs once; restarts are for attacks."
+        )
+        require(
+            not isinstance(self.target, int),
+            f"target = {self.target}: a training method climbs once; several targets are for attacks.",
         )
         return Term(objective, self) if isinstance(objective, Objective) else NotImplemented
 
@@ -220,11 +263,11 @@ class Ascent:
         """The points a training method evaluates its objective at: one climb, nothing checked or verified."""
         with seeded(int(streams.keys[0]), x.device):
             target = None
-            if self.target is not None:
+            if self.target is not None and not isinstance(self.target, int):
                 target = choose_target(
-                    self.target, predict(predictive, x, streams.fold(_MODEL)), y, streams.fold(_TARGET)
+                    self.target, predict(predictive, x, streams.fold(MODEL_STREAM)), y, streams.fold(_TARGET)
                 )
-            return self._climb(predictive, x, y, target, streams, _Goal(y, target)).point
+            return self._climb(_Case(predictive, x, y, target, None, streams, Goal(y, target))).point
 
     def predict_at(self, predict: Predict, x: Points, point: Points) -> Prediction:
         """The prediction at a point that `perturb` returned."""
@@ -241,57 +284,57 @@ class Ascent:
         seed: int = 0,
         index: Int[Tensor, " batch"] | None = None,
         batch_size: int = 512,
+        start: Points | None = None,
     ) -> Perturbed:
         """Perturb `x` and say what came of it.
 
-        `y` are the true labels (needed by objectives that look at them), `target` the classes to climb towards.
+        `y` are the true labels (needed by objectives that look at them), `target` the classes to climb towards,
+        `start` the points to start from (projected) instead of those that the rule `start` draws.
         Random draws depend on `seed` and on each sample's `index` (default 0, 1, ...), not on `batch_size` or order;
         results agree up to float rounding. Where samples depend on each other (batch statistics or dropout with
         `mode="train"`) all of `x` is one batch.
         Raises `EquipoiseError` for unusable input: a wrong shape, dtype, range, label, pairing or kind of output.
         """
-        predictive = as_predictive(model)
-        check_input(x, predictive.module, self.geometry)
-        require(batch_size >= 1, f"batch_size = {batch_size} holds no sample: expected an integer >= 1.")
-        index = torch.arange(len(x)) if index is None else index
-        check_index(index, len(x))
-        with seeded(fold(seed, _GLOBAL), x.device):
-            return self._in_batches(predictive, x, y, target, Streams.of(seed, index.to(x.device)), batch_size)
+        ready = admit(
+            model, x, y, self.geometry, target=target, seed=seed, index=index, batch_size=batch_size, start=start
+        )
+        with seeded(fold(seed, GLOBAL_STREAM), x.device):
+            self.objective.check(ready.classes, y is not None, target is not None or self.target is not None)
+            require(
+                self.target is None or target is None,
+                f"both target={self.target!r} and target classes were given: choose one.",
+            )
+            several = self.target if isinstance(self.target, int) else 1
+            couples = self._couples(ready.predictive)
+            require(
+                several == 1 or not couples,
+                f"target = {several}: in this model a sample's output depends on its batch, which several targets side "
+                "by side would change; choose one target.",
+            )
+            size = len(x) if couples else max(batch_size // several, 1)
+            parts = [
+                self._attack(ready.predictive, x[b], at(y, b), at(target, b), ready.streams[b], at(start, b))
+                for b in torch.arange(len(x), device=x.device).split(size)
+            ]
+            return Perturbed.cat(parts)
 
-    def _in_batches(
+    def _attack(
         self,
         predictive: Predictive,
         x: Points,
         y: Labels | None,
         target: Labels | None,
         streams: Streams,
-        batch_size: int,
+        start: Points | None,
     ) -> Perturbed:
-        first = first_look(predictive, x, streams)
-        for name, labels in (("y", y), ("target", target)):
-            if isinstance(labels, Tensor):
-                where = labels.device
-                require(where == x.device, f"{name} is on {where} but x is on {x.device}: move one of them.")
-            check_labels(name, labels, len(x), first.classes)
-        self.objective.check(first.classes, y is not None, target is not None or self.target is not None)
-        require(
-            self.target is None or target is None,
-            f"both target={self.target!r} and target classes were given: choose one.",
-        )
-        size = len(x) if self._couples(predictive) else batch_size
-        parts = [
-            self._attack(predictive, x[b], _at(y, b), _at(target, b), streams[b])
-            for b in torch.arange(len(x), device=x.device).split(size)
-        ]
-        return Perturbed.cat(parts)
-
-    def _attack(
-        self, predictive: Predictive, x: Points, y: Labels | None, target: Labels | None, streams: Streams
-    ) -> Perturbed:
-        clean = predict(predictive, x, streams.fold(_MODEL))
-        if self.target is not None:
+        clean = predict(predictive, x, streams.fold(MODEL_STREAM))
+        goal = Goal(clean.labels if y is None else y, target)
+        if isinstance(self.target, int):
+            target = likely_classes(clean, goal.avoid, self.target)
+        elif self.target is not None:
             target = choose_target(self.target, clean, y, streams.fold(_TARGET))
-        case = _Case(predictive, x, y, target, clean, streams)
+            goal = replace(goal, reach=target)
+        case = _Case(predictive, x, y, target, clean, streams, goal, start)
         result, value = self._attempt(case, 0)
         for restart in range(1, self.restarts):
             # Samples that are already fooled stay as they are when the first success is all that is asked for.
@@ -302,32 +345,37 @@ class Ascent:
             again, new_value = self._attempt(case[rows], restart)
             old = result.take(rows)
             better = torch.where(again.success == old.success, new_value > value[rows], again.success)
-            result = result.overwritten(rows, _better(better, again, old))
+            result = result.overwritten(rows, old.or_rather(again, better))
             value[rows] = torch.where(better, new_value, value[rows])
         return replace(result, evaluations=result.evaluations + 1)
 
     def _attempt(self, case: "_Case", restart: int) -> tuple[Perturbed, PerSample]:
         """One climb, its outcome verified in float32 and eval mode, and its objective."""
-        streams = case.streams.fold(_RESTART, restart)
-        found = self._climb(case.predictive, case.x, case.y, case.target, streams, case.goal)
-        here = predict(case.predictive, found.point, streams.fold(_MODEL))
-        value = self.objective(here, case.clean, case.y, case.target)
-        result = Perturbed(
-            x=found.point,
-            success=case.goal.reached(here) & self.geometry.contains(found.point, case.x),
-            distance=self.geometry.distance(found.point, case.x),
-            prediction=here.labels,
-            evaluations=found.evaluations + 1,
+        case = replace(case, streams=case.streams.fold(_RESTART, restart), start=case.start if restart == 0 else None)
+        found, target = self._climb(case), case.target
+        if target is not None and target.ndim == 2:
+            found = found.leading_row(target.shape[1])
+            target = found.target
+        result, here = confirmed(
+            case.predictive,
+            self.geometry,
+            case.goal,
+            case.x,
+            found.point,
+            case.streams,
+            evaluations=found.evaluations,
+            iteration=found.iteration,
             nan_gradients=found.nan,
             zero_gradients=found.zero,
         )
+        value = self.objective(here, case.clean, case.y, target)
         if self.precision == "bf16" and self.keep == "first_success":
             # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
-            rows = self._unfooled(case.predictive, result.success | ~found.won)
-            if len(rows):
-                again, value[rows] = replace(self, precision="32")._attempt(case[rows], restart)
-                everyone = torch.ones_like(again.success)
-                result = result.overwritten(rows, _better(everyone, again, result.take(rows)))
+            again = self._unfooled(case.predictive, result.success | ~found.won)
+            if len(again):
+                slow, value[again] = replace(self, precision="32")._attempt(case[again], restart)
+                everyone = torch.ones_like(slow.success)
+                result = result.overwritten(again, result.take(again).or_rather(slow, everyone))
         return result, value
 
     def _couples(self, predictive: Predictive) -> bool:
@@ -341,50 +389,48 @@ class Ascent:
         return again.nonzero()[:, 0]
 
     @torch.no_grad()
-    def _climb(
-        self,
-        predictive: Predictive,
-        x: Points,
-        y: Labels | None,
-        target: Labels | None,
-        streams: Streams,
-        goal: "_Goal",
-    ) -> _Outcome:
+    def _climb(self, case: "_Case") -> _Outcome:
         """The loop."""
         steps, sizes = self._schedule
         most = steps.most
-        with self._inside(predictive.module, x) as weights:
-            independent = not couples_samples(predictive.module)
-            origin, predict = self.space.enter(predictive.draw(streams.fold(_MODEL), weights), x)
+        on_cpu = case.x.device.type == "cpu"
+        with held_still(case.predictive.module, case.x, self.mode, self.precision) as weights:
+            independent = not couples_samples(case.predictive.module)
+            streams = case.streams.fold(MODEL_STREAM)
+            origin, predict = self.space.enter(case.predictive.draw(streams, weights), case.x)
             clean = predict(origin) if self.objective.needs_clean else None
-            rows = self._rows(origin, y, target, clean, streams)
-            none = torch.zeros_like(rows.slot)
-            out = _Outcome(origin.clone(), none, none.clone(), none.clone(), torch.zeros_like(rows.won))
+            rows = self._rows(case, origin, clean)
+            out = _Outcome.empty(rows, len(case.x))
             spent = 0 if clean is None else 1
             remaining = None
+            phases = {phase.start: phase for phase in self._phases}
+            phase = phases[0]
             if rows.steps is not None and independent:
                 remaining = _still_climbing(rows.steps, most)
                 rows = rows[rows.steps.argsort(descending=True, stable=True)]
             for i in range(most):
                 if remaining is not None and remaining[i] < len(rows):
-                    self._settle(rows[remaining[i] :], predict, goal, out, spent + i)
+                    self._settle(rows[remaining[i] :], predict, out, most, spent)
                     rows = rows[: remaining[i]]
                 if len(rows) == 0:
                     break
-                if self.redraw:
-                    predict = self.space.enter(predictive.draw(streams.fold(_MODEL, i + 1), weights), x)[1]
-                value, gradient, here = self._gradient(rows, predict, independent)
+                if i > 0 and i in phases:
+                    phase = phases[i]
+                    rows.enter(phase.ball, self.step)
+                value, gradient, here = self._average(
+                    rows, independent, *self._draws(case, streams, weights, predict, i)
+                )
+                spent += self.draws
                 frozen = None if rows.steps is None or remaining is not None else rows.steps <= i
                 if self.keep != "last":
-                    self._remember(rows, value, here, goal)
-                if self.keep == "first_success":
-                    frozen = rows.won if frozen is None else rows.won | frozen
-                    if independent and (x.device.type == "cpu" or i % _CHECK_EVERY == 0):
-                        left = (~rows.won).nonzero()[:, 0]
+                    self._remember(rows, value, here, i, out, phase.final)
+                    frozen = rows.done if frozen is None else rows.done | frozen
+                    if independent and (on_cpu or i % _CHECK_EVERY == 0):
+                        left = (~rows.done).nonzero()[:, 0]
                         if len(left) < len(rows):
-                            fooled = rows[rows.won]
-                            out.write(fooled, fooled.best, spent + i + 1)
-                            rows, gradient, frozen = rows[left], gradient[left], frozen[left]
+                            finished = rows[rows.done]
+                            out.write(finished, finished.best, finished.best_at, spent)
+                            rows, value, gradient, frozen = rows[left], value[left], gradient[left], frozen[left]
                             if remaining is not None and rows.steps is not None:
                                 remaining = _still_climbing(rows.steps, most)
                         if len(rows) == 0:
@@ -393,97 +439,137 @@ class Ascent:
                 moves = torch.ones_like(rows.won) if frozen is None else ~frozen
                 rows.nan = rows.nan + (~strength.isfinite() & moves)
                 rows.zero = rows.zero + ((strength == 0) & moves)
-                size = sizes.at(i, most)
-                moved, memory = self.step(
-                    rows.point, gradient.nan_to_num_(0.0, 0.0, 0.0), size, self.geometry, rows.memory
-                )
-                moved = self.geometry.project(moved, rows.origin)
-                rows.point = moved if frozen is None else torch.where(_like(frozen, moved), rows.point, moved)
-                rows.memory = memory
-            self._settle(rows, predict, goal, out, spent + most)
+                gradient = gradient.nan_to_num_(0.0, 0.0, 0.0)
+                size = phase.factor * sizes.at(i, most)
+                state = Here(rows.point, value, gradient, rows.origin, size, i - phase.start, phase.steps, phase.ball)
+                moved, rows.memory = self.step(state, rows.memory)
+                moved = phase.ball.project(moved, rows.origin)
+                rows.point = moved if frozen is None else torch.where(like(frozen, moved), rows.point, moved)
+                if rows.turtle is not None:
+                    rows.done = rows.done | (rows.point == rows.turtle).flatten(1).all(1)
+                    if i & (i + 1) == 0:  # at every power of two (Brent 1980)
+                        rows.turtle = rows.point
+            self._settle(rows, predict, out, most, spent)
         return out
 
-    def _rows(
-        self, origin: Points, y: Labels | None, target: Labels | None, clean: Prediction | None, streams: Streams
-    ) -> _Rows:
-        start = self.start.draw(streams.fold(_START), origin, self.geometry)
+    @property
+    def _phases(self) -> "list[_Phase]":
+        """The balls to climb in, one after the other, and which steps."""
+        most, found, start = self._schedule[0].most, [], 0
+        for factor, share in self.approach:
+            steps = max(math.ceil(share * most), 1)
+            found.append(_Phase(start, steps, factor, replace(self.geometry, eps=factor * self.geometry.eps)))
+            start += steps
+        require(start < most, f"steps = {most}: too few to approach the ball in {len(self.approach)} phases.")
+        return [*found, _Phase(start, most - start, 1.0, self.geometry, final=True)]
+
+    def _draws(
+        self, case: "_Case", streams: Streams, weights: Weights, predict: Predict, step: int
+    ) -> Iterator[Predict]:
+        """The model to follow at this step: drawn once for all steps, or anew, several times."""
+        if not self.redraw:
+            yield from [predict] * self.draws
+            return
+        for draw in range(self.draws):
+            again = streams.fold(step + 1) if self.draws == 1 else streams.fold(step + 1, draw)
+            yield self.space.enter(case.predictive.draw(again, weights), case.x)[1]
+
+    def _average(self, rows: _Rows, independent: bool, *predicts: Predict) -> tuple[PerSample, Points, Prediction]:
+        """Objective and gradient, averaged over the draws of the model, and the prediction of all of them together."""
+        found = [
+            value_and_gradient(
+                self.objective,
+                predict,
+                rows.point,
+                rows.clean,
+                rows.labels,
+                rows.target,
+                at_once=None if independent else 0,
+            )
+            for predict in predicts
+        ]
+        if len(found) == 1:
+            return found[0]
+        values, gradients, heres = zip(*found, strict=True)
+        together = Prediction(torch.cat([here.logits for here in heres]))
+        return torch.stack(values).mean(0), torch.stack(gradients).mean(0), together
+
+    @property
+    def _may_cycle(self) -> bool:
+        """Whether a point decides all that follow it, so that a climb that comes back to one sees nothing new."""
+        steps, size = self._schedule
+        alike = isinstance(steps, Fixed) and isinstance(size, Constant) and not self.redraw and self.mode == "eval"
+        return (
+            alike and self.keep != "last" and not self.approach and isinstance(self.step, Steepest | Sign | Normalized)
+        )
+
+    def _rows(self, case: "_Case", origin: Points, clean: Prediction | None) -> _Rows:
+        ball = self._phases[0].ball
+        if case.start is None:
+            start = self.start.draw(case.streams.fold(_START), origin, ball)
+        else:
+            start = ball.project(case.start, origin)
         slot = torch.arange(len(origin), device=origin.device)
-        return _Rows(
+        no = torch.zeros_like(slot, dtype=torch.bool)
+        rows = _Rows(
             slot=slot,
+            sample=slot,
             point=start,
             origin=origin,
-            labels=y,
-            target=target,
+            labels=case.y,
+            target=case.target,
+            avoid=case.goal.avoid,
+            reach=case.goal.reach,
             clean=clean,
-            steps=self._schedule[0].draw(streams.fold(_STEPS)),
+            steps=self._schedule[0].draw(case.streams.fold(_STEPS)),
             memory=self.step.init(start),
             best=start,
             best_value=torch.full((len(origin),), -torch.inf, device=origin.device, dtype=origin.dtype),
-            won=torch.zeros_like(slot, dtype=torch.bool),
+            best_at=torch.zeros_like(slot),
+            won=no,
+            done=no,
+            turtle=start if self._may_cycle else None,
             nan=torch.zeros_like(slot),
             zero=torch.zeros_like(slot),
         )
+        if case.target is None or case.target.ndim == 1:
+            return rows
+        several = case.target.shape[1]
+        rows = rows[slot.repeat_interleave(several)]
+        rows.slot, rows.target = torch.arange(len(rows), device=slot.device), case.target.flatten()
+        return rows
 
-    def _gradient(self, rows: _Rows, predict: Predict, independent: bool) -> tuple[PerSample, Points, Prediction]:
-        """The gradient at every row; on a CPU some rows at a time."""
-        size = _AT_ONCE if independent and rows.point.device.type == "cpu" else len(rows)
-        if size >= len(rows):
-            return value_and_gradient(self.objective, predict, rows.point, rows.clean, rows.labels, rows.target)
-        pieces = [slice(i, i + size) for i in range(0, len(rows), size)]
-        found = [
-            value_and_gradient(
-                self.objective, predict, rows.point[p], _at(rows.clean, p), _at(rows.labels, p), _at(rows.target, p)
-            )
-            for p in pieces
-        ]
-        values, gradients, heres = zip(*found, strict=True)
-        return torch.cat(values), torch.cat(gradients), Prediction(torch.cat([h.logits for h in heres], 1))
-
-    def _settle(self, rows: _Rows, predict: Predict, goal: "_Goal", out: _Outcome, spent: int) -> None:
+    def _settle(self, rows: _Rows, predict: Predict, out: _Outcome, most: int, spent: int) -> None:
         """Write down rows that have taken their last step."""
         if len(rows) == 0:
             return
+        taken = torch.full_like(rows.slot, most) if rows.steps is None else rows.steps
         if self.keep == "last":
-            out.write(rows, rows.point, spent)
+            out.write(rows, rows.point, taken, spent)
             return
         here = predict(rows.point)
-        self._remember(rows, self.objective(here, rows.clean, rows.labels, rows.target), here, goal)
-        out.write(rows, rows.best, spent + 1)
+        self._remember(rows, self.objective(here, rows.clean, rows.labels, rows.target), here, taken, out)
+        out.write(rows, rows.best, rows.best_at, spent + 1)
 
-    def _remember(self, rows: _Rows, value: PerSample, here: Prediction, goal: "_Goal") -> None:
+    def _remember(
+        self,
+        rows: _Rows,
+        value: PerSample,
+        here: Prediction,
+        step: "Tensor | int",
+        out: _Outcome,
+        final: bool = True,
+    ) -> None:
         """Keep the best point so far; the first success is better than anything. NaN is never better."""
-        better = (value > rows.best_value) & ~rows.won
-        if self.keep == "first_success":
-            fooled = goal[rows.slot].reached(here) & ~rows.won
+        better = (value > rows.best_value) & ~rows.done
+        if self.keep == "first_success" and final:
+            fooled = Goal(rows.avoid, rows.reach).reached(here) & ~rows.done
             better, rows.won = better | fooled, rows.won | fooled
-        rows.best = torch.where(_like(better, rows.best), rows.point, rows.best)
+            out.fallen.index_add_(0, rows.sample, rows.won.long())
+            rows.done = rows.done | (out.fallen[rows.sample] > 0)
+        rows.best = torch.where(like(better, rows.best), rows.point, rows.best)
         rows.best_value = torch.where(better, value, rows.best_value)
-
-    @contextmanager
-    def _inside(self, module: nn.Module, x: Points) -> Iterator[dict[str, Tensor]]:
-        """The model standing still in its mode, with fast gradients, in the asked precision."""
-        kind = x.device.type
-        with ExitStack() as stack:
-            stack.enter_context(standing(module, self.mode))
-            if self.precision == "bf16":
-                stack.enter_context(torch.autocast(kind, torch.bfloat16))
-            if kind == "cpu":
-                stack.enter_context(FastInputGradients())
-            yield frozen_weights(module, self.mode, self.precision)
-
-
-@dataclass(frozen=True)
-class _Goal:
-    """What counts as success."""
-
-    avoid: Labels
-    reach: Labels | None
-
-    def reached(self, here: Prediction) -> Bool[Tensor, " batch"]:
-        return here.labels != self.avoid if self.reach is None else here.labels == self.reach
-
-    def __getitem__(self, rows: "slice | Tensor") -> "_Goal":
-        return _Goal(self.avoid[rows], _at(self.reach, rows))
+        rows.best_at = torch.where(better, step, rows.best_at)
 
 
 @dataclass(frozen=True)
@@ -493,17 +579,16 @@ class _Case:
     predictive: Predictive
     x: Tensor
     y: Tensor | None
-    target: Tensor | None
-    clean: Prediction
+    target: Tensor | None  # one class per sample, or several to climb towards side by side
+    clean: Prediction | None
     streams: Streams
-
-    @property
-    def goal(self) -> _Goal:
-        return _Goal(self.clean.labels if self.y is None else self.y, self.target)
+    goal: Goal
+    start: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> "_Case":
-        parts = (_at(v, rows) for v in (self.x, self.y, self.target, self.clean, self.streams))
-        return _Case(self.predictive, *parts)
+        return _Case(
+            self.predictive, **{f.name: at(getattr(self, f.name), rows) for f in fields(self) if f.name != "predictive"}
+        )
 
 
 def _still_climbing(steps: Int[Tensor, " batch"], most: int) -> list[int]:
@@ -522,81 +607,6 @@ def choose_target(rule: TargetRule, clean: Prediction, y: Labels | None, streams
     worst = torch.inf if rule == "least_likely" else -torch.inf
     scores.scatter_(1, own[:, None], worst)
     return scores.argmin(1) if rule == "least_likely" else scores.argmax(1)
-
-
-def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
-    """Raise `EquipoiseError` unless `x` is a batch that the model can take and the box contains."""
-    box = geometry.box
-    require(
-        not torch.is_inference_mode_enabled(),
-        "an attack needs gradients, which torch.inference_mode() forbids: call it outside, or use torch.no_grad().",
-    )
-    require(isinstance(x, Tensor), f"x is a {type(x).__name__}: expected a torch tensor of shape (batch, ...).")
-    require(
-        x.dtype in (torch.float32, torch.float64),
-        f"x has dtype {x.dtype}: expected float32 in [{box.low:g}, {box.high:g}], such as x.float() / 255; to "
-        "compute in half precision keep the model in float32 and give the attack precision='bf16'.",
-    )
-    require(
-        x.ndim >= 2, f"x has shape {tuple(x.shape)}: expected (batch, features) or (batch, channels, height, width)."
-    )
-    require(x.numel() > 0, f"x is empty (shape {tuple(x.shape)}): expected at least one sample.")
-    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if weight is not None:
-        require(weight.dtype == x.dtype, f"x is {x.dtype} but the model is {weight.dtype}: convert one of them.")
-        require(weight.device == x.device, f"x is on {x.device} but the model is on {weight.device}: move one of them.")
-    require(bool(x.isfinite().all()), "x holds NaN or infinite values: clean the data first.")
-    inside = box.contains(x)
-    require(
-        bool(inside.all()),
-        f"{int((~inside).sum())} of {len(x)} inputs lie outside [{box.low:g}, {box.high:g}] (they span "
-        f"[{float(x.min()):g}, {float(x.max()):g}]): attacks work on raw pixels, so make normalisation a layer of the "
-        "model (equipoise.nets.Normalize), or give the ball another Box.",
-    )
-
-
-def check_index(index: Any, batch: int) -> None:
-    """Raise `EquipoiseError` unless `index` is one integer per sample."""
-    require(
-        isinstance(index, Tensor)
-        and index.shape == (batch,)
-        and not index.is_floating_point()
-        and index.dtype != torch.bool,
-        f"index must be a tensor of {batch} integers, one per sample.",
-    )
-
-
-def check_labels(name: str, labels: Any, batch: int, classes: int) -> None:
-    """Raise `EquipoiseError` unless `labels` is None or one class index per sample."""
-    if labels is None:
-        return
-    require(
-        isinstance(labels, Tensor), f"{name} is a {type(labels).__name__}: expected a torch tensor of class indices."
-    )
-    require(labels.dtype == torch.int64, f"{name} has dtype {labels.dtype}: expected int64 class indices.")
-    require(
-        labels.shape == (batch,), f"{name} has shape {tuple(labels.shape)}: expected ({batch},), one class per sample."
-    )
-    low, high = int(labels.min()), int(labels.max())
-    require(
-        low >= 0 and high < classes,
-        f"{name} holds class {low if low < 0 else high}, but the model has {classes} classes, 0 to {classes - 1}.",
-    )
-
-
-def _at(value: Any, rows: "slice | Tensor") -> Any:
-    return None if value is None else value[rows]
-
-
-def _like(mask: Bool[Tensor, " batch"], x: Tensor) -> Bool[Tensor, "batch ..."]:
-    return mask.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _better(which: Tensor, a: Perturbed, b: Perturbed) -> Perturbed:
-    """Per sample the outcome `a` where `which`, else `b`; costs and counters of both add up."""
-    pick = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(Perturbed)}
-    added = {name: u + v for name, (u, v) in pick.items() if name in ("evaluations", "nan_gradients", "zero_gradients")}
-    return Perturbed(**{name: torch.where(_like(which, u), u, v) for name, (u, v) in pick.items()} | added)
 
 
 def _plain(value: Any) -> Any:

@@ -29,6 +29,7 @@ from equipoise.types import PerSample, Points
 
 NormName = Literal["linf", "l2", "l1"]
 Rows = Float[Tensor, "batch features"]
+Lengths = float | Float[Tensor, "batch 1"]
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,17 @@ def _lengths_l1(a: Rows, room: Rows, eps: float) -> Rows:
     return (z * (eps / z.sum(1, keepdim=True).clamp_min(1e-300)).clamp_max(1)).to(a.dtype)
 
 
-def _steepest_linf(gradient: Rows, room: Rows, size: float) -> Rows:
+def _steepest_linf(gradient: Rows, room: Rows, size: Lengths) -> Rows:
     return size * gradient.sign()
 
 
-def _steepest_l2(gradient: Rows, room: Rows, size: float) -> Rows:
+def _steepest_l2(gradient: Rows, room: Rows, size: Lengths) -> Rows:
     # Scaled first: the square of a gradient near 1e-30 is zero in float32.
     unit = gradient / gradient.abs().amax(1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
     return size * unit / torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def _steepest_l1(gradient: Rows, room: Rows, size: float) -> Rows:
+def _steepest_l1(gradient: Rows, room: Rows, size: Lengths) -> Rows:
     # The whole budget goes to the coordinate with the largest slope, what its room cannot take to the next, and so on.
     order = gradient.abs().argsort(dim=1, descending=True, stable=True)
     sorted_room = room.gather(1, order).clamp_max(size)
@@ -153,7 +154,7 @@ class Norm:
     """The p of the Lp norm."""
     project: Callable[[Points, Points, float, Box], Points]
     """The nearest point of ball ∩ box: `project(x, centre, eps, box)`."""
-    steepest: Callable[[Rows, Rows, float], Rows]
+    steepest: Callable[[Rows, Rows, Lengths], Rows]
     """`argmax ⟨gradient, d⟩` over `‖d‖ <= size`; for L1 also `|d| <= room`, once cut to it."""
     draw: Callable[[Streams, int, torch.dtype], Rows]
     """Uniform points of the unit ball."""
@@ -208,17 +209,21 @@ class Ball:
         """The nearest point of ball ∩ box (Euclidean), exactly, for a centre in the box."""
         return NORMS[self.norm].project(x, centre, self.eps, self.box)
 
-    def steepest(self, x: Points, gradient: Points, size: float) -> Points:
+    def steepest(self, x: Points, gradient: Points, size: "float | PerSample") -> Points:
         """`x + argmax ⟨gradient, d⟩` over `‖d‖ <= size`: the sign step, the normalised step, or for L1 the coordinates
         of largest slope, each filled up to the box (and a full one held there against the projection to come).
         """
         flat = gradient.flatten(1)
         room = _room(flat, x, self.box) if self.norm == "l1" else flat
-        return x + NORMS[self.norm].steepest(flat, room, size).reshape(x.shape)
+        lengths = size[:, None] if isinstance(size, Tensor) else size
+        return x + NORMS[self.norm].steepest(flat, room, lengths).reshape(x.shape)
 
-    def draw(self, streams: Streams, centre: Points) -> Points:
-        """Points uniform on the ball, then moved into the box by projection."""
+    def draw(self, streams: Streams, centre: Points, surface: bool = False) -> Points:
+        """Points uniform on the ball, pushed out to its `surface` if asked for, then projected into the box."""
         if math.isinf(self.eps):
             raise EquipoiseError("a random start needs a finite ball: eps is infinite; start from zero instead.")
-        unit = NORMS[self.norm].draw(streams, centre[0].numel(), centre.dtype)
+        norm = NORMS[self.norm]
+        unit = norm.draw(streams, centre[0].numel(), centre.dtype)
+        if surface:
+            unit = unit / torch.linalg.vector_norm(unit, norm.order, 1, keepdim=True).clamp_min(1e-12)
         return self.project(centre + self.eps * unit.reshape(centre.shape), centre)

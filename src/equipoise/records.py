@@ -69,8 +69,15 @@ class AttackResult:
     """Per sample: the class predicted at the reported point, in float32 and eval mode."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every parameter of the attack."""
+    winner: Sequence[str | None] = ()
+    """Per sample: the name of the attack, or of the part of a composite one, that fooled the model; None if none did,
+    `clean` if it was wrong without an attack."""
+    iteration: Sequence[int | None] = ()
+    """Per sample: after how many steps of its attempt the winner reached the reported point."""
+    queries: Sequence[int] = ()
+    """Per sample: gradient and forward evaluations spent."""
     evaluations: int = 0
-    """Gradient and forward evaluations spent, summed over the samples."""
+    """The same, summed over the samples."""
     nan_gradients: int = 0
     """Steps, summed over the samples, whose gradient held a NaN or an infinity."""
     zero_gradients: int = 0
@@ -95,6 +102,21 @@ class AttackResult:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """A reason to doubt a number, with the figure that raised it."""
+
+    name: str
+    """What is suspected, e.g. `randomised model`."""
+    figure: str
+    """What was measured, e.g. `logits change by up to 0.4 between two calls, on 64 of 64 samples`."""
+    advice: str
+    """What to do."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.figure}; {self.advice}"
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Accuracy of one model, clean and under attacks, on one set of samples."""
 
@@ -110,6 +132,14 @@ class Evaluation:
     """Which weights of a run: `best` or `last`."""
     warnings: Sequence[str] = ()
     """What the reader should know before citing a number."""
+    flags: Sequence[Flag] = ()
+    """Reasons to doubt the numbers."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """SHA-256 of the weights and buffers (`sha256`) and number of parameters."""
+    index: Sequence[int] = ()
+    """Position of each sample in the order of the evaluation; the rest belong to other shards."""
+    images: Mapping[str, Any] = field(default_factory=dict)
+    """File of the stored adversarial images, beside the record, and its SHA-256; empty if none were stored."""
 
 
 @dataclass(frozen=True)

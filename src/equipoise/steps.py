@@ -1,7 +1,7 @@
 """The small parts of an ascent: where it starts, how it moves, how far, and how often."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from equipoise.errors import require
 from equipoise.geometry import Ball
 from equipoise.rng import Streams
-from equipoise.types import Points, StepRule
+from equipoise.types import Here, Points, StepRule
 
 Memory = tuple[Tensor, ...]
 
@@ -26,11 +26,9 @@ class Steepest:
         """Nothing to remember."""
         return ()
 
-    def __call__(
-        self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory
-    ) -> tuple[Points, Memory]:
+    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
         """`x + argmax ⟨g, d⟩` over `‖d‖ <= size`."""
-        return geometry.steepest(x, gradient, size), memory
+        return here.geometry.steepest(here.point, here.gradient, here.size), memory
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,9 @@ class Sign:
         """Nothing to remember."""
         return ()
 
-    def __call__(
-        self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory
-    ) -> tuple[Points, Memory]:
+    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
         """Moves every coordinate by `size`."""
-        return x + size * gradient.sign(), memory
+        return here.point + here.size * here.gradient.sign(), memory
 
 
 @dataclass(frozen=True)
@@ -56,11 +52,9 @@ class Normalized:
         """Nothing to remember."""
         return ()
 
-    def __call__(
-        self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory
-    ) -> tuple[Points, Memory]:
+    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
         """Moves each sample by the L2 length `size`."""
-        return Ball("l2", math.inf, geometry.box).steepest(x, gradient, size), memory
+        return Ball("l2", math.inf, here.geometry.box).steepest(here.point, here.gradient, here.size), memory
 
 
 @dataclass(frozen=True)
@@ -79,13 +73,12 @@ class Momentum:
         """No past gradients."""
         return (torch.zeros_like(x), *self.then.init(x))
 
-    def __call__(
-        self, x: Points, gradient: Points, size: float, geometry: Ball, memory: Memory
-    ) -> tuple[Points, Memory]:
+    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
         """Accumulates the gradient and moves along it."""
+        gradient = here.gradient
         length = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
         past = self.decay * memory[0] + gradient / length.reshape(-1, *[1] * (gradient.ndim - 1))
-        moved, rest = self.then(x, past, size, geometry, memory[1:])
+        moved, rest = self.then(replace(here, gradient=past), memory[1:])
         return moved, (past, *rest)
 
 
@@ -212,6 +205,15 @@ class Uniform:
     def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:
         """`project(x + ξ)`, ξ uniform on the ball."""
         return geometry.draw(streams, x)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A point on the surface of the ball, in a random direction, projected into the box."""
+
+    def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:
+        """`project(x + eps · ξ/‖ξ‖)`, ξ uniform on the ball."""
+        return geometry.draw(streams, x, surface=True)
 
 
 @dataclass(frozen=True)

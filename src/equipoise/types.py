@@ -75,6 +75,28 @@ class Predictive(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Here:
+    """Where a climb stands, as a step rule sees it."""
+
+    point: Points
+    """The iterate."""
+    value: PerSample
+    """The objective there."""
+    gradient: Points
+    """Its gradient there; NaN and infinities became 0."""
+    origin: Points
+    """The clean point, the centre of the ball."""
+    size: float
+    """Length of the step, from the schedule."""
+    step: int
+    """Which step this is, from 0."""
+    steps: int
+    """How many there are at most."""
+    geometry: Any
+    """Where points may lie: a `Ball`."""
+
+
 @runtime_checkable
 class StepRule(Protocol):
     """How an iterate moves, before it is projected."""
@@ -83,9 +105,7 @@ class StepRule(Protocol):
         """The rule's memory at the start: tensors whose first dimension is the batch."""
         ...
 
-    def __call__(
-        self, x: Points, gradient: Points, size: float, geometry: Any, memory: tuple[Tensor, ...]
-    ) -> tuple[Points, tuple[Tensor, ...]]:
+    def __call__(self, here: Here, memory: tuple[Tensor, ...]) -> tuple[Points, tuple[Tensor, ...]]:
         """The moved iterate and the new memory."""
         ...
 

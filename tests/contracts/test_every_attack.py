@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent, Perturbed
+from equipoise.ascent import Ascent
 from equipoise.attacks import ATTACKS, pgd, targeted
+from equipoise.perturbed import Perturbed
 from equipoise.steps import Momentum, Triangular, Uniform
 from equipoise.types import Prediction
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from equipoise.ascent import Perturbed
 from equipoise.attacks import pgd
 from equipoise.errors import EquipoiseError
 from equipoise.evaluation import WORST, cautions, evaluate, samples, suite, verify_outcome
 from equipoise.geometry import Ball
+from equipoise.perturbed import Perturbed
 from equipoise.records import AttackResult
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
@@ -146,7 +146,7 @@ class Cheat:
         n = len(x)
         none = torch.zeros(n, dtype=torch.int64)
         everyone = torch.ones(n, dtype=torch.bool)
-        return Perturbed(x + self.shift * direction, everyone, torch.zeros(n), 1 - y, none, none, none)
+        return Perturbed(x + self.shift * direction, everyone, torch.zeros(n), 1 - y, none, none, none, none, none)
 
 
 def test_claims_of_an_attack_that_leaves_its_ball_do_not_count():

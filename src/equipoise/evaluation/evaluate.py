@@ -10,11 +10,11 @@ from jaxtyping import Int
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from equipoise.ascent import check_input, check_labels
 from equipoise.errors import require
 from equipoise.evaluation.suites import Attack, Suite
 from equipoise.evaluation.verify import predict, verify_outcome
 from equipoise.geometry import Ball, Box
+from equipoise.perturbed import check_input, check_labels
 from equipoise.predictive import as_predictive, first_look
 from equipoise.records import AttackResult
 from equipoise.types import Labels, Points, Predictive

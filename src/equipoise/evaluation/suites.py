@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.ascent import Perturbed
 from equipoise.attacks import ATTACKS, named
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Ball
+from equipoise.perturbed import Perturbed
 from equipoise.steps import Uniform
 from equipoise.types import Labels, Points, Precision, Predictive
 

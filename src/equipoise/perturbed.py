@@ -1,0 +1,315 @@
+"""What every attack takes and what it returns: the checks of its input, and the outcome per sample.
+
+case = admit(model, x, y, geometry, seed=seed)            # refuses what cannot be attacked
+return confirmed(case.predictive, geometry, case.goal, x, found, ...)   # looks at the points found once more
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from equipoise.convolution import FastInputGradients
+from equipoise.errors import require
+from equipoise.geometry import Ball
+from equipoise.objectives import Objective
+from equipoise.predictive import as_predictive, first_look, frozen_weights, predict, seeded, standing
+from equipoise.rng import Streams, fold
+from equipoise.types import (
+    Labels,
+    Mode,
+    PerSample,
+    Points,
+    Precision,
+    Predict,
+    Prediction,
+    Predictive,
+    Weights,
+)
+
+AT_ONCE = 256
+"""Samples per gradient on a CPU, which bounds the memory of a large batch and costs nothing."""
+
+MODEL_STREAM, GLOBAL_STREAM = 2, 5
+"""The stream from which a random model is drawn (the same for the clean prediction, the climb and the confirmation),
+and that of the global generators, from which dropout draws."""
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """What an attack found, per sample. Every success was checked again: the point lies in the ball and the box up to
+    float32 rounding, and the model in eval mode and its own precision is fooled there.
+    """
+
+    x: Points
+    """The perturbed inputs."""
+    success: Bool[Tensor, " batch"]
+    """Whether the prediction in eval mode is wrong (with a target: is the target; without labels: has changed)."""
+    distance: PerSample
+    """Distance from the clean input in the attack's norm."""
+    prediction: Labels
+    """The class predicted at `x`."""
+    evaluations: Int[Tensor, " batch"]
+    """How often the model was evaluated at this sample, forward or with gradient."""
+    nan_gradients: Int[Tensor, " batch"]
+    """Steps whose gradient held a NaN or an infinity (it was taken as 0 there)."""
+    zero_gradients: Int[Tensor, " batch"]
+    """Steps whose gradient was exactly 0: the sample did not know where to go."""
+    iteration: Int[Tensor, " batch"]
+    """After how many steps of its attempt `x` was reached; 0 is the start."""
+    part: Int[Tensor, " batch"]
+    """Which part of a composite attack found `x`, counted from 0."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: "Tensor | slice") -> "Perturbed":
+        """The outcome of some of the samples."""
+        return Perturbed(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def overwritten(self, rows: Tensor, new: "Perturbed") -> "Perturbed":
+        """These outcomes, with those of the samples `rows` replaced by `new`."""
+        return Perturbed(
+            **{f.name: getattr(self, f.name).index_copy(0, rows, getattr(new, f.name)) for f in fields(self)}
+        )
+
+    def or_rather(self, other: "Perturbed", which: Bool[Tensor, " batch"]) -> "Perturbed":
+        """Per sample the outcome of `other` where `which`, else this one; costs and counters of both add up."""
+        added = ("evaluations", "nan_gradients", "zero_gradients")
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return Perturbed(
+            **{
+                n: mine + new if n in added else torch.where(like(which, new), new, mine)
+                for n, (mine, new) in pairs.items()
+            }
+        )
+
+    @staticmethod
+    def cat(parts: "Sequence[Perturbed]") -> "Perturbed":
+        """The outcomes of several batches in one."""
+        return Perturbed(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Perturbed)})
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What counts as success."""
+
+    avoid: Labels
+    """The class that the prediction should not be."""
+    reach: Labels | None = None
+    """The class that it should be; None for any but `avoid`."""
+
+    def reached(self, here: Prediction) -> Bool[Tensor, " batch"]:
+        """Which predictions are a success."""
+        return here.labels != self.avoid if self.reach is None else here.labels == self.reach
+
+    def __getitem__(self, rows: "slice | Tensor") -> "Goal":
+        return Goal(self.avoid[rows], at(self.reach, rows))
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """Input that an attack can work on."""
+
+    predictive: Predictive
+    """The model."""
+    streams: Streams
+    """The random streams of the samples."""
+    classes: int
+    """How many classes the model has."""
+
+
+def admit(
+    model: "nn.Module | Predictive",
+    x: Points,
+    y: Labels | None,
+    geometry: Ball,
+    *,
+    target: Labels | None = None,
+    seed: int = 0,
+    index: Int[Tensor, " batch"] | None = None,
+    batch_size: int = 512,
+    start: Points | None = None,
+) -> Admitted:
+    """The model as a predictive and the samples' random streams, once the input has passed every check.
+
+    Raises `EquipoiseError` for a wrong type, shape, dtype, device, range, label or kind of output.
+    """
+    predictive = as_predictive(model)
+    check_input(x, predictive.module, geometry)
+    require(batch_size >= 1, f"batch_size = {batch_size} holds no sample: expected an integer >= 1.")
+    index = torch.arange(len(x)) if index is None else index
+    check_index(index, len(x))
+    streams = Streams.of(seed, index.to(x.device))
+    with seeded(fold(seed, GLOBAL_STREAM), x.device):
+        first = first_look(predictive, x, streams)
+    for name, labels in (("y", y), ("target", target)):
+        if isinstance(labels, Tensor):
+            where = labels.device
+            require(where == x.device, f"{name} is on {where} but x is on {x.device}: move one of them.")
+        check_labels(name, labels, len(x), first.classes)
+    require(
+        start is None or (isinstance(start, Tensor) and start.shape == x.shape and start.dtype == x.dtype),
+        f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",
+    )
+    return Admitted(predictive, streams, first.classes)
+
+
+@torch.no_grad()
+def confirmed(
+    predictive: Predictive,
+    geometry: Ball,
+    goal: Goal,
+    x: Points,
+    point: Points,
+    streams: Streams,
+    *,
+    evaluations: Int[Tensor, " batch"],
+    iteration: Int[Tensor, " batch"],
+    nan_gradients: Int[Tensor, " batch"] | None = None,
+    zero_gradients: Int[Tensor, " batch"] | None = None,
+) -> tuple[Perturbed, Prediction]:
+    """The outcome at the points found, and the prediction there: in eval mode and the model's own precision."""
+    here = predict(predictive, point, streams.fold(MODEL_STREAM))
+    none = torch.zeros_like(evaluations)
+    result = Perturbed(
+        x=point,
+        success=goal.reached(here) & geometry.contains(point, x),
+        distance=geometry.distance(point, x),
+        prediction=here.labels,
+        evaluations=evaluations + 1,
+        nan_gradients=none if nan_gradients is None else nan_gradients,
+        zero_gradients=none if zero_gradients is None else zero_gradients,
+        iteration=iteration,
+        part=none,
+    )
+    return result, here
+
+
+@contextmanager
+def held_still(module: nn.Module, x: Points, mode: Mode = "eval", precision: Precision = "32") -> Iterator[Weights]:
+    """The model standing still in its mode, with fast input gradients, in the asked precision; yields its weights."""
+    kind = x.device.type
+    with ExitStack() as stack:
+        stack.enter_context(standing(module, mode))
+        if precision == "bf16":
+            stack.enter_context(torch.autocast(kind, torch.bfloat16))
+        if kind == "cpu":
+            stack.enter_context(FastInputGradients())
+        yield frozen_weights(module, mode, precision)
+
+
+def value_and_gradient(
+    objective: Objective,
+    predict: Predict,
+    point: Points,
+    clean: Prediction | None = None,
+    labels: Labels | None = None,
+    target: Labels | None = None,
+    *,
+    at_once: int | None = None,
+) -> tuple[PerSample, Points, Prediction]:
+    """The objective at `point`, its gradient with respect to `point` alone, and the prediction there; `at_once` samples
+    at a time, by default `AT_ONCE` on a CPU and all of them elsewhere (0: all).
+    """
+    if at_once is None:
+        at_once = AT_ONCE if point.device.type == "cpu" else 0
+    if 0 < at_once < len(point):
+        pieces = [slice(i, i + at_once) for i in range(0, len(point), at_once)]
+        values, gradients, heres = zip(
+            *(
+                value_and_gradient(objective, predict, point[p], at(clean, p), at(labels, p), at(target, p))
+                for p in pieces
+            ),
+            strict=True,
+        )
+        return torch.cat(values), torch.cat(gradients), Prediction(torch.cat([h.logits for h in heres], 1))
+    with torch.enable_grad():
+        point = point.detach().requires_grad_()
+        here = predict(point)
+        value = objective(here, clean, labels, target)
+        require(
+            value.requires_grad, "the model's output has no gradient: it detaches its input or computes under no_grad."
+        )
+        (gradient,) = torch.autograd.grad(value.sum(), point)
+    return value.detach(), gradient, here.detach()
+
+
+def likely_classes(clean: Prediction, y: Labels, count: int) -> Int[Tensor, "batch targets"]:
+    """The `count` most likely classes other than `y` (all of them, if there are fewer), the most likely first."""
+    others = clean.scores.scatter(1, y[:, None], -torch.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, : min(count, clean.classes - 1)]
+
+
+def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
+    """Raise `EquipoiseError` unless `x` is a batch that the model can take and the box contains."""
+    box = geometry.box
+    require(
+        not torch.is_inference_mode_enabled(),
+        "an attack needs gradients, which torch.inference_mode() forbids: call it outside, or use torch.no_grad().",
+    )
+    require(isinstance(x, Tensor), f"x is a {type(x).__name__}: expected a torch tensor of shape (batch, ...).")
+    require(
+        x.dtype in (torch.float32, torch.float64),
+        f"x has dtype {x.dtype}: expected float32 in [{box.low:g}, {box.high:g}], such as x.float() / 255; to "
+        "compute in half precision keep the model in float32 and give the attack precision='bf16'.",
+    )
+    require(
+        x.ndim >= 2, f"x has shape {tuple(x.shape)}: expected (batch, features) or (batch, channels, height, width)."
+    )
+    require(x.numel() > 0, f"x is empty (shape {tuple(x.shape)}): expected at least one sample.")
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if weight is not None:
+        require(weight.dtype == x.dtype, f"x is {x.dtype} but the model is {weight.dtype}: convert one of them.")
+        require(weight.device == x.device, f"x is on {x.device} but the model is on {weight.device}: move one of them.")
+    require(bool(x.isfinite().all()), "x holds NaN or infinite values: clean the data first.")
+    inside = box.contains(x)
+    require(
+        bool(inside.all()),
+        f"{int((~inside).sum())} of {len(x)} inputs lie outside [{box.low:g}, {box.high:g}] (they span "
+        f"[{float(x.min()):g}, {float(x.max()):g}]): attacks work on raw pixels, so make normalisation a layer of the "
+        "model (equipoise.nets.Normalize), or give the ball another Box.",
+    )
+
+
+def check_index(index: Any, batch: int) -> None:
+    """Raise `EquipoiseError` unless `index` is one integer per sample."""
+    require(
+        isinstance(index, Tensor)
+        and index.shape == (batch,)
+        and not index.is_floating_point()
+        and index.dtype != torch.bool,
+        f"index must be a tensor of {batch} integers, one per sample.",
+    )
+
+
+def check_labels(name: str, labels: Any, batch: int, classes: int) -> None:
+    """Raise `EquipoiseError` unless `labels` is None or one class index per sample."""
+    if labels is None:
+        return
+    require(
+        isinstance(labels, Tensor), f"{name} is a {type(labels).__name__}: expected a torch tensor of class indices."
+    )
+    require(labels.dtype == torch.int64, f"{name} has dtype {labels.dtype}: expected int64 class indices.")
+    require(
+        labels.shape == (batch,), f"{name} has shape {tuple(labels.shape)}: expected ({batch},), one class per sample."
+    )
+    low, high = int(labels.min()), int(labels.max())
+    require(
+        low >= 0 and high < classes,
+        f"{name} holds class {low if low < 0 else high}, but the model has {classes} classes, 0 to {classes - 1}.",
+    )
+
+
+def at(value: Any, rows: "slice | Tensor") -> Any:
+    """`value[rows]`, or None for None."""
+    return None if value is None else value[rows]
+
+
+def like(mask: Bool[Tensor, " batch"], x: Tensor) -> Bool[Tensor, "batch ..."]:
+    """A mask per sample, shaped to be broadcast over `x`."""
+    return mask.reshape(-1, *[1] * (x.ndim - 1))
