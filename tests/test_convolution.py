@@ -1,6 +1,7 @@
-"""The fast input gradients against the library's, for every shape of convolution and pooling."""
+"""The fast input gradients against the library's, for every shape of convolution, batch-norm and pooling."""
 
 from contextlib import nullcontext
+from copy import deepcopy
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from equipoise.convolution import FastInputGradients
+from equipoise import nets
+from equipoise.convolution import FastInputGradients, _Product
 
 F64 = torch.float64
 
@@ -71,6 +73,105 @@ def test_it_is_used_where_it_pays_and_only_there(channels):
     assert not both(x, weight, lambda at: F.conv2d(at, learned))[2], "a weight that learns needs its own gradient"
     assert not both(x, weight, lambda at: F.conv2d(at, weight, stride=2))[2]
     assert not both(x, weight, lambda at: F.conv2d(at, weight, padding=5))[2], "padding as wide as the kernel"
+    offset = torch.rand(4, requires_grad=True)
+    with FastInputGradients():
+        (gradient,) = torch.autograd.grad(F.conv2d(x.clone().requires_grad_(), weight, offset).sum(), offset)
+    assert gradient.eq(2 * 8 * 8).all(), "an offset that learns needs its own gradient"
+
+
+@given(
+    channels=st.integers(1, 4),
+    out=st.integers(1, 4),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    size=st.tuples(st.integers(3, 6), st.integers(3, 6)),
+    bias=st.booleans(),
+    last=st.booleans(),
+)
+@settings(max_examples=150)
+def test_the_matrix_product_is_the_convolution_of_the_library(channels, out, kernel, stride, padding, size, bias, last):
+    generator = torch.Generator().manual_seed(0)
+    order = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(2, channels, *size, generator=generator, dtype=F64).contiguous(memory_format=order).requires_grad_()
+    weight = torch.randn(out, channels, *kernel, generator=generator, dtype=F64).contiguous(memory_format=order)
+    offset = torch.randn(out, generator=generator, dtype=F64) if bias else None
+    plain = F.conv2d(x, weight, offset, stride, padding)
+    product = _Product.apply(x, weight, offset, stride, padding)
+    upstream = torch.randn(plain.shape, generator=generator, dtype=F64)
+    gradients = [torch.autograd.grad(value, x, upstream)[0] for value in (plain, product)]
+    assert torch.allclose(plain, product, rtol=0, atol=1e-12) and torch.allclose(*gradients, rtol=0, atol=1e-12)
+
+
+def test_the_matrix_product_is_used_for_many_bf16_kernels_and_few_pixels():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 64, 4, 4, generator=generator).bfloat16()
+    layer = nn.Conv2d(64, 64, 3, padding=1, dtype=torch.bfloat16).requires_grad_(False)
+
+    def call(at, layer=layer):
+        with FastInputGradients():
+            return layer(at.requires_grad_())
+
+    def used(at, layer=layer):
+        return "_Product" in type(call(at, layer).grad_fn).__name__
+
+    assert used(x) and not used(x.repeat(10, 1, 1, 1)) and not used(x.float(), deepcopy(layer).float())
+    assert not used(x, deepcopy(layer).requires_grad_())
+    at = x.clone().requires_grad_()
+    value = call(at).add_(1)  # in place, as a residual network adds its shortcut
+    (gradient,) = torch.autograd.grad(value.float().sum(), at)
+    exact = x.double().requires_grad_()
+    expected = deepcopy(layer).double()(exact) + 1
+    assert torch.allclose(value.double(), expected, atol=0.05, rtol=0.01)
+    assert torch.allclose(gradient.double(), torch.autograd.grad(expected.sum(), exact)[0], atol=0.05, rtol=0.01)
+
+
+@given(
+    shape=st.sampled_from([(3, 4), (2, 4, 5), (2, 4, 5, 3), (2, 4, 1, 1)]),
+    affine=st.booleans(),
+    last=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_standing_batch_norm_is_the_library_s(shape, affine, last, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=F64)
+    x = x.contiguous(memory_format=torch.channels_last) if last and x.ndim == 4 else x
+    mean, variance, weight, bias = torch.randn(4, 4, generator=generator, dtype=F64).unbind()
+    variance, scales = variance.exp(), (weight, bias) if affine else (None, None)
+    plain, fast, _ = both(x, weight, lambda at: F.batch_norm(at, mean, variance, *scales, eps=1e-3))
+    assert torch.equal(plain[0], fast[0]) and "_Normalization" in type(fast[0].grad_fn).__name__
+    assert torch.allclose(plain[1], fast[1], rtol=0, atol=1e-12 * float(plain[1].abs().max()))
+
+
+def test_batch_norm_that_learns_or_counts_is_left_alone():
+    x = torch.rand(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def fast(layer):
+        with FastInputGradients():
+            return "_Normalization" in type(layer(x).grad_fn).__name__
+
+    layer = nn.BatchNorm2d(4).requires_grad_(False)
+    assert not fast(layer) and layer.num_batches_tracked == 1, "batch statistics"
+    assert fast(layer.eval()) and not fast(nn.BatchNorm2d(4).eval())
+    assert not fast(nn.BatchNorm2d(4, track_running_stats=False).requires_grad_(False).eval())
+
+
+@pytest.mark.parametrize("size", [32, 13])
+def test_a_whole_residual_network(size):
+    net = nets.build("preact-resnet18", shape=(3, size, size), classes=10, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, size, size, generator=generator)
+    net(x)  # statistics other than 0 and 1
+    net.eval().requires_grad_(False)
+    exact = deepcopy(net).double()
+    plain, fast, _ = both(x.double(), None, exact)
+    assert torch.allclose(plain[0], fast[0], rtol=1e-12) and torch.allclose(plain[1], fast[1], rtol=0, atol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, _, _ = both(x, None, deepcopy(net).to(memory_format=torch.channels_last))
+        weights = {k: v.bfloat16() if v.ndim == 4 else v for k, v in net.named_parameters()}
+        _, quick, _ = both(x, None, lambda at: torch.func.functional_call(net, weights, (at,)))
+    apart = [float((g.double() - plain[1]).norm() / plain[1].norm()) for g in (half[1], quick[1])]
+    assert apart[1] < 1.25 * apart[0], "no less exact than the library in bf16"
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular", "reflect"])
@@ -146,7 +247,7 @@ def test_pooling_is_fast_where_it_applies_and_only_there():
 
 
 def test_leaves_vectorised_ensembles_alone():
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2))
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)).eval()
     weights = {k: torch.stack([v.detach(), 2 * v.detach()]) for k, v in net.named_parameters()}
     x = torch.rand(2, 1, 8, 8, requires_grad=True)
 

@@ -1,4 +1,4 @@
-"""Faster gradients with respect to the input of a small convolutional network, on a CPU. Values do not change.
+"""Faster gradients with respect to the input of a convolutional network, on a CPU. Values agree up to rounding.
 
 The gradient of a stride-1 convolution with respect to its input is itself a convolution, of the padded output
 gradient with the flipped kernel: `∂L/∂x = (∂L/∂z) ⋆ flip(w)ᵀ`. With an image's one or three channels as its output it
@@ -9,7 +9,14 @@ stride t, whose kernels are the flipped one at each of the t² offsets:
 
 It multiplies more zeros and is four times as fast for one channel, whose gradient was half the cost of a small
 network. Max pooling over 2×2 pixels takes the larger of two neighbours and then of two rows, and remembers which; the
-library's kernel looks at one pixel at a time. Used inside an ascent, where weights are constants.
+library's kernel looks at one pixel at a time.
+
+Of batch-norm with standing statistics the gradient is `x̄ = w·z̄ / √(v + ε)`: batch-norm again, without mean and offset,
+where the library goes on to sum over the batch what only the parameters' gradients need. And a convolution of few
+pixels with many bf16 kernels, as at the end of a ResNet, is mostly the reading of kernels, which the library rearranges
+in every call: one matrix product of patches and kernels takes them as they lie.
+
+Used inside an ascent, where weights are constants.
 """
 
 import math
@@ -51,6 +58,37 @@ class _Convolution(torch.autograd.Function):
         return F.pixel_shuffle(tiles, tile)[..., :height, :width], None, None, None
 
 
+class _Product(torch.autograd.Function):
+    """A convolution as the matrix product of all patches with all kernels, both in channels-last order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.stride, ctx.padding, ctx.size = stride, padding, x.shape[2:]
+        (top, left), kernels = padding, weight.permute(0, 2, 3, 1)
+        patches = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
+        for dim in (1, 2):
+            patches = patches.unfold(dim, kernels.shape[dim], stride[dim - 1])
+        patches = patches.permute(0, 1, 2, 4, 5, 3)
+        z = F.linear(patches.flatten(3), kernels.flatten(1), bias)
+        return z.permute(0, 3, 1, 2).clone()  # a view could not be changed in place, as a network may do
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (weight,) = ctx.saved_tensors
+        (height, width), (top, left), (down, right) = ctx.size, ctx.padding, ctx.stride
+        kernels = weight.permute(0, 2, 3, 1)
+        patches = (grad.permute(0, 2, 3, 1) @ kernels.flatten(1)).unflatten(3, kernels.shape[1:])
+        batch, rows, columns, high, wide, channels = patches.shape
+        x = patches.new_zeros(batch, height + 2 * top, width + 2 * left, channels)
+        for i in range(high):
+            for j in range(wide):
+                x[:, i : i + down * rows : down, j : j + right * columns : right] += patches[:, :, :, i, j]
+        return x[:, top : top + height, left : left + width].permute(0, 3, 1, 2), None, None, None, None
+
+
 class _Pooling(torch.autograd.Function):
     """Max pooling over 2×2 pixels; of equal ones the first counts, as in the library."""
 
@@ -79,24 +117,60 @@ def _spread(grad: Tensor, second: Tensor, dim: int) -> Tensor:
     return spread
 
 
+class _Normalization(torch.autograd.Function):
+    """Batch-norm with standing statistics; its gradient is the same normalization without mean and offset."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, variance)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, variance = ctx.saved_tensors
+        scaled = F.batch_norm(grad, torch.zeros_like(variance), variance, weight, eps=ctx.eps)
+        return scaled, None, None, None, None, None
+
+
 def _pair(value: Any) -> tuple[int, int] | None:
     if isinstance(value, int):
         return value, value
     return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 else None
 
 
-class FastInputGradients(TorchFunctionMode):
-    """While active, `conv2d` and `max_pool2d` on a CPU differentiate to their input the fast way wherever it applies.
+def _to_input_only(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether, on a CPU, a gradient is asked for with respect to the input and to nothing else."""
+    learned = any(p is not None and p.requires_grad for p in parameters)
+    return x.requires_grad and x.device.type == "cpu" and not learned
 
-    It applies to convolutions of weights without gradient with at most `most_channels` input channels, stride 1,
-    dilation 1, one group and a padding smaller than the kernel; and to pooling over 2×2 pixels with stride 2 of images
-    with even sides in the default layout (in channels-last order the library is fast).
+
+class FastInputGradients(TorchFunctionMode):
+    """While active, `conv2d`, `batch_norm` and `max_pool2d` on a CPU differentiate to their input the fast way wherever
+    it applies.
+
+    It applies to parameters without gradient: to convolutions with dilation 1 and one group that have at most
+    `most_channels` input channels, stride 1 and a padding smaller than the kernel, or that are in bf16 with a weight at
+    least twice as large as the input; and to batch-norm with standing statistics. And to pooling over 2×2 pixels with
+    stride 2 of images with even sides in the default layout (in channels-last order the library is fast).
     """
 
     def __init__(self, most_channels: int = 4) -> None:
         super().__init__()
         self.most_channels = most_channels
-        self._fast = {torch.conv2d: self._convolution, F.max_pool2d: self._pooling}
+        self._fast = {
+            torch.conv2d: self._convolution,
+            F.max_pool2d: self._pooling,
+            F.batch_norm: self._normalization,
+        }
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -118,17 +192,14 @@ class FastInputGradients(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor | None:
         """The convolution, with the names of torch's own; None where this one does not apply."""
-        pads = _pair(padding)
-        fits = (
-            input.requires_grad
-            and input.ndim == 4
-            and input.device.type == "cpu"
-            and not weight.requires_grad
-            and weight.shape[1] <= self.most_channels
-            and groups == 1
-            and _pair(stride) == _pair(dilation) == (1, 1)
-        )
-        if fits and pads and all(p < k for p, k in zip(pads, weight.shape[2:], strict=True)):
+        strides, pads = _pair(stride), _pair(padding)
+        fits = _to_input_only(input, weight, bias) and input.ndim == 4 and groups == 1 and _pair(dilation) == (1, 1)
+        if not fits or strides is None or pads is None:
+            return None
+        if input.dtype == weight.dtype == torch.bfloat16 and weight.numel() >= 2 * input.numel():
+            return _Product.apply(input, weight, bias, strides, pads)
+        narrow = all(p < k for p, k in zip(pads, weight.shape[2:], strict=True))
+        if weight.shape[1] <= self.most_channels and strides == (1, 1) and narrow:
             return _Convolution.apply(input, weight, bias, pads)
         return None
 
@@ -153,3 +224,21 @@ class FastInputGradients(TorchFunctionMode):
             and (_pair(padding), _pair(dilation), return_indices) == ((0, 0), (1, 1), False)
         )
         return _Pooling.apply(input) if fits else None
+
+    def _normalization(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor | None:
+        """The batch-norm, with the names of torch's own; None where this one does not apply."""
+        if training or running_mean is None or running_var is None:
+            return None
+        if not _to_input_only(input, running_mean, running_var, weight, bias):
+            return None
+        return _Normalization.apply(input, weight, bias, running_mean, running_var, eps)
