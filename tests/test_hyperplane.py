@@ -122,6 +122,18 @@ def test_many_kinks_of_every_size_are_all_passed(norm):
         assert abs(float(move[i].norm(NORMS[norm])) - shortest(x[i], w[i], float(rise[i]), norm)) < 1e-8
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_rounding_left_over_moves_no_tiny_weight(norm):
+    """All rooms of the large weights together just suffice: nothing is left for those whose weight is near 0."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([0.7 + 0.3 * torch.rand(200, 90, generator=g), torch.zeros(200, 90)], 1)
+    w = torch.cat([0.5 + torch.rand(200, 90, generator=g), torch.full((200, 90), 1e-12)], 1)
+    rise = (w.double() * (1 - x.double()))[:, :90].sum(1).float()
+    move = move_onto(x, w, rise, norm, Box())
+    assert (move[:, 90:] <= 0.31).all() and (norm == "linf" or move[:, 90:].max() < 1e-3)
+    assert torch.allclose(move[:, :90], 1 - x[:, :90], atol=1e-4)
+
+
 def test_without_weights_or_way_nothing_moves():
     x = torch.tensor([[0.0, 1.0], [0.2, 0.3]])
     for norm in NORMS:

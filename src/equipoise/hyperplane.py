@@ -28,37 +28,50 @@ CHECK_EVERY = 8
 """Newton steps between two looks at who has arrived on an accelerator, where looking waits for the device."""
 
 
+@torch.no_grad()
 def move_onto(x: Rows, w: Rows, rise: Float[Tensor, " batch"], norm: str, box: Box) -> Rows:
     """The shortest move `d` in the norm (`linf`, `l2` or `l1`) with `w·d = rise` and `x + d` in the box, for `x` in it.
 
     Where no such move exists, the shortest of those that bring `w·d` nearest to `rise`. Weights of 0 never move.
     """
     with torch.autocast(x.device.type, enabled=False):
-        direction = w * rise.sign()[:, None]
-        room = torch.where(direction > 0, box.high - x, x - box.low).clamp_min(0)
+        sign = w.sign().mul_(rise.sign()[:, None])
+        up = (box.high - x).mul_(sign)
+        room = torch.maximum(up, (box.low - x).mul_(sign), out=up).clamp_min_(0)
         # In units of the largest weight: the square of a weight near 1e-30 is zero in float32.
-        largest = w.abs().amax(1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
-        a = w.abs() / largest
+        a = w.abs()
+        largest = a.amax(1, keepdim=True).clamp_min_(torch.finfo(w.dtype).tiny)
+        a.div_(largest)
         missing = rise.abs()[:, None] / largest
         if norm == "l1":
             length = _fill(a, room, missing, min(FEW, a.shape[1]))
         else:
-            speed = a if norm == "l2" else torch.ones_like(missing)
-            length = torch.minimum(_time(a, speed, room, missing) * speed, room)
-        return length * direction.sign()
+            speed = a if norm == "l2" else None
+            length = _lengths(_time(a, speed, room, missing), speed, room)
+        return length.mul_(sign)
 
 
-def _time(a: Rows, speed: Float[Tensor, "batch #features"], room: Rows, missing: Column) -> Column:
+def _lengths(t: Column, speed: Rows | None, room: Rows, out: Rows | None = None) -> Rows:
+    """`min(t·speed, room)`; no speed is a speed of 1."""
+    if speed is None:
+        return torch.minimum(t, room, out=out)
+    reached = torch.mul(t, speed, out=out)
+    return torch.minimum(reached, room, out=reached)
+
+
+def _time(a: Rows, speed: Rows | None, room: Rows, missing: Column) -> Column:
     """The root t of `Σ a·min(t·speed, room) = missing`, the largest number where there is none."""
     small, never = 8 * torch.finfo(a.dtype).eps, torch.finfo(a.dtype).max
     found, row = torch.zeros_like(missing), torch.arange(len(a), device=a.device)
-    t, moving, slopes = found, torch.ones_like(missing, dtype=torch.bool), a * speed
+    t, moving, slopes = found, torch.ones_like(missing, dtype=torch.bool), a if speed is None else a * speed
     every = 1 if a.device.type == "cpu" else CHECK_EVERY
+    # Written again at every step: new memory would cost more than the arithmetic.
+    length, product = torch.empty_like(a), torch.empty_like(a)
     for step in range(a.shape[1] + 2):
-        length = torch.minimum(t * speed, room)
-        left = missing - torch.linalg.vecdot(a, length)[:, None]
-        slope = torch.linalg.vecdot(slopes, (length < room).to(a.dtype))[:, None]
-        further = torch.where(slope > 0, t + left / slope, never).clamp_max(never)
+        length = _lengths(t, speed, room, length)
+        left = missing - torch.mul(a, length, out=product).sum(1, keepdim=True)
+        slope = length.lt_(room).mul_(slopes).sum(1, keepdim=True)
+        further = torch.where(slope > 0, t + left / slope, never).clamp_max_(never)
         moving = moving & (left > small * missing) & (further > t * (1 + small))
         t = torch.where(moving, further, t)
         if (step + 1) % every == 0:
@@ -67,9 +80,9 @@ def _time(a: Rows, speed: Float[Tensor, "batch #features"], room: Rows, missing:
                 break
             if 2 * len(on) <= len(row):
                 found[row] = t
-                row, t, moving, missing = row[on], t[on], moving[on], missing[on]
-                a, room, slopes = a[on], room[on], slopes[on]
-                speed = speed[on]
+                row, t, moving, missing, a, room = row[on], t[on], moving[on], missing[on], a[on], room[on]
+                speed = None if speed is None else a
+                slopes, length, product = slopes[on], length[: len(on)], product[: len(on)]
     found[row] = t
     return found
 
