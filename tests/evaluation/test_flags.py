@@ -23,6 +23,7 @@ DIGITS = load_digits()
 X = torch.tensor(DIGITS.images, dtype=torch.float32)[:, None] / 16
 Y = torch.tensor(DIGITS.target).long()
 LARGE = F.interpolate(X, size=(16, 16), mode="bilinear")
+DOUBLED = X.repeat_interleave(2, 2).repeat_interleave(2, 3)
 TEST = slice(-500, None)
 
 
@@ -75,7 +76,7 @@ HONEST = {
     "layer-norm, gelu, softplus, dropout": (smooth_net, X.flatten(1), 8),
     "normalised": (lambda: nn.Sequential(Normalize([0.3], [0.4]), MLP((1, 8, 8))), X, 8),
     "tanh": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)), X, 8),
-    "overconfident": (lambda: MLP((64,), widths=(128, 128)), X.flatten(1), 60),
+    "max-pool of equal pixels": (lambda: nn.Sequential(nn.MaxPool2d(2), MLP((1, 8, 8))), DOUBLED, 8),
     "untrained lenet": (lambda: LeNet((1, 16, 16)), LARGE, 0),
 }
 
@@ -139,6 +140,7 @@ class Loop(nn.Module):
 PREPROCESSED = {
     "quantised": Quantised(),
     "quantised, straight through": Quantised(straight_through=True),
+    "8 bits, straight through": Quantised(255, straight_through=True),
     "two levels": Quantised(2),
     "rounded": Function(lambda x: (16 * x).round() / 16),
     "high-frequency sine": Function(lambda x: x + 0.005 * torch.sin(10_000 * x)),
@@ -162,8 +164,10 @@ def test_rounding_inside_the_network_is_flagged(mlp):
     flatten, first, relu, last = mlp.layers
     model = nn.Sequential(flatten, first, relu, Function(lambda h: (4 * h).round() / 4), last)
     assert names(probe(model, X[TEST], Y[TEST])) == {"vanishing gradients", "non-differentiable model"}
-    winners = nn.Sequential(mlp, Function(lambda z: 5.0 * F.one_hot(z.argmax(1), 10)))
-    (flag,) = probe(winners, X[TEST], Y[TEST])
+    winner_takes_all = nn.Sequential(mlp, Function(lambda z: 5.0 * F.one_hot(z.argmax(1), 10) + 0 * z))
+    assert "non-differentiable model" in names(probe(winner_takes_all, X[TEST], Y[TEST]))
+    without_graph = nn.Sequential(mlp, Function(lambda z: 5.0 * F.one_hot(z.argmax(1), 10)))
+    (flag,) = probe(without_graph, X[TEST], Y[TEST])
     assert flag.name == "non-differentiable model" and "gives no gradient" in flag.figure
 
 
@@ -174,6 +178,10 @@ def test_saturated_logits_are_flagged_with_what_to_attack_instead(mlp):
     dead = nn.Sequential(Quantised(), mlp)
     (flag,) = [f for f in probe(dead, X[TEST], Y[TEST]) if f.name == "vanishing gradients"]
     assert "exactly 0 on 64" in flag.figure and "square" in flag.advice
+
+
+def test_an_overconfident_model_is_not_flagged(mlp):
+    assert probe(nn.Sequential(mlp, Function(lambda z: 5 * z)), X[TEST], Y[TEST]) == []
 
 
 def test_nearly_constant_logits_are_flagged(mlp):
