@@ -37,8 +37,8 @@ CHANGE = 1e-4
 float32 repeats itself to about 1e-6 whatever the order of its sums."""
 
 TINY = 1e-10
-"""Largest entry of an input gradient that counts as vanished. Times a step of 1/255 it moves the loss by less than a
-millionth of what float32 resolves next to 1."""
+"""Largest entry of an input gradient that counts as vanished. A step of 1/255 in each of a thousand pixels then moves
+the loss by less than 1e-9, far below what float32 resolves next to 1 (6e-8)."""
 
 FAINT = 0.5
 """Share of samples from which gradients that vanished without being 0 are a flag. Their sign may still be right, and a
@@ -71,7 +71,7 @@ gradient fall below 1e-13, and where the gap exceeds 17 the largest probability 
 
 FLAT = 1e-3
 """Median range of the logits below which they are nearly constant: all classes are then equally probable to 0.1 %, and
-rounding errors of the loss (1e-7) exceed what a step of the usual length changes."""
+the rounding of the loss (1e-7) is no longer far below what a small step changes."""
 
 POINTS, LEVEL = 0.05, 0.05
 """Gain of clean accuracy without a normalising layer, and level of the paired test, from which it is one too many."""
