@@ -25,8 +25,8 @@ from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import NORMS, Ball
 from equipoise.local_forward import Change, Images, LocalForward, Span, Window
 from equipoise.objectives import margin
-from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Goal, Perturbed, admit, confirmed, held_still
-from equipoise.predictive import couples_samples, predict, seeded, standing
+from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Goal, Perturbed, admit, confirmed
+from equipoise.predictive import couples_samples, frozen_weights, predict, seeded, standing
 from equipoise.rng import Streams, fold
 from equipoise.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
 
@@ -163,7 +163,10 @@ class _Case:
     def attempt(self, restart: int) -> tuple[Perturbed, PerSample]:
         """One search."""
         point, found, spent = self.x.clone(), torch.zeros_like(self.y), torch.zeros_like(self.y)
-        with held_still(self.predictive.module, self.x, "eval", self.attack.precision) as weights:
+        module, precision = self.predictive.module, self.attack.precision
+        half = torch.autocast(self.x.device.type, torch.bfloat16, enabled=precision == "bf16")
+        with standing(module, "eval"), half:
+            weights = frozen_weights(module, "eval", precision)
             drawn = self.predictive.draw(self.streams.fold(MODEL_STREAM), weights)
             search = _Search.of(self, drawn, fold(self.seed, _RESTART, restart), self.streams.fold(_RESTART, restart))
             for rows in search.run(self.attack):
