@@ -6,6 +6,7 @@ into a figure.
 
 import base64
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,33 @@ def against_eps(name: str, lines: Sequence[Line], label: Callable[[float], str],
             ticks.append(eps)
     axes.set_xticks(ticks, [label(eps) for eps in ticks])
     axes.set_xlim(0, radii[-1] or 1)
+    return _svg(figure, name)
+
+
+def against_queries(name: str, falls: Sequence[tuple[str, Sequence[int], Sequence[float]]], width: int = 400) -> str:
+    """Robust accuracy in percent against the queries spent on a sample, on a logarithmic axis.
+
+    One falling step curve per radius, which is written at its end: `falls` holds its text, where the curve steps, and
+    the share in [0, 1] that is left from there.
+    """
+    figure, (axes,) = _figure(width, 250, (1,))
+    axes.set_xscale("log")
+    last = max(max(places) for _, places, _ in falls)
+    lowest = -np.inf
+    for text, places, shares in sorted(falls, key=lambda fall: fall[2][-1]):
+        heights = 100 * np.array(shares)
+        axes.step([*places, last], [*heights, heights[-1]], where="post", color=_STAND_INS["ink"], linewidth=1.7)
+        lowest = max(heights[-1], lowest + 8)  # the height of a line of text, so that no two overlap
+        axes.annotate(
+            text, (1, lowest), (6, 0), ("axes fraction", "data"), "offset points", va="center", annotation_clip=False,
+            fontsize=_FONT, color=_STAND_INS["ink"],
+        )  # fmt: skip
+    _percent(axes, "robust accuracy")
+    _label_below(axes, "queries per sample")
+    decades = [10**k for k in range(math.floor(math.log10(last)) + 1)]
+    axes.set_xticks(decades, [f"{decade:,}" for decade in decades])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(1, max(last, 10))
     return _svg(figure, name)
 
 

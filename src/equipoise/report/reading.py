@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.errors import EquipoiseError, require
-from equipoise.records import Evaluation, Run, load
+from equipoise.records import Evaluation, Flag, Run, load
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Source:
     """What was asked of the training; None for a model trained elsewhere."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """One entry per epoch, in order."""
-    evaluations: Sequence[tuple[str, Evaluation]] = ()
-    """File name and content of each evaluation."""
+    evaluations: Sequence[tuple[Path, Evaluation]] = ()
+    """File and content of each evaluation."""
     samples: Samples | None = None
     """Example images, if the run kept some."""
 
@@ -64,12 +64,12 @@ def read(paths: Sequence[Path]) -> list[Source]:
     sources = {path.resolve(): _read_run(path) for path in unique if path.is_dir()}
     for path in (p for p in unique if not p.is_dir()):
         beside = sources.get(path.resolve().parent)
-        if beside is not None and path.name in dict(beside.evaluations):
+        if beside is not None and any(file.name == path.name for file, _ in beside.evaluations):
             continue
         evaluation = _read_evaluation(path)
         owner = Path(evaluation.target).resolve()
         known = sources.get(owner, Source(evaluation.target, path))
-        sources[owner] = replace(known, evaluations=(*known.evaluations, (path.name, evaluation)))
+        sources[owner] = replace(known, evaluations=(*known.evaluations, (path, evaluation)))
     return _told_apart(list(sources.values()))
 
 
@@ -96,7 +96,7 @@ def _read_run(path: Path) -> Source:
         all(isinstance(part, list) for part in lists) and _numbers(run.seconds),
         f"{file} is damaged: its alarms or classes are no list, or its seconds no number.",
     )
-    files = [(file.name, _read_evaluation(file)) for file in sorted(path.glob("evaluation*.json"))]
+    files = [(file, _read_evaluation(file)) for file in sorted(path.glob("evaluation*.json"))]
     evaluations = sorted(files, key=lambda named: named[1].weights)  # best before last
     name = str(run.method.get("name", path.resolve().name))
     return Source(
@@ -117,6 +117,13 @@ def _read_evaluation(path: Path) -> Evaluation:
         and isinstance(evaluation.warnings, list),
         f"{path} is damaged: its data is no table, its target no text or its warnings no list.",
     )
+    require(
+        isinstance(evaluation.model, Mapping)
+        and isinstance(evaluation.images, Mapping)
+        and isinstance(evaluation.index, list | tuple),
+        f"{path} is damaged: its model or images is no table, or its index no list.",
+    )
+    evaluation = replace(evaluation, flags=_flags(evaluation.flags, path))
     for number, result in enumerate(evaluation.results, 1):
         whole = (
             isinstance(result.attack, str)
@@ -127,9 +134,26 @@ def _read_evaluation(path: Path) -> Evaluation:
             and isinstance(result.correct, list)
             and all(isinstance(c, bool) for c in result.correct)
         )
+        counts = (result.iteration, result.queries)
+        whole = (
+            whole
+            and all(isinstance(part, list | tuple) for part in (result.winner, *counts))
+            and all(_numbers(count) for part in counts for count in part if count is not None)
+        )
         require(whole, f"{path} is damaged: result {number} lacks a name, a radius, a count or true/false per sample.")
         require(result.n > 0, f"{path}: result {number} ({result.attack}) covers no samples; evaluate again.")
     return evaluation
+
+
+def _flags(flags: Any, path: Path) -> list[Flag]:
+    """The flags of a record, which JSON holds as tables of three texts."""
+    try:
+        found = [flag if isinstance(flag, Flag) else Flag(**flag) for flag in flags]
+    except TypeError as error:
+        raise EquipoiseError(f"{path} is damaged: a flag lacks its name, figure or advice.") from error
+    texts = (text for flag in found for text in (flag.name, flag.figure, flag.advice))
+    require(all(isinstance(text, str) for text in texts), f"{path} is damaged: a flag's text is no text.")
+    return found
 
 
 def _numbers(*values: Any) -> bool:

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +17,13 @@ from markupsafe import Markup
 
 from equipoise.records import AttackResult, Evaluation, write_atomically
 from equipoise.report import figures
+from equipoise.report.chains import composites, descent, stages
 from equipoise.report.figures import Style
 from equipoise.report.reading import Source, read
 
 WORST = "worst case"
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-_ACRONYM = re.compile(r"(?<![a-z])(?:r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|cw|bg)(?:-at)?(?![a-z])")
+_ACRONYM = re.compile(r"(?<![a-z])(?:r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|cw|bg)(?:-(?:at|ce|dlr|t))?(?![a-z])")
 _MOST_EPOCHS = 40
 _MOST_SAMPLES = 10
 
@@ -162,7 +164,8 @@ def standing(results: Sequence[AttackResult | None]) -> list[str]:
 def report(paths: Sequence[Path], out: Path) -> Path:
     """Write one self-contained HTML file about the run directories and evaluation files at `paths`; return its path.
 
-    It holds the accuracy table with 95 % Wilson intervals, training curves, robust accuracy against eps, the same
+    It holds the accuracy table with 95 % Wilson intervals, reasons to doubt it and what each part of a composite attack
+    did, training curves, robust accuracy against eps, the same
     images clean and attacked, and where every number comes from. It loads nothing from anywhere. Raises
     `EquipoiseError` for a path that is no run directory or evaluation, a damaged file, missing matplotlib, or an `out`
     that cannot be written.
@@ -187,6 +190,8 @@ def report(paths: Sequence[Path], out: Path) -> Path:
         "value": value,
         "number": number,
         "duration": duration,
+        "count": count,
+        "quoted": lambda path: shlex.quote(str(path)),
     }
     page = environment.get_template("template.html.j2").render(
         sources=sources,
@@ -197,6 +202,8 @@ def report(paths: Sequence[Path], out: Path) -> Path:
         roles=[(role, Markup(figures.key(f"role-{role}", role=role))) for role in figures.VALIDATION],
         key_id=key_id,
         curves=_curves(comparisons),
+        audits={id(s): found for i, s in enumerate(sources) if (found := _audits(s, f"audit-{i}"))},
+        id=id,
         training=_training,
         grid=_grid,
         hyperparameters=hyperparameters,
@@ -205,7 +212,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
 
 
 def compare(sources: Sequence[Source]) -> list[Comparison]:
-    """The accuracy tables of a report, one per test set (name, content and split), rows in the order of the sources.
+    """The accuracy tables of a report, one per test set (name, content, split, shard), rows in the sources' order.
 
     Evaluations of the same weights share a row unless they report different outcomes of the same attack and radius.
     """
@@ -215,16 +222,16 @@ def compare(sources: Sequence[Source]) -> list[Comparison]:
     for index, source in enumerate(sources):
         first: set[tuple[tuple[str, ...], str]] = set()
         for file, evaluation in source.evaluations:
-            test_set = tuple(str(evaluation.data.get(part, "")) for part in ("name", "sha256", "split"))
+            test_set = tuple(str(evaluation.data.get(part, "")) for part in ("name", "sha256", "split", "shard"))
             data.setdefault(test_set, evaluation.data)
             rows, results, weights = tables.setdefault(test_set, []), _columns(evaluation), evaluation.weights
             for place, row in enumerate(rows):
                 if row.source is source and row.weights == weights and _agree(row.results, results):
-                    rows[place] = Row(source, weights, row.style, {**results, **row.results}, (*row.files, file))
+                    rows[place] = Row(source, weights, row.style, {**results, **row.results}, (*row.files, file.name))
                     break
             else:
                 series = next(extra) if (test_set, weights) in first else index
-                rows.append(Row(source, weights, Style(series, weights == "last"), results, (file,)))
+                rows.append(Row(source, weights, Style(series, weights == "last"), results, (file.name,)))
             first.add((test_set, weights))
     return [Comparison(data[test_set], _named(rows)) for test_set, rows in tables.items() if rows]
 
@@ -265,6 +272,10 @@ def notes(sources: Sequence[Source], comparisons: Sequence[Comparison]) -> list[
             found += [(source.name, alarm) for alarm in source.run.alarms]
         for _, evaluation in source.evaluations:
             found += [(source.name, warning) for warning in evaluation.warnings]
+            if doubts := ", ".join(dict.fromkeys(flag.name for flag in evaluation.flags)):
+                found.append((source.name, f"there are reasons to doubt its numbers, listed under Audit: {doubts}"))
+            if shard := evaluation.data.get("shard"):
+                found.append((source.name, f"shard {shard} alone; join all shards with: equipoise merge"))
             for kind, count in (
                 ("held a NaN or an infinity", sum(r.nan_gradients for r in evaluation.results)),
                 ("were exactly zero", sum(r.zero_gradients for r in evaluation.results)),
@@ -313,6 +324,24 @@ def _curves(comparisons: Sequence[Comparison]) -> dict[tuple[int, str], tuple[Ma
                 Markup(figures.against_eps(f"{name}-narrow", lines, radius, 360, 300)),
             )
     return drawn
+
+
+def _audits(source: Source, name: str) -> list[dict[str, Any]]:
+    """The evaluations of a source that say whose weights they are about: file, record, and its composite attacks."""
+    audits = []
+    for file, evaluation in source.evaluations:
+        if not evaluation.model.get("sha256"):
+            continue
+        attacks = []
+        for results in composites(evaluation):
+            falls = [(radius(r.eps), *fall) for r in results if (fall := descent(r))]
+            drawing = f"{name}-{len(audits)}-{len(attacks)}"
+            drawn = Markup(figures.against_queries(drawing, falls)) if falls else ""
+            tables = [(result, stages(result)) for result in results]
+            notes_ = dict.fromkeys(str(note) for r in results for note in r.settings.get("notes") or ())
+            attacks.append({"first": results[0], "tables": tables, "svg": drawn, "notes": list(notes_)})
+        audits.append({"file": file, "evaluation": evaluation, "attacks": attacks})
+    return audits
 
 
 def _training(source: Source, name: str) -> dict[str, Any]:
@@ -383,12 +412,19 @@ def radius(eps: float) -> str:
 def title(name: str) -> str:
     """A method's or attack's name with acronyms in capitals and a capital first letter."""
     name = _ACRONYM.sub(lambda match: match[0].upper(), name)
-    return name[:1].upper() + name[1:]
+    return name.replace("autoattack", "AutoAttack") if name.startswith("autoattack") else name[:1].upper() + name[1:]
 
 
 def number(amount: Any) -> str:
     """A measured number in four digits, or a dash."""
     return f"{amount:.4g}" if isinstance(amount, int | float) and math.isfinite(amount) else "–"
+
+
+def count(amount: float | None) -> str:
+    """A median of whole numbers, with a decimal only where it lies between two; a dash for None."""
+    if amount is None:
+        return "–"
+    return f"{amount:,.0f}" if amount == int(amount) else f"{amount:,.1f}"
 
 
 def value(setting: Any) -> str:
