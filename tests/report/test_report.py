@@ -568,7 +568,7 @@ def test_the_last_part_leaves_the_accuracy_of_the_attack(winners):
     assert {stage.queries for stage in found} == {None}
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 10_000)), min_size=1, max_size=30))
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 12)), min_size=1, max_size=30))
 def test_the_curve_is_the_share_that_has_not_fallen_by_then(samples):
     right, queries = zip(*samples, strict=True)
     found = descent(chain(correct=list(right), queries=list(queries), winner=[]))
@@ -594,6 +594,8 @@ def test_the_curve_is_drawn_to_scale(evaluation, tmp_path):
     steps = np.unique(x)
     places = np.log10([1, 4, 6, 100, 300, 501, 1000])
     assert steps == pytest.approx(steps[0] + (steps[-1] - steps[0]) * places / 3, abs=1e-3)
+    corners = {(int(np.searchsorted(steps, a)), int(np.searchsorted(heights, b))) for a, b in zip(x, y, strict=True)}
+    assert corners == {(0, 0), (6, 5)} | {(i, j) for i in range(1, 6) for j in (i - 1, i)}
     assert "0.1" in [text.text for text in audit.all("text")]
 
 
