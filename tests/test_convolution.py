@@ -199,6 +199,19 @@ def test_under_autocast():
             (fast,) = torch.autograd.grad(layer(x).float().pow(2).sum(), x)
         (plain,) = torch.autograd.grad(layer(x).float().pow(2).sum(), x)
     assert fast.dtype == torch.float32 and torch.allclose(fast, plain, rtol=0.05, atol=0.05)
+    (exact,) = torch.autograd.grad(layer(x).pow(2).sum(), x)
+    assert torch.allclose(fast, exact, atol=1e-5)  # so narrow a convolution stays in float32
+    wide = nn.Conv2d(1, 32, 3).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16), FastInputGradients():
+        assert wide(x).dtype == torch.bfloat16 and layer(x).dtype == torch.float32
+
+
+def test_pooling_without_a_gradient():
+    x = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 1, 1] = torch.nan
+    with FastInputGradients():
+        fast = F.max_pool2d(x, 2)
+    assert torch.equal(fast.nan_to_num(9), F.max_pool2d(x, 2).nan_to_num(9)) and fast[0, 0, 0, 0].isnan()
 
 
 @given(

@@ -12,6 +12,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.records import (
     AttackResult,
     Evaluation,
+    Flag,
     Provenance,
     Run,
     from_json,
@@ -28,7 +29,16 @@ PROVENANCE = Provenance(
 RESULT = AttackResult(
     "pgd", "linf", 0.1, [True, False, True], [None, 0.1, None], [4, 2, 7], {"steps": 20}, 60, 1, 2, 0.5
 )
-EVALUATION = Evaluation("runs/udp", {"name": "digits", "split": "test"}, [RESULT], PROVENANCE, "last", ["eps is large"])
+EVALUATION = Evaluation(
+    "runs/udp",
+    {"name": "digits", "split": "test"},
+    [RESULT],
+    PROVENANCE,
+    "last",
+    ["eps is large"],
+    index=[4, 5, 6],
+    flags=[Flag("a", "b", "c")],
+)
 RUN = Run(
     {"name": "udp"},
     {"epochs": 2},
@@ -83,7 +93,9 @@ def test_any_evaluation_survives_json(correct, text, number, count, warnings):
     result = AttackResult(
         text, "l2", number, correct, [None] * len(correct), [1] * len(correct), {text: number}, count, count, 0, number
     )
-    record = Evaluation(text, {"name": text, "samples": count}, [result], PROVENANCE, "best", warnings)
+    record = Evaluation(
+        text, {"name": text, "samples": count}, [result], PROVENANCE, "best", warnings, [], {}, index=[]
+    )
     assert from_json(json.loads(json.dumps(to_json(record)))) == record
 
 

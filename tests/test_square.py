@@ -86,7 +86,7 @@ def test_what_it_returns(norm, precision, case):
 @pytest.mark.parametrize("norm", EPS)
 def test_more_queries_find_more(norm, case):
     net, x, y = case
-    few, many = (square(EPS[norm], norm, q)(net, x, y).success.sum() for q in (3, 100))
+    few, many = (square(EPS[norm], norm, q, horizon=q)(net, x, y).success.sum() for q in (3, 100))
     assert many > few
 
 
@@ -114,7 +114,7 @@ def test_plain_loop(case):
         here = margin(net, new, y)
         better = searching & (here < smallest - 1e-13)
         best[better], smallest[better] = new[better], here[better]
-    found = square(eps, queries=queries)(net, x, y, seed=seed)
+    found = square(eps, queries=queries, horizon=queries)(net, x, y, seed=seed)
     best[~inside] = x[~inside]
     assert torch.allclose(found.x, best, atol=1e-12)
     assert torch.equal(found.success, ~inside | (smallest < 0)) and 0 < found.success[inside].sum() < inside.sum()
@@ -234,14 +234,16 @@ def test_windows_fit(iteration, norm, height, width):
     attack = square(1.0, norm)
     high, wide = attack.window(iteration, height, width)
     assert 1 <= high <= height and 1 <= wide <= width
-    assert attack.share(iteration) >= attack.share(min(iteration + 1, 4999))
+    assert attack.share(iteration) >= attack.share(iteration + 1)
 
 
 def test_schedule():
-    attack = square(0.1)
+    attack = square(0.1, horizon=5000)
     sides = [attack.window(i, 28, 28)[0] for i in (0, 5, 6, 25, 26, 101, 251, 501, 1001, 2001, 3001, 4001)]
     assert sides == [25, 25, 18, 18, 13, 9, 6, 4, 3, 2, 2, 1]
-    assert square(1.0, "l2").window(4999, 28, 28) == (3, 3) and square(1.0, "l1").window(6, 28, 28) == (19, 19)
+    # AutoAttack's 5000 queries end halfway of the schedule.
+    assert [square(0.1).window(i, 28, 28)[0] for i in (10, 11, 4000, 4001, 4999)] == [25, 18, 3, 2, 2]
+    assert square(1.0, "l2").window(4999, 28, 28) == (3, 3) and square(1.0, "l1").window(12, 28, 28) == (19, 19)
 
 
 @pytest.mark.parametrize("p", [1, 2])

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from equipoise.convolution import MANY_FILTERS
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.rng import Streams
 from equipoise.types import Mode, Points, Precision, Predict, Prediction, Predictive, Weights
 
-_MANY_FILTERS = 32
 _BATCH_COUPLING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
@@ -173,10 +173,9 @@ def frozen_weights(module: nn.Module, mode: Mode, precision: Precision = "32") -
 
 
 def _laid_out(weight: Tensor, precision: Precision) -> Tensor:
-    if precision == "bf16" and weight.ndim >= 2:
+    many = weight.ndim != 4 or len(weight) >= MANY_FILTERS
+    if precision == "bf16" and weight.ndim >= 2 and (many or weight.device.type != "cpu"):
         weight = weight.bfloat16()
     if weight.ndim != 4:
         return weight
-    # Convolutions with many filters are faster in channels-last order, those with few in the default one.
-    many = len(weight) >= _MANY_FILTERS
     return weight.contiguous(memory_format=torch.channels_last if many else torch.contiguous_format)

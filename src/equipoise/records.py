@@ -202,6 +202,7 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     try:
         body["provenance"] = Provenance(**body["provenance"])
         if cls is Evaluation:
+            body["flags"] = [Flag(**flag) for flag in body.get("flags", ())]
             body["results"] = [
                 AttackResult(**{k: v for k, v in r.items() if k not in derived}) for r in body["results"]
             ]

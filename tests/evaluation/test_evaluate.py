@@ -99,7 +99,7 @@ def test_samples_wrong_without_an_attack_are_not_attacked():
     attack = pgd(0.03)
     clean, _ = evaluate(model, x, y, [("spy", Spy(attack, attack.geometry))], batch_size=16)
     assert sum(seen) == sum(clean.correct) == 60
-    assert max(seen) == 16
+    assert max(seen) <= 16
 
 
 def test_the_result_depends_on_neither_batch_size_nor_order():

@@ -682,8 +682,8 @@ def test_any_text_of_flags_and_parts_is_escaped_not_refused(evaluation, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"flags": [{"name": "a"}]}, "a flag lacks its name, figure or advice"),
-        ({"flags": 3}, "a flag lacks its name, figure or advice"),
+        ({"flags": [{"name": "a"}]}, "is not a complete evaluation record"),
+        ({"flags": 3}, "is not a complete evaluation record"),
         ({"flags": [{"name": 1, "figure": "", "advice": ""}]}, "a flag's text is no text"),
         ({"model": 3}, "its model or images is no table"),
         ({"index": 3}, "its index no list"),

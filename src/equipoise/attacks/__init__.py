@@ -2,20 +2,30 @@
 
 from equipoise.ascent import Ascent
 from equipoise.attacks.apgd import apgd, apgd_t
+from equipoise.attacks.autoattack import Chain, autoattack, cascade
+from equipoise.attacks.fab import FAB, fab
 from equipoise.attacks.gradient import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
+from equipoise.attacks.square import Square, square
 from equipoise.perturbed import Perturbed
 
 __all__ = [
     "ATTACKS",
+    "FAB",
     "Ascent",
+    "Chain",
     "Perturbed",
+    "Square",
     "apgd",
     "apgd_t",
+    "autoattack",
+    "cascade",
     "cw",
+    "fab",
     "fgsm",
     "named",
     "pgd",
     "r_fgsm",
+    "square",
     "targeted",
     "trades",
     "udp",

@@ -25,8 +25,8 @@ from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import NORMS, Ball
 from equipoise.local_forward import Change, Images, LocalForward, Span, Window
 from equipoise.objectives import margin
-from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Goal, Perturbed, admit, confirmed
-from equipoise.predictive import couples_samples, frozen_weights, predict, seeded, standing
+from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Goal, Perturbed, admit, confirmed, held_still
+from equipoise.predictive import couples_samples, predict, seeded, standing
 from equipoise.rng import Streams, fold
 from equipoise.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
 
@@ -49,14 +49,18 @@ class Square:
     """Iterations. One whose proposal changes nothing counts too, but is not evaluated."""
     p_init: float = 0.8
     """Share of the image that the first windows cover."""
+    horizon: int = 10_000
+    """Iterations over which the windows shrink; with fewer queries they stay larger (as in AutoAttack)."""
     restarts: int = 1
     """How often it starts again, for the samples that are not yet fooled."""
     precision: Precision = "32"
-    """`bf16` computes the search in bfloat16; every success is then confirmed in float32."""
+    """`bf16` computes the search in bfloat16, unless the network can be computed in parts, which is faster in float32;
+    every success is then confirmed in float32."""
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.geometry.eps), "square needs a finite ball: eps is infinite.")
         require(self.queries >= 1, f"queries = {self.queries} searches nothing: expected an integer >= 1.")
+        require(self.horizon >= 1, f"horizon = {self.horizon} is over at once: expected an integer >= 1.")
         require(0 < self.p_init <= 1, f"p_init = {self.p_init} is no share of the image: expected 0 < p_init <= 1.")
         require(self.restarts >= 1, f"restarts = {self.restarts} runs nothing: expected an integer >= 1.")
         if self.precision not in get_args(Precision):
@@ -119,8 +123,10 @@ class Square:
         return result
 
     def share(self, iteration: int) -> float:
-        """The share of the image that a window covers: halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 %."""
-        return self.p_init / 2 ** sum(int(iteration / self.queries * 10_000) > t for t in _HALVINGS)
+        """The share of the image that a window covers: halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the
+        horizon.
+        """
+        return self.p_init / 2 ** sum(int(iteration / self.horizon * 10_000) > t for t in _HALVINGS)
 
     def window(self, iteration: int, height: int, width: int) -> tuple[int, int]:
         """Height and width of a window: a square, or a run where the image is a single row or column."""
@@ -160,13 +166,19 @@ class _Case:
         )
         return result, margin(here, None, self.y)
 
+    def _precision(self) -> Precision:
+        """That of the search: float32 also where bf16 is asked for, if the network can be computed in parts."""
+        if self.attack.precision == "bf16" and self.x.ndim == 4:
+            with held_still(self.predictive.module, self.x) as weights:
+                drawn = self.predictive.draw(self.streams.fold(MODEL_STREAM), weights)
+                if LocalForward.of(self.predictive, drawn, self.x).segments:
+                    return "32"
+        return self.attack.precision
+
     def attempt(self, restart: int) -> tuple[Perturbed, PerSample]:
         """One search."""
         point, found, spent = self.x.clone(), torch.zeros_like(self.y), torch.zeros_like(self.y)
-        module, precision = self.predictive.module, self.attack.precision
-        half = torch.autocast(self.x.device.type, torch.bfloat16, enabled=precision == "bf16")
-        with standing(module, "eval"), half:
-            weights = frozen_weights(module, "eval", precision)
+        with held_still(self.predictive.module, self.x, "eval", self._precision()) as weights:
             drawn = self.predictive.draw(self.streams.fold(MODEL_STREAM), weights)
             search = _Search.of(self, drawn, fold(self.seed, _RESTART, restart), self.streams.fold(_RESTART, restart))
             for rows in search.run(self.attack):
@@ -222,7 +234,7 @@ class _Search:
             return predict(case.predictive, point, case.streams.fold(MODEL_STREAM))
 
         local = LocalForward((), flat(drawn))
-        if case.attack.precision == "32" and x.ndim == 4:
+        if x.ndim == 4 and not torch.is_autocast_enabled(x.device.type):
             local = LocalForward.of(case.predictive, drawn, x)
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
         start = moves.start(images, streams.fold(_START), fold(seed, _START))

@@ -5,18 +5,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from equipoise import nets
-from equipoise.cli.display import TrainingProgress, accuracies, evaluation_progress, say
-from equipoise.cli.options import Command, Evaluate, Report, Train, build_method, net_options, parameters, parse
+from equipoise.cli.display import TrainingProgress, evaluation_progress, say
+from equipoise.cli.evaluating import evaluate, merge_records, show, verify
+from equipoise.cli.options import (
+    Command,
+    Evaluate,
+    Merge,
+    Report,
+    Train,
+    Verify,
+    build_method,
+    net_options,
+    parameters,
+)
 from equipoise.cli.processes import is_main_process
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
-from equipoise.evaluation import assess, evaluate_run, radii, suite
-from equipoise.records import Evaluation, Run, save
+from equipoise.evaluation import evaluate_run
+from equipoise.records import Run
 from equipoise.records import load as load_record
-from equipoise.training import Recipe, fit, load_run, load_weights
+from equipoise.training import fit
 
 _FILES = ("run.json", "metrics.jsonl", "*.safetensors", "evaluation*.json", "samples.npz")
 
@@ -28,6 +37,10 @@ def run(options: Command, command: str) -> None:
             train(options, command)
         case Evaluate():
             evaluate(options, command)
+        case Verify():
+            verify(options)
+        case Merge():
+            merge_records(options)
         case Report():
             from equipoise.report import report
 
@@ -78,58 +91,8 @@ def train(options: Train, command: str) -> None:
             command=command,
             progress=lambda weights: evaluation_progress(f"evaluating the {weights} weights"),
         )
-        _show(*evaluations)
+        show(*evaluations)
     say(f"wrote {out}; next: {shlex.join(['equipoise', 'report', str(out), '--out', 'report.html'])}")
-
-
-def evaluate(options: Evaluate, command: str) -> None:
-    """Evaluate a run or a model of the user's own, and write the record."""
-    device = Recipe(device=options.device).pick_device()
-    target = Path(options.target)
-    trained = (target / "run.json").is_file()
-    if not trained:
-        _require_factory(options)
-    model, recorded = load_run(target, options.weights, device) if trained else (None, None)
-    data = _data_of(options, recorded)
-    if model is None:
-        model = _own_model(options, data).to(device)
-    elif recorded is not None:
-        _require_fit(recorded, data)
-    norm = options.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
-    attacks = suite(
-        options.attacks,
-        options.eps or (radii(recorded) if recorded and norm == recorded.recipe.get("valid_norm") else ()),
-        norm,
-        steps=options.steps,
-        step_size=options.step_size,
-        restarts=options.restarts,
-        precision=options.precision,
-    )
-    evaluation = assess(
-        model,
-        data,
-        attacks,
-        target=options.target,
-        examples=options.examples,
-        weights=options.weights if trained else "given",
-        seed=options.seed,
-        batch_size=options.batch_size,
-        command=command,
-        progress=evaluation_progress(f"evaluating {options.target}"),
-    )
-    suffix = "-last" if options.weights == "last" else ""
-    inside = target / f"evaluation-{'-'.join(dict.fromkeys(options.attacks))}-{norm}{suffix}.json"
-    out = save(options.out or (inside if trained else Path("eval.json")), evaluation)
-    _show(evaluation)
-    say(f"wrote {out}")
-
-
-def _show(*evaluations: Evaluation) -> None:
-    data = evaluations[0].data
-    say(f"accuracy on {data['n']} test samples of {data['name']}, with 95 % intervals")
-    say(accuracies(evaluations))
-    for warning in dict.fromkeys(w for e in evaluations for w in e.warnings):
-        say(f"note: {warning}")
 
 
 def _net_record(options: Train, data: Dataset) -> dict[str, Any]:
@@ -171,51 +134,3 @@ def _claim(out: Path, options: Train) -> None:
         for file in (file for pattern in _FILES for file in out.glob(pattern)):
             file.unlink()
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
-
-
-def _require_factory(options: Evaluate) -> None:
-    target = options.target
-    require(not Path(target).is_dir(), f"{target} is not a run directory: it has no run.json.")
-    require(
-        ":" in target or target in nets.names(),
-        f"there is no run directory {target}; expected one that `equipoise train` wrote, or a model as "
-        "package.module:factory.",
-    )
-    require(options.data is not None, f"to evaluate {target} give a dataset with --data, such as mnist or my.npz.")
-
-
-def _own_model(options: Evaluate, data: Dataset) -> nn.Module:
-    model = nets.build(
-        options.target, data.shape, len(data.classes), seed=options.seed, **net_options(options.net_option)
-    )
-    if options.checkpoint is not None:
-        load_weights(model, options.checkpoint)
-    return model.eval()
-
-
-def _data_of(options: Evaluate, recorded: Run | None) -> Dataset:
-    """The dataset asked for, or else that of the run, found as its training found it and checked to be the same."""
-    if options.data is not None or recorded is None:
-        return load(str(options.data), options.data_root)
-    name, root = recorded.data["name"], options.data_root
-    words = shlex.split(recorded.provenance.command)
-    if words[:2] == ["equipoise", "train"]:
-        typed = parse(words[1:])
-        if isinstance(typed, Train):
-            name, root = typed.data, root or typed.data_root
-    data = load(name, root)
-    require(
-        data.sha256 == recorded.data["sha256"],
-        f"{name} is not the data that {options.target} was trained on (SHA-256 {data.sha256}, then "
-        f"{recorded.data['sha256']}): give other data with --data if that is meant.",
-    )
-    return data
-
-
-def _require_fit(recorded: Run, data: Dataset) -> None:
-    shape, classes = recorded.data["shape"], recorded.data["classes"]
-    require(
-        list(data.shape) == list(shape) and len(data.classes) == len(classes),
-        f"{data.name} has {len(data.classes)} classes of inputs {data.shape}, "
-        f"the network was trained for {len(classes)} of {tuple(shape)}.",
-    )

@@ -105,3 +105,22 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Table:
 def _with_interval(result: AttackResult) -> str:
     low, high = result.interval
     return f"{result.accuracy:.1%}  [{low:.1%}, {high:.1%}]"
+
+
+def stages(evaluation: Evaluation) -> Table | None:
+    """How many samples each part of the composite attacks fooled, and the accuracy it left; None if there are none."""
+    chains = [r for r in evaluation.results if len(parts := r.settings.get("parts", ())) > 1 and parts]
+    if not chains:
+        return None
+    table = Table()
+    for name in ("part", "norm", "eps"):
+        table.add_column(name)
+    for name in ("fooled", "accuracy left"):
+        table.add_column(name, justify="right")
+    for result in chains:
+        left = result.n - sum(winner == "clean" for winner in result.winner)
+        for part in result.settings["parts"]:
+            fooled = sum(winner == part["name"] for winner in result.winner)
+            left -= fooled
+            table.add_row(part["name"], result.norm, f"{result.eps:.4g}", str(fooled), f"{left / result.n:.1%}")
+    return table

@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"the command line needs {error.name}, which is not installed: pip install {error.name}.")
         except KeyboardInterrupt:
             again = shlex.join(["equipoise", *(a for a in argv if a not in ("--overwrite", "--resume")), "--resume"])
-            training = argv[:1] == ["train"]
-            return _fail(f"interrupted; continue with: {again}" if training else "interrupted.", "", _INTERRUPTED)
+            resumes = argv[:1] in (["train"], ["evaluate"])
+            return _fail(f"interrupted; continue with: {again}" if resumes else "interrupted.", "", _INTERRUPTED)
         except BrokenPipeError:  # the reader of our output has left, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:

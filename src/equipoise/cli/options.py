@@ -230,7 +230,8 @@ class Evaluate:
     target: Positional[str]
     """A run directory, or a model of your own as package.module:factory."""
     attacks: tuple[str, ...] = ("fgsm", "pgd")
-    """clean, fgsm, r-fgsm, pgd, cw, uta, udp, trades; a number sets the steps, as in pgd100."""
+    """clean, fgsm, r-fgsm, pgd, cw, uta, udp, trades; a number sets the steps, as in pgd100. With published budgets:
+    autoattack, autoattack-rand, autoattack-plus, cascade, apgd-ce, apgd-dlr, apgd-t, fab-t, square."""
     eps: tuple[float, ...] = ()
     """Radii, in pixels of [0, 1]; by default for a run: half, once and twice that of its validation attacks."""
     norm: NormName | None = None
@@ -257,6 +258,18 @@ class Evaluate:
     """Seed of the attacks."""
     batch_size: int = 256
     """Samples attacked at once; changes the speed, not the result."""
+    images: bool = True
+    """Store the adversarial images beside the record, for `equipoise verify`."""
+    resume: bool = False
+    """Continue an evaluation that was stopped, to the same record."""
+    shard: str = "1/1"
+    """Which part to compute, as i/n; `equipoise merge` puts the records of all n together."""
+    processes: int = 1
+    """Processes that share the work, each a shard; the record is that of one."""
+    reported: float | None = None
+    """Clean accuracy that was reported for the model, in [0, 1]; one that differs raises a flag."""
+    robustbench: Path | None = None
+    """Also write the result as RobustBench lists models."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     precision: Precision = "32"
@@ -278,10 +291,45 @@ class Report:
     """Where the report is written."""
 
 
-Command = Train | Evaluate | Report
+@dataclass(frozen=True)
+class Verify:
+    """Check a record: infer every claim again from the stored images, on the CPU in float32.
+
+    Example: equipoise verify aa.json
+    """
+
+    record: Positional[Path]
+    """A record that `equipoise evaluate` wrote."""
+    target: str | None = None
+    """The run or package.module:factory it is about, if it has moved."""
+    data: str | None = None
+    """The dataset, if not as it was evaluated."""
+    data_root: Path | None = None
+    """Where the files of the dataset are now, if not where they were."""
+    checkpoint: Path | None = None
+    """Weights for a package.module:factory, if they have moved."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Put the records of all shards of an evaluation together.
+
+    Example: equipoise merge aa1.json aa2.json --out aa.json
+    """
+
+    records: Positional[tuple[Path, ...]]
+    """The records that `equipoise evaluate --shard i/n` wrote."""
+    out: Path = Path("eval.json")
+    """Where the whole record is written."""
+
+
+Command = Train | Evaluate | Verify | Merge | Report
+COMMANDS = ("train", "evaluate", "verify", "merge", "report")
 _Commands = (
     Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Verify, subcommand("verify")]
+    | Annotated[Merge, subcommand("merge")]
     | Annotated[Report, subcommand("report")]
 )
 
@@ -296,8 +344,8 @@ def parse(argv: Sequence[str]) -> Command:
         print(f"equipoise {equipoise.__version__}")
         sys.exit(0)
     names = [a for a in argv[:2] if not a.startswith("-")]
-    if names and names[0] not in ("train", "evaluate", "report"):
-        raise unknown("command", names[0], ("train", "evaluate", "report"))
+    if names and names[0] not in COMMANDS:
+        raise unknown("command", names[0], COMMANDS)
     if len(names) == 2 and names[0] == "train" and names[1] not in METHODS:
         raise unknown("method", names[1], METHODS)
     with _readable():

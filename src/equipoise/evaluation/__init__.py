@@ -4,26 +4,56 @@ results = evaluate(model, x, y, suite(["fgsm", "pgd"], eps=[4 / 255, 8 / 255]))
 print(results[0].accuracy, results[-1].interval)
 """
 
-from equipoise.evaluation.evaluate import WORST, Progress, cautions, evaluate
+from equipoise.evaluation.audit import Audit, audit, digest, fingerprint
+from equipoise.evaluation.evaluate import (
+    WORST,
+    Block,
+    Progress,
+    cautions,
+    evaluate,
+    evaluate_batches,
+    evaluate_block,
+    joined,
+    with_worst_cases,
+)
+from equipoise.evaluation.flags import judge, probe
+from equipoise.evaluation.journal import read_points
 from equipoise.evaluation.runs import affordable_examples, assess, evaluate_run, radii
 from equipoise.evaluation.samples import samples
-from equipoise.evaluation.suites import Attack, Suite, suite
+from equipoise.evaluation.shards import WHOLE, Shard, merge
+from equipoise.evaluation.suites import PUBLISHED, Attack, Suite, suite
 from equipoise.evaluation.verify import Verified, predict, verify_outcome
 
 __all__ = [
+    "PUBLISHED",
+    "WHOLE",
     "WORST",
     "Attack",
+    "Audit",
+    "Block",
     "Progress",
+    "Shard",
     "Suite",
     "Verified",
     "affordable_examples",
     "assess",
+    "audit",
     "cautions",
+    "digest",
     "evaluate",
+    "evaluate_batches",
+    "evaluate_block",
     "evaluate_run",
+    "fingerprint",
+    "joined",
+    "judge",
+    "merge",
     "predict",
+    "probe",
     "radii",
+    "read_points",
     "samples",
     "suite",
     "verify_outcome",
+    "with_worst_cases",
 ]

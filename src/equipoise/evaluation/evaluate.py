@@ -1,15 +1,17 @@
 """Accuracy of a model, clean and under attacks, sample by sample."""
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from equipoise.attacks import Chain
 from equipoise.errors import require
 from equipoise.evaluation.suites import Attack, Suite
 from equipoise.evaluation.verify import predict, verify_outcome
@@ -25,6 +27,22 @@ _LEVEL = 0.05  # of the paired tests between attacks
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many samples are done, over all attacks."""
+
+
+Batch = Sequence[Tensor]
+"""A pair of inputs and labels, as a `DataLoader` yields it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What came of one batch: the finished unit of an evaluation. Blocks know nothing of each other, so they can be
+    computed in any order, by several processes, or again.
+    """
+
+    results: list[AttackResult]
+    """Accuracy without an attack, then one entry per attack."""
+    points: list[dict[str, np.ndarray]]
+    """Per attack the adversarial points that count: `rows` in the batch and `x`."""
 
 
 def evaluate(
@@ -45,15 +63,76 @@ def evaluate(
     many did. Random draws depend on `seed` and each sample's `index` (default 0, 1, ...), not on batches or order.
     Raises `EquipoiseError` for input that no attack could take.
     """
-    predictive = as_predictive(model)
-    weight = next(predictive.module.parameters(), None)
     require(isinstance(x, Tensor) and isinstance(y, Tensor), "evaluate needs x and y as torch tensors.")
-    x, y = (x, y) if weight is None else (x.to(weight.device), y.to(weight.device))
-    index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     require(batch_size >= 1, f"batch_size = {batch_size}: expected an integer >= 1.")
+    predictive = as_predictive(model)
+    x, y = check_samples(predictive, x, y, attacks)
+    batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    return evaluate_batches(predictive, batches, attacks, seed=seed, index=index, total=len(x), progress=progress)
+
+
+def evaluate_batches(
+    model: "nn.Module | Predictive",
+    batches: Iterable[Batch],
+    attacks: Suite,
+    *,
+    seed: int = 0,
+    index: Int[Tensor, " samples"] | None = None,
+    total: int | None = None,
+    progress: Progress | None = None,
+) -> list[AttackResult]:
+    """As `evaluate`, for batches that arrive one by one, as from a `DataLoader`: only one is held in memory.
+
+    Batches are pairs `(x, y)`; they are moved to the model's device. `total` is the number of samples, if known, for
+    the progress. Raises `EquipoiseError` as `evaluate` does, naming the first batch that cannot be used.
+    """
+    predictive = as_predictive(model)
+    blocks, start = [], 0
+    for batch in batches:
+        require(
+            isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch),
+            f"a batch is a {type(batch).__name__}: expected a pair of tensors (x, y).",
+        )
+        x, y = batch
+        own = torch.arange(start, start + len(x)) if index is None else index[start : start + len(x)]
+        begun = start
+
+        def report(what: str, done: int, of: int, begun: int = begun, n: int = len(x)) -> None:
+            if progress is not None:
+                parts = of // n
+                progress(what, begun * parts + done, (total if total is not None else begun + n) * parts)
+
+        blocks.append(evaluate_block(predictive, x, y, attacks, seed=seed, index=own, progress=report).results)
+        start += len(x)
+    require(len(blocks) > 0, "there is no batch to evaluate on: the loader is empty.")
+    return with_worst_cases(joined(blocks))
+
+
+def check_samples(predictive: Predictive, x: Points, y: Labels, attacks: Suite) -> tuple[Points, Labels]:
+    """The samples on the model's device. Raises `EquipoiseError` for what no attack could take."""
+    weight = next(predictive.module.parameters(), None)
+    x, y = (x, y) if weight is None else (x.to(weight.device), y.to(weight.device))
     box = attacks[0][1].geometry.box if attacks else Box()
     check_input(x, predictive.module, Ball("linf", 0.0, box))
     check_labels("y", y, len(x), first_look(predictive, x).classes)
+    return x, y
+
+
+def evaluate_block(
+    model: "nn.Module | Predictive",
+    x: Points,
+    y: Labels,
+    attacks: Suite,
+    *,
+    index: Int[Tensor, " batch"],
+    seed: int = 0,
+    images: bool = False,
+    progress: Progress | None = None,
+) -> Block:
+    """One batch: without an attack, then under each attack those that were right. `images` keeps what was found."""
+    predictive = as_predictive(model)
+    x, y = check_samples(predictive, x, y, attacks)
+    index, classes = index.to(x.device), first_look(predictive, x).classes
     total, done = len(x) * (1 + len(attacks)), 0
 
     def report(what: str, n: int) -> None:
@@ -62,37 +141,32 @@ def evaluate(
         if progress is not None:
             progress(what, done, total)
 
-    begin = time.perf_counter()
     report("clean", 0)
-    clean = torch.cat([predict(predictive, part) for part in x.split(batch_size)])
-    right = clean == y
-    norm = attacks[0][1].geometry.norm if attacks else "linf"
-    results = [
+    begin = time.perf_counter()
+    clean = predict(predictive, x)
+    right = (clean == y).tolist()
+    found = [
         AttackResult(
             "clean",
-            norm,
+            attacks[0][1].geometry.norm if attacks else "linf",
             0.0,
-            right.tolist(),
+            right,
             prediction=clean.tolist(),
+            winner=[None if r else "clean" for r in right],
             evaluations=len(x),
             seconds=time.perf_counter() - begin,
         )
     ]
     report("clean", len(x))
-    rows = right.nonzero()[:, 0]
-    by_ball: dict[Ball, list[AttackResult]] = {}
+    points = []
     for name, attack in attacks:
-        ball = attack.geometry
-        what = f"{name} {ball.norm} {ball.eps:g}"
-        report(what, len(x) - len(rows))
-        finished = partial(report, what)
-        result = _run(name, attack, predictive, x, y, clean, rows, index, seed, batch_size, finished)
-        by_ball.setdefault(ball, []).append(result)
-    for together in by_ball.values():
-        results += together
-        if len(together) > 1:
-            results.append(_worst(together))
-    return results
+        if isinstance(attack, Chain):
+            attack = attack.fitted(classes)
+        result, kept = _run(name, attack, predictive, x, y, clean, index, seed, images)
+        found.append(result)
+        points.append(kept)
+        report(f"{name} {attack.geometry.norm} {attack.geometry.eps:g}", len(x))
+    return Block(found, points)
 
 
 def _run(
@@ -102,41 +176,91 @@ def _run(
     x: Points,
     y: Labels,
     clean: Labels,
-    rows: Int[Tensor, " rows"],
     index: Int[Tensor, " batch"],
     seed: int,
-    batch_size: int,
-    finished: Callable[[int], None],
-) -> AttackResult:
-    """One attack on the samples `rows`; the others are wrong already."""
+    images: bool,
+) -> tuple[AttackResult, dict[str, np.ndarray]]:
+    """One attack on the samples that are right; the others are wrong already."""
     begin = time.perf_counter()
     correct, prediction = clean == y, clean.clone()
     distance = torch.where(correct, torch.inf, 0.0).double()
-    evaluations = nan = zero = refused = 0
-    for part in rows.split(batch_size) if len(rows) else ():
-        found = attack(model, x[part], y[part], seed=seed, index=index[part], batch_size=batch_size)
-        checked = verify_outcome(model, x[part], found.x, y[part], attack.geometry)
-        correct[part] = ~checked.success
-        distance[part] = torch.where(checked.success, checked.distance, torch.inf)
+    names = attack.names if isinstance(attack, Chain) else (name,)
+    winner: list[str | None] = [None if right else "clean" for right in correct.tolist()]
+    iteration: list[int | None] = [None if right else 0 for right in correct.tolist()]
+    queries = torch.ones_like(y)
+    nan = zero = refused = 0
+    rows = correct.nonzero()[:, 0]
+    kept = {"rows": np.zeros(0, np.int64), "x": x[:0].cpu().numpy()}
+    if len(rows):
+        found = attack(model, x[rows], y[rows], seed=seed, index=index[rows], batch_size=len(x))
+        checked = verify_outcome(model, x[rows], found.x, y[rows], attack.geometry)
+        correct[rows] = ~checked.success
+        distance[rows] = torch.where(checked.success, checked.distance, torch.inf)
         wrong = found.success & ~checked.success
-        prediction[part] = torch.where(wrong, clean[part], checked.prediction)
-        refused += int(wrong.sum())
-        evaluations += int(found.evaluations.sum()) + len(part)
-        nan, zero = nan + int(found.nan_gradients.sum()), zero + int(found.zero_gradients.sum())
-        finished(len(part))
-    return AttackResult(
+        prediction[rows] = torch.where(wrong, clean[rows], checked.prediction)
+        queries[rows] += found.evaluations + 1
+        refused, nan, zero = int(wrong.sum()), int(found.nan_gradients.sum()), int(found.zero_gradients.sum())
+        for row, part, step in zip(
+            rows[checked.success].tolist(),
+            found.part[checked.success].tolist(),
+            found.iteration[checked.success].tolist(),
+            strict=True,
+        ):
+            winner[row], iteration[row] = names[part], step
+        if images:
+            kept = {
+                "rows": rows[checked.success].cpu().numpy(),
+                "x": found.x[checked.success].cpu().numpy(),
+            }
+    result = AttackResult(
         attack=name,
         norm=attack.geometry.norm,
         eps=attack.geometry.eps,
         correct=correct.tolist(),
         distance=[d if d < float("inf") else None for d in distance.tolist()],
         prediction=prediction.tolist(),
+        winner=winner,
+        iteration=iteration,
+        queries=queries.tolist(),
         settings=attack.settings() | ({"refused": refused} if refused else {}),
-        evaluations=evaluations,
+        evaluations=int(queries[rows].sum()) - len(rows) if len(rows) else 0,
         nan_gradients=nan,
         zero_gradients=zero,
         seconds=time.perf_counter() - begin,
     )
+    return result, kept
+
+
+def joined(blocks: Sequence[Sequence[AttackResult]]) -> list[AttackResult]:
+    """The results of several batches as those of one: outcomes in order, costs added."""
+    return [_concatenated(parts) for parts in zip(*blocks, strict=True)]
+
+
+def _concatenated(parts: Sequence[AttackResult]) -> AttackResult:
+    lists = ("correct", "distance", "prediction", "winner", "iteration", "queries")
+    sums = ("evaluations", "nan_gradients", "zero_gradients", "seconds")
+    settings = {k: v for k, v in parts[0].settings.items() if k != "refused"}
+    refused = sum(part.settings.get("refused", 0) for part in parts)
+    return replace(
+        parts[0],
+        settings=settings | ({"refused": refused} if refused else {}),
+        **{name: [value for part in parts for value in getattr(part, name)] for name in lists},
+        **{name: sum(getattr(part, name) for part in parts) for name in sums},
+    )
+
+
+def with_worst_cases(results: Sequence[AttackResult]) -> list[AttackResult]:
+    """The results by ball, each ball of several attacks followed by its worst case."""
+    clean, *attacked = results
+    by_ball: dict[tuple[str, float], list[AttackResult]] = {}
+    for result in attacked:
+        by_ball.setdefault((result.norm, result.eps), []).append(result)
+    found = [clean]
+    for together in by_ball.values():
+        found += together
+        if len(together) > 1:
+            found.append(_worst(together))
+    return found
 
 
 def _worst(results: Sequence[AttackResult]) -> AttackResult:
@@ -152,6 +276,9 @@ def _worst(results: Sequence[AttackResult]) -> AttackResult:
         correct=[all(of_sample) for of_sample in zip(*(r.correct for r in results), strict=True)],
         distance=[distance for _, distance in choices],
         prediction=[results[best].prediction[i] for i, (best, _) in enumerate(choices)],
+        winner=[results[best].winner[i] for i, (best, _) in enumerate(choices)],
+        iteration=[results[best].iteration[i] for i, (best, _) in enumerate(choices)],
+        queries=[sum(of_sample) for of_sample in zip(*(r.queries for r in results), strict=True)],
         settings={"attacks": [r.attack for r in results]},
         evaluations=sum(r.evaluations for r in results),
         nan_gradients=sum(r.nan_gradients for r in results),

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,23 @@ from torch import nn
 
 from equipoise.data import Dataset
 from equipoise.errors import EquipoiseError, require
-from equipoise.evaluation.evaluate import Progress, cautions, evaluate
+from equipoise.evaluation.audit import fingerprint
+from equipoise.evaluation.evaluate import (
+    Block,
+    Progress,
+    cautions,
+    check_samples,
+    evaluate_block,
+    joined,
+    with_worst_cases,
+)
+from equipoise.evaluation.flags import judge, probe
+from equipoise.evaluation.journal import Journal, joined_points, save_points
 from equipoise.evaluation.samples import samples
+from equipoise.evaluation.shards import WHOLE, Shard
 from equipoise.evaluation.suites import Suite, suite
+from equipoise.geometry import Box
+from equipoise.predictive import as_predictive
 from equipoise.provenance import provenance
 from equipoise.records import Evaluation, Run, save, write_atomically
 from equipoise.training import load_run
@@ -35,25 +50,98 @@ def assess(
     batch_size: int = 256,
     command: str = "",
     progress: Progress | None = None,
+    out: "Path | str | None" = None,
+    resume: bool = False,
+    images: bool = False,
+    shard: Shard = WHOLE,
+    reported: float | None = None,
 ) -> Evaluation:
     """`evaluate` on `examples` test samples (0: all of them), as a record that says what was run on what.
 
     The samples are the start of a fixed stratified order: the same ones for every model, and those of a smaller number
-    are among those of a larger. Raises `EquipoiseError` as `evaluate` does.
+    are among those of a larger. They are worked on in blocks of `batch_size`, each on its own, of which a shard has
+    every n-th. With `out`, where the record will be written, every finished block is kept beside it, and `resume`
+    continues with those that are missing, to the same record; `images` stores the adversarial images there too (the
+    caller then saves the record). `reported` is an accuracy to compare with, in [0, 1].
+    Raises `EquipoiseError` as `evaluate` does.
     """
     require(examples >= 0, f"examples = {examples}: expected a number of test samples, or 0 for all.")
+    require(batch_size >= 1, f"batch_size = {batch_size}: expected an integer >= 1.")
+    require(out is not None or not (images or resume), "give out: images and unfinished blocks lie beside the record.")
     test = data.test.limit(examples) if examples else data.test
-    results = evaluate(model, test.x, test.y, attacks, seed=seed, batch_size=batch_size, progress=progress)
-    module = model if isinstance(model, nn.Module) else model.module
-    weight = next(module.parameters(), None)
-    return Evaluation(
+    predictive = as_predictive(model)
+    weight = next(predictive.module.parameters(), None)
+    device = torch.device("cpu") if weight is None else weight.device
+    about = {"name": data.name, "sha256": data.sha256, "split": "test", "n": len(test), "n_test": len(data.test)}
+    x, y = check_samples(predictive, test.x, test.y, attacks)
+    box = attacks[0][1].geometry.box if attacks else Box()
+    doubts = probe(predictive, x, y, box=box, reported=reported, seed=seed)
+    described = fingerprint(predictive)
+    came_from = provenance(seed, device, command)
+    blocks = shard.of(torch.arange(len(test)).split(batch_size))
+    journal = None
+    if out is not None:
+        everything = {
+            "target": target,
+            "weights": weights,
+            "data": about,
+            "model": described,
+            "attacks": [{"name": name, **attack.settings()} for name, attack in attacks],
+            "seed": seed,
+            "batch_size": batch_size,
+            "shard": str(shard),
+            "images": images,
+            "torch": came_from.versions["torch"],
+            "device": came_from.device,
+            "threads": came_from.threads,
+        }
+        journal = Journal.open(out, everything, resume)
+    done, total = 0, sum(len(rows) for _, rows in blocks)
+    found: list[Block] = []
+    for number, rows in blocks:
+        block = None if journal is None else journal.read(number)
+        if block is None:
+            x, y = test.x[rows.to(test.x.device)], test.y[rows.to(test.y.device)]
+            within = _within(progress, done, len(rows), total)
+            block = evaluate_block(predictive, x, y, attacks, index=rows, seed=seed, images=images, progress=within)
+            if journal is not None:
+                journal.write(number, block)
+        done += len(rows)
+        found.append(block)
+    results = with_worst_cases(joined([block.results for block in found]))
+    record = Evaluation(
         target=target,
-        data={"name": data.name, "sha256": data.sha256, "split": "test", "n": len(test), "n_test": len(data.test)},
+        data=about | ({} if shard == WHOLE else {"shard": str(shard)}),
         results=results,
-        provenance=provenance(seed, torch.device("cpu") if weight is None else weight.device, command),
+        provenance=came_from,
         weights=weights,
         warnings=cautions(results),
+        flags=[*doubts, *judge(results)],
+        model=described,
+        index=torch.cat([rows for _, rows in blocks]).tolist(),
     )
+    if journal is None or out is None:
+        return record
+    if images:
+        offsets = accumulate((len(rows) for _, rows in blocks), initial=0)
+        places = [range(start, start + len(rows)) for start, (_, rows) in zip(offsets, blocks, strict=False)]
+        points = joined_points([(block.points, where) for block, where in zip(found, places, strict=True)])
+        record = replace(record, images=save_points(out, points))
+    save(out, record)
+    journal.discard()
+    return record
+
+
+def _within(progress: Progress | None, done: int, n: int, total: int) -> Progress | None:
+    """The progress of one block as that of all."""
+    if progress is None:
+        return None
+
+    def report(what: str, now: int, of: int) -> None:
+        parts = of // n
+        progress(what, done * parts + now, total * parts)
+
+    return report
 
 
 def radii(run: Run) -> tuple[float, ...]:

@@ -2,15 +2,17 @@
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.attacks import ATTACKS, named
+from equipoise.attacks import ATTACKS, apgd, apgd_t, autoattack, cascade, fab, named, square
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Ball
+from equipoise.objectives import dlr
 from equipoise.perturbed import Perturbed
 from equipoise.steps import Uniform
 from equipoise.types import Labels, Points, Precision, Predictive
@@ -60,14 +62,21 @@ def suite(
 ) -> Suite:
     """The named attacks at every radius of `eps`, in increasing order.
 
-    A name may end in a number of steps, such as `pgd100` or `cw40`; otherwise iterated attacks take `steps`, 40 by
-    default, of `step_size`, by default `2.5·eps/steps`, from a start uniform on the ball. `clean` adds nothing:
-    accuracy without an attack is always measured. Raises `EquipoiseError` for unknown names and unusable numbers.
+    A name may end in a number of steps or queries, such as `pgd100`, `apgd-ce20` or `square1000`. Otherwise the attacks
+    of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`, from a start uniform on the
+    ball, and those of `PUBLISHED` their published budgets. `clean` adds nothing: accuracy without an attack is always
+    measured. Raises `EquipoiseError` for unknown names and unusable numbers.
     """
     attacks = [name for name in dict.fromkeys(names) if name != "clean"]
-    for name in attacks:
-        _parse(name)
+    bases = {_parse(name)[0] for name in attacks}
     require(not attacks or len(eps) > 0, "attacks need at least one radius: give some eps, such as 8/255.")
+    given = [n for n, v in (("steps", steps), ("step_size", step_size)) if v is not None]
+    given += ["restarts"] if restarts != 1 else []
+    require(
+        not given or not bases or not bases <= set(PUBLISHED),
+        f"{', '.join(given)}: {', '.join(attacks)} have budgets of their own; leave it out, or put a number behind a "
+        "name, as in apgd-ce20.",
+    )
     return [
         (name, _attack(name, radius, norm, steps, step_size, restarts, precision))
         for radius in sorted(set(eps))
@@ -75,29 +84,49 @@ def suite(
     ]
 
 
+PUBLISHED: dict[str, Callable[..., Attack]] = {
+    "apgd-ce": apgd,
+    "apgd-dlr": partial(apgd, objective=dlr),
+    "apgd-t": apgd_t,
+    "fab-t": fab,
+    "square": square,
+    "autoattack": autoattack,
+    "autoattack-rand": partial(autoattack, version="rand"),
+    "autoattack-plus": partial(autoattack, version="plus"),
+    "cascade": cascade,
+}
+"""Attacks that come with their published budgets."""
+
+
 def _parse(name: str) -> tuple[str, int | None]:
     """The attack and the number of steps that a name such as `pgd100` stands for."""
     match = re.fullmatch(r"(.*?)(\d+)?", name)
     base, number = (match[1], match[2]) if match else (name, None)
-    if base not in ATTACKS:
-        raise unknown("attack", name, ["clean", *ATTACKS])
-    if number is not None and not _iterated(base):
-        raise EquipoiseError(f"attack {name!r}: {base} takes a single step; leave the number out.")
+    if base not in ATTACKS and base not in PUBLISHED:
+        raise unknown("attack", name, ["clean", *ATTACKS, *PUBLISHED])
+    if number is not None and _budget(base) is None:
+        why = "takes a single step" if base in ATTACKS else "has a budget of its own"
+        raise EquipoiseError(f"attack {name!r}: {base} {why}; leave the number out.")
     return base, None if number is None else int(number)
 
 
-def _iterated(name: str) -> bool:
-    return "steps" in inspect.signature(ATTACKS[name]).parameters
+def _budget(name: str) -> str | None:
+    """What the number behind the attack's name is called, if it takes one."""
+    parameters = inspect.signature((ATTACKS | PUBLISHED)[name]).parameters
+    return next((word for word in ("steps", "queries") if word in parameters), None)
 
 
 def _attack(
     name: str, eps: float, norm: str, steps: int | None, step_size: float | None, restarts: int, precision: Precision
 ) -> Attack:
     base, number = _parse(name)
+    if base in PUBLISHED:
+        budget = {} if number is None else {str(_budget(base)): number}
+        return PUBLISHED[base](eps, norm=norm, precision=precision, **budget)
     if base == "fgsm":  # deterministic: nothing to restart
         return named(base, eps, norm=norm, precision=precision)
     options: dict[str, Any] = {"norm": norm, "start": Uniform(), "keep": "first_success", "restarts": restarts}
-    if _iterated(base):
+    if _budget(base) is not None:
         steps = next(n for n in (number, steps, STEPS) if n is not None)
         options |= {"steps": steps, "step_size": step_size}
     return named(base, eps, precision=precision, **options)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.errors import EquipoiseError, require
-from equipoise.records import Evaluation, Flag, Run, load
+from equipoise.records import Evaluation, Run, load
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def _read_evaluation(path: Path) -> Evaluation:
         and isinstance(evaluation.index, list | tuple),
         f"{path} is damaged: its model or images is no table, or its index no list.",
     )
-    evaluation = replace(evaluation, flags=_flags(evaluation.flags, path))
+    texts = (text for flag in evaluation.flags for text in (flag.name, flag.figure, flag.advice))
+    require(all(isinstance(text, str) for text in texts), f"{path} is damaged: a flag's text is no text.")
     for number, result in enumerate(evaluation.results, 1):
         whole = (
             isinstance(result.attack, str)
@@ -143,17 +144,6 @@ def _read_evaluation(path: Path) -> Evaluation:
         require(whole, f"{path} is damaged: result {number} lacks a name, a radius, a count or true/false per sample.")
         require(result.n > 0, f"{path}: result {number} ({result.attack}) covers no samples; evaluate again.")
     return evaluation
-
-
-def _flags(flags: Any, path: Path) -> list[Flag]:
-    """The flags of a record, which JSON holds as tables of three texts."""
-    try:
-        found = [flag if isinstance(flag, Flag) else Flag(**flag) for flag in flags]
-    except TypeError as error:
-        raise EquipoiseError(f"{path} is damaged: a flag lacks its name, figure or advice.") from error
-    texts = (text for flag in found for text in (flag.name, flag.figure, flag.advice))
-    require(all(isinstance(text, str) for text in texts), f"{path} is damaged: a flag's text is no text.")
-    return found
 
 
 def _numbers(*values: Any) -> bool:

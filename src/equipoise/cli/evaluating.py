@@ -1,0 +1,258 @@
+"""The commands that measure: evaluate, verify, merge."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from equipoise import nets
+from equipoise.cli.display import accuracies, evaluation_progress, say, stages
+from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, parse
+from equipoise.data import Dataset, load
+from equipoise.errors import EquipoiseError, require
+from equipoise.evaluation import Shard, assess, audit, digest, merge, radii, suite
+from equipoise.interop import robustbench
+from equipoise.records import Evaluation, Run, write_atomically
+from equipoise.records import load as load_record
+from equipoise.training import Recipe, load_run, load_weights
+
+_SHOWN = 20  # mismatches of a record that are printed
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated: a model, its data, and the record of its training if it is a run."""
+
+    model: nn.Module
+    data: Dataset
+    recorded: Run | None
+
+
+def _subject(options: Evaluate) -> _Subject:
+    device = Recipe(device=options.device).pick_device()
+    target = Path(options.target)
+    if not (target / "run.json").is_file():
+        _require_factory(options)
+        data = load(str(options.data), options.data_root)
+        return _Subject(_own_model(options, data).to(device), data, None)
+    model, recorded = load_run(target, options.weights, device)
+    data = _data_of(options, recorded)
+    _require_fit(recorded, data)
+    return _Subject(model, data, recorded)
+
+
+def evaluate(options: Evaluate, command: str) -> None:
+    """Evaluate a run or a model of the user's own, and write the record."""
+    shard = Shard.parse(options.shard)
+    require(options.processes >= 1, f"--processes {options.processes} computes nothing: expected an integer >= 1.")
+    require(
+        options.processes == 1 or shard.count == 1,
+        f"--processes {options.processes} and --shard {shard} both divide the work: choose one.",
+    )
+    subject = _subject(options)
+    recorded = subject.recorded
+    norm = options.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
+    attacks = suite(
+        options.attacks,
+        options.eps or (radii(recorded) if recorded and norm == recorded.recipe.get("valid_norm") else ()),
+        norm,
+        steps=options.steps,
+        step_size=options.step_size,
+        restarts=options.restarts,
+        precision=options.precision,
+    )
+    out = options.out or _usual_place(options, recorded is not None, norm, shard)
+    require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
+    if options.processes > 1:
+        evaluation = _in_processes(options, out, command)
+    else:
+        evaluation = assess(
+            subject.model,
+            subject.data,
+            attacks,
+            target=options.target,
+            examples=options.examples,
+            weights=options.weights if recorded else "given",
+            seed=options.seed,
+            batch_size=options.batch_size,
+            command=command,
+            progress=evaluation_progress(f"evaluating {options.target}"),
+            out=out,
+            resume=options.resume,
+            images=options.images,
+            shard=shard,
+            reported=options.reported,
+        )
+    show(evaluation)
+    if options.robustbench is not None:
+        content = json.dumps(robustbench(evaluation), indent=1) + "\n"
+        say(f"wrote {write_atomically(options.robustbench, content.encode())}")
+    say(f"wrote {out}, digest {digest(evaluation)[:16]}")
+
+
+def _usual_place(options: Evaluate, trained: bool, norm: str, shard: Shard) -> Path:
+    suffix = "-last" if options.weights == "last" else ""
+    part = "" if shard.count == 1 else f"-{shard.number}of{shard.count}"
+    inside = Path(options.target) / f"evaluation-{'-'.join(dict.fromkeys(options.attacks))}-{norm}{suffix}{part}.json"
+    return inside if trained else Path(f"eval{part}.json")
+
+
+def _in_processes(options: Evaluate, out: Path, command: str) -> Evaluation:
+    """The shards of the evaluation, each computed by a process of its own, put together."""
+    count = options.processes
+    words = shlex.split(command)[1:]
+    threads = max(torch.get_num_threads() // count, 1)
+    places = [out.with_name(f"{out.stem}.{number}of{count}.json") for number in range(1, count + 1)]
+    workers = []
+    for number, place in enumerate(places, 1):
+        if options.resume and place.is_file():
+            continue  # this one had finished
+        again = ["--resume"] if Path(f"{place}.partial").is_dir() and options.resume else ["--no-resume"]
+        extra = ["--processes", "1", "--shard", f"{number}/{count}", "--out", str(place), *again]
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "equipoise.cli", *words, *extra],
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        messages = [(worker.communicate()[1], worker.returncode) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.terminate()
+    failed = [message for message, code in messages if code != 0]
+    if failed:
+        raise EquipoiseError(failed[0].strip().splitlines()[-1].removeprefix("error: "))
+    whole = merge(places, out)
+    for place in places:
+        place.unlink()
+        place.with_name(f"{place.stem}.images.npz").unlink(missing_ok=True)
+    return whole
+
+
+def verify(options: Verify) -> None:
+    """Check a record against its stored images, and say what came of it. Raises `EquipoiseError` if it is not true."""
+    record = load_record(options.record)
+    if not isinstance(record, Evaluation):
+        raise EquipoiseError(f"{options.record} is the record of a training: verify what evaluate wrote.")
+    typed = _as_typed(options, record)
+    subject = _subject(typed)
+    test = subject.data.test.limit(record.data["n"]) if record.data["n"] < len(subject.data.test) else subject.data.test
+    require(
+        subject.data.sha256 == record.data["sha256"],
+        f"{subject.data.name} is not the data that {options.record} is about (SHA-256 {subject.data.sha256}, recorded "
+        f"{record.data['sha256']}): give it with --data.",
+    )
+    rows = torch.tensor(record.index or range(len(test)))
+    found = audit(options.record, subject.model, test.x.cpu()[rows], test.y.cpu()[rows])
+    for mismatch in found.mismatches[:_SHOWN]:
+        say(f"not true: {mismatch}")
+    require(
+        not found.mismatches,
+        f"{options.record} does not hold: {len(found.mismatches)} of its statements are not true.",
+    )
+    require(
+        found.unchecked == 0,
+        f"{options.record} has no images for {found.unchecked} of its successes, which were not checked (its "
+        f"{found.claims} other claims hold): evaluate again with --images.",
+    )
+    say(f"{options.record} holds: {found.claims} claims inferred again in float32, digest {digest(record)[:16]}")
+
+
+def _as_typed(options: Verify, record: Evaluation) -> Evaluate:
+    """The options with which the record's model and data are found again."""
+    words = shlex.split(record.provenance.command)
+    typed = parse(words[1:]) if words[:2] == ["equipoise", "evaluate"] else None
+    before = (
+        typed
+        if isinstance(typed, Evaluate)
+        else Evaluate(record.target, weights="last" if record.weights == "last" else "best")
+    )
+    return replace(
+        before,
+        target=options.target or before.target,
+        data=options.data or before.data,
+        data_root=options.data_root or before.data_root,
+        checkpoint=options.checkpoint or before.checkpoint,
+        device="cpu",
+    )
+
+
+def merge_records(options: Merge) -> None:
+    """Put the records of all shards together."""
+    whole = merge(options.records, options.out)
+    show(whole)
+    say(f"wrote {options.out}, digest {digest(whole)[:16]}")
+
+
+def show(*evaluations: Evaluation) -> None:
+    """Print the accuracies, what each part of a composite attack left, and what to know before citing them."""
+    data = evaluations[0].data
+    part = f" (shard {data['shard']})" if "shard" in data else ""
+    n = evaluations[0].results[0].n
+    say(f"accuracy on {n} test samples of {data['name']}{part}, with 95 % intervals")
+    say(accuracies(evaluations))
+    for evaluation in evaluations:
+        if table := stages(evaluation):
+            say(table)
+    for warning in dict.fromkeys(w for e in evaluations for w in e.warnings):
+        say(f"note: {warning}")
+    for flag in dict.fromkeys(str(f) for e in evaluations for f in e.flags):
+        say(f"flag: {flag}")
+
+
+def _require_factory(options: Evaluate) -> None:
+    target = options.target
+    require(not Path(target).is_dir(), f"{target} is not a run directory: it has no run.json.")
+    require(
+        ":" in target or target in nets.names(),
+        f"there is no run directory {target}; expected one that `equipoise train` wrote, or a model as "
+        "package.module:factory.",
+    )
+    require(options.data is not None, f"to evaluate {target} give a dataset with --data, such as mnist or my.npz.")
+
+
+def _own_model(options: Evaluate, data: Dataset) -> nn.Module:
+    model = nets.build(
+        options.target, data.shape, len(data.classes), seed=options.seed, **net_options(options.net_option)
+    )
+    if options.checkpoint is not None:
+        load_weights(model, options.checkpoint)
+    return model.eval()
+
+
+def _data_of(options: Evaluate, recorded: Run | None) -> Dataset:
+    """The dataset asked for, or else that of the run, found as its training found it and checked to be the same."""
+    if options.data is not None or recorded is None:
+        return load(str(options.data), options.data_root)
+    name, root = recorded.data["name"], options.data_root
+    words = shlex.split(recorded.provenance.command)
+    if words[:2] == ["equipoise", "train"]:
+        typed = parse(words[1:])
+        if isinstance(typed, Train):
+            name, root = typed.data, root or typed.data_root
+    data = load(name, root)
+    require(
+        data.sha256 == recorded.data["sha256"],
+        f"{name} is not the data that {options.target} was trained on (SHA-256 {data.sha256}, then "
+        f"{recorded.data['sha256']}): give other data with --data if that is meant.",
+    )
+    return data
+
+
+def _require_fit(recorded: Run, data: Dataset) -> None:
+    shape, classes = recorded.data["shape"], recorded.data["classes"]
+    require(
+        list(data.shape) == list(shape) and len(data.classes) == len(classes),
+        f"{data.name} has {len(data.classes)} classes of inputs {data.shape}, "
+        f"the network was trained for {len(classes)} of {tuple(shape)}.",
+    )

@@ -1,0 +1,138 @@
+"""An evaluation that can be stopped: finished blocks on disk, and the adversarial images in one file at the end.
+
+Beside the record `aa.json` lies `aa.json.partial/` while the evaluation runs, with what is being evaluated
+(`evaluation.json`) and a file for every finished block. Each is written atomically, so that after a kill at any moment
+what is there is whole.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equipoise.errors import EquipoiseError, require
+from equipoise.evaluation.evaluate import Block
+from equipoise.records import AttackResult, write_atomically
+
+Points = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The finished blocks of one evaluation."""
+
+    folder: Path
+    """Where they lie."""
+    what: Mapping[str, Any]
+    """Everything the outcome depends on."""
+
+    @classmethod
+    def open(cls, out: "Path | str", what: Mapping[str, Any], resume: bool = False) -> "Journal":
+        """The journal of the evaluation whose record will be `out`.
+
+        `what` is everything the outcome depends on. Raises `EquipoiseError` if an unfinished evaluation lies there and
+        `resume` is not set, or if it is of something else than `what`, naming the difference.
+        """
+        folder = Path(f"{out}.partial")
+        header = folder / "evaluation.json"
+        what = json.loads(json.dumps(what))
+        if header.is_file():
+            require(
+                resume,
+                f"an unfinished evaluation lies in {folder}: continue it with --resume, or remove that folder.",
+            )
+            try:
+                before = json.loads(header.read_bytes())
+            except ValueError as error:
+                raise EquipoiseError(f"{header} is damaged: remove {folder} and evaluate anew.") from error
+            changed = [key for key in what | before if what.get(key) != before.get(key)]
+            require(
+                not changed,
+                f"{folder} is of another evaluation, with other {', '.join(changed)}: give the same options as then, "
+                "or remove that folder.",
+            )
+        return cls(folder, what)
+
+    def read(self, number: int) -> Block | None:
+        """The finished block of that number, or None."""
+        results, points = self._files(number)
+        if not results.is_file():
+            return None
+        found = [AttackResult(**entry) for entry in json.loads(results.read_bytes())]
+        return Block(found, read_points(points) if points.is_file() else [{} for _ in found[1:]])
+
+    def write(self, number: int, block: Block) -> None:
+        """Keep a finished block. Its results are written last: where they are, its points are too."""
+        results, points = self._files(number)
+        header = self.folder / "evaluation.json"
+        if not header.is_file():
+            write_atomically(header, (json.dumps(self.what, indent=1) + "\n").encode())
+        if any(len(kept.get("rows", ())) for kept in block.points):
+            write_atomically(points, _packed(block.points))
+        write_atomically(results, (json.dumps([asdict(result) for result in block.results]) + "\n").encode())
+
+    def discard(self) -> None:
+        """Remove all of it, once the record is written."""
+        with suppress(OSError):  # what is left behind does no harm, and is named when it is met again
+            shutil.rmtree(self.folder)
+
+    def _files(self, number: int) -> tuple[Path, Path]:
+        return self.folder / f"block-{number:06d}.json", self.folder / f"block-{number:06d}.npz"
+
+
+def _packed(points: Sequence[Points]) -> bytes:
+    """The points of every attack as a compressed `.npz`; the same points give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, kept in enumerate(points):
+            for name, array in kept.items():
+                inner = io.BytesIO()
+                np.lib.format.write_array(inner, np.ascontiguousarray(array), allow_pickle=False)
+                entry = zipfile.ZipInfo(f"{number}.{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+                archive.writestr(entry, inner.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=6)
+    return buffer.getvalue()
+
+
+def read_points(path: "Path | str") -> list[dict[str, np.ndarray]]:
+    """Per attack, in the order of the record's entries without `clean` and the worst cases, the adversarial points:
+    `rows` in the order of the record and `x`. Raises `EquipoiseError` if the file cannot be read.
+    """
+    found: dict[int, dict[str, np.ndarray]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                number, name = key.split(".", 1)
+                found.setdefault(int(number), {})[name] = arrays[key]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise EquipoiseError(f"cannot read the stored images {path}: {error}.") from error
+    return [found[number] for number in sorted(found)]
+
+
+def joined_points(blocks: Iterable[tuple[Sequence[Points], Sequence[int]]]) -> list[dict[str, np.ndarray]]:
+    """The points of several blocks as those of one; each block comes with the new places of its rows."""
+    parts = [
+        [{"rows": np.asarray(places)[kept["rows"]], "x": kept["x"]} for kept in points] for points, places in blocks
+    ]
+    attacks = []
+    for of_attack in zip(*parts, strict=True):
+        rows = np.concatenate([kept["rows"] for kept in of_attack])
+        order = np.argsort(rows, kind="stable")
+        attacks.append({"rows": rows[order], "x": np.concatenate([kept["x"] for kept in of_attack])[order]})
+    return attacks
+
+
+def save_points(out: "Path | str", points: Sequence[Points]) -> dict[str, str]:
+    """Write the adversarial images of the record `out` beside it; its `images` entry: name of the file and SHA-256."""
+    out = Path(out)
+    path = out.with_name(f"{out.stem}.images.npz")
+    content = _packed(points)
+    write_atomically(path, content)
+    return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
