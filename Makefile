@@ -36,3 +36,5 @@ demo: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/autoattack.py --threads 1 --samples 300
+	$(BIN)/python benchmarks/autoattack.py --threads 1 --net preact-resnet18

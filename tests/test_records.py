@@ -27,7 +27,20 @@ PROVENANCE = Provenance(
     "equipoise train udp", 3, {"torch": "2.13.0"}, "abc123+", "a processor", 2, "2025-01-02T03:04:05Z"
 )
 RESULT = AttackResult(
-    "pgd", "linf", 0.1, [True, False, True], [None, 0.1, None], [4, 2, 7], {"steps": 20}, 60, 1, 2, 0.5
+    "pgd",
+    "linf",
+    0.1,
+    [True, False, True],
+    [None, 0.1, None],
+    [4, 2, 7],
+    {"steps": 20},
+    [None, "pgd", None],
+    [None, 3, None],
+    [20, 20, 20],
+    60,
+    1,
+    2,
+    0.5,
 )
 EVALUATION = Evaluation(
     "runs/udp",
@@ -91,7 +104,20 @@ def test_round_trip(record, tmp_path):
 )
 def test_any_evaluation_survives_json(correct, text, number, count, warnings):
     result = AttackResult(
-        text, "l2", number, correct, [None] * len(correct), [1] * len(correct), {text: number}, count, count, 0, number
+        text,
+        "l2",
+        number,
+        correct,
+        [None] * len(correct),
+        [1] * len(correct),
+        {text: number},
+        [text] * len(correct),
+        [None] * len(correct),
+        [count] * len(correct),
+        count,
+        count,
+        0,
+        number,
     )
     record = Evaluation(
         text, {"name": text, "samples": count}, [result], PROVENANCE, "best", warnings, [], {}, index=[]

@@ -10,7 +10,7 @@ on each other, those that are finished leave the batch.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, cast, get_args
 
@@ -22,6 +22,7 @@ from equipoise.errors import require, unknown
 from equipoise.geometry import Ball
 from equipoise.objectives import Objective
 from equipoise.perturbed import (
+    AT_ONCE,
     GLOBAL_STREAM,
     MODEL_STREAM,
     Goal,
@@ -51,7 +52,6 @@ from equipoise.types import (
     Predictive,
     Space,
     StepRule,
-    Weights,
 )
 
 Keep = Literal["last", "best", "first_success"]
@@ -311,6 +311,8 @@ class Ascent:
                 f"target = {several}: in this model a sample's output depends on its batch, which several targets side "
                 "by side would change; choose one target.",
             )
+            if x.device.type == "cpu":
+                batch_size = min(batch_size, AT_ONCE)  # more rows at a time only leave the cache
             size = len(x) if couples else max(batch_size // several, 1)
             parts = [
                 self._attack(ready.predictive, x[b], at(y, b), at(target, b), ready.streams[b], at(start, b))
@@ -394,10 +396,10 @@ class Ascent:
         steps, sizes = self._schedule
         most = steps.most
         on_cpu = case.x.device.type == "cpu"
-        with held_still(case.predictive.module, case.x, self.mode, self.precision) as weights:
+        with held_still(case.predictive, case.x, self.mode, self.precision) as draw:
             independent = not couples_samples(case.predictive.module)
             streams = case.streams.fold(MODEL_STREAM)
-            origin, predict = self.space.enter(case.predictive.draw(streams, weights), case.x)
+            origin, predict = self.space.enter(draw(streams), case.x)
             clean = predict(origin) if self.objective.needs_clean else None
             rows = self._rows(case, origin, clean)
             out = _Outcome.empty(rows, len(case.x))
@@ -418,7 +420,7 @@ class Ascent:
                     phase = phases[i]
                     rows.enter(phase.ball, self.step)
                 value, gradient, here = self._average(
-                    rows, independent, *self._draws(case, streams, weights, predict, i)
+                    rows, independent, *self._draws(case.x, streams, draw, predict, i)
                 )
                 spent += self.draws
                 frozen = None if rows.steps is None or remaining is not None else rows.steps <= i
@@ -436,6 +438,8 @@ class Ascent:
                         if len(rows) == 0:
                             break
                 strength = gradient.abs().flatten(1).amax(1)
+                if on_cpu and independent and remaining is rows.steps is None:
+                    frozen = None  # whoever stands still has left
                 moves = torch.ones_like(rows.won) if frozen is None else ~frozen
                 rows.nan = rows.nan + (~strength.isfinite() & moves)
                 rows.zero = rows.zero + ((strength == 0) & moves)
@@ -464,15 +468,15 @@ class Ascent:
         return [*found, _Phase(start, most - start, 1.0, self.geometry, final=True)]
 
     def _draws(
-        self, case: "_Case", streams: Streams, weights: Weights, predict: Predict, step: int
+        self, x: Points, streams: Streams, draw: Callable[[Streams], Predict], predict: Predict, step: int
     ) -> Iterator[Predict]:
         """The model to follow at this step: drawn once for all steps, or anew, several times."""
         if not self.redraw:
             yield from [predict] * self.draws
             return
-        for draw in range(self.draws):
-            again = streams.fold(step + 1) if self.draws == 1 else streams.fold(step + 1, draw)
-            yield self.space.enter(case.predictive.draw(again, weights), case.x)[1]
+        for number in range(self.draws):
+            again = streams.fold(step + 1) if self.draws == 1 else streams.fold(step + 1, number)
+            yield self.space.enter(draw(again), x)[1]
 
     def _average(self, rows: _Rows, independent: bool, *predicts: Predict) -> tuple[PerSample, Points, Prediction]:
         """Objective and gradient, averaged over the draws of the model, and the prediction of all of them together."""

@@ -4,8 +4,8 @@ case = admit(model, x, y, geometry, seed=seed)            # refuses what cannot 
 return confirmed(case.predictive, geometry, case.goal, x, found, ...)   # looks at the points found once more
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,7 +28,6 @@ from equipoise.types import (
     Predict,
     Prediction,
     Predictive,
-    Weights,
 )
 
 AT_ONCE = 256
@@ -191,16 +190,32 @@ def confirmed(
 
 
 @contextmanager
-def held_still(module: nn.Module, x: Points, mode: Mode = "eval", precision: Precision = "32") -> Iterator[Weights]:
-    """The model standing still in its mode, with fast input gradients, in the asked precision; yields its weights."""
+def held_still(
+    predictive: Predictive, x: Points, mode: Mode = "eval", precision: Precision = "32"
+) -> Iterator[Callable[[Streams], Predict]]:
+    """The model standing still in its mode, in the asked precision. Yields a function that draws its randomness from
+    streams and returns its prediction, with constant weights and fast input gradients.
+    """
     kind = x.device.type
-    with ExitStack() as stack:
-        stack.enter_context(standing(module, mode))
-        if precision == "bf16":
-            stack.enter_context(torch.autocast(kind, torch.bfloat16))
-        if kind == "cpu":
-            stack.enter_context(FastInputGradients())
-        yield frozen_weights(module, mode, precision)
+    half = torch.autocast(kind, torch.bfloat16) if precision == "bf16" else nullcontext()
+    with standing(predictive.module, mode), half:
+        weights = frozen_weights(predictive.module, mode, precision)
+
+        def draw(streams: Streams) -> Predict:
+            predict = predictive.draw(streams, weights)
+            return _with_fast_gradients(predict) if kind == "cpu" else predict
+
+        yield draw
+
+
+def _with_fast_gradients(predict: Predict) -> Predict:
+    """Only the model is watched for convolutions: every operation that is watched costs some microseconds."""
+
+    def fast(x: Points) -> Prediction:
+        with FastInputGradients():
+            return predict(x)
+
+    return fast
 
 
 def value_and_gradient(

@@ -77,7 +77,8 @@ class AutoStep:
             rises, best_then = torch.zeros_like(rises), best_value
         a = 1.0 if here.step == 0 else self.inertia
         z = here.geometry.project(here.geometry.steepest(point, gradient, size), here.origin)
-        moved = point + a * (z - point) + (1 - a) * (point - before)
+        # point + a·(z - point) + (1 - a)·(point - before), in one buffer
+        moved = torch.lerp(point, z, a).add_(point, alpha=1 - a).sub_(before, alpha=1 - a)
         return moved, (point, best, best_gradient, best_value, here.value, rises, size, halved, best_then)
 
 

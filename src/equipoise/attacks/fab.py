@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, require, unknown
-from equipoise.geometry import NORMS, Ball
+from equipoise.geometry import NORMS, Ball, norm_of
 from equipoise.hyperplane import move_onto
 from equipoise.objectives import Objective
 from equipoise.perturbed import (
+    AT_ONCE,
     GLOBAL_STREAM,
     MODEL_STREAM,
     Goal,
@@ -129,7 +130,8 @@ class FAB:
                 "fab moves a sample towards many classes side by side, but in this model a prediction depends on its "
                 "batch (batch-norm without running statistics): give it running statistics, or attack it with pgd.",
             )
-        at_once = max(batch_size // min(self.targets, case.classes - 1), 1)
+        rows = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
+        at_once = max(rows // min(self.targets, case.classes - 1), 1)
         with seeded(fold(seed, GLOBAL_STREAM), x.device):
             return Perturbed.cat(
                 [
@@ -166,8 +168,8 @@ class FAB:
     ) -> Perturbed:
         """One search, what it found looked at once more in float32."""
         start = self._start(x, targets.shape[1], streams.fold(_RESTART, restart), reach) if restart else None
-        with held_still(predictive.module, x, "eval", self.precision) as weights:
-            found = self._search(predictive.draw(streams.fold(MODEL_STREAM), weights), x, y, targets, start)
+        with held_still(predictive, x, "eval", self.precision) as draw:
+            found = self._search(draw(streams.fold(MODEL_STREAM)), x, y, targets, start)
         result, _ = confirmed(
             predictive,
             self.geometry,
@@ -245,7 +247,7 @@ class FAB:
         moves = move_onto(
             torch.cat([point, origin]), torch.cat([gradient, gradient]), torch.cat([here, there]), norm, box
         )
-        length = torch.linalg.vector_norm(moves, NORMS[norm].order, 1, keepdim=True).clamp_min(1e-8)
+        length = norm_of(moves, NORMS[norm].order)[:, None].clamp_min(1e-8)
         own, clean = length.chunk(2)
         a = (own / (own + clean)).clamp_max(self.alpha_max)
         mine, theirs = moves.chunk(2)
@@ -261,7 +263,11 @@ class FAB:
             if self.keep == "nearest":
                 score[wrong] = self.geometry.distance(point, origin)
             else:
-                score[wrong[self.geometry.contains(point, origin)]] = 0.0
+                near = wrong[
+                    norm_of((point - origin).flatten(1), NORMS[self.geometry.norm].order)
+                    <= 1.001 * self.geometry.eps + 1e-5
+                ]
+                score[near[self.geometry.contains(rows.point[near], rows.origin[near])]] = 0.0
         score, first = score.reshape(-1, each).min(1)
         won = score < found.score[rows.slot[::each]]
         row = (torch.arange(len(won), device=won.device) * each + first)[won]

@@ -169,17 +169,16 @@ class _Case:
     def _precision(self) -> Precision:
         """That of the search: float32 also where bf16 is asked for, if the network can be computed in parts."""
         if self.attack.precision == "bf16" and self.x.ndim == 4:
-            with held_still(self.predictive.module, self.x) as weights:
-                drawn = self.predictive.draw(self.streams.fold(MODEL_STREAM), weights)
-                if LocalForward.of(self.predictive, drawn, self.x).segments:
+            with held_still(self.predictive, self.x) as draw:
+                if LocalForward.of(self.predictive, draw(self.streams.fold(MODEL_STREAM)), self.x).segments:
                     return "32"
         return self.attack.precision
 
     def attempt(self, restart: int) -> tuple[Perturbed, PerSample]:
         """One search."""
         point, found, spent = self.x.clone(), torch.zeros_like(self.y), torch.zeros_like(self.y)
-        with held_still(self.predictive.module, self.x, "eval", self._precision()) as weights:
-            drawn = self.predictive.draw(self.streams.fold(MODEL_STREAM), weights)
+        with held_still(self.predictive, self.x, "eval", self._precision()) as draw:
+            drawn = draw(self.streams.fold(MODEL_STREAM))
             search = _Search.of(self, drawn, fold(self.seed, _RESTART, restart), self.streams.fold(_RESTART, restart))
             for rows in search.run(self.attack):
                 point[rows.slot] = rows.stages[0].reshape(-1, *self.x.shape[1:])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from equipoise import predictive
 from equipoise.errors import unknown
-from equipoise.geometry import Ball
+from equipoise.geometry import Ball, norm_of
 from equipoise.predictive import as_predictive
 from equipoise.types import Labels, Points, Predictive
 
@@ -45,7 +45,7 @@ def verify_outcome(model: "nn.Module | Predictive", x: Points, point: Points, y:
         raise unknown("norm", ball.norm, _ORDER)
     order = _ORDER[ball.norm]
     move = (point.double() - x.double()).flatten(1)
-    distance = torch.linalg.vector_norm(move, order, dim=1)
+    distance = norm_of(move, order)
     rounding = _ULP * (move.shape[1] ** (1 / order) + ball.eps)
     flat = point.flatten(1)
     in_box = ((flat >= ball.box.low) & (flat <= ball.box.high)).all(1)
