@@ -4,6 +4,7 @@ Everything a report shows, a comparison cites or an audit recomputes is one of t
 atomically: a reader sees the old file or the new one, never half of one.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -187,6 +188,19 @@ def to_json(record: Record) -> dict[str, Any]:
     return data
 
 
+def digest(evaluation: Evaluation) -> str:
+    """SHA-256 of everything a record claims: all but when and where it ran, its command, and how long it took. Two runs
+    of one evaluation, whole or in parts, have the same.
+    """
+    data = to_json(evaluation)
+    del data["provenance"]
+    data["data"] = {key: value for key, value in data["data"].items() if key != "shard"}
+    data["images"] = {key: value for key, value in data["images"].items() if key != "file"}
+    for entry in data["results"]:
+        del entry["seconds"]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
 def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     """The record that `to_json` wrote. Raises `EquipoiseError` naming `where` for anything else."""
     cls = _KINDS.get(str(data.get("kind"))) if isinstance(data, Mapping) else None
@@ -197,7 +211,7 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     require(
         data.get("schema") == SCHEMA, f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}."
     )
-    body = {k: v for k, v in data.items() if k not in ("kind", "schema")}
+    body = {k: v for k, v in data.items() if k not in ("kind", "schema", "digest")}
     derived = ("n", "accuracy", "interval")
     try:
         body["provenance"] = Provenance(**body["provenance"])
@@ -212,8 +226,9 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
 
 
 def save(path: str | os.PathLike[str], record: Record) -> Path:
-    """Write `record` as JSON to `path`, atomically, and return the path."""
-    return write_atomically(path, (json.dumps(to_json(record), indent=1) + "\n").encode())
+    """Write `record` as JSON to `path`, an evaluation with its `digest`, atomically, and return the path."""
+    data = to_json(record) | ({"digest": digest(record)} if isinstance(record, Evaluation) else {})
+    return write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def load(path: str | os.PathLike[str]) -> Record:

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from equipoise.cli import main
-from equipoise.evaluation import digest
-from equipoise.records import load
+from equipoise.records import digest, load
 
 OWN = """
 import torch
@@ -70,7 +69,7 @@ def test_evaluate_verify_and_a_changed_record(mine, capsys):
     (mine / "aa.json").write_text(json.dumps(data))
     assert ask("verify", "aa.json") == 2
     said = capsys.readouterr()
-    assert f"sample {row}: class" in said.out and "aa.json does not hold: 1 of its statements" in said.err
+    assert f"sample {row}: class" in said.out and "aa.json does not hold: 2 of its statements" in said.err
 
 
 def as_typed(*words: object) -> str:

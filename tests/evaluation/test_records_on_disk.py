@@ -13,8 +13,8 @@ from torch import nn
 from equipoise.attacks import Chain, apgd, apgd_t, autoattack, cascade, fab, square
 from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseError
-from equipoise.evaluation import Shard, assess, audit, digest, evaluate, evaluate_batches, merge, read_points, suite
-from equipoise.records import Evaluation, load, save
+from equipoise.evaluation import Shard, assess, audit, evaluate, evaluate_batches, merge, read_points, suite
+from equipoise.records import Evaluation, digest, load, save
 
 
 def problem(classes: int = 5, seed: int = 0) -> tuple[nn.Module, Dataset]:
@@ -193,6 +193,8 @@ def _tampered(entry: int, field: str, value):
         ),
         (_tampered(0, "correct", lambda c: False), r"clean, sample \d+"),
         (lambda data: data["results"][2].update(accuracy=0.99), r"n, accuracy and interval are .*0.99"),
+        (lambda data: data["results"][2]["settings"].update(eps=9), r"the record was changed: its digest is"),
+        (_tampered(2, "queries", lambda q: q + 1), r"the record was changed: its digest is"),
         (lambda data: data["images"].update(sha256="0"), r"whole.images.npz was changed: its SHA-256 is"),
         (
             lambda data: data["results"][2]["correct"].__setitem__(_right(data), False),

@@ -16,9 +16,9 @@ from equipoise.cli.display import accuracies, evaluation_progress, say, stages
 from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, parse
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
-from equipoise.evaluation import Shard, assess, audit, digest, merge, radii, suite
+from equipoise.evaluation import Shard, assess, audit, merge, radii, suite
 from equipoise.interop import robustbench
-from equipoise.records import Evaluation, Run, write_atomically
+from equipoise.records import Evaluation, Run, digest, write_atomically
 from equipoise.records import load as load_record
 from equipoise.training import Recipe, load_run, load_weights
 

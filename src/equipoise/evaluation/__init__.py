@@ -4,7 +4,7 @@ results = evaluate(model, x, y, suite(["fgsm", "pgd"], eps=[4 / 255, 8 / 255]))
 print(results[0].accuracy, results[-1].interval)
 """
 
-from equipoise.evaluation.audit import Audit, audit, digest, fingerprint
+from equipoise.evaluation.audit import Audit, audit, fingerprint
 from equipoise.evaluation.evaluate import (
     WORST,
     Block,
@@ -39,7 +39,6 @@ __all__ = [
     "assess",
     "audit",
     "cautions",
-    "digest",
     "evaluate",
     "evaluate_batches",
     "evaluate_block",

@@ -1,8 +1,4 @@
-"""Whether a record is true: every claim inferred again from the stored images, on the CPU in float32.
-
-And whether two records are the same: `digest` leaves out what differs between two runs of one evaluation, when it ran
-and how long it took.
-"""
+"""Whether a record is true: every claim inferred again from the stored images, on the CPU in float32."""
 
 import hashlib
 import json
@@ -21,21 +17,10 @@ from equipoise.evaluation.journal import read_points
 from equipoise.evaluation.verify import verify_outcome
 from equipoise.geometry import Ball, Box
 from equipoise.predictive import as_predictive, predict
-from equipoise.records import AttackResult, Evaluation, load, to_json
+from equipoise.records import AttackResult, Evaluation, digest, load
 from equipoise.types import Labels, Points, Predictive
 
 _CLOSE = 1e-9  # relative difference of two float64 distances that the order of a sum explains
-
-
-def digest(evaluation: Evaluation) -> str:
-    """SHA-256 of everything a record claims: all but its dates, times, command and machine."""
-    data = to_json(evaluation)
-    del data["provenance"]
-    data["data"] = {k: v for k, v in data["data"].items() if k != "shard"}
-    data["images"] = {k: v for k, v in data["images"].items() if k != "file"}
-    for entry in data["results"]:
-        del entry["seconds"]
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(model: "nn.Module | Predictive") -> dict[str, Any]:
@@ -167,7 +152,10 @@ def _successes(
 
 def _follows(evaluation: Evaluation, raw: Mapping[str, Any]) -> list[str]:
     """What in the record does not follow from its own outcomes: worst cases, counts, accuracies, intervals."""
-    wrong = []
+    now = digest(evaluation)
+    wrong = (
+        [] if raw.get("digest") == now else [f"the record was changed: its digest is {now}, not {raw.get('digest')}."]
+    )
     of_attacks = [r for r in evaluation.results if r.attack != WORST]
     worst = {(r.norm, r.eps): r for r in with_worst_cases(of_attacks) if r.attack == WORST}
     for result, entry in zip(evaluation.results, raw["results"], strict=True):
