@@ -37,4 +37,4 @@ demo: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/autoattack.py --threads 1 --samples 300
-	$(BIN)/python benchmarks/autoattack.py --threads 1 --net preact-resnet18
+	$(BIN)/python benchmarks/autoattack.py --threads 1 --net preact-resnet18 --precision bf16
