@@ -464,7 +464,10 @@ class Ascent:
             steps = max(math.ceil(share * most), 1)
             found.append(_Phase(start, steps, factor, replace(self.geometry, eps=factor * self.geometry.eps)))
             start += steps
-        require(start < most, f"steps = {most}: too few to approach the ball in {len(self.approach)} phases.")
+        require(
+            start < most,
+            f"steps = {most}: too few to approach the ball in {len(self.approach)} phases, give at least {start + 1}.",
+        )
         return [*found, _Phase(start, most - start, 1.0, self.geometry, final=True)]
 
     def _draws(
@@ -619,4 +622,6 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         inner = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
         return {"kind": type(value).__name__, **inner} if not isinstance(value, Ball) else inner
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -78,10 +78,25 @@ def _describe(output: Any) -> str:
     return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 without the short mantissa that a device may use in matrix products and, by default, in convolutions."""
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
+
+
 @torch.no_grad()
 def predict(predictive: Predictive, x: Points, streams: Streams | None = None) -> Prediction:
     """The prediction that counts: eval mode, the model's own precision, nothing frozen or rearranged."""
-    with standing(predictive.module, "eval"), torch.autocast(x.device.type, enabled=False):
+    with standing(predictive.module, "eval"), torch.autocast(x.device.type, enabled=False), full_precision():
         return predictive.draw(streams)(x)
 
 

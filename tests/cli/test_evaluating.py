@@ -134,7 +134,7 @@ def test_a_killed_evaluation_is_resumed_to_the_same_record(mine, capsys):
         ([*WORDS, "--processes", "0"], "--processes 0 computes nothing"),
         ([*WORDS, "--shard", "9/9"], "shard 9/9 is empty: the samples make 5 blocks"),
         (["evaluate", "own_nets:make", "--data", "my.npz", "--attacks", "autoatack", "--eps", "0.1"], "autoattack"),
-        ([*WORDS, "--attacks", "autoattack", "--steps", "3"], "budgets of their own"),
+        ([*WORDS, "--attacks", "autoattack", "--steps", "3"], "not for autoattack"),
         (["verify", "missing.json"], "cannot read missing.json"),
         (["verify", "my.npz"], "my.npz is not JSON"),
         (["merge", "missing.json"], "cannot read missing.json"),

@@ -332,7 +332,7 @@ def test_refuses_chains_that_make_no_sense():
     net, data = problem()
     with pytest.raises(EquipoiseError, match=r"an attack that counts errors needs the labels y"):
         small()(net, data.test.x)
-    with pytest.raises(EquipoiseError, match=r"steps: autoattack have budgets of their own"):
+    with pytest.raises(EquipoiseError, match=r"steps: not for autoattack, whose budget is the published one"):
         suite(["autoattack"], [0.1], steps=5)
     with pytest.raises(EquipoiseError, match=r"attack 'autoattack5': autoattack has a budget of its own; leave"):
         suite(["autoattack5"], [0.1])

@@ -2,7 +2,7 @@
 
 from equipoise.ascent import Ascent
 from equipoise.attacks.apgd import apgd, apgd_t
-from equipoise.attacks.autoattack import Chain, autoattack, cascade
+from equipoise.attacks.autoattack import Chain, autoattack, cascade, fitted
 from equipoise.attacks.fab import FAB, fab
 from equipoise.attacks.gradient import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
 from equipoise.attacks.square import Square, square
@@ -22,6 +22,7 @@ __all__ = [
     "cw",
     "fab",
     "fgsm",
+    "fitted",
     "named",
     "pgd",
     "r_fgsm",

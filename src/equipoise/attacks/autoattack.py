@@ -112,6 +112,14 @@ class Chain:
         return result
 
 
+def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
+    """Any attack for a model of so many classes (`Chain.fitted`), and what had to be changed, in words."""
+    if isinstance(attack, Chain):
+        chain = attack.fitted(classes)
+        return chain, list(chain.notes)
+    return _fitted(name, attack, classes) if isinstance(attack, Ascent | FAB | Square) else (attack, [])
+
+
 def _fitted(name: str, attack: Part, classes: int) -> tuple[Part, list[str]]:
     """The attack for a model of so many classes, and what had to be changed."""
     notes = []

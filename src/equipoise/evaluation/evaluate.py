@@ -11,14 +11,15 @@ from jaxtyping import Int
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from equipoise.attacks import Chain
+from equipoise.attacks import Chain, fitted
 from equipoise.errors import require
 from equipoise.evaluation.suites import Attack, Suite
 from equipoise.evaluation.verify import predict, verify_outcome
 from equipoise.geometry import Ball, Box
-from equipoise.perturbed import check_input, check_labels
-from equipoise.predictive import as_predictive, first_look
+from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, check_index, check_input, check_labels
+from equipoise.predictive import as_predictive, couples_samples, first_look, seeded, standing
 from equipoise.records import AttackResult
+from equipoise.rng import Streams, fold
 from equipoise.types import Labels, Points, Predictive
 
 WORST = "worst case"
@@ -87,6 +88,7 @@ def evaluate_batches(
     the progress. Raises `EquipoiseError` as `evaluate` does, naming the first batch that cannot be used.
     """
     predictive = as_predictive(model)
+    require(isinstance(batches, Iterable), f"batches is a {type(batches).__name__}: expected pairs (x, y), one by one.")
     blocks, start = [], 0
     for batch in batches:
         require(
@@ -95,6 +97,7 @@ def evaluate_batches(
         )
         x, y = batch
         own = torch.arange(start, start + len(x)) if index is None else index[start : start + len(x)]
+        check_index(own, len(x))
         begun = start
 
         def report(what: str, done: int, of: int, begun: int = begun, n: int = len(x)) -> None:
@@ -114,7 +117,14 @@ def check_samples(predictive: Predictive, x: Points, y: Labels, attacks: Suite) 
     x, y = (x, y) if weight is None else (x.to(weight.device), y.to(weight.device))
     box = attacks[0][1].geometry.box if attacks else Box()
     check_input(x, predictive.module, Ball("linf", 0.0, box))
-    check_labels("y", y, len(x), first_look(predictive, x).classes)
+    with seeded(0, x.device):
+        check_labels("y", y, len(x), first_look(predictive, x).classes)
+    with standing(predictive.module, "eval"):
+        require(
+            not couples_samples(predictive.module),
+            "in this model a sample's prediction depends on its batch also in eval mode (batch-norm without running "
+            "statistics), so its accuracy would depend on the batch size: give it running statistics.",
+        )
     return x, y
 
 
@@ -132,7 +142,25 @@ def evaluate_block(
     """One batch: without an attack, then under each attack those that were right. `images` keeps what was found."""
     predictive = as_predictive(model)
     x, y = check_samples(predictive, x, y, attacks)
-    index, classes = index.to(x.device), first_look(predictive, x).classes
+    check_index(index, len(x))
+    index = index.to(x.device)
+    with seeded(fold(seed, GLOBAL_STREAM, int(index[0])), x.device):
+        return _evaluated(predictive, x, y, attacks, index, seed, images, progress)
+
+
+def _evaluated(
+    predictive: Predictive,
+    x: Points,
+    y: Labels,
+    attacks: Suite,
+    index: Int[Tensor, " batch"],
+    seed: int,
+    images: bool,
+    progress: Progress | None,
+) -> Block:
+    """The block, with the global generators seeded."""
+    streams = Streams.of(seed, index).fold(MODEL_STREAM)
+    classes = first_look(predictive, x, streams).classes
     total, done = len(x) * (1 + len(attacks)), 0
 
     def report(what: str, n: int) -> None:
@@ -143,7 +171,7 @@ def evaluate_block(
 
     report("clean", 0)
     begin = time.perf_counter()
-    clean = predict(predictive, x)
+    clean = predict(predictive, x, streams)
     right = (clean == y).tolist()
     found = [
         AttackResult(
@@ -160,9 +188,8 @@ def evaluate_block(
     report("clean", len(x))
     points = []
     for name, attack in attacks:
-        if isinstance(attack, Chain):
-            attack = attack.fitted(classes)
-        result, kept = _run(name, attack, predictive, x, y, clean, index, seed, images)
+        attack, notes = fitted(name, attack, classes)
+        result, kept = _run(name, attack, notes, predictive, x, y, clean, index, seed, images)
         found.append(result)
         points.append(kept)
         report(f"{name} {attack.geometry.norm} {attack.geometry.eps:g}", len(x))
@@ -172,6 +199,7 @@ def evaluate_block(
 def _run(
     name: str,
     attack: Attack,
+    notes: Sequence[str],
     model: Predictive,
     x: Points,
     y: Labels,
@@ -193,7 +221,8 @@ def _run(
     kept = {"rows": np.zeros(0, np.int64), "x": x[:0].cpu().numpy()}
     if len(rows):
         found = attack(model, x[rows], y[rows], seed=seed, index=index[rows], batch_size=len(x))
-        checked = verify_outcome(model, x[rows], found.x, y[rows], attack.geometry)
+        streams = Streams.of(seed, index[rows]).fold(MODEL_STREAM)
+        checked = verify_outcome(model, x[rows], found.x, y[rows], attack.geometry, streams)
         correct[rows] = ~checked.success
         distance[rows] = torch.where(checked.success, checked.distance, torch.inf)
         wrong = found.success & ~checked.success
@@ -222,7 +251,9 @@ def _run(
         winner=winner,
         iteration=iteration,
         queries=queries.tolist(),
-        settings=attack.settings() | ({"refused": refused} if refused else {}),
+        settings=attack.settings()
+        | ({"notes": list(notes)} if notes else {})
+        | ({"refused": refused} if refused else {}),
         evaluations=int(queries[rows].sum()) - len(rows) if len(rows) else 0,
         nan_gradients=nan,
         zero_gradients=zero,

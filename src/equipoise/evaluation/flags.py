@@ -23,7 +23,7 @@ from equipoise.errors import EquipoiseError, require
 from equipoise.geometry import Ball, Box
 from equipoise.objectives import Objective, cross_entropy, margin
 from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, admit, value_and_gradient
-from equipoise.predictive import as_predictive, couples_samples, seeded, standing
+from equipoise.predictive import as_predictive, couples_samples, full_precision, seeded, standing
 from equipoise.records import AttackResult, Flag, wilson
 from equipoise.rng import Streams, fold
 from equipoise.types import Labels, PerSample, Points, Predict, Prediction, Predictive
@@ -267,7 +267,7 @@ def _not_differentiable(case: _Case) -> Flag | None:
         return Flag(name, f"it gives no gradient ({case.refusal})", advice)
     if couples_samples(case.predictive.module) or bool(case.moved(case.scores(case.x)).any()):
         return None  # a margin that depends on more than its sample's input has nothing to be compared with
-    with _full_precision():
+    with full_precision():
         fine, coarse = _gradient_errors(case)
     along, around = float(fine.median()), float(coarse.median())
     if max(along, around) <= ERROR:
@@ -483,21 +483,6 @@ def _untouched(module: nn.Module) -> Iterator[None]:
             setattr(m, name, buffer)
             if not torch.equal(buffer, content):
                 buffer.copy_(content)
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Float32 without the short mantissa that a device may use in matrix products and, by default, in convolutions."""
-    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
-    places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for place, precision in zip(places, before, strict=True):
-            place.fp32_precision = precision
 
 
 @contextmanager

@@ -73,9 +73,9 @@ def suite(
     given = [n for n, v in (("steps", steps), ("step_size", step_size)) if v is not None]
     given += ["restarts"] if restarts != 1 else []
     require(
-        not given or not bases or not bases <= set(PUBLISHED),
-        f"{', '.join(given)}: {', '.join(attacks)} have budgets of their own; leave it out, or put a number behind a "
-        "name, as in apgd-ce20.",
+        not given or not bases & set(PUBLISHED),
+        f"{', '.join(given)}: not for {', '.join(sorted(bases & set(PUBLISHED)))}, whose budget is the published one "
+        "or the number behind the name, as in apgd-ce20; evaluate other attacks with it apart.",
     )
     return [
         (name, _attack(name, radius, norm, steps, step_size, restarts, precision))

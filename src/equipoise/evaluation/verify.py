@@ -8,12 +8,10 @@ from torch import Tensor, nn
 
 from equipoise import predictive
 from equipoise.errors import unknown
-from equipoise.geometry import Ball, norm_of
+from equipoise.geometry import NORMS, Ball, norm_of
 from equipoise.predictive import as_predictive
+from equipoise.rng import Streams
 from equipoise.types import Labels, Points, Predictive
-
-_ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
-_ULP = 2.0**-23  # spacing of float32 numbers just below 1 is half of this
 
 
 @dataclass(frozen=True)
@@ -28,26 +26,22 @@ class Verified:
     """The class predicted there, in float32 and eval mode."""
 
 
-def predict(model: "nn.Module | Predictive", x: Points) -> Labels:
-    """The predicted classes in float32 and eval mode, without autocast; every submodule's mode is restored."""
-    return predictive.predict(as_predictive(model), x).labels
+def predict(model: "nn.Module | Predictive", x: Points, streams: Streams | None = None) -> Labels:
+    """The predicted classes in float32 and eval mode, without autocast; every submodule's mode is restored. A random
+    model is drawn from `streams`.
+    """
+    return predictive.predict(as_predictive(model), x, streams).labels
 
 
 @torch.no_grad()
-def verify_outcome(model: "nn.Module | Predictive", x: Points, point: Points, y: Labels, ball: Ball) -> Verified:
-    """Check perturbed points against their clean inputs `x` and labels `y`.
-
-    `‖point - x‖` is computed in float64 and may exceed eps by what rounding to float32 explains, `2⁻²³ (d^(1/p) + eps)`
-    for d coordinates in the norm p; the box is exact; NaN counts as outside. Raises `EquipoiseError`
-    for an unknown norm.
+def verify_outcome(
+    model: "nn.Module | Predictive", x: Points, point: Points, y: Labels, ball: Ball, streams: Streams | None = None
+) -> Verified:
+    """Check perturbed points against their clean inputs `x` and labels `y`: in the ball and the box, as
+    `Ball.contains` says, and misclassified. Raises `EquipoiseError` for an unknown norm.
     """
-    if ball.norm not in _ORDER:
-        raise unknown("norm", ball.norm, _ORDER)
-    order = _ORDER[ball.norm]
-    move = (point.double() - x.double()).flatten(1)
-    distance = norm_of(move, order)
-    rounding = _ULP * (move.shape[1] ** (1 / order) + ball.eps)
-    flat = point.flatten(1)
-    in_box = ((flat >= ball.box.low) & (flat <= ball.box.high)).all(1)
-    prediction = predict(model, point)
-    return Verified((distance <= ball.eps + rounding) & in_box & (prediction != y), distance, prediction)
+    if ball.norm not in NORMS:
+        raise unknown("norm", ball.norm, NORMS)
+    distance = norm_of((point.double() - x.double()).flatten(1), NORMS[ball.norm].order)
+    prediction = predict(model, point, streams)
+    return Verified(ball.contains(point, x) & (prediction != y), distance, prediction)
