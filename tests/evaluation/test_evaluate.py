@@ -50,7 +50,7 @@ def margins(model: nn.Linear, x: Tensor, y: Tensor, norm: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("norm", DUAL)
-@pytest.mark.parametrize("name", ["pgd", "cw", "fgsm"])
+@pytest.mark.parametrize("name", ["pgd", "cw", "fgsm", "apgd-ce", "apgd-t", "fab-t"])
 def test_robust_accuracy_of_a_linear_model_is_the_closed_form(norm, name):
     model, (x, y) = linear(), far_from_the_box(300)
     distance = margins(model, x, y, norm)
@@ -58,7 +58,10 @@ def test_robust_accuracy_of_a_linear_model_is_the_closed_form(norm, name):
     correct = np.array(attacked.correct)
     assert np.array_equal(clean.correct, distance > 0)
     # On the L2 sphere, steps of constant length from a random start approach the optimum, 40 of them to some percent.
-    slack = 0.05 * EPS[norm] if norm == "l2" and name != "fgsm" else 1e-6
+    # APGD for L1 spreads its steps over several coordinates; the optimum moves one.
+    slack = 0.05 * EPS[norm] if norm == "l2" and name not in ("fgsm", "fab-t") else 1e-6
+    if norm == "l1" and name.startswith("apgd"):
+        slack = 0.3 * EPS[norm]
     assert not correct[distance < EPS[norm] - slack].any()
     assert correct[distance > EPS[norm] + 1e-6].all()
     assert 0.1 < attacked.accuracy < clean.accuracy - 0.1
