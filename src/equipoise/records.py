@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -189,11 +189,11 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def digest(evaluation: Evaluation) -> str:
-    """SHA-256 of everything a record claims: all but when and where it ran, its command, and how long it took. Two runs
-    of one evaluation, whole or in parts, have the same.
+    """SHA-256 of everything a record claims, and its seed: all but when and where it ran, its command, and how long it
+    took. Two runs of one evaluation, whole or in parts, have the same.
     """
     data = to_json(evaluation)
-    del data["provenance"]
+    data["provenance"] = {"seed": evaluation.provenance.seed}
     data["data"] = {key: value for key, value in data["data"].items() if key != "shard"}
     data["images"] = {key: value for key, value in data["images"].items() if key != "file"}
     for entry in data["results"]:
@@ -202,7 +202,9 @@ def digest(evaluation: Evaluation) -> str:
 
 
 def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
-    """The record that `to_json` wrote. Raises `EquipoiseError` naming `where` for anything else."""
+    """The record that `to_json` wrote. Raises `EquipoiseError` naming `where` and what is wrong for anything else, also
+    for fields of other types and lists of other lengths.
+    """
     cls = _KINDS.get(str(data.get("kind"))) if isinstance(data, Mapping) else None
     if cls is None:
         raise EquipoiseError(
@@ -220,9 +222,76 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
             body["results"] = [
                 AttackResult(**{k: v for k, v in r.items() if k not in derived}) for r in body["results"]
             ]
-        return cls(**body)
+        record = cls(**body)
     except (KeyError, TypeError, AttributeError) as error:
         raise EquipoiseError(f"{where} is not a complete {data['kind']} record: {error}.") from error
+    require(
+        isinstance(record.provenance.command, str) and _integer(record.provenance.seed),
+        f"{where} is damaged: its command is no text or its seed no integer.",
+    )
+    if isinstance(record, Evaluation):
+        _check(record, where)
+    return record
+
+
+def _check(evaluation: Evaluation, where: str) -> None:
+    """Raise `EquipoiseError` unless every field of an evaluation that was read has its type and its length."""
+    texts = (evaluation.target, evaluation.weights, *_listed(evaluation.warnings))
+    require(
+        isinstance(evaluation.data, Mapping) and all(isinstance(text, str) for text in texts),
+        f"{where} is damaged: its data is no table, its target no text or its warnings no list of texts.",
+    )
+    tables = (evaluation.model, evaluation.images)
+    require(
+        all(isinstance(table, Mapping) for table in tables) and all(map(_integer, _listed(evaluation.index))),
+        f"{where} is damaged: its model or images is no table, or its index no list of integers.",
+    )
+    words = (word for flag in evaluation.flags for word in (flag.name, flag.figure, flag.advice))
+    require(all(isinstance(word, str) for word in words), f"{where} is damaged: a flag's text is no text.")
+    require(len(evaluation.results) > 0, f"{where} is damaged: it has no results.")
+    for number, result in enumerate(evaluation.results, 1):
+        counts = (result.evaluations, result.nan_gradients, result.zero_gradients)
+        whole = (
+            isinstance(result.attack, str)
+            and isinstance(result.norm, str)
+            and (_number(result.eps) or result.eps == math.inf)
+            and result.eps >= 0
+            and isinstance(result.settings, Mapping)
+            and all(map(_integer, counts))
+            and _number(result.seconds)
+        )
+        require(whole, f"{where} is damaged: result {number} lacks a name, a radius, settings or a count.")
+        for name, (what, fits) in _PER_SAMPLE.items():
+            values = _listed(getattr(result, name))
+            require(
+                all(map(fits, values)) and (name == "correct" or len(values) in (0, result.n)),
+                f"{where} is damaged: {name} of result {number} ({result.attack}) is not {what} for every sample.",
+            )
+        require(result.n > 0, f"{where}: result {number} ({result.attack}) covers no samples; evaluate again.")
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """The list itself; what is none stands for one that fits nothing."""
+    return value if isinstance(value, list | tuple) else [object()]
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _number(value: Any) -> bool:
+    return _integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+_PER_SAMPLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "correct": ("true or false", lambda v: isinstance(v, bool)),
+    "distance": ("a number or null", lambda v: v is None or _number(v)),
+    "prediction": ("an integer", _integer),
+    "winner": ("a name or null", lambda v: v is None or isinstance(v, str)),
+    "iteration": ("an integer or null", lambda v: v is None or _integer(v)),
+    "queries": ("an integer", _integer),
+}
+"""What the lists of an `AttackResult` hold."""
 
 
 def save(path: str | os.PathLike[str], record: Record) -> Path:
@@ -237,7 +306,7 @@ def load(path: str | os.PathLike[str]) -> Record:
         data = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EquipoiseError(f"{path} is not JSON ({error}); expected a record written by equipoise.") from error
     return from_json(data, str(path))
 

@@ -69,7 +69,7 @@ def test_evaluate_verify_and_a_changed_record(mine, capsys):
     (mine / "aa.json").write_text(json.dumps(data))
     assert ask("verify", "aa.json") == 2
     said = capsys.readouterr()
-    assert f"sample {row}: class" in said.out and "aa.json does not hold: 2 of its statements" in said.err
+    assert f"sample {row}: class" in said.out and "aa.json does not hold: 3 of its statements" in said.err
 
 
 def as_typed(*words: object) -> str:

@@ -5,21 +5,27 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from equipoise import nets
+from equipoise.attacks import fitted
 from equipoise.cli.display import accuracies, evaluation_progress, say, stages
 from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, parse
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
-from equipoise.evaluation import Shard, assess, audit, merge, radii, suite
+from equipoise.evaluation import WORST, Shard, assess, audit, merge, radii, suite
+from equipoise.evaluation.audit import read
 from equipoise.interop import robustbench
+from equipoise.predictive import as_predictive, first_look
 from equipoise.records import Evaluation, Run, digest, write_atomically
-from equipoise.records import load as load_record
 from equipoise.training import Recipe, load_run, load_weights
 
 _SHOWN = 20  # mismatches of a record that are printed
@@ -141,42 +147,55 @@ def _in_processes(options: Evaluate, out: Path, command: str) -> Evaluation:
 
 def verify(options: Verify) -> None:
     """Check a record against its stored images, and say what came of it. Raises `EquipoiseError` if it is not true."""
-    record = load_record(options.record)
-    if not isinstance(record, Evaluation):
-        raise EquipoiseError(f"{options.record} is the record of a training: verify what evaluate wrote.")
-    typed = _as_typed(options, record)
-    subject = _subject(typed)
-    test = subject.data.test.limit(record.data["n"]) if record.data["n"] < len(subject.data.test) else subject.data.test
+    record = read(options.record)
+    typed = _typed(record)
+    subject = _subject(_as_typed(options, record, typed))
+    data, told = subject.data, record.data
     require(
-        subject.data.sha256 == record.data["sha256"],
-        f"{subject.data.name} is not the data that {options.record} is about (SHA-256 {subject.data.sha256}, recorded "
-        f"{record.data['sha256']}): give it with --data.",
+        data.sha256 == told["sha256"],
+        f"{data.name} is not the data that {options.record} is about (SHA-256 {data.sha256}, recorded "
+        f"{told['sha256']}): give it with --data.",
     )
+    have = {"split": "test", "n_test": len(data.test)} | ({} if options.data else {"name": data.name})
+    require(
+        told["n"] <= len(data.test) and all(told.get(key) == value for key, value in have.items()),
+        f"{options.record} does not hold: its data is {dict(told)}, but that SHA-256 is of {have}.",
+    )
+    test = data.test.limit(told["n"])
     rows = torch.tensor(record.index or range(len(test)))
     found = audit(options.record, subject.model, test.x.cpu()[rows], test.y.cpu()[rows])
-    for mismatch in found.mismatches[:_SHOWN]:
+    mismatches = [*found.mismatches, *(_unasked(typed, record, subject) if typed else ())]
+    for mismatch in mismatches[:_SHOWN]:
         say(f"not true: {mismatch}")
     require(
-        not found.mismatches,
-        f"{options.record} does not hold: {len(found.mismatches)} of its statements are not true.",
+        not mismatches,
+        f"{options.record} does not hold: {len(mismatches)} of its statements are not true.",
     )
     require(
         found.unchecked == 0,
         f"{options.record} has no images for {found.unchecked} of its successes, which were not checked (its "
         f"{found.claims} other claims hold): evaluate again with --images.",
     )
-    say(f"{options.record} holds: {found.claims} claims inferred again in float32, digest {digest(record)[:16]}")
-
-
-def _as_typed(options: Verify, record: Evaluation) -> Evaluate:
-    """The options with which the record's model and data are found again."""
-    words = shlex.split(record.provenance.command)
-    typed = parse(words[1:]) if words[:2] == ["equipoise", "evaluate"] else None
-    before = (
-        typed
-        if isinstance(typed, Evaluate)
-        else Evaluate(record.target, weights="last" if record.weights == "last" else "best")
+    say(
+        f"{options.record} holds: {found.claims} claims inferred again, digest {digest(record)[:16]}; that the other "
+        "samples withstand the attacks no image can show, only evaluating again"
     )
+
+
+def _typed(record: Evaluation) -> Evaluate | None:
+    """The options that the record's command names, if it is one of `equipoise evaluate`."""
+    try:
+        words = shlex.split(record.provenance.command)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # what is wrong with it is nobody's mistake
+            typed = parse(words[1:]) if words[:2] == ["equipoise", "evaluate"] else None
+    except (ValueError, SystemExit):
+        return None
+    return typed if isinstance(typed, Evaluate) else None
+
+
+def _as_typed(options: Verify, record: Evaluation, typed: Evaluate | None) -> Evaluate:
+    """The options with which the record's model and data are found again."""
+    before = typed or Evaluate(record.target, weights="last" if record.weights == "last" else "best")
     return replace(
         before,
         target=options.target or before.target,
@@ -185,6 +204,35 @@ def _as_typed(options: Verify, record: Evaluation) -> Evaluate:
         checkpoint=options.checkpoint or before.checkpoint,
         device="cpu",
     )
+
+
+def _unasked(typed: Evaluate, record: Evaluation, subject: _Subject) -> list[str]:
+    """What in the record is not what its own command asks for."""
+    recorded = subject.recorded
+    norm = typed.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
+    attacks = suite(
+        typed.attacks,
+        typed.eps or (radii(recorded) if recorded and norm == recorded.recipe.get("valid_norm") else ()),
+        norm,
+        steps=typed.steps,
+        step_size=typed.step_size,
+        restarts=typed.restarts,
+        precision=typed.precision,
+    )
+    classes = first_look(as_predictive(subject.model), subject.data.test.x.cpu()).classes
+    asked = [(name, fitted(name, attack, classes)[0].settings()) for name, attack in attacks]
+    told = [(r.attack, r.settings) for r in record.results if r.attack not in ("clean", WORST)]
+    if _essence(asked) != _essence(told):
+        return ["its attacks, with their settings, are not those that its command asks for."]
+    own = {"target": typed.target, "seed": typed.seed, "weights": typed.weights if recorded else "given"}
+    has = {"target": record.target, "seed": record.provenance.seed, "weights": record.weights}
+    return [f"its command asks for {key} {own[key]}, it has {has[key]}." for key in own if own[key] != has[key]]
+
+
+def _essence(attacks: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
+    """Names and settings as JSON has them, without what only the outcome tells."""
+    kept = [(name, {k: v for k, v in s.items() if k not in ("refused", "notes")}) for name, s in attacks]
+    return json.loads(json.dumps(kept))
 
 
 def merge_records(options: Merge) -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -103,17 +104,30 @@ def _packed(points: Sequence[Points]) -> bytes:
 
 def read_points(path: "Path | str") -> list[dict[str, np.ndarray]]:
     """Per attack, in the order of the record's entries without `clean` and the worst cases, the adversarial points:
-    `rows` in the order of the record and `x`. Raises `EquipoiseError` if the file cannot be read.
+    `rows` in the order of the record and `x`. Raises `EquipoiseError` if the file cannot be read or holds other things.
     """
     found: dict[int, dict[str, np.ndarray]] = {}
+    unread = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for key in arrays.files:
                 number, name = key.split(".", 1)
                 found.setdefault(int(number), {})[name] = arrays[key]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except unread as error:
         raise EquipoiseError(f"cannot read the stored images {path}: {error}.") from error
-    return [found[number] for number in sorted(found)]
+    for number in range(len(found)):
+        kept = found.get(number, {})
+        require(set(kept) == {"rows", "x"}, f"{path} has not both rows and images of attack {number}.")
+        rows, x = kept["rows"], kept["x"]
+        require(
+            rows.dtype == np.int64 and rows.ndim == 1 and bool((np.diff(rows, prepend=-1) > 0).all()),
+            f"{path}: the rows of attack {number} are not increasing numbers of samples (int64).",
+        )
+        require(
+            x.dtype in (np.float32, np.float64) and x.ndim >= 2 and len(x) == len(rows),
+            f"{path}: the images of attack {number} are {x.dtype} of shape {x.shape}: expected {len(rows)} of float32.",
+        )
+    return [found[number] for number in range(len(found))]
 
 
 def joined_points(blocks: Iterable[tuple[Sequence[Points], Sequence[int]]]) -> list[dict[str, np.ndarray]]:
