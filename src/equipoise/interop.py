@@ -18,13 +18,14 @@ def robustbench(evaluation: Evaluation) -> dict[str, Any]:
     """The result in the fields in which RobustBench lists a model: accuracies in percent, the threat model, and the
     attack that measured it; `autoattack_acc` only where AutoAttack's standard sequence, or one that contains it, ran.
 
-    The smallest radius, if there are several. Raises `EquipoiseError` if no attack ran.
+    Of one ball: that of the smallest radius, in the norm of the first attack. Raises `EquipoiseError` if no attack ran.
     """
     attacked = [r for r in evaluation.results if r.attack != "clean"]
     if not attacked:
         raise EquipoiseError("a RobustBench entry needs an attack: evaluate with --attacks autoattack.")
-    eps = min(r.eps for r in attacked)
-    at = [r for r in attacked if r.eps == eps]
+    norm = attacked[0].norm
+    eps = min(r.eps for r in attacked if r.norm == norm)
+    at = [r for r in attacked if (r.norm, r.eps) == (norm, eps)]
     worst = next((r for r in at if r.attack == WORST), at[0])
     full = [r for r in at if r.attack in ("autoattack", "autoattack-plus", "cascade")]
     entry = {

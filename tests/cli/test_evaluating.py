@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from equipoise.cli import main
+from equipoise.cli.evaluating import _from_here, _usual_place
+from equipoise.cli.options import Evaluate
+from equipoise.evaluation import Shard
 from equipoise.records import digest, load
 
 OWN = """
@@ -170,3 +173,118 @@ def test_verify_refuses_other_data_weights_and_missing_images(mine, capsys):
     del sys.modules["own_nets"]
     assert ask("verify", "aa.json") == 2
     assert "these are not the weights that aa.json is about" in capsys.readouterr().err
+
+
+def in_processes(*words: object) -> "subprocess.CompletedProcess[str]":
+    """`WORDS` in two processes, with an exit code and what was said."""
+    env = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "equipoise.cli", *WORDS, "--processes", "2", "--out", "aa.json", *map(str, words)]
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
+
+
+def dying(who: str, how: str) -> str:
+    """The source of `own_nets`, whose model cannot be made in the process of that shard."""
+    return f"import os, sys, time\n{OWN}".replace(
+        "def make():", f"def make():\n    if {who!r} in sys.argv:\n        {how}"
+    )
+
+
+def test_processes_continue_only_what_was_asked(mine):
+    finished = mine / "aa.json.partial" / "1of2.json"
+    how = f"while not os.path.exists({str(finished)!r}): time.sleep(0.01)\n        os._exit(7)"
+    (mine / "own_nets.py").write_text(dying("2/2", how))
+    done = in_processes()
+    assert (done.returncode, done.stderr) == (2, "error: process 2 of 2 ended with code 7: without a message\n")
+    assert finished.is_file() and not (mine / "aa.json").exists()
+    (mine / "own_nets.py").write_text(dying("1/2", "os._exit(9)"))  # which must not be needed any more
+    for words, message in (
+        ([], "an unfinished evaluation lies in aa.json.partial: continue it with --resume"),
+        (["--resume", "--eps", "0.07"], "aa.json.partial is of another evaluation, with other attacks: give the same"),
+        (["--resume", "--processes", "3"], "with other processes: give the same"),
+        (["--resume", "--no-images", "--seed", "4"], "with other seed, images: give the same"),
+    ):
+        done = in_processes(*words)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    more = ["--resume", "--robustbench", "rb.json", "--robustbench=rb.json"]
+    done = in_processes(*more)
+    assert done.returncode == 0, done.stderr
+    record = load("aa.json")
+    assert record.provenance.command == shlex.join(["equipoise", *WORDS, "--processes", "2", "--out", "aa.json", *more])
+    assert not (mine / "aa.json.partial").exists() and (mine / "rb.json").is_file()
+    assert ask(*WORDS, "--out", "one.json") == 0
+    assert digest(record) == digest(load("one.json"))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise ValueError('boom')", "error: net 'own_nets:make' could not be made: ValueError: boom.\n"),
+        ("from equipoise.errors import EquipoiseError as E; raise E('no luck.')", "error: no luck.\n"),
+    ],
+)
+def test_the_first_process_that_fails_ends_the_others(mine, how, message):
+    slow = "    if '2/2' in sys.argv:\n        time.sleep(100)\n    g ="
+    (mine / "own_nets.py").write_text(dying("1/2", how).replace("    g =", slow))
+    begin = time.monotonic()
+    done = in_processes()
+    assert (done.returncode, done.stderr) == (2, message) and time.monotonic() - begin < 60
+
+
+def test_ctrl_c_ends_the_processes_and_leaves_what_can_be_continued(mine):
+    noted = f"open({str(mine)!r} + '/pids', 'a').write(str(os.getpid()) + ' ')"
+    (mine / "own_nets.py").write_text(f"import os, sys\n{OWN}".replace("def make():", f"def make():\n    {noted}"))
+    words = [*WORDS, "--attacks", "square1500", "--batch-size", "4", "--processes", "2", "--out", "aa.json"]
+    env = {"PYTHONPATH": os.pathsep.join(map(str, [mine, *sys.path])), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "equipoise.cli", *words],
+        env=os.environ | env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not list((mine / "aa.json.partial").glob("*/block-*.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130 and said.startswith("interrupted; continue with: equipoise evaluate own_nets:make")
+    for pid in (mine / "pids").read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+    again = shlex.split(said.removeprefix("interrupted; continue with: equipoise "))
+    as_typed(*again)
+    assert load("aa.json").results[0].n == 40
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--robustbench", "aa.json"], "--robustbench aa.json would overwrite the record: choose another"),
+        (["--robustbench", "./aa.json"], "would overwrite the record"),
+        (["--robustbench", "."], "--robustbench . is a directory: expected a file"),
+        (["--robustbench", "rb.json", "--attacks", "clean"], "a RobustBench entry needs an attack"),
+        (["--robustbench", "rb.json", "--shard", "1/2"], "--robustbench is of a whole evaluation, not of shard 1/2"),
+        (["--processes", "6"], "shard 6/6 is empty: the samples make 5 blocks"),
+        (["--processes", "2", "--batch-size", "0"], "batch-size 0: expected an integer >= 1"),
+        (["--processes", "2", "--examples", "-1"], "examples -1: expected a number of samples"),
+    ],
+)
+def test_what_could_not_be_written_is_refused_before_the_work(mine, words, message, capsys):
+    before = sorted(mine.iterdir())
+    assert ask(*WORDS, "--out", "aa.json", *words) == 2
+    assert message in capsys.readouterr().err and sorted(mine.iterdir()) == before
+
+
+def test_the_usual_place_without_attacks_says_clean():
+    for attacks in ((), ("clean",)):
+        place = _usual_place(Evaluate("runs/a", attacks=attacks), True, "linf", Shard())
+        assert place == Path("runs/a/evaluation-clean-linf.json")
+
+
+def test_the_time_that_is_left_follows_from_the_work_of_this_process():
+    seen = []
+    report = _from_here(lambda what, done, total: seen.append((what, done, total)))
+    for done in (30, 35, 40):
+        report("pgd", done, 40)
+    assert seen == [("pgd", 0, 10), ("pgd", 5, 10), ("pgd", 10, 10)]

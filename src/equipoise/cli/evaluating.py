@@ -1,16 +1,19 @@
 """The commands that measure: evaluate, verify, merge."""
 
 import json
+import math
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -21,14 +24,18 @@ from equipoise.cli.display import accuracies, evaluation_progress, say, stages
 from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, parse
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
-from equipoise.evaluation import WORST, Shard, assess, audit, merge, radii, suite
+from equipoise.evaluation import WORST, Progress, Shard, assess, audit, merge, radii, suite
 from equipoise.evaluation.audit import read
+from equipoise.evaluation.journal import Journal
+from equipoise.evaluation.runs import essentials
 from equipoise.interop import robustbench
 from equipoise.predictive import as_predictive, first_look
+from equipoise.provenance import provenance
 from equipoise.records import Evaluation, Run, digest, write_atomically
 from equipoise.training import Recipe, load_run, load_weights
 
 _SHOWN = 20  # mismatches of a record that are printed
+_PAUSE = 0.1  # seconds between two looks at the processes
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,29 @@ def evaluate(options: Evaluate, command: str) -> None:
     )
     out = options.out or _usual_place(options, recorded is not None, norm, shard)
     require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
+    if options.robustbench is not None:
+        place = options.robustbench
+        require(not place.is_dir(), f"--robustbench {place} is a directory: expected a file.")
+        require(place.resolve() != out.resolve(), f"--robustbench {place} would overwrite the record: choose another.")
+        require(len(attacks) > 0, "a RobustBench entry needs an attack: evaluate with --attacks autoattack.")
+        require(shard.count == 1, f"--robustbench is of a whole evaluation, not of shard {shard}: leave it out.")
+    weights = options.weights if recorded else "given"
+    progress = _from_here(evaluation_progress(f"evaluating {options.target}"))
     if options.processes > 1:
-        evaluation = _in_processes(options, out, command)
+        require(options.examples >= 0, f"--examples {options.examples}: expected a number of samples, or 0 for all.")
+        require(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected an integer >= 1.")
+        what = essentials(
+            subject.model,
+            subject.data,
+            attacks,
+            provenance(options.seed, Recipe(device=options.device).pick_device(), command),
+            target=options.target,
+            examples=options.examples,
+            weights=weights,
+            batch_size=options.batch_size,
+            images=options.images,
+        )
+        evaluation = _in_processes(options, out, command, what, progress)
     else:
         evaluation = assess(
             subject.model,
@@ -84,11 +112,11 @@ def evaluate(options: Evaluate, command: str) -> None:
             attacks,
             target=options.target,
             examples=options.examples,
-            weights=options.weights if recorded else "given",
+            weights=weights,
             seed=options.seed,
             batch_size=options.batch_size,
             command=command,
-            progress=evaluation_progress(f"evaluating {options.target}"),
+            progress=progress,
             out=out,
             resume=options.resume,
             images=options.images,
@@ -105,44 +133,94 @@ def evaluate(options: Evaluate, command: str) -> None:
 def _usual_place(options: Evaluate, trained: bool, norm: str, shard: Shard) -> Path:
     suffix = "-last" if options.weights == "last" else ""
     part = "" if shard.count == 1 else f"-{shard.number}of{shard.count}"
-    inside = Path(options.target) / f"evaluation-{'-'.join(dict.fromkeys(options.attacks))}-{norm}{suffix}{part}.json"
+    names = "-".join(dict.fromkeys(options.attacks)) or "clean"
+    inside = Path(options.target) / f"evaluation-{names}-{norm}{suffix}{part}.json"
     return inside if trained else Path(f"eval{part}.json")
 
 
-def _in_processes(options: Evaluate, out: Path, command: str) -> Evaluation:
-    """The shards of the evaluation, each computed by a process of its own, put together."""
+def _from_here(progress: Progress) -> Progress:
+    """The same, of the work that is left at the first call: the time the rest will take follows from that alone."""
+    begun: int | None = None
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal begun
+        begun = done if begun is None else begun
+        progress(what, done - begun, total - begun)
+
+    return report
+
+
+def _in_processes(
+    options: Evaluate, out: Path, command: str, what: Mapping[str, Any], progress: Progress
+) -> Evaluation:
+    """The shards of the evaluation, each computed by a process of its own, put together.
+
+    They lie in the journal of the whole, which says what they are of: to resume is to start them again.
+    """
     count = options.processes
-    words = shlex.split(command)[1:]
-    threads = max(torch.get_num_threads() // count, 1)
-    places = [out.with_name(f"{out.stem}.{number}of{count}.json") for number in range(1, count + 1)]
-    workers = []
-    for number, place in enumerate(places, 1):
-        if options.resume and place.is_file():
-            continue  # this one had finished
-        again = ["--resume"] if Path(f"{place}.partial").is_dir() and options.resume else ["--no-resume"]
-        extra = ["--processes", "1", "--shard", f"{number}/{count}", "--out", str(place), *again]
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "equipoise.cli", *words, *extra],
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    try:
-        messages = [(worker.communicate()[1], worker.returncode) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.terminate()
-    failed = [message for message, code in messages if code != 0]
-    if failed:
-        raise EquipoiseError(failed[0].strip().splitlines()[-1].removeprefix("error: "))
-    whole = merge(places, out)
-    for place in places:
-        place.unlink()
-        place.with_name(f"{place.stem}.images.npz").unlink(missing_ok=True)
+    blocks = range(math.ceil(what["data"]["n"] / options.batch_size))
+    sizes = [len(Shard(number, count).of(blocks)) for number in range(1, count + 1)]
+    journal = Journal.open(out, {**what, "processes": count}, options.resume)
+    journal.begin()
+    places = [journal.folder / f"{number}of{count}.json" for number in range(1, count + 1)]
+    with ExitStack() as stack:
+        workers: dict[int, tuple[subprocess.Popen[bytes], BinaryIO]] = {}
+        for number, place in enumerate(places, 1):
+            if not place.is_file():
+                said = stack.enter_context(tempfile.TemporaryFile())
+                workers[number] = (_worker(command, number, count, place, said), said)
+                stack.callback(_end, workers[number][0])
+        while any(worker.poll() is None for worker, _ in workers.values()):
+            _require_alive(workers, count)
+            done = [
+                size if place.is_file() else len(list(Path(f"{place}.partial").glob("block-*.json")))
+                for size, place in zip(sizes, places, strict=True)
+            ]
+            progress(f"{count} processes", sum(done), len(blocks))
+            time.sleep(_PAUSE)
+        _require_alive(workers, count)
+    progress(f"{count} processes", len(blocks), len(blocks))
+    whole = merge(places, out, command)
+    journal.discard()
     return whole
+
+
+def _worker(command: str, number: int, count: int, place: Path, said: BinaryIO) -> "subprocess.Popen[bytes]":
+    typed = iter(shlex.split(command)[1:])
+    words = []
+    for word in typed:
+        if word == "--robustbench":  # of the whole alone
+            next(typed, None)
+        elif not word.startswith("--robustbench="):
+            words.append(word)
+    extra = ["--processes", "1", "--shard", f"{number}/{count}", "--out", str(place), "--resume"]
+    threads = max(torch.get_num_threads() // count, 1)
+    return subprocess.Popen(
+        [sys.executable, "-m", "equipoise.cli", *words, *extra],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+    )
+
+
+def _end(worker: "subprocess.Popen[bytes]") -> None:
+    worker.terminate()
+    worker.wait()
+
+
+def _require_alive(workers: "Mapping[int, tuple[subprocess.Popen[bytes], BinaryIO]]", count: int) -> None:
+    """Raises `EquipoiseError` with what the first worker that failed had to say."""
+    for number, (worker, said) in workers.items():
+        if worker.poll():
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            last = lines[-1] if lines else "without a message"
+            own = last.startswith("error: ")
+            raise EquipoiseError(
+                last.removeprefix("error: ")
+                if own
+                else f"process {number} of {count} ended with code {worker.returncode}: {last}"
+            )
 
 
 def verify(options: Verify) -> None:

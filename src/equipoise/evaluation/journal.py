@@ -2,7 +2,8 @@
 
 Beside the record `aa.json` lies `aa.json.partial/` while the evaluation runs, with what is being evaluated
 (`evaluation.json`) and a file for every finished block. Each is written atomically, so that after a kill at any moment
-what is there is whole.
+what is there is whole. A block carries a seal, and one whose seal does not fit, because it is damaged or belongs
+elsewhere, counts as not finished.
 """
 
 import hashlib
@@ -40,50 +41,81 @@ class Journal:
         """The journal of the evaluation whose record will be `out`.
 
         `what` is everything the outcome depends on. Raises `EquipoiseError` if an unfinished evaluation lies there and
-        `resume` is not set, or if it is of something else than `what`, naming the difference.
+        `resume` is not set, if nothing says what it is of, or if it is of something else than `what`, naming the
+        difference.
         """
-        folder = Path(f"{out}.partial")
-        header = folder / "evaluation.json"
-        what = json.loads(json.dumps(what))
-        if header.is_file():
+        journal = cls(Path(f"{out}.partial"), json.loads(json.dumps(what)))
+        folder, header, what = journal.folder, journal._header, journal.what
+        if any(file.name != header.name for file in folder.rglob("*.json")):
             require(
                 resume,
                 f"an unfinished evaluation lies in {folder}: continue it with --resume, or remove that folder.",
             )
+            require(
+                header.is_file(),
+                f"{header} is missing, which says what the finished blocks beside it are of: remove {folder} and "
+                "evaluate anew.",
+            )
             try:
                 before = json.loads(header.read_bytes())
-            except ValueError as error:
-                raise EquipoiseError(f"{header} is damaged: remove {folder} and evaluate anew.") from error
-            changed = [key for key in what | before if what.get(key) != before.get(key)]
+            except ValueError:
+                before = None
+            if not isinstance(before, dict):
+                raise EquipoiseError(f"{header} is damaged: remove {folder} and evaluate anew.")
+            changed = [key for key in {**what, **before} if what.get(key) != before.get(key)]
             require(
                 not changed,
                 f"{folder} is of another evaluation, with other {', '.join(changed)}: give the same options as then, "
                 "or remove that folder.",
             )
-        return cls(folder, what)
+        return journal
+
+    def begin(self) -> None:
+        """Write down what is being evaluated."""
+        content = (json.dumps(self.what, indent=1) + "\n").encode()
+        if not self._header.is_file() or self._header.read_bytes() != content:
+            write_atomically(self._header, content)
 
     def read(self, number: int) -> Block | None:
-        """The finished block of that number, or None."""
+        """The finished block of that number, or None if there is none that is whole and of this evaluation."""
         results, points = self._files(number)
-        if not results.is_file():
+        try:
+            kept = json.loads(results.read_bytes())
+            packed = points.read_bytes() if points.is_file() else b""
+            if kept["seal"] != self._seal(number, kept["results"], packed):
+                return None
+            found = [AttackResult(**entry) for entry in kept["results"]]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        found = [AttackResult(**entry) for entry in json.loads(results.read_bytes())]
-        return Block(found, read_points(points) if points.is_file() else [{} for _ in found[1:]])
+        return Block(found, read_points(points) if packed else [{} for _ in found[1:]])
 
     def write(self, number: int, block: Block) -> None:
         """Keep a finished block. Its results are written last: where they are, its points are too."""
         results, points = self._files(number)
-        header = self.folder / "evaluation.json"
-        if not header.is_file():
-            write_atomically(header, (json.dumps(self.what, indent=1) + "\n").encode())
+        self.begin()
+        packed = b""
         if any(len(kept.get("rows", ())) for kept in block.points):
-            write_atomically(points, _packed(block.points))
-        write_atomically(results, (json.dumps([asdict(result) for result in block.results]) + "\n").encode())
+            packed = _packed(block.points)
+            write_atomically(points, packed)
+        else:
+            points.unlink(missing_ok=True)
+        entries = [asdict(result) for result in block.results]
+        content = {"seal": self._seal(number, entries, packed), "results": entries}
+        write_atomically(results, (json.dumps(content) + "\n").encode())
 
     def discard(self) -> None:
         """Remove all of it, once the record is written."""
         with suppress(OSError):  # what is left behind does no harm, and is named when it is met again
             shutil.rmtree(self.folder)
+
+    @property
+    def _header(self) -> Path:
+        return self.folder / "evaluation.json"
+
+    def _seal(self, number: int, results: Sequence[Mapping[str, Any]], packed: bytes) -> str:
+        """SHA-256 of what a block is of, its number, and all that was found."""
+        text = json.dumps([self.what, number, results], sort_keys=True)
+        return hashlib.sha256(text.encode() + b"\n" + packed).hexdigest()
 
     def _files(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"block-{number:06d}.json", self.folder / f"block-{number:06d}.npz"
@@ -143,10 +175,14 @@ def joined_points(blocks: Iterable[tuple[Sequence[Points], Sequence[int]]]) -> l
     return attacks
 
 
+def images_of(out: "Path | str") -> Path:
+    """Where the adversarial images of the record `out` lie."""
+    return Path(out).with_name(f"{Path(out).stem}.images.npz")
+
+
 def save_points(out: "Path | str", points: Sequence[Points]) -> dict[str, str]:
     """Write the adversarial images of the record `out` beside it; its `images` entry: name of the file and SHA-256."""
-    out = Path(out)
-    path = out.with_name(f"{out.stem}.images.npz")
+    path = images_of(out)
     content = _packed(points)
     write_atomically(path, content)
     return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from equipoise.evaluation.suites import Suite, suite
 from equipoise.geometry import Box
 from equipoise.predictive import as_predictive
 from equipoise.provenance import provenance
-from equipoise.records import Evaluation, Run, save, write_atomically
+from equipoise.records import Evaluation, Provenance, Run, save, write_atomically
 from equipoise.training import load_run
 from equipoise.types import Precision, Predictive
 
@@ -72,52 +73,49 @@ def assess(
     predictive = as_predictive(model)
     weight = next(predictive.module.parameters(), None)
     device = torch.device("cpu") if weight is None else weight.device
-    about = {"name": data.name, "sha256": data.sha256, "split": "test", "n": len(test), "n_test": len(data.test)}
     x, y = check_samples(predictive, test.x, test.y, attacks)
     box = attacks[0][1].geometry.box if attacks else Box()
     doubts = probe(predictive, x, y, box=box, reported=reported, seed=seed)
-    described = fingerprint(predictive)
     came_from = provenance(seed, device, command)
+    everything = essentials(
+        predictive,
+        data,
+        attacks,
+        came_from,
+        target=target,
+        examples=examples,
+        weights=weights,
+        batch_size=batch_size,
+        images=images,
+        shard=shard,
+    )
     blocks = shard.of(torch.arange(len(test)).split(batch_size))
-    journal = None
-    if out is not None:
-        everything = {
-            "target": target,
-            "weights": weights,
-            "data": about,
-            "model": described,
-            "attacks": [{"name": name, **attack.settings()} for name, attack in attacks],
-            "seed": seed,
-            "batch_size": batch_size,
-            "shard": str(shard),
-            "images": images,
-            "torch": came_from.versions["torch"],
-            "device": came_from.device,
-            "threads": came_from.threads,
-        }
-        journal = Journal.open(out, everything, resume)
-    done, total = 0, sum(len(rows) for _, rows in blocks)
+    journal = None if out is None else Journal.open(out, everything, resume)
+    kept = {} if journal is None else {number: journal.read(number) for number, _ in blocks}
+    # What had been finished counts as done at the start, so that the progress from there on is work.
+    done = sum(len(rows) for number, rows in blocks if kept.get(number))
+    total = sum(len(rows) for _, rows in blocks)
     found: list[Block] = []
     for number, rows in blocks:
-        block = None if journal is None else journal.read(number)
+        block = kept.get(number)
         if block is None:
             x, y = test.x[rows.to(test.x.device)], test.y[rows.to(test.y.device)]
             within = _within(progress, done, len(rows), total)
             block = evaluate_block(predictive, x, y, attacks, index=rows, seed=seed, images=images, progress=within)
             if journal is not None:
                 journal.write(number, block)
-        done += len(rows)
+            done += len(rows)
         found.append(block)
     results = with_worst_cases(joined([block.results for block in found]))
     record = Evaluation(
         target=target,
-        data=about | ({} if shard == WHOLE else {"shard": str(shard)}),
+        data=everything["data"] | ({} if shard == WHOLE else {"shard": str(shard)}),
         results=results,
         provenance=came_from,
         weights=weights,
         warnings=cautions(results),
         flags=[*doubts, *judge(results)],
-        model=described,
+        model=everything["model"],
         index=torch.cat([rows for _, rows in blocks]).tolist(),
     )
     if journal is None or out is None:
@@ -130,6 +128,37 @@ def assess(
     save(out, record)
     journal.discard()
     return record
+
+
+def essentials(
+    model: "nn.Module | Predictive",
+    data: Dataset,
+    attacks: Suite,
+    where: Provenance,
+    *,
+    target: str,
+    examples: int = 1000,
+    weights: str = "best",
+    batch_size: int = 256,
+    images: bool = False,
+    shard: Shard = WHOLE,
+) -> dict[str, Any]:
+    """Everything that the outcome of `assess` depends on: what makes two evaluations one. `where` holds the seed."""
+    n = min(examples, len(data.test)) if examples else len(data.test)
+    return {
+        "target": target,
+        "weights": weights,
+        "data": {"name": data.name, "sha256": data.sha256, "split": "test", "n": n, "n_test": len(data.test)},
+        "model": fingerprint(model),
+        "attacks": [{"name": name, **attack.settings()} for name, attack in attacks],
+        "seed": where.seed,
+        "batch_size": batch_size,
+        "shard": str(shard),
+        "images": images,
+        "torch": where.versions["torch"],
+        "device": where.device,
+        "threads": where.threads,
+    }
 
 
 def _within(progress: Progress | None, done: int, n: int, total: int) -> Progress | None:

@@ -1,5 +1,6 @@
 """Parts of an evaluation that are computed apart, and the record that they make together."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import TypeVar
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation.evaluate import WORST, cautions, joined, with_worst_cases
 from equipoise.evaluation.flags import judge
-from equipoise.evaluation.journal import joined_points, read_points, save_points
+from equipoise.evaluation.journal import images_of, joined_points, read_points, save_points
 from equipoise.records import AttackResult, Evaluation, load, save
 
 T = TypeVar("T")
@@ -54,19 +55,21 @@ class Shard:
 WHOLE = Shard()
 
 
-def merge(paths: Sequence["Path | str"], out: "Path | str") -> Evaluation:
+def merge(paths: Sequence["Path | str"], out: "Path | str", command: str | None = None) -> Evaluation:
     """Write to `out` the record, and its images, that one process would have written from those of all its shards.
 
-    Raises `EquipoiseError` if a file is no evaluation, if they are not of one evaluation, or if a shard is missing or
-    given twice.
+    `command` is what the record says it was made by, by default what made the first shard. Raises `EquipoiseError` if
+    a file is not the record of a shard with its images, if they are not of one evaluation, if a shard is missing or
+    given twice, or if `out` would overwrite one of them.
     """
     require(len(paths) > 0, "there is nothing to merge: give the records of all shards.")
-    records: list[Evaluation] = []
-    for path in paths:
-        record = load(path)
-        if not isinstance(record, Evaluation) or "shard" not in record.data:
-            raise EquipoiseError(f"{path} is not the record of a shard: expected what evaluate --shard i/n wrote.")
-        records.append(record)
+    records = [_shard_at(path) for path in paths]
+    images = _images_at(paths, records)
+    for path in (*paths, *images):
+        require(
+            Path(path).resolve() not in (Path(out).resolve(), images_of(out).resolve()),
+            f"merging into {out} would overwrite {path}, a part of it: choose another place with --out.",
+        )
     shards = [Shard.parse(record.data["shard"]) for record in records]
     first = records[0]
     for path, record in zip(paths, records, strict=True):
@@ -78,26 +81,66 @@ def merge(paths: Sequence["Path | str"], out: "Path | str") -> Evaluation:
     require(len(records) == shards[0].count, "a shard is given twice.")
 
     index = [place for record in records for place in record.index]
+    twice = next((place for place in sorted(set(index)) if index.count(place) > 1), None)
+    require(twice is None, f"sample {twice} is in two of the shards: they were not made with one batch size.")
+    expected = first.data.get("n")
+    require(
+        sorted(index) == list(range(len(index))) and len(index) == expected,
+        f"the shards hold {len(index)} samples, the evaluation has {expected}: they were not made with one batch size.",
+    )
     order = sorted(range(len(index)), key=index.__getitem__)
     parts = [[r for r in record.results if r.attack != WORST] for record in records]
     results = with_worst_cases([_ordered(of_attack, order) for of_attack in zip(*parts, strict=True)])
-    own = {flag.name for record in records for flag in judge(record.results)}
+    doubts = dict.fromkeys(flag for record in records for flag in record.flags if flag not in judge(record.results))
     whole = replace(
         first,
         data={key: value for key, value in first.data.items() if key != "shard"},
         results=results,
         warnings=cautions(results),
-        flags=[flag for flag in first.flags if flag.name not in own] + judge(results),
+        flags=[*doubts, *judge(results)],
         index=sorted(index),
         images={},
+        provenance=first.provenance if command is None else replace(first.provenance, command=command),
     )
-    if all(record.images for record in records):
-        rank = {place: row for row, place in enumerate(whole.index)}
-        points = [read_points(Path(path).with_name(r.images["file"])) for path, r in zip(paths, records, strict=True)]
-        rows = [[rank[place] for place in record.index] for record in records]
-        whole = replace(whole, images=save_points(out, joined_points(list(zip(points, rows, strict=True)))))
+    if images:
+        points = [(read_points(file), record.index) for file, record in zip(images, records, strict=True)]
+        whole = replace(whole, images=save_points(out, joined_points(points)))
     save(out, whole)
     return whole
+
+
+def _shard_at(path: "Path | str") -> Evaluation:
+    """The record of a shard."""
+    record = load(path)
+    if not isinstance(record, Evaluation) or not isinstance(record.data, dict) or "shard" not in record.data:
+        raise EquipoiseError(f"{path} is not the record of a shard: expected what evaluate --shard i/n wrote.")
+    shard = record.data["shard"]
+    require(isinstance(shard, str), f"{path} is damaged: its shard is {shard!r}; expected i/n, such as '1/4'.")
+    require(
+        all(result.n == len(record.index) for result in record.results),
+        f"{path} is damaged: its index does not hold one place per sample.",
+    )
+    return record
+
+
+def _images_at(paths: Sequence["Path | str"], records: Sequence[Evaluation]) -> list[Path]:
+    """The files of images of all shards, as they were written; none if the shards were made without."""
+    without = [str(path) for path, record in zip(paths, records, strict=True) if not record.images]
+    if len(without) == len(records):
+        return []
+    require(not without, f"{', '.join(without)}: made without images, the other shards with: evaluate them alike.")
+    files = []
+    for path, record in zip(paths, records, strict=True):
+        told = record.images.get("file")
+        file = Path(path).with_name(Path(str(told)).name or "?")
+        require(file.is_file(), f"{path} says that its images are in {told}, which is not beside it.")
+        now = hashlib.sha256(file.read_bytes()).hexdigest()
+        require(
+            now == record.images.get("sha256"),
+            f"{file} was changed since {path} was written: its SHA-256 is {now}; evaluate that shard again.",
+        )
+        files.append(file)
+    return files
 
 
 def _identity(record: Evaluation) -> dict[str, object]:
@@ -107,9 +150,13 @@ def _identity(record: Evaluation) -> dict[str, object]:
         "attacks": [
             (r.attack, r.norm, r.eps, {k: v for k, v in r.settings.items() if k != "refused"}) for r in record.results
         ],
-        "weights": record.model,
+        "model": record.model,
+        "weights": record.weights,
         "seed": record.provenance.seed,
         "target": record.target,
+        "versions": record.provenance.versions,
+        "device": record.provenance.device,
+        "threads": record.provenance.threads,
     }
 
 
