@@ -43,7 +43,7 @@ def _wrap(value: int) -> int:
 
 @dataclass(frozen=True)
 class Streams:
-    """One independent random stream per sample of a batch.
+    """One independent random stream per sample of a batch, and one that all samples share.
 
     `Streams.of(seed, index)` makes them; each draw takes numbers from the start of every stream, so fold in a
     different integer (`streams.fold(1)`) for each thing that is drawn.
@@ -51,26 +51,38 @@ class Streams:
 
     keys: Int[Tensor, " batch"]
     """State from which each sample's stream starts."""
+    common: Int[Tensor, " 1"] | None = None
+    """State from which the shared stream starts."""
 
     @classmethod
-    def of(cls, seed: int, index: Int[Tensor, " batch"]) -> "Streams":
-        """The streams of the samples `index` in the run with `seed`."""
-        return cls(torch.full_like(index, _wrap(seed), dtype=torch.int64)).fold(index)
+    def of(cls, seed: int, index: Int[Tensor, " batch"], batch: int = 0) -> "Streams":
+        """The streams of the samples `index` in the run with `seed`. The shared stream depends on `seed` and `batch`."""
+        start = torch.full_like(index, _wrap(seed), dtype=torch.int64)
+        return cls(cls(start).fold(index).keys, cls(start.new_full((1,), _wrap(seed))).fold(batch).keys)
+
+    @property
+    def shared(self) -> "Streams":
+        """The one stream that does not belong to a sample: for what is drawn for all of them, such as a network."""
+        return Streams(self.keys.new_zeros(1) if self.common is None else self.common)
 
     def fold(self, *data: "int | Int[Tensor, ' batch']") -> "Streams":
-        """Other streams, which depend on these and on `data` (an integer, or one per sample)."""
-        keys = self.keys
+        """Other streams, which depend on these and on `data` (an integer, or one per sample; the shared stream depends
+        on the integers alone).
+        """
+        keys, common = self.keys, self.common
         for value in data:
-            value = value.long() if isinstance(value, Tensor) else torch.full_like(keys, _wrap(value))
-            keys = _mix((keys ^ _mix(value + _GOLDEN)) + _GOLDEN)
-        return Streams(keys)
+            per_sample = value.long() if isinstance(value, Tensor) else torch.full_like(keys, _wrap(value))
+            keys = _mix((keys ^ _mix(per_sample + _GOLDEN)) + _GOLDEN)
+            if common is not None and not isinstance(value, Tensor):
+                common = _mix((common ^ _mix(torch.full_like(common, _wrap(value)) + _GOLDEN)) + _GOLDEN)
+        return Streams(keys, common)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, rows: "slice | Tensor") -> "Streams":
         """The streams of some of the samples."""
-        return Streams(self.keys[rows])
+        return Streams(self.keys[rows], self.common)
 
     def bits(self, *shape: int) -> Int[Tensor, "batch ..."]:
         """The first outputs of each stream: uniform 64-bit integers of shape `(batch, *shape)`."""

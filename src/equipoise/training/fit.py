@@ -111,9 +111,11 @@ class _Loss(nn.Module):
         self.module = predictive.module
         self._parts = (method, predictive)
 
-    def forward(self, x: Tensor, y: Tensor, points: list[Tensor | None], keys: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, y: Tensor, points: list[Tensor | None], keys: Tensor, common: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         method, predictive = self._parts
-        losses, shown = method.losses(predictive, x, y, points, Streams(keys))
+        losses, shown = method.losses(predictive, x, y, points, Streams(keys, common))
         return losses, shown.scores.detach()
 
 
@@ -356,9 +358,9 @@ class _Training:
             x = crop_and_flip(x, Streams.of(fold(seed, _AUGMENT), index))
         if self.recipe.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        streams = Streams.of(fold(seed, _ASCENT), index)
+        streams = Streams.of(fold(seed, _ASCENT), index, batch=number)
         points = self.job.method.points(self.predictive, x, y, streams)
-        losses, scores = self.loss(x, y, points, streams.keys)
+        losses, scores = self.loss(x, y, points, streams.keys, streams.common)
         self.wrapped.zero_grad()
         # Shards differ by a sample at the end of an epoch; scaled like this their mean gradient is the batch's.
         self.fabric.backward(losses.sum() * (self.fabric.world_size / total))

@@ -1,0 +1,30 @@
+"""From a model to class probabilities: one network, several, or a distribution over them.
+
+Every predictive works wherever a network does: in every attack, every training method and every evaluation.
+"""
+
+from equipoise.predictive.single import (
+    Single,
+    as_predictive,
+    check_outputs,
+    couples_samples,
+    first_look,
+    frozen_weights,
+    full_precision,
+    predict,
+    seeded,
+    standing,
+)
+
+__all__ = [
+    "Single",
+    "as_predictive",
+    "check_outputs",
+    "couples_samples",
+    "first_look",
+    "frozen_weights",
+    "full_precision",
+    "predict",
+    "seeded",
+    "standing",
+]
