@@ -1,0 +1,135 @@
+"""What a study found, as plain data: numbers with their intervals, and the panels of its figures. No torch.
+
+A study returns `Findings`; a page draws them. Everything a figure shows is in its panel, so that it can be drawn again,
+differently, or not at all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that makes a point, over independent repeats."""
+
+    name: str
+    """What was measured, e.g. `agreement with the max-margin boundary, UDP, eps 0.3`."""
+    values: Sequence[float]
+    """One per seed (or per sample, if `unit` says so)."""
+    unit: str = "seeds"
+    """What `values` runs over."""
+    paper: str = ""
+    """What the paper says of it, with its place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """A function of the plane, with points on it."""
+
+    title: str
+    values: Float[np.ndarray, "rows columns"]
+    """The function on a regular grid, first row at the bottom."""
+    extent: tuple[float, float, float, float]
+    """Left, right, bottom, top."""
+    meaning: str = "probability of class 1"
+    """What the values are."""
+    level: float | None = 0.5
+    """Where the boundary is drawn as a line; None draws none."""
+    points: Float[np.ndarray, "points 2"] | None = None
+    """Clean points."""
+    labels: Int[np.ndarray, " points"] | None = None
+    """Their classes."""
+    moved: Float[np.ndarray, "points 2"] | None = None
+    """Where a perturbation moved them."""
+    truth: Float[np.ndarray, "rows columns"] | None = None
+    """A function whose zero line is the true boundary, on the same grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One line, with its band."""
+
+    name: str
+    """What the legend calls it."""
+    y: Float[np.ndarray, " x"]
+    """Its values."""
+    low: Float[np.ndarray, " x"] | None = None
+    """Lower end of its band."""
+    high: Float[np.ndarray, " x"] | None = None
+    """Upper end of its band."""
+    dashed: bool = False
+    """Whether it is a prediction, or a reference, rather than a measurement."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Numbers against a number."""
+
+    title: str
+    x: Float[np.ndarray, " x"]
+    series: Sequence[Series]
+    x_name: str
+    y_name: str
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """How often a value falls into each bin."""
+
+    title: str
+    edges: Float[np.ndarray, " bins_and_1"]
+    counts: Mapping[str, Int[np.ndarray, " bins"]]
+    """Per series."""
+    x_name: str
+    marks: Mapping[str, float] = field(default_factory=dict)
+    """Vertical lines, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A table of pictures."""
+
+    title: str
+    pixels: Float[np.ndarray, "rows columns channels height width"]
+    """In [0, 1]; one channel or three."""
+    rows: Sequence[str]
+    columns: Sequence[str]
+    notes: Sequence[Sequence[str]] = ()
+    """What stands under each picture, such as the predicted class."""
+
+
+Panel = Regions | Lines | Histogram | Images
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: panels side by side, in the paper's arrangement."""
+
+    name: str
+    """Such as `decision-regions`; a file name."""
+    caption: str
+    """What is seen, and where it is in the paper."""
+    panels: Sequence[Panel]
+    """In reading order."""
+    columns: int
+    """Panels per row."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a study found."""
+
+    numbers: Sequence[Number]
+    """What was measured."""
+    pictures: Sequence[Picture]
+    """What is shown."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Every parameter of the study, JSON-ready."""
+    verdict: str = ""
+    """In a sentence: whether the paper's point was seen."""
