@@ -1,7 +1,7 @@
 """The papers' networks. Every one takes images in [0, 1] and returns logits of shape (batch, classes).
 
 `build` makes one by name, with seeded weights; input normalisation is a layer inside the model, so that attacks
-and their `eps` always live in [0, 1].
+and their `eps` always live in [0, 1]. `split` cuts one into an encoder and a classifier, for attacks in between.
 """
 
 from equipoise.nets.lenet import LeNet
@@ -9,5 +9,18 @@ from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
 from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18
 from equipoise.nets.registry import build, count_parameters, names
+from equipoise.nets.split import Staged, split, stages
 
-__all__ = ["MLP", "LeNet", "Normalize", "PreActBlock", "PreActResNet18", "build", "count_parameters", "names"]
+__all__ = [
+    "MLP",
+    "LeNet",
+    "Normalize",
+    "PreActBlock",
+    "PreActResNet18",
+    "Staged",
+    "build",
+    "count_parameters",
+    "names",
+    "split",
+    "stages",
+]

@@ -59,3 +59,13 @@ class LeNet(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of a batch of images in [0, 1]."""
         return self.classifier(self.features(x))
+
+    def named_stages(self) -> dict[str, nn.Module]:
+        """Both convolutions, each with its ReLU and pooling, the linear layers with theirs, and the logits."""
+        return {
+            "conv1": self.features[:3],
+            "conv2": self.features[3:],
+            "fc1": self.classifier[:2],
+            "fc2": self.classifier[2:4],
+            "logits": self.classifier[4],
+        }

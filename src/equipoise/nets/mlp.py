@@ -29,3 +29,9 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Logits of a batch of inputs in [0, 1]."""
         return self.layers(x)
+
+    def named_stages(self) -> dict[str, nn.Module]:
+        """`fc1`, `fc2`, ..., each a linear layer with its ReLU, and the logits; the first one flattens its input."""
+        cuts = [0, *range(3, len(self.layers), 2), len(self.layers)]
+        names = [*(f"fc{i}" for i in range(1, len(cuts) - 1)), "logits"]
+        return {name: self.layers[a:b] for name, (a, b) in zip(names, pairwise(cuts), strict=True)}

@@ -64,5 +64,24 @@ class PreActResNet18(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of a batch of images in [0, 1]."""
-        features = F.relu(self.bn(self.stages(self.stem(x))), inplace=True)
-        return self.linear(features.mean(dim=(2, 3)))
+        return self.linear(self._features(self.stages(self.stem(x))))
+
+    def named_stages(self) -> dict[str, nn.Module]:
+        """The first convolution, the blocks, the averaged features and the logits; `block8` is the last convolution."""
+        blocks = {f"block{i}": block for i, block in enumerate(self.stages, start=1)}
+        return {"stem": self.stem, **blocks, "features": self._features, "logits": self.linear}
+
+    @property
+    def _features(self) -> nn.Module:
+        return _Features(self.bn)
+
+
+class _Features(nn.Module):
+    """The mean over all pixels of `relu(bn(x))`: one number per channel."""
+
+    def __init__(self, bn: nn.Module) -> None:
+        super().__init__()
+        self.bn = bn
+
+    def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels"]:
+        return F.relu(self.bn(x), inplace=True).mean(dim=(2, 3))
