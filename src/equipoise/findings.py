@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,22 @@ class Number:
     """What `values` runs over."""
     paper: str = ""
     """What the paper says of it, with its place."""
+    percent: bool = False
+    """Whether the values are shares of 1, to be written in percent."""
+
+    @property
+    def mean(self) -> float:
+        """The mean of `values`."""
+        return float(np.mean(self.values))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean, `mean ± t·s/sqrt(n)` with Student's t of n - 1 degrees; None below two values."""
+        n = len(self.values)
+        if n < 2:
+            return None
+        half = float(stdtrit(n - 1, 0.975) * np.std(self.values, ddof=1) / np.sqrt(n))
+        return self.mean - half, self.mean + half
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +53,11 @@ class Regions:
     extent: tuple[float, float, float, float]
     """Left, right, bottom, top."""
     meaning: str = "probability of class 1"
-    """What the values are."""
+    """What the values are; panels of a figure whose values mean the same share a scale."""
     level: float | None = 0.5
-    """Where the boundary is drawn as a line; None draws none."""
+    """The value at which a line is drawn, halfway between two colours; None for amounts, which begin at 0."""
+    boundary: Float[np.ndarray, "rows columns"] | None = None
+    """A function whose zero line is the classifier's boundary, where the values themselves do not show it."""
     points: Float[np.ndarray, "points 2"] | None = None
     """Clean points."""
     labels: Int[np.ndarray, " points"] | None = None
@@ -71,9 +90,12 @@ class Lines:
 
     title: str
     x: Float[np.ndarray, " x"]
+    """Where the series were measured, increasing."""
     series: Sequence[Series]
     x_name: str
+    """What x is, with its unit."""
     y_name: str
+    """What the series are of, with their unit."""
     log_x: bool = False
     log_y: bool = False
 
@@ -87,6 +109,7 @@ class Histogram:
     counts: Mapping[str, Int[np.ndarray, " bins"]]
     """Per series."""
     x_name: str
+    """What the bins are of, with its unit."""
     marks: Mapping[str, float] = field(default_factory=dict)
     """Vertical lines, by name."""
 
@@ -133,3 +156,23 @@ class Findings:
     """Every parameter of the study, JSON-ready."""
     verdict: str = ""
     """In a sentence: whether the paper's point was seen."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that was run: what was asked, what was found, and where it comes from."""
+
+    name: str
+    """Name on the command line."""
+    question: str
+    """What it asks, in a sentence."""
+    source: str
+    """The figures or theorem it is about, such as `U Figs 3, 9`."""
+    findings: Findings
+    """What was found."""
+    provenance: Mapping[str, Any]
+    """Command, seed, versions, commit, device, threads and date."""
+    quick: bool = False
+    """Whether it was the small version, which proves nothing."""
+    seconds: float = 0.0
+    """Wall-clock time."""

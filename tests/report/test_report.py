@@ -17,7 +17,8 @@ from equipoise.errors import EquipoiseError
 from equipoise.records import AttackResult, Flag, load, save
 from equipoise.report import report
 from equipoise.report.chains import descent, stages
-from equipoise.report.report import duration, radius, standing, value
+from equipoise.report.pages import duration, radius, value
+from equipoise.report.report import standing
 
 SHA = "0123456789abcdef" * 4
 WINNERS = ["clean", "fast", "fast", "fast", "slow", "slow", None, None, None, None]

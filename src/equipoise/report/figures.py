@@ -20,10 +20,12 @@ from equipoise.errors import EquipoiseError
 SERIES = 8
 """Colours of runs in the style sheet, `--s0` to `--s7`; colour and marker repeat together only after 56 runs."""
 _MARKERS = {"o": 6.5, "s": 6.5, "D": 6.5, "^": 8, "v": 8, "P": 9, "X": 9}
-_STAND_INS = {"ink": "#000001", "muted": "#000002", "line": "#000003", "page": "#000004", "clean": "#000005"}
-_STAND_INS |= {"fgsm": "#000006", "pgd": "#000007"} | {f"s{i}": f"#0001{i:02x}" for i in range(SERIES)}
-_VARIABLES = {colour: f"var(--{name})" for name, colour in _STAND_INS.items()}
-_FONT = 11.5
+STAND_INS = {"ink": "#000001", "muted": "#000002", "line": "#000003", "page": "#000004", "clean": "#000005"}
+STAND_INS |= {"fgsm": "#000006", "pgd": "#000007"} | {f"s{i}": f"#0001{i:02x}" for i in range(SERIES)}
+"""Colours of a drawing that become the style sheet's variables."""
+_VARIABLES = {colour: f"var(--{name})" for name, colour in STAND_INS.items()}
+FONT = 11.5
+"""Size of a figure's text, in CSS pixels."""
 VALIDATION: dict[str, tuple[str, Any]] = {
     "valid_clean": ("clean", "-"),
     "valid_fgsm": ("fgsm", (0, (5, 2))),
@@ -44,14 +46,14 @@ class Style:
     @property
     def drawing(self) -> dict[str, Any]:
         """Arguments of matplotlib's `plot`."""
-        colour = _STAND_INS[f"s{self.series % SERIES}"]
+        colour = STAND_INS[f"s{self.series % SERIES}"]
         marker, size = list(_MARKERS.items())[self.series % len(_MARKERS)]
         return {
             "color": colour,
             "marker": marker,
             "markersize": size,
-            "markerfacecolor": _STAND_INS["page"] if self.hollow else colour,
-            "markeredgecolor": colour if self.hollow else _STAND_INS["page"],
+            "markerfacecolor": STAND_INS["page"] if self.hollow else colour,
+            "markeredgecolor": colour if self.hollow else STAND_INS["page"],
             "markeredgewidth": 1.4 if self.hollow else 0.8,
             "linewidth": 1.9,
             "linestyle": (0, (4, 2)) if self.hollow else "-",
@@ -92,7 +94,7 @@ def against_eps(name: str, lines: Sequence[Line], label: Callable[[float], str],
             ticks.append(eps)
     axes.set_xticks(ticks, [label(eps) for eps in ticks])
     axes.set_xlim(0, radii[-1] or 1)
-    return _svg(figure, name)
+    return svg(figure, name)
 
 
 def against_queries(name: str, falls: Sequence[tuple[str, Sequence[int], Sequence[float]]], width: int = 400) -> str:
@@ -107,11 +109,11 @@ def against_queries(name: str, falls: Sequence[tuple[str, Sequence[int], Sequenc
     lowest = -np.inf
     for text, places, shares in sorted(falls, key=lambda fall: fall[2][-1]):
         heights = 100 * np.array(shares)
-        axes.step([*places, last], [*heights, heights[-1]], where="post", color=_STAND_INS["ink"], linewidth=1.7)
+        axes.step([*places, last], [*heights, heights[-1]], where="post", color=STAND_INS["ink"], linewidth=1.7)
         lowest = max(heights[-1], lowest + 8)  # the height of a line of text, so that no two overlap
         axes.annotate(
             text, (1, lowest), (6, 0), ("axes fraction", "data"), "offset points", va="center", annotation_clip=False,
-            fontsize=_FONT, color=_STAND_INS["ink"],
+            fontsize=FONT, color=STAND_INS["ink"],
         )  # fmt: skip
     _percent(axes, "robust accuracy")
     _label_below(axes, "queries per sample")
@@ -119,7 +121,7 @@ def against_queries(name: str, falls: Sequence[tuple[str, Sequence[int], Sequenc
     axes.set_xticks(decades, [f"{decade:,}" for decade in decades])
     axes.set_xticks([], minor=True)
     axes.set_xlim(1, max(last, 10))
-    return _svg(figure, name)
+    return svg(figure, name)
 
 
 def training(name: str, metrics: Sequence[Mapping[str, Any]], best: float | None, width: int = 310) -> str:
@@ -127,12 +129,12 @@ def training(name: str, metrics: Sequence[Mapping[str, Any]], best: float | None
     figure, (above, below) = _figure(width, 280, (1, 1.7))
     epochs = [entry["epoch"] for entry in metrics]
     points = {"marker": "o", "markersize": 4} if len(epochs) == 1 else {}
-    above.plot(epochs, _values(metrics, "train_loss"), color=_STAND_INS["ink"], linewidth=1.6, **points)
+    above.plot(epochs, _values(metrics, "train_loss"), color=STAND_INS["ink"], linewidth=1.6, **points)
     _title(above, "training loss")
     above.margins(y=0.15)
     above.tick_params(labelbottom=False)
     for key, (role, dashes) in VALIDATION.items():
-        style = {"color": _STAND_INS[role], "linestyle": dashes, "linewidth": 1.9, "dash_capstyle": "butt", **points}
+        style = {"color": STAND_INS[role], "linestyle": dashes, "linewidth": 1.9, "dash_capstyle": "butt", **points}
         below.plot(epochs, 100 * _values(metrics, key), clip_on=False, zorder=3, **style)
     _percent(below, "validation accuracy")
     _label_below(below, "epoch")
@@ -141,11 +143,11 @@ def training(name: str, metrics: Sequence[Mapping[str, Any]], best: float | None
         first, last = min(epochs), max(epochs)
         axes.set_xlim(first - 0.02 * (last - first), last) if last > first else axes.set_xlim(first - 1, first + 1)
         if best is not None and first <= best <= last:
-            axes.axvline(best, color=_STAND_INS["muted"], linewidth=1.1, zorder=1)
+            axes.axvline(best, color=STAND_INS["muted"], linewidth=1.1, zorder=1)
             above.set_title(
-                f"best weights: epoch {best:g}", loc="right", fontsize=_FONT, color=_STAND_INS["muted"], pad=9
+                f"best weights: epoch {best:g}", loc="right", fontsize=FONT, color=STAND_INS["muted"], pad=9
             )
-    return _svg(figure, name)
+    return svg(figure, name)
 
 
 def key(name: str, style: Style | None = None, role: str = "") -> str:
@@ -155,8 +157,8 @@ def key(name: str, style: Style | None = None, role: str = "") -> str:
         axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **style.drawing)
     else:
         colour, dashes = VALIDATION[role]
-        axes.plot([0, 2], [0, 0], color=_STAND_INS[colour], linestyle=dashes, linewidth=2.2)
-    return _svg(figure, name)
+        axes.plot([0, 2], [0, 0], color=STAND_INS[colour], linestyle=dashes, linewidth=2.2)
+    return svg(figure, name)
 
 
 def picture(image: np.ndarray, largest: int = 96) -> str:
@@ -176,8 +178,11 @@ def _values(metrics: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
-def _figure(width: int, height: int, rows: Sequence[float], bare: bool = False) -> tuple[Any, Sequence[Any]]:
-    """A figure of `width` x `height` CSS pixels with one frame per row, outside matplotlib's global state."""
+def canvas(width: float, height: float, bare: bool = False) -> Any:
+    """An empty figure of `width` x `height` CSS pixels, outside matplotlib's global state; `bare` has no layout.
+
+    Raises `EquipoiseError` where matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -189,6 +194,21 @@ def _figure(width: int, height: int, rows: Sequence[float], bare: bool = False) 
         (width / 72, height / 72), layout=None if bare else ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, hspace=0.08)
     )
     figure.patch.set_visible(False)
+    return figure
+
+
+def unframe(axes: Any, colours: Mapping[str, str] = STAND_INS) -> None:
+    """Leave of a frame only its ticks' labels and horizontal grid lines."""
+    axes.patch.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.grid(axis="y", color=colours["line"], linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=5, labelsize=FONT, labelcolor=colours["muted"])
+
+
+def _figure(width: int, height: int, rows: Sequence[float], bare: bool = False) -> tuple[Any, Sequence[Any]]:
+    """A figure with one frame per row."""
+    figure = canvas(width, height, bare)
     if bare:
         axes = figure.add_axes((0.04, 0.0, 0.92, 1.0))
         axes.set_axis_off()
@@ -196,11 +216,7 @@ def _figure(width: int, height: int, rows: Sequence[float], bare: bool = False) 
         return figure, (axes,)
     frames = list(figure.subplots(len(rows), 1, squeeze=False, height_ratios=list(rows))[:, 0])
     for axes in frames:
-        axes.patch.set_visible(False)
-        axes.spines[:].set_visible(False)
-        axes.grid(axis="y", color=_STAND_INS["line"], linewidth=1)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0, pad=5, labelsize=_FONT, labelcolor=_STAND_INS["muted"])
+        unframe(axes)
         axes.yaxis.get_major_locator().set_params(nbins=4)
     return figure, frames
 
@@ -209,32 +225,38 @@ def _percent(axes: Any, title: str) -> None:
     """A vertical axis from 0 to 100 %."""
     axes.set_ylim(0, 100)
     axes.set_yticks([0, 25, 50, 75, 100])
-    axes.set_title(f"{title}, %", loc="left", fontsize=_FONT, color=_STAND_INS["ink"], pad=9)
+    axes.set_title(f"{title}, %", loc="left", fontsize=FONT, color=STAND_INS["ink"], pad=9)
 
 
 def _title(axes: Any, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=_FONT, color=_STAND_INS["ink"], pad=9)
+    axes.set_title(title, loc="left", fontsize=FONT, color=STAND_INS["ink"], pad=9)
 
 
 def _label_below(axes: Any, label: str) -> None:
-    axes.set_xlabel(label, loc="right", fontsize=_FONT, color=_STAND_INS["ink"], labelpad=5)
+    axes.set_xlabel(label, loc="right", fontsize=FONT, color=STAND_INS["ink"], labelpad=5)
     axes.tick_params(axis="x", pad=9)
 
 
-def _svg(figure: Any, name: str) -> str:
+def svg(figure: Any, name: str) -> str:
     """The figure as an `<svg>` element fit to stand inside a page: no size, fonts, ids or rules that leak out of it."""
     import matplotlib
 
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": _FONT}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": FONT}):
         figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     box = re.search(r'viewBox="[^"]+"', text)
     assert box is not None
     text = re.sub(r"<svg.*?>", f'<svg {box[0]} aria-hidden="true" focusable="false">', text, count=1, flags=re.DOTALL)
-    for unwanted in (r"<!--.*?-->", r"<style.*?</style>", r"(?<=<g) id=\"[^\"]*\"", r"font-family: [^;\"]*;?"):
+    for unwanted in (
+        r"<!--.*?-->",
+        r"<style.*?</style>",
+        r"(?<=<g) id=\"[^\"]*\"",
+        r"\bid=\"image\w*\"",
+        r"font-family: [^;\"]*;?",
+    ):
         text = re.sub(unwanted, "", text, flags=re.DOTALL)
     text = text.replace("xlink:href", "href").replace("<defs>\n  \n </defs>", "")
     text = re.sub(r"\s*\n\s*", "\n", text)

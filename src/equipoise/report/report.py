@@ -3,8 +3,6 @@
 import itertools
 import math
 import os
-import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,18 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from equipoise.records import AttackResult, Evaluation, write_atomically
 from equipoise.report import figures
 from equipoise.report.chains import composites, descent, stages
 from equipoise.report.figures import Style
+from equipoise.report.pages import NORMS, radius, template, title, value
 from equipoise.report.reading import Source, read
 
 WORST = "worst case"
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-_ACRONYM = re.compile(r"(?<![a-z])(?:r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|cw|bg)(?:-(?:at|ce|dlr|t))?(?![a-z])")
 _MOST_EPOCHS = 40
 _MOST_SAMPLES = 10
 
@@ -133,12 +129,12 @@ class Comparison:
         clean = [row.clean for row in rows]
         means = [(c.accuracy + r.accuracy) / 2 if c and r else -1.0 for c, r in zip(clean, robust, strict=True)]
         found = []
-        for title, results in (("robust", robust), ("clean", clean)):
+        for kind, results in (("robust", robust), ("clean", clean)):
             if any(results):
                 marks = standing(results)
                 best = max(range(len(results)), key=lambda i: r.accuracy if (r := results[i]) else -1.0)
                 tied = [row for row, mark in zip(rows, marks, strict=True) if mark and row is not rows[best]]
-                found.append({"title": title, "row": rows[best], "result": results[best], "tied": tied})
+                found.append({"title": kind, "row": rows[best], "result": results[best], "tied": tied})
         if max(means, default=-1.0) >= 0:
             best = means.index(max(means))
             trade = {"title": "trade-off", "row": rows[best], "mean": means[best]}
@@ -174,26 +170,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
     comparisons = compare(sources)
     styles = {id(s): Style(i) for i, s in enumerate(sources)}
     used = list(dict.fromkeys([*styles.values(), *(row.style for c in comparisons for row in c.rows)]))
-    environment = Environment(
-        loader=PackageLoader("equipoise.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "interval": interval,
-        "radius": radius,
-        "norm": lambda norm: _NORMS.get(norm, norm),
-        "title": title,
-        "value": value,
-        "number": number,
-        "duration": duration,
-        "count": count,
-        "quoted": lambda path: shlex.quote(str(path)),
-    }
-    page = environment.get_template("template.html.j2").render(
+    page = template("template.html.j2").render(
         sources=sources,
         comparisons=comparisons,
         notes=notes(sources, comparisons),
@@ -289,7 +266,7 @@ def notes(sources: Sequence[Source], comparisons: Sequence[Comparison]) -> list[
             settings = [r.settings for row in comparison.rows if (r := row.results.get(column))]
             differing = sorted({k for s in settings for k in {**settings[0], **s} if s.get(k) != settings[0].get(k)})
             if differing and column.attack != WORST:
-                where = f"{title(column.attack)}, {_NORMS.get(column.norm, column.norm)} {radius(column.eps)}"
+                where = f"{title(column.attack)}, {NORMS.get(column.norm, column.norm)} {radius(column.eps)}"
                 found.append((where, f"the rows of this column differ in {', '.join(differing)}; compare with care"))
     if len(comparisons) > 1:
         found.append(("Data", "the evaluations are on different test sets: one table each, not to be compared"))
@@ -392,73 +369,9 @@ def key_id(style: Style) -> str:
     return f"key-{style.series}{'-hollow' if style.hollow else ''}"
 
 
-def percent(share: float) -> str:
-    """A share of 1 in percent, one decimal."""
-    return f"{100 * share:.1f}"
-
-
-def interval(bounds: tuple[float, float]) -> str:
-    """An interval of shares in percent, one decimal."""
-    return f"{percent(bounds[0])}–{percent(bounds[1])}"
-
-
-def radius(eps: float) -> str:
-    """A radius as it was most likely written: `8/255` for a whole number of grey levels, else a decimal number."""
-    levels = eps * 255
-    whole = 0 < eps < 1 and abs(levels - round(levels)) < 1e-6 and round(eps, 3) != eps
-    return f"{round(levels)}/255" if whole else f"{eps:g}"
-
-
-def title(name: str) -> str:
-    """A method's or attack's name with acronyms in capitals and a capital first letter."""
-    name = _ACRONYM.sub(lambda match: match[0].upper(), name)
-    return name.replace("autoattack", "AutoAttack") if name.startswith("autoattack") else name[:1].upper() + name[1:]
-
-
-def number(amount: Any) -> str:
-    """A measured number in four digits, or a dash."""
-    return f"{amount:.4g}" if isinstance(amount, int | float) and math.isfinite(amount) else "–"
-
-
-def count(amount: float | None) -> str:
-    """A median of whole numbers, with a decimal only where it lies between two; a dash for None."""
-    if amount is None:
-        return "–"
-    return f"{amount:,.0f}" if amount == int(amount) else f"{amount:,.1f}"
-
-
-def value(setting: Any) -> str:
-    """A setting of any kind as one line of text."""
-    match setting:
-        case bool():
-            return "yes" if setting else "no"
-        case None:
-            return "none"
-        case Mapping() | list() | tuple() if not setting:
-            return "none"
-        case float():
-            return radius(setting)
-        case Mapping():
-            kind = setting.get("kind")
-            parts = ((str(k).replace("_", " "), v) for k, v in setting.items() if k != "kind")
-            text = ", ".join(f"{k} ({value(v)})" if isinstance(v, Mapping) else f"{k} {value(v)}" for k, v in parts)
-            return f"{kind}: {text}" if kind and text else str(kind or text)
-        case list() | tuple():
-            return ", ".join(value(v) for v in setting)
-    return _NORMS.get(str(setting), str(setting))
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the units a person would use."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _norm_rank(norm: str) -> int:
     """Clean first, then the norms in their usual order."""
-    order = ["", *_NORMS]
+    order = ["", *NORMS]
     return order.index(norm) if norm in order else len(order)
 
 

@@ -1,0 +1,114 @@
+"""The study command: run one of the papers' small experiments and write what it found."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from equipoise.cli.display import duration, moving, say
+from equipoise.errors import require, unknown
+from equipoise.findings import Findings
+from equipoise.findings import Study as Record
+from equipoise.provenance import provenance
+from equipoise.report.figures import canvas
+from equipoise.report.studies import interval, mean
+from equipoise.studies import STUDIES, Options, Tell, save
+
+_EVERY = 0.1  # seconds between two looks of the moving line
+
+
+@dataclass(frozen=True)
+class Study:
+    """Run one of the papers' small experiments: its figures, with the numbers that make their point.
+
+    Example: equipoise study narrow-corridor --out studies/narrow-corridor
+    """
+
+    name: Positional[str]
+    """narrow-corridor, lms5, two-distance, due, theorem, appearance, opposite-class, overfitting, capacity or
+    transfer."""
+    out: Path | None = None
+    """Directory of the page, its figures and the data behind them; by default studies/NAME."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the study in --out."""
+    quick: FlagCreatePairsOff[bool] = False
+    """A small version, in seconds: shows that the study works, proves nothing."""
+    seeds: int | None = None
+    """Independent repeats; by default the study's own number."""
+    seed: int = 0
+    """Seed of the first repeat; the others follow."""
+    data: str | None = None
+    """Dataset or file, as for train, of the studies that run on any; by default the study's own."""
+    data_root: Path | None = None
+    """Where the files of a dataset are looked for before they are downloaded."""
+    limit: int | None = None
+    """Use at most so many training samples."""
+
+
+def study(options: Study, command: str) -> None:
+    """Run a study, write it, and say what came out.
+
+    Raises `EquipoiseError` before anything is computed for an unknown study, an unusable --out, or a missing library.
+    """
+    if options.name not in STUDIES:
+        raise unknown("study", options.name, STUDIES)
+    require(options.seeds is None or options.seeds >= 1, f"--seeds {options.seeds}: expected at least one repeat.")
+    require(options.limit is None or options.limit >= 1, f"--limit {options.limit}: expected at least one sample.")
+    entry, out = STUDIES[options.name], options.out or Path("studies", options.name)
+    claim(out, options.overwrite)
+    canvas(1, 1)  # is matplotlib there?
+    asked = Options(options.quick, options.seeds, options.seed, options.data, options.data_root, options.limit)
+    say(f"{entry.name}: {entry.question} ({entry.source})")
+    origin, began = provenance(options.seed, torch.device("cpu"), command), time.monotonic()
+    findings = entry.run(asked, _telling(entry.name, began))
+    moving("")
+    seconds = time.monotonic() - began
+    record = Record(entry.name, entry.question, entry.source, findings, asdict(origin), options.quick, seconds)
+    place = save(out, record)
+    if findings.numbers:
+        say(_table(findings))
+    say(findings.verdict or "done")
+    say(f"wrote {place} in {duration(seconds)}" + ("; a quick run proves nothing" if options.quick else ""))
+
+
+def claim(out: Path, overwrite: bool) -> None:
+    """See to it that `out` is free, or meant. Raises `EquipoiseError` otherwise."""
+    require(not out.exists() or out.is_dir(), f"--out {out} is a file: expected a directory, which may not exist yet.")
+    holds_study = (out / "study.json").exists()
+    require(
+        holds_study or not out.exists() or not any(out.iterdir()),
+        f"{out} is not empty and holds no study: choose another place with --out.",
+    )
+    require(
+        not holds_study or overwrite,
+        f"{out} already holds a study: add --overwrite to replace it, or choose another place with --out.",
+    )
+
+
+def _telling(name: str, began: float) -> Tell:
+    """Shows what a study does, which share of it is over, and how long the rest will take."""
+    shown = 0.0
+
+    def tell(what: str, share: float) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown > _EVERY:
+            shown = now
+            left = f", {duration((now - began) / share * (1 - share))} left" if share > 0 else ""
+            moving(f"{name}: {what}, {share:.0%}{left}")
+
+    return tell
+
+
+def _table(findings: Findings) -> Table:
+    """Each number with its mean, its interval and the repeats behind it."""
+    table = Table()
+    table.add_column("measured", overflow="fold")
+    for name in ("mean", "95 % interval", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number in findings.numbers:
+        table.add_row(number.name, mean(number), interval(number), f"{len(number.values)} {number.unit}")
+    return table

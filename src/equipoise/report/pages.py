@@ -1,0 +1,109 @@
+"""What every page shares: its template's environment, and how numbers and settings are written."""
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+_ACRONYM = re.compile(r"(?<![a-z])(?:r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|cw|bg)(?:-(?:at|ce|dlr|t))?(?![a-z])")
+
+
+def template(name: str) -> Template:
+    """One of the package's templates, which writes numbers and settings by the functions of this module."""
+    environment = Environment(
+        loader=PackageLoader("equipoise.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "radius": radius,
+        "norm": lambda norm: NORMS.get(norm, norm),
+        "title": title,
+        "value": value,
+        "number": number,
+        "duration": duration,
+        "count": count,
+        "quoted": lambda path: shlex.quote(str(path)),
+    }
+    return environment.get_template(name)
+
+
+@cache
+def light() -> dict[str, str]:
+    """The style sheet's colours on a light page, by name."""
+    css = files("equipoise.report").joinpath("style.css").read_text("utf-8")
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css[: css.index("@media")]))
+
+
+def percent(share: float) -> str:
+    """A share of 1 in percent, one decimal."""
+    return f"{100 * share:.1f}"
+
+
+def interval(bounds: tuple[float, float]) -> str:
+    """An interval of shares in percent, one decimal."""
+    return f"{percent(bounds[0])}–{percent(bounds[1])}"
+
+
+def radius(eps: float) -> str:
+    """A radius as it was most likely written: `8/255` for a whole number of grey levels, else a decimal number."""
+    levels = eps * 255
+    whole = 0 < eps < 1 and abs(levels - round(levels)) < 1e-6 and round(eps, 3) != eps
+    return f"{round(levels)}/255" if whole else f"{eps:g}"
+
+
+def title(name: str) -> str:
+    """A method's or attack's name with acronyms in capitals and a capital first letter."""
+    name = _ACRONYM.sub(lambda match: match[0].upper(), name)
+    return name.replace("autoattack", "AutoAttack") if name.startswith("autoattack") else name[:1].upper() + name[1:]
+
+
+def number(amount: Any) -> str:
+    """A measured number in four digits, or a dash."""
+    return f"{amount:.4g}" if isinstance(amount, int | float) and math.isfinite(amount) else "–"
+
+
+def count(amount: float | None) -> str:
+    """A median of whole numbers, with a decimal only where it lies between two; a dash for None."""
+    if amount is None:
+        return "–"
+    return f"{amount:,.0f}" if amount == int(amount) else f"{amount:,.1f}"
+
+
+def value(setting: Any) -> str:
+    """A setting of any kind as one line of text."""
+    match setting:
+        case bool():
+            return "yes" if setting else "no"
+        case None:
+            return "none"
+        case Mapping() | list() | tuple() if not setting:
+            return "none"
+        case float():
+            return radius(setting)
+        case Mapping():
+            kind = setting.get("kind")
+            parts = ((str(k).replace("_", " "), v) for k, v in setting.items() if k != "kind")
+            text = ", ".join(f"{k} ({value(v)})" if isinstance(v, Mapping) else f"{k} {value(v)}" for k, v in parts)
+            return f"{kind}: {text}" if kind and text else str(kind or text)
+        case list() | tuple():
+            return ", ".join(value(v) for v in setting)
+    return NORMS.get(str(setting), str(setting))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units a person would use."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
