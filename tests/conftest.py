@@ -17,3 +17,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """Check annotations, except where a test named "refus..." is about what users get, who run without the check."""
     jaxtyping.config.update("jaxtyping_disable", "refus" in item.name.partition("[")[0])
     return (yield)
+
+
+@pytest.fixture(scope="session")
+def small_digits():
+    """Three hundred training samples of the digits; imported late, so that annotations are checked."""
+    from equipoise.data import load
+
+    return load("digits").limit(300)

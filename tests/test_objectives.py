@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from equipoise.errors import EquipoiseError
-from equipoise.objectives import Objective, cross_entropy, dlr, entropy, kl, margin, smoothed_cross_entropy
+from equipoise.objectives import (
+    UNCERTAINTIES,
+    Objective,
+    cross_entropy,
+    dlr,
+    each,
+    entropy,
+    expected_entropy,
+    kl,
+    margin,
+    mutual_information,
+    smoothed_cross_entropy,
+    uncertainty_named,
+)
 from equipoise.types import Prediction
 
 F64 = torch.float64
@@ -23,6 +36,9 @@ EVERY: dict[str, Objective] = {
     **{divergence: kl(divergence) for divergence in DIVERGENCES},
     "sum": cross_entropy - 2.0 * entropy + 0.5 * kl(),
     "targetable sum": cross_entropy + 0.1 * margin,
+    **{f"uncertainty {name}": objective for name, objective in UNCERTAINTIES.items()},
+    "each": each(cross_entropy + 0.3 * entropy),
+    "each in total": each(smoothed_cross_entropy(0.1), total=True),
 }
 
 
@@ -213,3 +229,67 @@ def test_refuses_wrong_pairings():
         kl("clean|here")
     with pytest.raises(EquipoiseError, match=r"needs the prediction at the clean input"):
         kl()(here)
+
+
+@pytest.mark.parametrize("members", [1, 2, 7])
+def test_uncertainties_against_plain_formulas(members):
+    z = logits(members, 6, 4, seed=3)
+    each_p = z.softmax(-1)
+    p = each_p.mean(0)
+    total = -(p * p.log()).sum(1)
+    aleatoric = torch.stack([-(q * q.log()).sum(1) for q in each_p]).mean(0)
+    ordered = p.sort(1, descending=True).values
+    expected = {
+        "entropy": total,
+        "expected_entropy": aleatoric,
+        "mutual_information": total - aleatoric,
+        "variance": ((each_p - p) ** 2).mean(0).sum(1),
+        "logit_variance": ((z - z.mean(0)) ** 2).mean(0).sum(1),
+        "least_confidence": 1 - ordered[:, 0],
+        "margin": ordered[:, 1] - ordered[:, 0],
+    }
+    assert expected.keys() == UNCERTAINTIES.keys()
+    for name, value in expected.items():
+        assert torch.allclose(UNCERTAINTIES[name](Prediction(z)), value, rtol=0, atol=1e-12), name
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.floats(0.01, 30))
+def test_mutual_information_is_total_minus_expected_entropy(seed, members, scale):
+    """In float32 to 1e-6; never negative beyond rounding, and 0 where there is one member, or all members agree."""
+    z = logits(members, 8, 5, seed=seed, scale=scale).float()
+    here = Prediction(z)
+    gap = entropy(here) - expected_entropy(here)
+    assert (mutual_information(here) - gap).abs().max() < 1e-6
+    exact = Prediction(z.double())
+    assert (mutual_information(here) - (entropy(exact) - expected_entropy(exact))).abs().max() < 3e-6
+    assert mutual_information(here).min() > -1e-6
+    same = Prediction(z[:1].expand(members, -1, -1))
+    assert mutual_information(same).abs().max() < 1e-6
+    assert torch.equal(mutual_information(Prediction(z[:1])), torch.zeros(8))
+
+
+def test_a_sum_over_members_has_the_gradient_of_each_alone():
+    z = logits(3, 4, 5).requires_grad_()
+    (together,) = torch.autograd.grad(each(cross_entropy, total=True)(Prediction(z), None, LABELS).sum(), z)
+    for number, one in enumerate(z.detach()):
+        one = one.clone().requires_grad_()
+        (alone,) = torch.autograd.grad(cross_entropy(Prediction(one[None]), None, LABELS).sum(), one)
+        assert torch.allclose(together[number], alone)
+
+
+def test_what_a_model_of_one_member_cannot_climb_is_refused():
+    for name in ("mutual_information", "variance", "logit_variance"):
+        with pytest.raises(EquipoiseError, match=r"is the same everywhere for a model of one member: give an ensemble"):
+            UNCERTAINTIES[name].check(5, labels=False, target=False, members=1)
+        UNCERTAINTIES[name].check(5, labels=False, target=False, members=2)
+    with pytest.raises(EquipoiseError, match=r"unknown uncertainty 'variation'"):
+        uncertainty_named("variation")
+    assert uncertainty_named(margin) is margin
+
+
+def test_how_uncertainties_are_written_down():
+    assert mutual_information.settings() == [
+        {"weight": 1.0, "objective": "entropy"},
+        {"weight": -1.0, "objective": {"each": "entropy"}},
+    ]
+    assert each(kl(), total=True).settings() == {"total": {"name": "KL(clean||here)", "divergence": "clean||here"}}

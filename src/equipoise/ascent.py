@@ -267,11 +267,19 @@ class Ascent:
                 target = choose_target(
                     self.target, predict(predictive, x, streams.fold(MODEL_STREAM)), y, streams.fold(_TARGET)
                 )
-            return self._climb(_Case(predictive, x, y, target, None, streams, Goal(y, target))).point
+            inside, origin = self.space.enter(predictive, x, self.mode)
+            case = _Case(inside, origin, y, target, None, streams, Goal(y, target))
+            return self._from_inside._climb(case).point
 
-    def predict_at(self, predict: Predict, x: Points, point: Points) -> Prediction:
-        """The prediction at a point that `perturb` returned."""
-        return self.space.enter(predict, x)[1](point)
+    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
+        """The live prediction at a point that `perturb` returned."""
+        return self.space.predict_at(predictive, x, point, streams)
+
+    @property
+    def _from_inside(self) -> "Ascent":
+        """The ascent as seen from its own space, where points are inputs."""
+        box = self.space.box
+        return self if box is None else replace(self, space=Input(), geometry=replace(self.geometry, box=box))
 
     @torch.no_grad()
     def __call__(
@@ -289,17 +297,21 @@ class Ascent:
         """Perturb `x` and say what came of it.
 
         `y` are the true labels (needed by objectives that look at them), `target` the classes to climb towards,
-        `start` the points to start from (projected) instead of those that the rule `start` draws.
+        `start` the points to start from (projected) instead of those that the rule `start` draws. In a latent space
+        the result's points and distances are codes, those of the layer that the space names.
         Random draws depend on `seed` and on each sample's `index` (default 0, 1, ...), not on `batch_size` or order;
         results agree up to float rounding. Where samples depend on each other (batch statistics or dropout with
         `mode="train"`) all of `x` is one batch.
         Raises `EquipoiseError` for unusable input: a wrong shape, dtype, range, label, pairing or kind of output.
         """
+        if not isinstance(self.space, Input):
+            return self._attack_inside(model, x, y, target=target, seed=seed, index=index, batch_size=batch_size)
         ready = admit(
             model, x, y, self.geometry, target=target, seed=seed, index=index, batch_size=batch_size, start=start
         )
         with seeded(fold(seed, GLOBAL_STREAM), x.device):
-            self.objective.check(ready.classes, y is not None, target is not None or self.target is not None)
+            towards = target is not None or self.target is not None
+            self.objective.check(ready.classes, y is not None, towards, ready.members)
             require(
                 self.target is None or target is None,
                 f"both target={self.target!r} and target classes were given: choose one.",
@@ -319,6 +331,12 @@ class Ascent:
                 for b in torch.arange(len(x), device=x.device).split(size)
             ]
             return Perturbed.cat(parts)
+
+    def _attack_inside(self, model: "nn.Module | Predictive", x: Points, y: Labels | None, **others: Any) -> Perturbed:
+        """The same attack on the model's part that follows the space, from the codes of `x` in eval mode."""
+        ready = admit(model, x, y, Ball(self.geometry.norm, 0.0, self.geometry.box), index=others["index"])
+        inside, origin = self.space.enter(ready.predictive, x, "eval")
+        return self._from_inside(inside, origin, y, **others)
 
     def _attack(
         self,
@@ -399,7 +417,7 @@ class Ascent:
         with held_still(case.predictive, case.x, self.mode, self.precision) as draw:
             independent = not couples_samples(case.predictive.module)
             streams = case.streams.fold(MODEL_STREAM)
-            origin, predict = self.space.enter(draw(streams), case.x)
+            origin, predict = case.x, draw(streams)
             clean = predict(origin) if self.objective.needs_clean else None
             rows = self._rows(case, origin, clean)
             out = _Outcome.empty(rows, len(case.x))
@@ -419,9 +437,7 @@ class Ascent:
                 if i > 0 and i in phases:
                     phase = phases[i]
                     rows.enter(phase.ball, self.step)
-                value, gradient, here = self._average(
-                    rows, independent, *self._draws(case.x, streams, draw, predict, i)
-                )
+                value, gradient, here = self._average(rows, independent, *self._draws(streams, draw, predict, i))
                 spent += self.draws
                 frozen = None if rows.steps is None or remaining is not None else rows.steps <= i
                 if self.keep != "last":
@@ -471,7 +487,7 @@ class Ascent:
         return [*found, _Phase(start, most - start, 1.0, self.geometry, final=True)]
 
     def _draws(
-        self, x: Points, streams: Streams, draw: Callable[[Streams], Predict], predict: Predict, step: int
+        self, streams: Streams, draw: Callable[[Streams], Predict], predict: Predict, step: int
     ) -> Iterator[Predict]:
         """The model to follow at this step: drawn once for all steps, or anew, several times."""
         if not self.redraw:
@@ -479,7 +495,7 @@ class Ascent:
             return
         for number in range(self.draws):
             again = streams.fold(step + 1) if self.draws == 1 else streams.fold(step + 1, number)
-            yield self.space.enter(draw(again), x)[1]
+            yield draw(again)
 
     def _average(self, rows: _Rows, independent: bool, *predicts: Predict) -> tuple[PerSample, Points, Prediction]:
         """Objective and gradient, averaged over the draws of the model, and the prediction of all of them together."""

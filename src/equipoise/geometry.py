@@ -56,6 +56,10 @@ class Box:
         return ((flat >= self.low - tolerance) & (flat <= self.high + tolerance)).all(1)
 
 
+EVERYWHERE = Box(-math.inf, math.inf)
+"""No box at all: for features, latent codes and points of the plane, which have no range."""
+
+
 def norm_of(move: Rows, order: float) -> PerSample:
     """`‖move‖` per row; the library's own maximum norm takes ten times as long."""
     return move.abs().amax(1) if order == math.inf else torch.linalg.vector_norm(move, order, 1)
@@ -80,7 +84,9 @@ def _along(lengths: Callable[[Rows, Rows, float], Rows]) -> Callable[[Points, Po
         if math.isinf(eps):
             return box.clamp(x)
         move = (x - centre).flatten(1)
-        length = lengths(move.abs(), _room(move, centre, box), eps)
+        room = _room(move, centre, box)
+        # Without walls no coordinate gets more than the whole budget.
+        length = lengths(move.abs(), room.clamp_max(eps) if math.isinf(box.high - box.low) else room, eps)
         return box.clamp(centre + (length * move.sign()).reshape(centre.shape))
 
     return project
@@ -209,11 +215,13 @@ class Ball:
 
     def contains(self, x: Points, centre: Points) -> Bool[Tensor, " batch"]:
         """Which samples lie in the ball and the box: `‖x - c‖`, computed in float64, may exceed eps by what rounding to
-        float32 explains, `2⁻²³ (d^(1/p) + eps)` for d coordinates in the norm p; the box is exact; NaN lies nowhere.
+        float32 explains, `2⁻²³ (d^(1/p) max(1, ‖c‖_∞) + eps)` for d coordinates in the norm p; the box is exact; NaN
+        lies nowhere.
         """
         order = NORMS[self.norm].order
         move = (x.double() - centre.double()).flatten(1)
-        rounding = _ULP * (move.shape[1] ** (1 / order) + self.eps)
+        largest = centre.double().flatten(1).abs().amax(1).clamp_min(1.0)
+        rounding = _ULP * (move.shape[1] ** (1 / order) * largest + self.eps)
         return (norm_of(move, order) <= self.eps + rounding) & self.box.contains(x, 0.0)
 
     def project(self, x: Points, centre: Points) -> Points:

@@ -9,7 +9,9 @@ independent of each other, which is faster and leaves batch-norm's statistics to
 from typing import Any
 
 from equipoise.attacks import gradient as attacks
+from equipoise.geometry import EVERYWHERE
 from equipoise.objectives import Divergence, cross_entropy, kl
+from equipoise.spaces import Latent
 from equipoise.steps import StepSize
 from equipoise.terms import Method, as_method
 
@@ -75,3 +77,46 @@ def udp_trades(
 ) -> Method:
     """TRADES' smoothing term evaluated at the UDP point, `CE(x) + beta · D(x, x_udp)` (open in U, App. A.3)."""
     return as_method(cross_entropy) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
+
+
+def ls_pgd(
+    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
+) -> Method:
+    """`CE(C(E(x) + δ_pgd))`: PGD-AT in the latent space after `layer`; E and C are trained together (U, Table 5)."""
+    return pgd_at(eps, step_size, steps, **_inside(layer), **options)
+
+
+def ls_udp(
+    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
+) -> Method:
+    """`CE(C(E(x) + δ_udp))`: UDP in the latent space after `layer` (U, Eq. ERM-P and Table 5; T, Table 2)."""
+    return udp(eps, step_size, steps, **_inside(layer), **options)
+
+
+def ls_udpr(
+    eps: float,
+    layer: str,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    weight: float = 1.0,
+    **options: Any,
+) -> Method:
+    """`CE(x) + lam · CE(C(E(x) + δ_udp))`: UDPR in the latent space after `layer` (U, Table 5)."""
+    return udpr(eps, step_size, steps, weight, **_inside(layer), **options)
+
+
+def ls_trades(
+    eps: float,
+    layer: str,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    beta: float = 6.0,
+    divergence: Divergence = "clean||here",
+    **options: Any,
+) -> Method:
+    """`CE(x) + beta · D(x, C(E(x) + δ))`: TRADES in the latent space after `layer` (U, Table 5)."""
+    return trades(eps, step_size, steps, beta, divergence, **_inside(layer), **options)
+
+
+def _inside(layer: str) -> dict[str, Any]:
+    return {"space": Latent(layer), "box": EVERYWHERE}

@@ -8,7 +8,7 @@ With a target (`target=` of an ascent) the objective is turned to be climbed *to
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -39,6 +39,8 @@ class Objective:
     """Whether it can be climbed towards a target class."""
     classes: tuple[int, int] = (2, 2)
     """Fewest classes for which it is defined, untargeted and targeted."""
+    members: int = 1
+    """Fewest members of the prediction for which it is not the same everywhere."""
 
     def __call__(
         self,
@@ -52,8 +54,15 @@ class Objective:
         require(clean is not None or not self.needs_clean, f"{self.name} needs the prediction at the clean input.")
         return self.formula(here, clean, labels, target, **dict(self.parameters))
 
-    def check(self, classes: int, labels: bool, target: bool) -> None:
-        """Raise `EquipoiseError` unless the objective is defined for that many classes, with labels, with a target."""
+    def check(self, classes: int, labels: bool, target: bool, members: int | None = None) -> None:
+        """Raise `EquipoiseError` unless the objective is defined for that many classes, with labels, with a target, and
+        (if it is to be climbed or descended) varies for that many members.
+        """
+        require(
+            members is None or members >= self.members,
+            f"{self.name} is the same everywhere for a model of one member: give an ensemble or Monte Carlo dropout, "
+            "or climb entropy.",
+        )
         require(
             not target or self.targeted,
             f"{self.name} has no target: it does not look at class labels; climb cross_entropy, margin or dlr instead.",
@@ -78,6 +87,9 @@ class Objective:
         if self.formula is _weighted_sum:
             parts: tuple[tuple[Objective, float], ...] = dict(self.parameters)["parts"]
             return [{"weight": weight, "objective": part.settings()} for part, weight in parts]
+        if self.formula is _each:
+            options = dict(self.parameters)
+            return {"total" if "total" in options else "each": options["objective"].settings()}
         return {"name": self.name, **dict(self.parameters)} if self.parameters else self.name
 
     def __add__(self, other: object) -> "Objective":
@@ -119,6 +131,7 @@ def _combine(*weighted: tuple[Objective, float]) -> Objective:
         needs_labels=any(p.needs_labels for p, _ in parts),
         needs_clean=any(p.needs_clean for p, _ in parts),
         targeted=all(p.targeted for p, _ in parts),
+        members=max(p.members for p, _ in parts),
         classes=(max(p.classes[0] for p, _ in parts), max(p.classes[1] for p, _ in parts)),
     )
 
@@ -147,6 +160,46 @@ def _cross_entropy(here: Prediction, clean: Prediction | None, labels: Any, targ
 def _entropy(here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None) -> PerSample:
     log_p = here.log_probs
     return -(log_p.exp() * log_p).sum(1)
+
+
+def _each(
+    here: Prediction,
+    clean: Prediction | None,
+    labels: Labels | None,
+    target: Labels | None,
+    objective: Objective,
+    total: bool = False,
+) -> PerSample:
+    pasts = [None] if clean is None else clean.members
+    pasts = pasts * len(here.logits) if len(pasts) == 1 else pasts
+    values = [
+        objective.formula(one, past, labels, target, **dict(objective.parameters))
+        for one, past in zip(here.members, pasts, strict=True)
+    ]
+    return torch.stack(values).sum(0) / (1 if total else len(values))
+
+
+def _variance(here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None) -> PerSample:
+    return here.logits.softmax(-1).var(0, correction=0).sum(1)
+
+
+def _logit_variance(
+    here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None
+) -> PerSample:
+    return here.logits.var(0, correction=0).sum(1)
+
+
+def _least_confidence(
+    here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None
+) -> PerSample:
+    return 1 - here.log_probs.amax(1).exp()
+
+
+def _small_margin(
+    here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None
+) -> PerSample:
+    first, second = here.log_probs.topk(2, dim=1).values.exp().unbind(1)
+    return second - first
 
 
 def _divergence(
@@ -186,6 +239,18 @@ entropy = Objective("entropy", _entropy)
 
 Defined, with a finite gradient, at any finite logits: where a probability underflows the plain formula is NaN."""
 
+variance = Objective("variance", _variance, members=2)
+"""`Σ_c Var_m p_mc`, the variance of the members' probabilities, in [0, 1]: epistemic; label-free."""
+
+logit_variance = Objective("logit variance", _logit_variance, members=2)
+"""`Σ_c Var_m z_mc`; of a deep-kernel Gaussian process exactly its predictive variance (U, App. D.4); label-free."""
+
+least_confidence = Objective("least confidence", _least_confidence)
+"""`1 - max_c p_c`, in [0, 1 - 1/C]; label-free (Gal 2016, Sec. 3.3, variation ratio of the mean)."""
+
+small_margin = Objective("small margin", _small_margin)
+"""`p_(2) - p_(1)`, the two largest probabilities: 0 on the boundary, -1 where certain; label-free."""
+
 margin = Objective("margin", _margin, needs_labels=True, targeted=True)
 """`max_{i≠y} z_i - z_y`, positive when misclassified (Carlini & Wagner 2017); with a target `z_t - max_{i≠t} z_i`."""
 
@@ -215,3 +280,41 @@ def kl(divergence: Divergence = "clean||here") -> Objective:
     if divergence not in names:
         raise unknown("divergence", divergence, names)
     return Objective(f"KL({divergence})", _divergence, (("divergence", divergence),), needs_clean=True)
+
+
+def each(objective: Objective, total: bool = False) -> Objective:
+    """`(1/M) Σ_m objective of member m alone`: the mean over the members, instead of the objective of their mean.
+
+    `each(entropy)` is the expected entropy. With `total` the sum: descending it, every member takes the step it would
+    take alone.
+    """
+    options = (("objective", objective), *([("total", True)] if total else []))
+    return replace(objective, name=f"each {objective.name}", formula=_each, parameters=options)
+
+
+expected_entropy = replace(each(entropy), name="expected entropy")
+"""`(1/M) Σ_m H(p_m)`: the aleatoric part of the uncertainty; label-free (Gal 2016, Sec. 3.3)."""
+
+mutual_information = replace(entropy - expected_entropy, name="mutual information", members=2)
+"""`H((1/M) Σ p_m) - (1/M) Σ H(p_m)`, how much the members disagree: the epistemic part; 0 for one member; label-free
+(Gal 2016, Sec. 3.3)."""
+
+UNCERTAINTIES: dict[str, Objective] = {
+    "entropy": entropy,
+    "mutual_information": mutual_information,
+    "expected_entropy": expected_entropy,
+    "variance": variance,
+    "logit_variance": logit_variance,
+    "least_confidence": least_confidence,
+    "margin": small_margin,
+}
+"""Every uncertainty by the name that `udp(uncertainty=...)` takes: label-free, and larger where less is known."""
+
+
+def uncertainty_named(name: "str | Objective") -> Objective:
+    """The uncertainty with that name, or an objective of your own as it is. Raises `EquipoiseError`."""
+    if isinstance(name, Objective):
+        return name
+    if name not in UNCERTAINTIES:
+        raise unknown("uncertainty", name, UNCERTAINTIES)
+    return UNCERTAINTIES[name]

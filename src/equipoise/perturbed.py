@@ -120,6 +120,8 @@ class Admitted:
     """The random streams of the samples."""
     classes: int
     """How many classes the model has."""
+    members: int
+    """How many members its prediction has."""
 
 
 def admit(
@@ -155,7 +157,7 @@ def admit(
         start is None or (isinstance(start, Tensor) and start.shape == x.shape and start.dtype == x.dtype),
         f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",
     )
-    return Admitted(predictive, streams, first.classes)
+    return Admitted(predictive, streams, first.classes, len(first.logits))
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ class Streams:
 
     @classmethod
     def of(cls, seed: int, index: Int[Tensor, " batch"], batch: int = 0) -> "Streams":
-        """The streams of the samples `index` in the run with `seed`. The shared stream depends on `seed` and `batch`."""
+        """The streams of the samples `index` in the run with `seed`. The shared one depends on `seed`, `batch`."""
         start = torch.full_like(index, _wrap(seed), dtype=torch.int64)
         return cls(cls(start).fold(index).keys, cls(start.new_full((1,), _wrap(seed))).fold(batch).keys)
 

@@ -8,16 +8,16 @@ the same point share one perturbed batch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, require
-from equipoise.objectives import Objective
+from equipoise.objectives import Objective, each
 from equipoise.rng import Streams
-from equipoise.types import Labels, PerSample, Points, Predict, Prediction, Predictive
+from equipoise.types import Labels, PerSample, Points, Prediction, Predictive
 
 
 @runtime_checkable
@@ -32,7 +32,7 @@ class Mover(Protocol):
         """Every field as JSON-ready data, for records."""
         ...
 
-    def predict_at(self, predict: Predict, x: Points, point: Points) -> Prediction:
+    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
         """The live prediction at such a point."""
         ...
 
@@ -112,6 +112,13 @@ class Method:
         """The method with one more penalty on the model."""
         return Method(self.terms, (*self.penalties, (weight, penalty)))
 
+    def apart(self) -> "Method":
+        """The method with the members of an ensemble trained apart: every term is summed over the members, each with
+        its own output, so that each descends as if it were alone, at the points that the ensemble as a whole perturbed
+        (Lakshminarayanan et al. 2017). Without it, what descends is the loss of the ensemble's mean.
+        """
+        return replace(self, terms=tuple(replace(t, objective=each(t.objective, total=True)) for t in self.terms))
+
     def __str__(self) -> str:
         """The sum in words."""
         parts = []
@@ -129,13 +136,13 @@ class Method:
         ]
         return [*terms, *({"weight": w, "penalty": _name(p)} for w, p in self.penalties)]
 
-    def check(self, classes: int) -> None:
-        """Raise `EquipoiseError` if a term or its ascent is not defined for that many classes."""
+    def check(self, classes: int, members: int = 1) -> None:
+        """Raise `EquipoiseError` if a term or its ascent is not defined for that many classes, or members."""
         for term in self.terms:
-            term.objective.check(classes, labels=True, target=False)
+            term.objective.check(classes, labels=True, target=False, members=members)
             inner = getattr(term.at, "objective", None)
             if isinstance(inner, Objective):
-                inner.check(classes, labels=True, target=False)
+                inner.check(classes, labels=True, target=False, members=members)
 
     def points(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> list[Points | None]:
         """The perturbed batch of each distinct point, None for the clean one, in the order of `places`."""
@@ -154,7 +161,7 @@ class Method:
         """The sum per sample, with its graph, and the first live prediction made."""
         predict = predictive.draw(streams)
         here = {
-            at: predict(x) if at is None or point is None else at.predict_at(predict, x, point)
+            at: predict(x) if at is None or point is None else at.predict_at(predictive, x, point, streams)
             for at, point in zip(self.places, points, strict=True)
         }
         shown = next(iter(here.values()))

@@ -49,6 +49,11 @@ class Prediction:
         """Number of classes."""
         return self.logits.shape[-1]
 
+    @property
+    def members(self) -> "list[Prediction]":
+        """What each member says alone."""
+        return [Prediction(one[None]) for one in self.logits]
+
     def detach(self) -> "Prediction":
         """The same prediction, cut from the graph."""
         return Prediction(self.logits.detach())
@@ -114,6 +119,15 @@ class StepRule(Protocol):
 class Space(Protocol):
     """Where the perturbation lives."""
 
-    def enter(self, predict: Predict, x: Points) -> tuple[Points, Predict]:
-        """The point of this space that belongs to `x`, and the prediction as a function of such points."""
+    @property
+    def box(self) -> Any:
+        """Where points of this space may lie: a `Box`, or None for that of the ball."""
+        ...
+
+    def enter(self, predictive: Predictive, x: Points, mode: Mode) -> tuple[Predictive, Points]:
+        """The model as one of points of this space, and the points that belong to `x`."""
+        ...
+
+    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
+        """The live prediction of the whole model at a point of this space that was reached from `x`."""
         ...

@@ -7,20 +7,23 @@ from torch import nn
 from equipoise.ascent import value_and_gradient
 from equipoise.attacks import pgd, udp
 from equipoise.objectives import entropy
-from equipoise.predictive import Single, as_predictive, frozen_weights
+from equipoise.predictive import Ensemble, Single, as_predictive, frozen_weights
 from equipoise.rng import Streams
 from equipoise.types import Prediction, Predictive
 
 
-def network() -> nn.Module:
+def network(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 3)).eval()
 
 
 ROWS = {
     "single": lambda: Single(network()),
     "single of probabilities": lambda: Single(nn.Sequential(network(), nn.Softmax(1)), "probabilities"),
+    "ensemble": lambda: Ensemble([network(seed) for seed in range(3)]),
+    "ensemble side by side": lambda: Ensemble([network(seed) for seed in range(3)], vectorize=True),
+    "ensemble of probabilities": lambda: Ensemble([nn.Sequential(network(), nn.Softmax(1))] * 2, "probabilities"),
 }
 X, Y = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 STREAMS = Streams.of(0, torch.arange(6))

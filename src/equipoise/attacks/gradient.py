@@ -1,4 +1,5 @@
-"""Attacks that follow a gradient. `eps` and `step_size` are in pixels of [0, 1]; `norm` is linf, l2 or l1.
+"""Attacks that follow a gradient. `eps` and `step_size` are in pixels of [0, 1]; `norm` is linf, l2 or l1; inputs that
+are no pixels get another `box`.
 
 Every function also takes the fields of `Ascent` by name, such as `start`, `keep`, `mode`, `restarts`, `precision`.
 """
@@ -10,8 +11,8 @@ from typing import Any
 
 from equipoise.ascent import Ascent, TargetRule
 from equipoise.errors import EquipoiseError, unknown
-from equipoise.geometry import Ball
-from equipoise.objectives import Divergence, cross_entropy, entropy, kl, margin
+from equipoise.geometry import Ball, Box
+from equipoise.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
 from equipoise.steps import Constant, Gaussian, Start, StepSize, Uniform, UniformUpTo
 
 
@@ -24,48 +25,80 @@ def _step_size(step_size: StepSize | float | None, eps: float, steps: int, reach
     return step_size if step_size is not None else Constant(usual_step_size(eps, steps, reach))
 
 
-def fgsm(eps: float, norm: str = "linf", step_size: float | None = None, **options: Any) -> Ascent:
+def fgsm(eps: float, norm: str = "linf", step_size: float | None = None, box: Box = Box(), **options: Any) -> Ascent:
     """Fast gradient sign method: `x + eps · sign(∇CE)`, for other norms the steepest step (Goodfellow et al. 2015)."""
-    return Ascent(cross_entropy, Ball(norm, eps), _step_size(step_size, eps, 1, 1.0), 1, **options)
+    return Ascent(cross_entropy, Ball(norm, eps, box), _step_size(step_size, eps, 1, 1.0), 1, **options)
 
 
 def r_fgsm(
-    eps: float, step_size: float | None = None, norm: str = "linf", start: Start = Uniform(), **options: Any
+    eps: float,
+    step_size: float | None = None,
+    norm: str = "linf",
+    start: Start = Uniform(),
+    box: Box = Box(),
+    **options: Any,
 ) -> Ascent:
     """FGSM from a uniform random start ξ: `Π(x + ξ + alpha · sign(∇CE(x + ξ)))`, alpha = 1.25·eps by default.
 
     The gradient is taken at the random start, as in Wong et al. 2020; U (Eq. R-FGSM) writes it at x.
     """
     size = _step_size(step_size, eps, 1, 1.25)
-    return Ascent(cross_entropy, Ball(norm, eps), size, 1, start=start, **options)
+    return Ascent(cross_entropy, Ball(norm, eps, box), size, 1, start=start, **options)
 
 
 def pgd(
-    eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 40,
+    norm: str = "linf",
+    box: Box = Box(),
+    **options: Any,
 ) -> Ascent:
     """Projected gradient ascent of the cross-entropy (Madry et al. 2018; U, Eq. PGD: from the clean point)."""
-    return Ascent(cross_entropy, Ball(norm, eps), _step_size(step_size, eps, steps), steps, **options)
+    return Ascent(cross_entropy, Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options)
 
 
 def cw(
-    eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 40,
+    norm: str = "linf",
+    box: Box = Box(),
+    **options: Any,
 ) -> Ascent:
     """The margin of Carlini & Wagner 2017, climbed by projected gradient steps (R, Sec. 5.1)."""
-    return Ascent(margin, Ball(norm, eps), _step_size(step_size, eps, steps), steps, **options)
+    return Ascent(margin, Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options)
 
 
 def uta(
-    eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 40,
+    norm: str = "linf",
+    uncertainty: str | Objective = "entropy",
+    box: Box = Box(),
+    **options: Any,
 ) -> Ascent:
-    """Uncertainty-targeted attack: climb the entropy for K steps; looks at no label (T, Eq. UTA-PGD and Alg. 1)."""
-    return Ascent(entropy, Ball(norm, eps), _step_size(step_size, eps, steps), steps, **options)
+    """Uncertainty-targeted attack: climb the uncertainty for K steps; looks at no label (T, Eq. UTA-PGD and Alg. 1).
+
+    `uncertainty` is one of `equipoise.objectives.UNCERTAINTIES`, or an objective of your own.
+    """
+    return Ascent(
+        uncertainty_named(uncertainty), Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options
+    )
 
 
 def udp(
-    eps: float, step_size: StepSize | float | None = None, steps: int = 40, norm: str = "linf", **options: Any
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 40,
+    norm: str = "linf",
+    uncertainty: str | Objective = "entropy",
+    box: Box = Box(),
+    **options: Any,
 ) -> Ascent:
     """Uncertainty-driven perturbation: as `uta`, with `k ~ U{1..K}` steps drawn per sample (U, Eq. UDP-PGD, Alg. 1)."""
-    return replace(uta(eps, step_size, steps, norm, **options), steps=UniformUpTo(steps))
+    return replace(uta(eps, step_size, steps, norm, uncertainty, box, **options), steps=UniformUpTo(steps))
 
 
 def trades(
@@ -75,12 +108,15 @@ def trades(
     norm: str = "linf",
     divergence: Divergence = "clean||here",
     start: Start = Gaussian(0.001),
+    box: Box = Box(),
     **options: Any,
 ) -> Ascent:
     """TRADES' inner step: climb the divergence from the clean prediction, from Gaussian noise of 0.001, because its
     gradient is 0 at the clean point (Zhang et al. 2019).
     """
-    return Ascent(kl(divergence), Ball(norm, eps), _step_size(step_size, eps, steps), steps, start=start, **options)
+    return Ascent(
+        kl(divergence), Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, start=start, **options
+    )
 
 
 def targeted(attack: Ascent, rule: TargetRule = "least_likely") -> Ascent:

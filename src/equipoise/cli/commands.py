@@ -23,9 +23,10 @@ from equipoise.cli.processes import is_main_process
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import evaluate_run
+from equipoise.predictive import as_predictive
 from equipoise.records import Run
 from equipoise.records import load as load_record
-from equipoise.training import fit
+from equipoise.training import build_model, fit
 
 _FILES = ("run.json", "metrics.jsonl", "*.safetensors", "evaluation*.json", "samples.npz")
 
@@ -50,6 +51,9 @@ def run(options: Command, command: str) -> None:
 def train(options: Train, command: str) -> None:
     """Train, evaluate what came out, and say what to do next."""
     method, recipe, record = build_method(options.method), options.recipe, parameters(options.method)
+    if options.members > 1:
+        method = method if options.together else method.apart()
+    require(options.members > 1 or not options.together, "--together needs --members: one network has nobody to join.")
     examples = options.evaluate_examples
     require(
         examples is None or examples >= 0,
@@ -60,12 +64,12 @@ def train(options: Train, command: str) -> None:
     if options.limit is not None:
         data = data.limit(options.limit, recipe.seed)
     net = _net_record(options, data)
-    others = {k: v for k, v in net.items() if k != "options"}
-    model = nets.build(**others, **net["options"])
+    model = build_model(net)
     out = options.out or Path("runs", f"{record['name']}-{data.name}-{recipe.seed}")
     if is_main_process():
         _claim(out, options)
-    size = f"{net['name']}, {nets.count_parameters(model):,} parameters"
+    count = f"{options.members} x {net['name']}" if options.members > 1 else net["name"]
+    size = f"{count}, {nets.count_parameters(as_predictive(model).module):,} parameters"
     say(f"{record['name']} on {data.name}, {len(data.train)} samples; {size}")
     fit(
         method,
@@ -105,6 +109,8 @@ def _net_record(options: Train, data: Dataset) -> dict[str, Any]:
         "seed": options.recipe.seed,
         "normalize": _statistics(data) if options.normalize else None,
         "options": {k: v for k, v in own.items() if v is not None} | net_options(options.net_option),
+        "members": options.members,
+        "dropout_samples": options.dropout_samples,
     }
 
 

@@ -33,6 +33,7 @@ from equipoise.predictive import as_predictive, first_look
 from equipoise.provenance import provenance
 from equipoise.records import Evaluation, Run, digest, write_atomically
 from equipoise.training import Recipe, load_run, load_weights
+from equipoise.types import Predictive
 
 _SHOWN = 20  # mismatches of a record that are printed
 _PAUSE = 0.1  # seconds between two looks at the processes
@@ -42,7 +43,7 @@ _PAUSE = 0.1  # seconds between two looks at the processes
 class _Subject:
     """What is evaluated: a model, its data, and the record of its training if it is a run."""
 
-    model: nn.Module
+    model: nn.Module | Predictive
     data: Dataset
     recorded: Run | None
 

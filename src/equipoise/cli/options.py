@@ -87,6 +87,34 @@ class RandomStep:
 
 
 @dataclass(frozen=True)
+class Uncertainty:
+    """What a perturbation climbs that looks at no label."""
+
+    uncertainty: Literal[
+        "entropy", "mutual_information", "expected_entropy", "variance", "logit_variance", "least_confidence", "margin"
+    ] = "entropy"
+    """Which uncertainty: of the mean prediction, or of how the members of an ensemble disagree."""
+
+
+@dataclass(frozen=True)
+class Divergent:
+    """How far the output may move."""
+
+    beta: float = 6.0
+    """Weight of the divergence."""
+    divergence: Divergence = "clean||here"
+    """Which divergence: KL(clean || perturbed), the reverse, or soft cross-entropy."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a perturbation in a latent space lives."""
+
+    latent: str
+    """The layer whose output is perturbed, such as fc1 of a lenet; the ball is in its units."""
+
+
+@dataclass(frozen=True)
 class Iterated:
     """A perturbation of several steps."""
 
@@ -95,17 +123,31 @@ class Iterated:
     perturbation: Perturbation
     climb: Climb = Climb()
     steps: int = 20
-    """Number of steps; udp draws a number up to it for each sample."""
+    """Number of steps."""
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """A clean term, and a weighted one at a perturbation of several steps."""
+class Uncertain:
+    """A perturbation of several steps to where the model is uncertain."""
 
     name: Suppress[str]
     """Which method."""
     perturbation: Perturbation
     climb: Climb = Climb()
+    what: Uncertainty = Uncertainty()
+    steps: int = 20
+    """Number of steps; udp draws a number up to it for each sample."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A clean term, and a weighted one where the model is uncertain."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    climb: Climb = Climb()
+    what: Uncertainty = Uncertainty()
     steps: int = 20
     """Number of steps; for each sample a number up to it is drawn."""
     weight: float = 1.0
@@ -120,12 +162,51 @@ class Diverging:
     """Which method."""
     perturbation: Perturbation
     climb: Climb = Climb()
+    how_far: Divergent = Divergent()
     steps: int = 20
-    """Number of steps; udp-trades draws a number up to it for each sample."""
-    beta: float = 6.0
-    """Weight of the divergence."""
-    divergence: Divergence = "clean||here"
-    """Which divergence: KL(clean || perturbed), the reverse, or soft cross-entropy."""
+    """Number of steps."""
+
+
+@dataclass(frozen=True)
+class UncertainDiverging:
+    """A clean term, and a divergence from the clean output where the model is uncertain."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    climb: Climb = Climb()
+    what: Uncertainty = Uncertainty()
+    how_far: Divergent = Divergent()
+    steps: int = 20
+    """Number of steps; for each sample a number up to it is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentIterated(Iterated):
+    """The same in a latent space."""
+
+    place: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentUncertain(Uncertain):
+    """The same in a latent space."""
+
+    place: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentWeighted(Weighted):
+    """The same in a latent space."""
+
+    place: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentDiverging(Diverging):
+    """The same in a latent space."""
+
+    place: Place
 
 
 def _named(name: str, kind: type, description: str, **defaults: Any) -> Any:
@@ -137,14 +218,21 @@ Choice = (
     | Annotated[OneStep, _named("fgsm", OneStep, "One step up the loss.")]
     | Annotated[RandomStep, _named("r-fgsm", RandomStep, "fgsm from a random start.")]
     | Annotated[Iterated, _named("pgd", Iterated, "At the point of greatest loss.", steps=10)]
-    | Annotated[Iterated, _named("udp", Iterated, "At the point of greatest uncertainty, 1 to K steps away.")]
-    | Annotated[Iterated, _named("uta", Iterated, "At the point of greatest uncertainty, K steps away.")]
+    | Annotated[Uncertain, _named("udp", Uncertain, "At the point of greatest uncertainty, 1 to K steps away.")]
+    | Annotated[Uncertain, _named("uta", Uncertain, "At the point of greatest uncertainty, K steps away.")]
     | Annotated[Weighted, _named("udpr", Weighted, "The clean loss plus that at the udp point.")]
     | Annotated[
         Diverging,
         _named("trades", Diverging, "The clean loss plus the divergence at its greatest.", steps=10),
     ]
-    | Annotated[Diverging, _named("udp-trades", Diverging, "The clean loss plus the divergence at the udp point.")]
+    | Annotated[
+        UncertainDiverging,
+        _named("udp-trades", UncertainDiverging, "The clean loss plus the divergence at the udp point."),
+    ]
+    | Annotated[LatentIterated, _named("ls-pgd", LatentIterated, "pgd in a latent space.")]
+    | Annotated[LatentUncertain, _named("ls-udp", LatentUncertain, "udp in a latent space.")]
+    | Annotated[LatentWeighted, _named("ls-udpr", LatentWeighted, "udpr in a latent space.")]
+    | Annotated[LatentDiverging, _named("ls-trades", LatentDiverging, "trades in a latent space.")]
 )
 METHODS: dict[str, Callable[..., Method]] = {
     "standard": methods.standard,
@@ -156,6 +244,10 @@ METHODS: dict[str, Callable[..., Method]] = {
     "udpr": methods.udpr,
     "trades": methods.trades,
     "udp-trades": methods.udp_trades,
+    "ls-pgd": methods.ls_pgd,
+    "ls-udp": methods.ls_udp,
+    "ls-udpr": methods.ls_udpr,
+    "ls-trades": methods.ls_trades,
 }
 
 
@@ -174,11 +266,13 @@ def build_method(choice: Any) -> Method:
     name, steps = options.pop("name"), options.get("steps", 1)
     if options.pop("step_schedule", "constant") == "triangular":
         options["step_size"] = _triangular(name, options["eps"], options["step_size"], steps)
+    if "latent" in options:
+        options["layer"] = options.pop("latent")
     return METHODS[name](**options)
 
 
 def _triangular(name: str, eps: float, size: float | None, steps: int) -> StepSize:
-    peak = eps / (5 if name in ("pgd", "trades") else 2)
+    peak = eps / (5 if name.removeprefix("ls-") in ("pgd", "trades") else 2)
     return Triangular(usual_step_size(eps, steps) if size is None else size, peak)
 
 
@@ -200,13 +294,19 @@ class Train:
     limit: int | None = None
     """Train on at most so many samples."""
     net: str = "mlp"
-    """mlp, lenet, lenet-wide, preact-resnet18, or your own as package.module:factory."""
+    """mlp, lenet, lenet-wide, preact-resnet18, resnet18, resnet18-dropout, or your own as package.module:factory."""
     width: int | None = None
     """lenet: multiplies its filters, 1 to 12."""
     widths: tuple[int, ...] = ()
     """mlp: sizes of its hidden layers, such as 512 256."""
     net_option: tuple[str, ...] = ()
     """Other arguments of the network, as key=value."""
+    members: int = 1
+    """Networks of an ensemble, which differ in their initial weights; its mean is the prediction."""
+    together: FlagCreatePairsOff[bool] = False
+    """Train the mean of an ensemble; by default every member descends its own loss."""
+    dropout_samples: int = 0
+    """Draws of a network with dropout layers whose mean is the prediction, as in Monte Carlo dropout; 0 is off."""
     normalize: FlagCreatePairsOff[bool] = False
     """Standardise the channels by the training data's mean and deviation, in a layer inside the network."""
     out: Path | None = None

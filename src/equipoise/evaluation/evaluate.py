@@ -20,6 +20,7 @@ from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, check_index, check_
 from equipoise.predictive import as_predictive, couples_samples, first_look, seeded, standing
 from equipoise.records import AttackResult
 from equipoise.rng import Streams, fold
+from equipoise.spaces import Input
 from equipoise.types import Labels, Points, Predictive
 
 WORST = "worst case"
@@ -116,6 +117,12 @@ def check_samples(predictive: Predictive, x: Points, y: Labels, attacks: Suite) 
     weight = next(predictive.module.parameters(), None)
     x, y = (x, y) if weight is None else (x.to(weight.device), y.to(weight.device))
     box = attacks[0][1].geometry.box if attacks else Box()
+    for name, attack in attacks:
+        require(
+            isinstance(getattr(attack, "space", Input()), Input),
+            f"{name} perturbs a latent space: robustness is measured in the input, where the threat is; leave out its "
+            "space. (Called by itself it attacks the codes.)",
+        )
     check_input(x, predictive.module, Ball("linf", 0.0, box))
     with seeded(0, x.device):
         check_labels("y", y, len(x), first_look(predictive, x).classes)

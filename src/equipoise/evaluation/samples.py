@@ -8,13 +8,21 @@ from torch import Tensor, nn
 from equipoise.attacks import pgd, uta
 from equipoise.errors import require
 from equipoise.evaluation.verify import predict
-from equipoise.types import Labels, Points
+from equipoise.predictive import as_predictive
+from equipoise.types import Labels, Points, Predictive
 
 APPEARANCE_EPS = 0.3
 
 
 def samples(
-    model: nn.Module, x: Points, y: Labels, eps: float = APPEARANCE_EPS, n: int = 10, *, steps: int = 40, seed: int = 0
+    model: "nn.Module | Predictive",
+    x: Points,
+    y: Labels,
+    eps: float = APPEARANCE_EPS,
+    n: int = 10,
+    *,
+    steps: int = 40,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """The same `n` images clean, at greatest uncertainty (`udp`) and at greatest loss (`pgd`).
 
@@ -25,7 +33,7 @@ def samples(
     cannot take.
     """
     require(n >= 1, f"n = {n}: expected at least one image.")
-    device = next(model.parameters()).device
+    device = next(as_predictive(model).module.parameters()).device
     prediction = torch.cat([predict(model, part.to(device)).cpu() for part in x.split(256)])
     rows = _in_turn(y.cpu(), prediction == y.cpu())[:n]
     clean, labels = x[rows.to(x.device)].to(device), y[rows.to(y.device)].to(device)

@@ -3,6 +3,7 @@
 Every predictive works wherever a network does: in every attack, every training method and every evaluation.
 """
 
+from equipoise.predictive.ensemble import Ensemble
 from equipoise.predictive.single import (
     Single,
     as_predictive,
@@ -14,9 +15,11 @@ from equipoise.predictive.single import (
     predict,
     seeded,
     standing,
+    with_module,
 )
 
 __all__ = [
+    "Ensemble",
     "Single",
     "as_predictive",
     "check_outputs",
@@ -27,4 +30,5 @@ __all__ = [
     "predict",
     "seeded",
     "standing",
+    "with_module",
 ]

@@ -6,7 +6,7 @@ them as `.logits`. `standing(module, mode)` sets a mode and restores every submo
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from equipoise.convolution import MANY_FILTERS
 from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.nets.split import split
 from equipoise.rng import Streams
 from equipoise.types import Mode, Points, Precision, Predict, Prediction, Predictive, Weights
 
@@ -47,6 +48,11 @@ class Single:
 
         return predict
 
+    def split(self, layer: str) -> "tuple[nn.Module, Single]":
+        """The encoder that ends with `layer`, and the classifier that follows it."""
+        encoder, classifier = split(self.module, layer)
+        return encoder, Single(classifier, self.outputs)
+
 
 def as_predictive(
     model: "nn.Module | Predictive", outputs: Literal["logits", "probabilities"] = "logits"
@@ -63,6 +69,16 @@ def as_predictive(
     if isinstance(model, Predictive):
         return model
     raise EquipoiseError(f"a {type(model).__name__} is not a model: expected a torch.nn.Module that returns logits.")
+
+
+def with_module(predictive: Predictive, module: nn.Module) -> Predictive:
+    """The same kind of predictive with other weights: those of `module`. Raises `EquipoiseError` if it cannot be."""
+    require(
+        is_dataclass(predictive) and "module" in {field.name for field in fields(predictive)},
+        f"a {type(predictive).__name__} cannot take averaged weights: make it a dataclass with a field `module`, or "
+        "train without ema.",
+    )
+    return replace(predictive, module=module)  # pyright: ignore[reportCallIssue, reportArgumentType, reportReturnType]
 
 
 def _scores(output: Any, batch: int, name: str) -> Tensor:

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from equipoise import nets
 from equipoise.errors import EquipoiseError, require
+from equipoise.predictive import Ensemble, as_predictive
 from equipoise.records import Run, load, write_atomically
+from equipoise.rng import fold
+from equipoise.types import Predictive
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
@@ -82,8 +85,36 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         optimizer.state[parameter][name] = value
 
 
-def load_run(path: "Path | str", weights: str = "best", device: "torch.device | str" = "cpu") -> tuple[nn.Module, Run]:
-    """The network of a run directory with its `best` or `last` weights, in eval mode, and the run's record.
+def build_model(net: Mapping[str, Any]) -> "nn.Module | Predictive":
+    """The untrained model that a run's record describes: `name`, `shape`, `classes`, `seed`, `normalize` and `options`
+    of `equipoise.nets.build`; an `Ensemble` if `members` > 1, whose first member is that network alone; and Monte Carlo
+    dropout if `dropout_samples` > 0. Raises `EquipoiseError` for numbers out of range and for both of them together.
+    """
+    members, samples = net.get("members", 1), net.get("dropout_samples", 0)
+    require(members >= 1, f"members = {members} is no ensemble: expected an integer >= 1.")
+    require(samples >= 0, f"dropout_samples = {samples}: expected a number of draws, or 0 for none.")
+    require(members == 1 or samples == 0, "an ensemble of Monte Carlo dropout is not offered: choose one of the two.")
+
+    def one(member: int) -> nn.Module:
+        seed = net.get("seed", 0)
+        return nets.build(
+            net["name"],
+            tuple(net["shape"]),
+            net["classes"],
+            seed=fold(seed, member) if member else seed,
+            normalize=_as_tuple(net.get("normalize")),
+            **{k: _as_tuple(v) for k, v in net.get("options", {}).items()},
+        )
+
+    if members > 1:
+        return Ensemble([one(member) for member in range(members)])
+    return one(0)
+
+
+def load_run(
+    path: "Path | str", weights: str = "best", device: "torch.device | str" = "cpu"
+) -> "tuple[nn.Module | Predictive, Run]":
+    """The network (or predictive) of a run directory with its `best` or `last` weights, in eval mode, and its record.
 
     Raises `EquipoiseError` if the directory is no run or a file is missing or damaged.
     """
@@ -93,18 +124,14 @@ def load_run(path: "Path | str", weights: str = "best", device: "torch.device | 
     run = load(path / "run.json")
     if not isinstance(run, Run):
         raise EquipoiseError(f"{path / 'run.json'} is not the record of a training run.")
-    net = dict(run.net)
-    require("name" in net, f"{path} was trained from Python on a network of your own: build it and use load_weights.")
-    module = nets.build(
-        net["name"],
-        tuple(net["shape"]),
-        net["classes"],
-        seed=net.get("seed", 0),
-        normalize=_as_tuple(net.get("normalize")),
-        **{k: _as_tuple(v) for k, v in net.get("options", {}).items()},
+    require(
+        "name" in run.net, f"{path} was trained from Python on a network of your own: build it and use load_weights."
     )
+    model = build_model(run.net)
+    module = as_predictive(model).module
     load_weights(module, path / f"{weights}.safetensors")
-    return module.to(device).eval(), run
+    module.to(device).eval()
+    return model, run
 
 
 def _as_tuple(value: Any) -> Any:

@@ -32,12 +32,14 @@ from equipoise.ascent import Ascent
 from equipoise.attacks import fgsm, pgd
 from equipoise.data import Dataset, crop_and_flip
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.geometry import Ball
 from equipoise.nets import count_parameters
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, first_look, predict, standing
+from equipoise.predictive import as_predictive, first_look, predict, standing, with_module
 from equipoise.provenance import provenance
 from equipoise.records import Run, from_json, save, to_json, write_atomically
 from equipoise.rng import Streams, fold
+from equipoise.spaces import Input
 from equipoise.terms import Method, Term, as_method
 from equipoise.training.checkpoint import (
     copy_into,
@@ -147,13 +149,13 @@ def fit(
     out = Path(out) if out is not None else None
     device = recipe.pick_device()
     require(any(p.requires_grad for p in predictive.module.parameters()), "the network has no parameters to train.")
-    method.check(len(data.classes))
     weight = next(predictive.module.parameters())
     require(
         weight.dtype == torch.float32,
         f"the network is {weight.dtype}: keep it in float32 (Recipe's precision may be bf16).",
     )
     first = first_look(predictive, data.train.x[:2].to(weight.device))
+    method.check(len(data.classes), len(first.logits))
     require(
         recipe.augment == "none" or data.train.x.ndim == 4,
         f"augment = {recipe.augment!r} needs images, {data.name} has inputs of shape {tuple(data.train.x.shape[1:])}.",
@@ -281,12 +283,19 @@ class _Training:
         n_valid = len(self.valid.y)
         self.record = replace(job.run, data={**job.run.data, "n_train": len(self.train.y), "n_valid": n_valid})
         self.saved = self.began = time.monotonic()
-        eps, norm = _validation_ball(job)
-        self.record = replace(self.record, recipe={**self.record.recipe, "valid_eps": eps, "valid_norm": norm})
+        ball, precision = _validation_ball(job), self.recipe.precision
+        self.record = replace(
+            self.record, recipe={**self.record.recipe, "valid_eps": ball.eps, "valid_norm": ball.norm}
+        )
         self.checks = {
-            "valid_fgsm": fgsm(eps, norm, precision=self.recipe.precision),
+            "valid_fgsm": fgsm(ball.eps, ball.norm, box=ball.box, precision=precision),
             "valid_pgd": pgd(
-                eps, steps=self.recipe.valid_steps, norm=norm, keep="first_success", precision=self.recipe.precision
+                ball.eps,
+                steps=self.recipe.valid_steps,
+                norm=ball.norm,
+                box=ball.box,
+                keep="first_success",
+                precision=precision,
             ),
         }
 
@@ -420,7 +429,9 @@ class _Training:
         self._tell(metrics, alarm)
 
     def _validate(self) -> dict[str, float]:
-        valid, judged = self.valid, as_predictive(self.judged) if self.averaged is not None else self.predictive
+        valid, judged = self.valid, self.predictive
+        if self.averaged is not None:
+            judged = with_module(judged, self.judged)
         scores = torch.cat([predict(judged, x).scores for x in valid.x.split(512)])
         if not scores.isfinite().all():
             return dict.fromkeys(("valid_clean", *self.checks), math.nan)
@@ -592,15 +603,14 @@ def copy_buffers(source: nn.Module, destination: nn.Module) -> None:
         theirs.copy_(mine)
 
 
-def _validation_ball(job: _Job) -> tuple[float, str]:
-    """Radius and norm of the validation attacks."""
-    balls = [t.at.geometry for t in job.method.terms if isinstance(t.at, Ascent)]
-    norm = balls[0].norm if balls else "linf"
-    if job.recipe.valid_eps is not None:
-        return job.recipe.valid_eps, norm
+def _validation_ball(job: _Job) -> Ball:
+    """The ball of the validation attacks, which are in the input whatever space the method perturbs."""
+    balls = [t.at.geometry for t in job.method.terms if isinstance(t.at, Ascent) and isinstance(t.at.space, Input)]
+    ball = balls[0] if balls else Ball("linf", 0.0)
     usual = 8 / 255 if job.data.train.x.ndim == 4 and job.data.train.x.shape[1] == 3 else 0.1
-    own = balls[0].eps if balls else 0.0
-    return (own if own > 0 and (norm != "linf" or own < usual) else usual), norm
+    if job.recipe.valid_eps is not None:
+        return replace(ball, eps=job.recipe.valid_eps)
+    return ball if ball.eps > 0 and (ball.norm != "linf" or ball.eps < usual) else replace(ball, eps=usual)
 
 
 def _writer() -> Any:
