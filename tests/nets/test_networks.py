@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError
-from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18, build, count_parameters
+from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18, ResNet18, build, count_parameters
 
 MNIST, SVHN = (1, 28, 28), (3, 32, 32)
 
@@ -26,6 +26,8 @@ MNIST, SVHN = (1, 28, 28), (3, 32, 32)
         ("lenet", MNIST, {"width": 12}, 1_872 + 345_792 + 6_913_440 + 121_044 + 850),
         ("lenet-wide", SVHN, {}, 2_432 + 51_264 + 590_080 + 30_840 + 1_210),
         ("preact-resnet18", SVHN, {}, 1_728 + 147_968 + 525_184 + 2_098_944 + 8_392_192 + 1_024 + 5_130),
+        ("resnet18", SVHN, {}, 11_173_962),
+        ("resnet18-dropout", SVHN, {}, 1_856 + 147_968 + 525_568 + 2_099_712 + 8_393_728 + 5_130),
     ],
 )
 def test_parameters_counted_by_hand(name, shape, options, expected):
@@ -48,6 +50,8 @@ def test_a_shared_parameter_counts_once():
         ("preact-resnet18", (1, 8, 8)),
         ("preact-resnet18", (3, 16, 24)),
         ("preact-resnet18", MNIST),
+        ("resnet18", (1, 8, 8)),
+        ("resnet18-dropout", (3, 16, 24)),
     ],
 )
 def test_logits_have_one_row_per_input_and_one_column_per_class(name, shape):
@@ -89,7 +93,7 @@ def test_mlp_in_numpy():
     np.testing.assert_allclose(net(x).detach().numpy(), h @ w3.T + b3, atol=1e-6)
 
 
-def resnet_by_hand(net: PreActResNet18, x: Tensor) -> Tensor:
+def preact_resnet_by_hand(net: PreActResNet18, x: Tensor) -> Tensor:
     """He et al. 2016, Fig. 1(b), from the weights alone."""
     w = dict(net.state_dict())
 
@@ -109,19 +113,58 @@ def resnet_by_hand(net: PreActResNet18, x: Tensor) -> Tensor:
     return pooled @ w["linear.weight"].T + w["linear.bias"]
 
 
-def test_preact_resnet_restated_from_its_weights():
-    net = build("preact-resnet18", SVHN)
+def with_statistics(name: str) -> tuple[nn.Module, Tensor]:
+    """A network whose batch-norms have statistics and scales that matter, in eval mode, and two images."""
+    net = build(name, SVHN).eval()
     generator = torch.Generator().manual_seed(1)
-    for name, buffer in net.named_buffers():  # statistics and scales that matter
-        if name.endswith(("running_mean", "running_var")):
-            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        for values, least in ((norm.running_mean, 0.5), (norm.running_var, 0.5), (norm.weight, 0), (norm.bias, 0)):
+            values.data.copy_(torch.rand(values.shape, generator=generator) + least)
+    return net, torch.rand(2, *SVHN, generator=generator)
+
+
+def test_preact_resnet_restated_from_its_weights():
+    net, x = with_statistics("preact-resnet18")
     with torch.no_grad():
-        for name, p in net.named_parameters():
-            if "bn" in name:
-                p.copy_(torch.rand(p.shape, generator=generator))
-    x = torch.rand(2, *SVHN, generator=generator)
+        torch.testing.assert_close(net(x), preact_resnet_by_hand(net, x), rtol=1e-4, atol=1e-4)
+
+
+def resnet_by_hand(net: ResNet18, x: Tensor, masks: list[Tensor]) -> Tensor:
+    """Table 7 of the UDP paper, from the weights alone; each line "MCD" multiplies by the next mask."""
+    w, masks = dict(net.state_dict()), list(masks)
+
+    def bn(name, h):
+        stats = (w[f"{name}.running_mean"], w[f"{name}.running_var"], w[f"{name}.weight"], w[f"{name}.bias"])
+        mean, var, scale, shift = (v.view(-1, 1, 1) for v in stats)
+        return (h - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    h = bn("stem.1", F.conv2d(x, w["stem.0.weight"], padding=1)).clamp(min=0) * masks.pop(0)
+    for i in range(8):
+        name, stride = f"blocks.{i}", 2 if i in (2, 4, 6) else 1
+        bypass = h
+        if stride == 2:
+            bypass = bn(f"{name}.shortcut.1", F.conv2d(h, w[f"{name}.shortcut.0.weight"], stride=2))
+        inner = bn(f"{name}.bn1", F.conv2d(h, w[f"{name}.conv1.weight"], stride=stride, padding=1))
+        inner = inner.clamp(min=0) * masks.pop(0)
+        inner = bn(f"{name}.bn2", F.conv2d(inner, w[f"{name}.conv2.weight"], padding=1))
+        h = (inner + bypass).clamp(min=0) * masks.pop(0)
+    return F.avg_pool2d(h, 4).flatten(1) @ w["linear.weight"].T + w["linear.bias"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18-dropout"])
+def test_resnet_restated_from_its_weights(name):
+    net, x = with_statistics(name)
+    sizes = [(64, 32)] * 5 + [(128, 16)] * 4 + [(256, 8)] * 4 + [(512, 4)] * 4
+    masks = [torch.ones(c, s, s) for c, s in sizes]
+    if name == "resnet18-dropout":
+        generator = torch.Generator().manual_seed(2)
+        masks = [(torch.rand(mask.shape, generator=generator) > 0.2) / 0.8 for mask in masks]
+        dropouts = [m for m in net.modules() if isinstance(m, nn.Dropout)]
+        assert [m.p for m in dropouts] == [0.2] * 17
+        for layer, mask in zip(dropouts, masks, strict=True):
+            layer.register_forward_hook(lambda layer, inputs, output, mask=mask: output * mask)
     with torch.no_grad():
-        torch.testing.assert_close(net.eval()(x), resnet_by_hand(net, x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(net(x), resnet_by_hand(net, x, masks), rtol=1e-4, atol=1e-4)
 
 
 @given(st.integers(1, 12))
@@ -147,6 +190,8 @@ def test_lenet_takes_an_image_or_says_why_not(height, width):
         (lambda: LeNet(MNIST, hidden=(120, 0)), r"hidden \(120, 0\) of a lenet must be at least 1"),
         (lambda: LeNet((784,)), r"lenet needs images \(channels, height, width\), got inputs of shape \(784,\)"),
         (lambda: PreActResNet18((784,)), r"preact-resnet18 needs images .* got inputs of shape \(784,\)"),
+        (lambda: ResNet18((784,)), r"resnet18 needs images .* got inputs of shape \(784,\)"),
+        (lambda: ResNet18(SVHN, dropout=1.0), r"dropout of a resnet18 must be a probability in \[0, 1\), got 1.0"),
         (lambda: MLP((2,), widths=(3, 0)), r"widths of an mlp must be at least 1, got \(3, 0\)"),
         (lambda: Normalize((0.5,), (0.0,)), "positive standard deviations"),
         (lambda: Normalize((float("nan"),), (1.0,)), "finite means"),

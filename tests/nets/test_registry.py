@@ -62,10 +62,10 @@ def own(tmp_path, monkeypatch):
 
 
 def test_names():
-    assert names() == ("mlp", "lenet", "lenet-wide", "preact-resnet18")
+    assert names() == ("mlp", "lenet", "lenet-wide", "preact-resnet18", "resnet18", "resnet18-dropout")
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "lenet-wide", "preact-resnet18"])
+@pytest.mark.parametrize("name", names())
 def test_same_seed_same_weights_and_global_state_untouched(name):
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -165,6 +165,7 @@ def test_names_refused(own, name, message):
         ("preact-resnet18", {"width": 2}, "net 'preact-resnet18' takes no options, got 'width'"),
         ("ownpackage.nets:plain", {"width": 2}, "takes no options, got 'width'"),
         ("ownpackage.nets:shaped", {"hiden": 2}, "did you mean 'hidden'"),
+        ("resnet18", {"drop": 0.1}, "unknown option of net 'resnet18' 'drop': did you mean 'dropout'"),
         ("lenet", {"width": "2"}, "net 'lenet' could not be made: Type"),
         ("mlp", {"classes": 1}, "at least 2 classes, got 1"),
         ("mlp", {"shape": (28, 28)}, r"must be \(channels, height, width\) or \(features,\).* got \(28, 28\)"),

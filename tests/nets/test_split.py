@@ -26,6 +26,7 @@ NETWORKS = {
     "mlp": (lambda: build("mlp", (1, 3, 3), widths=(5, 4, 6)), (1, 3, 3), ["fc1", "fc2", "fc3", "logits"]),
     "shallow": (lambda: build("mlp", (4,)), (4,), ["fc1", "logits"]),
     "linear": (lambda: build("mlp", (4,), widths=()), (4,), ["logits"]),
+    "post": (lambda: build("resnet18", (3, 8, 8)), (3, 8, 8), ["stem", *BLOCKS, "features", "logits"]),
     "resnet": (lambda: build("preact-resnet18", (3, 8, 8)), (3, 8, 8), ["stem", *BLOCKS, "features", "logits"]),
     "normalized": (
         lambda: build("lenet", (1, 12, 12), normalize=((0.3,), (0.4,))),
@@ -91,6 +92,9 @@ def test_weights_put_in_place_of_the_networks_reach_its_halves():
         ("resnet", "block2", (64, 8, 8)),
         ("resnet", "block8", (512, 1, 1)),
         ("resnet", "features", (512,)),
+        ("post", "stem", (64, 8, 8)),
+        ("post", "block8", (512, 1, 1)),
+        ("post", "features", (512,)),
     ],
 )
 def test_the_latent_point(name, layer, shape):

@@ -9,14 +9,17 @@ from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
 from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18
 from equipoise.nets.registry import build, count_parameters, names
+from equipoise.nets.resnet import BasicBlock, ResNet18
 from equipoise.nets.split import Staged, split, stages
 
 __all__ = [
     "MLP",
+    "BasicBlock",
     "LeNet",
     "Normalize",
     "PreActBlock",
     "PreActResNet18",
+    "ResNet18",
     "Staged",
     "build",
     "count_parameters",

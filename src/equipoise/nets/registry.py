@@ -17,12 +17,15 @@ from equipoise.nets.lenet import LeNet
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
 from equipoise.nets.preact_resnet import PreActResNet18
+from equipoise.nets.resnet import ResNet18
 
 _NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "lenet": LeNet,
     "lenet-wide": partial(LeNet, filters=(32, 64), hidden=(256, 120)),
     "preact-resnet18": PreActResNet18,
+    "resnet18": ResNet18,
+    "resnet18-dropout": partial(ResNet18, dropout=0.2),
 }
 
 
