@@ -1,0 +1,176 @@
+"""Layers whose Lipschitz constant is bounded: `|f(a) - f(b)| <= c |a - b|` in the Euclidean norm.
+
+`bounded(layer, c)` makes a linear layer or a convolution use `W / max(1, σ/c)` for its weight `W`, where σ is the
+largest singular value of the map `x -> W x` (Gouk et al. 2021, "Regularisation of Neural Networks by Enforcing
+Lipschitz Continuity"). For a convolution that is the map of images to images, padding and stride included: the norm of
+its weight reshaped to a matrix is another number. `BoundedBatchNorm2d` bounds a batch-norm the same way.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
+from torch.nn.utils.parametrize import register_parametrization
+
+from equipoise.errors import EquipoiseError, require
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+_VECTORS, _START_ITERATIONS = 8, 30  # of random weights σ is then 0.1 % too small at most
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The linear map of a linear layer."""
+
+    def domain(self, weight: Tensor) -> tuple[int, ...]:
+        """Shape of what it maps: (inputs,)."""
+        return (weight.shape[1],)
+
+    def __call__(self, weight: Tensor, x: Tensor) -> Tensor:
+        """`W x` of every row."""
+        return x @ weight.T
+
+    def adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        """`Wᵀ y` of every row."""
+        return y @ weight
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The linear map of a convolution with zero padding, on images of one size."""
+
+    size: tuple[int, int]
+    """Height and width of the images."""
+    stride: tuple[int, ...]
+    """Its stride."""
+    padding: tuple[int, ...]
+    """Zeros at each side."""
+    dilation: tuple[int, ...]
+    """Its dilation."""
+    groups: int
+    """Into how many groups its channels are split."""
+
+    def domain(self, weight: Tensor) -> tuple[int, ...]:
+        """Shape of what it maps: (channels, height, width)."""
+        return weight.shape[1] * self.groups, *self.size
+
+    def __call__(self, weight: Tensor, x: Tensor) -> Tensor:
+        """The convolution, without its bias."""
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        """The transposed convolution."""
+        shape, stride, padding, dilation = (len(y), *self.domain(weight)), self.stride, self.padding, self.dilation
+        return conv2d_input(shape, weight, y, stride, padding, dilation, self.groups)  # pyright: ignore[reportArgumentType]
+
+
+class BoundedNorm(nn.Module):
+    """The parametrization `W -> W / max(1, σ/c)`, whose operator norm is at most c.
+
+    σ = uᵀ W v with the leading singular vectors u and v, which are constants of the gradient. They are found by power
+    iteration of a few vectors at a time, kept orthogonal: many steps at the start, then one per forward pass in train
+    mode, and none in eval mode. σ approaches the norm from below. (A single vector, once it has converged, needs
+    hundreds of steps to notice that training made another direction the largest.)
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, coefficient: float, weight: Tensor, operator: Matrix | Convolution) -> None:
+        super().__init__()
+        require(coefficient > 0, f"the bound of a norm must be positive, got {coefficient}.")
+        self.coefficient, self.operator = coefficient, operator
+        weight = weight.detach()
+        shape = operator.domain(weight)
+        count = min(_VECTORS, math.prod(shape), operator(weight, weight.new_zeros(1, *shape)).numel())
+        start = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(weight)
+        self.register_buffer("v", _orthonormal(start))
+        self.register_buffer("u", torch.zeros_like(operator(weight, start)))
+        for _ in range(_START_ITERATIONS):
+            self._iterate(weight)
+
+    @torch.no_grad()
+    def _iterate(self, weight: Tensor) -> None:
+        """One step `V -> Wᵀ W V` on the rows of v, and the best estimates in the space they span, the largest first."""
+        weight = weight.nan_to_num(0, 0, 0)  # of weights that diverged the norm is NaN, but the vectors stay
+        left = _orthonormal(self.operator(weight, self.v))
+        image = self.operator.adjoint(weight, left).flatten(1)
+        rotation, _, right = torch.linalg.svd(image, full_matrices=False)
+        self.u.copy_((rotation.T @ left.flatten(1)).view_as(self.u))
+        self.v.copy_(right.view_as(self.v))
+
+    def norm(self, weight: Tensor) -> Float[Tensor, ""]:
+        """σ = uᵀ W v."""
+        u, v = self.u[:1].clone(), self.v[:1].clone()  # the next forward pass changes them, the gradient needs them
+        return (u * self.operator(weight, v)).sum()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The bounded weight, of the same shape and type."""
+        with torch.autocast(weight.device.type, enabled=False):
+            full = weight.to(self.v.dtype)
+            if self.training:
+                self._iterate(full.detach())
+            return weight / (self.norm(full) / self.coefficient).clamp_min(1)
+
+    def extra_repr(self) -> str:
+        """The bound, for printing the model."""
+        return f"coefficient={self.coefficient:g}"
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """An orthonormal basis of a space that holds the rows, in the same shape."""
+    return torch.linalg.qr(rows.flatten(1).T).Q.T.reshape(rows.shape)
+
+
+def bounded(layer: Layer, coefficient: float, input_size: tuple[int, int] | None = None) -> Layer:
+    """The same layer with its operator norm bounded by `coefficient`: a `Linear`, or a `Conv2d` with zero padding.
+
+    A convolution also needs `input_size`, the height and width of the images that it will be applied to; on other sizes
+    the bound holds roughly. Raises `EquipoiseError` for any other layer, and for a coefficient that is not positive.
+    """
+    match layer:
+        case nn.Linear():
+            operator = Matrix()
+        case nn.Conv2d():
+            operator = _convolution(layer, input_size)
+        case _:
+            raise EquipoiseError(f"the norm of a {type(layer).__name__} cannot be bounded: give a Linear or a Conv2d.")
+    register_parametrization(layer, "weight", BoundedNorm(coefficient, layer.weight, operator))
+    return layer
+
+
+def _convolution(layer: nn.Conv2d, size: tuple[int, int] | None) -> Convolution:
+    require(
+        layer.padding_mode == "zeros" and not isinstance(layer.padding, str),
+        f"the norm of a convolution is known for zero padding given by numbers, not for padding {layer.padding!r} of "
+        f"mode {layer.padding_mode!r}.",
+    )
+    if size is None:
+        raise EquipoiseError("the norm of a convolution depends on the images: give input_size=(height, width).")
+    return Convolution(size, layer.stride, tuple(map(int, layer.padding)), layer.dilation, layer.groups)
+
+
+class BoundedBatchNorm2d(nn.BatchNorm2d):
+    """Batch-norm `γ (x - μ)/√(v + ε) + β` with γ replaced by `γ / max(1, σ/c)`, where `σ = max |γ|/√(v + ε)` over the
+    channels is its Lipschitz constant in eval mode; v is the running variance in either mode (van Amersfoort et al.
+    2021, after Gouk et al. 2021). Raises `EquipoiseError` for a coefficient that is not positive.
+    """
+
+    def __init__(self, channels: int, coefficient: float) -> None:
+        super().__init__(channels)
+        require(coefficient > 0, f"the bound of a norm must be positive, got {coefficient}.")
+        self.coefficient = coefficient
+
+    def forward(self, input: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
+        """The normalised batch, of the same shape."""
+        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        lipschitz = (self.weight.abs() * (variance + self.eps).rsqrt()).amax()
+        weight = self.weight / (lipschitz / self.coefficient).clamp_min(1)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        return F.batch_norm(input, mean, variance, weight, self.bias, self.training, momentum, self.eps)
