@@ -7,7 +7,7 @@ from torch import nn
 from equipoise.ascent import value_and_gradient
 from equipoise.attacks import pgd, udp
 from equipoise.objectives import entropy
-from equipoise.predictive import Ensemble, Single, as_predictive, frozen_weights
+from equipoise.predictive import Ensemble, MonteCarloDropout, Single, as_predictive, frozen_weights
 from equipoise.rng import Streams
 from equipoise.types import Prediction, Predictive
 
@@ -24,6 +24,7 @@ ROWS = {
     "ensemble": lambda: Ensemble([network(seed) for seed in range(3)]),
     "ensemble side by side": lambda: Ensemble([network(seed) for seed in range(3)], vectorize=True),
     "ensemble of probabilities": lambda: Ensemble([nn.Sequential(network(), nn.Softmax(1))] * 2, "probabilities"),
+    "monte carlo dropout": lambda: MonteCarloDropout(network(), 4),
 }
 X, Y = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 STREAMS = Streams.of(0, torch.arange(6))

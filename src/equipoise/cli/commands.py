@@ -13,6 +13,7 @@ from equipoise.cli.options import (
     Evaluate,
     Merge,
     Report,
+    Study,
     Train,
     Verify,
     build_method,
@@ -20,6 +21,7 @@ from equipoise.cli.options import (
     parameters,
 )
 from equipoise.cli.processes import is_main_process
+from equipoise.cli.studying import study
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import evaluate_run
@@ -42,6 +44,8 @@ def run(options: Command, command: str) -> None:
             verify(options)
         case Merge():
             merge_records(options)
+        case Study():
+            study(options, command)
         case Report():
             from equipoise.report import report
 

@@ -15,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 import equipoise
 from equipoise import methods
 from equipoise.attacks.gradient import usual_step_size
+from equipoise.cli.studying import Study
 from equipoise.errors import EquipoiseError, unknown
 from equipoise.geometry import NormName
 from equipoise.objectives import Divergence
@@ -423,14 +424,15 @@ class Merge:
     """Where the whole record is written."""
 
 
-Command = Train | Evaluate | Verify | Merge | Report
-COMMANDS = ("train", "evaluate", "verify", "merge", "report")
+Command = Train | Evaluate | Verify | Merge | Report | Study
+COMMANDS = ("train", "evaluate", "verify", "merge", "report", "study")
 _Commands = (
     Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Merge, subcommand("merge")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Study, subcommand("study")]
 )
 
 

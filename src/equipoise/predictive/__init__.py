@@ -3,7 +3,10 @@
 Every predictive works wherever a network does: in every attack, every training method and every evaluation.
 """
 
+from equipoise.predictive.deep_kernel_gp import DeepKernelGP
+from equipoise.predictive.dropout import MonteCarloDropout
 from equipoise.predictive.ensemble import Ensemble
+from equipoise.predictive.parts import Splittable, parts
 from equipoise.predictive.single import (
     Single,
     as_predictive,
@@ -19,14 +22,18 @@ from equipoise.predictive.single import (
 )
 
 __all__ = [
+    "DeepKernelGP",
     "Ensemble",
+    "MonteCarloDropout",
     "Single",
+    "Splittable",
     "as_predictive",
     "check_outputs",
     "couples_samples",
     "first_look",
     "frozen_weights",
     "full_precision",
+    "parts",
     "predict",
     "seeded",
     "standing",

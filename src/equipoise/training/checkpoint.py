@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from equipoise import nets
 from equipoise.errors import EquipoiseError, require
-from equipoise.predictive import Ensemble, as_predictive
+from equipoise.predictive import Ensemble, MonteCarloDropout, as_predictive
 from equipoise.records import Run, load, write_atomically
 from equipoise.rng import fold
 from equipoise.types import Predictive
@@ -108,7 +108,7 @@ def build_model(net: Mapping[str, Any]) -> "nn.Module | Predictive":
 
     if members > 1:
         return Ensemble([one(member) for member in range(members)])
-    return one(0)
+    return MonteCarloDropout(one(0), samples) if samples else one(0)
 
 
 def load_run(
