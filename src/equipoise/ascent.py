@@ -268,7 +268,7 @@ class Ascent:
                     self.target, predict(predictive, x, streams.fold(MODEL_STREAM)), y, streams.fold(_TARGET)
                 )
             inside, origin = self.space.enter(predictive, x, self.mode)
-            case = _Case(inside, origin, y, target, None, streams, Goal(y, target))
+            case = _Case(inside, origin, y, target, None, streams, streams, Goal(y, target))
             return self._from_inside._climb(case).point
 
     def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
@@ -354,7 +354,7 @@ class Ascent:
         elif self.target is not None:
             target = choose_target(self.target, clean, y, streams.fold(_TARGET))
             goal = replace(goal, reach=target)
-        case = _Case(predictive, x, y, target, clean, streams, goal, start)
+        case = _Case(predictive, x, y, target, clean, streams, streams, goal, start)
         result, value = self._attempt(case, 0)
         for restart in range(1, self.restarts):
             # Samples that are already fooled stay as they are when the first success is all that is asked for.
@@ -371,7 +371,7 @@ class Ascent:
 
     def _attempt(self, case: "_Case", restart: int) -> tuple[Perturbed, PerSample]:
         """One climb, its outcome verified in float32 and eval mode, and its objective."""
-        case = replace(case, streams=case.streams.fold(_RESTART, restart), start=case.start if restart == 0 else None)
+        case = replace(case, attempt=case.streams.fold(_RESTART, restart), start=case.start if restart == 0 else None)
         found, target = self._climb(case), case.target
         if target is not None and target.ndim == 2:
             found = found.leading_row(target.shape[1])
@@ -529,7 +529,7 @@ class Ascent:
     def _rows(self, case: "_Case", origin: Points, clean: Prediction | None) -> _Rows:
         ball = self._phases[0].ball
         if case.start is None:
-            start = self.start.draw(case.streams.fold(_START), origin, ball)
+            start = self.start.draw(case.attempt.fold(_START), origin, ball)
         else:
             start = ball.project(case.start, origin)
         slot = torch.arange(len(origin), device=origin.device)
@@ -544,7 +544,7 @@ class Ascent:
             avoid=case.goal.avoid,
             reach=case.goal.reach,
             clean=clean,
-            steps=self._schedule[0].draw(case.streams.fold(_STEPS)),
+            steps=self._schedule[0].draw(case.attempt.fold(_STEPS)),
             memory=self.step.init(start),
             best=start,
             best_value=torch.full((len(origin),), -torch.inf, device=origin.device, dtype=origin.dtype),
@@ -604,7 +604,8 @@ class _Case:
     y: Tensor | None
     target: Tensor | None  # one class per sample, or several to climb towards side by side
     clean: Prediction | None
-    streams: Streams
+    streams: Streams  # from which a random model is drawn: the same in every attempt, and where the points are judged
+    attempt: Streams  # from which this attempt draws its starts and numbers of steps
     goal: Goal
     start: Tensor | None = None
 

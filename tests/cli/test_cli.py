@@ -138,17 +138,26 @@ OWN = {
     "fgsm": BALL,
     "r-fgsm": {*BALL, "step_size"},
     "pgd": CLIMB,
-    "udp": CLIMB,
-    "uta": CLIMB,
-    "udpr": {*CLIMB, "weight"},
+    "udp": {*CLIMB, "uncertainty"},
+    "uta": {*CLIMB, "uncertainty"},
+    "udpr": {*CLIMB, "uncertainty", "weight"},
     "trades": {*CLIMB, "beta", "divergence"},
-    "udp-trades": {*CLIMB, "beta", "divergence"},
+    "udp-trades": {*CLIMB, "uncertainty", "beta", "divergence"},
+    "ls-pgd": {*CLIMB, "latent"},
+    "ls-udp": {*CLIMB, "latent", "uncertainty"},
+    "ls-udpr": {*CLIMB, "latent", "uncertainty", "weight"},
+    "ls-trades": {*CLIMB, "latent", "beta", "divergence"},
 }
+
+
+def needed(name: str) -> list[str]:
+    """The flags without which a method cannot be chosen."""
+    return (["--eps", "0.1"] if OWN[name] else []) + (["--latent", "fc1"] if "latent" in OWN[name] else [])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_its_own_hyper_parameters_only(name, capsys):
-    words = ["train", name] + (["--eps", "0.1"] if OWN[name] else [])
+    words = ["train", name, *needed(name)]
     chosen = parse(words).method
     assert parameters(chosen).keys() == OWN[name] | {"name"}
     assert parameters(chosen)["name"] == name
@@ -161,9 +170,8 @@ def test_every_method_has_its_own_hyper_parameters_only(name, capsys):
 
 def test_the_default_steps_are_those_of_the_library():
     for name, function in METHODS.items():
-        options = {"eps": 0.1} if OWN[name] else {}
-        words = ["--eps", "0.1"] if OWN[name] else []
-        assert str(build_method(parse(["train", name, *words]).method)) == str(function(**options))
+        options = ({"eps": 0.1} if OWN[name] else {}) | ({"layer": "fc1"} if "latent" in OWN[name] else {})
+        assert str(build_method(parse(["train", name, *needed(name)]).method)) == str(function(**options))
 
 
 @pytest.mark.parametrize(("name", "peak"), [("pgd", 0.06), ("trades", 0.06), ("udp", 0.15), ("udpr", 0.15)])

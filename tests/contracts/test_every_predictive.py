@@ -6,9 +6,11 @@ from torch import nn
 
 from equipoise.ascent import value_and_gradient
 from equipoise.attacks import pgd, udp
-from equipoise.objectives import entropy
+from equipoise.objectives import cross_entropy, entropy
+from equipoise.perturbed import MODEL_STREAM
 from equipoise.predictive import Ensemble, MonteCarloDropout, Single, as_predictive, frozen_weights
 from equipoise.rng import Streams
+from equipoise.steps import Uniform
 from equipoise.types import Prediction, Predictive
 
 
@@ -73,6 +75,10 @@ def test_its_input_gradient(predictive):
 
 
 def test_it_can_be_attacked(predictive):
-    for attack in (pgd(0.1, 0.03, 4), udp(0.1, 0.03, 4)):
+    """A random model is drawn once: for the climb, for its restarts, and where the points found are judged."""
+    judge = predictive.draw(STREAMS.fold(MODEL_STREAM))
+    for attack in (pgd(0.1, 0.03, 4), udp(0.1, 0.03, 4), pgd(0.1, 0.03, 4, start=Uniform(), restarts=2)):
         found = attack(predictive, X, Y)
-        assert torch.equal(found.prediction, predictive.draw(STREAMS)(found.x).labels)
+        assert torch.equal(found.prediction, judge(found.x).labels)
+    (_, slope, _) = value_and_gradient(cross_entropy, judge, X, None, Y)
+    assert torch.allclose(pgd(0.01, 0.01, 1)(predictive, X, Y).x, (X + 0.01 * slope.sign()).clamp(0, 1), atol=1e-6)
