@@ -187,6 +187,14 @@ def test_a_bf16_weight_stays_one_and_bounded():
     assert float(torch.linalg.svdvals(weight.float())[0]) == pytest.approx(0.3, 2e-2)
 
 
+def test_autocast_does_not_blur_the_bound():
+    layer = bounded(nn.Linear(32, 32), 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 32)).dtype == torch.bfloat16
+        weight = layer.weight.detach()
+    assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(0.3, 1e-4)
+
+
 def test_batch_norm_is_bounded_in_eval_mode_and_otherwise_the_librarys():
     ours, theirs = BoundedBatchNorm2d(3, 2.0), nn.BatchNorm2d(3)
     x = torch.randn(8, 3, 4, 4) * torch.tensor([1.0, 2.0, 3.0])[:, None, None] + 1
@@ -213,6 +221,18 @@ def test_a_residual_block_keeps_distances_up_to_1_plus_minus_c(coefficient):
         ratio = (block(a) - block(b)).norm(dim=1) / (a - b).norm(dim=1)
     assert float(ratio.min()) >= 1 - coefficient * 1.001 and float(ratio.max()) <= 1 + coefficient * 1.001
     assert float(ratio.max() - ratio.min()) > coefficient / 10, "the branch does something"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_residual_block_attains_its_bounds(sign):
+    """Where every relu is active and W = ± c I, the block is h ± c h + b."""
+    block = BoundedResidual(6, 0.7)
+    with torch.no_grad():
+        block.linear.parametrizations["weight"].original.copy_(sign * 5 * torch.eye(6))
+        block.linear.bias.fill_(100.0)
+        a, b = torch.randn(2, 50, 6)
+        ratio = (block(a) - block(b)).norm(dim=1) / (a - b).norm(dim=1)
+    assert torch.allclose(ratio, torch.full((50,), 1 + sign * 0.7), atol=1e-4)
 
 
 def test_fc_resnet_is_lipschitz_and_its_features_count():

@@ -41,9 +41,9 @@ _FEATURES_AT_START = 1000  # as the authors take for the inducing points
 class SparseGP(nn.Module):
     """One sparse variational GP per class on feature vectors, all with the same inducing points.
 
-    Kernel and constant mean are gpytorch's and learned per class. q(v) starts as the prior. Computed in float64,
-    where the Cholesky factor of nearly equal inducing points exists; nothing is remembered between calls. Raises
-    `EquipoiseError` for an unknown kernel, numbers below 1, and if gpytorch is missing.
+    Kernel and constant mean are gpytorch's and learned per class. q(v) starts as the prior. Computed in float64, also
+    under autocast: there the Cholesky factor of nearly equal inducing points exists. Nothing is remembered between
+    calls. Raises `EquipoiseError` for an unknown kernel, numbers below 1, and if gpytorch is missing.
     """
 
     def __init__(self, features: int, classes: int, inducing: int = 20, kernel: Kernel = "rbf") -> None:
@@ -67,14 +67,13 @@ class SparseGP(nn.Module):
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
         """Mean and variance of every class's latent function at every point, each point for itself."""
         dtype = torch.promote_types(features.dtype, torch.float32)
-        with torch.autocast(features.device.type, enabled=False):
-            h, z = features.double(), self.inducing.double()
-            k_zz, k_zh = self.kernel(z, torch.cat([z, h])).to_dense().split([len(z), len(h)], -1)
-            factor = torch.linalg.cholesky_ex(k_zz * (1 + _JITTER * torch.eye(len(z)).to(z))).L
-            a = torch.linalg.solve_triangular(factor, k_zh, upper=False)
-            mean = self.mean(h) + (self.variational_mean[..., None] * a).sum(-2)
-            explained = (self.variational_root.double().tril().mT @ a).square().sum(-2)
-            variance = self.kernel(h, diag=True) - a.square().sum(-2) + explained
+        h, z = features.double(), self.inducing.double()
+        k_zz, k_zh = self.kernel(z, torch.cat([z, h])).to_dense().split([len(z), len(h)], -1)
+        factor = torch.linalg.cholesky_ex(k_zz * (1 + _JITTER * torch.eye(len(z)).to(z))).L
+        a = torch.linalg.solve_triangular(factor, k_zh, upper=False)
+        mean = self.mean(h) + (self.variational_mean[..., None] * a).sum(-2)
+        explained = (self.variational_root.double().tril().mT @ a).square().sum(-2)
+        variance = self.kernel(h, diag=True) - a.square().sum(-2) + explained
         return mean.T.to(dtype), variance.clamp_min(_LEAST_VARIANCE).T.to(dtype)
 
     def kl_to_prior(self) -> Float[Tensor, ""]:
