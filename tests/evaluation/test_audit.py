@@ -15,7 +15,8 @@ from torch import nn
 from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseError
 from equipoise.evaluation import Audit, Shard, assess, audit, suite
-from equipoise.records import Flag, digest, from_json, load, save
+from equipoise.predictive import MonteCarloDropout
+from equipoise.records import Flag, digest, from_json, load
 
 CLASSES, N = 4, 24
 X = torch.rand(2 * N, 1, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -289,13 +290,35 @@ def test_a_shard_holds_on_its_samples(tmp_path):
     assert audit(tmp_path / "r.json", net(), DATA.test.x[rows], DATA.test.y[rows]).mismatches == []
 
 
-def test_a_randomised_model_is_only_checked_for_consistency(honest, tmp_path):
-    flag = {"name": "randomised model", "figure": "", "advice": ""}
+def test_a_model_that_says_something_else_at_every_call_is_only_checked_for_consistency(honest, tmp_path):
+    noisy = net()
+    noisy.register_forward_hook(lambda module, args, logits: logits + 0.1 * torch.randn_like(logits))
     with pytest.raises(EquipoiseError, match=r"r.json is consistent, but it is about a randomised model"):
-        audited(changed(honest, tmp_path, put("flags", to=[flag])))
-    record = load(changed(honest, tmp_path, at("queries", "fooled", 0)))
-    save(tmp_path / "r.json", replace(record, flags=[Flag(**flag)]))
-    assert any("queries" in mismatch for mismatch in audited(tmp_path / "r.json").mismatches)
+        audit(honest, noisy, DATA.test.x, DATA.test.y)
+    path = changed(honest, tmp_path, at("queries", "fooled", 0))
+    found = audit(path, noisy, DATA.test.x, DATA.test.y)
+    assert found.claims == 0 and any("queries" in mismatch for mismatch in found.mismatches)
+
+
+def test_a_model_drawn_from_the_seed_is_inferred_again(tmp_path):
+    """Monte Carlo dropout: its record holds, as a whole and as a shard, and with another seed it does not."""
+    flatten, linear = net()
+    model = MonteCarloDropout(nn.Sequential(flatten, nn.Dropout(0.2), linear).eval(), 2)
+    attacks = suite(["pgd5"], [0.2])
+    for shard in (Shard(1, 1), Shard(2, 2)):
+        out = tmp_path / f"{shard.number}.json"
+        record = assess(
+            model, DATA, attacks, target="net", examples=0, batch_size=5, out=out, images=True, shard=shard, seed=3
+        )
+        rows = torch.tensor(record.index)
+        found = audit(out, model, DATA.test.x[rows], DATA.test.y[rows])
+        assert found.mismatches == [] and found.claims > len(rows)
+        assert any(flag.name == "randomised model" for flag in record.flags)
+    data = json.loads(out.read_text())
+    data["provenance"]["seed"] = 4
+    data["digest"] = digest(from_json(data))
+    out.write_text(json.dumps(data))
+    assert len(audit(out, model, DATA.test.x[rows], DATA.test.y[rows]).mismatches) > 0
 
 
 @pytest.mark.parametrize(

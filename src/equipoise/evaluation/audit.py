@@ -19,11 +19,14 @@ from equipoise.evaluation.flags import judge
 from equipoise.evaluation.journal import read_points
 from equipoise.evaluation.verify import verify_outcome
 from equipoise.geometry import Ball, Box
-from equipoise.predictive import as_predictive, predict
+from equipoise.perturbed import MODEL_STREAM
+from equipoise.predictive import as_predictive, predict, seeded
 from equipoise.records import AttackResult, Evaluation, digest, load
+from equipoise.rng import Streams
 from equipoise.types import Labels, Points, Predictive
 
 _LISTS = ("distance", "prediction", "winner", "iteration", "queries")  # beside `correct`, of every attack
+_FEW = 8  # samples on which it is seen whether a model repeats itself
 _CLOSE = 1e-9  # relative difference of two float64 distances that the order of a sum explains
 
 
@@ -94,6 +97,7 @@ def audit(path: "Path | str", model: "nn.Module | Predictive", x: Points, y: Lab
     Clean predictions, and for every stored adversarial image its distance in float64, that it lies in the ball and the
     box, and the class predicted there; that every success has its image; and that everything else in the record that
     follows from the outcomes does. On the CPU, in the model's own precision and eval mode; the model stays as it is.
+    A model that draws its randomness from the streams, as Monte Carlo dropout does, is drawn from the record's seed.
     That a sample withstands an attack cannot be seen from images, only by attacking it again.
     Raises `EquipoiseError` if the record or its images cannot be read, or belong to other weights or samples, and for a
     consistent record of a randomised model, whose claims cannot be inferred again.
@@ -114,18 +118,21 @@ def audit(path: "Path | str", model: "nn.Module | Predictive", x: Points, y: Lab
     points, wrong = _points(evaluation, Path(path), x)
     box, elsewhere = _box(evaluation, Path(path))
     mismatches += [*wrong, *elsewhere]
-    if any(flag.name == "randomised model" for flag in evaluation.flags):
+    predictive = _on_cpu(predictive)
+    weight = next((p for p in predictive.module.parameters() if p.is_floating_point()), None)
+    x, y = x.cpu().to(torch.float32 if weight is None else weight.dtype), y.cpu()
+    index = torch.as_tensor(list(evaluation.index) or range(n))
+    streams = Streams.of(evaluation.provenance.seed, index).fold(MODEL_STREAM)
+    if not _repeats(predictive, x[:_FEW], streams[:_FEW]):
         require(
             len(mismatches) > 0,
             f"{path} is consistent, but it is about a randomised model, which predicts something else at every call, "
             "so that its claims cannot be inferred again: evaluate again to see how its accuracies vary.",
         )
         return Audit(0, 0, mismatches)
-    predictive = _on_cpu(predictive)
-    weight = next((p for p in predictive.module.parameters() if p.is_floating_point()), None)
-    x, y = x.cpu().to(torch.float32 if weight is None else weight.dtype), y.cpu()
     clean, *attacked = (r for r in evaluation.results if r.attack != WORST)
-    predicted = torch.cat([predict(predictive, part).labels for part in x.split(batch_size)]).tolist()
+    rows = torch.arange(n).split(batch_size)
+    predicted = torch.cat([predict(predictive, x[part], streams[part]).labels for part in rows]).tolist()
     claims, unchecked = n, 0
     for row in range(n):
         told = (clean.prediction[row], clean.correct[row])
@@ -135,9 +142,18 @@ def audit(path: "Path | str", model: "nn.Module | Predictive", x: Points, y: Lab
                 f"({'right' if told[1] else 'wrong'}, the label is {int(y[row])})."
             )
     for result, stored in zip(attacked, points or [None] * len(attacked), strict=True):
-        seen, wrong, left = _successes(result, clean, stored, predictive, x, y, box, batch_size)
+        seen, wrong, left = _successes(result, clean, stored, predictive, x, y, streams, box, batch_size)
         claims, unchecked, mismatches = claims + seen, unchecked + left, mismatches + wrong
     return Audit(claims, unchecked, mismatches)
+
+
+def _repeats(predictive: Predictive, x: Points, streams: Streams) -> bool:
+    """Whether the same streams give the same prediction, whatever the global generators do."""
+    seen = []
+    for seed in (0, 1):
+        with seeded(seed, x.device):
+            seen.append(predict(predictive, x, streams).scores)
+    return torch.equal(*seen)
 
 
 def _on_cpu(predictive: Predictive) -> Predictive:
@@ -178,6 +194,7 @@ def _successes(
     predictive: Predictive,
     x: Points,
     y: Labels,
+    streams: Streams,
     box: Box,
     batch_size: int,
 ) -> tuple[int, list[str], int]:
@@ -195,7 +212,7 @@ def _successes(
     for start in range(0, len(rows), batch_size):
         part = torch.as_tensor(rows[start : start + batch_size])
         inputs = torch.as_tensor(stored["x"][start : start + batch_size]).to(x.dtype)
-        found = verify_outcome(predictive, x[part], inputs, y[part], ball)
+        found = verify_outcome(predictive, x[part], inputs, y[part], ball, streams[part])
         for i, row in enumerate(part.tolist()):
             if row not in claimed:
                 continue

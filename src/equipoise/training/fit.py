@@ -156,6 +156,9 @@ def fit(
     )
     first = first_look(predictive, data.train.x[:2].to(weight.device))
     method.check(len(data.classes), len(first.logits))
+    for place in method.places:
+        if isinstance(place, Ascent):
+            place.space.enter(predictive, data.train.x[:2].to(weight.device), "eval")
     require(
         recipe.augment == "none" or data.train.x.ndim == 4,
         f"augment = {recipe.augment!r} needs images, {data.name} has inputs of shape {tuple(data.train.x.shape[1:])}.",

@@ -1,0 +1,120 @@
+"""Runs of ensembles, of dropout and in latent spaces, from the command line to the checked record."""
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise.cli import main
+from equipoise.errors import EquipoiseError
+from equipoise.predictive import Ensemble, MonteCarloDropout
+from equipoise.records import Run, load
+from equipoise.training import load_run
+
+DROPOUT = """
+from torch import nn
+
+def make(classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, classes))
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_nets.py").write_text(DROPOUT)
+    return tmp_path
+
+
+def train(*words: object, method: str = "udp") -> int:
+    usual = ["--eps", 0.1, "--steps", 3, "--epochs", 2, "--limit", 200, "--evaluate-examples", 0, "--out", "r"]
+    return main([str(w) for w in ("train", method, *usual, *words)])
+
+
+def checked_by_verify(capsys) -> str:
+    words = "evaluate r --attacks pgd5 apgd-ce10 --eps 0.1 --examples 20 --batch-size 8 --out e.json"
+    assert main(words.split()) == 0
+    assert main(["verify", "e.json"]) == 0
+    return capsys.readouterr().out
+
+
+def test_an_ensemble_that_climbs_its_disagreement(here, capsys):
+    assert train("--uncertainty", "mutual_information", "--members", 3) == 0
+    assert "3 x mlp" in capsys.readouterr().out
+    model, run = load_run("r")
+    assert isinstance(model, Ensemble) and len(model) == 3 and run.net["members"] == 3
+    assert run.method["uncertainty"] == "mutual_information"
+    assert "mutual information" in run.method["sum"] and "each cross-entropy" in run.method["sum"]
+    assert "apgd-ce10" in checked_by_verify(capsys)
+
+
+def test_an_ensemble_trained_together(here):
+    assert train("--members", 2, "--together") == 0
+    _, run = load_run("r")
+    assert "each" not in run.method["sum"]
+
+
+def test_dropout_is_sampled_and_its_record_holds(here, capsys):
+    assert train("--net", "own_nets:make", "--dropout-samples", 4) == 0
+    model, _ = load_run("r")
+    assert isinstance(model, MonteCarloDropout) and model.samples == 4
+    assert "flag: randomised model" in checked_by_verify(capsys)
+
+
+def test_a_latent_run_is_evaluated_in_the_input(here, capsys):
+    assert train("--latent", "fc1", "--members", 2, method="ls-udp") == 0
+    run = load(here / "r" / "run.json")
+    assert isinstance(run, Run) and run.method["latent"] == "fc1"
+    assert run.method["terms"][0]["at"]["space"]["layer"] == "fc1"
+    model, _ = load_run("r")
+    assert isinstance(model, Ensemble)
+    assert "pgd" in checked_by_verify(capsys)
+
+
+def test_a_killed_run_of_an_ensemble_resumes_to_the_same_weights(here, monkeypatch):
+    """Interrupted in the second epoch, then continued."""
+    assert train("--members", 2) == 0
+    whole, _ = load_run("r", "last")
+    monkeypatch.chdir(here)
+    (here / "r").rename(here / "whole")
+    from equipoise.cli.display import TrainingProgress
+
+    seen = TrainingProgress.__call__
+
+    def stop(self, now):
+        if now.epoch == 2:
+            raise KeyboardInterrupt
+        return seen(self, now)
+
+    monkeypatch.setattr(TrainingProgress, "__call__", stop)
+    assert train("--members", 2) == 130
+    monkeypatch.setattr(TrainingProgress, "__call__", seen)
+    assert train("--members", 2, "--resume") == 0
+    again, _ = load_run("r", "last")
+    assert isinstance(whole, Ensemble) and isinstance(again, Ensemble)
+    for p, q in zip(whole.module.parameters(), again.module.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "message"),
+    [
+        (["--together"], "udp", "--together needs --members"),
+        (["--members", "0"], "udp", "members = 0 is no ensemble: expected an integer >= 1"),
+        (["--members", "2", "--dropout-samples", "2"], "udp", "choose one of the two"),
+        (["--dropout-samples", "-1"], "udp", "dropout_samples = -1"),
+        (["--dropout-samples", "2"], "udp", "has no dropout layer"),
+        (["--uncertainty", "mutual_information"], "udp", "is the same everywhere for a model of one member"),
+        (["--latent", "fc7"], "ls-udp", "unknown layer 'fc7'"),
+        (["--latent", "logits"], "ls-pgd", "no classifier is left"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(words, method, message, here, capsys):
+    assert train(*words, method=method) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err and len(err.splitlines()) == 1
+    assert not (here / "r" / "last.safetensors").exists()
+
+
+def test_a_network_that_is_no_ensemble_is_refused(here):
+    with pytest.raises(EquipoiseError, match=r"a str is no member"):
+        Ensemble([nn.Linear(2, 2), "x"])
