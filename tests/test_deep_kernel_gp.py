@@ -333,7 +333,7 @@ def test_importing_needs_no_gpytorch_and_building_refuses_without():
         (lambda: DeepKernelGP(nn.Linear(2, 2)), "a Linear holds 0 SparseGP: expected 1"),
         (lambda: DeepKernelGP(small().module, 0), "samples = 0 is no member"),
         (lambda: deep_kernel_gp(nn.Identity(), 2, X, inducing=7), "7 inducing points need as many distinct"),
-        (lambda: deep_kernel_gp(nn.Unflatten(1, (2, 2)), 2, X), "the extractor returned shape (6, 2, 2)"),
+        (lambda: deep_kernel_gp(nn.Unflatten(1, (2, 2)), 2, X), "the extractor returned shape (2, 2, 2)"),
         (lambda: kl_to_prior(0), "n = 0 is not a number of training samples"),
         (lambda: kl_to_prior(5)(nn.Linear(2, 2), X, X), "a Linear holds 0 SparseGP"),
     ],

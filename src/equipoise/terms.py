@@ -112,12 +112,13 @@ class Method:
         """The method with one more penalty on the model."""
         return Method(self.terms, (*self.penalties, (weight, penalty)))
 
-    def apart(self) -> "Method":
+    def apart(self, total: bool = True) -> "Method":
         """The method with the members of an ensemble trained apart: every term is summed over the members, each with
         its own output, so that each descends as if it were alone, at the points that the ensemble as a whole perturbed
-        (Lakshminarayanan et al. 2017). Without it, what descends is the loss of the ensemble's mean.
+        (Lakshminarayanan et al. 2017). Without it, what descends is the loss of the ensemble's mean. Without `total`
+        the mean over the members: of samples of a posterior, the expected loss.
         """
-        return replace(self, terms=tuple(replace(t, objective=each(t.objective, total=True)) for t in self.terms))
+        return replace(self, terms=tuple(replace(t, objective=each(t.objective, total)) for t in self.terms))
 
     def __str__(self) -> str:
         """The sum in words."""

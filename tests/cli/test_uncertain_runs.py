@@ -6,7 +6,7 @@ from torch import nn
 
 from equipoise.cli import main
 from equipoise.errors import EquipoiseError
-from equipoise.predictive import Ensemble, MonteCarloDropout
+from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout
 from equipoise.records import Run, load
 from equipoise.training import load_run
 
@@ -60,6 +60,25 @@ def test_dropout_is_sampled_and_its_record_holds(here, capsys):
     assert "flag: randomised model" in checked_by_verify(capsys)
 
 
+def test_gaussian_processes_on_features(here, capsys):
+    assert train("--net", "fc-resnet", "--inducing", 12, "--net-option", "features=16", "--lr", 0.02) == 0
+    model, run = load_run("r")
+    assert isinstance(model, DeepKernelGP) and len(model.module.gp.inducing) == 12 and run.net["inducing"] == 12
+    assert "each cross-entropy" in run.method["sum"] and "KL(q||p)/200" in run.method["sum"]
+    assert "pgd5" in checked_by_verify(capsys)
+
+
+def test_a_factory_may_return_an_ensemble(here, capsys):
+    (here / "own_ensemble.py").write_text(
+        "from equipoise import nets\nfrom equipoise.predictive import Ensemble\n"
+        "def make(shape, members=2):\n"
+        "    return Ensemble([nets.build('mlp', shape, 10, seed=s) for s in range(members)])\n"
+    )
+    words = "evaluate own_ensemble:make --net-option members=3 --data digits --attacks pgd5 --eps 0.1 --out e.json"
+    assert main([*words.split(), "--examples", "20"]) == 0
+    assert main(["verify", "e.json"]) == 0
+
+
 def test_a_latent_run_is_evaluated_in_the_input(here, capsys):
     assert train("--latent", "fc1", "--members", 2, method="ls-udp") == 0
     run = load(here / "r" / "run.json")
@@ -100,9 +119,12 @@ def test_a_killed_run_of_an_ensemble_resumes_to_the_same_weights(here, monkeypat
     [
         (["--together"], "udp", "--together needs --members"),
         (["--members", "0"], "udp", "members = 0 is no ensemble: expected an integer >= 1"),
-        (["--members", "2", "--dropout-samples", "2"], "udp", "choose one of the two"),
+        (["--members", "2", "--dropout-samples", "2"], "udp", "exclude each other: choose one of them"),
         (["--dropout-samples", "-1"], "udp", "dropout_samples = -1"),
         (["--dropout-samples", "2"], "udp", "has no dropout layer"),
+        (["--net", "fc-resnet"], "udp", "returns features, not logits: ask for inducing points"),
+        (["--inducing", "5"], "udp", "how many features a MLP returns is not known"),
+        (["--inducing", "5", "--members", "2"], "udp", "exclude each other"),
         (["--uncertainty", "mutual_information"], "udp", "is the same everywhere for a model of one member"),
         (["--latent", "fc7"], "ls-udp", "unknown layer 'fc7'"),
         (["--latent", "logits"], "ls-pgd", "no classifier is left"),

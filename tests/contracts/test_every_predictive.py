@@ -6,9 +6,11 @@ from torch import nn
 
 from equipoise.ascent import value_and_gradient
 from equipoise.attacks import pgd, udp
+from equipoise.nets import FCResNet
 from equipoise.objectives import cross_entropy, entropy
 from equipoise.perturbed import MODEL_STREAM
 from equipoise.predictive import Ensemble, MonteCarloDropout, Single, as_predictive, frozen_weights
+from equipoise.predictive.deep_kernel_gp import deep_kernel_gp
 from equipoise.rng import Streams
 from equipoise.steps import Uniform
 from equipoise.types import Prediction, Predictive
@@ -20,6 +22,15 @@ def network(seed: int = 0) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 3)).eval()
 
 
+def gaussian_process() -> Predictive:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = deep_kernel_gp(FCResNet((4,), 8, 2), 3, X, inducing=5)
+        torch.nn.init.normal_(model.module.gp.variational_mean, std=0.5)
+    model.module.eval()
+    return model
+
+
 ROWS = {
     "single": lambda: Single(network()),
     "single of probabilities": lambda: Single(nn.Sequential(network(), nn.Softmax(1)), "probabilities"),
@@ -27,6 +38,7 @@ ROWS = {
     "ensemble side by side": lambda: Ensemble([network(seed) for seed in range(3)], vectorize=True),
     "ensemble of probabilities": lambda: Ensemble([nn.Sequential(network(), nn.Softmax(1))] * 2, "probabilities"),
     "monte carlo dropout": lambda: MonteCarloDropout(network(), 4),
+    "deep-kernel GP": lambda: gaussian_process(),
 }
 X, Y = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 STREAMS = Streams.of(0, torch.arange(6))

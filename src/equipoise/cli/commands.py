@@ -25,7 +25,7 @@ from equipoise.cli.studying import study
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import evaluate_run
-from equipoise.predictive import as_predictive
+from equipoise.predictive import DeepKernelGP, Ensemble, as_predictive, kl_to_prior
 from equipoise.records import Run
 from equipoise.records import load as load_record
 from equipoise.training import build_model, fit
@@ -55,8 +55,6 @@ def run(options: Command, command: str) -> None:
 def train(options: Train, command: str) -> None:
     """Train, evaluate what came out, and say what to do next."""
     method, recipe, record = build_method(options.method), options.recipe, parameters(options.method)
-    if options.members > 1:
-        method = method if options.together else method.apart()
     require(options.members > 1 or not options.together, "--together needs --members: one network has nobody to join.")
     examples = options.evaluate_examples
     require(
@@ -69,6 +67,11 @@ def train(options: Train, command: str) -> None:
         data = data.limit(options.limit, recipe.seed)
     net = _net_record(options, data)
     model = build_model(net)
+    if isinstance(model, DeepKernelGP):
+        method = method.apart(total=False).penalised(1.0, kl_to_prior(len(data.train)))
+        model.start_from(data.train.x, recipe.seed)
+    elif isinstance(model, Ensemble) and not options.together:
+        method = method.apart()
     out = options.out or Path("runs", f"{record['name']}-{data.name}-{recipe.seed}")
     if is_main_process():
         _claim(out, options)
@@ -115,6 +118,7 @@ def _net_record(options: Train, data: Dataset) -> dict[str, Any]:
         "options": {k: v for k, v in own.items() if v is not None} | net_options(options.net_option),
         "members": options.members,
         "dropout_samples": options.dropout_samples,
+        "inducing": options.inducing,
     }
 
 

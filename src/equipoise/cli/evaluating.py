@@ -54,7 +54,9 @@ def _subject(options: Evaluate) -> _Subject:
     if not (target / "run.json").is_file():
         _require_factory(options)
         data = load(str(options.data), options.data_root)
-        return _Subject(_own_model(options, data).to(device), data, None)
+        model = _own_model(options, data)
+        as_predictive(model).module.to(device)
+        return _Subject(model, data, None)
     model, recorded = load_run(target, options.weights, device)
     data = _data_of(options, recorded)
     _require_fit(recorded, data)
@@ -348,13 +350,14 @@ def _require_factory(options: Evaluate) -> None:
     require(options.data is not None, f"to evaluate {target} give a dataset with --data, such as mnist or my.npz.")
 
 
-def _own_model(options: Evaluate, data: Dataset) -> nn.Module:
-    model = nets.build(
+def _own_model(options: Evaluate, data: Dataset) -> "nn.Module | Predictive":
+    model = nets.make(
         options.target, data.shape, len(data.classes), seed=options.seed, **net_options(options.net_option)
     )
     if options.checkpoint is not None:
-        load_weights(model, options.checkpoint)
-    return model.eval()
+        load_weights(as_predictive(model).module, options.checkpoint)
+    as_predictive(model).module.eval()
+    return model
 
 
 def _data_of(options: Evaluate, recorded: Run | None) -> Dataset:

@@ -295,7 +295,8 @@ class Train:
     limit: int | None = None
     """Train on at most so many samples."""
     net: str = "mlp"
-    """mlp, lenet, lenet-wide, preact-resnet18, resnet18, resnet18-dropout, or your own as package.module:factory."""
+    """mlp, lenet, lenet-wide, preact-resnet18, resnet18, resnet18-dropout, fc-resnet, wide-resnet-features, or your own as
+    package.module:factory."""
     width: int | None = None
     """lenet: multiplies its filters, 1 to 12."""
     widths: tuple[int, ...] = ()
@@ -308,6 +309,8 @@ class Train:
     """Train the mean of an ensemble; by default every member descends its own loss."""
     dropout_samples: int = 0
     """Draws of a network with dropout layers whose mean is the prediction, as in Monte Carlo dropout; 0 is off."""
+    inducing: int = 0
+    """Inducing points of Gaussian processes on the features of fc-resnet or wide-resnet-features (DUE); 0 is off."""
     normalize: FlagCreatePairsOff[bool] = False
     """Standardise the channels by the training data's mean and deviation, in a layer inside the network."""
     out: Path | None = None

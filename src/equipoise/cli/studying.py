@@ -1,7 +1,7 @@
 """The study command: run one of the papers' small experiments and write what it found."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -46,6 +46,8 @@ class Study:
     """Where the files of a dataset are looked for before they are downloaded."""
     limit: int | None = None
     """Use at most so many training samples."""
+    processes: int = 2
+    """Processes that share the networks of a study that trains many; the result is that of one."""
 
 
 def study(options: Study, command: str) -> None:
@@ -57,10 +59,11 @@ def study(options: Study, command: str) -> None:
         raise unknown("study", options.name, STUDIES)
     require(options.seeds is None or options.seeds >= 1, f"--seeds {options.seeds}: expected at least one repeat.")
     require(options.limit is None or options.limit >= 1, f"--limit {options.limit}: expected at least one sample.")
+    require(options.processes >= 1, f"--processes {options.processes}: expected at least one process.")
     entry, out = STUDIES[options.name], options.out or Path("studies", options.name)
     claim(out, options.overwrite)
     canvas(1, 1)  # is matplotlib there?
-    asked = Options(options.quick, options.seeds, options.seed, options.data, options.data_root, options.limit)
+    asked = Options(**{f.name: getattr(options, f.name) for f in fields(Options)})
     say(f"{entry.name}: {entry.question} ({entry.source})")
     origin, began = provenance(options.seed, torch.device("cpu"), command), time.monotonic()
     findings = entry.run(asked, _telling(entry.name, began))

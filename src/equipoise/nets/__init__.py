@@ -4,25 +4,34 @@
 and their `eps` always live in [0, 1]. `split` cuts one into an encoder and a classifier, for attacks in between.
 """
 
+from equipoise.nets.due import FCResNet, WideResNetFeatures
 from equipoise.nets.lenet import LeNet
+from equipoise.nets.lipschitz import BoundedBatchNorm2d, BoundedNorm, bounded
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
 from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18
-from equipoise.nets.registry import build, count_parameters, names
+from equipoise.nets.registry import build, count_parameters, extractors, make, names
 from equipoise.nets.resnet import BasicBlock, ResNet18
 from equipoise.nets.split import Staged, split, stages
 
 __all__ = [
     "MLP",
     "BasicBlock",
+    "BoundedBatchNorm2d",
+    "BoundedNorm",
+    "FCResNet",
     "LeNet",
     "Normalize",
     "PreActBlock",
     "PreActResNet18",
     "ResNet18",
     "Staged",
+    "WideResNetFeatures",
+    "bounded",
     "build",
     "count_parameters",
+    "extractors",
+    "make",
     "names",
     "split",
     "stages",

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.nets.due import FCResNet, WideResNetFeatures
 from equipoise.nets.lenet import LeNet
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
 from equipoise.nets.preact_resnet import PreActResNet18
 from equipoise.nets.resnet import ResNet18
+from equipoise.types import Predictive
 
 _NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -27,11 +29,20 @@ _NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
     "resnet18-dropout": partial(ResNet18, dropout=0.2),
 }
+_EXTRACTORS: dict[str, Callable[..., nn.Module]] = {
+    "fc-resnet": FCResNet,
+    "wide-resnet-features": WideResNetFeatures,
+}
 
 
 def names() -> tuple[str, ...]:
-    """Names `build` knows, beside any `package.module:factory`."""
+    """Classifiers that `build` knows, beside any `package.module:factory`."""
     return tuple(_NETS)
+
+
+def extractors() -> tuple[str, ...]:
+    """Networks that `build` knows and that return features instead of logits, for Gaussian processes."""
+    return tuple(_EXTRACTORS)
 
 
 def build(
@@ -45,13 +56,25 @@ def build(
 ) -> nn.Module:
     """A network that maps (batch, *shape) in [0, 1] to logits (batch, classes), on the CPU, in train mode.
 
-    `name` is one of `names()`, or `package.module:factory` for the user's own: a function or class, looked up with the
-    current directory importable, that returns an `nn.Module`; it is given those of `shape`, `classes` and `options`
+    `name` is one of `names()`, one of `extractors()`, which return features (batch, features) instead, or
+    `package.module:factory` for the user's own: a function or class, looked up with the current directory importable,
+    that returns an `nn.Module`; it is given those of `shape`, `classes` and `options`
     that it has parameters for. `shape` is (channels, height, width) or (features,). `normalize = (mean, std)` puts a
     `Normalize` layer first. Weights are PyTorch's default initialisation drawn from `seed`; the global random state is
     left as it was. Raises `EquipoiseError` for an unknown name or option, a shape the network cannot take, and a
     factory that cannot be imported, fails, or returns something else.
     """
+    shape = tuple(shape)
+    net = make(name, shape, classes, seed=seed, **options)
+    if not isinstance(net, nn.Module):
+        raise EquipoiseError(f"net {name!r} returned a {type(net).__name__}; expected a torch.nn.Module.")
+    return net if normalize is None else _normalized(name, net, shape, *normalize)
+
+
+def make(
+    name: str, shape: Sequence[int], classes: int = 10, *, seed: int = 0, **options: Any
+) -> "nn.Module | Predictive":
+    """As `build`, from a factory that may also return a predictive, such as an ensemble."""
     shape = tuple(shape)
     require(
         len(shape) in (1, 3) and all(side >= 1 for side in shape),
@@ -61,10 +84,7 @@ def build(
     with torch.random.fork_rng(devices=()), torch.device("cpu"), _current_directory_importable():
         factory = _find(name)
         torch.default_generator.manual_seed(seed)  # after the import, which may draw numbers of its own
-        net = _call(name, factory, {"shape": shape, "classes": classes}, options)
-    if normalize is None:
-        return net
-    return _normalized(name, net, shape, *normalize)
+        return _call(name, factory, {"shape": shape, "classes": classes}, options)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -90,10 +110,11 @@ def _normalized(
 
 
 def _find(name: str) -> Callable[..., nn.Module]:
-    if name in _NETS:
-        return _NETS[name]
+    known = _NETS | _EXTRACTORS
+    if name in known:
+        return known[name]
     if ":" not in name:
-        raise unknown("net", name, [*_NETS, "package.module:factory"])
+        raise unknown("net", name, [*known, "package.module:factory"])
     module_name, _, attribute = name.partition(":")
     require(bool(module_name and attribute), f"net {name!r} is not of the form package.module:factory.")
     try:
@@ -112,7 +133,9 @@ def _find(name: str) -> Callable[..., nn.Module]:
     )
 
 
-def _call(name: str, factory: Callable[..., nn.Module], offered: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+def _call(
+    name: str, factory: Callable[..., nn.Module], offered: dict[str, Any], options: dict[str, Any]
+) -> "nn.Module | Predictive":
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # some callables written in C have no signature
@@ -141,7 +164,10 @@ def _call(name: str, factory: Callable[..., nn.Module], offered: dict[str, Any],
         raise
     except Exception as error:  # whatever the user's factory does
         raise EquipoiseError(f"net {name!r} could not be made: {type(error).__name__}: {error}.") from error
-    require(isinstance(net, nn.Module), f"net {name!r} returned a {type(net).__name__}; expected a torch.nn.Module.")
+    require(
+        isinstance(net, nn.Module | Predictive),
+        f"net {name!r} returned a {type(net).__name__}; expected a torch.nn.Module.",
+    )
     return net
 
 

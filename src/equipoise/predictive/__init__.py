@@ -3,7 +3,7 @@
 Every predictive works wherever a network does: in every attack, every training method and every evaluation.
 """
 
-from equipoise.predictive.deep_kernel_gp import DeepKernelGP
+from equipoise.predictive.deep_kernel_gp import DeepKernelGP, kl_to_prior
 from equipoise.predictive.dropout import MonteCarloDropout
 from equipoise.predictive.ensemble import Ensemble
 from equipoise.predictive.parts import Splittable, parts
@@ -33,6 +33,7 @@ __all__ = [
     "first_look",
     "frozen_weights",
     "full_precision",
+    "kl_to_prior",
     "parts",
     "predict",
     "seeded",

@@ -189,6 +189,18 @@ class DeepKernelGP:
 
         return predict
 
+    def start_from(self, x_train: Points, seed: int = 0) -> None:
+        """Start from the features of (at most 1000) training inputs: inducing points at their k-means centres, every
+        lengthscale at their mean distance.
+
+        The features are those in the extractor's present mode, which for a network yet to be trained is train mode.
+        `seed` chooses the inputs and starts the k-means; the global random state is left as it was. Raises
+        `EquipoiseError` as `SparseGP.start_from`, and for an extractor that returns no feature vectors.
+        """
+        chosen = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(seed))[:_FEATURES_AT_START]
+        extractor, _ = split(self.module, "extractor")
+        _gp(self.module).start_from(_features(extractor, x_train[chosen.to(x_train.device)], seed), seed)
+
     def split(self, layer: str) -> "tuple[nn.Module, DeepKernelGP]":
         """The extractor, for `layer = "extractor"`, and the GPs as a predictive of features."""
         extractor, rest = split(self.module, layer)
@@ -219,22 +231,26 @@ def deep_kernel_gp(
     samples: int = 16,
     seed: int = 0,
 ) -> DeepKernelGP:
-    """GPs on the features of `extractor`, which start from the features of (at most 1000) training inputs.
+    """GPs on the features of `extractor`, which start from training inputs as `DeepKernelGP.start_from` says.
 
-    The features are those in the extractor's present mode, which for a network yet to be trained is train mode. `seed`
-    chooses the inputs and starts the k-means; the global random state is left as it was. Raises `EquipoiseError` as
-    `DeepKernelGPModule` and `SparseGP.start_from`.
+    Raises `EquipoiseError` as that, and as `DeepKernelGPModule`.
     """
-    chosen = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(seed))[:_FEATURES_AT_START]
-    with seeded(seed, x_train.device), torch.no_grad():
-        batches = x_train[chosen.to(x_train.device)].split(256)
+    found = _features(extractor, x_train[:2], seed)
+    module = DeepKernelGPModule(extractor, classes, inducing, found.shape[1], kernel)
+    module.gp.to(found)
+    model = DeepKernelGP(module, samples)
+    model.start_from(x_train, seed)
+    return model
+
+
+def _features(extractor: nn.Module, x: Points, seed: int) -> Float[Tensor, "batch features"]:
+    """The features in the extractor's present mode, with the global generators seeded."""
+    with seeded(seed, x.device), torch.no_grad():
+        batches = x.split(256)
         features = [extractor(batch) for batch in batches]
     for batch, feature in zip(batches, features, strict=True):
         _check_features(feature, len(batch))
-    found = torch.cat(features)
-    module = DeepKernelGPModule(extractor, classes, inducing, found.shape[1], kernel)
-    module.gp.to(found).start_from(found, seed)
-    return DeepKernelGP(module, samples)
+    return torch.cat(features)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Several networks, whose mean is the prediction."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from equipoise import nets
 from equipoise.errors import EquipoiseError, require
-from equipoise.predictive import Ensemble, MonteCarloDropout, as_predictive
+from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive
+from equipoise.predictive.deep_kernel_gp import DeepKernelGPModule
 from equipoise.records import Run, load, write_atomically
 from equipoise.rng import fold
 from equipoise.types import Predictive
@@ -87,13 +88,24 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 def build_model(net: Mapping[str, Any]) -> "nn.Module | Predictive":
     """The untrained model that a run's record describes: `name`, `shape`, `classes`, `seed`, `normalize` and `options`
-    of `equipoise.nets.build`; an `Ensemble` if `members` > 1, whose first member is that network alone; and Monte Carlo
-    dropout if `dropout_samples` > 0. Raises `EquipoiseError` for numbers out of range and for both of them together.
+    of `equipoise.nets.build`; an `Ensemble` if `members` > 1, whose first member is that network alone; Monte Carlo
+    dropout if `dropout_samples` > 0; and if `inducing` > 0 a `DeepKernelGP` with so many inducing points on the network
+    as extractor, which starts from no data yet (`DeepKernelGP.start_from`). Raises `EquipoiseError` for numbers out of
+    range, two of these together, and an extractor of features that no Gaussian process follows.
     """
-    members, samples = net.get("members", 1), net.get("dropout_samples", 0)
+    members, samples, inducing = net.get("members", 1), net.get("dropout_samples", 0), net.get("inducing", 0)
     require(members >= 1, f"members = {members} is no ensemble: expected an integer >= 1.")
     require(samples >= 0, f"dropout_samples = {samples}: expected a number of draws, or 0 for none.")
-    require(members == 1 or samples == 0, "an ensemble of Monte Carlo dropout is not offered: choose one of the two.")
+    require(inducing >= 0, f"inducing = {inducing}: expected a number of inducing points, or 0 for none.")
+    require(
+        (members > 1) + (samples > 0) + (inducing > 0) <= 1,
+        "members, dropout samples and inducing points exclude each other: choose one of them.",
+    )
+    require(
+        inducing > 0 or net["name"] not in nets.extractors(),
+        f"net {net['name']!r} returns features, not logits: ask for inducing points of a Gaussian process on them, "
+        "such as 20.",
+    )
 
     def one(member: int) -> nn.Module:
         seed = net.get("seed", 0)
@@ -106,6 +118,10 @@ def build_model(net: Mapping[str, Any]) -> "nn.Module | Predictive":
             **{k: _as_tuple(v) for k, v in net.get("options", {}).items()},
         )
 
+    if inducing:
+        extractor = one(0)
+        features = getattr(getattr(extractor, "net", extractor), "features", None)
+        return DeepKernelGP(DeepKernelGPModule(extractor, net["classes"], inducing, features))
     if members > 1:
         return Ensemble([one(member) for member in range(members)])
     return MonteCarloDropout(one(0), samples) if samples else one(0)

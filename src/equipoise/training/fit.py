@@ -200,7 +200,9 @@ def fit(
             fabric = Fabric(accelerator=kind, strategy=_parallel("spawn"), devices=recipe.devices, precision=precision)
             try:
                 run = from_json(fabric.launch(partial(_train_to_json, job)))
-            except (pickle.PicklingError, AttributeError, TypeError) as error:
+            except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "serializ" not in str(error).lower():
+                    raise
                 raise EquipoiseError(
                     f"devices > 1 sends the network, the method and the progress to new processes, and one of them "
                     f"does not pickle ({error}): define it in a module, or start the processes by torchrun."
