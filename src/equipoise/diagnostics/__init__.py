@@ -1,0 +1,1 @@
+"""What lies behind a robust accuracy: margins, Jacobians, surfaces, curves, calibration."""
