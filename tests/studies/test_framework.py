@@ -88,6 +88,10 @@ def test_mean_and_interval_are_students() -> None:
     assert number.interval == pytest.approx(expected, rel=1e-9)
     assert number.mean == pytest.approx(0.4375)
     assert Number("n", [1.0]).interval is None
+    for wins in (0, 7, 10):
+        outcomes = Number("n", [1.0] * wins + [0.0] * (10 - wins), percent=True)
+        exact = stats.binomtest(wins, 10).proportion_ci(0.95, "exact")
+        assert outcomes.interval == pytest.approx((exact.low, exact.high), abs=1e-9)
     assert (mean(Number("n", [0.25, 0.75], percent=True)), interval(Number("n", [0.5]))) == ("50.0 %", "–")
 
 
@@ -167,7 +171,7 @@ def test_command_runs_a_study_and_writes_it(
 ) -> None:
     out = tmp_path / "new" / "toy"
     run_study(Asked("toy", out, quick=True, seeds=2, seed=7, limit=50), "equipoise study toy")
-    assert toy == [Options(True, 2, 7, None, None, 50)]
+    assert toy == [Options(True, 2, 7, None, None, 50, processes=2)]
     study = load(out)
     assert (study.name, study.question, study.quick) == ("toy", "Does it run?", True)
     assert study.provenance["command"] == "equipoise study toy" and study.provenance["seed"] == 7
@@ -188,6 +192,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_computed(
     assert "did you mean 'narrow-corridor'" in refusal(name="narow-corridor")
     assert all(name in refusal(name="x") for name in NAMES)
     assert "--seeds 0" in refusal(seeds=0) and "--limit 0" in refusal(limit=0)
+    assert "--processes 0" in refusal(processes=0)
     (tmp_path / "file").touch()
     assert "is a file" in refusal(out=tmp_path / "file")
     assert "holds no study" in refusal(out=tmp_path)

@@ -24,3 +24,5 @@ class Options:
     """Where the files of a dataset are looked for."""
     limit: int | None = None
     """Use at most so many training samples."""
+    processes: int = 1
+    """Processes that share a study's networks, where there are many; the result is that of one."""
