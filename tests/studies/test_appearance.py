@@ -90,6 +90,9 @@ def quick() -> tuple[Images, Histogram]:
     (grid,), (histogram,) = (picture.panels for picture in found.pictures)
     assert isinstance(grid, Images) and isinstance(histogram, Histogram)
     assert {len(n.values) for n in found.numbers} == {2}
+    mean = {n.name: n.mean for n in found.numbers}
+    assert mean["entropy in nats, UDP"] > mean["entropy in nats, clean"]  # each climbs its own objective
+    assert mean["probability of the true class, PGD"] < 0.1 * mean["probability of the true class, UDP"]
     return grid, histogram
 
 

@@ -12,6 +12,7 @@ from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError
 from equipoise.findings import Lines, Number
 from equipoise.methods import standard
+from equipoise.nets import build
 from equipoise.studies import Options
 from equipoise.studies.capacity import _numbers, _verdict, run
 from equipoise.studies.images import accuracy, band, dataset, difference, direction, images, recipe, seeds, train
@@ -38,7 +39,7 @@ def test_quick_run() -> None:
         assert panel.series[-1].y.tolist() == [panel.series[0].y[0]] * 2
     # The network of width 2 trained here once more, has the accuracy at that place of the table.
     data = images(load("digits").limit(200, 2))
-    model = train(standard(), data, recipe(data, 40, 2, lr=2e-3, batch_size=64), width=2)
+    model = train(standard(), data, recipe(data, 20, 2, lr=2e-3, batch_size=64), width=2)
     assert values["clean accuracy, standard, width 2"][0] == accuracy(model, data.test)
 
 
@@ -114,6 +115,15 @@ def test_a_training_depends_on_its_seed_alone() -> None:
     pairs = [list(m.parameters()) for m in (a, b, c)]
     assert all(torch.equal(p, q) for p, q in zip(pairs[0], pairs[1], strict=True))
     assert not all(torch.equal(p, q) for p, q in zip(pairs[0], pairs[2], strict=True))
+
+
+def test_a_training_begins_with_the_network_of_its_seed() -> None:
+    digits = images(load("digits").limit(100))
+    barely = train(standard(), digits, recipe(digits, 1, 2, lr=1e-9), width=2)
+    for mine, drawn in zip(
+        barely.parameters(), build("lenet", digits.shape, seed=2, width=2).parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, drawn, atol=1e-6, rtol=0)
 
 
 def test_a_difference_is_told_where_the_t_test_tells_it() -> None:

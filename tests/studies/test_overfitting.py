@@ -102,5 +102,6 @@ def verdict(fgsm: list[dict[str, list[float]]], udp: list[dict[str, list[float]]
 def test_the_verdict_follows_the_curves() -> None:
     good, bad = curves(RISING, RISING), curves(RISING, COLLAPSE)
     assert verdict([bad, bad], [good, good]).startswith("As in the paper: FGSM overfits in 2 of 2")
+    assert verdict([bad, good], [good, good]).startswith("In part as in the paper: FGSM overfits in 1 of 2")
     assert verdict([good, good], [good, good]).startswith("No catastrophic overfitting here")
     assert verdict([bad, bad], [bad, bad]).startswith("Unlike in the paper")

@@ -144,7 +144,7 @@ def _numbers(repeats: list[tuple[Split, dict[str, Seen]]], judge: KNeighborsClas
 
 
 def _grid(data: Dataset, samples: Split, seen: dict[str, Seen], steps: int, size: float) -> Picture:
-    rows = min(8, len(samples))
+    rows = min(5, len(samples))
     titles = {"clean": "clean", "UDP": "UDP", "PGD": "PGD"}
     pixels = np.stack([seen[name].x[:rows].cpu().numpy() for name in titles], 1)
     notes = [

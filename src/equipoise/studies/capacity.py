@@ -51,7 +51,7 @@ def run(options: Options, tell: Tell) -> Findings:
     """Clean and PGD accuracy of standard and UDP training against the width of a LeNet."""
     original = dataset(options)
     data = images(original)
-    widths, steps, samples = ((1, 2), 40, 60) if options.quick else ((1, 2, 4), 300, 500)
+    widths, steps, samples = ((1, 2), 20, 60) if options.quick else ((1, 2, 4), 300, 500)
     repeats = seeds(options)
     found: dict[tuple[str, str], list[list[float]]] = {(m, kind): [] for m in METHODS for kind in ("clean", "PGD-20")}
     jobs = [(seed, name, width) for seed in repeats for name in METHODS for width in widths]
@@ -126,7 +126,7 @@ def _picture(data: Dataset, found: Accuracies, widths: Sequence[int], sizes: Seq
         level = float(np.mean(found["standard", kind], 0)[0])
         return [*series, Series(f"standard, width {widths[0]}", np.full(len(widths), level), dashed=True)]
 
-    axes = (("width", widths), ("parameters", sizes))
+    axes = (("width", np.array(widths)), ("thousand parameters", np.array(sizes) / 1000))
     return Picture(
         "capacity",
         f"Test accuracy on {data.name} of LeNets of growing width, trained without perturbations and by UDP with eps "
@@ -135,11 +135,10 @@ def _picture(data: Dataset, found: Accuracies, widths: Sequence[int], sizes: Seq
         [
             Lines(
                 f"{kind}, against {name}",
-                np.array(values, dtype=np.float64),
+                values.astype(np.float64),
                 lines(kind),
                 name,
                 f"{kind} accuracy",
-                log_x=True,
             )
             for kind in ("clean", "PGD-20")
             for name, values in axes

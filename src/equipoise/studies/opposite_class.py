@@ -125,13 +125,17 @@ def _at(distance: np.ndarray, share: float) -> float:
 def _histogram(norm: str, distance: np.ndarray) -> Histogram:
     edges = np.linspace(0, float(distance.max()) * 1.001 or 1.0, 41)
     counts = np.histogram(distance, edges)[0]
-    marks = {f"2·eps, eps {eps:g}": 2 * eps for eps in EPS[norm] if 2 * eps <= edges[-1]}
+    marks, end = [], edges[-1]
+    for eps in reversed(EPS[norm]):  # those whose names do not overlap, the largest first
+        if 2 * eps <= end:
+            marks.append(eps)
+            end = 2 * eps - 0.15 * edges[-1]
     return Histogram(
         f"{_NAMES[norm]}: {len(distance)} samples",
         edges,
         {"nearest sample of another class": counts},
-        f"{_NAMES[norm]} distance",
-        marks,
+        f"{_NAMES[norm]} distance (lines: twice eps)",
+        {f"eps {eps:g}": 2 * eps for eps in marks},
     )
 
 

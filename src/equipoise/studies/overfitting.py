@@ -234,6 +234,8 @@ def _verdict(courses: Mapping[str, list[dict[str, list[float]]]], found: Mapping
     if count[first] == 0:
         return f"No catastrophic overfitting here, in any of {total} seeds with {first}: {facts}."
     how = f"{first} overfits in {count[first]} of {total} seeds, {second} in {count[second]}; {facts}"
-    if count[second] < count[first] or gap == "higher":
+    if gap == "higher" or (count[first] == total and count[second] == 0):
         return f"As in the paper: {how}."
+    if count[second] < count[first]:
+        return f"In part as in the paper: {how}."
     return f"Unlike in the paper, UDP suffers as much: {how}."

@@ -75,7 +75,8 @@ def run(options: Options, tell: Tell) -> Findings:
     net, layer = NETS[channels]
     repeats = seeds(options)
     kinds = ("untrained", *methods)
-    transferred: dict[str, list[float]] = {name: [] for name in kinds}
+    sizes = sorted({max(len(target.classes), len(target.train) // part) for part in (16, 4, 1)})
+    curves: dict[str, list[list[float]]] = {name: [] for name in kinds}
     own: dict[str, list[float]] = {name: [] for name in methods}
     for i, (seed, name) in enumerate((s, k) for s in repeats for k in kinds):
         tell(f"training on {source.name}, {name}, seed {seed}", i / (len(repeats) * len(kinds)))
@@ -84,11 +85,13 @@ def run(options: Options, tell: Tell) -> Findings:
         else:
             model = train(methods[name], source, recipe(source, steps, seed, lr=LR, batch_size=BATCH), net=net)
             own[name].append(accuracy(model, source.test))
-        transferred[name].append(linear_probe(split(model, layer)[0], target))
+        encoder = split(model, layer)[0]
+        curves[name].append([linear_probe(encoder, target.limit(n, seed)) for n in sizes])
+    transferred = {name: [curve[-1] for curve in rows] for name, rows in curves.items()}
     numbers = _numbers(transferred, own)
     return Findings(
         numbers=numbers,
-        pictures=[_picture(source, target, transferred, len(repeats))],
+        pictures=[_picture(source, target, curves, sizes)],
         settings={
             "source": described(source, pair[0].shape),
             "target": described(target, pair[1].shape),
@@ -189,19 +192,22 @@ def _numbers(transferred: Mapping[str, Sequence[float]], own: Mapping[str, Seque
     ]
 
 
-def _picture(source: Dataset, target: Dataset, transferred: Mapping[str, Sequence[float]], repeats: int) -> Picture:
-    order = np.arange(1, repeats + 1, dtype=np.float64)
+def _picture(
+    source: Dataset, target: Dataset, curves: Mapping[str, Sequence[Sequence[float]]], sizes: Sequence[int]
+) -> Picture:
     return Picture(
         "transfer",
-        f"Accuracy on {target.name} of a linear classifier on the features of networks trained on {source.name} "
-        "(U Table 4), per repeat.",
+        f"Accuracy on {target.name} of a linear classifier on the features of networks trained on {source.name}, "
+        "against the number of samples the classifier is trained on (U Table 4, there all of them): means of "
+        f"{len(curves['UDP'])} seeds, bands from the smallest to the largest.",
         [
             Lines(
                 "transfer accuracy",
-                order,
-                [band(name, [values], dashed=name == "untrained") for name, values in transferred.items()],
-                "repeat",
+                np.array(sizes, dtype=np.float64),
+                [band(name, rows, dashed=name == "untrained") for name, rows in curves.items()],
+                f"training samples of {target.name}",
                 "accuracy",
+                log_x=True,
             )
         ],
         columns=1,
