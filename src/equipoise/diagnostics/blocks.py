@@ -1,0 +1,76 @@
+"""What every diagnostic does before it looks at a model: check the input, hold the model still, cut the batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from equipoise.errors import require
+from equipoise.geometry import EVERYWHERE, Ball
+from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, admit
+from equipoise.predictive import couples_samples, frozen_weights, full_precision, seeded, standing
+from equipoise.rng import Streams, fold
+from equipoise.types import Labels, Points, Predict, Predictive
+
+BATCH_SIZE = 256
+"""Samples at a time, which bounds the memory."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some samples of a batch, and the model as it stands for them."""
+
+    predict: Predict
+    """The model: eval mode, constant weights, its randomness drawn as an attack with the same seed draws it."""
+    rows: Int[Tensor, " rows"]
+    """Which samples."""
+    streams: Streams
+    """Their random streams."""
+    classes: int
+    """Number of classes."""
+    members: int
+    """Number of members of the prediction."""
+
+
+@torch.no_grad()
+def in_blocks(
+    work: Callable[[Block], Result],
+    model: "nn.Module | Predictive",
+    x: Points,
+    y: Labels | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+) -> list[Result]:
+    """`work` of every block of at most `batch_size` samples, in order.
+
+    The model's parameters, gradients, buffers and modes and the global random state are left as they were. Inputs may
+    lie anywhere, not only in [0, 1]. Raises `EquipoiseError` for input that the model cannot take, and for a model in
+    which samples depend on each other even in eval mode.
+    """
+    ready = admit(model, x, y, Ball("linf", 0.0, EVERYWHERE), seed=seed, batch_size=batch_size)
+    module, kind = ready.predictive.module, x.device.type
+    with (
+        standing(module, "eval"),
+        torch.autocast(kind, enabled=False),
+        full_precision(),
+        seeded(fold(seed, GLOBAL_STREAM), x.device),
+    ):
+        require(
+            not couples_samples(module),
+            "in this model a sample's output depends on its batch, so it has no derivative of its own: give its "
+            "batch-norm layers running statistics (track_running_stats=True).",
+        )
+        weights = frozen_weights(module, "eval")
+
+        def block(rows: Tensor) -> Block:
+            streams = ready.streams[rows]
+            predict = ready.predictive.draw(streams.fold(MODEL_STREAM), weights)
+            return Block(predict, rows, streams, ready.classes, ready.members)
+
+        return [work(block(rows)) for rows in torch.arange(len(x), device=x.device).split(batch_size)]
