@@ -56,7 +56,7 @@ TEST_EPS = (0.05, 0.1, 0.2, 0.3)
 class Size:
     """How much is computed."""
 
-    steps: int = 400
+    steps: int = 320
     """Steps of each training."""
     every: int = 40
     """Steps between two measurements."""

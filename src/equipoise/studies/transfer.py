@@ -71,7 +71,7 @@ def run(options: Options, tell: Tell) -> Findings:
     methods = METHODS[channels]
     if options.quick:
         methods = {name: methods[name] for name in ("standard", "UDP")}
-    steps = 40 if options.quick else 300
+    steps = 40 if options.quick else 220
     net, layer = NETS[channels]
     repeats = seeds(options)
     kinds = ("untrained", *methods)
