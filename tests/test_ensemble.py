@@ -160,10 +160,10 @@ def test_bad_ensembles_are_refused():
 
 
 def test_what_needs_members_is_refused_for_one_network(small_digits):
-    with pytest.raises(EquipoiseError, match=r"mutual information is the same everywhere for a model of one member"):
+    with pytest.raises(EquipoiseError, match=r"mutual information compares members, the model has 1"):
         udp(0.1, uncertainty="mutual_information")(nets(1)[0], X, Y)
     method = udp_training(0.1, uncertainty="mutual_information")
-    with pytest.raises(EquipoiseError, match=r"mutual information is the same everywhere for a model of one member"):
+    with pytest.raises(EquipoiseError, match=r"mutual information compares members, the model has 1"):
         fit(method, build("mlp", small_digits.shape, 10), small_digits, Recipe(epochs=1))
 
 

@@ -12,14 +12,18 @@ from equipoise.errors import EquipoiseError
 from equipoise.objectives import (
     UNCERTAINTIES,
     Objective,
+    boosted_cross_entropy,
     cross_entropy,
     dlr,
     each,
     entropy,
     expected_entropy,
     kl,
+    log_diversity,
     margin,
+    misclassified_kl,
     mutual_information,
+    regularised,
     smoothed_cross_entropy,
     uncertainty_named,
 )
@@ -37,6 +41,10 @@ EVERY: dict[str, Objective] = {
     "sum": cross_entropy - 2.0 * entropy + 0.5 * kl(),
     "targetable sum": cross_entropy + 0.1 * margin,
     **{f"uncertainty {name}": objective for name, objective in UNCERTAINTIES.items()},
+    "regularised": regularised(2.0, 0.3),
+    "boosted": boosted_cross_entropy,
+    "misclassified": misclassified_kl(),
+    "diversity": log_diversity,
     "each": each(cross_entropy + 0.3 * entropy),
     "each in total": each(smoothed_cross_entropy(0.1), total=True),
 }
@@ -279,7 +287,7 @@ def test_a_sum_over_members_has_the_gradient_of_each_alone():
 
 def test_what_a_model_of_one_member_cannot_climb_is_refused():
     for name in ("mutual_information", "variance", "logit_variance"):
-        with pytest.raises(EquipoiseError, match=r"is the same everywhere for a model of one member: give an ensemble"):
+        with pytest.raises(EquipoiseError, match=r"compares members, the model has 1: give an ensemble"):
             UNCERTAINTIES[name].check(5, labels=False, target=False, members=1)
         UNCERTAINTIES[name].check(5, labels=False, target=False, members=2)
     with pytest.raises(EquipoiseError, match=r"unknown uncertainty 'variation'"):
@@ -293,3 +301,52 @@ def test_how_uncertainties_are_written_down():
         {"weight": -1.0, "objective": {"each": "entropy"}},
     ]
     assert each(kl(), total=True).settings() == {"total": {"name": "KL(clean||here)", "divergence": "clean||here"}}
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 5), st.integers(2, 9))
+def test_label_smoothing_and_entropy_maximisation_are_divergences_from_uniform(seed, g, lam, classes):
+    """R, Eqs. 7 and 8, with both divergences written plainly."""
+    z = logits(1, 6, classes, seed=seed)
+    here, y = Prediction(z), torch.arange(6) % classes
+    p = z[0].softmax(1)
+    uniform = torch.full_like(p, 1 / classes)
+    ce = -p.log()[torch.arange(6), y]
+    from_uniform = (uniform * (uniform / p).log()).sum(1)
+    to_uniform = (p * (p / uniform).log()).sum(1)
+    smooth = (1 - g) * ce + g * from_uniform + g * math.log(classes)
+    assert torch.allclose(regularised(smoothing=g)(here, None, y), smooth, atol=1e-10)
+    entm = ce + lam * to_uniform - lam * math.log(classes)
+    assert torch.allclose(regularised(entropy_weight=lam)(here, None, y), entm, atol=1e-10)
+
+
+def test_regularised_losses_are_named_by_what_they_add():
+    assert regularised() == cross_entropy and regularised(smoothing=0.3) == smoothed_cross_entropy(0.3)
+    assert regularised(2.0, 0.3) == smoothed_cross_entropy(0.3) - 2.0 * entropy
+    with pytest.raises(EquipoiseError, match=r"entropy_weight = -1 would punish uncertainty"):
+        regularised(-1)
+
+
+def test_the_volume_that_wrong_classes_span():
+    """Against the determinant of the Gram matrix, and in closed form where it is known."""
+    z = logits(3, 4, 6, seed=2)
+    p = z.softmax(-1)
+    for row, y in enumerate(LABELS.tolist()):
+        others = torch.stack([torch.cat([q[:y], q[y + 1 :]]) for q in p[:, row]])
+        unit = others / others.norm(dim=1, keepdim=True)
+        volume = torch.linalg.svdvals(unit).square().prod()
+        assert log_diversity(Prediction(z), None, LABELS)[row] == pytest.approx(volume.log().item(), rel=1e-3)
+    apart = torch.full((2, 1, 4), -30.0, dtype=F64)
+    apart[0, 0, 1] = apart[1, 0, 2] = 30.0  # the members err towards different classes
+    assert log_diversity(Prediction(apart), None, torch.tensor([0])).item() == pytest.approx(0, abs=1e-5)
+    same = logits(1, 1, 4).expand(2, -1, -1)
+    assert log_diversity(Prediction(same), None, torch.tensor([0])).item() == pytest.approx(math.log(2e-6), abs=1e-3)
+
+
+def test_mart_in_plain_formulas():
+    z = logits(1, 4, 5, seed=6)
+    p, q, rows = z[0].softmax(1), CLEAN[0].softmax(1), torch.arange(4)
+    others = p.scatter(1, LABELS[:, None], 0.0).amax(1)
+    boosted = -p[rows, LABELS].log() - (1 - others).log()
+    assert torch.allclose(boosted_cross_entropy(Prediction(z), None, LABELS), boosted, atol=1e-5)
+    divergence = (q * (q / p).log()).sum(1) * (1 - q[rows, LABELS])
+    assert torch.allclose(misclassified_kl()(Prediction(z), Prediction(CLEAN), LABELS), divergence)

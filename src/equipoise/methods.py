@@ -2,55 +2,176 @@
 
     cross_entropy + 0.5 * (entropy @ pgd(eps=0.1, step_size=0.02, steps=10))
 
+`loss` is what a method descends, and climbs if it climbs the loss: `cross_entropy`, or with uncertainty promoted
+`regularised(entropy_weight=2)` and `regularised(smoothing=0.74)`, so that every method has its EntM and its LS form.
 `mode` is the model's mode while perturbing: `train` as in the papers' runs, `eval` (the default) keeps samples
 independent of each other, which is faster and leaves batch-norm's statistics to the clean and final points.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from equipoise.attacks import gradient as attacks
-from equipoise.geometry import EVERYWHERE
-from equipoise.objectives import Divergence, cross_entropy, kl
+from equipoise.geometry import EVERYWHERE, Box
+from equipoise.objectives import (
+    Divergence,
+    Objective,
+    boosted_cross_entropy,
+    cross_entropy,
+    each,
+    entropy,
+    kl,
+    log_diversity,
+    misclassified_kl,
+    regularised,
+)
+from equipoise.penalties import GradientAlignment
 from equipoise.spaces import Latent
-from equipoise.steps import StepSize
+from equipoise.steps import StepSize, Uniform
 from equipoise.terms import Method, as_method
 
 
-def standard() -> Method:
-    """Empirical risk: `CE(x)`."""
-    return as_method(cross_entropy)
+def standard(loss: Objective = cross_entropy) -> Method:
+    """Empirical risk: `L(x)`."""
+    return as_method(loss)
 
 
-def fgsm_at(eps: float, **options: Any) -> Method:
-    """`CE(x_fgsm)` (Goodfellow et al. 2015)."""
-    return as_method(cross_entropy @ attacks.fgsm(eps, **options))
+def entm(entropy_weight: float = 2.0) -> Method:
+    """`CE(x) - lam · H(x)`, entropy maximisation, which U calls MaxE (R, Eq. 4; U, App. A.5; Pereyra et al. 2017)."""
+    return standard(regularised(entropy_weight))
 
 
-def r_fgsm_at(eps: float, step_size: float | None = None, **options: Any) -> Method:
-    """`CE(x_r-fgsm)`: FGSM from a random start (Wong et al. 2020; U, Eq. R-FGSM)."""
-    return as_method(cross_entropy @ attacks.r_fgsm(eps, step_size, **options))
+def label_smoothing(smoothing: float = 0.74) -> Method:
+    """`CE` with the label `y - g(y - 1/C)`, g = `smoothing`: .74 in R for 10 classes, .84 for 100 (R, Eq. 6)."""
+    return standard(regularised(smoothing=smoothing))
 
 
-def pgd_at(eps: float, step_size: StepSize | float | None = None, steps: int = 10, **options: Any) -> Method:
-    """`CE(x_pgd)` (Madry et al. 2018)."""
-    return as_method(cross_entropy @ attacks.pgd(eps, step_size, steps, **options))
+def adp(entropy_weight: float = 2.0, diversity_weight: float = 0.5) -> Method:
+    """`Σ_m CE(p_m) - alpha · H(mean) - beta · log det(Mᵀ M)`: an ensemble whose wrong classes point in different
+    directions (Pang et al. 2019, Eq. 5; 3 members with (2, .5) in R). For an `Ensemble` of 2 members or more.
+    """
+    return as_method(each(cross_entropy, total=True) - entropy_weight * entropy - diversity_weight * log_diversity)
 
 
-def udp(eps: float, step_size: StepSize | float | None = None, steps: int = 20, **options: Any) -> Method:
-    """`CE(x_udp)`: train at the point of greatest uncertainty, k ~ U{1..K} steps away (U, Alg. 1)."""
-    return as_method(cross_entropy @ attacks.udp(eps, step_size, steps, **options))
+def fgsm_at(eps: float, loss: Objective = cross_entropy, **options: Any) -> Method:
+    """`L(x_fgsm)` (Goodfellow et al. 2015)."""
+    return as_method(loss @ replace(attacks.fgsm(eps, **options), objective=loss))
 
 
-def uta(eps: float, step_size: StepSize | float | None = None, steps: int = 20, **options: Any) -> Method:
-    """`CE(x_uta)`: as UDP with all K steps (T, Alg. 1)."""
-    return as_method(cross_entropy @ attacks.uta(eps, step_size, steps, **options))
+def r_fgsm_at(eps: float, step_size: float | None = None, loss: Objective = cross_entropy, **options: Any) -> Method:
+    """`L(x_r-fgsm)`: FGSM from a random start (Wong et al. 2020; U, Eq. R-FGSM)."""
+    return as_method(loss @ replace(attacks.r_fgsm(eps, step_size, **options), objective=loss))
+
+
+def n_fgsm_at(
+    eps: float,
+    step_size: float | None = None,
+    noise: float = 2.0,
+    norm: str = "linf",
+    box: Box = Box(),
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x + ξ + alpha · sign ∇L(x + ξ))`, `ξ ~ U[-noise·eps, noise·eps]`, not projected back to the ball of eps, alpha
+    = eps by default (de Jorge et al. 2022, "Make Some Noise", Alg. 1: N-FGSM; clipped to the box, as their code does).
+    """
+    size = eps if step_size is None else step_size
+    reach = noise * eps + size
+    step = attacks.fgsm(reach, norm, size, box, start=Uniform(share=noise * eps / reach if reach else 1.0), **options)
+    return as_method(loss @ replace(step, objective=loss))
+
+
+def gradalign_at(
+    eps: float, step_size: float | None = None, weight: float = 0.2, loss: Objective = cross_entropy, **options: Any
+) -> Method:
+    """`L(x_fgsm) + lam · (1 - cos(∇L(x), ∇L(x + ξ)))`: FGSM with gradients that agree over the ball (Andriushchenko &
+    Flammarion 2020, Eq. 5; lam = .2 at eps = 8/255).
+    """
+    ascent = replace(attacks.fgsm(eps, step_size=step_size, **options), objective=loss)
+    return as_method(loss @ ascent).penalised(weight, GradientAlignment(ascent.geometry, loss))
+
+
+def pgd_at(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 10,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x_pgd)`, x_pgd climbing L (Madry et al. 2018)."""
+    return as_method(loss @ replace(attacks.pgd(eps, step_size, steps, **options), objective=loss))
+
+
+def pat(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 10,
+    clean_share: float = 0.5,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`a · L(x) + (1 - a) · L(x_pgd)`, x_pgd climbing the same L, a = `clean_share` (R, Eqs. 2 and 5).
+
+    With `loss = regularised(2)` it is PAT-EntM, with `regularised(smoothing=.74)` PAT-LS.
+    """
+    return clean_share * as_method(loss) + (1 - clean_share) * pgd_at(eps, step_size, steps, loss, **options)
+
+
+def friendly_at(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 10,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x_friendly)`: PGD that stops as soon as the prediction is wrong (Zhang et al. 2020, "Attacks Which Do Not Kill
+    Training Make Adversarial Learning Stronger", Alg. 1 with tau = 0).
+    """
+    return pgd_at(eps, step_size, steps, loss, keep="first_success", **options)
+
+
+def mart(
+    eps: float, step_size: StepSize | float | None = None, steps: int = 10, beta: float = 5.0, **options: Any
+) -> Method:
+    """`BCE(x_pgd) + lam · KL(p(x) ‖ p(x_pgd)) (1 - p_y(x))`, lam = `beta`, x_pgd climbing CE (Wang et al. 2020,
+    Eq. 11).
+    """
+    ascent = attacks.pgd(eps, step_size, steps, **options)
+    return boosted_cross_entropy @ ascent + beta * (misclassified_kl() @ ascent)
+
+
+def udp(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x_udp)`: train at the point of greatest uncertainty, k ~ U{1..K} steps away (U, Alg. 1)."""
+    return as_method(loss @ attacks.udp(eps, step_size, steps, **options))
+
+
+def uta(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x_uta)`: as UDP with all K steps (T, Alg. 1)."""
+    return as_method(loss @ attacks.uta(eps, step_size, steps, **options))
 
 
 def udpr(
-    eps: float, step_size: StepSize | float | None = None, steps: int = 20, weight: float = 1.0, **options: Any
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    weight: float = 1.0,
+    loss: Objective = cross_entropy,
+    **options: Any,
 ) -> Method:
-    """`CE(x) + lam · CE(x_udp)`, lam = `weight`, 1 in the reference runs (U, Eq. UDPR)."""
-    return as_method(cross_entropy) + weight * (cross_entropy @ attacks.udp(eps, step_size, steps, **options))
+    """`L(x) + lam · L(x_udp)`, lam = `weight`, 1 in the reference runs (U, Eq. UDPR)."""
+    return as_method(loss) + weight * (loss @ attacks.udp(eps, step_size, steps, **options))
 
 
 def trades(
@@ -59,10 +180,13 @@ def trades(
     steps: int = 10,
     beta: float = 6.0,
     divergence: Divergence = "clean||here",
+    loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`CE(x) + beta · D(x, x')`, x' climbing the same divergence D from noise (Zhang et al. 2019; U, Eq. TRADES)."""
-    return as_method(cross_entropy) + beta * (
+    """`L(x) + beta · D(x, x')`, x' climbing the same divergence D from noise (Zhang et al. 2019; U, Eq. TRADES; R,
+    Eq. 3, with beta = 3 and `here||clean`).
+    """
+    return as_method(loss) + beta * (
         kl(divergence) @ attacks.trades(eps, step_size, steps, divergence=divergence, **options)
     )
 
@@ -73,10 +197,11 @@ def udp_trades(
     steps: int = 20,
     beta: float = 6.0,
     divergence: Divergence = "clean||here",
+    loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """TRADES' smoothing term evaluated at the UDP point, `CE(x) + beta · D(x, x_udp)` (open in U, App. A.3)."""
-    return as_method(cross_entropy) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
+    """TRADES' smoothing term evaluated at the UDP point, `L(x) + beta · D(x, x_udp)` (open in U, App. A.3)."""
+    return as_method(loss) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
 
 
 def ls_pgd(

@@ -18,6 +18,7 @@ from equipoise.errors import require, unknown
 from equipoise.types import Labels, PerSample, Prediction
 
 Formula = Callable[..., PerSample]
+_SINGULAR = 1e-6  # keeps a logarithm finite where members agree, or another class is certain
 Divergence = Literal["clean||here", "here||clean", "soft-cross-entropy"]
 
 
@@ -60,8 +61,8 @@ class Objective:
         """
         require(
             members is None or members >= self.members,
-            f"{self.name} is the same everywhere for a model of one member: give an ensemble or Monte Carlo dropout, "
-            "or climb entropy.",
+            f"{self.name} compares members, the model has {members}: give an ensemble or Monte Carlo dropout, or use "
+            "an objective of one network such as entropy.",
         )
         require(
             not target or self.targeted,
@@ -202,6 +203,29 @@ def _small_margin(
     return second - first
 
 
+def _log_diversity(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
+    p = here.logits.softmax(-1)
+    others = p.scatter(-1, labels[None, :, None].expand(len(p), -1, 1), 0.0)
+    unit = others / torch.linalg.vector_norm(others, dim=-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+    gram = torch.einsum("mbc,nbc->bmn", unit, unit)
+    return torch.logdet(gram + _SINGULAR * torch.eye(len(p), dtype=p.dtype, device=p.device))
+
+
+def _boosted_cross_entropy(
+    here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None
+) -> PerSample:
+    log_p = here.log_probs
+    largest = _largest_other(log_p, labels).exp()
+    return -_pick(log_p, labels) - (1 + _SINGULAR - largest).log()
+
+
+def _misclassified_divergence(
+    here: Prediction, clean: Prediction, labels: Labels, target: Labels | None, divergence: Divergence
+) -> PerSample:
+    wrong = 1 - _pick(clean.log_probs, labels).exp()
+    return wrong * _divergence(here, clean, labels, target, divergence)
+
+
 def _divergence(
     here: Prediction, clean: Prediction, labels: Labels | None, target: Labels | None, divergence: Divergence
 ) -> PerSample:
@@ -318,3 +342,29 @@ def uncertainty_named(name: "str | Objective") -> Objective:
     if name not in UNCERTAINTIES:
         raise unknown("uncertainty", name, UNCERTAINTIES)
     return UNCERTAINTIES[name]
+
+
+def regularised(entropy_weight: float = 0.0, smoothing: float = 0.0) -> Objective:
+    """The loss that promotes uncertainty: `CE(p, y - g(y - 1/C)) - lam · H(p)` (R, Eqs. 4 and 6; U, Eq. MaxE).
+
+    `entropy_weight` is lam, 2 in R for EntM; `smoothing` is g, .74 in R for label smoothing on 10 classes and .84 on
+    100. With neither it is `cross_entropy`. Raises `EquipoiseError` for a negative weight or g outside [0, 1].
+    """
+    require(entropy_weight >= 0, f"entropy_weight = {entropy_weight} would punish uncertainty: expected a number >= 0.")
+    loss = smoothed_cross_entropy(smoothing) if smoothing else cross_entropy
+    return loss - entropy_weight * entropy if entropy_weight else loss
+
+
+log_diversity = Objective("log ensemble diversity", _log_diversity, needs_labels=True, members=2)
+"""`log det(Mᵀ M)`, M the members' probabilities of the wrong classes, each of length 1: 0 where they are orthogonal,
+-∞ (stopped at log 1e-6) where two agree (Pang et al. 2019, Eq. 3)."""
+
+boosted_cross_entropy = Objective("boosted cross-entropy", _boosted_cross_entropy, needs_labels=True)
+"""`-log p_y - log(1 - max_{i≠y} p_i)` (Wang et al. 2020, "Improving Adversarial Robustness Requires Revisiting
+Misclassified Examples", Eq. 8)."""
+
+
+def misclassified_kl(divergence: Divergence = "clean||here") -> Objective:
+    """`D(q, p) (1 - q_y)`: the divergence, weighted by how wrong the clean prediction is (Wang et al. 2020, Eq. 11)."""
+    inner = kl(divergence)
+    return replace(inner, name=f"misclassified {inner.name}", formula=_misclassified_divergence, needs_labels=True)

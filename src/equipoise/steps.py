@@ -200,11 +200,17 @@ class Zero:
 
 @dataclass(frozen=True)
 class Uniform:
-    """A point uniform on the ball, projected into the box."""
+    """A point uniform on the ball, or on a share of it, projected into the box."""
+
+    share: float = 1.0
+    """Radius to draw from, in multiples of eps."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.share <= 1, f"share = {self.share} of the ball is not in [0, 1].")
 
     def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:
-        """`project(x + ξ)`, ξ uniform on the ball."""
-        return geometry.draw(streams, x)
+        """`project(x + ξ)`, ξ uniform on the ball of radius `share · eps`."""
+        return replace(geometry, eps=self.share * geometry.eps).draw(streams, x)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from equipoise.cli.options import (
     Train,
     build_method,
     fraction,
+    full_name,
     net_options,
     parameters,
     parse,
@@ -133,26 +134,33 @@ def test_every_command_as_documented_is_understood():
 
 BALL = {"eps", "norm", "mode"}
 CLIMB = {*BALL, "step_size", "steps", "step_schedule"}
+LOSS = {"entropy_weight", "smoothing"}
 OWN = {
-    "standard": set(),
-    "fgsm": BALL,
-    "r-fgsm": {*BALL, "step_size"},
-    "pgd": CLIMB,
-    "udp": {*CLIMB, "uncertainty"},
-    "uta": {*CLIMB, "uncertainty"},
-    "udpr": {*CLIMB, "uncertainty", "weight"},
-    "trades": {*CLIMB, "beta", "divergence"},
-    "udp-trades": {*CLIMB, "uncertainty", "beta", "divergence"},
-    "ls-pgd": {*CLIMB, "latent"},
-    "ls-udp": {*CLIMB, "latent", "uncertainty"},
-    "ls-udpr": {*CLIMB, "latent", "uncertainty", "weight"},
-    "ls-trades": {*CLIMB, "latent", "beta", "divergence"},
+    "standard": LOSS,
+    "adp": {"entropy_weight", "diversity_weight"},
+    "fgsm": {*BALL, *LOSS},
+    "r-fgsm": {*BALL, *LOSS, "step_size"},
+    "n-fgsm": {*BALL, *LOSS, "step_size", "noise"},
+    "gradalign": {*BALL, *LOSS, "weight"},
+    "pgd": {*CLIMB, *LOSS},
+    "friendly": {*CLIMB, *LOSS},
+    "pat": {*CLIMB, *LOSS, "clean_share"},
+    "mart": {*CLIMB, "beta"},
+    "udp": {*CLIMB, *LOSS, "uncertainty"},
+    "uta": {*CLIMB, *LOSS, "uncertainty"},
+    "udpr": {*CLIMB, *LOSS, "uncertainty", "weight"},
+    "trades": {*CLIMB, *LOSS, "beta", "divergence"},
+    "udp-trades": {*CLIMB, *LOSS, "uncertainty", "beta", "divergence"},
+    "ls-pgd": {*CLIMB, *LOSS, "latent"},
+    "ls-udp": {*CLIMB, *LOSS, "latent", "uncertainty"},
+    "ls-udpr": {*CLIMB, *LOSS, "latent", "uncertainty", "weight"},
+    "ls-trades": {*CLIMB, *LOSS, "latent", "beta", "divergence"},
 }
 
 
 def needed(name: str) -> list[str]:
     """The flags without which a method cannot be chosen."""
-    return (["--eps", "0.1"] if OWN[name] else []) + (["--latent", "fc1"] if "latent" in OWN[name] else [])
+    return (["--eps", "0.1"] if "eps" in OWN[name] else []) + (["--latent", "fc1"] if "latent" in OWN[name] else [])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -168,9 +176,29 @@ def test_every_method_has_its_own_hyper_parameters_only(name, capsys):
     assert "Unrecognized" in capsys.readouterr().err or OWN[name] >= {"steps", "beta"}
 
 
+@pytest.mark.parametrize(
+    ("typed", "spelled_out"),
+    [
+        ("entm", "standard --entropy-weight 2"),
+        ("maxe", "standard --entropy-weight 2"),
+        ("ls", "standard --smoothing 0.74"),
+        ("pat-entm --eps 0.1", "pat --eps 0.1 --entropy-weight 2"),
+        ("pat-entm --eps 0.1 --entropy-weight 3", "pat --eps 0.1 --entropy-weight 3"),
+        ("pat-ls --eps 0.1 --smoothing=0.84", "pat --eps 0.1 --smoothing 0.84"),
+        ("udp-entm --eps 0.1", "udp --eps 0.1 --entropy-weight 2"),
+        ("udpr-ls --eps 0.1", "udpr --eps 0.1 --smoothing 0.74"),
+        ("trades-entm --eps 0.1 --beta 3", "trades --eps 0.1 --beta 3 --entropy-weight 2"),
+    ],
+)
+def test_a_regularised_method_is_the_method_with_a_weight(typed, spelled_out):
+    command = parse(said(f"train {typed}"))
+    assert command == parse(said(f"train {spelled_out}"))
+    assert full_name(parameters(command.method)) == typed.split()[0].replace("maxe", "entm")
+
+
 def test_the_default_steps_are_those_of_the_library():
     for name, function in METHODS.items():
-        options = ({"eps": 0.1} if OWN[name] else {}) | ({"layer": "fc1"} if "latent" in OWN[name] else {})
+        options = ({"eps": 0.1} if "eps" in OWN[name] else {}) | ({"layer": "fc1"} if "latent" in OWN[name] else {})
         assert str(build_method(parse(["train", name, *needed(name)]).method)) == str(function(**options))
 
 

@@ -125,7 +125,7 @@ def test_a_killed_run_of_an_ensemble_resumes_to_the_same_weights(here, monkeypat
         (["--net", "fc-resnet"], "udp", "returns features, not logits: ask for inducing points"),
         (["--inducing", "5"], "udp", "how many features a MLP returns is not known"),
         (["--inducing", "5", "--members", "2"], "udp", "exclude each other"),
-        (["--uncertainty", "mutual_information"], "udp", "is the same everywhere for a model of one member"),
+        (["--uncertainty", "mutual_information"], "udp", "compares members, the model has 1"),
         (["--latent", "fc7"], "ls-udp", "unknown layer 'fc7'"),
         (["--latent", "logits"], "ls-pgd", "no classifier is left"),
     ],

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from equipoise import methods
+from equipoise.objectives import regularised
 from equipoise.predictive import Single
 from equipoise.rng import Streams
 from equipoise.terms import Method
@@ -14,6 +15,14 @@ from equipoise.terms import Method
 OPTIONS = {"step_size": 0.03, "steps": 3}
 ROWS = {
     "standard": methods.standard,
+    "entm": lambda **o: methods.entm(0.3),
+    "label_smoothing": lambda **o: methods.label_smoothing(0.1),
+    "adp": lambda **o: methods.adp(0.1, 0.1),
+    "n_fgsm_at": lambda **o: methods.n_fgsm_at(0.1, **o),
+    "gradalign_at": lambda **o: methods.gradalign_at(0.1, **o),
+    "friendly_at": lambda **o: methods.friendly_at(0.1, **OPTIONS, **o),
+    "pat": lambda **o: methods.pat(0.1, **OPTIONS, loss=regularised(0.2), **o),
+    "mart": lambda **o: methods.mart(0.1, **OPTIONS, **o),
     "fgsm_at": lambda **o: methods.fgsm_at(0.1, **o),
     "r_fgsm_at": lambda **o: methods.r_fgsm_at(0.1, **o),
     "pgd_at": lambda **o: methods.pgd_at(0.1, **OPTIONS, **o),
@@ -89,4 +98,4 @@ def test_the_streams_decide(method):
 
 def test_it_describes_itself(method):
     assert "cross-entropy" in str(method)
-    method.check(3)
+    method.check(3, members=2)

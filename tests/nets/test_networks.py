@@ -27,6 +27,8 @@ MNIST, SVHN = (1, 28, 28), (3, 32, 32)
         ("lenet-wide", SVHN, {}, 2_432 + 51_264 + 590_080 + 30_840 + 1_210),
         ("preact-resnet18", SVHN, {}, 1_728 + 147_968 + 525_184 + 2_098_944 + 8_392_192 + 1_024 + 5_130),
         ("resnet18", SVHN, {}, 11_173_962),
+        ("cnn4", MNIST, {}, 260 + 5_020 + 16_050 + 510),
+        ("wide-resnet", SVHN, {}, 46_160_474),
         ("resnet18-dropout", SVHN, {}, 1_856 + 147_968 + 525_568 + 2_099_712 + 8_393_728 + 5_130),
     ],
 )
@@ -51,6 +53,7 @@ def test_a_shared_parameter_counts_once():
         ("preact-resnet18", (3, 16, 24)),
         ("preact-resnet18", MNIST),
         ("resnet18", (1, 8, 8)),
+        ("cnn4", (3, 16, 20)),
         ("resnet18-dropout", (3, 16, 24)),
     ],
 )

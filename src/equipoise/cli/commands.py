@@ -17,6 +17,7 @@ from equipoise.cli.options import (
     Train,
     Verify,
     build_method,
+    full_name,
     net_options,
     parameters,
 )
@@ -61,6 +62,8 @@ def train(options: Train, command: str) -> None:
         examples is None or examples >= 0,
         f"--evaluate-examples {examples}: expected a number of test samples, or 0 for no evaluation.",
     )
+    name = record["name"]
+    record["name"] = full_name(record)
     device = recipe.pick_device()
     data = load(options.data, options.data_root)
     if options.limit is not None:
@@ -70,7 +73,7 @@ def train(options: Train, command: str) -> None:
     if isinstance(model, DeepKernelGP):
         method = method.apart(total=False).penalised(1.0, kl_to_prior(len(data.train)))
         model.start_from(data.train.x, recipe.seed)
-    elif isinstance(model, Ensemble) and not options.together:
+    elif isinstance(model, Ensemble) and not options.together and name != "adp":
         method = method.apart()
     out = options.out or Path("runs", f"{record['name']}-{data.name}-{recipe.seed}")
     if is_main_process():

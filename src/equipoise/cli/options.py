@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from equipoise.attacks.gradient import usual_step_size
 from equipoise.cli.studying import Study
 from equipoise.errors import EquipoiseError, unknown
 from equipoise.geometry import NormName
-from equipoise.objectives import Divergence
+from equipoise.objectives import Divergence, regularised
 from equipoise.steps import StepSize, Triangular
 from equipoise.terms import Method
 from equipoise.training import Recipe
@@ -60,11 +60,34 @@ class Climb:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What is descended, and climbed by the methods that climb the loss."""
+
+    entropy_weight: float = 0.0
+    """Weight of the output's entropy, which is subtracted from the loss; METHOD-entm sets it to 2."""
+    smoothing: float = 0.0
+    """Label smoothing in [0, 1]; METHOD-ls sets it to 0.74."""
+
+
+@dataclass(frozen=True)
 class Standard:
     """Training without perturbations."""
 
     name: Suppress[str]
     """Which method."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
+class Diverse:
+    """An ensemble regularised to be diverse, without perturbations."""
+
+    name: Suppress[str]
+    """Which method."""
+    entropy_weight: float = 2.0
+    """Weight of the entropy of the mean, which is subtracted from the loss."""
+    diversity_weight: float = 0.5
+    """Weight of the log determinant of the members' wrong classes, which is subtracted too."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,7 @@ class OneStep:
     name: Suppress[str]
     """Which method."""
     perturbation: Perturbation
+    loss: Loss = Loss()
 
 
 @dataclass(frozen=True)
@@ -85,6 +109,62 @@ class RandomStep:
     perturbation: Perturbation
     step_size: float | None = None
     """Length of the step; by default 1.25 eps."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
+class NoisyStep:
+    """A perturbation of one step from noise, not projected back."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    step_size: float | None = None
+    """Length of the step; by default eps."""
+    noise: float = 2.0
+    """Radius of the uniform noise, in multiples of eps."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
+class AlignedStep:
+    """A perturbation of one step, and a penalty on gradients that turn within the ball."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    weight: float = 0.2
+    """Weight of the penalty."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A share of the clean loss, and the rest at a perturbation of several steps that climbs the same loss."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    climb: Climb = Climb()
+    steps: int = 10
+    """Number of steps."""
+    clean_share: float = 0.5
+    """Share of the clean loss."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
+class Misclassified:
+    """A boosted loss and a divergence weighted by how wrong the clean prediction is, at a perturbation."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    climb: Climb = Climb()
+    steps: int = 10
+    """Number of steps."""
+    beta: float = 5.0
+    """Weight of the divergence."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +205,7 @@ class Iterated:
     climb: Climb = Climb()
     steps: int = 20
     """Number of steps."""
+    loss: Loss = Loss()
 
 
 @dataclass(frozen=True)
@@ -138,6 +219,7 @@ class Uncertain:
     what: Uncertainty = Uncertainty()
     steps: int = 20
     """Number of steps; udp draws a number up to it for each sample."""
+    loss: Loss = Loss()
 
 
 @dataclass(frozen=True)
@@ -153,6 +235,7 @@ class Weighted:
     """Number of steps; for each sample a number up to it is drawn."""
     weight: float = 1.0
     """Weight of the perturbed term beside the clean one."""
+    loss: Loss = Loss()
 
 
 @dataclass(frozen=True)
@@ -166,6 +249,7 @@ class Diverging:
     how_far: Divergent = Divergent()
     steps: int = 20
     """Number of steps."""
+    loss: Loss = Loss()
 
 
 @dataclass(frozen=True)
@@ -180,6 +264,7 @@ class UncertainDiverging:
     how_far: Divergent = Divergent()
     steps: int = 20
     """Number of steps; for each sample a number up to it is drawn."""
+    loss: Loss = Loss()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +301,15 @@ def _named(name: str, kind: type, description: str, **defaults: Any) -> Any:
 
 Choice = (
     Annotated[Standard, subcommand("standard", default=Standard("standard"), description="No perturbations.")]
+    | Annotated[Diverse, _named("adp", Diverse, "An ensemble whose members err differently.")]
     | Annotated[OneStep, _named("fgsm", OneStep, "One step up the loss.")]
     | Annotated[RandomStep, _named("r-fgsm", RandomStep, "fgsm from a random start.")]
+    | Annotated[NoisyStep, _named("n-fgsm", NoisyStep, "fgsm from noise, not projected back.")]
+    | Annotated[AlignedStep, _named("gradalign", AlignedStep, "fgsm with aligned gradients.")]
     | Annotated[Iterated, _named("pgd", Iterated, "At the point of greatest loss.", steps=10)]
+    | Annotated[Iterated, _named("friendly", Iterated, "pgd that stops where the prediction is wrong.", steps=10)]
+    | Annotated[Mixed, _named("pat", Mixed, "Half the clean loss, half that at the pgd point.")]
+    | Annotated[Misclassified, _named("mart", Misclassified, "pgd that looks harder at what is misclassified.")]
     | Annotated[Uncertain, _named("udp", Uncertain, "At the point of greatest uncertainty, 1 to K steps away.")]
     | Annotated[Uncertain, _named("uta", Uncertain, "At the point of greatest uncertainty, K steps away.")]
     | Annotated[Weighted, _named("udpr", Weighted, "The clean loss plus that at the udp point.")]
@@ -237,9 +328,15 @@ Choice = (
 )
 METHODS: dict[str, Callable[..., Method]] = {
     "standard": methods.standard,
+    "adp": methods.adp,
     "fgsm": methods.fgsm_at,
     "r-fgsm": methods.r_fgsm_at,
+    "n-fgsm": methods.n_fgsm_at,
+    "gradalign": methods.gradalign_at,
     "pgd": methods.pgd_at,
+    "friendly": methods.friendly_at,
+    "pat": methods.pat,
+    "mart": methods.mart,
     "udp": methods.udp,
     "uta": methods.uta,
     "udpr": methods.udpr,
@@ -252,6 +349,22 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
+_LOSSES = {"entm": ("--entropy-weight", "2"), "ls": ("--smoothing", "0.74")}
+"""What may be written behind a method's name, and by itself for the standard one."""
+
+
+def _spelled_out(words: Sequence[str]) -> list[str]:
+    """`train pat-entm ...` as `train pat --entropy-weight 2 ...`, with the weight that was typed, if one was."""
+    if len(words) < 2 or words[0] != "train" or words[1] in METHODS:
+        return list(words)
+    method, _, suffix = ("standard", "", "entm") if words[1] == "maxe" else words[1].rpartition("-")
+    if suffix not in _LOSSES or (method or "standard") not in METHODS:
+        return list(words)
+    flag, value = _LOSSES[suffix]
+    typed = any(word.partition("=")[0].replace("_", "-") == flag for word in words)
+    return ["train", method or "standard", *words[2:], *([] if typed else [flag, value])]
+
+
 def parameters(choice: Any) -> dict[str, Any]:
     """Name and hyper-parameters of a chosen method, flat; this is its record."""
     found: dict[str, Any] = {}
@@ -259,6 +372,13 @@ def parameters(choice: Any) -> dict[str, Any]:
         value = getattr(choice, field.name)
         found |= parameters(value) if is_dataclass(value) else {field.name: value}
     return found
+
+
+def full_name(record: Mapping[str, Any]) -> str:
+    """The method's name with the regularisers it was given: `pat-entm`; `entm` and `ls` for the standard one."""
+    name = record["name"]
+    given = [s for s, field in (("entm", "entropy_weight"), ("ls", "smoothing")) if record.get(field)]
+    return name if name == "adp" else "-".join([*([] if name == "standard" and given else [name]), *given])
 
 
 def build_method(choice: Any) -> Method:
@@ -269,6 +389,9 @@ def build_method(choice: Any) -> Method:
         options["step_size"] = _triangular(name, options["eps"], options["step_size"], steps)
     if "latent" in options:
         options["layer"] = options.pop("latent")
+    if name != "adp":
+        weight, smoothing = options.pop("entropy_weight", 0.0), options.pop("smoothing", 0.0)
+        options |= {"loss": regularised(weight, smoothing)} if weight or smoothing else {}
     return METHODS[name](**options)
 
 
@@ -295,8 +418,8 @@ class Train:
     limit: int | None = None
     """Train on at most so many samples."""
     net: str = "mlp"
-    """mlp, lenet, lenet-wide, preact-resnet18, resnet18, resnet18-dropout, fc-resnet, wide-resnet-features, or your own as
-    package.module:factory."""
+    """mlp, lenet, lenet-wide, cnn4, preact-resnet18, resnet18, resnet18-dropout, wide-resnet (34-10), or your own as
+    package.module:factory; with --inducing fc-resnet or wide-resnet-features."""
     width: int | None = None
     """lenet: multiplies its filters, 1 to 12."""
     widths: tuple[int, ...] = ()
@@ -448,6 +571,7 @@ def parse(argv: Sequence[str]) -> Command:
     if argv and argv[0] in ("--version", "-V"):
         print(f"equipoise {equipoise.__version__}")
         sys.exit(0)
+    argv = _spelled_out(argv)
     names = [a for a in argv[:2] if not a.startswith("-")]
     if names and names[0] not in COMMANDS:
         raise unknown("command", names[0], COMMANDS)

@@ -4,6 +4,7 @@
 and their `eps` always live in [0, 1]. `split` cuts one into an encoder and a classifier, for attacks in between.
 """
 
+from equipoise.nets.cnn4 import CNN4
 from equipoise.nets.due import FCResNet, WideResNetFeatures
 from equipoise.nets.lenet import LeNet
 from equipoise.nets.lipschitz import BoundedBatchNorm2d, BoundedNorm, bounded
@@ -13,8 +14,10 @@ from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18
 from equipoise.nets.registry import build, count_parameters, extractors, make, names
 from equipoise.nets.resnet import BasicBlock, ResNet18
 from equipoise.nets.split import Staged, split, stages
+from equipoise.nets.wide_resnet import WideResNet
 
 __all__ = [
+    "CNN4",
     "MLP",
     "BasicBlock",
     "BoundedBatchNorm2d",
@@ -26,6 +29,7 @@ __all__ = [
     "PreActResNet18",
     "ResNet18",
     "Staged",
+    "WideResNet",
     "WideResNetFeatures",
     "bounded",
     "build",

@@ -73,10 +73,10 @@ class PreActResNet18(nn.Module):
 
     @property
     def _features(self) -> nn.Module:
-        return _Features(self.bn)
+        return PreActFeatures(self.bn)
 
 
-class _Features(nn.Module):
+class PreActFeatures(nn.Module):
     """The mean over all pixels of `relu(bn(x))`: one number per channel."""
 
     def __init__(self, bn: nn.Module) -> None:
@@ -84,4 +84,5 @@ class _Features(nn.Module):
         self.bn = bn
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels"]:
+        """The features."""
         return F.relu(self.bn(x), inplace=True).mean(dim=(2, 3))

@@ -13,21 +13,25 @@ import torch
 from torch import nn
 
 from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.nets.cnn4 import CNN4
 from equipoise.nets.due import FCResNet, WideResNetFeatures
 from equipoise.nets.lenet import LeNet
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
 from equipoise.nets.preact_resnet import PreActResNet18
 from equipoise.nets.resnet import ResNet18
+from equipoise.nets.wide_resnet import WideResNet
 from equipoise.types import Predictive
 
 _NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "lenet": LeNet,
     "lenet-wide": partial(LeNet, filters=(32, 64), hidden=(256, 120)),
+    "cnn4": CNN4,
     "preact-resnet18": PreActResNet18,
     "resnet18": ResNet18,
     "resnet18-dropout": partial(ResNet18, dropout=0.2),
+    "wide-resnet": WideResNet,
 }
 _EXTRACTORS: dict[str, Callable[..., nn.Module]] = {
     "fc-resnet": FCResNet,

@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -41,6 +41,7 @@ from equipoise.records import Run, from_json, save, to_json, write_atomically
 from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
 from equipoise.terms import Method, Term, as_method
+from equipoise.training.awp import perturbed_weights
 from equipoise.training.checkpoint import (
     copy_into,
     load_tensors,
@@ -374,10 +375,17 @@ class _Training:
             x = x.contiguous(memory_format=torch.channels_last)
         streams = Streams.of(fold(seed, _ASCENT), index, batch=number)
         points = self.job.method.points(self.predictive, x, y, streams)
-        losses, scores = self.loss(x, y, points, streams.keys, streams.common)
-        self.wrapped.zero_grad()
-        # Shards differ by a sample at the end of an epoch; scaled like this their mean gradient is the batch's.
-        self.fabric.backward(losses.sum() * (self.fabric.world_size / total))
+
+        def descend() -> tuple[Tensor, Tensor]:
+            losses, scores = self.loss(x, y, points, streams.keys, streams.common)
+            self.wrapped.zero_grad()
+            # Shards differ by a sample at the end of an epoch; scaled like this their mean gradient is the batch's.
+            self.fabric.backward(losses.sum() * (self.fabric.world_size / total))
+            return losses, scores
+
+        awp = self.recipe.awp if self.memory.epoch >= self.recipe.awp_warmup else 0.0
+        with perturbed_weights(self.module, awp, descend) if awp else nullcontext():
+            losses, scores = descend()
         self.wrapped.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.module)

@@ -35,6 +35,11 @@ class Recipe:
     """Milestones of multistep, as shares of the training."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0 is off."""
+    awp: float = 0.0
+    """Adversarial weight perturbation: descend at weights moved up the loss by so much of their norm, such as 0.005;
+    0 is off. Doubles the cost of the training pass, not of the perturbations."""
+    awp_warmup: int = 0
+    """Epochs before it sets in."""
     precision: Literal["32", "bf16"] = "32"
     """bf16 computes perturbations and the training step in bfloat16 where that is safe; weights stay float32."""
     channels_last: bool = False
@@ -73,7 +78,16 @@ class Recipe:
         for name, options in _CHOICES.items():
             if getattr(self, name) not in options:
                 raise unknown(name, getattr(self, name), options)
-        for name in ("epochs", "batch_size", "valid_examples", "valid_steps", "patience", "seed", "devices"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "valid_examples",
+            "valid_steps",
+            "patience",
+            "seed",
+            "devices",
+            "awp_warmup",
+        ):
             value = getattr(self, name)
             require(isinstance(value, int), f"{name} = {value} is not a whole number.")
         require(0 <= self.ema < 1, f"ema = {self.ema} is not a decay: expected 0 <= ema < 1, such as 0.999.")
@@ -126,6 +140,8 @@ _RANGES = (
     ("batch_size", 1, 1e9),
     ("momentum", 0, 1),
     ("weight_decay", 0, 1e9),
+    ("awp", 0, 1),
+    ("awp_warmup", 0, 1e9),
     ("validation", 0.0001, 0.9),
     ("valid_examples", 1, 1e9),
     ("valid_eps", 1e-9, 1e9),
