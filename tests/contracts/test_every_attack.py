@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.ascent import Ascent
-from equipoise.attacks import ATTACKS, Chain, apgd, apgd_t, fab, pgd, square, targeted
+from equipoise.attacks import ATTACKS, Chain, apgd, apgd_t, fab, pgd, random_search, square, targeted
 from equipoise.evaluation import Attack
 from equipoise.perturbed import Perturbed
 from equipoise.steps import Momentum, Triangular, Uniform
@@ -24,6 +24,7 @@ ROWS = {
     "apgd-t": lambda norm: apgd_t(EPS[norm], norm, 10, targets=3),
     "fab-t": lambda norm: fab(EPS[norm], norm, 8, targets=3),
     "square": lambda norm: square(EPS[norm], norm, 60),
+    "random-search": lambda norm: random_search(EPS[norm], norm, 40),
     "chain": lambda norm: Chain(tuple((n, ROWS[n](norm)) for n in ("apgd", "fab-t", "square"))),
     "train mode": lambda norm: pgd(EPS[norm], steps=4, norm=norm, mode="train"),
 }

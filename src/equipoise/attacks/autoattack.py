@@ -6,7 +6,7 @@ plus       APGD-CE and APGD-DLR with 5 restarts, FAB-T with 5 restarts, Square, 
 cascade    two cheap attacks, then those of `standard`
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from equipoise.ascent import Ascent
 from equipoise.attacks.apgd import apgd, apgd_t
+from equipoise.attacks.attack import Attack, Wrapped
 from equipoise.attacks.fab import FAB, fab
 from equipoise.attacks.gradient import cw
-from equipoise.attacks.square import Square, square
+from equipoise.attacks.square import square
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Ball
 from equipoise.objectives import cross_entropy, dlr, margin
@@ -26,7 +27,6 @@ from equipoise.steps import Uniform
 from equipoise.types import Labels, Points, Precision, Predictive
 
 Version = Literal["standard", "rand", "plus"]
-Part = Ascent | FAB | Square
 
 DRAWS = 20
 """Draws of a random model over which `rand` averages every gradient."""
@@ -36,7 +36,7 @@ DRAWS = 20
 class Chain:
     """Attacks in a row, on one ball; a sample leaves at its first success. `Perturbed.part` says whose it was."""
 
-    parts: tuple[tuple[str, Part], ...]
+    parts: tuple[tuple[str, Attack], ...]
     """Names and attacks, in the order in which they run."""
     notes: tuple[str, ...] = ()
     """What was changed to fit the model."""
@@ -69,7 +69,7 @@ class Chain:
         """The chain for a model of so many classes: where the DLR is not defined the margin takes its place, and there
         are no more targets than other classes. `notes` says so.
         """
-        found = [(name, *_fitted(name, attack, classes)) for name, attack in self.parts]
+        found = [(name, *fitted(name, attack, classes)) for name, attack in self.parts]
         return Chain(
             tuple((name, attack) for name, attack, _ in found),
             tuple(dict.fromkeys(note for _, _, notes in found for note in notes)),
@@ -117,19 +117,20 @@ def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
     if isinstance(attack, Chain):
         chain = attack.fitted(classes)
         return chain, list(chain.notes)
-    return _fitted(name, attack, classes) if isinstance(attack, Ascent | FAB | Square) else (attack, [])
+    if isinstance(attack, Wrapped) and is_dataclass(attack):
+        inner, notes = fitted(name, attack.attack, classes)
+        return replace(attack, attack=inner), notes
+    return _fitted(name, attack, classes) if isinstance(attack, Ascent | FAB) else (attack, [])
 
 
-def _fitted(name: str, attack: Part, classes: int) -> tuple[Part, list[str]]:
+def _fitted(name: str, attack: Ascent | FAB, classes: int) -> tuple[Ascent | FAB, list[str]]:
     """The attack for a model of so many classes, and what had to be changed."""
     notes = []
-    targets = attack.target if isinstance(attack, Ascent) else attack.targets if isinstance(attack, FAB) else None
+    targets = attack.target if isinstance(attack, Ascent) else attack.targets
     if isinstance(targets, int) and targets > classes - 1:
         notes.append(f"{name}: {classes - 1} targets instead of {targets}, the model has {classes} classes")
-        if isinstance(attack, Ascent):
-            attack = replace(attack, target=classes - 1)
-        elif isinstance(attack, FAB):
-            attack = replace(attack, targets=classes - 1)
+        fewer = {"target" if isinstance(attack, Ascent) else "targets": classes - 1}
+        attack = replace(attack, **fewer)
     if isinstance(attack, Ascent) and classes < attack.objective.classes[0 if attack.target is None else 1]:
         kind = "targeted " if attack.target is not None else ""
         notes.append(f"{name}: margin instead of {kind}{attack.objective.name}, the model has {classes} classes")
@@ -148,7 +149,7 @@ def autoattack(eps: float, norm: str = "linf", version: Version = "standard", pr
     common: dict[str, Any] = {"norm": norm, "precision": precision}
     match version:
         case "standard":
-            parts: list[tuple[str, Part]] = [
+            parts: list[tuple[str, Attack]] = [
                 ("apgd-ce", apgd(eps, restarts=5 if sparse else 1, **common)),
                 ("apgd-t", apgd_t(eps, targets=5 if sparse else 9, **common)),
                 ("fab-t", fab(eps, **common)),
@@ -179,7 +180,7 @@ def cascade(eps: float, norm: str = "linf", precision: Precision = "32") -> Chai
     So whatever the standard sequence fools falls here too, and what falls to the cheap attacks costs little.
     """
     common: dict[str, Any] = {"norm": norm, "precision": precision}
-    cheap: tuple[tuple[str, Part], ...] = (
+    cheap: tuple[tuple[str, Attack], ...] = (
         ("cw10", cw(eps, steps=10, start=Uniform(), keep="first_success", **common)),
         ("apgd-t20", apgd_t(eps, steps=20, targets=3, **common)),
     )

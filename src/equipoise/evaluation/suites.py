@@ -4,47 +4,15 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor, nn
-
-from equipoise.attacks import ATTACKS, apgd, apgd_t, autoattack, cascade, fab, named, square
+from equipoise.attacks import ATTACKS, Attack, apgd, apgd_t, autoattack, cascade, fab, named, random_search, square
 from equipoise.errors import EquipoiseError, require, unknown
-from equipoise.geometry import Ball
 from equipoise.objectives import dlr
-from equipoise.perturbed import Perturbed
 from equipoise.steps import Uniform
-from equipoise.types import Labels, Points, Precision, Predictive
+from equipoise.types import Precision
 
 STEPS = 40
-
-
-@runtime_checkable
-class Attack(Protocol):
-    """What `evaluate` runs; every `Ascent` is one."""
-
-    @property
-    def geometry(self) -> Ball:
-        """Where perturbed points may lie."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
-        ...
-
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
-        """Perturb a batch."""
-        ...
 
 
 Suite = Sequence[tuple[str, Attack]]
@@ -62,10 +30,10 @@ def suite(
 ) -> Suite:
     """The named attacks at every radius of `eps`, in increasing order.
 
-    A name may end in a number of steps or queries, such as `pgd100`, `apgd-ce20` or `square1000`. Otherwise the attacks
-    of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`, from a start uniform on the
-    ball, and those of `PUBLISHED` their published budgets. `clean` adds nothing: accuracy without an attack is always
-    measured. Raises `EquipoiseError` for unknown names and unusable numbers.
+    A name may end in a number of steps, queries or draws: `pgd100`, `square1000`, `random-search5000`. Otherwise the
+    attacks of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`, from a start uniform
+    on the ball, and those of `PUBLISHED` their published budgets. `clean` adds nothing: accuracy without an attack is
+    always measured. Raises `EquipoiseError` for unknown names and unusable numbers.
     """
     attacks = [name for name in dict.fromkeys(names) if name != "clean"]
     bases = {_parse(name)[0] for name in attacks}
@@ -94,6 +62,7 @@ PUBLISHED: dict[str, Callable[..., Attack]] = {
     "autoattack-rand": partial(autoattack, version="rand"),
     "autoattack-plus": partial(autoattack, version="plus"),
     "cascade": cascade,
+    "random-search": random_search,
 }
 """Attacks that come with their published budgets."""
 
@@ -113,7 +82,7 @@ def _parse(name: str) -> tuple[str, int | None]:
 def _budget(name: str) -> str | None:
     """What the number behind the attack's name is called, if it takes one."""
     parameters = inspect.signature((ATTACKS | PUBLISHED)[name]).parameters
-    return next((word for word in ("steps", "queries") if word in parameters), None)
+    return next((word for word in ("steps", "queries", "draws") if word in parameters), None)
 
 
 def _attack(
