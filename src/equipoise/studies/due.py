@@ -77,7 +77,7 @@ def run(options: Options, tell: Tell) -> Findings:
     """Where perturbations of a deep-kernel GP go, and what training with them gives."""
     toy, sizes, shape, rows, steps = two_distance(), Sizes(points=200, steps=100, lr=2e-2), Shape(), 80, STEPS
     if options.quick:
-        sizes, shape, rows, steps = replace(sizes, points=40, steps=12), Shape(8, 1, 5, 4), 24, 5
+        sizes, shape, rows, steps = replace(sizes, points=40, steps=8), Shape(8, 1, 5, 4), 24, 5
     seeds = seeds_of(options, 5, quick=1)
     cases = [Case(name, seed) for name in NAMES for seed in seeds]
     told = share(tell, "Gaussian process", len(cases))

@@ -16,6 +16,7 @@ from equipoise.rng import fold
 from equipoise.studies.options import Options, Tell
 from equipoise.studies.plane import (
     METHODS,
+    QUICK,
     Sizes,
     Trained,
     Training,
@@ -53,7 +54,7 @@ def run(options: Options, tell: Tell) -> Findings:
     """Decision regions, and the accuracy without each coordinate, by method."""
     toy, sizes, rows, tests = lms5(), Sizes(points=500, steps=1000, lr=1e-2), 110, 2000
     if options.quick:
-        sizes, rows, tests = Sizes(points=60, widths=(30, 30), steps=40), 30, 100
+        sizes, rows, tests = QUICK, 30, 100
     seeds = seeds_of(options, 5)
     kinds = [("standard", 0.0), ("PGD", MARGIN), ("TRADES", MARGIN), ("UDP", LARGE)]
     cases = [Case(name, eps, seed) for name, eps in kinds for seed in seeds]

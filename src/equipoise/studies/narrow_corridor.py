@@ -14,6 +14,7 @@ from equipoise.findings import Findings, Lines, Number, Picture, Regions, Series
 from equipoise.studies.options import Options, Tell
 from equipoise.studies.plane import (
     METHODS,
+    QUICK,
     Sizes,
     Trained,
     Training,
@@ -56,7 +57,7 @@ def run(options: Options, tell: Tell) -> Findings:
     toy, sizes, rows = narrow_corridor(), Sizes(), 100
     radii, seeds = RADII, seeds_of(options, 10)
     if options.quick:
-        sizes, rows, radii = Sizes(points=60, widths=(30, 30), steps=30), 30, RADII[1::2]
+        sizes, rows, radii = QUICK, 30, RADII[2:3]
     eps = 2 * toy.narrow_gap("linf")
     radii = sorted({*radii, eps})
     few = seeds[:5]

@@ -63,6 +63,10 @@ class Sizes:
         return asdict(self)
 
 
+QUICK = Sizes(points=60, widths=(30, 30), steps=10, batch_size=32)
+"""Those of a quick run."""
+
+
 @dataclass(frozen=True)
 class Training:
     """One network to be trained."""

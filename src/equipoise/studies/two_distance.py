@@ -18,6 +18,7 @@ from equipoise.predictive import Ensemble
 from equipoise.studies.options import Options, Tell
 from equipoise.studies.plane import (
     METHODS,
+    QUICK,
     Sizes,
     Trained,
     Training,
@@ -72,7 +73,7 @@ def run(options: Options, tell: Tell) -> Findings:
     """Where perturbations go, what training with them gives, and how often predictions change meanwhile."""
     toy, sizes, rows, members = two_distance(), Sizes(), 100, MEMBERS
     if options.quick:
-        sizes, rows, members = Sizes(points=60, widths=(30, 30), steps=40), 30, 3
+        sizes, rows, members = QUICK, 30, 2
     seeds = seeds_of(options, 5)
     cases = [Case("standard", seed, member) for seed in seeds for member in range(members)]
     cases += [Case(name, seed) for name in METHODS[1:] for seed in seeds]
