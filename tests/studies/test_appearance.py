@@ -129,4 +129,5 @@ def test_the_verdict_follows_the_numbers() -> None:
 
     assert verdict((0.0, 0.9), (0.8, 0.1)).startswith("As in the paper")
     assert verdict((0.0, 0.9), (0.1, 0.1)).startswith("UDP stops at the boundary, as in the paper, but")
-    assert verdict((0.9, 0.9), (0.1, 0.1)).startswith("The paper's point is not seen")
+    assert verdict((0.9, 0.9), (0.1, 0.1)).startswith("3 seeds are too few to tell the two apart")
+    assert verdict((0.9, 0.1), (0.1, 0.1)).startswith("The paper's point is not seen")

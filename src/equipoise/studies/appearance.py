@@ -191,5 +191,7 @@ def _verdict(found: dict[str, Number]) -> str:
             return f"As in the paper: {facts}."
         case "higher", _:
             return f"UDP stops at the boundary, as in the paper, but its images are no more recognisable: {facts}."
+        case "not told apart", _:
+            return f"{len(deep['PGD'].values)} seeds are too few to tell the two apart: {facts}."
         case _:
             return f"The paper's point is not seen: {facts}."
