@@ -90,16 +90,31 @@ def test_holes_are_where_the_loss_falls():
     assert surface(Wave(), x, y, reach=0.05).stuck[0]
 
 
-def test_rounding_makes_no_holes():
-    """Nearly flat outputs on a large offset: float32 noise goes up and down, the loss does not."""
+def test_what_lies_downhill_of_the_sample_is_no_hole():
+    """A valley behind the sample: against the gradient the loss falls, and then rises, but a climb never goes there."""
 
-    class Flat(nn.Module):
+    class Valley(nn.Module):
         def forward(self, x):
-            return torch.cat([1e-6 * x.sum(1, keepdim=True) + 7, 3 + 0 * x[:, :1]], 1)
+            g = 100 * (x + 0.01) ** 2
+            return torch.cat([-g, g], 1)
+
+    x, y = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    found = surface(Valley(), x, y)
+    assert (np.diff(found.loss[0, 20]) < 0).any()
+    assert not found.stuck[0]
+
+
+def test_rounding_makes_no_holes():
+    """Two large outputs whose difference grows slowly: in float32 it goes up and down, in truth it only grows."""
+
+    class Close(nn.Module):
+        def forward(self, x):
+            s = x.sum(1, keepdim=True)
+            return torch.cat([100 + 3 * s, 100 + 3.0001 * s], 1)
 
     x, y = inputs(4, torch.float32)
-    found = surface(Flat(), x, 0 * y)
-    assert (np.diff(found.loss) < 0).any() or (np.diff(found.loss) > 0).any()
+    found = surface(Close(), x, 0 * y)
+    assert (np.diff(found.loss[:, 20, 20:]) < 0).any()
     assert not found.stuck.any()
 
 
