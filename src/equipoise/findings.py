@@ -27,6 +27,8 @@ class Number:
     """What the paper says of it, with its place."""
     percent: bool = False
     """Whether the values are shares of 1, to be written in percent."""
+    outcomes: bool = False
+    """Whether each value says if something happened: 1 or 0."""
 
     @property
     def mean(self) -> float:
@@ -35,19 +37,21 @@ class Number:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the mean, `mean ± t·s/sqrt(n)` with Student's t of n - 1 degrees; None below two values.
+        """95 % interval of the mean, `mean ± t·s/sqrt(n)` with Student's t of n - 1 degrees, of shares cut to
+        [0, 1]; None below two values.
 
-        Of outcomes that are each 0 or 1, Clopper and Pearson's (1934), which is exact and has a width where all agree.
+        Of `outcomes`, Clopper and Pearson's (1934), which is exact and has a width where all agree.
         """
         n = len(self.values)
         if n < 2:
             return None
-        if self.percent and all(value in (0.0, 1.0) for value in self.values):
+        if self.outcomes:
             k = round(sum(self.values))
             low = float(betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
             return low, float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
         half = float(stdtrit(n - 1, 0.975) * np.std(self.values, ddof=1) / np.sqrt(n))
-        return self.mean - half, self.mean + half
+        low, high = self.mean - half, self.mean + half
+        return (max(low, 0.0), min(high, 1.0)) if self.percent else (low, high)
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,11 +109,9 @@ def test_training_takes_the_steps_it_is_asked_for_and_repeats() -> None:
 def test_flips_count_the_changes_of_every_point() -> None:
     toy, model = squares(), Half(0.5)
     counter = plane._Flips(model, toy, 10)
-    step, epoch = (type("Now", (), {"metrics": metrics})() for metrics in (None, {}))
     for at in (0.75, 0.5, 0.5, 0.75):  # the points right of x = 0 and left of x = 1 change in every step but the third
         model.at = at
-        counter(step)
-    counter(epoch)
+        counter(None)
     expected = np.where(toy.grid(10)[..., 0] > 0, 3, 0)
     assert np.array_equal(counter.count, expected)
 

@@ -103,7 +103,7 @@ def _height(panel: Panel, width: float) -> float:
     match panel:
         case Regions():
             left, right, bottom, top = panel.extent
-            return 24 + width * 0.86 * (top - bottom) / (right - left)
+            return 34 + width * 0.88 * (top - bottom) / (right - left)
         case Images():
             rows, columns, _, height, across = panel.pixels.shape
             return 50 + (width - 70) * rows * _spread(height, bool(panel.notes)) / (columns * _spread(across, False))

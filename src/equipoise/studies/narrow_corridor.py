@@ -80,7 +80,7 @@ def run(options: Options, tell: Tell) -> Findings:
     best = [all(agreements[at("UDP", s)] > agreements[at(other, s)] for other in ("PGD", "TRADES")) for s in seeds]
     numbers = [
         Number("seeds in which UDP agrees best with the max-margin boundary, of UDP, PGD and TRADES",
-               [float(b) for b in best], paper="UDP alone recovers it (U Fig 3)", percent=True),
+               [float(b) for b in best], paper="UDP alone recovers it (U Fig 3)", percent=True, outcomes=True),
         *(
             Number(f"UDP's agreement less that of {other}, eps {eps:g}",
                    [agreements[at("UDP", s)] - agreements[at(other, s)] for s in seeds],

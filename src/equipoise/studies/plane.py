@@ -163,7 +163,7 @@ def run_through(
 
 
 class _Flips:
-    """Counts, after every step, the points of a grid whose predicted class has changed."""
+    """Counts, whenever it is called, the points of a grid whose predicted class has changed since."""
 
     def __init__(self, module: nn.Module, toy: Toy, rows: int) -> None:
         points = toy.grid(rows)
@@ -172,8 +172,6 @@ class _Flips:
         self.count = np.zeros(points.shape[:2], np.int64)
 
     def __call__(self, now: Any) -> None:
-        if now.metrics is not None:
-            return  # the end of the epoch, not a step
         classes = self._classes()
         self.count += (classes != self.last).reshape(self.count.shape)
         self.last = classes
