@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def test_ten_studies_are_registered() -> None:
     assert tuple(STUDIES) == NAMES
     for name, entry in STUDIES.items():
         assert entry.name == name and entry.question.endswith("?") and entry.source
+        assert callable(import_module(f"equipoise.studies.{name.replace('-', '_')}").run)
 
 
 @pytest.fixture

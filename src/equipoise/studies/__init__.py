@@ -43,7 +43,7 @@ STUDIES: dict[str, Entry] = {
         _entry(
             "narrow-corridor",
             "Where the gap between two classes widens, which training finds the boundary in its middle?",
-            "U Figs 1, 3, 8, 9",
+            "U Figs 3, 9",
         ),
         _entry(
             "lms5",
@@ -53,7 +53,7 @@ STUDIES: dict[str, Entry] = {
         _entry(
             "two-distance",
             "What does a perturbation do that is too large for one place and not for another?",
-            "U Fig 8; T Figs 1, 7",
+            "U App. D.2, Fig 8; T Figs 1, 7",
         ),
         _entry(
             "due",
