@@ -22,7 +22,7 @@ from equipoise import methods
 from equipoise.ascent import Ascent
 from equipoise.attacks import gradient as attacks
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseWarning
+from equipoise.errors import EquipoiseWarning, unknown
 from equipoise.findings import Regions
 from equipoise.geometry import Box
 from equipoise.nets import MLP, Normalize
@@ -113,7 +113,7 @@ def method(name: str, toy: Toy, eps: float, step_size: float = 0.05, steps: int 
             return methods.trades(**ball, beta=1.0, divergence="soft-cross-entropy", box=EVERYWHERE)
         case "UDP":
             return methods.udp(**ball, box=EVERYWHERE)
-    raise ValueError(name)
+    raise unknown("method", name, METHODS)
 
 
 def attack(name: str, toy: Toy, eps: float, step_size: float, steps: int) -> Ascent:
