@@ -247,3 +247,25 @@ def test_refuses_a_model_without_gradient():
 
     with pytest.raises(EquipoiseError, match="has no gradient"):
         spectral_norm(Cut(), torch.rand(2, 3))
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 3 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 3 * grad
+
+
+def test_refuses_products_with_what_is_differentiable_once():
+    class Custom(nn.Module):
+        def forward(self, x):
+            return Once.apply(x)
+
+    x = torch.rand(4, 3)
+    assert torch.allclose(spectral_norm(Custom(), x, exact=True), torch.full((4,), 3.0))
+    with pytest.raises(EquipoiseError, match="can be differentiated twice, for the spectral norm use exact=True"):
+        spectral_norm(Custom(), x)

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
-from equipoise.errors import EquipoiseWarning, require
+from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.objectives import margin
 from equipoise.types import Labels, PerSample, Points, Predict, Predictive
 
@@ -190,7 +190,16 @@ class _Jacobian:
             (product,) = torch.autograd.grad(scores, point, u, create_graph=True)
 
         def forward(v: Tensor) -> Tensor:  # Jᵀu is linear in u, so that its derivative along v is J v wherever u is
-            return torch.autograd.grad(product, u, v, retain_graph=True)[0]
+            try:
+                return torch.autograd.grad(product, u, v, retain_graph=True)[0]
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise EquipoiseError(
+                    "products with the model's Jacobian need operations that can be differentiated twice, for the "
+                    f"spectral norm use exact=True ({reason.rstrip('.')})."
+                ) from error
 
         def backward(u: Tensor) -> Tensor:
             return torch.autograd.grad(scores, point, u, retain_graph=True)[0]
