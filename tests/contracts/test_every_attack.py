@@ -8,11 +8,38 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.ascent import Ascent
-from equipoise.attacks import ATTACKS, Chain, apgd, apgd_t, fab, pgd, random_search, square, targeted
+from equipoise.attacks import (
+    ATTACKS,
+    Bisected,
+    Chain,
+    adaptive,
+    apgd,
+    apgd_t,
+    fab,
+    minimal_l2,
+    pgd,
+    pgd_k,
+    random_search,
+    square,
+    targeted,
+    transfer,
+)
 from equipoise.evaluation import Attack
 from equipoise.perturbed import Perturbed
 from equipoise.steps import Momentum, Triangular, Uniform
 from equipoise.types import Prediction
+
+
+class Proxy(nn.Module):
+    """Another model for the same images, in the precision of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(32, 5, generator=torch.Generator().manual_seed(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.to(x.dtype)
+
 
 ROWS = {
     **{name: (lambda norm, make=make: make(EPS[norm], norm=norm)) for name, make in ATTACKS.items()},
@@ -25,6 +52,12 @@ ROWS = {
     "fab-t": lambda norm: fab(EPS[norm], norm, 8, targets=3),
     "square": lambda norm: square(EPS[norm], norm, 60),
     "random-search": lambda norm: random_search(EPS[norm], norm, 40),
+    "adaptive": lambda norm: adaptive(EPS[norm], norm, 3, restarts=2),
+    "pgd_k": lambda norm: pgd_k(4, 20, norm=norm),
+    "bisected": lambda norm: Bisected(pgd(EPS[norm], steps=4, norm=norm), 9),
+    "minimal_l2": lambda norm: minimal_l2(0.05, 100, halvings=9),
+    "transfer": lambda norm: transfer(Proxy(), pgd(EPS[norm], steps=4, norm=norm), "a plane"),
+    "transferred chain": lambda norm: transfer(Proxy(), ROWS["chain"](norm), "a plane"),
     "chain": lambda norm: Chain(tuple((n, ROWS[n](norm)) for n in ("apgd", "fab-t", "square"))),
     "train mode": lambda norm: pgd(EPS[norm], steps=4, norm=norm, mode="train"),
 }

@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from equipoise.attacks import ATTACKS, Attack, apgd, apgd_t, autoattack, cascade, fab, named, random_search, square
+from equipoise.attacks import (
+    ATTACKS,
+    Attack,
+    adaptive,
+    apgd,
+    apgd_t,
+    autoattack,
+    cascade,
+    fab,
+    named,
+    random_search,
+    square,
+)
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.objectives import dlr
 from equipoise.steps import Uniform
@@ -63,6 +75,7 @@ PUBLISHED: dict[str, Callable[..., Attack]] = {
     "autoattack-plus": partial(autoattack, version="plus"),
     "cascade": cascade,
     "random-search": random_search,
+    "adaptive": adaptive,
 }
 """Attacks that come with their published budgets."""
 

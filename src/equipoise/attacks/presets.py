@@ -1,0 +1,63 @@
+"""The attacks of R by the names of its tables: FGSM-k, PGDp-k, CWp-k (Sec. 5.1), PGD20-0.5 (Table 4), adaptive.
+
+All start at the clean point with Gaussian noise of standard deviation 0.005 (written `N(0, 0.005)`), 5 times, and all
+but the adaptive one look at where a climb ends, as R does. With `keep="first_success"` they stop at the first success:
+at least as strong, and sooner done. Each also takes the other fields of `Ascent` by name, such as `precision`.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from equipoise.ascent import Ascent
+from equipoise.attacks.autoattack import Chain
+from equipoise.attacks.gradient import cw, fgsm, pgd
+from equipoise.errors import require
+from equipoise.objectives import smoothed_cross_entropy
+from equipoise.steps import Gaussian
+
+_STARTS: dict[str, Any] = {"start": Gaussian(0.005), "restarts": 5}
+
+
+def _radius(k: float) -> float:
+    """k/255."""
+    require(k == 0 or k >= 1, f"k = {k} is in units of 1/255: expected a number >= 1, such as 8 for eps = 8/255.")
+    return k / 255
+
+
+def _tenth(eps: float) -> float:
+    """The step `eps/10`; with eps = 0, where any step is projected back, 1."""
+    return eps / 10 if eps > 0 else 1.0
+
+
+def fgsm_k(k: float, **options: Any) -> Ascent:
+    """`FGSMk`: one step of `eps = k/255` from a random start (R, Sec. 5.1)."""
+    return fgsm(_radius(k), **_STARTS | options)
+
+
+def pgd_k(p: int, k: float, **options: Any) -> Ascent:
+    """`PGDp-k`: p steps of `k/2550` within `eps = k/255` (R, Sec. 5.1)."""
+    return pgd(_radius(k), _tenth(_radius(k)), p, **_STARTS | options)
+
+
+def cw_k(p: int, k: float, **options: Any) -> Ascent:
+    """`CWp-k`: as `pgd_k`, climbing the margin (R, Sec. 5.1)."""
+    return cw(_radius(k), _tenth(_radius(k)), p, **_STARTS | options)
+
+
+def pgd_l2(p: int = 20, eps: float = 0.5, **options: Any) -> Ascent:
+    """`PGDp-eps` in L2, PGD20-0.5 by default (R, Table 4); the step, which R does not give, is `eps/10` here too."""
+    return pgd(eps, _tenth(eps), p, norm="l2", **_STARTS | options)
+
+
+def adaptive(eps: float, norm: str = "linf", steps: int = 40, **options: Any) -> Chain:
+    """The attack on models trained with smooth labels: PGD on the cross-entropy with the label `y - g(y - 1/C)`, for
+    each g in {0, 0.1, ..., 1}; a sample falls if one of them fools the model (R, Sec. 5.2.2, which takes the best g for
+    all samples together, so that this one is at least as strong).
+
+    Steps of `max(1/510, 2·eps/K)` (R, Sec. 5.2.2), stopped at the first success; `Perturbed.part` is 10·g.
+    """
+    size = max(1 / 510, 2 * eps / max(steps, 1))
+    chosen: dict[str, Any] = _STARTS | {"keep": "first_success"} | options
+    climb = pgd(eps, size, steps, norm, **chosen)
+    smoothings = [tenths / 10 for tenths in range(11)]
+    return Chain(tuple((f"g={g:g}", replace(climb, objective=smoothed_cross_entropy(g))) for g in smoothings))

@@ -1,0 +1,54 @@
+"""Attacks by their name on the command line, beside those of `test_evaluate` and `test_records_on_disk`."""
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise.attacks import adaptive, minimal_l2, random_search
+from equipoise.errors import EquipoiseError
+from equipoise.evaluation import evaluate, suite
+
+
+def test_names_and_numbers():
+    found = dict(suite(["random-search", "random-search5000", "adaptive", "adaptive7"], [0.1], "l2", precision="bf16"))
+    assert found == {
+        "random-search": random_search(0.1, "l2", 10_000, precision="bf16"),
+        "random-search5000": random_search(0.1, "l2", 5000, precision="bf16"),
+        "adaptive": adaptive(0.1, "l2", precision="bf16"),
+        "adaptive7": adaptive(0.1, "l2", 7, precision="bf16"),
+    }
+    assert [a.geometry.eps for _, a in suite(["random-search9"], [0.3, 0.1])] == [0.1, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["random-search0"], {}, "draws = 0 searches nothing"),
+        (["random"], {}, "unknown attack 'random'"),
+        (["random-serach"], {}, "unknown attack 'random-serach': did you mean 'random-search'"),
+        (["random-search"], {"restarts": 2}, "restarts: not for random-search, whose budget is the published one"),
+        (["adaptive", "pgd"], {"steps": 3}, "steps: not for adaptive, whose budget is the published one"),
+        (["minimal-l2"], {}, "unknown attack 'minimal-l2'"),
+    ],
+)
+def test_what_is_refused(names, options, message):
+    with pytest.raises(EquipoiseError, match=message):
+        suite(names, [0.1], **options)
+
+
+def test_they_evaluate_like_any_other():
+    """Both are attacks on one ball: a worst case follows, and winners are the parts of the adaptive attack."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)).requires_grad_(False).eval()
+    x = torch.rand(40, 8, generator=torch.Generator().manual_seed(1))
+    net[2].bias.sub_(net(x).mean(0))
+    y = net(x).argmax(1)
+    attacks = suite(["random-search200", "adaptive5"], [0.05])
+    clean, search, adapted, worst = evaluate(net, x, y, attacks, seed=2, batch_size=13)
+    assert clean.accuracy == 1 and search.accuracy > adapted.accuracy >= worst.accuracy > 0
+    assert set(search.winner) == {None, "random-search200"} and {"g=0", None} <= set(adapted.winner)
+    assert max(n for n in search.iteration if n) > 1 and max(search.queries) == 204
+    beyond = evaluate(net, x, y, [("minimal-l2", minimal_l2())], seed=2)[1]
+    near = [d is not None and d <= 0.05 for d in beyond.distance]
+    assert all(not right for right, close in zip(worst.correct, near, strict=True) if close)
