@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import nets
+from equipoise.cli.auditing import audit
 from equipoise.cli.display import TrainingProgress, evaluation_progress, say
 from equipoise.cli.evaluating import evaluate, merge_records, show, verify
 from equipoise.cli.options import (
+    Audit,
     Command,
     Evaluate,
     Merge,
@@ -41,6 +43,8 @@ def run(options: Command, command: str) -> None:
             train(options, command)
         case Evaluate():
             evaluate(options, command)
+        case Audit():
+            audit(options, command)
         case Verify():
             verify(options)
         case Merge():

@@ -40,7 +40,7 @@ _PAUSE = 0.1  # seconds between two looks at the processes
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """What is evaluated: a model, its data, and the record of its training if it is a run."""
 
     model: nn.Module | Predictive
@@ -48,7 +48,8 @@ class _Subject:
     recorded: Run | None
 
 
-def _subject(options: Evaluate) -> _Subject:
+def subject_of(options: Evaluate) -> Subject:
+    """The model that was asked for, and its data. Raises `EquipoiseError` if one of them cannot be had."""
     device = Recipe(device=options.device).pick_device()
     target = Path(options.target)
     if not (target / "run.json").is_file():
@@ -56,11 +57,11 @@ def _subject(options: Evaluate) -> _Subject:
         data = load(str(options.data), options.data_root)
         model = _own_model(options, data)
         as_predictive(model).module.to(device)
-        return _Subject(model, data, None)
+        return Subject(model, data, None)
     model, recorded = load_run(target, options.weights, device)
     data = _data_of(options, recorded)
     _require_fit(recorded, data)
-    return _Subject(model, data, recorded)
+    return Subject(model, data, recorded)
 
 
 def evaluate(options: Evaluate, command: str) -> None:
@@ -71,7 +72,7 @@ def evaluate(options: Evaluate, command: str) -> None:
         options.processes == 1 or shard.count == 1,
         f"--processes {options.processes} and --shard {shard} both divide the work: choose one.",
     )
-    subject = _subject(options)
+    subject = subject_of(options)
     recorded = subject.recorded
     norm = options.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
     attacks = suite(
@@ -230,7 +231,7 @@ def verify(options: Verify) -> None:
     """Check a record against its stored images, and say what came of it. Raises `EquipoiseError` if it is not true."""
     record = read(options.record)
     typed = _typed(record)
-    subject = _subject(_as_typed(options, record, typed))
+    subject = subject_of(_as_typed(options, record, typed))
     data, told = subject.data, record.data
     require(
         data.sha256 == told["sha256"],
@@ -287,7 +288,7 @@ def _as_typed(options: Verify, record: Evaluation, typed: Evaluate | None) -> Ev
     )
 
 
-def _unasked(typed: Evaluate, record: Evaluation, subject: _Subject) -> list[str]:
+def _unasked(typed: Evaluate, record: Evaluation, subject: Subject) -> list[str]:
     """What in the record is not what its own command asks for."""
     recorded = subject.recorded
     norm = typed.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")

@@ -550,11 +550,47 @@ class Merge:
     """Where the whole record is written."""
 
 
-Command = Train | Evaluate | Verify | Merge | Report | Study
-COMMANDS = ("train", "evaluate", "verify", "merge", "report", "study")
+@dataclass(frozen=True)
+class Audit:
+    """Find out whether a model is robust or its gradients are masked: a verdict, sign by sign.
+
+    Example: equipoise audit runs/udp --eps 8/255 --minutes 5 --out audit.html
+    """
+
+    target: Positional[str]
+    """A run directory, or a model of your own as package.module:factory."""
+    eps: float | None = None
+    """Radius at which it is said to be robust, in pixels of [0, 1]; by default that of the run's validation attacks."""
+    norm: NormName | None = None
+    """Norm of the ball; by default linf, or that of the run's training."""
+    minutes: float = 5.0
+    """Time to spend, about: decides how many samples are attacked, from 100 to 1000."""
+    transfer_from: Path | None = None
+    """Another run on the same data, whose adversarial images the model has to stand too."""
+    data: str | None = None
+    """Dataset or file, as for train; by default that of the run."""
+    data_root: Path | None = None
+    """Where the files of a dataset are looked for."""
+    weights: Literal["best", "last"] = "best"
+    """Which weights of a run."""
+    checkpoint: Path | None = None
+    """Weights for a package.module:factory, a safetensors file."""
+    net_option: tuple[str, ...] = ()
+    """Arguments of a package.module:factory, as key=value."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    out: Path = Path("audit.html")
+    """Where the page is written; the record beside it, as .json."""
+
+
+Command = Train | Evaluate | Audit | Verify | Merge | Report | Study
+COMMANDS = ("train", "evaluate", "audit", "verify", "merge", "report", "study")
 _Commands = (
     Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Audit, subcommand("audit")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Merge, subcommand("merge")]
     | Annotated[Report, subcommand("report")]

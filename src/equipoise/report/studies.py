@@ -31,7 +31,7 @@ _STRIP = 46
 
 def page(study: Study) -> str:
     """One self-contained HTML page. Raises `EquipoiseError` where matplotlib is not installed."""
-    figures = [(picture, Markup(svg(_figure(picture, STAND_INS), picture.name))) for picture in study.findings.pictures]
+    figures = [(picture, Markup(svg(figure(picture, STAND_INS), picture.name))) for picture in study.findings.pictures]
     return template("study.html.j2").render(
         study=study, figures=figures, mean=mean, interval=interval, each=lambda n: [written(n, v) for v in n.values]
     )
@@ -41,7 +41,7 @@ def draw(picture: Picture) -> bytes:
     """A figure as a PNG, on white."""
     buffer = io.BytesIO()
     colours = light()
-    _figure(picture, {name: colours[name] for name in STAND_INS}).savefig(
+    figure(picture, {name: colours[name] for name in STAND_INS}).savefig(
         buffer, format="png", dpi=144, facecolor="white", transparent=False, metadata={"Software": None}
     )
     return buffer.getvalue()
@@ -62,7 +62,7 @@ def interval(what: Number) -> str:
     return "–" if what.interval is None else " to ".join(written(what, end) for end in what.interval)
 
 
-def _figure(picture: Picture, colours: Mapping[str, str]) -> Any:
+def figure(picture: Picture, colours: Mapping[str, str]) -> Any:
     """The picture's panels in rows, and below them the scales of their maps and what the markers mean."""
     require(len(picture.panels) > 0, f"figure {picture.name} has no panels.")
     columns = min(picture.columns, len(picture.panels))

@@ -1,0 +1,74 @@
+"""The verdict on whether a model's gradients are masked, as plain data. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from equipoise.findings import Picture
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One reason to suspect, or to trust."""
+
+    name: str
+    """What would be a sign of masking."""
+    figure: str
+    """What was measured."""
+    threshold: str
+    """What it was compared with."""
+    p: float
+    """Probability of such a figure, or a more striking one, on an honest model."""
+    source: str
+    """Who named it."""
+    raised: bool = False
+    """Whether it is one, all signs of a verdict considered."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tests for masked gradients said of a model."""
+
+    target: str
+    """What was looked at."""
+    norm: str
+    """Norm of the ball."""
+    eps: float
+    """Its radius, in the units of the input."""
+    n: int
+    """Samples that were attacked: those that are right without an attack."""
+    clean: float
+    """Accuracy without an attack, in [0, 1]."""
+    robust: float
+    """Accuracy in the worst case over everything that was tried at this radius, in [0, 1]."""
+    signs: Sequence[Sign]
+    """Every sign that was looked for."""
+    level: float
+    """Probability with which an honest model is accused."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Every parameter."""
+    skipped: Sequence[str] = ()
+    """What was left out, and why."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Command, seed, versions, commit, device, threads and date."""
+    seconds: float = 0.0
+    """Wall-clock time."""
+    pictures: Sequence[Picture] = ()
+    """Curves and surfaces."""
+
+    @property
+    def masked(self) -> bool:
+        """Whether a sign was raised."""
+        return any(sign.raised for sign in self.signs)
+
+    def __str__(self) -> str:
+        raised = [sign.name for sign in self.signs if sign.raised]
+        if not raised:
+            return f"no sign of masking: none of {len(self.signs)} signs was found on {self.n} samples."
+        return f"masked: {', '.join(raised)}."
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the pictures as JSON-ready data, with the verdict in words."""
+        body = asdict(self)
+        del body["pictures"]
+        return {"kind": "masking", "schema": 1, "masked": self.masked, "verdict": str(self), **body}
