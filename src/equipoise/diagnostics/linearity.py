@@ -81,7 +81,7 @@ def explain(
     far_step: float = 0.02,
     far_steps: int = 1000,
     box: Box = Box(),
-    exact: bool = False,
+    exact: bool | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> Explained:
