@@ -160,3 +160,8 @@ def test_studies_find_numbers_and_the_papers_figures(name: str) -> None:
         assert not number.percent or 0 <= number.mean <= 1
     for panel in (p for picture in findings.pictures for p in picture.panels if isinstance(p, Regions)):
         assert np.isfinite(panel.values).all() and panel.values.std() > 0
+
+
+def test_a_study_in_two_processes_finds_what_it_finds_in_one() -> None:
+    one, two = (STUDIES["due"].run(Options(quick=True, seeds=1, processes=n), lambda *_: None).numbers for n in (1, 2))
+    assert [n.values for n in one] == [n.values for n in two]

@@ -81,8 +81,10 @@ def run(options: Options, tell: Tell) -> Findings:
     seeds = seeds_of(options, 5, quick=1)
     cases = [Case(name, seed) for name in NAMES for seed in seeds]
     told = share(tell, "Gaussian process", len(cases))
-    models = run_all(partial(_train, toy, sizes, shape, steps), cases, told, options.processes)
-    trained = dict(zip(cases, models, strict=True))
+    weights = run_all(partial(_train, toy, sizes, shape, steps), cases, told, options.processes)
+    trained = {case: _build(toy, sizes, shape, case) for case in cases}
+    for case, found in zip(cases, weights, strict=True):
+        trained[case].module.load_state_dict(found)
     data = {seed: toy.dataset(sizes.points, 2, fold(seed, 0)) for seed in seeds}
     moved = {
         (name, s): perturb(attack(name, toy, EPS, STEP_SIZE, steps), trained[Case("clean", s)], toy, data[s].train, s)
@@ -155,14 +157,20 @@ def bound(name: str, toy: Toy, n: int, steps: int) -> Method:
     return part.penalised(1.0, KLToPrior(n))
 
 
-def _train(toy: Toy, sizes: Sizes, shape: Shape, steps: int, case: Case) -> DeepKernelGP:
-    data = toy.dataset(sizes.points, 2, fold(case.seed, 0))
+def _build(toy: Toy, sizes: Sizes, shape: Shape, case: Case) -> DeepKernelGP:
+    """The model before it is trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(abs(fold(case.seed, 1)))
         extractor = nn.Sequential(Normalize([0.5], [1 / toy.scale]), FCResNet((2,), shape.features, shape.depth))
-        model = deep_kernel_gp(extractor, 2, data.train.x, shape.inducing, samples=shape.samples, seed=case.seed)
+        x = toy.dataset(sizes.points, 2, fold(case.seed, 0)).train.x
+        return deep_kernel_gp(extractor, 2, x, shape.inducing, samples=shape.samples, seed=case.seed)
+
+
+def _train(toy: Toy, sizes: Sizes, shape: Shape, steps: int, case: Case) -> dict[str, torch.Tensor]:
+    """The trained weights: bounded layers travel between processes in no other form."""
+    data, model = toy.dataset(sizes.points, 2, fold(case.seed, 0)), _build(toy, sizes, shape, case)
     run_through(bound(case.name, toy, len(data.train), steps), model, data, sizes, case.seed)
-    return model
+    return model.module.state_dict()
 
 
 def _attacks(toy: Toy, rows: int, model: DeepKernelGP, split: Any, pgd: np.ndarray, udp: np.ndarray) -> list[Regions]:
