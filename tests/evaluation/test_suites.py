@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise.attacks import adaptive, minimal_l2, random_search
+from equipoise.attacks import adaptive, minimal_l2, random_search, transfer
+from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseError
-from equipoise.evaluation import evaluate, suite
+from equipoise.evaluation import assess, audit, evaluate, fingerprint, suite
 
 
 def test_names_and_numbers():
@@ -52,3 +53,26 @@ def test_they_evaluate_like_any_other():
     beyond = evaluate(net, x, y, [("minimal-l2", minimal_l2())], seed=2)[1]
     near = [d is not None and d <= 0.05 for d in beyond.distance]
     assert all(not right for right, close in zip(worst.correct, near, strict=True) if close)
+
+
+def test_their_records_stand_an_audit(tmp_path):
+    """Also an infinite radius, and the proxy by name and weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, proxy = (nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).requires_grad_(False).eval() for _ in range(2))
+    x = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    net[1].bias.sub_(net(x).mean(0))
+    y = net(x).argmax(1)
+    y[::6] = (y[::6] + 1) % 3
+    data = Dataset("noise", Split(x, y), Split(x, y), tuple("abc"), sha256="5" * 64)
+    sha = fingerprint(proxy)["sha256"]
+    attacks = [
+        *suite(["random-search50", "adaptive3"], [0.06]),
+        *((f"{name} from proxy", transfer(proxy, one, "proxy", sha)) for name, one in suite(["pgd5"], [0.06])),
+        ("minimal-l2", minimal_l2(steps=100)),
+    ]
+    out = tmp_path / "r.json"
+    record = assess(net, data, attacks, target="net", examples=0, batch_size=9, out=out, images=True)
+    assert all(0 < r.accuracy < 1 for r in record.results if r.attack.startswith(("adaptive", "pgd", "random")))
+    found = audit(out, net, x, y)
+    assert not found.mismatches and found.unchecked == 0 and found.claims > 24

@@ -9,19 +9,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from equipoise.ascent import Ascent
 from equipoise.attacks.attack import Attack
 from equipoise.errors import require
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import Objective, cross_entropy
+from equipoise.objectives import Objective, cross_entropy, margin
 from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Goal, Perturbed, admit, at, confirmed
 from equipoise.predictive import couples_samples, predict, seeded, standing
 from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
-from equipoise.types import Labels, Points, Predictive
+from equipoise.types import Labels, Points, Prediction, Predictive
+
+_ROUNDING = 32  # margin, in units of the logits' resolution, from which an error is one in every batch
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Bisected:
 
     Of the segment `x + t(x_adv - x)` a right point and a wrong one are known, at first t = 0 and t = 1; each halving
     replaces one of them by the middle. The result is the wrong one: `distance` is that of a misclassified point, an
-    upper bound on the distance to the boundary, within `2^-halvings` of the move of where the segment crosses it.
+    upper bound on the distance to the boundary, within `2^-halvings` of the move of where the segment crosses it. Wrong
+    is what stays so under rounding: nearer to the boundary than float32 resolves, no other batch would confirm it.
     """
 
     attack: Attack
@@ -109,7 +112,7 @@ class Bisected:
         wrong = torch.where(goal.reached(clean), 0.0, torch.ones_like(right))
         for _ in range(self.halvings):
             middle = (right + wrong) / 2
-            fooled = goal.reached(predict(predictive, on_the_way(middle), streams.fold(MODEL_STREAM)))
+            fooled = _clearly_wrong(predict(predictive, on_the_way(middle), streams.fold(MODEL_STREAM)), goal.avoid)
             right, wrong = torch.where(fooled, right, middle), torch.where(fooled, middle, wrong)
         spent = torch.full_like(old.evaluations, 1 + self.halvings)
         near, _ = confirmed(
@@ -123,6 +126,12 @@ class Bisected:
             iteration=old.iteration,
         )
         return found.overwritten(rows, old.or_rather(near, near.success))
+
+
+def _clearly_wrong(here: Prediction, y: Labels) -> Bool[Tensor, " batch"]:
+    """By more than rounding, lest the point be right in another batch or on another device."""
+    resolution = torch.finfo(here.scores.dtype).eps * here.scores.abs().amax(1)
+    return margin(here, None, y) > _ROUNDING * resolution
 
 
 def minimal_l2(
