@@ -161,6 +161,18 @@ def test_tiny_slopes_do_not_underflow():
     )
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_slope_that_is_not_finite_spoils_its_own_sample_alone(exact):
+    class Root(nn.Module):
+        def forward(self, x):
+            return torch.cat([x.sqrt(), x[:, :1]], 1)
+
+    x = torch.tensor([[0.25, 1.0], [0.0, 1.0], [1.0, 0.25]])
+    found = spectral_norm(Root(), x, exact=exact)
+    assert found.isnan().tolist() == [False, True, False]
+    assert found[0] == pytest.approx(math.sqrt(2), rel=1e-3)  # (1, 0), (0, 1/2) and (1, 0)
+
+
 def test_margins():
     class Outputs(nn.Module):
         def forward(self, x):

@@ -56,6 +56,18 @@ def test_the_plane_is_the_one_meant():
             assert found.margin[:, 2, column] == pytest.approx((z[range(5), y] - others).numpy(), rel=1e-9)
 
 
+def test_a_gradient_that_is_not_finite_gives_no_direction():
+    """√|x| at 0: along that coordinate nothing is moved by d1, along the other everything."""
+
+    class Root(nn.Module):
+        def forward(self, x):
+            return torch.stack([x[:, 0].abs().sqrt() - 3 * x[:, 1], 0 * x[:, 0]], 1)
+
+    x, y = torch.tensor([[0.0, 0.5]], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    found = surface(Root(), x, y, points=3)
+    assert found.margin[0, 1] == pytest.approx([-1.5 + 0.12, -1.5, -1.5 - 0.12])
+
+
 def test_the_second_direction_is_random_signs():
     class First(nn.Module):
         """Logit 0 is one coordinate: a map shows how far that coordinate was moved."""

@@ -56,14 +56,15 @@ def spectral_norm(
     rounding. Within `iterations` nearly every sample is done; an `EquipoiseWarning` counts those that are not.
 
     `exact` builds the matrix instead, one backward pass per class, and takes its singular values; None does so up to
-    `MANY_CLASSES` classes, where it is faster. Raises `EquipoiseError` for input that the model cannot take.
+    `MANY_CLASSES` classes, where it is faster. Where the slope is not finite the norm is NaN.
+    Raises `EquipoiseError` for input that the model cannot take.
     """
     require(iterations >= 1, f"iterations = {iterations}: expected an integer >= 1.")
     require(tolerance > 0, f"tolerance = {tolerance}: expected a relative error > 0, such as 1e-3.")
 
     def work(block: Block) -> tuple[PerSample, int]:
         if exact or (exact is None and block.classes <= MANY_CLASSES):
-            return torch.cat([torch.linalg.svdvals(j)[:, 0] for j in _matrices(block, x[block.rows])]), 0
+            return torch.cat([_largest(j) for j in _matrices(block, x[block.rows])]), 0
         return _power_iteration(block, x[block.rows], iterations, tolerance)
 
     values, unfinished = zip(*in_blocks(work, model, x, batch_size=batch_size, seed=seed), strict=True)
@@ -223,6 +224,12 @@ def _matrices(block: Block, x: Points) -> "list[Float[Tensor, 'rows classes feat
             rows = [torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1) for z in scores.unbind(1)]
         found.append(torch.stack(rows, 1))
     return found
+
+
+def _largest(matrices: Float[Tensor, "rows classes features"]) -> PerSample:
+    """The largest singular value of each; NaN of one that is not finite, which the library refuses."""
+    finite = matrices.flatten(1).isfinite().all(1)
+    return torch.where(finite, torch.linalg.svdvals(matrices.nan_to_num(0.0, 0.0, 0.0))[:, 0], torch.nan)
 
 
 def _power_iteration(block: Block, x: Points, iterations: int, tolerance: float) -> tuple[PerSample, int]:

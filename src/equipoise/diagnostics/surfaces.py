@@ -107,9 +107,9 @@ def surface(
 ) -> Surface:
     """Loss and margin over `x + e1·d1 + e2·d2`, `points` values of each in [-reach, reach] (R, App. C.2).
 
-    d1 is the sign of the gradient of the cross-entropy at x. d2 is drawn for each sample from ±1 in every coordinate:
-    R asks only for `‖d2‖_∞ = 1`, and signs are as long as d1 in every norm. As in R the points are not clamped to a
-    box. Costs `points²` forward passes per sample.
+    d1 is the sign of the gradient of the cross-entropy at x, taken as 0 where it is not finite. d2 is drawn for each
+    sample from ±1 in every coordinate: R asks only for `‖d2‖_∞ = 1`, and signs are as long as d1 in every norm. As in
+    R the points are not clamped to a box. Costs `points²` forward passes per sample.
     Raises `EquipoiseError` for input that the model cannot take, and for an even number of points, without a middle.
     """
     require(reach > 0, f"reach = {reach}: expected a length > 0, such as 0.04.")
@@ -120,7 +120,7 @@ def surface(
         here, labels = x[block.rows], y[block.rows]
         _, gradient, _ = value_and_gradient(cross_entropy, block.predict, here, labels=labels)
         other = 2.0 * (block.streams.fold(_DIRECTION).bits(*here.shape[1:]) & 1).to(here.dtype) - 1
-        along, across = (_outer(e, d) for d in (gradient.sign(), other))
+        along, across = (_outer(e, d) for d in (gradient.nan_to_num(0.0, 0.0, 0.0).sign(), other))
         lines = [_line(block, here[:, None] + along + across[:, i, None], labels) for i in range(points)]
         loss, margins, outputs = (torch.stack(parts, 1) for parts in zip(*lines, strict=True))
         rounding = _ROUNDING * torch.finfo(x.dtype).eps * outputs.amax((1, 2)).clamp_min(1)
