@@ -57,11 +57,11 @@ def test_the_plane_is_the_one_meant():
 
 
 def test_a_gradient_that_is_not_finite_gives_no_direction():
-    """√|x| at 0: along that coordinate nothing is moved by d1, along the other everything."""
+    """√x at 0, whose slope is infinite: along that coordinate nothing is moved by d1, along the other everything."""
 
     class Root(nn.Module):
         def forward(self, x):
-            return torch.stack([x[:, 0].abs().sqrt() - 3 * x[:, 1], 0 * x[:, 0]], 1)
+            return torch.stack([x[:, 0].clamp_min(0).sqrt() - 3 * x[:, 1], 0 * x[:, 0]], 1)
 
     x, y = torch.tensor([[0.0, 0.5]], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     found = surface(Root(), x, y, points=3)
