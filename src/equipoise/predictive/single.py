@@ -37,9 +37,13 @@ class Single:
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
         """The network as a function to a `Prediction` with one member."""
+        tied = weights is not None and _shares_weights(self.module)  # looked for once: every call would cost more
 
         def predict(x: Points) -> Prediction:
-            output = self.module(x) if weights is None else functional_call(self.module, weights, (x,))
+            if weights is None:
+                output = self.module(x)
+            else:
+                output = functional_call(self.module, weights, (x,), tie_weights=tied)
             scores = _scores(output, len(x), type(self.module).__name__)
             scores = scores if scores.dtype == torch.float64 else scores.float()
             if self.outputs == "probabilities":
@@ -69,6 +73,12 @@ def as_predictive(
     if isinstance(model, Predictive):
         return model
     raise EquipoiseError(f"a {type(model).__name__} is not a model: expected a torch.nn.Module that returns logits.")
+
+
+def _shares_weights(module: nn.Module) -> bool:
+    """Whether a parameter or buffer has two names."""
+    lists = (module.named_parameters, module.named_buffers)
+    return any(len(list(one())) != len(list(one(remove_duplicate=False))) for one in lists)
 
 
 def with_module(predictive: Predictive, module: nn.Module) -> Predictive:
