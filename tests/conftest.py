@@ -14,8 +14,11 @@ settings.load_profile("repeatable")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Check annotations, except where a test named "refus..." is about what users get, who run without the check."""
-    jaxtyping.config.update("jaxtyping_disable", "refus" in item.name.partition("[")[0])
+    """Check annotations, except where a test is about what users get, who run without the check: one named "refus...",
+    or marked `unchecked` because it runs whole attacks whose parts are checked elsewhere.
+    """
+    unchecked = "refus" in item.name.partition("[")[0] or item.get_closest_marker("unchecked") is not None
+    jaxtyping.config.update("jaxtyping_disable", unchecked)
     return (yield)
 
 

@@ -300,6 +300,15 @@ def test_a_model_that_says_something_else_at_every_call_is_only_checked_for_cons
     assert found.claims == 0 and any("queries" in mismatch for mismatch in found.mismatches)
 
 
+def test_attacks_in_any_order_keep_their_images(tmp_path):
+    """Results are grouped by ball; so are the images."""
+    first, second = suite(["pgd5"], [0.06, 0.1])
+    mixed = [first, second, ("fgsm", suite(["fgsm"], [0.06])[0][1])]
+    record = assess(net(), DATA, mixed, target="net", examples=0, out=tmp_path / "r.json", images=True)
+    assert [(r.attack, r.eps) for r in record.results[1:]][:2] == [("pgd5", 0.06), ("fgsm", 0.06)]
+    assert audit(tmp_path / "r.json", net(), DATA.test.x, DATA.test.y).mismatches == []
+
+
 def test_a_model_drawn_from_the_seed_is_inferred_again(tmp_path):
     """Monte Carlo dropout: its record holds, as a whole and as a shard, and with another seed it does not."""
     flatten, linear = net()

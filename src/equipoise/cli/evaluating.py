@@ -19,15 +19,18 @@ import torch
 from torch import nn
 
 from equipoise import nets
-from equipoise.attacks import fitted
+from equipoise.attacks import fitted, transfer
 from equipoise.cli.display import accuracies, evaluation_progress, say, stages
 from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, parse
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import WORST, Progress, Shard, assess, audit, merge, radii, suite
-from equipoise.evaluation.audit import read
+from equipoise.evaluation.audit import fingerprint, read
+from equipoise.evaluation.evaluate import by_ball
+from equipoise.evaluation.flags import is_black_box
 from equipoise.evaluation.journal import Journal
 from equipoise.evaluation.runs import essentials
+from equipoise.evaluation.suites import Suite
 from equipoise.interop import robustbench
 from equipoise.predictive import as_predictive, first_look
 from equipoise.provenance import provenance
@@ -74,16 +77,8 @@ def evaluate(options: Evaluate, command: str) -> None:
     )
     subject = subject_of(options)
     recorded = subject.recorded
-    norm = options.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
-    attacks = suite(
-        options.attacks,
-        options.eps or (radii(recorded) if recorded and norm == recorded.recipe.get("valid_norm") else ()),
-        norm,
-        steps=options.steps,
-        step_size=options.step_size,
-        restarts=options.restarts,
-        precision=options.precision,
-    )
+    norm = _norm(options, recorded)
+    attacks = _attacks(options, recorded, norm)
     out = options.out or _usual_place(options, recorded is not None, norm, shard)
     require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
     if options.robustbench is not None:
@@ -140,6 +135,34 @@ def _usual_place(options: Evaluate, trained: bool, norm: str, shard: Shard) -> P
     names = "-".join(dict.fromkeys(options.attacks)) or "clean"
     inside = Path(options.target) / f"evaluation-{names}-{norm}{suffix}{part}.json"
     return inside if trained else Path(f"eval{part}.json")
+
+
+def _norm(options: Evaluate, recorded: Run | None) -> str:
+    return options.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
+
+
+def _attacks(options: Evaluate, recorded: Run | None, norm: str) -> Suite:
+    """The attacks that were asked for, and those of gradients on every proxy as well."""
+    own = suite(
+        options.attacks,
+        options.eps or (radii(recorded) if recorded and norm == recorded.recipe.get("valid_norm") else ()),
+        norm,
+        steps=options.steps,
+        step_size=options.step_size,
+        restarts=options.restarts,
+        precision=options.precision,
+    )
+    moved = []
+    for place in options.transfer_from:
+        proxy, _ = load_run(place, device=Recipe(device=options.device).pick_device())
+        sha = fingerprint(proxy)["sha256"]
+        moved += [
+            (f"{name} from {place}", transfer(proxy, attack, str(place), sha))
+            for name, attack in own
+            if not is_black_box(name)
+        ]
+    require(not options.transfer_from or len(moved) > 0, "--transfer-from needs an attack that asks for gradients.")
+    return by_ball([*own, *moved])
 
 
 def _from_here(progress: Progress) -> Progress:
@@ -291,16 +314,7 @@ def _as_typed(options: Verify, record: Evaluation, typed: Evaluate | None) -> Ev
 def _unasked(typed: Evaluate, record: Evaluation, subject: Subject) -> list[str]:
     """What in the record is not what its own command asks for."""
     recorded = subject.recorded
-    norm = typed.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
-    attacks = suite(
-        typed.attacks,
-        typed.eps or (radii(recorded) if recorded and norm == recorded.recipe.get("valid_norm") else ()),
-        norm,
-        steps=typed.steps,
-        step_size=typed.step_size,
-        restarts=typed.restarts,
-        precision=typed.precision,
-    )
+    attacks = _attacks(typed, recorded, _norm(typed, recorded))
     classes = first_look(as_predictive(subject.model), subject.data.test.x.cpu()).classes
     asked = [(name, fitted(name, attack, classes)[0].settings()) for name, attack in attacks]
     told = [(r.attack, r.settings) for r in record.results if r.attack not in ("clean", WORST)]

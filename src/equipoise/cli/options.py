@@ -458,7 +458,8 @@ class Evaluate:
     """A run directory, or a model of your own as package.module:factory."""
     attacks: tuple[str, ...] = ("fgsm", "pgd")
     """clean, fgsm, r-fgsm, pgd, cw, uta, udp, trades; a number sets the steps, as in pgd100. With published budgets:
-    autoattack, autoattack-rand, autoattack-plus, cascade, apgd-ce, apgd-dlr, apgd-t, fab-t, square."""
+    autoattack, autoattack-rand, autoattack-plus, cascade, apgd-ce, apgd-dlr, apgd-t, fab-t, square, random-search,
+    adaptive."""
     eps: tuple[float, ...] = ()
     """Radii, in pixels of [0, 1]; by default for a run: half, once and twice that of its validation attacks."""
     norm: NormName | None = None
@@ -493,6 +494,8 @@ class Evaluate:
     """Which part to compute, as i/n; `equipoise merge` puts the records of all n together."""
     processes: int = 1
     """Processes that share the work, each a shard; the record is that of one."""
+    transfer_from: tuple[Path, ...] = ()
+    """Other runs on the same data: the attacks are made on each of them too, and judged on this model (black box)."""
     reported: float | None = None
     """Clean accuracy that was reported for the model, in [0, 1]; one that differs raises a flag."""
     robustbench: Path | None = None

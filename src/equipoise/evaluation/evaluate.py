@@ -302,6 +302,12 @@ def with_worst_cases(results: Sequence[AttackResult]) -> list[AttackResult]:
     return found
 
 
+def by_ball(attacks: Suite) -> Suite:
+    """The attacks in the order of `with_worst_cases`: those of one ball together, as each ball first appears."""
+    balls = list(dict.fromkeys((a.geometry.norm, a.geometry.eps) for _, a in attacks))
+    return sorted(attacks, key=lambda named: balls.index((named[1].geometry.norm, named[1].geometry.eps)))
+
+
 def _worst(results: Sequence[AttackResult]) -> AttackResult:
     """Per sample the nearest success of several attacks on one ball."""
     choices = [

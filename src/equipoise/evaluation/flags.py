@@ -80,7 +80,7 @@ SQUARE_SHARE, SQUARE_SAMPLES = 0.01, 3
 """Share and number of samples that only the black-box attack fooled: one or two are chance, a percent is what the
 difference between defences is reported in."""
 
-BLACK_BOX = ("square",)
+BLACK_BOX = ("square", "random-search")
 """Attacks that use no gradient."""
 
 _SUMMARIES = ("clean", "worst case")  # results that are no attack of their own
@@ -450,8 +450,8 @@ def _black_box_wins(norm: str, eps: float, results: Sequence[AttackResult]) -> F
         winners = r.winner or [r.attack] * r.n
         for i, (correct, winner) in enumerate(zip(r.correct, winners, strict=True)):
             if not correct and winner != "worst case":
-                fooled[_is_black_box(winner or r.attack)].add(i)
-    white = any(r.attack not in _SUMMARIES and not _is_black_box(r.attack) for r in results)
+                fooled[is_black_box(winner or r.attack)].add(i)
+    white = any(r.attack not in _SUMMARIES and not is_black_box(r.attack) for r in results)
     alone, n = len(fooled[True] - fooled[False]), results[0].n
     if not white or alone < SQUARE_SAMPLES or alone <= SQUARE_SHARE * n:
         return None
@@ -462,8 +462,9 @@ def _black_box_wins(norm: str, eps: float, results: Sequence[AttackResult]) -> F
     )
 
 
-def _is_black_box(attack: str) -> bool:
-    return attack.rstrip("0123456789") in BLACK_BOX
+def is_black_box(attack: str) -> bool:
+    """Whether the attack of that name looks at no gradient of the model it is judged on."""
+    return " from " in attack or attack.rstrip("0123456789") in BLACK_BOX
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from equipoise.evaluation.audit import fingerprint
 from equipoise.evaluation.evaluate import (
     Block,
     Progress,
+    by_ball,
     cautions,
     check_samples,
     evaluate_block,
@@ -73,6 +74,7 @@ def assess(
     predictive = as_predictive(model)
     weight = next(predictive.module.parameters(), None)
     device = torch.device("cpu") if weight is None else weight.device
+    attacks = by_ball(attacks)  # the order of the results, which the stored images share
     x, y = check_samples(predictive, test.x, test.y, attacks)
     box = attacks[0][1].geometry.box if attacks else Box()
     doubts = probe(predictive, x, y, box=box, reported=reported, seed=seed)

@@ -1,0 +1,72 @@
+"""The audit command, and attacks transferred from other runs."""
+
+import json
+
+import pytest
+
+from equipoise.cli import main
+from equipoise.records import Evaluation, load
+
+pytestmark = pytest.mark.unchecked
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(out: str, method: str = "standard", *more: str) -> None:
+    words = f"train {method} --epochs 2 --limit 300 --evaluate-examples 0 --out {out}".split()
+    assert main([*words, *more]) == 0
+
+
+def test_an_audit_is_a_page_and_a_record(here, capsys):
+    train("a", "pat-entm", "--eps", "0.1", "--steps", "3")
+    train("b")
+    assert main(["audit", "a", "--eps", "0.1", "--minutes", "0.01", "--transfer-from", "b", "--out", "audit.html"]) == 0
+    out = capsys.readouterr().out
+    assert "transfer beats white box" in out and "wrote audit.html and audit.json" in out
+    record = json.loads((here / "audit.json").read_text())
+    assert record["kind"] == "masking" and record["target"] == "a" and len(record["signs"]) >= 11
+    assert record["provenance"]["command"].startswith("equipoise audit a") and record["verdict"] in out.replace(
+        "\n", " "
+    )
+    assert "<svg" in (here / "audit.html").read_text()
+
+
+def test_attacks_made_on_another_run_are_judged_here_and_verified(here, capsys):
+    train("a", "pgd", "--eps", "0.1", "--steps", "3")
+    train("b")
+    words = "evaluate a --attacks pgd5 cw5 random-search50 --eps 0.1 0.2 --examples 40 --transfer-from b --out e.json"
+    assert main(words.split()) == 0
+    record = load(here / "e.json")
+    assert isinstance(record, Evaluation)
+    names = {r.attack for r in record.results if r.eps == 0.1}
+    assert names == {"pgd5", "cw5", "random-search50", "pgd5 from b", "cw5 from b", "worst case"}
+    moved = next(r for r in record.results if r.attack == "pgd5 from b")
+    assert moved.settings["proxy"]["name"] == "b" and len(moved.settings["proxy"]["sha256"]) == 64
+    assert main(["verify", "e.json"]) == 0
+    assert main(["report", "a", "b", "e.json", "--out", "r.html"]) == 0
+    assert "pgd5 from b" in (here / "r.html").read_text().lower().replace("pgd-5", "pgd5")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("audit nowhere --eps 0.1", "nowhere"),
+        ("audit a --eps 0.1 --out .", "--out . is a directory"),
+        ("audit a --eps 0.1 --out audit.txt", "expected a page that ends in .html"),
+        ("audit a --eps 0 --minutes 0.01", "give the radius at which the model is said to be robust"),
+        ("audit a --minutes 0", "--minutes 0.0: expected a number > 0"),
+        ("audit a --eps 0.1 --transfer-from nowhere", "nowhere is not a run directory"),
+        ("evaluate a --attacks random-search50 --eps 0.1 --transfer-from a", "needs an attack that asks for gradients"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused(words, message, here, capsys):
+    train("a")
+    capsys.readouterr()
+    assert main(words.split()) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+    assert not list(here.glob("audit*"))
