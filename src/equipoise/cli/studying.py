@@ -28,8 +28,8 @@ class Study:
     """
 
     name: Positional[str]
-    """narrow-corridor, lms5, two-distance, due, theorem, appearance, opposite-class, overfitting, capacity or
-    transfer."""
+    """narrow-corridor, lms5, two-distance, due, theorem, appearance, opposite-class, overfitting, capacity,
+    transfer or entropy-weight."""
     out: Path | None = None
     """Directory of the page, its figures and the data behind them; by default studies/NAME."""
     overwrite: FlagCreatePairsOff[bool] = False

@@ -90,6 +90,11 @@ STUDIES: dict[str, Entry] = {
             "Are features learned with uncertainty-driven perturbations more use on other data?",
             "U Table 4",
         ),
+        _entry(
+            "entropy-weight",
+            "How much uncertainty is good, with and without adversarial training?",
+            "R Fig 3",
+        ),
     )
 }
 """Every study, by name."""
