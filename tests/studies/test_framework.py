@@ -26,7 +26,7 @@ PROVENANCE = {
 }  # fmt: skip
 NAMES = (
     "narrow-corridor", "lms5", "two-distance", "due", "theorem", "appearance", "opposite-class", "overfitting",
-    "capacity", "transfer",
+    "capacity", "transfer", "entropy-weight",
 )  # fmt: skip
 
 

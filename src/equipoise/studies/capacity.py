@@ -51,7 +51,7 @@ def run(options: Options, tell: Tell) -> Findings:
     """Clean and PGD accuracy of standard and UDP training against the width of a LeNet."""
     original = dataset(options)
     data = images(original)
-    widths, steps, samples = ((1, 2), 20, 60) if options.quick else ((1, 2, 4), 220, 500)
+    widths, steps, samples = ((1, 2), 20, 60) if options.quick else ((1, 2, 4), 160, 500)
     repeats = seeds(options)
     found: dict[tuple[str, str], list[list[float]]] = {(m, kind): [] for m in METHODS for kind in ("clean", "PGD-20")}
     jobs = [(seed, name, width) for seed in repeats for name in METHODS for width in widths]
