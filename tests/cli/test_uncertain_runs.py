@@ -21,7 +21,7 @@ def make(classes=10):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_nets.py").write_text(DROPOUT)
+    (tmp_path / "own_dropout.py").write_text(DROPOUT)
     return tmp_path
 
 
@@ -54,7 +54,7 @@ def test_an_ensemble_trained_together(here):
 
 
 def test_dropout_is_sampled_and_its_record_holds(here, capsys):
-    assert train("--net", "own_nets:make", "--dropout-samples", 4) == 0
+    assert train("--net", "own_dropout:make", "--dropout-samples", 4) == 0
     model, _ = load_run("r")
     assert isinstance(model, MonteCarloDropout) and model.samples == 4
     assert "flag: randomised model" in checked_by_verify(capsys)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from equipoise.errors import EquipoiseError
-from equipoise.nets import Normalize, build, names
+from equipoise.nets import Normalize, build, extractors, names
 
 OWN = """
 import torch
@@ -62,10 +62,12 @@ def own(tmp_path, monkeypatch):
 
 
 def test_names():
-    assert names() == ("mlp", "lenet", "lenet-wide", "preact-resnet18", "resnet18", "resnet18-dropout")
+    small = ("mlp", "lenet", "lenet-wide", "cnn4")
+    assert names() == (*small, "preact-resnet18", "resnet18", "resnet18-dropout", "wide-resnet")
+    assert extractors() == ("fc-resnet", "wide-resnet-features")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [*names()[:-1], *extractors()])
 def test_same_seed_same_weights_and_global_state_untouched(name):
     torch.manual_seed(5)
     before = torch.get_rng_state()
