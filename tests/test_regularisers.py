@@ -88,6 +88,11 @@ def test_adp_in_plain_formulas():
     assert torch.allclose(losses(methods.adp(), model), expected)
 
 
+def test_a_term_that_compares_members_is_not_taken_apart():
+    method = methods.adp() + methods.standard()
+    assert method.apart().terms[0] == method.terms[0] and method.apart().terms[1] != method.terms[1]
+
+
 def test_n_fgsm_is_not_projected_back():
     """de Jorge et al. 2022, Alg. 1, with the noise it drew."""
     model = net()

@@ -116,9 +116,14 @@ class Method:
         """The method with the members of an ensemble trained apart: every term is summed over the members, each with
         its own output, so that each descends as if it were alone, at the points that the ensemble as a whole perturbed
         (Lakshminarayanan et al. 2017). Without it, what descends is the loss of the ensemble's mean. Without `total`
-        the mean over the members: of samples of a posterior, the expected loss.
+        the mean over the members: of samples of a posterior, the expected loss. A term that compares members, as that
+        of ADP does, has nothing to say of one alone, and stays.
         """
-        return replace(self, terms=tuple(replace(t, objective=each(t.objective, total)) for t in self.terms))
+
+        def alone(term: Term) -> Term:
+            return term if term.objective.members > 1 else replace(term, objective=each(term.objective, total))
+
+        return replace(self, terms=tuple(alone(term) for term in self.terms))
 
     def __str__(self) -> str:
         """The sum in words."""

@@ -1,15 +1,14 @@
 """The audit command: is a model robust, or are its gradients masked?"""
 
 import json
-import time
 from dataclasses import asdict, replace
 
 from rich.table import Table
 
-from equipoise.cli.display import duration, moving, say
-from equipoise.cli.evaluating import subject_of
+from equipoise.cli.display import duration, moving, say, share_progress
+from equipoise.cli.evaluating import norm_of, subject_of
 from equipoise.cli.options import Audit, Evaluate
-from equipoise.diagnostics.verdict import Progress, investigate
+from equipoise.diagnostics.verdict import investigate
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import radii
 from equipoise.provenance import provenance
@@ -18,8 +17,6 @@ from equipoise.report.figures import canvas
 from equipoise.report.masking import p_value, page
 from equipoise.training import Recipe, load_run
 from equipoise.verdicts import Verdict
-
-_EVERY = 0.1  # seconds between two looks of the moving line
 
 
 def audit(options: Audit, command: str) -> None:
@@ -43,14 +40,13 @@ def audit(options: Audit, command: str) -> None:
     )
     device = Recipe(device=options.device).pick_device()
     recorded = subject.recorded
-    norm = options.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
+    norm = norm_of(options.norm, recorded)
     if options.eps is None and recorded is None:
         raise EquipoiseError("give the radius at which the model is said to be robust, such as --eps 8/255.")
     eps = options.eps if recorded is None or options.eps is not None else radii(recorded)[1]
     assert eps is not None
     proxy = None if options.transfer_from is None else load_run(options.transfer_from, device=device)[0]
     test = subject.data.test.limit(2000).to(device)
-    began = time.monotonic()
     verdict = investigate(
         subject.model,
         test.x,
@@ -61,7 +57,7 @@ def audit(options: Audit, command: str) -> None:
         minutes=options.minutes,
         seed=options.seed,
         target=options.target,
-        progress=_telling(options.target, began),
+        progress=share_progress(f"auditing {options.target}"),
     )
     moving("")
     verdict = replace(verdict, provenance=asdict(provenance(options.seed, device, command)))
@@ -71,21 +67,6 @@ def audit(options: Audit, command: str) -> None:
     say(_table(verdict))
     say(str(verdict))
     say(f"wrote {out} and {record} in {duration(verdict.seconds)}")
-
-
-def _telling(target: str, began: float) -> Progress:
-    """Shows what is tried, which share of the whole is over, and how long the rest will take."""
-    shown = 0.0
-
-    def tell(what: str, share: float) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown > _EVERY:
-            shown = now
-            left = f", {duration((now - began) / share * max(1 - share, 0))} left" if share > 0 else ""
-            moving(f"auditing {target}: {what}, {share:.0%}{left}")
-
-    return tell
 
 
 def _table(verdict: Verdict) -> Table:

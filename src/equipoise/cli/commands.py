@@ -66,7 +66,6 @@ def train(options: Train, command: str) -> None:
         examples is None or examples >= 0,
         f"--evaluate-examples {examples}: expected a number of test samples, or 0 for no evaluation.",
     )
-    name = record["name"]
     record["name"] = full_name(record)
     device = recipe.pick_device()
     data = load(options.data, options.data_root)
@@ -77,7 +76,7 @@ def train(options: Train, command: str) -> None:
     if isinstance(model, DeepKernelGP):
         method = method.apart(total=False).penalised(1.0, kl_to_prior(len(data.train)))
         model.start_from(data.train.x, recipe.seed)
-    elif isinstance(model, Ensemble) and not options.together and name != "adp":
+    elif isinstance(model, Ensemble) and not options.together:
         method = method.apart()
     out = options.out or Path("runs", f"{record['name']}-{data.name}-{recipe.seed}")
     if is_main_process():

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -86,6 +86,21 @@ def evaluation_progress(title: str) -> EvaluationProgress:
             moving(f"{title}: {what}, {done / total:.0%}{left}")
 
     return show
+
+
+def share_progress(title: str) -> Callable[[str, float], None]:
+    """A callback that shows what is being done, which share of the whole is over, and how long the rest will take."""
+    began, shown = time.monotonic(), 0.0
+
+    def tell(what: str, share: float) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown > _EVERY:
+            shown = now
+            left = f", {duration((now - began) / share * max(1 - share, 0))} left" if share > 0 else ""
+            moving(f"{title}: {what}, {share:.0%}{left}")
+
+    return tell
 
 
 def accuracies(evaluations: Sequence[Evaluation]) -> Table:

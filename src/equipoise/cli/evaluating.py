@@ -77,7 +77,7 @@ def evaluate(options: Evaluate, command: str) -> None:
     )
     subject = subject_of(options)
     recorded = subject.recorded
-    norm = _norm(options, recorded)
+    norm = norm_of(options.norm, recorded)
     attacks = _attacks(options, recorded, norm)
     out = options.out or _usual_place(options, recorded is not None, norm, shard)
     require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
@@ -137,8 +137,9 @@ def _usual_place(options: Evaluate, trained: bool, norm: str, shard: Shard) -> P
     return inside if trained else Path(f"eval{part}.json")
 
 
-def _norm(options: Evaluate, recorded: Run | None) -> str:
-    return options.norm or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
+def norm_of(typed: str | None, recorded: Run | None) -> str:
+    """The norm that was asked for, or else that of the run's validation attacks, or linf."""
+    return typed or (recorded.recipe.get("valid_norm", "linf") if recorded else "linf")
 
 
 def _attacks(options: Evaluate, recorded: Run | None, norm: str) -> Suite:
@@ -314,7 +315,7 @@ def _as_typed(options: Verify, record: Evaluation, typed: Evaluate | None) -> Ev
 def _unasked(typed: Evaluate, record: Evaluation, subject: Subject) -> list[str]:
     """What in the record is not what its own command asks for."""
     recorded = subject.recorded
-    attacks = _attacks(typed, recorded, _norm(typed, recorded))
+    attacks = _attacks(typed, recorded, norm_of(typed.norm, recorded))
     classes = first_look(as_predictive(subject.model), subject.data.test.x.cpu()).classes
     asked = [(name, fitted(name, attack, classes)[0].settings()) for name, attack in attacks]
     told = [(r.attack, r.settings) for r in record.results if r.attack not in ("clean", WORST)]

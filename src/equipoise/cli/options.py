@@ -377,8 +377,10 @@ def parameters(choice: Any) -> dict[str, Any]:
 def full_name(record: Mapping[str, Any]) -> str:
     """The method's name with the regularisers it was given: `pat-entm`; `entm` and `ls` for the standard one."""
     name = record["name"]
-    given = [s for s, field in (("entm", "entropy_weight"), ("ls", "smoothing")) if record.get(field)]
-    return name if name == "adp" else "-".join([*([] if name == "standard" and given else [name]), *given])
+    if "smoothing" not in record:  # a loss of its own
+        return name
+    given = [s for s, field in (("entm", "entropy_weight"), ("ls", "smoothing")) if record[field]]
+    return "-".join([*([] if name == "standard" and given else [name]), *given])
 
 
 def build_method(choice: Any) -> Method:
@@ -389,8 +391,8 @@ def build_method(choice: Any) -> Method:
         options["step_size"] = _triangular(name, options["eps"], options["step_size"], steps)
     if "latent" in options:
         options["layer"] = options.pop("latent")
-    if name != "adp":
-        weight, smoothing = options.pop("entropy_weight", 0.0), options.pop("smoothing", 0.0)
+    if "smoothing" in options:  # one of the methods that descend a `Loss`
+        weight, smoothing = options.pop("entropy_weight"), options.pop("smoothing")
         options |= {"loss": regularised(weight, smoothing)} if weight or smoothing else {}
     return METHODS[name](**options)
 

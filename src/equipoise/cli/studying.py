@@ -8,16 +8,14 @@ import torch
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from equipoise.cli.display import duration, moving, say
+from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.errors import require, unknown
 from equipoise.findings import Findings
 from equipoise.findings import Study as Record
 from equipoise.provenance import provenance
 from equipoise.report.figures import canvas
 from equipoise.report.studies import interval, mean
-from equipoise.studies import STUDIES, Options, Tell, save
-
-_EVERY = 0.1  # seconds between two looks of the moving line
+from equipoise.studies import STUDIES, Options, save
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def study(options: Study, command: str) -> None:
     asked = Options(**{f.name: getattr(options, f.name) for f in fields(Options)})
     say(f"{entry.name}: {entry.question} ({entry.source})")
     origin, began = provenance(options.seed, torch.device("cpu"), command), time.monotonic()
-    findings = entry.run(asked, _telling(entry.name, began))
+    findings = entry.run(asked, share_progress(entry.name))
     moving("")
     seconds = time.monotonic() - began
     record = Record(entry.name, entry.question, entry.source, findings, asdict(origin), options.quick, seconds)
@@ -89,21 +87,6 @@ def claim(out: Path, overwrite: bool) -> None:
         not holds_study or overwrite,
         f"{out} already holds a study: add --overwrite to replace it, or choose another place with --out.",
     )
-
-
-def _telling(name: str, began: float) -> Tell:
-    """Shows what a study does, which share of it is over, and how long the rest will take."""
-    shown = 0.0
-
-    def tell(what: str, share: float) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown > _EVERY:
-            shown = now
-            left = f", {duration((now - began) / share * (1 - share))} left" if share > 0 else ""
-            moving(f"{name}: {what}, {share:.0%}{left}")
-
-    return tell
 
 
 def _table(findings: Findings) -> Table:

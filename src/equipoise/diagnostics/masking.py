@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool
 from scipy.stats import binomtest
 
+from equipoise.diagnostics.curves import mcnemar
 from equipoise.errors import require
 from equipoise.verdicts import Sign
 
@@ -52,9 +53,9 @@ def beaten(name: str, first: tuple[str, Broken], second: tuple[str, Broken], sou
     (a, before), (b, after) = first, second
     _same(before, after)
     more, less = int((after & ~before).sum()), int((before & ~after).sum())
-    p = binomtest(more, more + less, 0.5, "greater").pvalue if more > less else 1.0
+    p = mcnemar(more, less) if more > less else 1.0
     figure = f"{b} alone breaks {more} of {len(before)} samples, {a} alone {less}"
-    return Sign(name, figure, "as many by the weaker alone as by the stronger alone", float(p), source)
+    return Sign(name, figure, "as many by the weaker alone as by the stronger alone", p, source)
 
 
 def present(name: str, what: str, found: Broken, source: str, slack: float = FEW) -> Sign:

@@ -1,7 +1,7 @@
 """Is it robust, or are its gradients masked? A budgeted set of attacks and tests, and the signs they show."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from equipoise.attacks import Square, adaptive, cw, pgd, random_search, transfer
 from equipoise.attacks.attack import Attack
+from equipoise.diagnostics.curves import Curve, lines
 from equipoise.diagnostics.masking import FEW, LEVEL, MANY, SOME, Broken, beaten, decided, gained, present, rising
 from equipoise.diagnostics.surfaces import surface
 from equipoise.errors import require
 from equipoise.evaluation import probe
-from equipoise.findings import Lines, Picture, Series
+from equipoise.findings import Lines, Picture
 from equipoise.geometry import Ball, Box
 from equipoise.perturbed import MODEL_STREAM, Perturbed
 from equipoise.predictive import as_predictive, predict
-from equipoise.records import wilson
 from equipoise.rng import Streams
 from equipoise.steps import Uniform
 from equipoise.types import Labels, Points, Predictive
@@ -106,7 +106,7 @@ def investigate(
     white_box = case.attack("PGD", 0.02, case.pgd())
     white = white_box.success.cpu().numpy()
     margin = case.broken("PGD on the margin", 0.02, cw(eps, None, STEPS, norm, box, keep="first_success"))
-    by_steps = {k: case.broken(f"{k} steps", k / 2000, case.pgd(k)) for k in (5, 10, 20, 40, 80, 160)}
+    by_steps = {STEPS: white} | {k: case.broken(f"{k} steps", k / 2000, case.pgd(k)) for k in (5, 10, 20, 80, 160)}
     once = case.broken("one random start", 0.02, case.pgd(start=Uniform()))
     often = case.broken("many random starts", 0.15, case.pgd(start=Uniform(), restarts=RESTARTS))
     by_eps = {eps: white} | {
@@ -178,7 +178,7 @@ def investigate(
         },
         skipped=skipped,
         seconds=time.monotonic() - begin,
-        pictures=[_curves(by_eps, by_steps, clean), ground.picture()],
+        pictures=[_curves(by_eps, by_steps), ground.picture()],
     )
 
 
@@ -217,22 +217,19 @@ def _radii(case: _Case) -> list[float]:
     return [*inner, last]
 
 
-def _curves(by_eps: dict[float, Broken], by_steps: dict[int, Broken], clean: float) -> Picture:
+def _curves(by_eps: dict[float, Broken], by_steps: dict[int, Broken]) -> Picture:
     """Accuracy against the radius and against the number of steps."""
 
-    def line(title: str, broken: dict[Any, Broken], x_name: str) -> Lines:
+    def line(broken: Mapping[Any, Broken], x_name: str) -> Lines:
         places = sorted(broken)
-        right = [int((~broken[place]).sum()) for place in places]
-        n = len(broken[places[0]])
-        intervals = np.array([wilson(k, n) for k in right])
-        y = 100 * np.array(right) / n
-        series = Series("right", y, 100 * intervals[:, 0], 100 * intervals[:, 1])
-        return Lines(title, np.array(places, dtype=float), [series], x_name, "still right, %", log_x=True)
+        correct = np.stack([~broken[place] for place in places])
+        curve = Curve(np.array(places, dtype=float), correct, np.ones(correct.shape[1], dtype=bool), x_name)
+        return lines({"PGD": curve}, f"accuracy against {x_name}", log_x=True)
 
     return Picture(
         "curves",
-        "Samples that PGD leaves right, against the radius and against the number of steps, with 95 % intervals: "
-        "honest curves fall to 0 and level off.",
-        [line("radius", by_eps, "eps"), line("steps", by_steps, "steps")],
+        "Samples that PGD leaves right, of those that are right without it, against the radius and against the number "
+        "of steps, with 95 % intervals: honest curves fall to 0 and level off.",
+        [line(by_eps, "eps"), line(by_steps, "steps")],
         columns=2,
     )

@@ -24,7 +24,7 @@ from equipoise.attacks import gradient as attacks
 from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseWarning, unknown
 from equipoise.findings import Regions
-from equipoise.geometry import Box
+from equipoise.geometry import EVERYWHERE
 from equipoise.nets import MLP, Normalize
 from equipoise.objectives import entropy
 from equipoise.predictive import as_predictive, predict
@@ -35,7 +35,6 @@ from equipoise.terms import Method
 from equipoise.training import Recipe, fit
 from equipoise.types import Prediction, Predictive
 
-EVERYWHERE = Box(-math.inf, math.inf)
 METHODS = ("standard", "PGD", "TRADES", "UDP")
 """The trainings that are compared, by the papers' names."""
 _DATA, _WEIGHTS = range(2)  # what a seed is folded with
