@@ -1,6 +1,7 @@
 """Projections, steepest steps and random points against generic solvers and exact laws."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from equipoise.errors import EquipoiseError, EquipoiseWarning
-from equipoise.geometry import NORMS, Ball, Box
+from equipoise.geometry import EVERYWHERE, NORMS, Ball, Box
 from equipoise.rng import Streams
 
 NAMES = list(NORMS)
@@ -167,6 +168,22 @@ def test_radius_zero_and_infinity(name):
     v = torch.tensor([[2.0, -1.0, 0.5]])
     assert torch.equal(Ball(name, 0.0).project(v, c), c)
     assert torch.equal(Ball(name, math.inf).project(v, c), v.clamp(0, 1))
+
+
+@pytest.mark.parametrize("box", [Box(), EVERYWHERE])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_radius_per_sample_is_that_of_its_own_ball(name, box):
+    g = torch.Generator().manual_seed(0)
+    centre = torch.rand(6, 2, 3, 3, generator=g)
+    x = centre + torch.randn(centre.shape, generator=g)
+    radii = torch.tensor([0.0, 0.01, 0.3, 1.0, 6.0, math.inf])
+    found = Ball(name, 0.5, box).project(x, centre, radii)
+    for i, eps in enumerate(radii.tolist()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EquipoiseWarning)
+            alone = Ball(name, eps, box).project(x[i : i + 1], centre[i : i + 1])
+        assert torch.allclose(found[i], alone[0], atol=1e-6)
+    assert torch.equal(found[0], centre[0]) and torch.equal(found[5], box.clamp(x)[5])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,6 +32,7 @@ _ULP = 2.0**-23  # spacing of float32 numbers just below 1 is half of this
 NormName = Literal["linf", "l2", "l1"]
 Rows = Float[Tensor, "batch features"]
 Lengths = float | Float[Tensor, "batch 1"]
+Radius = float | Float[Tensor, "batch ..."]  # of a tensor one number per sample, shaped to be broadcast over points
 
 
 @dataclass(frozen=True)
@@ -71,39 +72,41 @@ def _room(direction: Rows, x: Points, box: Box) -> Rows:
     return torch.where(direction > 0, box.high - flat, flat - box.low).clamp_min(0)
 
 
-def _project_linf(x: Points, centre: Points, eps: float, box: Box) -> Points:
+def _project_linf(x: Points, centre: Points, eps: Radius, box: Box) -> Points:
     nearest = centre - eps
     torch.maximum(x, nearest, out=nearest)
     return torch.minimum(nearest, centre + eps, out=nearest).clamp_(box.low, box.high)
 
 
-def _along(lengths: Callable[[Rows, Rows, float], Rows]) -> Callable[[Points, Points, float, Box], Points]:
+def _along(lengths: Callable[[Rows, Rows, Lengths], Rows]) -> Callable[[Points, Points, Radius, Box], Points]:
     """The projection that keeps the direction of every coordinate and gives it one of these lengths."""
 
-    def project(x: Points, centre: Points, eps: float, box: Box) -> Points:
-        if math.isinf(eps):
+    def project(x: Points, centre: Points, eps: Radius, box: Box) -> Points:
+        if not isinstance(eps, Tensor) and math.isinf(eps):
             return box.clamp(x)
+        radius = eps.flatten(1) if isinstance(eps, Tensor) else eps
         move = (x - centre).flatten(1)
         room = _room(move, centre, box)
         # Without walls no coordinate gets more than the whole budget.
-        length = lengths(move.abs(), room.clamp_max(eps) if math.isinf(box.high - box.low) else room, eps)
+        length = lengths(move.abs(), room.clamp_max(radius) if math.isinf(box.high - box.low) else room, radius)
         return box.clamp(centre + (length * move.sign()).reshape(centre.shape))
 
     return project
 
 
-def _lengths_l2(a: Rows, room: Rows, eps: float) -> Rows:
+def _lengths_l2(a: Rows, room: Rows, eps: Lengths) -> Rows:
     # In u = s²: Σ min(u·a², b²) = eps². A shorter move than the ball allows needs no more than s = 1.
     inside = torch.minimum(a, room)
-    outside = (torch.linalg.vector_norm(inside, dim=1, dtype=torch.float64) > eps).nonzero()[:, 0]
+    outside = (torch.linalg.vector_norm(inside, dim=1, keepdim=True, dtype=torch.float64) > eps).nonzero()[:, 0]
     if len(outside):
         square, limit = a[outside].double() ** 2, room[outside].double() ** 2
-        scale = level(None, square, limit, torch.full_like(square[:, :1], eps**2)).clamp_max(1.0).sqrt()
+        budget = eps[outside].double() if isinstance(eps, Tensor) else torch.full_like(square[:, :1], eps)
+        scale = level(None, square, limit, budget**2).clamp_max(1.0).sqrt()
         inside[outside] = scale.to(a.dtype).mul(a[outside]).minimum(room[outside])
     return inside
 
 
-def _lengths_l1(a: Rows, room: Rows, eps: float) -> Rows:
+def _lengths_l1(a: Rows, room: Rows, eps: Lengths) -> Rows:
     # With t = max a - u and gaps g = max a - a: F(u) = Σ clip(u - g, 0, b) rises by 1 from u = g to u = g + b. Measured
     # from the largest coordinate, because a - t would lose its digits to large moves.
     wide, limit = a.double(), room.double()
@@ -164,7 +167,7 @@ class Norm:
 
     order: float
     """The p of the Lp norm."""
-    project: Callable[[Points, Points, float, Box], Points]
+    project: Callable[[Points, Points, Radius, Box], Points]
     """The nearest point of ball ∩ box: `project(x, centre, eps, box)`."""
     steepest: Callable[[Rows, Rows, Lengths], Rows]
     """`argmax ⟨gradient, d⟩` over `‖d‖ <= size`; for L1 also `|d| <= room`, once cut to it."""
@@ -224,9 +227,12 @@ class Ball:
         rounding = _ULP * (move.shape[1] ** (1 / order) * largest + self.eps)
         return (norm_of(move, order) <= self.eps + rounding) & self.box.contains(x, 0.0)
 
-    def project(self, x: Points, centre: Points) -> Points:
-        """The nearest point of ball ∩ box (Euclidean), exactly, for a centre in the box."""
-        return NORMS[self.norm].project(x, centre, self.eps, self.box)
+    def project(self, x: Points, centre: Points, eps: PerSample | None = None) -> Points:
+        """The nearest point of ball ∩ box (Euclidean), exactly, for a centre in the box; `eps` gives every sample a
+        radius of its own instead of the ball's.
+        """
+        radius = self.eps if eps is None else eps.reshape(-1, *[1] * (x.ndim - 1))
+        return NORMS[self.norm].project(x, centre, radius, self.box)
 
     def steepest(self, x: Points, gradient: Points, size: "float | PerSample") -> Points:
         """`x + argmax ⟨gradient, d⟩` over `‖d‖ <= size`: the sign step, the normalised step, or for L1 the coordinates
