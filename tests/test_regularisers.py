@@ -122,6 +122,35 @@ def test_friendly_perturbations_stop_where_the_prediction_is_wrong():
             assert step[row] == 1 or model(before).argmax() == Y[row]
 
 
+@pytest.mark.parametrize("tau", [0, 1, 3])
+def test_friendly_perturbations_are_those_of_the_papers_algorithm(tau):
+    model, steps, size, eps = net(), 12, 0.01, 0.1
+    labels = model(X).argmax(1)
+    labels[0] = (labels[0] + 1) % 3
+    (friendly,) = methods.friendly_at(eps, size, steps, tau).points(Single(model), X, labels, STREAMS)
+    stopped = 0
+    for x, y, found in zip(X, labels, friendly, strict=True):
+        point, left = x.clone(), tau  # Zhang et al. 2020, Alg. 1, for one sample
+        for _ in range(steps):
+            if model(point[None]).argmax() != y:
+                if left == 0:
+                    stopped += 1
+                    break
+                left -= 1
+            at = point.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(at[None]), y[None]), at)
+            point = (point + size * gradient.sign()).clamp(x - eps, x + eps).clamp(0, 1)
+        assert torch.allclose(found, point)
+    assert 0 < stopped < len(X), "some stop early, some do not"
+
+
+def test_patience_is_refused_with_the_best_point():
+    with pytest.raises(EquipoiseError, match="patience = 1: expected a number >= 0, with keep='last'"):
+        attacks.pgd(0.1, patience=1, keep="best")
+    with pytest.raises(EquipoiseError, match="patience = -1"):
+        attacks.pgd(0.1, patience=-1)
+
+
 def test_mart_in_plain_formulas():
     model = net()
     method = methods.mart(0.1, 0.02, 5, beta=5)

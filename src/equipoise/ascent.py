@@ -80,6 +80,7 @@ class _Rows:
     best_value: Tensor
     best_at: Tensor  # the step at which the best point was reached
     won: Tensor  # whether it has succeeded, and stands still
+    wrong: Tensor  # at how many of its points the prediction has been wrong
     done: Tensor  # whether more steps can change nothing: it, or another row of its sample, has succeeded, or it cycles
     turtle: Tensor | None  # an earlier point: when the climb comes back to it, it cycles
     nan: Tensor
@@ -201,6 +202,9 @@ class Ascent:
     approach: tuple[tuple[float, float], ...] = ()
     """Larger balls to climb in first, as (radius in multiples of eps, share of the steps); each phase starts at the
     projection of the best point of the one before, and the step rule starts anew."""
+    patience: int | None = None
+    """Stop a sample at the point where its prediction has been wrong more than so many times (Zhang et al. 2020, tau in
+    Alg. 1); None stops it at its first success if that is what is kept, else never."""
     precision: Precision = "32"
     """`bf16` computes the climb in bfloat16; every success is then confirmed in float32."""
 
@@ -221,6 +225,10 @@ class Ascent:
         require(
             not isinstance(self.target, int) or self.target >= 1,
             f"target = {self.target} climbs towards nothing: expected a number of classes >= 1, or a rule.",
+        )
+        require(
+            self.patience is None or (self.patience >= 0 and self.keep != "best"),
+            f"patience = {self.patience}: expected a number >= 0, with keep='last' or 'first_success'.",
         )
         require(self.draws >= 1, f"draws = {self.draws} evaluates nothing: expected an integer >= 1.")
         require(
@@ -440,7 +448,7 @@ class Ascent:
                 value, gradient, here = self._average(rows, independent, *self._draws(streams, draw, predict, i))
                 spent += self.draws
                 frozen = None if rows.steps is None or remaining is not None else rows.steps <= i
-                if self.keep != "last":
+                if self._watches:
                     self._remember(rows, value, here, i, out, phase.final)
                     frozen = rows.done if frozen is None else rows.done | frozen
                     if independent and (on_cpu or i % _CHECK_EVERY == 0):
@@ -518,6 +526,11 @@ class Ascent:
         return torch.stack(values).mean(0), torch.stack(gradients).mean(0), together
 
     @property
+    def _watches(self) -> bool:
+        """Whether every point on the way is looked at, or only the last."""
+        return self.keep != "last" or self.patience is not None
+
+    @property
     def _may_cycle(self) -> bool:
         """Whether a point decides all that follow it, so that a climb that comes back to one sees nothing new."""
         steps, size = self._schedule
@@ -550,6 +563,7 @@ class Ascent:
             best_value=torch.full((len(origin),), -torch.inf, device=origin.device, dtype=origin.dtype),
             best_at=torch.zeros_like(slot),
             won=no,
+            wrong=torch.zeros_like(slot),
             done=no,
             turtle=start if self._may_cycle else None,
             nan=torch.zeros_like(slot),
@@ -567,7 +581,7 @@ class Ascent:
         if len(rows) == 0:
             return
         taken = torch.full_like(rows.slot, most) if rows.steps is None else rows.steps
-        if self.keep == "last":
+        if not self._watches:
             out.write(rows, rows.point, taken, spent)
             return
         here = predict(rows.point)
@@ -583,11 +597,12 @@ class Ascent:
         out: _Outcome,
         final: bool = True,
     ) -> None:
-        """Keep the best point so far; the first success is better than anything. NaN is never better."""
-        better = (value > rows.best_value) & ~rows.done
-        if self.keep == "first_success" and final:
-            fooled = Goal(rows.avoid, rows.reach).reached(here) & ~rows.done
-            better, rows.won = better | fooled, rows.won | fooled
+        """Keep the best point so far, or the last; the first success is better than anything. NaN is never better."""
+        better = ((value > rows.best_value) | (self.keep == "last")) & ~rows.done
+        if self.keep != "best" and final:
+            rows.wrong = rows.wrong + Goal(rows.avoid, rows.reach).reached(here)
+            stops = (rows.wrong > (self.patience or 0)) & ~rows.done
+            better, rows.won = better | stops, rows.won | stops
             out.fallen.index_add_(0, rows.sample, rows.won.long())
             rows.done = rows.done | (out.fallen[rows.sample] > 0)
         rows.best = torch.where(like(better, rows.best), rows.point, rows.best)

@@ -121,13 +121,14 @@ def friendly_at(
     eps: float,
     step_size: StepSize | float | None = None,
     steps: int = 10,
+    tau: int = 0,
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`L(x_friendly)`: PGD that stops as soon as the prediction is wrong (Zhang et al. 2020, "Attacks Which Do Not Kill
-    Training Make Adversarial Learning Stronger", Alg. 1 with tau = 0).
+    """`L(x_friendly)`: PGD that stops where the prediction is wrong, `tau` steps later at the most if it stays so (Zhang
+    et al. 2020, "Attacks Which Do Not Kill Training Make Adversarial Learning Stronger", Alg. 1).
     """
-    return pgd_at(eps, step_size, steps, loss, keep="first_success", **options)
+    return pgd_at(eps, step_size, steps, loss, patience=tau, **options)
 
 
 def mart(

@@ -143,7 +143,7 @@ OWN = {
     "n-fgsm": {*BALL, *LOSS, "step_size", "noise"},
     "gradalign": {*BALL, *LOSS, "weight"},
     "pgd": {*CLIMB, *LOSS},
-    "friendly": {*CLIMB, *LOSS},
+    "friendly": {*CLIMB, *LOSS, "tau"},
     "pat": {*CLIMB, *LOSS, "clean_share"},
     "mart": {*CLIMB, "beta"},
     "udp": {*CLIMB, *LOSS, "uncertainty"},

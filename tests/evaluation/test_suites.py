@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise.attacks import adaptive, minimal_l2, random_search, transfer
+from equipoise.attacks import adaptive, cw_k, fgsm_k, minimal_l2, pgd_k, random_search, transfer
 from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseError
 from equipoise.evaluation import assess, audit, evaluate, fingerprint, suite
@@ -21,6 +21,13 @@ def test_names_and_numbers():
     assert [a.geometry.eps for _, a in suite(["random-search9"], [0.3, 0.1])] == [0.1, 0.3]
 
 
+def test_the_papers_names_bring_their_radius():
+    found = suite(["pgd40-8", "pgd5", "cw20-16", "fgsm-4", "fgsm-4"], [0.1, 0.01])
+    assert [name for name, _ in found] == ["pgd5", "fgsm-4", "pgd40-8", "cw20-16", "pgd5"]
+    assert dict(found[1:4]) == {"pgd40-8": pgd_k(40, 8), "cw20-16": cw_k(20, 16), "fgsm-4": fgsm_k(4)}
+    assert dict(suite(["pgd7-8"], [])) == {"pgd7-8": pgd_k(7, 8)}, "no other radius is needed"
+
+
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
@@ -30,6 +37,11 @@ def test_names_and_numbers():
         (["random-search"], {"restarts": 2}, "restarts: not for random-search, whose budget is the published one"),
         (["adaptive", "pgd"], {"steps": 3}, "steps: not for adaptive, whose budget is the published one"),
         (["minimal-l2"], {}, "unknown attack 'minimal-l2'"),
+        (["pgd-8"], {}, "attack 'pgd-8': expected fgsm-K, pgdP-K or cwP-K"),
+        (["fgsm3-8"], {}, "attack 'fgsm3-8': expected fgsm-K"),
+        (["pgd40-8"], {"norm": "l2"}, "attack 'pgd40-8' is one in linf, not in l2: name it without its radius, pgd40"),
+        (["pgd40-8"], {"steps": 3}, "steps: not for pgd40-8, whose budget is the published one"),
+        (["pgd40-0.5"], {}, "k = 0.5 is in units of 1/255"),
     ],
 )
 def test_what_is_refused(names, options, message):

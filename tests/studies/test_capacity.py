@@ -29,6 +29,12 @@ def parameters(width: int, side: int) -> int:
     return conv + (16 * width * left**2 + 1) * 120 * width + (120 * width + 1) * 84 + 85 * 10
 
 
+def test_widths_can_be_chosen() -> None:
+    found = run(Options(quick=True, limit=64, seeds=1, widths=(1, 3)), silent)
+    assert found.settings["parameters"] == [parameters(1, 16), parameters(3, 16)]
+    assert "clean accuracy, UDP, width 3" in {n.name for n in found.numbers}
+
+
 def test_quick_run() -> None:
     found = run(Options(quick=True, limit=200, seeds=1, seed=2), silent)
     assert found.settings["parameters"] == [parameters(1, 16), parameters(2, 16)]

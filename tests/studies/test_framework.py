@@ -197,6 +197,9 @@ def test_what_cannot_be_run_is_refused_before_anything_is_computed(
     assert all(name in refusal(name="x") for name in NAMES)
     assert "--seeds 0" in refusal(seeds=0) and "--limit 0" in refusal(limit=0)
     assert "--processes 0" in refusal(processes=0)
+    assert "for the capacity study, not for toy" in refusal(widths=(1, 2))
+    for widths in ((2, 1), (3,), (0, 1), (1, 1)):
+        assert "expected two or more whole numbers >= 1, in rising order" in refusal(name="capacity", widths=widths)
     (tmp_path / "file").touch()
     assert "is a file" in refusal(out=tmp_path / "file")
     assert "holds no study" in refusal(out=tmp_path)

@@ -209,6 +209,21 @@ class Iterated:
 
 
 @dataclass(frozen=True)
+class Friendly:
+    """A perturbation of several steps that stops where the prediction is wrong."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    climb: Climb = Climb()
+    steps: int = 10
+    """Number of steps at the most."""
+    tau: int = 0
+    """Steps beyond the first point where the prediction is wrong."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
 class Uncertain:
     """A perturbation of several steps to where the model is uncertain."""
 
@@ -307,7 +322,7 @@ Choice = (
     | Annotated[NoisyStep, _named("n-fgsm", NoisyStep, "fgsm from noise, not projected back.")]
     | Annotated[AlignedStep, _named("gradalign", AlignedStep, "fgsm with aligned gradients.")]
     | Annotated[Iterated, _named("pgd", Iterated, "At the point of greatest loss.", steps=10)]
-    | Annotated[Iterated, _named("friendly", Iterated, "pgd that stops where the prediction is wrong.", steps=10)]
+    | Annotated[Friendly, _named("friendly", Friendly, "pgd that stops where the prediction is wrong.")]
     | Annotated[Mixed, _named("pat", Mixed, "Half the clean loss, half that at the pgd point.")]
     | Annotated[Misclassified, _named("mart", Misclassified, "pgd that looks harder at what is misclassified.")]
     | Annotated[Uncertain, _named("udp", Uncertain, "At the point of greatest uncertainty, 1 to K steps away.")]
@@ -420,8 +435,8 @@ class Train:
     limit: int | None = None
     """Train on at most so many samples."""
     net: str = "mlp"
-    """mlp, lenet, lenet-wide, cnn4, preact-resnet18, resnet18, resnet18-dropout, wide-resnet (34-10), or your own as
-    package.module:factory; with --inducing fc-resnet or wide-resnet-features."""
+    """mlp, lenet, lenet-wide, cnn4, small-cnn, preact-resnet18, resnet18, resnet18-dropout, resnet20, wide-resnet
+    (34-10), or your own as package.module:factory; with --inducing fc-resnet or wide-resnet-features."""
     width: int | None = None
     """lenet: multiplies its filters, 1 to 12."""
     widths: tuple[int, ...] = ()
@@ -459,7 +474,8 @@ class Evaluate:
     target: Positional[str]
     """A run directory, or a model of your own as package.module:factory."""
     attacks: tuple[str, ...] = ("fgsm", "pgd")
-    """clean, fgsm, r-fgsm, pgd, cw, uta, udp, trades; a number sets the steps, as in pgd100. With published budgets:
+    """clean, fgsm, r-fgsm, pgd, cw, uta, udp, trades; a number sets the steps, as in pgd100; fgsm-8, pgd40-8
+    and cw40-8 have a radius of 8/255, 5 starts and steps of 0.8/255. With published budgets:
     autoattack, autoattack-rand, autoattack-plus, cascade, apgd-ce, apgd-dlr, apgd-t, fab-t, square, random-search,
     adaptive."""
     eps: tuple[float, ...] = ()

@@ -44,6 +44,8 @@ class Study:
     """Where the files of a dataset are looked for before they are downloaded."""
     limit: int | None = None
     """Use at most so many training samples."""
+    widths: tuple[int, ...] = ()
+    """Widths of the networks of the capacity study, such as 1 2 4 8 12; by default 1 2 4."""
     processes: int = 2
     """Processes that share the networks of a study that trains many; the result is that of one."""
 
@@ -58,6 +60,16 @@ def study(options: Study, command: str) -> None:
     require(options.seeds is None or options.seeds >= 1, f"--seeds {options.seeds}: expected at least one repeat.")
     require(options.limit is None or options.limit >= 1, f"--limit {options.limit}: expected at least one sample.")
     require(options.processes >= 1, f"--processes {options.processes}: expected at least one process.")
+    require(
+        not options.widths or options.name == "capacity",
+        f"--widths is for the capacity study, not for {options.name}: leave it out.",
+    )
+    require(
+        list(options.widths) == sorted({*options.widths})
+        and all(width >= 1 for width in options.widths)
+        and len(options.widths) != 1,
+        f"--widths {' '.join(map(str, options.widths))}: expected two or more whole numbers >= 1, in rising order.",
+    )
     entry, out = STUDIES[options.name], options.out or Path("studies", options.name)
     claim(out, options.overwrite)
     canvas(1, 1)  # is matplotlib there?

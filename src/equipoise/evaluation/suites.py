@@ -14,8 +14,11 @@ from equipoise.attacks import (
     apgd_t,
     autoattack,
     cascade,
+    cw_k,
     fab,
+    fgsm_k,
     named,
+    pgd_k,
     random_search,
     square,
 )
@@ -42,26 +45,49 @@ def suite(
 ) -> Suite:
     """The named attacks at every radius of `eps`, in increasing order.
 
-    A name may end in a number of steps, queries or draws: `pgd100`, `square1000`, `random-search5000`. Otherwise the
+    A name may end in a number of steps, queries or draws: `pgd100`, `square1000`, `random-search5000`. `fgsm-8`,
+    `pgd40-8` and `cw40-8` are the attacks of R's tables (`equipoise.attacks.presets`), of radius 8/255 whatever `eps`
+    says. Otherwise the
     attacks of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`, from a start uniform
     on the ball, and those of `PUBLISHED` their published budgets. `clean` adds nothing: accuracy without an attack is
     always measured. Raises `EquipoiseError` for unknown names and unusable numbers.
     """
-    attacks = [name for name in dict.fromkeys(names) if name != "clean"]
+    asked = [name for name in dict.fromkeys(names) if name != "clean"]
+    presets = [(name, _preset(name, norm, precision)) for name in asked if _PRESET.fullmatch(name)]
+    attacks = [name for name in asked if not _PRESET.fullmatch(name)]
     bases = {_parse(name)[0] for name in attacks}
     require(not attacks or len(eps) > 0, "attacks need at least one radius: give some eps, such as 8/255.")
     given = [n for n, v in (("steps", steps), ("step_size", step_size)) if v is not None]
     given += ["restarts"] if restarts != 1 else []
+    fixed = sorted(bases & set(PUBLISHED)) + [name for name, _ in presets]
     require(
-        not given or not bases & set(PUBLISHED),
-        f"{', '.join(given)}: not for {', '.join(sorted(bases & set(PUBLISHED)))}, whose budget is the published one "
+        not given or not fixed,
+        f"{', '.join(given)}: not for {', '.join(fixed)}, whose budget is the published one "
         "or the number behind the name, as in apgd-ce20; evaluate other attacks with it apart.",
     )
-    return [
+    found = [
         (name, _attack(name, radius, norm, steps, step_size, restarts, precision))
-        for radius in sorted(set(eps))
+        for radius in set(eps)
         for name in attacks
     ]
+    return sorted([*found, *presets], key=lambda entry: entry[1].geometry.eps)
+
+
+_PRESET = re.compile(r"(fgsm|pgd|cw)(\d*)-(\d+(?:\.\d+)?)")
+
+
+def _preset(name: str, norm: str, precision: Precision) -> Attack:
+    """FGSM-k, PGDp-k or CWp-k of R's tables."""
+    match = _PRESET.fullmatch(name)
+    assert match is not None
+    base, p, k = match.groups()
+    require(norm == "linf", f"attack {name!r} is one in linf, not in {norm}: name it without its radius, {base + p}.")
+    require(
+        (p == "") == (base == "fgsm"),
+        f"attack {name!r}: expected fgsm-K, pgdP-K or cwP-K, with P steps and a radius of K/255, such as pgd40-8.",
+    )
+    options: dict[str, Any] = {"precision": precision}
+    return fgsm_k(float(k), **options) if p == "" else {"pgd": pgd_k, "cw": cw_k}[base](int(p), float(k), **options)
 
 
 PUBLISHED: dict[str, Callable[..., Attack]] = {

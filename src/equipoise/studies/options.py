@@ -24,5 +24,7 @@ class Options:
     """Where the files of a dataset are looked for."""
     limit: int | None = None
     """Use at most so many training samples."""
+    widths: tuple[int, ...] = ()
+    """Widths of the network, for capacity; by default the study's own."""
     processes: int = 1
     """Processes that share a study's networks, where there are many; the result is that of one."""
