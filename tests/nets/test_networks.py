@@ -28,6 +28,8 @@ MNIST, SVHN = (1, 28, 28), (3, 32, 32)
         ("preact-resnet18", SVHN, {}, 1_728 + 147_968 + 525_184 + 2_098_944 + 8_392_192 + 1_024 + 5_130),
         ("resnet18", SVHN, {}, 11_173_962),
         ("cnn4", MNIST, {}, 260 + 5_020 + 16_050 + 510),
+        ("small-cnn", MNIST, {}, 288 + 64 + 18_432 + 128 + 73_728 + 256 + 295_168 + 2_570),
+        ("resnet20", SVHN, {}, 464 + 14_016 + 51_648 + 205_696 + 650),
         ("wide-resnet", SVHN, {}, 46_160_474),
         ("resnet18-dropout", SVHN, {}, 1_856 + 147_968 + 525_568 + 2_099_712 + 8_393_728 + 5_130),
     ],
@@ -54,6 +56,9 @@ def test_a_shared_parameter_counts_once():
         ("preact-resnet18", MNIST),
         ("resnet18", (1, 8, 8)),
         ("cnn4", (3, 16, 20)),
+        ("small-cnn", (1, 8, 8)),
+        ("small-cnn", (3, 32, 28)),
+        ("resnet20", (1, 8, 12)),
         ("resnet18-dropout", (3, 16, 24)),
     ],
 )
@@ -132,7 +137,7 @@ def test_preact_resnet_restated_from_its_weights():
         torch.testing.assert_close(net(x), preact_resnet_by_hand(net, x), rtol=1e-4, atol=1e-4)
 
 
-def resnet_by_hand(net: ResNet18, x: Tensor, masks: list[Tensor]) -> Tensor:
+def resnet_by_hand(net: nn.Module, x: Tensor, masks: list[Tensor], blocks: int = 8, halving=(2, 4, 6)) -> Tensor:
     """Table 7 of the UDP paper, from the weights alone; each line "MCD" multiplies by the next mask."""
     w, masks = dict(net.state_dict()), list(masks)
 
@@ -142,8 +147,8 @@ def resnet_by_hand(net: ResNet18, x: Tensor, masks: list[Tensor]) -> Tensor:
         return (h - mean) / (var + 1e-5).sqrt() * scale + shift
 
     h = bn("stem.1", F.conv2d(x, w["stem.0.weight"], padding=1)).clamp(min=0) * masks.pop(0)
-    for i in range(8):
-        name, stride = f"blocks.{i}", 2 if i in (2, 4, 6) else 1
+    for i in range(blocks):
+        name, stride = f"blocks.{i}", 2 if i in halving else 1
         bypass = h
         if stride == 2:
             bypass = bn(f"{name}.shortcut.1", F.conv2d(h, w[f"{name}.shortcut.0.weight"], stride=2))
@@ -151,7 +156,35 @@ def resnet_by_hand(net: ResNet18, x: Tensor, masks: list[Tensor]) -> Tensor:
         inner = inner.clamp(min=0) * masks.pop(0)
         inner = bn(f"{name}.bn2", F.conv2d(inner, w[f"{name}.conv2.weight"], padding=1))
         h = (inner + bypass).clamp(min=0) * masks.pop(0)
-    return F.avg_pool2d(h, 4).flatten(1) @ w["linear.weight"].T + w["linear.bias"]
+    return h.mean((2, 3)) @ w["linear.weight"].T + w["linear.bias"]
+
+
+def test_resnet20_restated_from_its_weights():
+    """He et al. 2016, Sec. 4.2: a stem and 18 convolutions in blocks of two, then the linear layer."""
+    net, x = with_statistics("resnet20")
+    masks = [torch.ones(())] * 19
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), resnet_by_hand(net, x, masks, 9, (3, 6)), rtol=1e-4, atol=1e-4)
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules()) == 20 + 2
+
+
+def small_cnn_by_hand(net: nn.Module, x: Tensor) -> Tensor:
+    w = dict(net.state_dict())
+    h = x
+    for i in range(3):
+        h = F.conv2d(h, w[f"layers.{i}.0.weight"], padding=1)
+        stats = (w[f"layers.{i}.1.{name}"].view(-1, 1, 1) for name in ("running_mean", "running_var", "weight", "bias"))
+        mean, var, scale, shift = stats
+        h = ((h - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+        h = h.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    h = (h.flatten(1) @ w["layers.3.0.weight"].T + w["layers.3.0.bias"]).clamp(min=0)
+    return h @ w["layers.4.weight"].T + w["layers.4.bias"]
+
+
+def test_small_cnn_restated_from_its_weights():
+    net, x = with_statistics("small-cnn")
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), small_cnn_by_hand(net, x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18-dropout"])
@@ -194,6 +227,11 @@ def test_lenet_takes_an_image_or_says_why_not(height, width):
         (lambda: LeNet((784,)), r"lenet needs images \(channels, height, width\), got inputs of shape \(784,\)"),
         (lambda: PreActResNet18((784,)), r"preact-resnet18 needs images .* got inputs of shape \(784,\)"),
         (lambda: ResNet18((784,)), r"resnet18 needs images .* got inputs of shape \(784,\)"),
+        (
+            lambda: build("small-cnn", (1, 7, 9)),
+            r"small-cnn needs .* at least 8x8 pixels, got shape \(1, 7, 9\)",
+        ),
+        (lambda: build("resnet20", (784,)), r"resnet20 needs images .* got inputs of shape \(784,\)"),
         (lambda: ResNet18(SVHN, dropout=1.0), r"dropout of a resnet18 must be a probability in \[0, 1\), got 1.0"),
         (lambda: MLP((2,), widths=(3, 0)), r"widths of an mlp must be at least 1, got \(3, 0\)"),
         (lambda: Normalize((0.5,), (0.0,)), "positive standard deviations"),

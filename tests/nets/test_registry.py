@@ -62,8 +62,8 @@ def own(tmp_path, monkeypatch):
 
 
 def test_names():
-    small = ("mlp", "lenet", "lenet-wide", "cnn4")
-    assert names() == (*small, "preact-resnet18", "resnet18", "resnet18-dropout", "wide-resnet")
+    small = ("mlp", "lenet", "lenet-wide", "cnn4", "small-cnn")
+    assert names() == (*small, "preact-resnet18", "resnet18", "resnet18-dropout", "resnet20", "wide-resnet")
     assert extractors() == ("fc-resnet", "wide-resnet-features")
 
 

@@ -13,6 +13,8 @@ from equipoise.nets.normalize import Normalize
 from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18
 from equipoise.nets.registry import build, count_parameters, extractors, make, names
 from equipoise.nets.resnet import BasicBlock, ResNet18
+from equipoise.nets.resnet20 import ResNet20
+from equipoise.nets.small_cnn import SmallCNN
 from equipoise.nets.split import Staged, split, stages
 from equipoise.nets.wide_resnet import WideResNet
 
@@ -28,6 +30,8 @@ __all__ = [
     "PreActBlock",
     "PreActResNet18",
     "ResNet18",
+    "ResNet20",
+    "SmallCNN",
     "Staged",
     "WideResNet",
     "WideResNetFeatures",

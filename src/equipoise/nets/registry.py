@@ -20,6 +20,8 @@ from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
 from equipoise.nets.preact_resnet import PreActResNet18
 from equipoise.nets.resnet import ResNet18
+from equipoise.nets.resnet20 import ResNet20
+from equipoise.nets.small_cnn import SmallCNN
 from equipoise.nets.wide_resnet import WideResNet
 from equipoise.types import Predictive
 
@@ -28,9 +30,11 @@ _NETS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
     "lenet-wide": partial(LeNet, filters=(32, 64), hidden=(256, 120)),
     "cnn4": CNN4,
+    "small-cnn": SmallCNN,
     "preact-resnet18": PreActResNet18,
     "resnet18": ResNet18,
     "resnet18-dropout": partial(ResNet18, dropout=0.2),
+    "resnet20": ResNet20,
     "wide-resnet": WideResNet,
 }
 _EXTRACTORS: dict[str, Callable[..., nn.Module]] = {
