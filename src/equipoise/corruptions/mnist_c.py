@@ -1,0 +1,138 @@
+"""The corruptions by name, and training on them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from equipoise.corruptions.blur import glass_blur, motion_blur
+from equipoise.corruptions.canvas import Images
+from equipoise.corruptions.edges import canny_edges
+from equipoise.corruptions.noise import impulse_noise, shot_noise
+from equipoise.corruptions.strokes import dotted_line, stripe, zigzag
+from equipoise.corruptions.warps import rotate, scale, shear, translate
+from equipoise.corruptions.weather import brightness, fog, spatter
+from equipoise.errors import require, unknown
+from equipoise.rng import Streams
+from equipoise.types import Labels, Points, Prediction, Predictive
+
+Corruption = Callable[[Images, Streams], Images]
+"""Corrupted images of the shape of those given, in [0, 1]; the streams, one per image, are all that is random."""
+
+CORRUPTIONS: Mapping[str, Corruption] = {
+    "shot_noise": shot_noise,
+    "impulse_noise": impulse_noise,
+    "glass_blur": glass_blur,
+    "motion_blur": motion_blur,
+    "shear": shear,
+    "scale": scale,
+    "rotate": rotate,
+    "brightness": brightness,
+    "translate": translate,
+    "stripe": stripe,
+    "fog": fog,
+    "spatter": spatter,
+    "dotted_line": dotted_line,
+    "zigzag": zigzag,
+    "canny_edges": canny_edges,
+}
+"""The corruptions of MNIST-C, in the order of Mu & Gilmer (2019)."""
+
+MNIST_C = "mnist-c"
+"""All of them, wherever names are expected."""
+SMALLEST = 8
+"""Smallest side of an image."""
+_AT_ONCE = 256  # images, which bounds memory
+
+
+def corrupt(images: Images, name: str, seed: int = 0, index: Int[Tensor, " batch"] | None = None) -> Images:
+    """The images under the corruption `name`, of the same shape and dtype, in [0, 1].
+
+    What is random depends on `seed`, on `name` and on each image's `index` (default 0, 1, ...), not on the batch or its
+    order. Images are (n, 1 or 3, height, width) in [0, 1] with sides of at least 8; severities are those of MNIST-C for
+    28x28, with lengths scaled for other sides. Raises `EquipoiseError` for an unknown name and for anything else as
+    images or index.
+    """
+    (name,) = chosen([name])
+    check_images(images)
+    index = torch.arange(len(images)) if index is None else index
+    require(
+        isinstance(index, Tensor)
+        and index.shape == (len(images),)
+        and not index.is_floating_point()
+        and index.dtype != torch.bool,
+        f"index must be a tensor of {len(images)} integers, one per image.",
+    )
+    streams = Streams.of(seed, index.to(images.device)).fold(list(CORRUPTIONS).index(name))
+    parts = zip(images.split(_AT_ONCE), torch.arange(len(images), device=images.device).split(_AT_ONCE), strict=True)
+    return torch.cat([CORRUPTIONS[name](part, streams[rows]) for part, rows in parts])
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """The corruptions that are named, each once; `mnist-c` is all. Raises `EquipoiseError` for none, or an unknown."""
+    require(not isinstance(names, str), f"corruptions = {names!r} is a text: expected a list of names, [{names!r}].")
+    found: dict[str, None] = {}
+    for name in names:
+        if name != MNIST_C and name not in CORRUPTIONS:
+            raise unknown("corruption", name, [MNIST_C, *CORRUPTIONS])
+        found |= dict.fromkeys(CORRUPTIONS if name == MNIST_C else [name])
+    require(len(found) > 0, f"there is no corruption: name some, or all by {MNIST_C!r}.")
+    return tuple(found)
+
+
+def check_images(images: Any) -> None:
+    """Raise `EquipoiseError` unless `images` can be corrupted."""
+    require(isinstance(images, Tensor), f"images is a {type(images).__name__}: expected a torch tensor.")
+    shape = tuple(images.shape)
+    require(
+        len(shape) == 4 and shape[0] > 0 and shape[1] in (1, 3) and min(shape[2:]) >= SMALLEST,
+        f"corruptions need images (n, 1 or 3, height, width) with sides of at least {SMALLEST}, got shape {shape}.",
+    )
+    require(
+        images.dtype in (torch.float32, torch.float64),
+        f"images have dtype {images.dtype}: expected float32 in [0, 1], such as images.float() / 255.",
+    )
+    low, high = (float(v) for v in torch.aminmax(images))
+    require(low >= 0 and high <= 1, f"images have values from {low:g} to {high:g}: expected [0, 1].")
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Where a term is evaluated: at the image under one of the corruptions, drawn anew for each sample and step.
+
+        cross_entropy @ Corrupted(("fog", "rotate"))
+
+    A network that was trained on a corruption says nothing by its accuracy on that corruption about others: do not
+    train on those of MNIST-C, the default, and then quote MNIST-C as a test. Leave out the ones you test on.
+    Raises `EquipoiseError` for an unknown name or none, and when it meets images that cannot be corrupted.
+    """
+
+    names: tuple[str, ...] = tuple(CORRUPTIONS)
+    """Which corruptions, all as likely; `mnist-c` is all."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", chosen(self.names))
+
+    def __str__(self) -> str:
+        return f"corrupted({MNIST_C if set(self.names) == set(CORRUPTIONS) else ', '.join(self.names)})"
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON-ready data, for records."""
+        return {"corruptions": list(self.names)}
+
+    def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
+        """Each image under a corruption of its own."""
+        check_images(x)
+        which, out = streams.fold(0).integers(len(self.names)), x.clone()
+        for number, name in enumerate(self.names):
+            rows = (which == number).nonzero()[:, 0]
+            if len(rows):
+                out[rows] = CORRUPTIONS[name](x[rows], streams[rows].fold(1))
+        return out
+
+    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
+        """The live prediction there."""
+        return predictive.draw(streams)(point)

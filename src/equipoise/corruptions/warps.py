@@ -1,0 +1,73 @@
+"""Affine maps of the plane around the image's centre, sampled bilinearly, black outside.
+
+`out(p) = in(A (p - centre) + centre + shift)` for places `p = (row, column)`, as the original defines them.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from equipoise.corruptions.canvas import SIDE, Images, pixels, signs
+from equipoise.rng import Streams
+
+ANGLE = 0.4
+"""Angle of the rotation and of the shear, in radians."""
+SHRUNK = 0.7
+"""Factor by which `scale` shrinks."""
+SHIFT = 3.0
+"""Pixels of a 28x28 image by which `translate` moves along either axis."""
+
+
+def shear(images: Images, streams: Streams) -> Images:
+    """`A = ((cos s, 0), (-sin s, 1))` with `s = ±0.4`, either sign as likely: rows slide sideways and grow apart a
+    little. That is the original's, whose library rotates one axis alone by the angle and calls it shear.
+    """
+    s = ANGLE * signs(streams)
+    zero, one = torch.zeros_like(s), torch.ones_like(s)
+    return warped(images, _matrix(s.cos(), zero, -s.sin(), one))
+
+
+def rotate(images: Images, streams: Streams) -> Images:
+    """A rotation by 0.4 radians (23°) in either direction. As the original."""
+    s = ANGLE * signs(streams)
+    return warped(images, _matrix(s.cos(), s.sin(), -s.sin(), s.cos()))
+
+
+def scale(images: Images, streams: Streams) -> Images:
+    """`A = I / 0.7`: shrunk to 70 %, with nothing random. As the original."""
+    zero = torch.zeros(len(streams), dtype=torch.float64, device=images.device)
+    return warped(images, _matrix(zero + 1 / SHRUNK, zero, zero, zero + 1 / SHRUNK))
+
+
+def translate(images: Images, streams: Streams) -> Images:
+    """Moved by ±3 of 28 pixels along each axis, all four directions as likely. As the original."""
+    one = torch.ones(len(streams), dtype=torch.float64, device=images.device)
+    ways = torch.stack([signs(streams.fold(0)), signs(streams.fold(1))], -1)
+    size = torch.tensor(images.shape[2:], dtype=torch.float64, device=images.device)
+    return warped(images, _matrix(one, 0 * one, 0 * one, one), ways * SHIFT * size / SIDE)
+
+
+def warped(images: Images, matrix: Float[Tensor, "batch 2 2"], shift: Float[Tensor, "batch 2"] | None = None) -> Images:
+    """`out(p) = in(A (p - centre) + centre + shift)`, bilinear between pixels, 0 outside."""
+    height, width = images.shape[2:]
+    ends = torch.tensor([height - 1, width - 1], dtype=torch.float64, device=images.device)
+    rows, columns = (torch.arange(n, dtype=torch.float64, device=images.device) for n in (height, width))
+    grid = torch.cartesian_prod(rows, columns) - ends / 2
+    place = matrix[:, None, :, 0] * grid[:, :1] + matrix[:, None, :, 1] * grid[:, 1:] + ends / 2
+    if shift is not None:
+        place = place + shift[:, None]
+    corner = place.floor()
+    past = place - corner
+    out = torch.zeros_like(images)
+    for down in (0, 1):
+        for right in (0, 1):
+            row, column = corner[..., 0].long() + down, corner[..., 1].long() + right
+            weight = (past[..., 0] - (1 - down)).abs() * (past[..., 1] - (1 - right)).abs()
+            weight = weight * ((row >= 0) & (row < height) & (column >= 0) & (column < width))
+            out += weight.view(-1, 1, height, width).to(images.dtype) * pixels(images, row, column)
+    return out.clamp(0, 1)
+
+
+def _matrix(*entries: Float[Tensor, " batch"]) -> Float[Tensor, "batch 2 2"]:
+    """The matrix of each image from its entries, by rows."""
+    return torch.stack(entries, -1).unflatten(-1, (2, 2))
