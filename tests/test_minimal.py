@@ -125,7 +125,7 @@ def test_any_attack_comes_back_to_where_its_segment_crosses(norm, eps):
     crossing = x[s] + t[:, None] * (far.x - x)[s]
     assert torch.allclose(near.x[s], crossing, atol=1e-7)
     assert torch.equal(near.x[~s], far.x[~s]) and torch.equal(near.evaluations[~s], far.evaluations[~s])
-    assert torch.equal(near.evaluations[s], far.evaluations[s] + 32)
+    assert torch.equal(near.evaluations[s], far.evaluations[s] + 16 + 30 + 1)
     assert torch.equal(near.distance, Ball(norm, eps).distance(near.x, x))
 
 
@@ -205,5 +205,5 @@ def test_it_says_what_it_is():
     inner = Ascent(cross_entropy, Ball("l2", math.inf, Box(-1, 1)), 0.05, 30, keep="first_success")
     assert attack == Bisected(inner, 7) and attack.geometry == inner.geometry
     told = attack.settings()
-    assert (told["attack"], told["halvings"], told["of"]) == ("bisected", 7, inner.settings())
+    assert (told["attack"], told["halvings"], told["looks"], told["of"]) == ("bisected", 7, 16, inner.settings())
     assert str(attack) == f"{inner}, back to the boundary"

@@ -62,6 +62,9 @@ class Perturbed:
     """After how many steps of its attempt `x` was reached; 0 is the start."""
     part: Int[Tensor, " batch"]
     """Which part of a composite attack found `x`, counted from 0."""
+    crossings: Int[Tensor, " batch"]
+    """How often the way back to the clean input was seen to change between right and wrong; 0 where nobody looked
+    (`attacks.Bisected` does)."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -187,6 +190,7 @@ def confirmed(
         zero_gradients=none if zero_gradients is None else zero_gradients,
         iteration=iteration,
         part=none,
+        crossings=none,
     )
     return result, here
 

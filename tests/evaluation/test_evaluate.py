@@ -149,7 +149,7 @@ class Cheat:
         n = len(x)
         none = torch.zeros(n, dtype=torch.int64)
         everyone = torch.ones(n, dtype=torch.bool)
-        return Perturbed(x + self.shift * direction, everyone, torch.zeros(n), 1 - y, none, none, none, none, none)
+        return Perturbed(x + self.shift * direction, everyone, torch.zeros(n), 1 - y, *[none] * 6)
 
 
 def test_claims_of_an_attack_that_leaves_its_ball_do_not_count():

@@ -10,17 +10,17 @@ within the box, and `d2` that of the clean point `x_0` (`equipoise.hyperplane`).
 and an iterate that the model gets wrong is remembered and taken back to `x_0 + beta(x_{i+1} - x_0)` (ibid., Alg. 1).
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from equipoise.attacks.boundary import described, difference, usable
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import NORMS, Ball, norm_of
 from equipoise.hyperplane import move_onto
-from equipoise.objectives import Objective
 from equipoise.perturbed import (
     AT_ONCE,
     GLOBAL_STREAM,
@@ -36,21 +36,10 @@ from equipoise.perturbed import (
 )
 from equipoise.predictive import couples_samples, seeded, standing
 from equipoise.rng import Streams, fold
-from equipoise.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
+from equipoise.types import Labels, PerSample, Points, Precision, Predict, Predictive
 
 _RESTART = 4
 """The stream of the random starts."""
-
-
-def _difference(
-    here: Prediction, clean: Prediction | None, labels: Int[Tensor, " batch"], target: Int[Tensor, " batch"]
-) -> PerSample:
-    scores = here.scores
-    return (scores.gather(1, target[:, None]) - scores.gather(1, labels[:, None])).squeeze(1)
-
-
-difference = Objective("logit difference", _difference, needs_labels=True, targeted=True)
-"""`z_t - z_y`: positive where the target class is more likely than the true one."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +89,7 @@ class FAB:
 
     def settings(self) -> dict[str, Any]:
         """Every field as JSON-ready data, for records."""
-        ball = asdict(self.geometry)
-        return {"attack": "fab", **asdict(self), "geometry": ball | {"box": {"kind": "Box", **ball["box"]}}}
+        return described("fab", self)
 
     @torch.no_grad()
     def __call__(
@@ -236,12 +224,9 @@ class FAB:
         """The next iterate of every row."""
         norm, box = self.geometry.norm, self.geometry.box
         gradient, point, origin = (v.flatten(1) for v in (rows.gradient, rows.point, rows.origin))
-        strength = gradient.abs().amax(1)
-        finite = strength.isfinite()
-        found.nan.index_add_(0, rows.slot, (~finite).long())
-        found.zero.index_add_(0, rows.slot, (strength == 0).long())
-        if not finite.all():
-            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        gradient, nan, zero = usable(gradient)
+        found.nan.index_add_(0, rows.slot, nan.long())
+        found.zero.index_add_(0, rows.slot, zero.long())
         here = -rows.value.nan_to_num(0.0, 0.0, 0.0)
         there = here + (gradient * (point - origin)).sum(1)
         moves = move_onto(

@@ -9,39 +9,44 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise.ascent import Ascent
 from equipoise.attacks.attack import Attack
+from equipoise.attacks.boundary import clearly_wrong, independent, own_labels
 from equipoise.errors import require
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import Objective, cross_entropy, margin
+from equipoise.objectives import Objective, cross_entropy
 from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Goal, Perturbed, admit, at, confirmed
-from equipoise.predictive import couples_samples, predict, seeded, standing
+from equipoise.predictive import predict, seeded
 from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
-from equipoise.types import Labels, Points, Prediction, Predictive
-
-_ROUNDING = 32  # margin, in units of the logits' resolution, from which an error is one in every batch
+from equipoise.types import Labels, Points, Predictive
 
 
 @dataclass(frozen=True)
 class Bisected:
-    """An attack whose successes are moved back towards the clean point, as near to the boundary as bisection comes.
+    """An attack whose successes are moved back towards the clean point, to where the segment first leaves its class:
+    `min{t : f(x + t(x_adv - x)) != f(x)}` (F, Eq. 14).
 
-    Of the segment `x + t(x_adv - x)` a right point and a wrong one are known, at first t = 0 and t = 1; each halving
-    replaces one of them by the middle. The result is the wrong one: `distance` is that of a misclassified point, an
-    upper bound on the distance to the boundary, within `2^-halvings` of the move of where the segment crosses it. Wrong
-    is what stays so under rounding: nearer to the boundary than float32 resolves, no other batch would confirm it.
+    The segment may cross the boundary several times. It is looked at in `looks` evenly spaced points, and between the
+    first wrong one and the one before each halving replaces the right or the wrong end by the middle. The result is
+    wrong: an upper bound on the distance to the boundary, within `2^-halvings/looks` of the move of a crossing, the
+    first one unless the segment leaves the class and returns between two looks. `Perturbed.crossings` counts the
+    changes between right and wrong that the looks show: more than 1 means that there was a choice. Wrong is what stays
+    so under rounding: nearer to the boundary than float32 resolves, no other batch would confirm it.
     """
 
     attack: Attack
     """The attack."""
     halvings: int = 20
-    """How often the segment is halved; each costs one forward pass."""
+    """How often the interval of the first crossing is halved; each costs one forward pass."""
+    looks: int = 16
+    """Into how many intervals the segment is divided at first; 1 takes it for granted that it crosses once."""
 
     def __post_init__(self) -> None:
+        require(self.looks >= 1, f"looks = {self.looks} looks nowhere: expected an integer >= 1.")
         require(self.halvings >= 1, f"halvings = {self.halvings} refines nothing: expected an integer >= 1.")
         require(
             isinstance(getattr(self.attack, "space", Input()), Input),
@@ -59,7 +64,8 @@ class Bisected:
     def settings(self) -> dict[str, Any]:
         """Every parameter as JSON-ready data, for records."""
         found = self.attack.settings()
-        return {"attack": "bisected", "geometry": found["geometry"], "halvings": self.halvings, "of": found}
+        own = {"halvings": self.halvings, "looks": self.looks}
+        return {"attack": "bisected", "geometry": found["geometry"], **own, "of": found}
 
     @torch.no_grad()
     def __call__(
@@ -79,12 +85,7 @@ class Bisected:
         Raises `EquipoiseError` for unusable input and for models in which samples depend on each other.
         """
         case = admit(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size)
-        with standing(case.predictive.module, "eval"):
-            require(
-                not couples_samples(case.predictive.module),
-                "bisection moves every sample by itself, but in this model a prediction depends on its batch "
-                "(batch-norm without running statistics): give it running statistics.",
-            )
+        independent(case.predictive, "bisection")
         found = self.attack(model, x, y, seed=seed, index=index, batch_size=batch_size)
         with seeded(fold(seed, GLOBAL_STREAM), x.device):
             return Perturbed.cat(
@@ -102,19 +103,26 @@ class Bisected:
         if len(rows) == 0:
             return found
         old, x, y, streams = found.take(rows), x[rows], at(y, rows), streams[rows]
-        clean = predict(predictive, x, streams.fold(MODEL_STREAM))
-        goal = Goal(clean.labels if y is None else y)
+        goal = Goal(own_labels(predictive, x, y, streams))
 
         def on_the_way(share: Tensor) -> Points:
             return torch.lerp(x, old.x, share.reshape(-1, *[1] * (x.ndim - 1)))
 
-        right = torch.zeros_like(old.distance)
-        wrong = torch.where(goal.reached(clean), 0.0, torch.ones_like(right))
+        def fooled(share: Tensor) -> Tensor:
+            return clearly_wrong(predict(predictive, on_the_way(share), streams.fold(MODEL_STREAM)), goal.avoid)
+
+        one = torch.ones_like(old.distance)
+        clean = goal.reached(predict(predictive, x, streams.fold(MODEL_STREAM)))
+        seen = torch.stack(
+            [clean, *(fooled(one * i / self.looks) for i in range(1, self.looks)), clean.new_ones(len(x))]
+        )
+        first = seen.int().argmax(0)
+        wrong, right = (one * i / self.looks for i in (first, (first - 1).clamp_min(0)))
         for _ in range(self.halvings):
             middle = (right + wrong) / 2
-            fooled = _clearly_wrong(predict(predictive, on_the_way(middle), streams.fold(MODEL_STREAM)), goal.avoid)
-            right, wrong = torch.where(fooled, right, middle), torch.where(fooled, middle, wrong)
-        spent = torch.full_like(old.evaluations, 1 + self.halvings)
+            there = fooled(middle)
+            right, wrong = torch.where(there, right, middle), torch.where(there, middle, wrong)
+        spent = torch.full_like(old.evaluations, self.looks + self.halvings)
         near, _ = confirmed(
             predictive,
             self.geometry,
@@ -125,13 +133,9 @@ class Bisected:
             evaluations=spent,
             iteration=old.iteration,
         )
+        crossings = (seen[1:] != seen[:-1]).sum(0)
+        near, old = replace(near, crossings=crossings), replace(old, crossings=crossings)
         return found.overwritten(rows, old.or_rather(near, near.success))
-
-
-def _clearly_wrong(here: Prediction, y: Labels) -> Bool[Tensor, " batch"]:
-    """By more than rounding, lest the point be right in another batch or on another device."""
-    resolution = torch.finfo(here.scores.dtype).eps * here.scores.abs().amax(1)
-    return margin(here, None, y) > _ROUNDING * resolution
 
 
 def minimal_l2(
@@ -140,6 +144,7 @@ def minimal_l2(
     objective: Objective = cross_entropy,
     halvings: int = 20,
     box: Box = Box(),
+    looks: int = 16,
     **options: Any,
 ) -> Bisected:
     """The L2 distance at which a sample is misclassified: normalised gradient steps without a radius until it is, then
@@ -151,4 +156,4 @@ def minimal_l2(
     `Ascent`, such as `precision`. It bounds nothing, so that every sample may fall: quote the distances.
     """
     options = {"keep": "first_success"} | options
-    return Bisected(Ascent(objective, Ball("l2", math.inf, box), step_size, steps, **options), halvings)
+    return Bisected(Ascent(objective, Ball("l2", math.inf, box), step_size, steps, **options), halvings, looks)
