@@ -1,18 +1,20 @@
-"""Where the perturbation lives: in the input, or in what a layer of the network makes of it.
+"""Where the perturbation lives: in the input, in what a layer of the network makes of it, or on the data manifold.
 
 Perturbing in a latent space is perturbing the input of the classifier part: a space turns a model and a batch into
 another model and another batch, on which the one ascent climbs.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from equipoise.geometry import EVERYWHERE, Box
 from equipoise.predictive import standing
 from equipoise.predictive.parts import parts
 from equipoise.rng import Streams
-from equipoise.types import Mode, Points, Prediction, Predictive
+from equipoise.types import Mode, Points, Predict, Prediction, Predictive, Weights
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,58 @@ class Latent:
         encoder, classifier = parts(predictive, self.layer)
         code = encoder(x)
         return classifier.draw(streams)(code + (point - code).detach())
+
+
+@runtime_checkable
+class AutoEncoder(Protocol):
+    """A data manifold with coordinates, such as an `equipoise.generators.Manifold`."""
+
+    def encode(self, x: Points) -> Points:
+        """The codes of inputs."""
+        ...
+
+    def decode(self, codes: Points) -> Points:
+        """The inputs that have these codes."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnManifold:
+    """The codes of an auto-encoder: `f(dec(enc(x) + δ))`. Whatever `δ`, the perturbed input stays on the manifold that
+    the decoder describes (Stutz et al. 2019, "Disentangling Adversarial Robustness and Generalization", Eq. 5; F,
+    Sec. 7). The auto-encoder stands still; the network is trained at the decoded points.
+
+    Ball, box and distances are in units of the codes.
+    """
+
+    manifold: AutoEncoder
+    """The auto-encoder."""
+    box: Box = EVERYWHERE
+    """Where codes may lie."""
+
+    def enter(self, predictive: Predictive, x: Points, mode: Mode) -> tuple[Predictive, Points]:
+        """The model of codes, `f(dec(z))`, and the codes of `x`."""
+        with torch.no_grad():
+            return _Decoded(predictive, self.manifold), self.manifold.encode(x)
+
+    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
+        """The live prediction `f(dec(point))`."""
+        with torch.no_grad():
+            decoded = self.manifold.decode(point)
+        return predictive.draw(streams)(decoded)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A predictive of codes: what another one says of the decoded inputs."""
+
+    predictive: Predictive
+    manifold: AutoEncoder
+
+    @property
+    def module(self) -> nn.Module:
+        return self.predictive.module
+
+    def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
+        predict = self.predictive.draw(streams, weights)
+        return lambda codes: predict(self.manifold.decode(codes))

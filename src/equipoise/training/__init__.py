@@ -2,6 +2,18 @@
 
 from equipoise.training.checkpoint import build_model, load_run, load_weights
 from equipoise.training.fit import Progress, fit
+from equipoise.training.manifold import MANIFOLD_FILE, ManifoldLosses, fit_manifold, load_manifold
 from equipoise.training.recipe import Recipe
 
-__all__ = ["Progress", "Recipe", "build_model", "fit", "load_run", "load_weights"]
+__all__ = [
+    "MANIFOLD_FILE",
+    "ManifoldLosses",
+    "Progress",
+    "Recipe",
+    "build_model",
+    "fit",
+    "fit_manifold",
+    "load_manifold",
+    "load_run",
+    "load_weights",
+]

@@ -1,0 +1,176 @@
+"""Training of a data manifold, and its file.
+
+A manifold is no classifier: its loop is its own, a short one, with the recipe and the files of every training.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.data import Dataset
+from equipoise.errors import EquipoiseError, require
+from equipoise.generators import Manifold, auto_encoder, squared_mmd
+from equipoise.rng import fold
+from equipoise.training.checkpoint import copy_into, load_tensors, optimizer_tensors, restore_optimizer, save_tensors
+from equipoise.training.recipe import Recipe
+
+MANIFOLD_FILE = "manifold.safetensors"
+"""What the file of a manifold is called in a run directory."""
+
+_ORDER, _PRIOR = range(2)  # what a seed is folded with
+_RECIPE = ("epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "seed")
+
+
+@dataclass(frozen=True)
+class ManifoldLosses:
+    """What an epoch descended, in the mean over its samples."""
+
+    reconstruction: float
+    """`‖x - dec(enc(x))‖²`, summed over the pixels."""
+    mmd: float
+    """The estimate of `MMD²` between the codes and the standard normal law, which may be below 0."""
+
+
+def fit_manifold(
+    manifold: Manifold,
+    data: Dataset,
+    recipe: Recipe | None = None,
+    *,
+    weight: float = 10.0,
+    out: "Path | str | None" = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[ManifoldLosses]:
+    """Train `manifold` in place, as a Wasserstein auto-encoder, on the training samples of `data` without their labels,
+    and return its losses by epoch:
+
+        min  mean ‖x - dec(enc(x))‖² + λ MMD²(enc(x), z),    z ~ N(0, I),  λ = `weight`
+
+    (Tolstikhin et al. 2018, Alg. 2, with their λ for MNIST). Of the recipe it takes epochs, batch size, optimiser,
+    schedule, seed and device; by default 10 epochs. With `out` the file is written after every epoch, atomically; one
+    that is there already is continued, to the result that it would have had without the interruption, or just loaded
+    if it is complete. `progress` is called with what is done and which share of the whole is over. Raises
+    `EquipoiseError` for data of another shape, a file that was trained otherwise, and when the loss stops being finite.
+    """
+    recipe, path = recipe or Recipe(epochs=10), None if out is None else Path(out)
+    require(weight >= 0, f"weight = {weight} would drive the codes away from the normal law: expected a number >= 0.")
+    require(
+        min(recipe.batch_size, len(data.train)) >= 2,
+        f"MMD compares at least 2 codes: batch_size = {recipe.batch_size}, {len(data.train)} samples.",
+    )
+    device = recipe.pick_device()
+    x = data.train.x.to(device)
+    manifold.to(device).encode(x[:2])
+    how = {"data": data.sha256, "n": len(x), "net": manifold.options, "weight": weight}
+    how = {"kind": "manifold", **how, **{name: getattr(recipe, name) for name in _RECIPE}}
+    optimizer = recipe.make_optimizer(manifold.requires_grad_(True))
+    losses = _restored(path, manifold, optimizer, how) if path is not None and path.exists() else []
+    try:
+        for epoch in range(len(losses), recipe.epochs):
+            losses.append(_epoch(manifold, optimizer, x, recipe, weight, epoch, progress))
+            if path is not None:
+                _save(path, manifold, optimizer, how, losses)
+    finally:
+        manifold.stand()
+    return losses
+
+
+def _epoch(
+    manifold: Manifold,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    recipe: Recipe,
+    weight: float,
+    epoch: int,
+    progress: Callable[[str, float], None] | None,
+) -> ManifoldLosses:
+    manifold.train()
+    generator = torch.Generator().manual_seed(abs(fold(recipe.seed, _ORDER, epoch)))
+    # Batches of nearly one size: MMD² needs two samples of the last one too.
+    batches = torch.randperm(len(x), generator=generator).tensor_split(-(-len(x) // recipe.batch_size))
+    sums = torch.zeros(2, dtype=torch.float64, device=x.device)
+    prior = torch.Generator().manual_seed(abs(fold(recipe.seed, _PRIOR, epoch)))
+    for step, index in enumerate(batches):
+        done = (epoch + step / len(batches)) / recipe.epochs
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(done)
+        batch = x[index.to(x.device)]
+        codes = manifold.encode(batch)
+        reconstruction = (manifold.decode(codes) - batch).square().flatten(1).sum(1).mean()
+        mmd = squared_mmd(codes, torch.randn(codes.shape, generator=prior).to(codes))
+        optimizer.zero_grad()
+        (reconstruction + weight * mmd).backward()
+        optimizer.step()
+        sums += len(index) * torch.stack([reconstruction, mmd]).detach()
+        if progress is not None:
+            progress(f"epoch {epoch + 1}/{recipe.epochs}", done)
+    means = (sums / len(x)).tolist()
+    require(
+        all(abs(mean) < float("inf") for mean in means),
+        f"the manifold's loss is no longer finite in epoch {epoch + 1}: lower lr (now {recipe.lr:g}).",
+    )
+    return ManifoldLosses(*means)
+
+
+def load_manifold(path: "Path | str") -> Manifold:
+    """The manifold of a file that `fit_manifold` wrote, or of a run directory that holds one, standing still.
+
+    Raises `EquipoiseError` if there is none, or one that is damaged, something else, or not trained to the end.
+    """
+    path = Path(path)
+    path = path / MANIFOLD_FILE if path.is_dir() else path
+    tensors, state = load_tensors(path)
+    how = _how(state, path)
+    done, epochs = len(state["losses"]), how["epochs"]
+    require(done == epochs, f"the manifold in {path} has seen {done} of {epochs} epochs: finish its training first.")
+    require(how["net"] is not None, f"{path} holds a manifold of your own modules: build it and use load_weights.")
+    net = how["net"]
+    manifold = auto_encoder(net["shape"], net["codes"], net["width"])
+    copy_into(manifold, _part(tensors, "model."), str(path))
+    return manifold
+
+
+def _save(
+    path: Path,
+    manifold: Manifold,
+    optimizer: torch.optim.Optimizer,
+    how: Mapping[str, Any],
+    losses: list[ManifoldLosses],
+) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in manifold.state_dict().items()}
+    if len(losses) < how["epochs"]:
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
+    save_tensors(path, tensors, {"how": how, "losses": [asdict(loss) for loss in losses]})
+
+
+def _restored(
+    path: Path, manifold: Manifold, optimizer: torch.optim.Optimizer, how: Mapping[str, Any]
+) -> list[ManifoldLosses]:
+    """Put a manifold and its optimiser back to where the file says they were, and return the losses until then."""
+    tensors, state = load_tensors(path)
+    then = _how(state, path)
+    differ = [f"{key} = {then.get(key)}" for key, value in how.items() if then.get(key) != value]
+    require(
+        not differ,
+        f"the manifold in {path} was trained with {', '.join(differ)}: give the same options, or another place.",
+    )
+    copy_into(manifold, _part(tensors, "model."), str(path))
+    restore_optimizer(optimizer, _part(tensors, "optimizer."))
+    return [ManifoldLosses(**loss) for loss in state["losses"]]
+
+
+def _how(state: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """What a manifold was trained with."""
+    how = state.get("how")
+    if isinstance(how, Mapping) and how.get("kind") == "manifold" and isinstance(state.get("losses"), list):
+        return how
+    raise EquipoiseError(
+        f"{path} is not the file of a manifold: expected the {MANIFOLD_FILE} of a run, or one that fit_manifold wrote."
+    )
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
