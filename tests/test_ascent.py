@@ -884,3 +884,16 @@ def test_refuses_what_it_cannot_run():
         margin_attack(Detached(), torch.rand(2, 3), torch.tensor([0, 1]))
     with pytest.raises(TypeError):
         _ = kl() @ 3
+
+
+def test_a_model_of_the_sum_of_its_input():
+    """The gradient of a sum is one number, expanded: not to be written to."""
+
+    class OfTheSum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            total = x.flatten(1).sum(1, keepdim=True)
+            return torch.cat([total - 1, 1 - total], 1)
+
+    x, y = torch.full((3, 4), 0.2), torch.ones(3).long()
+    found = pgd(0.1, 0.025, 4)(OfTheSum(), x, y)
+    assert torch.allclose(found.x, x + 0.1) and found.success.all()

@@ -268,7 +268,10 @@ class Ascent:
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
-        """The points a training method evaluates its objective at: one climb, nothing checked or verified."""
+        """What a training method evaluates its objective at: one climb, nothing checked or verified.
+
+        Perturbed inputs, or what the space hands on of a perturbed code (in `Latent` the perturbation alone).
+        """
         with seeded(int(streams.keys[0]), x.device):
             target = None
             if self.target is not None and not isinstance(self.target, int):
@@ -277,10 +280,10 @@ class Ascent:
                 )
             inside, origin = self.space.enter(predictive, x, self.mode)
             case = _Case(inside, origin, y, target, None, streams, streams, Goal(y, target))
-            return self._from_inside._climb(case).point
+            return self.space.leave(origin, self._from_inside._climb(case).point)
 
     def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
-        """The live prediction at a point that `perturb` returned."""
+        """The live prediction at what `perturb` returned."""
         return self.space.predict_at(predictive, x, point, streams)
 
     @property
@@ -467,7 +470,7 @@ class Ascent:
                 moves = torch.ones_like(rows.won) if frozen is None else ~frozen
                 rows.nan = rows.nan + (~strength.isfinite() & moves)
                 rows.zero = rows.zero + ((strength == 0) & moves)
-                gradient = gradient.nan_to_num_(0.0, 0.0, 0.0)
+                gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # a copy: of a sum the gradient is one number, expanded
                 size = phase.factor * sizes.at(i, most)
                 state = Here(rows.point, value, gradient, rows.origin, size, i - phase.start, phase.steps, phase.ball)
                 moved, rows.memory = self.step(state, rows.memory)

@@ -46,14 +46,15 @@ def in_blocks(
     *,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
+    index: Int[Tensor, " batch"] | None = None,
 ) -> list[Result]:
-    """`work` of every block of at most `batch_size` samples, in order.
+    """`work` of every block of at most `batch_size` samples, in order; `index` is what an attack calls so.
 
     The model's parameters, gradients, buffers and modes and the global random state are left as they were. Inputs may
     lie anywhere, not only in [0, 1]. Raises `EquipoiseError` for input that the model cannot take, and for a model in
     which samples depend on each other even in eval mode.
     """
-    ready = admit(model, x, y, Ball("linf", 0.0, EVERYWHERE), seed=seed, batch_size=batch_size)
+    ready = admit(model, x, y, Ball("linf", 0.0, EVERYWHERE), seed=seed, index=index, batch_size=batch_size)
     module, kind = ready.predictive.module, x.device.type
     with (
         standing(module, "eval"),
