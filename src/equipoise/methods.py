@@ -9,9 +9,10 @@ independent of each other, which is faster and leaves batch-norm's statistics to
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from equipoise.attacks import gradient as attacks
+from equipoise.generators import AdversarialGenerator, Adversary, GeneratedMargin
 from equipoise.geometry import EVERYWHERE, Box
 from equipoise.objectives import (
     Divergence,
@@ -51,6 +52,217 @@ def adp(entropy_weight: float = 2.0, diversity_weight: float = 0.5) -> Method:
     directions (Pang et al. 2019, Eq. 5; 3 members with (2, .5) in R). For an `Ensemble` of 2 members or more.
     """
     return as_method(each(cross_entropy, total=True) - entropy_weight * entropy - diversity_weight * log_diversity)
+
+
+def r2(
+    generator: AdversarialGenerator | None = None,
+    weight: float = 1.0,
+    softness: float = 1.0,
+    crossing: float = 10.0,
+    scores: Literal["logits", "probabilities"] = "logits",
+    generator_lr: float = 3e-3,
+    loss: Objective = cross_entropy,
+) -> Method:
+    """`L(x) - lam · mean of ‖g(x) - x‖₂ / (softness + CE(f(x), f(g(x))))`, g a network that seeks adversarial examples
+    and trains alongside (F, Eqs. 7 and 12, Alg. 1); lam = `weight`.
+
+    Without a `generator` training builds one; with a run directory it is saved there, see `load_generator`. The paper's
+    own objectives are `softness=0, crossing=1, scores="probabilities"`; see `GeneratedMargin` and `Adversary` for why
+    they are not the defaults.
+    """
+    player = Adversary(generator, crossing=crossing, scores=scores, lr=generator_lr)
+    return as_method(loss).penalised(-weight, GeneratedMargin(player, softness))
+
+
+def fgsm_at(eps: float, loss: Objective = cross_entropy, **options: Any) -> Method:
+    """`L(x_fgsm)` (Goodfellow et al. 2015)."""
+    return as_method(loss @ replace(attacks.fgsm(eps, **options), objective=loss))
+
+
+def r_fgsm_at(eps: float, step_size: float | None = None, loss: Objective = cross_entropy, **options: Any) -> Method:
+    """`L(x_r-fgsm)`: FGSM from a random start (Wong et al. 2020; U, Eq. R-FGSM)."""
+    return as_method(loss @ replace(attacks.r_fgsm(eps, step_size, **options), objective=loss))
+
+
+def n_fgsm_at(
+    eps: float,
+    step_size: float | None = None,
+    noise: float = 2.0,
+    norm: str = "linf",
+    box: Box = Box(),
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x + ξ + alpha · sign ∇L(x + ξ))`, `ξ ~ U[-noise·eps, noise·eps]`, not projected back to the ball of eps, alpha
+    = eps by default (de Jorge et al. 2022, "Make Some Noise", Alg. 1: N-FGSM; clipped to the box, as their code does).
+    """
+    size = eps if step_size is None else step_size
+    reach = noise * eps + size
+    step = attacks.fgsm(reach, norm, size, box, start=Uniform(share=noise * eps / reach if reach else 1.0), **options)
+    return as_method(loss @ replace(step, objective=loss))
+
+
+def gradalign_at(
+    eps: float, step_size: float | None = None, weight: float = 0.2, loss: Objective = cross_entropy, **options: Any
+) -> Method:
+    """`L(x_fgsm) + lam · (1 - cos(∇L(x), ∇L(x + ξ)))`: FGSM with gradients that agree over the ball (Andriushchenko &
+    Flammarion 2020, Eq. 5; lam = .2 at eps = 8/255).
+    """
+    ascent = replace(attacks.fgsm(eps, step_size=step_size, **options), objective=loss)
+    return as_method(loss @ ascent).penalised(weight, GradientAlignment(ascent.geometry, loss))
+
+
+def pgd_at(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 10,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x_pgd)`, x_pgd climbing L (Madry et al. 2018)."""
+    return as_method(loss @ replace(attacks.pgd(eps, step_size, steps, **options), objective=loss))
+
+
+def pat(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 10,
+    clean_share: float = 0.5,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`a · L(x) + (1 - a) · L(x_pgd)`, x_pgd climbing the same L, a = `clean_share` (R, Eqs. 2 and 5).
+
+    With `loss = regularised(2)` it is PAT-EntM, with `regularised(smoothing=.74)` PAT-LS.
+    """
+    return clean_share * as_method(loss) + (1 - clean_share) * pgd_at(eps, step_size, steps, loss, **options)
+
+
+def friendly_at(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 10,
+    tau: int = 0,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x_friendly)`: PGD that stops where the prediction is wrong, `tau` steps later at the most if it stays so (Zhang
+    et al. 2020, "Attacks Which Do Not Kill Training Make Adversarial Learning Stronger", Alg. 1).
+    """
+    return pgd_at(eps, step_size, steps, loss, patience=tau, **options)
+
+
+def mart(
+    eps: float, step_size: StepSize | float | None = None, steps: int = 10, beta: float = 5.0, **options: Any
+) -> Method:
+    """`BCE(x_pgd) + lam · KL(p(x) ‖ p(x_pgd)) (1 - p_y(x))`, lam = `beta`, x_pgd climbing CE (Wang et al. 2020,
+    Eq. 11).
+    """
+    ascent = attacks.pgd(eps, step_size, steps, **options)
+    return boosted_cross_entropy @ ascent + beta * (misclassified_kl() @ ascent)
+
+
+def udp(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x_udp)`: train at the point of greatest uncertainty, k ~ U{1..K} steps away (U, Alg. 1)."""
+    return as_method(loss @ attacks.udp(eps, step_size, steps, **options))
+
+
+def uta(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x_uta)`: as UDP with all K steps (T, Alg. 1)."""
+    return as_method(loss @ attacks.uta(eps, step_size, steps, **options))
+
+
+def udpr(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    weight: float = 1.0,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x) + lam · L(x_udp)`, lam = `weight`, 1 in the reference runs (U, Eq. UDPR)."""
+    return as_method(loss) + weight * (loss @ attacks.udp(eps, step_size, steps, **options))
+
+
+def trades(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 10,
+    beta: float = 6.0,
+    divergence: Divergence = "clean||here",
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(x) + beta · D(x, x')`, x' climbing the same divergence D from noise (Zhang et al. 2019; U, Eq. TRADES; R,
+    Eq. 3, with beta = 3 and `here||clean`).
+    """
+    return as_method(loss) + beta * (
+        kl(divergence) @ attacks.trades(eps, step_size, steps, divergence=divergence, **options)
+    )
+
+
+def udp_trades(
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    beta: float = 6.0,
+    divergence: Divergence = "clean||here",
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """TRADES' smoothing term evaluated at the UDP point, `L(x) + beta · D(x, x_udp)` (open in U, App. A.3)."""
+    return as_method(loss) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
+
+
+def ls_pgd(
+    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
+) -> Method:
+    """`CE(C(E(x) + δ_pgd))`: PGD-AT in the latent space after `layer`; E and C are trained together (U, Table 5)."""
+    return pgd_at(eps, step_size, steps, **_inside(layer), **options)
+
+
+def ls_udp(
+    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
+) -> Method:
+    """`CE(C(E(x) + δ_udp))`: UDP in the latent space after `layer` (U, Eq. ERM-P and Table 5; T, Table 2)."""
+    return udp(eps, step_size, steps, **_inside(layer), **options)
+
+
+def ls_udpr(
+    eps: float,
+    layer: str,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    weight: float = 1.0,
+    **options: Any,
+) -> Method:
+    """`CE(x) + lam · CE(C(E(x) + δ_udp))`: UDPR in the latent space after `layer` (U, Table 5)."""
+    return udpr(eps, step_size, steps, weight, **_inside(layer), **options)
+
+
+def ls_trades(
+    eps: float,
+    layer: str,
+    step_size: StepSize | float | None = None,
+    steps: int = 20,
+    beta: float = 6.0,
+    divergence: Divergence = "clean||here",
+    **options: Any,
+) -> Method:
+    """`CE(x) + beta · D(x, C(E(x) + δ))`: TRADES in the latent space after `layer` (U, Table 5)."""
+    return trades(eps, step_size, steps, beta, divergence, **_inside(layer), **options)
 
 
 def fgsm_at(eps: float, loss: Objective = cross_entropy, **options: Any) -> Method:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, require
 from equipoise.objectives import Objective, each
-from equipoise.rng import Streams
-from equipoise.types import Labels, PerSample, Points, Prediction, Predictive
+from equipoise.rng import Streams, fold
+from equipoise.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 
 
 @runtime_checkable
@@ -34,6 +34,42 @@ class Mover(Protocol):
 
     def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
         """The live prediction at such a point."""
+        ...
+
+
+@runtime_checkable
+class Player(Protocol):
+    """Another network of a training, which a penalty owns as its `player`: it has a loss and an optimiser of its own,
+    and after each step of the classifier takes one itself, the classifier held still.
+    """
+
+    @property
+    def name(self) -> str:
+        """What its metrics and its files are called."""
+        ...
+
+    def network(self) -> nn.Module:
+        """Its network."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """All that is needed to build the network again, JSON-ready."""
+        ...
+
+    def made_for(self, shape: tuple[int, ...], seed: int) -> "Player":
+        """The player with a network for inputs of that shape."""
+        ...
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of its network."""
+        ...
+
+    def losses(self, predict: Predict, x: Points) -> tuple[PerSample, dict[str, PerSample]]:
+        """Its loss per sample against that classifier, with its graph, and what else is to be recorded."""
+        ...
+
+    def show(self, x: Points) -> Points:
+        """What to look at after an epoch: an image for each of a few."""
         ...
 
 
@@ -160,6 +196,29 @@ class Method:
     def places(self) -> list[Mover | None]:
         """The distinct points at which terms are evaluated, in order of first use."""
         return list(dict.fromkeys(term.at for term in self.terms))
+
+    @property
+    def players(self) -> list[Player]:
+        """The distinct players of its penalties, in order of first use."""
+        owned = (getattr(penalty, "player", None) for _, penalty in self.penalties)
+        return list(dict.fromkeys(player for player in owned if player is not None))
+
+    def made_for(self, shape: tuple[int, ...], seed: int) -> "Method":
+        """The method with its players' networks made for inputs of that shape, where they are not given. Raises
+        `EquipoiseError` if two of the players have one name, or a network is one for others.
+        """
+        players = self.players
+        require(
+            len({player.name for player in players}) == len(players),
+            "two players of the method have one name, which their files would share: let the penalties have the same.",
+        )
+        made = {player: player.made_for(shape, fold(seed, i)) for i, player in enumerate(players)}
+
+        def placed(penalty: Any) -> Penalty:
+            player = getattr(penalty, "player", None)
+            return penalty if player is None else replace(penalty, player=made[player])
+
+        return replace(self, penalties=tuple((weight, placed(penalty)) for weight, penalty in self.penalties))
 
     def losses(
         self, predictive: Predictive, x: Points, y: Labels, points: list[Points | None], streams: Streams

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from equipoise import methods
+from equipoise.generators import AdversarialGenerator
 from equipoise.objectives import regularised
 from equipoise.predictive import Single
 from equipoise.rng import Streams
@@ -23,6 +24,7 @@ ROWS = {
     "friendly_at": lambda **o: methods.friendly_at(0.1, **OPTIONS, **o),
     "pat": lambda **o: methods.pat(0.1, **OPTIONS, loss=regularised(0.2), **o),
     "mart": lambda **o: methods.mart(0.1, **OPTIONS, **o),
+    "r2": lambda **o: methods.r2(AdversarialGenerator((1, 4, 4))),
     "fgsm_at": lambda **o: methods.fgsm_at(0.1, **o),
     "r_fgsm_at": lambda **o: methods.r_fgsm_at(0.1, **o),
     "pgd_at": lambda **o: methods.pgd_at(0.1, **OPTIONS, **o),

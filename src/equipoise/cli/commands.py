@@ -33,7 +33,7 @@ from equipoise.records import Run
 from equipoise.records import load as load_record
 from equipoise.training import build_model, fit
 
-_FILES = ("run.json", "metrics.jsonl", "*.safetensors", "evaluation*.json", "samples.npz")
+_FILES = ("run.json", "metrics.jsonl", "*.safetensors", "generator.png", "evaluation*.json", "samples.npz")
 
 
 def run(options: Command, command: str) -> None:

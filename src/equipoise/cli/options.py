@@ -21,7 +21,7 @@ from equipoise.geometry import NormName
 from equipoise.objectives import Divergence, regularised
 from equipoise.steps import StepSize, Triangular
 from equipoise.terms import Method
-from equipoise.training import Recipe
+from equipoise.training import Recipe, load_generator
 from equipoise.types import Mode, Precision
 
 
@@ -135,6 +135,27 @@ class AlignedStep:
     perturbation: Perturbation
     weight: float = 0.2
     """Weight of the penalty."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A clean loss, and far-away adversarial examples by a generator network that trains alongside."""
+
+    name: Suppress[str]
+    """Which method."""
+    weight: float = 1.0
+    """Weight of the distance to the generated examples, which is subtracted from the loss."""
+    softness: float = 1.0
+    """Added to the cross-entropy by which that distance is divided; 0 is as published."""
+    crossing: float = 10.0
+    """Weight, in the generator's loss, of being predicted otherwise; 1 is as published."""
+    scores: Literal["logits", "probabilities"] = "logits"
+    """What the generator looks at to be predicted otherwise; probabilities is as published."""
+    generator_lr: float = 3e-3
+    """Learning rate of the generator."""
+    generator: str | None = None
+    """A run of r2, or a generator.safetensors, whose generator to start from."""
     loss: Loss = Loss()
 
 
@@ -321,6 +342,7 @@ Choice = (
     | Annotated[RandomStep, _named("r-fgsm", RandomStep, "fgsm from a random start.")]
     | Annotated[NoisyStep, _named("n-fgsm", NoisyStep, "fgsm from noise, not projected back.")]
     | Annotated[AlignedStep, _named("gradalign", AlignedStep, "fgsm with aligned gradients.")]
+    | Annotated[Generated, _named("r2", Generated, "Far from what a generator network finds.")]
     | Annotated[Iterated, _named("pgd", Iterated, "At the point of greatest loss.", steps=10)]
     | Annotated[Friendly, _named("friendly", Friendly, "pgd that stops where the prediction is wrong.")]
     | Annotated[Mixed, _named("pat", Mixed, "Half the clean loss, half that at the pgd point.")]
@@ -348,6 +370,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "r-fgsm": methods.r_fgsm_at,
     "n-fgsm": methods.n_fgsm_at,
     "gradalign": methods.gradalign_at,
+    "r2": methods.r2,
     "pgd": methods.pgd_at,
     "friendly": methods.friendly_at,
     "pat": methods.pat,
@@ -404,6 +427,8 @@ def build_method(choice: Any) -> Method:
     name, steps = options.pop("name"), options.get("steps", 1)
     if options.pop("step_schedule", "constant") == "triangular":
         options["step_size"] = _triangular(name, options["eps"], options["step_size"], steps)
+    if options.get("generator") is not None:
+        options["generator"] = load_generator(options["generator"])
     if "latent" in options:
         options["layer"] = options.pop("latent")
     if "smoothing" in options:  # one of the methods that descend a `Loss`

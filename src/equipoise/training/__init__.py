@@ -1,6 +1,6 @@
 """The training loop, its recipe, and checkpoints."""
 
-from equipoise.training.checkpoint import build_model, load_run, load_weights
+from equipoise.training.checkpoint import build_model, load_generator, load_run, load_weights
 from equipoise.training.fit import Progress, fit
 from equipoise.training.manifold import MANIFOLD_FILE, ManifoldLosses, fit_manifold, load_manifold
 from equipoise.training.recipe import Recipe
@@ -13,6 +13,7 @@ __all__ = [
     "build_model",
     "fit",
     "fit_manifold",
+    "load_generator",
     "load_manifold",
     "load_run",
     "load_weights",

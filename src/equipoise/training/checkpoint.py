@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from equipoise import nets
 from equipoise.errors import EquipoiseError, require
+from equipoise.generators import AdversarialGenerator
 from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive
 from equipoise.predictive.deep_kernel_gp import DeepKernelGPModule
 from equipoise.records import Run, load, write_atomically
@@ -67,6 +68,11 @@ def copy_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of them."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -148,6 +154,23 @@ def load_run(
     load_weights(module, path / f"{weights}.safetensors")
     module.to(device).eval()
     return model, run
+
+
+def load_generator(path: "Path | str") -> AdversarialGenerator:
+    """The generator of a run of `r2`: of its directory, or of the file `generator.safetensors` in it.
+
+    Raises `EquipoiseError` if the file is missing, damaged, or of something else.
+    """
+    path = Path(path)
+    file = path / "generator.safetensors" if path.is_dir() else path
+    tensors, config = load_tensors(file)
+    require(
+        config.get("kind") == AdversarialGenerator.kind,
+        f"{file} holds no adversarial generator: give a run of r2, or its generator.safetensors.",
+    )
+    generator = AdversarialGenerator.from_config(config)
+    copy_into(generator, tensors, str(file))
+    return generator
 
 
 def _as_tuple(value: Any) -> Any:

@@ -47,14 +47,16 @@ from equipoise.training.checkpoint import (
     load_tensors,
     load_weights,
     optimizer_tensors,
+    part,
     plain_state,
     restore_optimizer,
     save_tensors,
 )
+from equipoise.training.players import Seat
 from equipoise.training.recipe import Recipe
 from equipoise.types import Predictive
 
-_SPLIT, _ORDER, _AUGMENT, _ASCENT, _NOISE = range(5)  # what a seed is folded with
+_SPLIT, _ORDER, _AUGMENT, _ASCENT, _NOISE, _PLAY = range(6)  # what a seed is folded with
 _LOOK_EVERY = 20  # steps between two looks at the loss, which on an accelerator wait for the device
 
 
@@ -145,7 +147,8 @@ def fit(
     pickles); under torchrun each process calls `fit`.
     Raises `EquipoiseError` for unusable input and when the loss stops being finite.
     """
-    recipe, method = recipe or Recipe(), as_method(method)
+    recipe = recipe or Recipe()
+    method = as_method(method).made_for(data.shape, recipe.seed)
     predictive = as_predictive(model)
     out = Path(out) if out is not None else None
     device = recipe.pick_device()
@@ -214,6 +217,8 @@ def fit(
                     raise
                 raise EquipoiseError(found[1]) from None
             load_weights(predictive.module, folder / "last.safetensors")
+            for player in method.players:
+                load_weights(player.network(), folder / f"{player.name}.safetensors")
             assert isinstance(run, Run)
             return run
     return _train(job, Fabric(accelerator=kind, devices=1, precision=precision))
@@ -247,9 +252,9 @@ def _train(job: _Job, fabric: Fabric) -> Run:
 def _train_to_json(job: _Job, fabric: Fabric) -> dict[str, Any]:
     """The same in a spawned process, with a result that can travel.
 
-    The model arrives in shared memory, where each process's steps would be everyone's: train a copy.
+    Networks arrive in shared memory, where each process's steps would be everyone's: train copies.
     """
-    return to_json(_train(replace(job, model=deepcopy(job.model)), fabric))
+    return to_json(_train(replace(job, model=deepcopy(job.model), method=deepcopy(job.method)), fabric))
 
 
 @contextmanager
@@ -277,6 +282,7 @@ class _Training:
         self.averaged = None
         if self.recipe.ema > 0:
             self.averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
+        self.seats = [Seat(player, fabric, self.valid.x) for player in job.method.players]
         self.memory = _Memory()
         # Loss, correct predictions and samples of the running epoch, in float64 on the device.
         self.sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
@@ -343,12 +349,15 @@ class _Training:
     def _epoch(self) -> None:
         recipe, memory, device = self.recipe, self.memory, self.fabric.device
         seed = fold(recipe.seed, memory.epoch)
-        order = torch.randperm(len(self.train.y), generator=torch.Generator().manual_seed(abs(fold(seed, _ORDER))))
-        for number, batch in enumerate(_batches(order, recipe.batch_size, 2 * self.fabric.world_size)):
+        mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        batches = zip(self._shuffle(fold(seed, _ORDER)), self._shuffle(fold(seed, _PLAY)), strict=True)
+        for number, (batch, other) in enumerate(batches):
             if number < memory.step:
                 continue
             torch.manual_seed(abs(fold(seed, _NOISE, number, self.fabric.global_rank)))
-            self._step(batch[self.fabric.global_rank :: self.fabric.world_size].to(device), len(batch), seed, number)
+            self._step(batch[mine].to(device), len(batch), seed, number)
+            if self.seats:
+                self._play(other[mine].to(device), len(other), seed, number)
             memory.step = number + 1
             if memory.step % _LOOK_EVERY == 0:
                 self._require_finite(self._total())
@@ -356,6 +365,11 @@ class _Training:
             if self.out and self._due():
                 self._save()
         self._finish_epoch()
+
+    def _shuffle(self, seed: int) -> list[Tensor]:
+        """All training samples in batches, in random order."""
+        order = torch.randperm(len(self.train.y), generator=torch.Generator().manual_seed(abs(seed)))
+        return _batches(order, self.recipe.batch_size, 2 * self.fabric.world_size)
 
     def _due(self) -> bool:
         """Whether it is time for a checkpoint. Processes save together, so the first one decides, now and then."""
@@ -368,11 +382,7 @@ class _Training:
         done = (self.memory.epoch + number / self.steps) / self.recipe.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate(done)
-        x, y = self.train.x[index], self.train.y[index]
-        if self.recipe.augment == "crop-flip":
-            x = crop_and_flip(x, Streams.of(fold(seed, _AUGMENT), index))
-        if self.recipe.channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x, y = self._inputs(index, fold(seed, _AUGMENT)), self.train.y[index]
         streams = Streams.of(fold(seed, _ASCENT), index, batch=number)
         points = self.job.method.points(self.predictive, x, y, streams)
 
@@ -392,6 +402,21 @@ class _Training:
             copy_buffers(self.module, self.averaged.module)
         correct = (scores.argmax(1) == y).sum()
         self.sums += torch.stack([losses.detach().double().sum(), correct.double(), self.sums.new_tensor(len(y))])
+
+    def _inputs(self, index: Tensor, seed: int) -> Tensor:
+        x = self.train.x[index]
+        if self.recipe.augment == "crop-flip":
+            x = crop_and_flip(x, Streams.of(seed, index))
+        if self.recipe.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x
+
+    def _play(self, index: Tensor, total: int, seed: int, number: int) -> None:
+        """The other players' step."""
+        seed = fold(seed, _PLAY)
+        x = self._inputs(index, fold(seed, _AUGMENT))
+        for i, seat in enumerate(self.seats):
+            seat.step(self.predictive, x, Streams.of(fold(seed, i), index, batch=number), total)
 
     def _require_finite(self, values: Tensor, what: str = "loss is") -> None:
         """Stop with a sentence. Every process sees the same values, so that none is left waiting for another."""
@@ -419,6 +444,10 @@ class _Training:
             "train_loss": loss / seen,
             "train_accuracy": correct / seen,
         }
+        for seat in self.seats:
+            played = seat.finish_epoch()
+            self._require_finite(torch.tensor([*played.values()]), f"loss of the {seat.player.name} is")
+            metrics |= played
         if self.fabric.is_global_zero:
             metrics |= self._validate()
         metrics = self.fabric.broadcast(metrics)
@@ -517,14 +546,12 @@ class _Training:
             not differ,
             f"cannot resume {self.folder}: it was started with {then}; give the same options or a new --out.",
         )
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        copy_into(self.module, part("model."), str(path))
-        restore_optimizer(self.optimizer, part("optimizer."))
+        copy_into(self.module, part(tensors, "model."), str(path))
+        restore_optimizer(self.optimizer, part(tensors, "optimizer."))
         if self.averaged is not None:
-            copy_into(self.averaged, part("ema."), str(path))
+            copy_into(self.averaged, part(tensors, "ema."), str(path))
+        for seat in self.seats:
+            seat.restore(part(tensors, f"{seat.player.name}."), str(path))
         rows = tensors["sums"]
         if self.fabric.is_global_zero:  # sums of all processes are saved together
             self.sums.copy_(rows)
@@ -538,6 +565,10 @@ class _Training:
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
         if self.averaged is not None:
             tensors |= {f"ema.{k}": v for k, v in plain_state(self.averaged).items()}
+        for seat in self.seats:
+            tensors |= {f"{seat.player.name}.{k}": v for k, v in seat.tensors().items()}
+            for weight in seat.network.parameters():
+                self._require_finite(weight, f"weights of the {seat.player.name} are")
         for tensor in [*self.module.parameters(), *optimizer_tensors(self.optimizer).values()]:
             self._require_finite(tensor, "weights are")
         if not self.fabric.is_global_zero:
@@ -551,6 +582,8 @@ class _Training:
         }
         save_tensors(self.folder / "last.safetensors", plain_state(self.judged))
         save_tensors(self.folder / "checkpoint.safetensors", tensors | {"sums": sums}, state)
+        for seat in self.seats:
+            seat.write(self.folder)
         self._write_metrics()
 
     def _write_metrics(self) -> None:
