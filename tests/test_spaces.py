@@ -36,7 +36,7 @@ def test_the_identity_as_encoder_makes_it_the_input(attack):
     a, b = plain(model, X, Y), latent(model, X, Y)
     assert torch.equal(a.x, b.x) and torch.equal(a.success, b.success) and torch.equal(a.distance, b.distance)
     predictive = Single(model)
-    assert torch.equal(plain.perturb(predictive, X, Y, STREAMS), latent.perturb(predictive, X, Y, STREAMS))
+    assert torch.equal(plain.perturb(predictive, X, Y, STREAMS) - X, latent.perturb(predictive, X, Y, STREAMS))
 
 
 def test_an_identity_encoder_trains_the_same():
@@ -68,17 +68,31 @@ def test_both_parts_learn_from_a_moved_code():
     model = lenet()
     method = ls_pgd(0.3, "fc1", 0.05, 6)
     predictive = Single(model)
-    (point,) = method.points(predictive, X, Y, STREAMS)
-    value, _ = method.losses(predictive, X, Y, [point], STREAMS)
+    (shift,) = method.points(predictive, X, Y, STREAMS)
+    value, _ = method.losses(predictive, X, Y, [shift], STREAMS)
     gradients = torch.autograd.grad(value.sum(), list(model.parameters()))
     encoder, classifier = split(model, "fc1")
-    shift = point - encoder(X).detach()
     assert 0.29 < shift.abs().max() <= 0.3 + 1e-6
     plain = nn.functional.cross_entropy(classifier(encoder(X) + shift), Y, reduction="none")
     expected = torch.autograd.grad(plain.sum(), list(model.parameters()))
     assert torch.allclose(value, plain, atol=1e-5)
     for mine, theirs in zip(gradients, expected, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-4) and mine.abs().max() > 0
+
+
+def test_the_perturbation_of_a_batch_norm_network_stays_in_its_ball():
+    """Climbed in eval mode, trained in train mode, whose codes are others: the loss is CE(C(E(x) + d)), |d| <= eps."""
+    model = build("resnet18", (1, 16, 16), 4, seed=0).train()
+    method, predictive = ls_udp(0.2, "block8", 0.05, 5), Single(model)
+    (shift,) = method.points(predictive, X, Y, STREAMS)
+    value, _ = method.losses(predictive, X, Y, [shift], STREAMS)
+    encoder, classifier = split(model, "block8")
+    with torch.no_grad():
+        trained, standing = encoder(X), split(model.eval(), "block8")[0](X)
+        model.train()
+        expected = nn.functional.cross_entropy(classifier(trained + shift), Y, reduction="none")
+    assert 0.19 < shift.abs().max() <= 0.2 + 1e-6 and (trained - standing).abs().max() > 1
+    assert torch.allclose(value, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [ls_pgd, ls_udp, ls_udpr, ls_trades])

@@ -30,9 +30,13 @@ class Input:
         """The model and the batch as they are."""
         return predictive, x
 
-    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
-        """The live prediction at `point`."""
-        return predictive.draw(streams)(point)
+    def leave(self, origin: Points, point: Points) -> Points:
+        """The point as it is."""
+        return point
+
+    def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
+        """The live prediction at the point that was found."""
+        return predictive.draw(streams)(found)
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,15 @@ class Latent:
         with torch.no_grad(), standing(predictive.module, mode):
             return classifier, encoder(x)
 
-    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
-        """The live prediction `C(E(x) + δ)`: its value is that at `point`, its gradient reaches the encoder too."""
+    def leave(self, origin: Points, point: Points) -> Points:
+        """The perturbation `δ` alone: the network that is trained has other codes than the one that stood still, where
+        its mode or its weights are others."""
+        return point - origin
+
+    def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
+        """The live prediction `C(E(x) + δ)`, whose gradient reaches the encoder too."""
         encoder, classifier = parts(predictive, self.layer)
-        code = encoder(x)
-        return classifier.draw(streams)(code + (point - code).detach())
+        return classifier.draw(streams)(encoder(x) + found)
 
 
 @runtime_checkable
@@ -94,10 +102,14 @@ class OnManifold:
         with torch.no_grad():
             return _Decoded(predictive, self.manifold), self.manifold.encode(x)
 
-    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
-        """The live prediction `f(dec(point))`."""
+    def leave(self, origin: Points, point: Points) -> Points:
+        """The point as it is: the auto-encoder stands still."""
+        return point
+
+    def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
+        """The live prediction `f(dec(z))` at the code z that was found."""
         with torch.no_grad():
-            decoded = self.manifold.decode(point)
+            decoded = self.manifold.decode(found)
         return predictive.draw(streams)(decoded)
 
 

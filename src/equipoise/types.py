@@ -128,6 +128,10 @@ class Space(Protocol):
         """The model as one of points of this space, and the points that belong to `x`."""
         ...
 
-    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
-        """The live prediction of the whole model at a point of this space that was reached from `x`."""
+    def leave(self, origin: Points, point: Points) -> Points:
+        """What training is handed of a point that was reached from `origin`, the point that belongs to `x`."""
+        ...
+
+    def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
+        """The live prediction of the whole model at what `leave` handed on."""
         ...
