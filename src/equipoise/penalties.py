@@ -14,6 +14,7 @@ from equipoise.predictive import Single, as_predictive, standing
 from equipoise.rng import Streams
 from equipoise.types import Labels, Points, Prediction
 
+Radii = Literal["distances", "uniform"]
 _TINY = 1e-6  # the smallest radius: a sample that is the input itself has none
 
 
@@ -111,7 +112,7 @@ def radial_weights(
 
     S_ε the N_ε samples at a distance d_i <= ε. An empty S_ε is left out of the sum: it adds nothing.
     """
-    within = distance[None] <= radii[:, None]
+    within = (distance[None] <= radii[:, None]).to(radii.dtype)
     share = within / within.sum(1, keepdim=True).clamp_min(1)
     return (share / radii[:, None].clamp_min(_TINY)).mean(0)
 
@@ -133,7 +134,7 @@ class ManifoldAgreement:
     """How many for each input; also the number of radii, |Σ|."""
     sigma: float = 0.06
     """How far from the input, in its code."""
-    radii: Literal["distances", "uniform"] = "distances"
+    radii: Radii = "distances"
     """Σ: the distances of the samples themselves, or uniform on [0, d], d the diameter of the unit cube. F's Sec. 3
     says uniform, its Sec. 7 that the generator makes Σ, and only distances explain its score of .286, the mean of 1/ε
     where all samples agree: uniform radii, most of them larger than any distance, would give about .07."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from equipoise import methods
+from equipoise.generators import Manifold
 from equipoise.generators import AdversarialGenerator
 from equipoise.objectives import regularised
 from equipoise.predictive import Single
@@ -37,7 +38,11 @@ ROWS = {
     "ls_udp": lambda **o: methods.ls_udp(0.1, "3", **OPTIONS, **o),
     "ls_udpr": lambda **o: methods.ls_udpr(0.1, "3", **OPTIONS, **o),
     "ls_trades": lambda **o: methods.ls_trades(0.1, "3", **OPTIONS, **o),
+    "hein": lambda **o: methods.hein(0.01),
+    "r4": lambda **o: methods.r4(PIXELS),
+    "on_manifold_at": lambda **o: methods.on_manifold_at(PIXELS, 0.1, **OPTIONS, **o),
 }
+PIXELS = Manifold(nn.Flatten(), nn.Unflatten(1, (1, 4, 4)))  # the codes are the pixels
 X, Y = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 STREAMS = Streams.of(0, torch.arange(12))
 

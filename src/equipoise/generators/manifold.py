@@ -50,7 +50,8 @@ class Manifold(nn.Module):
             f"this manifold is one of inputs of shape {self.shape}, got inputs of shape {tuple(x.shape[1:])}: train "
             "another on this data.",
         )
-        return self.to(x.device).encoder(x)
+        weight = next(self.parameters(), x)
+        return self.to(x.device).encoder(x.to(weight.dtype))
 
     def decode(self, codes: Points) -> Points:
         """The inputs, in [0, 1], that have these codes. Differentiable in them."""
