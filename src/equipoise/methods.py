@@ -26,8 +26,8 @@ from equipoise.objectives import (
     misclassified_kl,
     regularised,
 )
-from equipoise.penalties import GradientAlignment
-from equipoise.spaces import Latent
+from equipoise.penalties import CrossLipschitz, GradientAlignment, ManifoldAgreement, Neighbours, Radii
+from equipoise.spaces import AutoEncoder, Latent, OnManifold
 from equipoise.steps import StepSize, Uniform
 from equipoise.terms import Method, as_method
 
@@ -263,6 +263,42 @@ def ls_trades(
 ) -> Method:
     """`CE(x) + beta · D(x, C(E(x) + δ))`: TRADES in the latent space after `layer` (U, Table 5)."""
     return trades(eps, step_size, steps, beta, divergence, **_inside(layer), **options)
+
+
+def hein(weight: float = 0.01, directions: int = 0, loss: Objective = cross_entropy) -> Method:
+    """`L(x) + lam · (1/C²) Σ_{l,m} ‖∇f_l(x) - ∇f_m(x)‖²`: logits that do not move apart fast (Hein & Andriushchenko
+    2017; HEIN in F, Sec. 6). `directions` > 0 estimates the sum at a share of its cost.
+    """
+    return as_method(loss).penalised(weight, CrossLipschitz(directions))
+
+
+def r4(
+    manifold: Neighbours,
+    weight: float = 1.0,
+    samples: int = 10,
+    sigma: float = 0.06,
+    radii: Radii = "distances",
+    loss: Objective = cross_entropy,
+) -> Method:
+    """`L(x) + lam · mean over ε in Σ of (1/ε) · mean over x' in S_ε(x) of CE(f(x), f(x'))`, S_ε(x) the samples of the
+    manifold within ε of x: average on-manifold robustness, trained (F, Eqs. 7-9 and 13, Example 4; in Sec. 7 with 10
+    samples and sigma = .06).
+    """
+    return as_method(loss).penalised(weight, ManifoldAgreement(manifold, samples, sigma, radii))
+
+
+def on_manifold_at(
+    manifold: AutoEncoder,
+    eps: float,
+    step_size: StepSize | float | None = None,
+    steps: int = 10,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """`L(dec(enc(x) + δ_pgd))`: PGD-AT in the codes of an auto-encoder, on-manifold adversarial training (Stutz et al.
+    2019; F, Sec. 7). The ball is in units of the codes, whose deviation is about 1.
+    """
+    return pgd_at(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
 
 
 def _inside(layer: str) -> dict[str, Any]:
