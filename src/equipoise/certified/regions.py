@@ -1,0 +1,105 @@
+"""The inputs that a certificate speaks of, and the smallest value of a linear function over them.
+
+For coefficients a, a centre c and the room r_i of coordinate i in the direction of `-sign a_i` up to the box,
+
+    min {a·z : ‖z - c‖ <= eps, z ∈ box} = a·c - max {Σ |a_i| d_i : 0 <= d <= r, ‖d‖ <= eps}.
+
+The maximum is bounded from above by its dual, which holds for every multiplier and is exact at the best one:
+
+    Linf   Σ |a_i| min(r_i, eps)
+    L2     Σ (|a_i| d_i - λ d_i²) + λ eps²   with  d_i = min(|a_i|/(2λ), r_i),  Σ d_i² = eps² at the best λ
+    L1     Σ max(|a_i| - λ, 0) r_i + λ eps   with λ the |a_i| at which the rooms, in descending order, hold eps
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from equipoise.errors import require
+from equipoise.filling import level
+from equipoise.geometry import NORMS, Ball, Box, Rows, norm_of
+from equipoise.types import PerSample, Points
+
+_ULP = 2.0**-23
+
+FEW = 4
+"""Coefficients that are 0 are left out where no row has more than this part of them that are not."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Balls around samples, each with a radius of its own, met with a box."""
+
+    centre: Points
+    """The samples, in float64."""
+    eps: PerSample
+    """The radius of each."""
+    norm: str
+    """`linf`, `l2` or `l1`."""
+    box: Box
+    """The valid inputs."""
+
+    @classmethod
+    def of(cls, x: Points, eps: PerSample, norm: str, box: Box) -> "Region":
+        """All that `Ball.contains` accepts: what rounding to float32 explains is added to the radius."""
+        centre = x.double()
+        flat = centre.flatten(1)
+        largest = flat.abs().amax(1).clamp_min(1.0)
+        rounding = _ULP * (flat.shape[1] ** (1 / NORMS[norm].order) * largest + eps.double())
+        # A sample may lie outside of the box by a rounding error; the valid points are no farther from its projection.
+        return cls(box.clamp(centre), eps.double() + rounding, norm, box)
+
+    def interval(self) -> tuple[Points, Points]:
+        """The smallest and the largest value of each coordinate."""
+        eps = self.eps.reshape(-1, *[1] * (self.centre.ndim - 1))
+        return (self.centre - eps).clamp_min(self.box.low), (self.centre + eps).clamp_max(self.box.high)
+
+    def minimum(self, rows: Float[Tensor, "rows ..."], owner: "slice | Int[Tensor, ' rows']") -> Float[Tensor, " rows"]:
+        """The smallest value of each linear function over the region of the sample that owns it."""
+        a, centre, eps = rows.flatten(1), self.centre.flatten(1)[owner], self.eps[owner][:, None]
+        size = a.abs()
+        if self.norm != "linf" and FEW * (width := max(1, int((a != 0).sum(1).amax()))) < a.shape[1]:
+            # A unit of the first convolution looks at a small window: the rest of the image need not be sorted.
+            size, index = size.topk(width, 1, sorted=False)
+            a, centre = a.gather(1, index), centre.expand(len(a), -1).gather(1, index)
+        room = torch.where(a > 0, centre - self.box.low, self.box.high - centre).clamp_min_(0).minimum(eps)
+        return (a * centre).sum(1) - _GAIN[self.norm](size, room, eps.expand(len(a), 1))
+
+
+def check_region(geometry: Ball) -> None:
+    """Raise `EquipoiseError` unless a ball and its box together are bounded."""
+    box = geometry.box
+    require(
+        math.isfinite(geometry.eps) or math.isfinite(box.high - box.low),
+        "nothing can be certified in an infinite ball without a box: give eps, or a Box.",
+    )
+
+
+def _gain_linf(size: Rows, room: Rows, eps: Float[Tensor, "batch 1"]) -> PerSample:
+    return (size * room).sum(1)
+
+
+def _gain_l2(size: Rows, room: Rows, eps: Float[Tensor, "batch 1"]) -> PerSample:
+    budget = torch.minimum(eps, norm_of(room, 2)[:, None])
+    # In units of the largest coefficient: the square of one near 1e-160 would be zero.
+    unit = size.amax(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+    a = size / unit
+    t = level(None, a.square(), room.square(), budget.square()).sqrt().clamp(1e-100, 1e100)
+    move = torch.minimum(t * a, room)
+    dual = (a * move - move.square() / (2 * t)).sum(1) + (budget.square() / (2 * t))[:, 0]
+    return unit[:, 0] * dual
+
+
+def _gain_l1(size: Rows, room: Rows, eps: Float[Tensor, "batch 1"]) -> PerSample:
+    budget = torch.minimum(eps, room.sum(1, keepdim=True))
+    a, order = size.sort(1, descending=True)
+    held = room.gather(1, order).cumsum(1)
+    last = (held < budget).sum(1, keepdim=True).clamp_max(a.shape[1] - 1)
+    multiplier = a.gather(1, last)
+    return ((size - multiplier).clamp_min(0) * room).sum(1) + (multiplier * budget)[:, 0]
+
+
+_GAIN = {"linf": _gain_linf, "l2": _gain_l2, "l1": _gain_l1}
