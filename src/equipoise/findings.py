@@ -29,6 +29,8 @@ class Number:
     """Whether the values are shares of 1, to be written in percent."""
     outcomes: bool = False
     """Whether each value says if something happened: 1 or 0."""
+    signed: bool = False
+    """Whether it may be negative, as a difference of shares may."""
 
     @property
     def mean(self) -> float:
@@ -38,7 +40,7 @@ class Number:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean, `mean ± t·s/sqrt(n)` with Student's t of n - 1 degrees, of shares cut to
-        [0, 1]; None below two values.
+        [0, 1], unless `signed`; None below two values.
 
         Of `outcomes`, Clopper and Pearson's (1934), which is exact and has a width where all agree.
         """
@@ -51,7 +53,7 @@ class Number:
             return low, float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
         half = float(stdtrit(n - 1, 0.975) * np.std(self.values, ddof=1) / np.sqrt(n))
         low, high = self.mean - half, self.mean + half
-        return (max(low, 0.0), min(high, 1.0)) if self.percent else (low, high)
+        return (max(low, 0.0), min(high, 1.0)) if self.percent and not self.signed else (low, high)
 
 
 @dataclass(frozen=True, eq=False)

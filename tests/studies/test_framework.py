@@ -19,6 +19,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
 from equipoise.report.studies import interval, mean, page
 from equipoise.studies import STUDIES, Entry, Options, Tell, load, save
+from equipoise.studies.images import difference, direction
 
 PROVENANCE = {
     "command": "equipoise study made-up", "seed": 3, "versions": {"torch": "2"}, "commit": None, "device": "cpu",
@@ -73,11 +74,24 @@ def test_a_study_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert not same(replace(study, seconds=2.0), load(tmp_path))
 
 
-def test_files_are_a_record_arrays_a_page_and_a_picture_per_figure(tmp_path: Path) -> None:
-    (tmp_path / "of-before.png").touch()
+def test_a_record_from_before_a_field_was_added_is_read(tmp_path: Path) -> None:
     save(tmp_path, made_up())
+    place = tmp_path / "study.json"
+    record = json.loads(place.read_text())
+    for number in record["findings"]["numbers"]:
+        del number["signed"]
+    place.write_text(json.dumps(record))
+    assert same(made_up(), load(tmp_path))
+
+
+def test_files_are_a_record_arrays_a_page_and_a_picture_per_figure(tmp_path: Path) -> None:
+    study = made_up()
+    old = replace(study.findings, pictures=[replace(study.findings.pictures[1], name="of-before")])
+    save(tmp_path, replace(study, findings=old))
+    (tmp_path / "my-own.png").touch()
+    save(tmp_path, study)
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"study.json", "study.npz", "index.html", "maps.png", "rest.png"}
+    assert names == {"study.json", "study.npz", "index.html", "maps.png", "rest.png", "my-own.png"}
     with Image.open(tmp_path / "maps.png") as picture:
         assert picture.width > picture.height > 300
 
@@ -95,6 +109,10 @@ def test_mean_and_interval_are_students() -> None:
         assert outcomes.interval == pytest.approx((exact.low, exact.high), abs=1e-9)
     assert Number("n", [1.0, 1.0], percent=True).interval == (1.0, 1.0)
     assert Number("n", [0.5, 1.0], percent=True).interval == (0.0, 1.0)
+    change = difference("second minus first", [0.5, 0.52, 0.51], [0.9, 0.93, 0.91])
+    expected = stats.t.interval(0.95, 2, np.mean(change.values), stats.sem([-0.4, -0.41, -0.4]))
+    assert change.interval == pytest.approx(expected, rel=1e-9) and expected[1] < 0
+    assert interval(change) == f"{100 * expected[0]:.1f} to {100 * expected[1]:.1f}" and direction(change) == "lower"
     assert (mean(Number("n", [0.25, 0.75], percent=True)), interval(Number("n", [0.5]))) == ("50.0 %", "–")
 
 

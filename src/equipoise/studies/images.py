@@ -126,7 +126,8 @@ def band(name: str, values: Sequence[Sequence[float]], dashed: bool = False) -> 
 
 def difference(name: str, first: Sequence[float], second: Sequence[float], paper: str = "") -> Number:
     """First minus second, repeat by repeat."""
-    return Number(name, [a - b for a, b in zip(first, second, strict=True)], paper=paper, percent=True)
+    changes = [a - b for a, b in zip(first, second, strict=True)]
+    return Number(name, changes, paper=paper, percent=True, signed=True)
 
 
 def direction(change: Number) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ _KINDS: dict[str, type] = {
 def save(folder: Path, study: Study) -> Path:
     """Write the study, its page and its figures into `folder`, and return the page's path.
 
-    Figures of a study that was there before are removed. Raises `EquipoiseError` if it cannot be written.
+    Figures of the study that was there before are removed, other pictures stay. Raises `EquipoiseError` if it cannot be
+    written.
     """
     pictures = {f"{picture.name}.png": draw(picture) for picture in study.findings.pictures}
     arrays: dict[str, np.ndarray] = {}
@@ -38,14 +39,22 @@ def save(folder: Path, study: Study) -> Path:
     content = buffer.getvalue()
     record = {"schema": SCHEMA, "arrays": hashlib.sha256(content).hexdigest(), **body}
     text = json.dumps(record, indent=1) + "\n"
-    for old in (folder / "study.json", *folder.glob("*.png")):
-        old.unlink(missing_ok=True)
+    for old in ("study.json", *_figures(folder)):
+        (folder / old).unlink(missing_ok=True)
     for name, png in pictures.items():
         write_atomically(folder / name, png)
     write_atomically(folder / "study.npz", content)
     write_atomically(folder / "index.html", page(study).encode())
     write_atomically(folder / "study.json", text.encode())
     return folder / "index.html"
+
+
+def _figures(folder: Path) -> list[str]:
+    """The files of the figures of the study in `folder`; none if there is no study, or none that can be read."""
+    try:
+        return [f"{picture.name}.png" for picture in load(folder).findings.pictures]
+    except EquipoiseError:
+        return []
 
 
 def load(folder: Path) -> Study:
@@ -94,7 +103,7 @@ def _below(name: str, part: str) -> str:
 
 
 def _lively(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The inverse of `_plain`."""
+    """The inverse of `_plain`; a field that an older record lacks has its default."""
     if isinstance(value, list):
         return [_lively(v, arrays) for v in value]
     if not isinstance(value, dict):
@@ -103,7 +112,11 @@ def _lively(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         return arrays[value["array"]]
     inner = {k: _lively(v, arrays) for k, v in value.items()}
     cls = _KINDS.get(str(inner.get("kind")))
-    if cls is None or inner.keys() != {"kind", *(f.name for f in fields(cls))}:
+    if cls is None:
+        return inner
+    known = {"kind"} | {f.name for f in fields(cls)}
+    needed = {"kind"} | {f.name for f in fields(cls) if f.default is f.default_factory is MISSING}
+    if not needed <= inner.keys() <= known:
         return inner
     del inner["kind"]
     return cls(**{k: tuple(v) if k == "extent" else v for k, v in inner.items()})
