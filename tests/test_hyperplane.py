@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, linprog
 
 from equipoise import hyperplane
-from equipoise.geometry import Box
+from equipoise.geometry import EVERYWHERE, Box
 from equipoise.hyperplane import move_onto
 
 NORMS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
@@ -76,6 +76,15 @@ def test_agrees_with_a_generic_solver(norm, few, monkeypatch):
         best = [shortest(x[i], w[i], float(wanted[i]) * (1 - 1e-9), norm) for i in range(len(x))]
         assert torch.allclose(length, torch.tensor(best, dtype=length.dtype), atol=1e-6)
         assert int((wanted.abs() < rise.abs()).sum()) >= 2 and int((wanted == rise).sum()) >= 10
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_a_box_it_is_the_gap_in_the_dual_norm(norm):
+    x, w, rise = (v[:-1] for v in rows(5))
+    dual = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}[norm]
+    move = move_onto(x, w, rise, norm, EVERYWHERE)
+    assert torch.allclose((w * move).sum(1), rise, atol=1e-12)
+    assert torch.allclose(move.norm(NORMS[norm], dim=1), rise.abs() / w.norm(dual, dim=1), atol=1e-12)
 
 
 @given(

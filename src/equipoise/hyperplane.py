@@ -12,6 +12,8 @@ goes towards `b`, and the missing amount `c = |b - w·x|`, the lengths of the co
 and L2 t is found without a sort (`equipoise.filling`).
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +35,8 @@ def move_onto(x: Rows, w: Rows, rise: Float[Tensor, " batch"], norm: str, box: B
         sign = w.sign().mul_(rise.sign()[:, None])
         up = (box.high - x).mul_(sign)
         room = torch.maximum(up, (box.low - x).mul_(sign), out=up).clamp_min_(0)
+        if math.isinf(box.high - box.low):
+            room.nan_to_num_(0.0, math.inf)  # a weight of 0 moves nowhere, walls or not
         # In units of the largest weight: the square of a weight near 1e-30 is zero in float32.
         a = w.abs()
         largest = a.amax(1, keepdim=True).clamp_min_(torch.finfo(w.dtype).tiny)
@@ -49,7 +53,7 @@ def move_onto(x: Rows, w: Rows, rise: Float[Tensor, " batch"], norm: str, box: B
 def _fill(a: Rows, room: Rows, missing: Column, count: int) -> Rows:
     """Lengths that fill the rooms in descending order of `a` until `Σ a·length = missing`; `count` of them at first."""
     weight, order = torch.where(room > 0, a, 0.0).topk(count, 1)
-    limit = room.gather(1, order)
+    limit = torch.minimum(room.gather(1, order), missing / weight)  # without walls, what is missing
     gain = weight * limit
     total = gain.cumsum(1)
     left = missing - (total - gain)
