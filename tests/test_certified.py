@@ -293,6 +293,20 @@ def test_the_network_in_float32_stays_within_bounds_that_the_exact_one_would_bre
     assert ((upper - lower) > 2 * (net(x).double() - exact).abs()).all()
 
 
+@pytest.mark.parametrize("norm", EPS)
+def test_the_region_holds_every_point_that_the_ball_accepts(norm):
+    ball, x = Ball(norm, 0.25), 0.3 + 0.4 * points(8, 10)
+    way = torch.randn(8, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    way = {"linf": way.sign(), "l2": way, "l1": F.one_hot(way.argmax(1), 10).double()}[norm]  # where -way is smallest
+    unit = way / way.norm(NORMS[norm].order, dim=1, keepdim=True)
+    z = x.double() + (ball.eps + 0.9 * 2**-23) * unit
+    assert ball.contains(z, x.double()).all() and (ball.distance(z, x.double()) > ball.eps).all()
+    region = Region.of(x, torch.full((8,), ball.eps, dtype=torch.float64), norm, ball.box)
+    assert (region.minimum(-way, torch.arange(8)) <= -(way * z).sum(1)).all()
+    lower, upper = region.interval()
+    assert (lower <= z).all() and (z <= upper).all()
+
+
 def test_bounds_are_rounded_outwards():
     lower, upper = bounds(nn.Linear(3, 2).double(), points(40, 3, dtype=torch.float64), Ball("linf", 0.1))
     assert lower.dtype == upper.dtype == torch.float64
