@@ -14,6 +14,7 @@ from equipoise.nets import build
 from equipoise.objectives import mutual_information
 from equipoise.predictive import Ensemble, Single, frozen_weights, with_module
 from equipoise.rng import Streams
+from equipoise.spaces import Latent
 from equipoise.training import Recipe, build_model, fit
 from equipoise.types import Prediction
 
@@ -144,6 +145,39 @@ def test_averaged_weights_make_the_same_kind_of_model():
     first, second = Ensemble(nets()), Ensemble(nets(4)[1:])
     moved = with_module(first, second.module)
     assert isinstance(moved, Ensemble) and torch.equal(moved.draw()(X).logits, second.draw()(X).logits)
+
+
+def test_batch_norm_in_train_mode_is_computed_one_after_the_other():
+    """Predictions and running statistics, where vmap would stop."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        members = [
+            nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+            for _ in range(2)
+        ]
+    side, plain = (Ensemble(copy.deepcopy(members), vectorize=v) for v in (True, False))
+    attack = udp(0.1, 0.05, 2, mode="train")
+    streams = Streams.of(0, torch.arange(9))
+    assert torch.equal(attack.perturb(side, X, Y, streams), attack.perturb(plain, X, Y, streams))
+    mine, theirs = side.module.state_dict(), plain.module.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    attack = udp(0.1, 0.05, 2)
+    assert torch.allclose(attack(side, X, Y).x, attack(plain, X, Y).x, atol=1e-4)
+
+
+def test_members_whose_codes_differ_in_shape_are_refused_together():
+    model = Ensemble([*nets(1), build("mlp", (1, 8, 8), 3, widths=(4,))])
+    with pytest.raises(EquipoiseError, match=r"codes at 'fc1' have different shapes, \(\d+,\) and \(4,\): perturb"):
+        udp(0.1, 0.05, 3, space=Latent("fc1"))(model, X, Y)
+
+
+def test_in_l2_the_members_share_one_ball():
+    model = Ensemble(nets())
+    found = pgd(0.1, 0.05, 5, "l2", space=Latent("fc1"))(model, X, Y)
+    encoder, _ = model.split("fc1")
+    moved = found.x - encoder(X).detach()
+    together, each = moved.flatten(1).norm(dim=1), moved.flatten(2).norm(dim=2)
+    assert torch.allclose(together, torch.full((9,), 0.1), atol=1e-5) and each.max() < 0.1
 
 
 def test_bad_ensembles_are_refused():

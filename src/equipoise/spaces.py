@@ -44,8 +44,10 @@ class Latent:
     """The output of a layer: `C(E(x) + δ)`, the network split into an encoder E, which ends with that layer, and a
     classifier C, trained together (U, Eq. ERM-P; T, Sec. 5.2).
 
-    Ball, box and distances are in units of the layer's output. Of an ensemble every member has a code of its own.
-    Raises `EquipoiseError` for a network that cannot be split (see `equipoise.nets.split`) and an unknown layer.
+    Ball, box and distances are in units of the layer's output. Of an ensemble every member has a code of its own, and
+    all of them together are one point: in L2 and L1 the members share one ball, `‖(δ_1, ..., δ_M)‖ <= eps`, in Linf
+    each has its own. Raises `EquipoiseError` for a network that cannot be split (see `equipoise.nets.split`), an
+    unknown layer, and members whose codes have different shapes.
     """
 
     layer: str
@@ -61,7 +63,8 @@ class Latent:
 
     def leave(self, origin: Points, point: Points) -> Points:
         """The perturbation `δ` alone: the network that is trained has other codes than the one that stood still, where
-        its mode or its weights are others."""
+        its mode or its weights are others.
+        """
         return point - origin
 
     def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:

@@ -213,7 +213,8 @@ class Place:
     """Where a perturbation in a latent space lives."""
 
     latent: str
-    """The layer whose output is perturbed, such as fc1 of a lenet; the ball is in its units."""
+    """The layer whose output is perturbed, such as fc1 of a lenet; the ball is in its units. In L2 and L1 the members of
+    an ensemble share one ball."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Ensemble:
     outputs: Literal["logits", "probabilities"] = "logits"
     """What the members return."""
     vectorize: bool | None = None
-    """True computes the members side by side whatever they are made of, False never; None decides by what they are."""
+    """True computes the members side by side whatever they are made of, False never; None decides by what they are.
+    While batch statistics are being averaged, in train mode, members are always computed one after the other."""
     stacked: bool = False
     """Whether every member has an input of its own: batches of shape (batch, members, ...)."""
 
@@ -89,12 +90,13 @@ class Ensemble:
         """The members' encoders, whose codes (batch, members, ...) lie side by side, and the rest as an ensemble."""
         pairs = [split(member, layer) for member in self.module]
         rest = nn.ModuleList([classifier for _, classifier in pairs])
-        return _SideBySide([encoder for encoder, _ in pairs]), Ensemble(
-            rest, self.outputs, self.vectorize, stacked=True
-        )
+        encoders = _SideBySide([encoder for encoder, _ in pairs], layer)
+        return encoders, Ensemble(rest, self.outputs, self.vectorize, stacked=True)
 
     @property
     def _side_by_side(self) -> bool:
+        if any(m.training and getattr(m, "track_running_stats", False) for m in self.module.modules()):
+            return False  # vmap has no place for the running statistics of all members
         if self.vectorize is not None:
             return self.vectorize
         on_cpu = all(weight.device.type == "cpu" for weight in self.module.parameters())
@@ -129,12 +131,19 @@ class Ensemble:
 class _SideBySide(nn.Module):
     """Several encoders of the same batch: their codes as (batch, members, ...)."""
 
-    def __init__(self, encoders: Sequence[nn.Module]) -> None:
+    def __init__(self, encoders: Sequence[nn.Module], layer: str) -> None:
         super().__init__()
-        self.encoders = nn.ModuleList(encoders)
+        self.encoders, self.layer = nn.ModuleList(encoders), layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([encoder(x) for encoder in self.encoders], 1)
+        codes = [encoder(x) for encoder in self.encoders]
+        shapes = dict.fromkeys(tuple(code.shape[1:]) for code in codes)
+        require(
+            len(shapes) == 1,
+            f"the members' codes at {self.layer!r} have different shapes, {' and '.join(map(str, shapes))}: perturb "
+            "members of different widths in the input, or at a layer where they agree.",
+        )
+        return torch.stack(codes, 1)
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
