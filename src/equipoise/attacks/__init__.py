@@ -4,9 +4,13 @@ from equipoise.ascent import Ascent
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.attack import Attack
 from equipoise.attacks.autoattack import Chain, autoattack, cascade, fitted
+from equipoise.attacks.bg import BG, bg
+from equipoise.attacks.deepfool import DeepFool, deepfool
 from equipoise.attacks.fab import FAB, fab
+from equipoise.attacks.fmn import FMN, fmn
 from equipoise.attacks.gradient import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
 from equipoise.attacks.minimal import Bisected, minimal_l2
+from equipoise.attacks.nearest import Nearest, margin_attack, nearest, share_won
 from equipoise.attacks.presets import adaptive, cw_k, fgsm_k, pgd_k, pgd_l2
 from equipoise.attacks.random_search import RandomSearch, random_search
 from equipoise.attacks.square import Square, square
@@ -15,11 +19,15 @@ from equipoise.perturbed import Perturbed
 
 __all__ = [
     "ATTACKS",
+    "BG",
     "FAB",
+    "FMN",
     "Ascent",
     "Attack",
     "Bisected",
     "Chain",
+    "DeepFool",
+    "Nearest",
     "Perturbed",
     "RandomSearch",
     "Square",
@@ -28,20 +36,26 @@ __all__ = [
     "apgd",
     "apgd_t",
     "autoattack",
+    "bg",
     "cascade",
     "cw",
     "cw_k",
+    "deepfool",
     "fab",
     "fgsm",
     "fgsm_k",
     "fitted",
+    "fmn",
+    "margin_attack",
     "minimal_l2",
     "named",
+    "nearest",
     "pgd",
     "pgd_k",
     "pgd_l2",
     "r_fgsm",
     "random_search",
+    "share_won",
     "square",
     "targeted",
     "trades",

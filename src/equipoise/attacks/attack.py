@@ -45,3 +45,13 @@ class Wrapped(Protocol):
     def attack(self) -> Attack:
         """The other one."""
         ...
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """An attack made of several."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parts, to which `Perturbed.part` is an index."""
+        ...

@@ -11,7 +11,8 @@ from jaxtyping import Int
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from equipoise.attacks import Chain, fitted
+from equipoise.attacks import fitted
+from equipoise.attacks.attack import Composite
 from equipoise.errors import require
 from equipoise.evaluation.suites import Attack, Suite
 from equipoise.evaluation.verify import predict, verify_outcome
@@ -220,7 +221,7 @@ def _run(
     begin = time.perf_counter()
     correct, prediction = clean == y, clean.clone()
     distance = torch.where(correct, torch.inf, 0.0).double()
-    names = attack.names if isinstance(attack, Chain) else (name,)
+    names = attack.names if isinstance(attack, Composite) else (name,)
     winner: list[str | None] = [None if right else "clean" for right in correct.tolist()]
     iteration: list[int | None] = [None if right else 0 for right in correct.tolist()]
     queries = torch.ones_like(y)
