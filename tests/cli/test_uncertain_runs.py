@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from equipoise.cli import main
+from equipoise.data import Dataset
 from equipoise.errors import EquipoiseError
 from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout
 from equipoise.records import Run, load
@@ -64,8 +65,25 @@ def test_gaussian_processes_on_features(here, capsys):
     assert train("--net", "fc-resnet", "--inducing", 12, "--net-option", "features=16", "--lr", 0.02) == 0
     model, run = load_run("r")
     assert isinstance(model, DeepKernelGP) and len(model.module.gp.inducing) == 12 and run.net["inducing"] == 12
-    assert "each cross-entropy" in run.method["sum"] and "KL(q||p)/200" in run.method["sum"]
+    assert "each cross-entropy" in run.method["sum"] and "KL(q||p)/180" in run.method["sum"], "a tenth is held out"
     assert "pgd5" in checked_by_verify(capsys)
+
+
+def test_a_gaussian_process_starts_without_the_samples_held_out(here, monkeypatch):
+    """From the samples that `fit` then trains on, whatever the seed and the share."""
+    started, trained = [], []
+    start, split = DeepKernelGP.start_from, Dataset.split_validation
+
+    def splits(data, size, seed=0):
+        trained.append(split(data, size, seed)[0].x)
+        return split(data, size, seed)
+
+    monkeypatch.setattr(Dataset, "split_validation", splits)
+    monkeypatch.setattr(DeepKernelGP, "start_from", lambda model, x, seed: (started.append(x), start(model, x, seed)))
+    words = ["--net", "fc-resnet", "--inducing", 5, "--net-option", "features=8", "--seed", 3, "--validation", 0.3]
+    assert train(*words, "--epochs", 1) == 0
+    assert len(started[0]) == 140 and torch.equal(started[0], trained[-1])
+    assert "KL(q||p)/140" in load_run("r")[1].method["sum"]
 
 
 def test_a_factory_may_return_an_ensemble(here, capsys):
@@ -123,7 +141,7 @@ def test_a_killed_run_of_an_ensemble_resumes_to_the_same_weights(here, monkeypat
         (["--dropout-samples", "-1"], "udp", "dropout_samples = -1"),
         (["--dropout-samples", "2"], "udp", "has no dropout layer"),
         (["--net", "fc-resnet"], "udp", "returns features, not logits: ask for inducing points"),
-        (["--inducing", "5"], "udp", "how many features a MLP returns is not known"),
+        (["--inducing", "5"], "udp", "need a network that returns features, fc-resnet or wide-resnet-features"),
         (["--inducing", "5", "--members", "2"], "udp", "exclude each other"),
         (["--uncertainty", "mutual_information"], "udp", "compares members, the model has 1"),
         (["--latent", "fc7"], "ls-udp", "unknown layer 'fc7'"),

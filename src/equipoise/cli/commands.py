@@ -31,7 +31,7 @@ from equipoise.evaluation import evaluate_run
 from equipoise.predictive import DeepKernelGP, Ensemble, as_predictive, kl_to_prior
 from equipoise.records import Run
 from equipoise.records import load as load_record
-from equipoise.training import build_model, fit
+from equipoise.training import build_model, fit, training_split
 
 _FILES = ("run.json", "metrics.jsonl", "*.safetensors", "generator.png", "evaluation*.json", "samples.npz")
 
@@ -74,8 +74,9 @@ def train(options: Train, command: str) -> None:
     net = _net_record(options, data)
     model = build_model(net)
     if isinstance(model, DeepKernelGP):
-        method = method.apart(total=False).penalised(1.0, kl_to_prior(len(data.train)))
-        model.start_from(data.train.x, recipe.seed)
+        held_in, _ = training_split(data, recipe)
+        method = method.apart(total=False).penalised(1.0, kl_to_prior(len(held_in)))
+        model.start_from(held_in.x, recipe.seed)
     elif isinstance(model, Ensemble) and not options.together:
         method = method.apart()
     out = options.out or Path("runs", f"{record['name']}-{data.name}-{recipe.seed}")

@@ -213,7 +213,8 @@ def _randomised(case: _Case) -> Flag | None:
     return Flag(
         "randomised model",
         f"logits change by up to {largest:.2g} between calls, on {moved} of {case.n} samples",
-        "attack the average over draws (expectation over transformation, attack `rand`) and report the mean over draws",
+        "attack the average over draws (expectation over transformation, attack `autoattack-rand`) and report the mean "
+        "over draws",
     )
 
 

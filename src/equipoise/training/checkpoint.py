@@ -127,6 +127,11 @@ def build_model(net: Mapping[str, Any]) -> "nn.Module | Predictive":
     if inducing:
         extractor = one(0)
         features = getattr(getattr(extractor, "net", extractor), "features", None)
+        require(
+            isinstance(features, int),
+            f"inducing points need a network that returns features, {' or '.join(nets.extractors())}, or one of your "
+            f"own that names their number as .features; net {net['name']!r} does not.",
+        )
         return DeepKernelGP(DeepKernelGPModule(extractor, net["classes"], inducing, features))
     if members > 1:
         return Ensemble([one(member) for member in range(members)])

@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from equipoise.ascent import Ascent
 from equipoise.attacks import fgsm, pgd
-from equipoise.data import Dataset, crop_and_flip
+from equipoise.data import Dataset, Split, crop_and_flip
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.geometry import Ball
 from equipoise.nets import count_parameters
@@ -224,6 +224,11 @@ def fit(
     return _train(job, Fabric(accelerator=kind, devices=1, precision=precision))
 
 
+def training_split(data: Dataset, recipe: Recipe) -> tuple[Split, Split]:
+    """The samples that `fit` trains on with this recipe, and those that it holds out for validation."""
+    return data.split_validation(recipe.validation, seed=fold(recipe.seed, _SPLIT))
+
+
 def _parallel(start: Literal["popen", "spawn"]) -> DDPStrategy:
     """Gradients averaged over processes; a network may have parameters that its outputs do not use."""
     return DDPStrategy(start_method=start, find_unused_parameters=True)
@@ -273,7 +278,7 @@ class _Training:
         module = self.predictive.module
         if self.recipe.channels_last:
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        train, valid = job.data.split_validation(self.recipe.validation, seed=fold(self.recipe.seed, _SPLIT))
+        train, valid = training_split(job.data, self.recipe)
         few = slice(0, self.recipe.valid_examples)
         self.train, self.valid = train.to(fabric.device), valid[few].to(fabric.device)
         module.to(fabric.device)
