@@ -1,6 +1,8 @@
 """Distances to the boundary against closed forms on linear models and a scan of all directions in the plane."""
 
 import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.evaluation import evaluate, verify_outcome
 from equipoise.geometry import EVERYWHERE, Ball, Box
 from equipoise.objectives import cross_entropy, margin
+from equipoise.perturbed import Goal, Perturbed, admit, confirmed
 from equipoise.spaces import Latent
 
 STEP = 0.02
@@ -127,6 +130,46 @@ def test_any_attack_comes_back_to_where_its_segment_crosses(norm, eps):
     assert torch.equal(near.x[~s], far.x[~s]) and torch.equal(near.evaluations[~s], far.evaluations[~s])
     assert torch.equal(near.evaluations[s], far.evaluations[s] + 16 + 30 + 1)
     assert torch.equal(near.distance, Ball(norm, eps).distance(near.x, x))
+
+
+class Stripes(nn.Module):
+    """Class 1 where the first coordinate lies in (0.3, 0.4), (0.5, 0.6) or beyond 0.75, else class 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = torch.stack([x[:, 0] - edge for edge in (0.3, 0.4, 0.5, 0.6, 0.75)], 1).prod(1)
+        return torch.stack([-side, side], 1)
+
+
+@dataclass(frozen=True)
+class Far:
+    """Moves the first coordinate to 0.8."""
+
+    geometry: Ball = Ball("l2", math.inf)
+
+    def settings(self) -> dict[str, Any]:
+        return {"attack": "far", "geometry": asdict(self.geometry)}
+
+    def __call__(self, model: Any, x: Tensor, y: Tensor | None = None, **options: Any) -> Perturbed:
+        case = admit(model, x, y, self.geometry)
+        none = torch.zeros(len(x), dtype=torch.int64)
+        far = torch.cat([torch.full_like(x[:, :1], 0.8), x[:, 1:]], 1)
+        goal = Goal(none)
+        return confirmed(case.predictive, self.geometry, goal, x, far, case.streams, evaluations=none, iteration=none)[
+            0
+        ]
+
+
+def test_the_first_of_several_crossings_and_how_many_there_were():
+    """On the way from 0.8 back to 0.1 the class changes five times; plain bisection ends at the farthest change."""
+    x = torch.tensor([[0.1, 0.2], [0.45, 0.3], [0.65, 0.1]], dtype=torch.float64)
+    y = torch.zeros(3, dtype=torch.int64)
+    for labels in (y, None):
+        found = Bisected(Far())(Stripes(), x, labels)
+        assert found.success.all() and found.crossings.tolist() == [5, 3, 1]
+        assert torch.allclose(found.distance, torch.tensor([0.2, 0.05, 0.1], dtype=torch.float64), atol=1e-6)
+    blind = Bisected(Far(), looks=1)(Stripes(), x, y)
+    assert blind.distance[0] == pytest.approx(0.65, abs=1e-5) and blind.crossings.tolist() == [1, 1, 1]
+    assert not Far()(Stripes(), x, y).crossings.any()
 
 
 def test_what_is_wrong_already_is_at_distance_0():
