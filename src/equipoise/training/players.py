@@ -56,7 +56,7 @@ class Seat:
 
     def finish_epoch(self) -> dict[str, float]:
         """The means over the epoch, by `NAME_...`; and the next picture is taken."""
-        totals = {name: float(total) for name, total in self._totals().items()}
+        totals = {name: float(total) for name, total in sorted(self._totals().items())}
         n = totals.pop("n")
         self.sums = {}
         self.pictures.append(_quantised(self.player.show(self.inputs)))
