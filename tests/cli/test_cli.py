@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import equipoise
 from equipoise import records
@@ -33,6 +34,7 @@ from equipoise.cli.options import (
     parse,
 )
 from equipoise.errors import EquipoiseError, EquipoiseWarning
+from equipoise.generators import Manifold
 from equipoise.records import Evaluation, Run, load
 
 FACTORY = """
@@ -135,6 +137,7 @@ def test_every_command_as_documented_is_understood():
 BALL = {"eps", "norm", "mode"}
 CLIMB = {*BALL, "step_size", "steps", "step_schedule"}
 LOSS = {"entropy_weight", "smoothing"}
+MANIFOLD = {"manifold", "manifold_epochs", "codes"}
 OWN = {
     "standard": LOSS,
     "adp": {"entropy_weight", "diversity_weight"},
@@ -152,6 +155,9 @@ OWN = {
     "udpr": {*CLIMB, *LOSS, "uncertainty", "weight"},
     "trades": {*CLIMB, *LOSS, "beta", "divergence"},
     "udp-trades": {*CLIMB, *LOSS, "uncertainty", "beta", "divergence"},
+    "hein": {*LOSS, "weight", "directions"},
+    "r4": {*LOSS, *MANIFOLD, "weight", "samples", "sigma", "radii"},
+    "on-manifold": {*CLIMB, *LOSS, *MANIFOLD},
     "ls-pgd": {*CLIMB, *LOSS, "latent"},
     "ls-udp": {*CLIMB, *LOSS, "latent", "uncertainty"},
     "ls-udpr": {*CLIMB, *LOSS, "latent", "uncertainty", "weight"},
@@ -200,6 +206,7 @@ def test_a_regularised_method_is_the_method_with_a_weight(typed, spelled_out):
 def test_the_default_steps_are_those_of_the_library():
     for name, function in METHODS.items():
         options = ({"eps": 0.1} if "eps" in OWN[name] else {}) | ({"layer": "fc1"} if "latent" in OWN[name] else {})
+        options |= {"manifold": Manifold(nn.Identity(), nn.Identity())} if "manifold" in OWN[name] else {}
         assert str(build_method(parse(["train", name, *needed(name)]).method)) == str(function(**options))
 
 

@@ -9,10 +9,12 @@ from equipoise import nets
 from equipoise.cli.auditing import audit
 from equipoise.cli.display import TrainingProgress, evaluation_progress, say
 from equipoise.cli.evaluating import evaluate, merge_records, show, verify
+from equipoise.cli.manifolds import PICTURE, manifold_of_run, named_manifold
 from equipoise.cli.options import (
     Audit,
     Command,
     Evaluate,
+    Learned,
     Merge,
     Report,
     Study,
@@ -31,9 +33,10 @@ from equipoise.evaluation import evaluate_run
 from equipoise.predictive import DeepKernelGP, Ensemble, as_predictive, kl_to_prior
 from equipoise.records import Run
 from equipoise.records import load as load_record
-from equipoise.training import build_model, fit, training_split
+from equipoise.terms import Method
+from equipoise.training import MANIFOLD_FILE, build_model, fit, training_split
 
-_FILES = ("run.json", "metrics.jsonl", "*.safetensors", "generator.png", "evaluation*.json", "samples.npz")
+_FILES = ("run.json", "metrics.jsonl", "*.safetensors", "generator.png", PICTURE, "evaluation*.json", "samples.npz")
 
 
 def run(options: Command, command: str) -> None:
@@ -74,24 +77,28 @@ def train(options: Train, command: str) -> None:
     net = _net_record(options, data)
     model = build_model(net)
     if isinstance(model, DeepKernelGP):
-        held_in, _ = training_split(data, recipe)
-        method = method.apart(total=False).penalised(1.0, kl_to_prior(len(held_in)))
-        model.start_from(held_in.x, recipe.seed)
-    elif isinstance(model, Ensemble) and not options.together:
-        method = method.apart()
+        model.start_from(training_split(data, recipe)[0].x, recipe.seed)
+    learned: Learned | None = getattr(options.method, "learned", None)
+    named = None if learned is None else named_manifold(learned, data)
     out = options.out or Path("runs", f"{record['name']}-{data.name}-{recipe.seed}")
     if is_main_process():
         _claim(out, options)
     count = f"{options.members} x {net['name']}" if options.members > 1 else net["name"]
     size = f"{count}, {nets.count_parameters(as_predictive(model).module):,} parameters"
     say(f"{record['name']} on {data.name}, {len(data.train)} samples; {size}")
+    if learned is not None:
+        sigma = record.get("sigma", 0.06)
+        manifold = manifold_of_run(learned, named, data, recipe, out, sigma)
+        method = build_method(options.method, manifold)
+        record = {key: value for key, value in record.items() if key not in ("manifold_epochs", "codes")}
+        record["manifold"] = str(manifold)
     fit(
-        method,
+        _suited(method, model, data, options),
         model,
         data,
         recipe,
         out=out,
-        resume=options.resume,
+        resume=options.resume and (out / "run.json").exists(),
         method_record=record,
         net_record=net,
         command=command,
@@ -111,6 +118,14 @@ def train(options: Train, command: str) -> None:
         )
         show(*evaluations)
     say(f"wrote {out}; next: {shlex.join(['equipoise', 'report', str(out), '--out', 'report.html'])}")
+
+
+def _suited(method: Method, model: object, data: Dataset, options: Train) -> Method:
+    """The method as that kind of model needs it."""
+    if isinstance(model, DeepKernelGP):
+        held_in, _ = training_split(data, options.recipe)
+        return method.apart(total=False).penalised(1.0, kl_to_prior(len(held_in)))
+    return method.apart() if isinstance(model, Ensemble) and not options.together else method
 
 
 def _net_record(options: Train, data: Dataset) -> dict[str, Any]:
@@ -142,7 +157,10 @@ def _claim(out: Path, options: Train) -> None:
     require(not (options.resume and options.overwrite), "--resume and --overwrite exclude each other: choose one.")
     require(not out.exists() or out.is_dir(), f"--out {out} is a file: expected a directory, which may not exist yet.")
     if not (out / "run.json").exists():
-        require(not options.resume, f"there is no run in {out} to resume: start it without --resume.")
+        begun = (out / MANIFOLD_FILE).exists()  # interrupted while its manifold was trained
+        require(begun or not options.resume, f"there is no run in {out} to resume: start it without --resume.")
+        if begun and options.overwrite:
+            (out / MANIFOLD_FILE).unlink()
         return
     if not (options.resume or options.overwrite):
         found = load_record(out / "run.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
+from torch import nn
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg, subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
@@ -17,8 +18,10 @@ from equipoise import methods
 from equipoise.attacks.gradient import usual_step_size
 from equipoise.cli.studying import Study
 from equipoise.errors import EquipoiseError, unknown
+from equipoise.generators import Manifold
 from equipoise.geometry import NormName
 from equipoise.objectives import Divergence, regularised
+from equipoise.penalties import Radii
 from equipoise.steps import StepSize, Triangular
 from equipoise.terms import Method
 from equipoise.training import Recipe, load_generator
@@ -171,6 +174,63 @@ class Mixed:
     """Number of steps."""
     clean_share: float = 0.5
     """Share of the clean loss."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A clean loss, and a penalty on logits that move apart fast."""
+
+    name: Suppress[str]
+    """Which method."""
+    weight: float = 0.01
+    """Weight of the penalty."""
+    directions: int = 0
+    """Random directions by which the penalty is estimated, at less cost; 0 computes it exactly."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The data manifold, an auto-encoder that is trained first and kept in the run."""
+
+    manifold: str | None = None
+    """A manifold that was trained before: its manifold.safetensors, or the run that holds it."""
+    manifold_epochs: int = 10
+    """Epochs of its training."""
+    codes: int = 16
+    """Numbers in a code."""
+
+
+@dataclass(frozen=True)
+class Agreeing:
+    """A clean loss, and the disagreement with samples of the data manifold nearby."""
+
+    name: Suppress[str]
+    """Which method."""
+    learned: Learned = Learned()
+    weight: float = 1.0
+    """Weight of the disagreement."""
+    samples: int = 10
+    """Samples for each input, and radii at which they are looked at."""
+    sigma: float = 0.06
+    """Deviation of the noise on an input's code."""
+    radii: Radii = "distances"
+    """Which radii: the distances of the samples, or uniform up to the diameter of the pixel cube."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A perturbation of several steps in the codes of the data manifold, in whose units the ball is."""
+
+    name: Suppress[str]
+    """Which method."""
+    perturbation: Perturbation
+    learned: Learned = Learned()
+    climb: Climb = Climb()
+    steps: int = 10
+    """Number of steps."""
     loss: Loss = Loss()
 
 
@@ -359,6 +419,9 @@ Choice = (
         UncertainDiverging,
         _named("udp-trades", UncertainDiverging, "The clean loss plus the divergence at the udp point."),
     ]
+    | Annotated[Smooth, _named("hein", Smooth, "Logits that do not move apart fast (cross-Lipschitz).")]
+    | Annotated[Agreeing, _named("r4", Agreeing, "Agreement with samples of the data manifold nearby.")]
+    | Annotated[Coded, _named("on-manifold", Coded, "pgd in the codes of the data manifold (Stutz).")]
     | Annotated[LatentIterated, _named("ls-pgd", LatentIterated, "pgd in a latent space.")]
     | Annotated[LatentUncertain, _named("ls-udp", LatentUncertain, "udp in a latent space.")]
     | Annotated[LatentWeighted, _named("ls-udpr", LatentWeighted, "udpr in a latent space.")]
@@ -381,6 +444,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "udpr": methods.udpr,
     "trades": methods.trades,
     "udp-trades": methods.udp_trades,
+    "hein": methods.hein,
+    "r4": methods.r4,
+    "on-manifold": methods.on_manifold_at,
     "ls-pgd": methods.ls_pgd,
     "ls-udp": methods.ls_udp,
     "ls-udpr": methods.ls_udpr,
@@ -422,9 +488,14 @@ def full_name(record: Mapping[str, Any]) -> str:
     return "-".join([*([] if name == "standard" and given else [name]), *given])
 
 
-def build_method(choice: Any) -> Method:
-    """The method with its hyper-parameters. Raises `EquipoiseError` for values out of range."""
+def build_method(choice: Any, manifold: Manifold | None = None) -> Method:
+    """The method with its hyper-parameters, on `manifold` if it needs one; without, just to see whether they are in
+    range. Raises `EquipoiseError` for values out of range.
+    """
     options = parameters(choice)
+    if "manifold" in options:
+        options = {name: value for name, value in options.items() if name not in ("manifold_epochs", "codes")}
+        options["manifold"] = manifold or Manifold(nn.Identity(), nn.Identity())
     name, steps = options.pop("name"), options.get("steps", 1)
     if options.pop("step_schedule", "constant") == "triangular":
         options["step_size"] = _triangular(name, options["eps"], options["step_size"], steps)
