@@ -184,7 +184,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
         tell("working", 0.5)
         return made_up().findings
 
-    monkeypatch.setitem(STUDIES, "toy", Entry("toy", "Does it run?", "U Fig 0", run))
+    monkeypatch.setitem(STUDIES, "toy", Entry("toy", "Does it run?", "U Fig 0", run, ("seeds", "limit")))
     return asked
 
 
@@ -215,12 +215,19 @@ def test_what_cannot_be_run_is_refused_before_anything_is_computed(
     assert all(name in refusal(name="x") for name in NAMES)
     assert "--seeds 0" in refusal(seeds=0) and "--limit 0" in refusal(limit=0)
     assert "--processes 0" in refusal(processes=0)
-    assert "for the capacity study, not for toy" in refusal(widths=(1, 2))
-    for widths in ((2, 1), (3,), (0, 1), (1, 1)):
-        assert "expected two or more whole numbers >= 1, in rising order" in refusal(name="capacity", widths=widths)
+    assert "the study toy has no use for --widths: leave it out" in refusal(widths=(1, 2))
+    assert "has no use for --data-root" in refusal(data_root=tmp_path)
+    for name in ("theorem", "lms5", "narrow-corridor", "two-distance", "due"):
+        for flag, value in (("data", "mnist"), ("limit", 5)):
+            assert f"the study {name} has no use for --{flag}" in refusal(name=name, **{flag: value})
+    assert "opposite-class has no use for --seeds" in refusal(name="opposite-class", seeds=2)
+    for widths in ((2, 1), (3,), (0, 1), (1, 1), (1, 13)):
+        message = refusal(name="capacity", widths=widths)
+        assert "expected two or more whole numbers from 1 to 12, in rising order" in message
     (tmp_path / "file").touch()
     assert "is a file" in refusal(out=tmp_path / "file")
     assert "holds no study" in refusal(out=tmp_path)
+    assert "cannot write into" in refusal(out=tmp_path / "file" / "below")
     save(tmp_path / "toy", made_up())
     assert "--overwrite" in refusal()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from equipoise.findings import Number
 from equipoise.studies import STUDIES, Options
-from equipoise.studies.theorem import Setting, algorithm, contraction, model
+from equipoise.studies.theorem import Setting, _verdict, algorithm, contraction, model
 
 ASK = Options(quick=True)
 
@@ -44,6 +45,26 @@ def test_udp_swaps_the_sides_only_where_both_points_have_reached_the_boundary() 
     for eps, arrived in ((0.9, 0.1), (3.0, 0.67)):
         swapped = algorithm("UDP", setting, 0.2, eps, seed=0)[1]
         assert swapped.mean() < arrived**2 / 2 + 0.09
+
+
+def test_a_negative_seed_is_another_seed() -> None:
+    setting = Setting(few=20, steps=3)
+    assert not np.array_equal(*(algorithm("PGD", setting, 0.2, 1.0, seed)[0] for seed in (1, -1)))
+
+
+def test_the_verdict_says_what_was_simulated_and_what_one_repeat_cannot_say() -> None:
+    def verdict(*algorithm_1: float) -> str:
+        found = [Number("model", [1 - rate / 2 + d for d in (-0.01, 0.01)]) for rate in (0.05, 0.1, 0.2)]
+        off = Number("model", [0.7, 0.701])
+        return _verdict(
+            [*found, off, Number("Algorithm 1", algorithm_1), *(Number("swaps", [s]) for s in (0, 0.5, 0.1))]
+        )
+
+    near, far, alone = verdict(0.9, 0.91), verdict(0.9049, 0.9051), verdict(0.9)
+    assert "the proof's own equations" in near and "at 3 of 4 learning rates" in near
+    assert "Algorithm 1 itself" in near and "which holds the predicted 0.9" in near
+    assert "contracts by 0.9050" in far and "which leaves out the predicted 0.9" in far
+    assert alone.startswith("One repeat has no interval.") and "of 4" not in alone
 
 
 def test_the_study_measures_the_predicted_contraction() -> None:

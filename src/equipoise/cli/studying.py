@@ -3,19 +3,21 @@
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from equipoise.cli.display import duration, moving, say, share_progress
-from equipoise.errors import require, unknown
+from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.findings import Findings
 from equipoise.findings import Study as Record
+from equipoise.nets.lenet import WIDEST
 from equipoise.provenance import provenance
 from equipoise.report.figures import canvas
 from equipoise.report.studies import interval, mean
-from equipoise.studies import STUDIES, Options, save
+from equipoise.studies import STUDIES, Entry, Options, save
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,16 @@ def study(options: Study, command: str) -> None:
     require(options.limit is None or options.limit >= 1, f"--limit {options.limit}: expected at least one sample.")
     require(options.processes >= 1, f"--processes {options.processes}: expected at least one process.")
     require(
-        not options.widths or options.name == "capacity",
-        f"--widths is for the capacity study, not for {options.name}: leave it out.",
-    )
-    require(
         list(options.widths) == sorted({*options.widths})
-        and all(width >= 1 for width in options.widths)
+        and all(1 <= width <= WIDEST for width in options.widths)
         and len(options.widths) != 1,
-        f"--widths {' '.join(map(str, options.widths))}: expected two or more whole numbers >= 1, in rising order.",
+        f"--widths {' '.join(map(str, options.widths))}: expected two or more whole numbers from 1 to {WIDEST}, in "
+        "rising order.",
     )
     entry, out = STUDIES[options.name], options.out or Path("studies", options.name)
-    claim(out, options.overwrite)
+    refuse_unused(entry, options)
     canvas(1, 1)  # is matplotlib there?
+    claim(out, options.overwrite)
     asked = Options(**{f.name: getattr(options, f.name) for f in fields(Options)})
     say(f"{entry.name}: {entry.question} ({entry.source})")
     origin, began = provenance(options.seed, torch.device("cpu"), command), time.monotonic()
@@ -87,8 +87,19 @@ def study(options: Study, command: str) -> None:
     say(f"wrote {place} in {duration(seconds)}" + ("; a quick run proves nothing" if options.quick else ""))
 
 
+def refuse_unused(entry: Entry, options: Study) -> None:
+    """Raise `EquipoiseError` for options that the study would not look at."""
+    usual = {f.name: f.default for f in fields(Study)}
+    for name in ("seeds", "data", "data_root", "limit", "widths"):
+        flag = f"--{name.replace('_', '-')}"
+        require(
+            name in entry.takes or getattr(options, name) == usual[name],
+            f"the study {entry.name} has no use for {flag}: leave it out.",
+        )
+
+
 def claim(out: Path, overwrite: bool) -> None:
-    """See to it that `out` is free, or meant. Raises `EquipoiseError` otherwise."""
+    """See to it that `out` is free, or meant, and can be written. Raises `EquipoiseError` otherwise."""
     require(not out.exists() or out.is_dir(), f"--out {out} is a file: expected a directory, which may not exist yet.")
     holds_study = (out / "study.json").exists()
     require(
@@ -99,6 +110,12 @@ def claim(out: Path, overwrite: bool) -> None:
         not holds_study or overwrite,
         f"{out} already holds a study: add --overwrite to replace it, or choose another place with --out.",
     )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise EquipoiseError(f"cannot write into {out}: {error.strerror}; choose another place with --out.") from error
 
 
 def _table(findings: Findings) -> Table:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from equipoise.errors import require
 
+WIDEST = 12
+"""The largest `width` of a `LeNet`."""
+
 
 class LeNet(nn.Module):
     """LeNet for images of at least 12x12 pixels: conv5x5 (padding 2), pool, conv5x5, pool, three linear layers, ReLUs.
@@ -28,7 +31,7 @@ class LeNet(nn.Module):
     ) -> None:
         super().__init__()
         require(len(shape) == 3, f"lenet needs images (channels, height, width), got inputs of shape {tuple(shape)}.")
-        require(1 <= width <= 12, f"width of a lenet must be between 1 and 12, got {width}.")
+        require(1 <= width <= WIDEST, f"width of a lenet must be between 1 and {WIDEST}, got {width}.")
         require(min(*filters, *hidden) >= 1, f"filters {filters} and hidden {hidden} of a lenet must be at least 1.")
         channels, *size = shape
         # Each side: padding keeps it, pooling halves it, the second convolution takes 4, pooling halves it again.

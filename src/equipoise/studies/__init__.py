@@ -26,15 +26,21 @@ class Entry:
     """The figures or theorem it is about."""
     run: Callable[[Options, Tell], Findings]
     """Runs it."""
+    takes: tuple[str, ...] = ("seeds",)
+    """What it has a use for, of the fields of `Options` that not every study has: `seeds`, `data`, `data_root`,
+    `limit`, `widths`."""
 
 
-def _entry(name: str, question: str, source: str) -> Entry:
+_DATA = ("data", "data_root", "limit")
+
+
+def _entry(name: str, question: str, source: str, takes: tuple[str, ...] = ("seeds",)) -> Entry:
     """The study of the module of that name, which is imported when it is run."""
 
     def run(options: Options, tell: Tell) -> Findings:
         return import_module(f"equipoise.studies.{name.replace('-', '_')}").run(options, tell)
 
-    return Entry(name, question, source, run)
+    return Entry(name, question, source, run, takes)
 
 
 STUDIES: dict[str, Entry] = {
@@ -69,31 +75,37 @@ STUDIES: dict[str, Entry] = {
             "appearance",
             "What do images look like after many steps up the loss, and up the uncertainty?",
             "U Fig 15; T Fig 8",
+            ("seeds", *_DATA),
         ),
         _entry(
             "opposite-class",
             "How far from each training sample is the nearest one of another class?",
             "U Fig 2",
+            _DATA,
         ),
         _entry(
             "overfitting",
             "Does training with one step of perturbation collapse, and whose does?",
             "U Figs 13, 14; T Figs 3, 4, 9",
+            ("seeds", *_DATA),
         ),
         _entry(
             "capacity",
             "Does a larger network win back the clean accuracy that robust training costs?",
             "U Fig 5",
+            ("seeds", *_DATA, "widths"),
         ),
         _entry(
             "transfer",
             "Are features learned with uncertainty-driven perturbations more use on other data?",
             "U Table 4",
+            ("seeds", *_DATA),
         ),
         _entry(
             "entropy-weight",
             "How much uncertainty is good, with and without adversarial training?",
             "R Fig 3",
+            ("seeds", *_DATA),
         ),
     )
 }
