@@ -19,10 +19,12 @@ from equipoise.errors import EquipoiseError, require
 SCHEMA = 1
 
 
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson score interval of a proportion: `(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` (Wilson 1927).
 
-    `z` is the normal quantile, 1.96 for 95 %. Raises `EquipoiseError` for `n < 1` or `successes` outside `[0, n]`.
+    `z` is the normal quantile, 1.96 for 95 %. A sum of shares in [0, 1] may stand for the successes: its spread is at
+    most theirs, so that the interval is on the safe side. Raises `EquipoiseError` for `n < 1` or `successes` outside
+    `[0, n]`.
     """
     require(n >= 1, f"an interval needs at least one sample, got n = {n}.")
     require(0 <= successes <= n, f"successes = {successes} is not between 0 and n = {n}.")
@@ -103,6 +105,60 @@ class AttackResult:
 
 
 @dataclass(frozen=True)
+class CorruptionResult:
+    """What one corruption of the images did to a model, on the samples of an evaluation."""
+
+    corruption: str
+    """Name, e.g. `fog`."""
+    correct: Sequence[bool]
+    """Per sample, in the order of the data: classified correctly."""
+    prediction: Sequence[int]
+    """Per sample: the class predicted, in float32 and eval mode."""
+    source: str = ""
+    """Where the images come from: empty if they were made from the seed, else the SHA-256 of the published ones."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.correct)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples classified correctly, in [0, 1]."""
+        return sum(self.correct) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `accuracy`."""
+        return wilson(sum(self.correct), self.n)
+
+
+@dataclass(frozen=True)
+class MeanResult:
+    """The mean accuracy over several corruptions of the same samples."""
+
+    results: Sequence[CorruptionResult]
+    """One per corruption, at least one."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples; each counts once, with the share of the corruptions under which it is right."""
+        return self.results[0].n
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of the accuracies, in [0, 1]."""
+        return sum(sum(r.correct) for r in self.results) / (self.n * len(self.results))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `accuracy` for n samples, not n per corruption: what one sample withstands is no
+        independent news of what it withstands next.
+        """
+        return wilson(self.accuracy * self.n, self.n)
+
+
+@dataclass(frozen=True)
 class Flag:
     """A reason to doubt a number, with the figure that raised it."""
 
@@ -141,6 +197,13 @@ class Evaluation:
     """Position of each sample in the order of the evaluation; the rest belong to other shards."""
     images: Mapping[str, Any] = field(default_factory=dict)
     """File of the stored adversarial images, beside the record, and its SHA-256; empty if none were stored."""
+    corruptions: Sequence[CorruptionResult] = ()
+    """Accuracy on corrupted images of the same samples; empty if none were asked for."""
+
+    @property
+    def corrupted(self) -> MeanResult | None:
+        """The mean over the corruptions, None without any."""
+        return MeanResult(self.corruptions) if self.corruptions else None
 
 
 @dataclass(frozen=True)
@@ -179,13 +242,26 @@ _KINDS: dict[str, type[Record]] = {"evaluation": Evaluation, "run": Run}
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The record as JSON-ready data, with its kind, schema number, and each evaluation result's summary figures."""
+    """The record as JSON-ready data, with its kind, schema number, and each evaluation result's summary figures.
+
+    `corruptions` are there only if there are any, so that records without them stay as they always were.
+    """
     kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
     data = {"kind": kind, "schema": SCHEMA, **asdict(record)}
     if isinstance(record, Evaluation):
-        for entry, result in zip(data["results"], record.results, strict=True):
-            entry.update(n=result.n, accuracy=result.accuracy, interval=list(result.interval))
+        for name in ("results", "corruptions"):
+            for entry, result in zip(data[name], getattr(record, name), strict=True):
+                entry.update(figures(result))
+        if record.corrupted is None:
+            del data["corruptions"]
+        else:
+            data["corrupted"] = figures(record.corrupted)
     return data
+
+
+def figures(result: AttackResult | CorruptionResult | MeanResult) -> dict[str, Any]:
+    """What follows from the outcomes: `n`, `accuracy` and `interval`."""
+    return {"n": result.n, "accuracy": result.accuracy, "interval": list(result.interval)}
 
 
 def digest(evaluation: Evaluation) -> str:
@@ -213,7 +289,7 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     require(
         data.get("schema") == SCHEMA, f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}."
     )
-    body = {k: v for k, v in data.items() if k not in ("kind", "schema", "digest")}
+    body = {k: v for k, v in data.items() if k not in ("kind", "schema", "digest", "corrupted")}
     derived = ("n", "accuracy", "interval")
     try:
         body["provenance"] = Provenance(**body["provenance"])
@@ -222,6 +298,8 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
             body["results"] = [
                 AttackResult(**{k: v for k, v in r.items() if k not in derived}) for r in body["results"]
             ]
+            corruptions = [{k: v for k, v in r.items() if k not in derived} for r in body.get("corruptions", ())]
+            body["corruptions"] = tuple(CorruptionResult(**entry) for entry in corruptions)
         record = cls(**body)
     except (KeyError, TypeError, AttributeError) as error:
         raise EquipoiseError(f"{where} is not a complete {data['kind']} record: {error}.") from error
@@ -268,6 +346,14 @@ def _check(evaluation: Evaluation, where: str) -> None:
                 f"{where} is damaged: {name} of result {number} ({result.attack}) is not {what} for every sample.",
             )
         require(result.n > 0, f"{where}: result {number} ({result.attack}) covers no samples; evaluate again.")
+    for number, result in enumerate(evaluation.corruptions, 1):
+        columns = {name: _listed(getattr(result, name)) for name in ("correct", "prediction")}
+        require(
+            isinstance(result.corruption, str)
+            and isinstance(result.source, str)
+            and all(len(v) == evaluation.results[0].n and all(map(_PER_SAMPLE[k][1], v)) for k, v in columns.items()),
+            f"{where} is damaged: corruption {number} lacks a name, or an outcome for every sample.",
+        )
 
 
 def _listed(value: Any) -> Sequence[Any]:

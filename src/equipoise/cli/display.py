@@ -10,7 +10,7 @@ from rich.table import Table
 
 from equipoise.cli.processes import is_main_process
 from equipoise.evaluation import Progress as EvaluationProgress
-from equipoise.records import AttackResult, Evaluation
+from equipoise.records import AttackResult, CorruptionResult, Evaluation, MeanResult
 from equipoise.training import Progress
 
 _EVERY = 0.1  # seconds between two looks of the moving line
@@ -117,9 +117,23 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Table:
     return table
 
 
-def _with_interval(result: AttackResult) -> str:
+def _with_interval(result: AttackResult | CorruptionResult | MeanResult) -> str:
     low, high = result.interval
     return f"{result.accuracy:.1%}  [{low:.1%}, {high:.1%}]"
+
+
+def corrupted(evaluation: Evaluation) -> Table | None:
+    """Accuracy with its interval on each corruption and their mean; None if there are none (F, Table 3)."""
+    if evaluation.corrupted is None:
+        return None
+    table = Table()
+    table.add_column("corruption")
+    table.add_column("accuracy", justify="right")
+    for result in evaluation.corruptions:
+        table.add_row(result.corruption.replace("_", " "), _with_interval(result))
+    table.add_section()
+    table.add_row("mean", _with_interval(evaluation.corrupted))
+    return table
 
 
 def stages(evaluation: Evaluation) -> Table | None:

@@ -20,11 +20,12 @@ from torch import nn
 
 from equipoise import nets
 from equipoise.attacks import fitted, transfer
-from equipoise.cli.display import accuracies, evaluation_progress, say, stages
+from equipoise.cli.display import accuracies, corrupted, evaluation_progress, say, stages
 from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, parse
+from equipoise.corruptions import chosen, load_published
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
-from equipoise.evaluation import WORST, Progress, Shard, assess, audit, merge, radii, suite
+from equipoise.evaluation import WORST, Corruptions, Progress, Shard, assess, audit, merge, radii, suite
 from equipoise.evaluation.audit import fingerprint, read
 from equipoise.evaluation.evaluate import by_ball
 from equipoise.evaluation.flags import is_black_box
@@ -79,6 +80,7 @@ def evaluate(options: Evaluate, command: str) -> None:
     recorded = subject.recorded
     norm = norm_of(options.norm, recorded)
     attacks = _attacks(options, recorded, norm)
+    corruptions = _corruptions(options)
     out = options.out or _usual_place(options, recorded is not None, norm, shard)
     require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
     if options.robustbench is not None:
@@ -102,6 +104,7 @@ def evaluate(options: Evaluate, command: str) -> None:
             weights=weights,
             batch_size=options.batch_size,
             images=options.images,
+            corruptions=corruptions,
         )
         evaluation = _in_processes(options, out, command, what, progress)
     else:
@@ -121,6 +124,7 @@ def evaluate(options: Evaluate, command: str) -> None:
             images=options.images,
             shard=shard,
             reported=options.reported,
+            corruptions=corruptions,
         )
     show(evaluation)
     if options.robustbench is not None:
@@ -132,7 +136,7 @@ def evaluate(options: Evaluate, command: str) -> None:
 def _usual_place(options: Evaluate, trained: bool, norm: str, shard: Shard) -> Path:
     suffix = "-last" if options.weights == "last" else ""
     part = "" if shard.count == 1 else f"-{shard.number}of{shard.count}"
-    names = "-".join(dict.fromkeys(options.attacks)) or "clean"
+    names = "-".join(dict.fromkeys([*(options.attacks or ["clean"]), *options.corruptions]))
     inside = Path(options.target) / f"evaluation-{names}-{norm}{suffix}{part}.json"
     return inside if trained else Path(f"eval{part}.json")
 
@@ -164,6 +168,15 @@ def _attacks(options: Evaluate, recorded: Run | None, norm: str) -> Suite:
         ]
     require(not options.transfer_from or len(moved) > 0, "--transfer-from needs an attack that asks for gradients.")
     return by_ball([*own, *moved])
+
+
+def _corruptions(options: Evaluate) -> Corruptions | None:
+    """The corruptions that were asked for, with their published images if their folder was given."""
+    if not options.corruptions:
+        require(options.corruptions_root is None, "--corruptions-root needs --corruptions, such as mnist-c.")
+        return None
+    names, root = chosen(options.corruptions), options.corruptions_root
+    return Corruptions(names, None if root is None else load_published(root, names))
 
 
 def _from_here(progress: Progress) -> Progress:
@@ -269,7 +282,12 @@ def verify(options: Verify) -> None:
     )
     test = data.test.limit(told["n"])
     rows = torch.tensor(record.index or range(len(test)))
-    found = audit(options.record, subject.model, test.x.cpu()[rows], test.y.cpu()[rows])
+    corruptions = None
+    root = options.corruptions_root or (typed.corruptions_root if typed else None)
+    if root is not None and record.corruptions:
+        names = chosen([result.corruption for result in record.corruptions])
+        corruptions = Corruptions(names, load_published(root, names)).of(data, told["n"])
+    found = audit(options.record, subject.model, test.x.cpu()[rows], test.y.cpu()[rows], corruptions=corruptions)
     mismatches = [*found.mismatches, *(_unasked(typed, record, subject) if typed else ())]
     for mismatch in mismatches[:_SHOWN]:
         say(f"not true: {mismatch}")
@@ -321,6 +339,8 @@ def _unasked(typed: Evaluate, record: Evaluation, subject: Subject) -> list[str]
     told = [(r.attack, r.settings) for r in record.results if r.attack not in ("clean", WORST)]
     if _essence(asked) != _essence(told):
         return ["its attacks, with their settings, are not those that its command asks for."]
+    if [r.corruption for r in record.corruptions] != list(chosen(typed.corruptions) if typed.corruptions else ()):
+        return ["its corruptions are not those that its command asks for."]
     own = {"target": typed.target, "seed": typed.seed, "weights": typed.weights if recorded else "given"}
     has = {"target": record.target, "seed": record.provenance.seed, "weights": record.weights}
     return [f"its command asks for {key} {own[key]}, it has {has[key]}." for key in own if own[key] != has[key]]
@@ -348,6 +368,8 @@ def show(*evaluations: Evaluation) -> None:
     say(accuracies(evaluations))
     for evaluation in evaluations:
         if table := stages(evaluation):
+            say(table)
+        if table := corrupted(evaluation):
             say(table)
     for warning in dict.fromkeys(w for e in evaluations for w in e.warnings):
         say(f"note: {warning}")

@@ -609,6 +609,10 @@ class Evaluate:
     """Which part to compute, as i/n; `equipoise merge` puts the records of all n together."""
     processes: int = 1
     """Processes that share the work, each a shard; the record is that of one."""
+    corruptions: tuple[str, ...] = ()
+    """Also measure accuracy on corrupted images: mnist-c for the 15 of MNIST-C, or some of them, such as fog rotate."""
+    corruptions_root: Path | None = None
+    """A folder of the published MNIST-C, with a folder per corruption; without, the images are made from the seed."""
     transfer_from: tuple[Path, ...] = ()
     """Other runs on the same data: the attacks are made on each of them too, and judged on this model (black box)."""
     reported: float | None = None
@@ -653,6 +657,8 @@ class Verify:
     """Where the files of the dataset are now, if not where they were."""
     checkpoint: Path | None = None
     """Weights for a package.module:factory, if they have moved."""
+    corruptions_root: Path | None = None
+    """The folder of the published MNIST-C, if it has moved."""
 
 
 @dataclass(frozen=True)

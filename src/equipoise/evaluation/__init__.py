@@ -5,6 +5,7 @@ print(results[0].accuracy, results[-1].interval)
 """
 
 from equipoise.evaluation.audit import Audit, audit, fingerprint
+from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.evaluate import (
     WORST,
     Block,
@@ -31,6 +32,7 @@ __all__ = [
     "Attack",
     "Audit",
     "Block",
+    "Corruptions",
     "Progress",
     "Shard",
     "Suite",
@@ -47,6 +49,7 @@ __all__ = [
     "joined",
     "judge",
     "merge",
+    "on_corruptions",
     "predict",
     "probe",
     "radii",

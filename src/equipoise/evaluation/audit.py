@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, require
+from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.evaluate import WORST, cautions, with_worst_cases
 from equipoise.evaluation.flags import judge
 from equipoise.evaluation.journal import read_points
@@ -21,7 +22,7 @@ from equipoise.evaluation.verify import verify_outcome
 from equipoise.geometry import Ball, Box
 from equipoise.perturbed import MODEL_STREAM
 from equipoise.predictive import as_predictive, predict, seeded
-from equipoise.records import AttackResult, Evaluation, digest, load
+from equipoise.records import AttackResult, Evaluation, digest, figures, load
 from equipoise.rng import Streams
 from equipoise.types import Labels, Points, Predictive
 
@@ -91,13 +92,21 @@ def read(path: "Path | str") -> Evaluation:
     return evaluation
 
 
-def audit(path: "Path | str", model: "nn.Module | Predictive", x: Points, y: Labels, batch_size: int = 256) -> Audit:
+def audit(
+    path: "Path | str",
+    model: "nn.Module | Predictive",
+    x: Points,
+    y: Labels,
+    batch_size: int = 256,
+    corruptions: Corruptions | None = None,
+) -> Audit:
     """Infer every claim of the record `path` again from the clean inputs `x`, `y` and the stored images.
 
     Clean predictions, and for every stored adversarial image its distance in float64, that it lies in the ball and the
     box, and the class predicted there; that every success has its image; and that everything else in the record that
     follows from the outcomes does. On the CPU, in the model's own precision and eval mode; the model stays as it is.
     A model that draws its randomness from the streams, as Monte Carlo dropout does, is drawn from the record's seed.
+    Corrupted images are made again; those that were published come with `corruptions`, in the order of the evaluation.
     That a sample withstands an attack cannot be seen from images, only by attacking it again.
     Raises `EquipoiseError` if the record or its images cannot be read, or belong to other weights or samples, and for a
     consistent record of a randomised model, whose claims cannot be inferred again.
@@ -141,6 +150,8 @@ def audit(path: "Path | str", model: "nn.Module | Predictive", x: Points, y: Lab
                 f"clean, sample {row}: class {predicted[row]} is predicted, recorded is {told[0]} "
                 f"({'right' if told[1] else 'wrong'}, the label is {int(y[row])})."
             )
+    seen, wrong = _corrupted(evaluation, path, predictive, x, y, index, corruptions)
+    claims, mismatches = claims + seen, mismatches + wrong
     for result, stored in zip(attacked, points or [None] * len(attacked), strict=True):
         seen, wrong, left = _successes(result, clean, stored, predictive, x, y, streams, box, batch_size)
         claims, unchecked, mismatches = claims + seen, unchecked + left, mismatches + wrong
@@ -231,6 +242,43 @@ def _successes(
     return len(rows), wrong, 0
 
 
+def _corrupted(
+    evaluation: Evaluation,
+    path: "Path | str",
+    predictive: Predictive,
+    x: Points,
+    y: Labels,
+    index: Tensor,
+    given: Corruptions | None,
+) -> tuple[int, list[str]]:
+    """How many predictions on corrupted images were checked, and what is wrong with them."""
+    told = evaluation.corruptions
+    if not told:
+        return 0, []
+    corruptions = given or Corruptions([result.corruption for result in told])
+    if [result.corruption for result in told] != list(corruptions.names):
+        return 0, [f"its corruptions are {', '.join(r.corruption for r in told)}: not each once, or not those given."]
+    for result in told:
+        require(
+            not result.source or corruptions.published is not None,
+            f"{path} is about published images of {result.corruption}, which were not made here: give their folder "
+            "with --corruptions-root.",
+        )
+        require(
+            result.source == corruptions.sources()[result.corruption],
+            f"{path} is about other images of {result.corruption} (SHA-256 {result.source or 'none, made here'}).",
+        )
+    now = on_corruptions(predictive, x, y, corruptions, seed=evaluation.provenance.seed, index=index)
+    wrong = [
+        f"{result.corruption}, sample {row}: class {again.prediction[row]} is predicted, recorded is {label} "
+        f"({'right' if right else 'wrong'}, the label is {int(y[row])})."
+        for result, again in zip(told, now, strict=True)
+        for row, (label, right) in enumerate(zip(result.prediction, result.correct, strict=True))
+        if (label, right) != (again.prediction[row], again.correct[row])
+    ]
+    return len(told) * len(x), wrong
+
+
 def _where(result: AttackResult) -> str:
     return f"{result.attack}, {result.norm} eps {result.eps:g}"
 
@@ -276,6 +324,16 @@ def _follows(evaluation: Evaluation, raw: Mapping[str, Any]) -> list[str]:
             wrong.append(
                 f"{_where(result)}: n, accuracy and interval are {told}, from the outcomes follows {result.accuracy}."
             )
+    for name, result, entry in [
+        *((r.corruption, r, e) for r, e in zip(evaluation.corruptions, raw.get("corruptions", ()), strict=True)),
+        *(
+            [("mean of the corruptions", evaluation.corrupted, raw.get("corrupted", {}))]
+            if evaluation.corrupted
+            else []
+        ),
+    ]:
+        if any(entry.get(key) != figure for key, figure in figures(result).items()):
+            wrong.append(f"{name}: its n, accuracy and interval do not follow from its outcomes.")
     expected = with_worst_cases([r for r in results if r.attack != WORST])
     if [_where(r) for r in results] != [_where(r) for r in expected]:
         wrong.append(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +19,7 @@ from equipoise.evaluation.verify import predict, verify_outcome
 from equipoise.geometry import Ball, Box
 from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, check_index, check_input, check_labels
 from equipoise.predictive import as_predictive, couples_samples, first_look, seeded, standing
-from equipoise.records import AttackResult
+from equipoise.records import AttackResult, CorruptionResult
 from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
 from equipoise.types import Labels, Points, Predictive
@@ -46,6 +46,8 @@ class Block:
     """Accuracy without an attack, then one entry per attack."""
     points: list[dict[str, np.ndarray]]
     """Per attack the adversarial points that count: `rows` in the batch and `x`."""
+    corruptions: list[CorruptionResult] = field(default_factory=list)
+    """One entry per corruption, if some were asked for."""
 
 
 def evaluate(

@@ -22,7 +22,7 @@ import numpy as np
 
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation.evaluate import Block
-from equipoise.records import AttackResult, write_atomically
+from equipoise.records import AttackResult, CorruptionResult, write_atomically
 
 Points = Mapping[str, np.ndarray]
 
@@ -82,12 +82,14 @@ class Journal:
         try:
             kept = json.loads(results.read_bytes())
             packed = points.read_bytes() if points.is_file() else b""
-            if kept["seal"] != self._seal(number, kept["results"], packed):
+            entries, corruptions = kept["results"], kept.get("corruptions", [])
+            if kept["seal"] != self._seal(number, [*entries, *corruptions], packed):
                 return None
-            found = [AttackResult(**entry) for entry in kept["results"]]
+            found = [AttackResult(**entry) for entry in entries]
+            corrupted = [CorruptionResult(**entry) for entry in corruptions]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return Block(found, read_points(points) if packed else [{} for _ in found[1:]])
+        return Block(found, read_points(points) if packed else [{} for _ in found[1:]], corrupted)
 
     def write(self, number: int, block: Block) -> None:
         """Keep a finished block. Its results are written last: where they are, its points are too."""
@@ -100,7 +102,9 @@ class Journal:
         else:
             points.unlink(missing_ok=True)
         entries = [asdict(result) for result in block.results]
-        content = {"seal": self._seal(number, entries, packed), "results": entries}
+        corruptions = [asdict(result) for result in block.corruptions]
+        content = {"seal": self._seal(number, [*entries, *corruptions], packed), "results": entries}
+        content |= {"corruptions": corruptions} if corruptions else {}
         write_atomically(results, (json.dumps(content) + "\n").encode())
 
     def discard(self) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from equipoise.data import Dataset
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation.audit import fingerprint
+from equipoise.evaluation.corrupted import Corruptions, joined_corruptions, on_corruptions
 from equipoise.evaluation.evaluate import (
     Block,
     Progress,
@@ -57,6 +58,7 @@ def assess(
     images: bool = False,
     shard: Shard = WHOLE,
     reported: float | None = None,
+    corruptions: Corruptions | None = None,
 ) -> Evaluation:
     """`evaluate` on `examples` test samples (0: all of them), as a record that says what was run on what.
 
@@ -64,7 +66,8 @@ def assess(
     are among those of a larger. They are worked on in blocks of `batch_size`, each on its own, of which a shard has
     every n-th. With `out`, where the record will be written, every finished block is kept beside it, and `resume`
     continues with those that are missing, to the same record; `images` stores the adversarial images there too (the
-    caller then saves the record). `reported` is an accuracy to compare with, in [0, 1].
+    caller then saves the record). `reported` is an accuracy to compare with, in [0, 1]. `corruptions` are measured on
+    too; published images are of the whole test set, from which the same samples are taken.
     Raises `EquipoiseError` as `evaluate` does.
     """
     require(examples >= 0, f"examples = {examples}: expected a number of test samples, or 0 for all.")
@@ -77,6 +80,7 @@ def assess(
     attacks = by_ball(attacks)  # the order of the results, which the stored images share
     x, y = check_samples(predictive, test.x, test.y, attacks)
     box = attacks[0][1].geometry.box if attacks else Box()
+    corruptions = None if corruptions is None else corruptions.of(data, examples)
     doubts = probe(predictive, x, y, box=box, reported=reported, seed=seed)
     came_from = provenance(seed, device, command)
     everything = essentials(
@@ -90,6 +94,7 @@ def assess(
         batch_size=batch_size,
         images=images,
         shard=shard,
+        corruptions=corruptions,
     )
     blocks = shard.of(torch.arange(len(test)).split(batch_size))
     journal = None if out is None else Journal.open(out, everything, resume)
@@ -104,6 +109,9 @@ def assess(
             x, y = test.x[rows.to(test.x.device)], test.y[rows.to(test.y.device)]
             within = _within(progress, done, len(rows), total)
             block = evaluate_block(predictive, x, y, attacks, index=rows, seed=seed, images=images, progress=within)
+            if corruptions is not None:
+                on_them = on_corruptions(predictive, x, y, corruptions, seed=seed, index=rows, batch_size=batch_size)
+                block = replace(block, corruptions=on_them)
             if journal is not None:
                 journal.write(number, block)
             done += len(rows)
@@ -119,6 +127,7 @@ def assess(
         flags=[*doubts, *judge(results)],
         model=everything["model"],
         index=torch.cat([rows for _, rows in blocks]).tolist(),
+        corruptions=joined_corruptions([block.corruptions for block in found]),
     )
     if journal is None or out is None:
         return record
@@ -144,10 +153,11 @@ def essentials(
     batch_size: int = 256,
     images: bool = False,
     shard: Shard = WHOLE,
+    corruptions: Corruptions | None = None,
 ) -> dict[str, Any]:
     """Everything that the outcome of `assess` depends on: what makes two evaluations one. `where` holds the seed."""
     n = min(examples, len(data.test)) if examples else len(data.test)
-    return {
+    everything = {
         "target": target,
         "weights": weights,
         "data": {"name": data.name, "sha256": data.sha256, "split": "test", "n": n, "n_test": len(data.test)},
@@ -161,6 +171,7 @@ def essentials(
         "device": where.device,
         "threads": where.threads,
     }
+    return everything | ({} if corruptions is None else {"corruptions": dict(corruptions.sources())})
 
 
 def _within(progress: Progress | None, done: int, n: int, total: int) -> Progress | None:

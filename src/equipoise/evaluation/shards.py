@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from equipoise.errors import EquipoiseError, require
+from equipoise.evaluation.corrupted import joined_corruptions
 from equipoise.evaluation.evaluate import WORST, cautions, joined, with_worst_cases
 from equipoise.evaluation.flags import judge
 from equipoise.evaluation.journal import images_of, joined_points, read_points, save_points
-from equipoise.records import AttackResult, Evaluation, load, save
+from equipoise.records import AttackResult, CorruptionResult, Evaluation, load, save
 
 T = TypeVar("T")
 
@@ -100,6 +101,7 @@ def merge(paths: Sequence["Path | str"], out: "Path | str", command: str | None 
         flags=[*doubts, *judge(results)],
         index=sorted(index),
         images={},
+        corruptions=[_in_order(r, order) for r in joined_corruptions([record.corruptions for record in records])],
         provenance=first.provenance if command is None else replace(first.provenance, command=command),
     )
     if images:
@@ -150,6 +152,7 @@ def _identity(record: Evaluation) -> dict[str, object]:
         "attacks": [
             (r.attack, r.norm, r.eps, {k: v for k, v in r.settings.items() if k != "refused"}) for r in record.results
         ],
+        "corruptions": [(r.corruption, r.source) for r in record.corruptions],
         "model": record.model,
         "weights": record.weights,
         "seed": record.provenance.seed,
@@ -158,6 +161,12 @@ def _identity(record: Evaluation) -> dict[str, object]:
         "device": record.provenance.device,
         "threads": record.provenance.threads,
     }
+
+
+def _in_order(result: CorruptionResult, order: Sequence[int]) -> CorruptionResult:
+    """The result on all shards, in the order of the samples."""
+    correct, prediction = ([column[i] for i in order] for column in (result.correct, result.prediction))
+    return replace(result, correct=correct, prediction=prediction)
 
 
 def _ordered(parts: Sequence[AttackResult], order: Sequence[int]) -> AttackResult:

@@ -1,0 +1,108 @@
+"""evaluate --corruptions as typed: with and without attacks, in shards, with published images, and verified."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise.cli import main
+from equipoise.corruptions import CORRUPTIONS
+from equipoise.records import digest, load
+
+OWN = """
+import torch
+from torch import nn
+
+def make():
+    g = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.rand(3, 784, generator=g) - 0.5)
+        model[1].bias.zero_()
+    return model
+"""
+WORDS = "evaluate own_nets:make --data my.npz --batch-size 8 --out r.json --corruptions"
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> Path:
+    """A directory with a model of three classes, data of 28x28, and corrupted images of its test set as published."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_nets", raising=False)
+    (tmp_path / "own_nets.py").write_text(OWN)
+    import own_nets  # pyright: ignore[reportMissingImports]
+
+    x = torch.zeros(40, 1, 28, 28)
+    x[..., 8:20, 8:20] = torch.rand(40, 1, 12, 12, generator=torch.Generator().manual_seed(1)).round()
+    y = own_nets.make()(x).argmax(1)
+    y[::7] = (y[::7] + 1) % 3
+    np.savez(tmp_path / "my.npz", x_train=x[:20].numpy(), y_train=y[:20], x_test=x[20:].numpy(), y_test=y[20:])
+    for name in ("fog", "stripe"):
+        (tmp_path / "mnist_c" / name).mkdir(parents=True)
+        images = (255 * x[20:].flip(3)).to(torch.uint8).permute(0, 2, 3, 1)
+        np.save(tmp_path / "mnist_c" / name / "test_images.npy", images.numpy())
+        np.save(tmp_path / "mnist_c" / name / "test_labels.npy", y[20:].numpy())
+    return tmp_path
+
+
+def ask(*words: object) -> int:
+    return main([str(w) for w in words])
+
+
+def test_all_corruptions_and_no_attack(mine, capsys):
+    assert ask(*shlex.split(WORDS), "mnist-c", "--attacks", "clean") == 0
+    out, record = capsys.readouterr().out, load("r.json")
+    assert [r.corruption for r in record.corruptions] == list(CORRUPTIONS) and len(record.results) == 1
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") == 3}
+    for result in record.corruptions:
+        low, high = result.interval
+        assert f"{result.accuracy:.1%}  [{low:.1%}, {high:.1%}]" in lines[result.corruption.replace("_", " ")]
+    assert f"{record.corrupted.accuracy:.1%}" in lines["mean"]
+    assert ask("verify", "r.json") == 0
+    assert f"{16 * 20} claims inferred again" in capsys.readouterr().out
+
+
+def test_with_an_attack_in_shards(mine, capsys):
+    words = [*shlex.split(WORDS), "fog", "rotate", "--attacks", "pgd3", "--eps", "0.1"]
+    assert ask(*words) == 0
+    for number in (1, 2):
+        assert ask(*words, "--shard", f"{number}/2", "--out", f"{number}.json") == 0
+    assert ask("merge", "1.json", "2.json", "--out", "two.json") == 0
+    assert digest(load("two.json")) == digest(load("r.json"))
+    assert ask("verify", "two.json") == ask("verify", "1.json") == 0
+    record = json.loads(Path("r.json").read_text())
+    record["provenance"]["command"] = record["provenance"]["command"].replace("fog rotate", "fog")
+    Path("r.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert ask("verify", "r.json") == 2
+    assert "its corruptions are not those that its command asks for" in capsys.readouterr().out
+
+
+def test_published_images_are_used_and_looked_for_when_verified(mine, capsys):
+    assert ask(*shlex.split(WORDS), "fog", "--corruptions-root", "mnist_c", "--attacks", "clean", "--examples", 9) == 0
+    record = load("r.json")
+    assert len(record.corruptions[0].source) == 64 and record.corruptions[0].n == 9
+    assert ask("verify", "r.json") == 0
+    Path("mnist_c").rename("moved")
+    assert ask("verify", "r.json") == 2
+    assert "there is no folder mnist_c" in capsys.readouterr().err
+    assert ask("verify", "r.json", "--corruptions-root", "moved") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("frog", "unknown corruption 'frog': did you mean 'fog'"),
+        ("fog --corruptions-root nowhere", "there is no folder nowhere"),
+        ("fog rotate --corruptions-root mnist_c", "mnist_c has no folder rotate"),
+        ("--corruptions-root mnist_c", "--corruptions-root needs --corruptions"),
+    ],
+)
+def test_what_is_refused_is_said(mine, words, message, capsys):
+    assert ask(*shlex.split(WORDS), *words.split(), "--attacks", "clean") == 2
+    assert message in capsys.readouterr().err and not Path("r.json").exists()
