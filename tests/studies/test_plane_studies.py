@@ -160,6 +160,12 @@ def test_studies_find_numbers_and_the_papers_figures(name: str) -> None:
         assert not number.percent or 0 <= number.mean <= 1
     for panel in (p for picture in findings.pictures for p in picture.panels if isinstance(p, Regions)):
         assert np.isfinite(panel.values).all() and panel.values.std() > 0
+    for picture in findings.pictures:
+        maps = [p for p in picture.panels if isinstance(p, Regions)]
+        moved = np.concatenate([np.empty((0, 2)), *(p.moved for p in maps if p.moved is not None)])
+        assert len({p.extent for p in maps}) <= 1, "the panels of a figure show one window"
+        for left, right, bottom, top in (p.extent for p in maps):
+            assert ((moved >= (left, bottom)) & (moved <= (right, top))).all()
 
 
 def test_a_study_in_two_processes_finds_what_it_finds_in_one() -> None:

@@ -123,8 +123,8 @@ def run(options: Options, tell: Tell) -> Findings:
             "attacks",
             f"{steps} steps of {STEP_SIZE:g} with eps {EPS:g} on a model trained on clean points: PGD over its "
             "probability, UDP over its entropy (U Fig 10; T Fig 5).",
-            _attacks(toy, rows, trained[Case("clean", first)], data[first].train, moved["PGD", first],
-                     moved["UDP", first]),
+            _attacks(toy.wider(EPS), 3 * rows // 2, trained[Case("clean", first)], data[first].train,
+                     moved["PGD", first], moved["UDP", first]),
             2,
         ),
         Picture(

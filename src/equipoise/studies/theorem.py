@@ -214,9 +214,9 @@ def _verdict(numbers: list[Number]) -> str:
         held = sum(_holds(number, value) for value, number in predicted.items())
         low, high = itself.interval
         seen = (
-            f"In a simulation of the proof's own equations the interval of the contraction holds 1 - eta/2 at {held} of "
-            f"{len(_RATES)} learning rates. Algorithm 1 itself, whose perturbed points are not uniform between point "
-            f"and boundary, contracts by {itself.mean:.4f} ({low:.4f} to {high:.4f}), which "
+            f"In a simulation of the proof's own equations the interval of the contraction holds 1 - eta/2 at {held} "
+            f"of {len(_RATES)} learning rates. Algorithm 1 itself, whose perturbed points are not uniform between "
+            f"point and boundary, contracts by {itself.mean:.4f} ({low:.4f} to {high:.4f}), which "
             f"{'holds' if _holds(itself, law) else 'leaves out'} the predicted {law:g}."
         )
     return (

@@ -12,11 +12,11 @@ wants values in [0, 1], to which `to_unit` maps them.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from equipoise.data import Dataset, Split
 from equipoise.errors import require
@@ -57,6 +57,16 @@ class Toy:
     def distance(self, x: Plane, label: int, norm: str = "l2") -> Float[np.ndarray, "*batch"]:
         """Exact distance from each point to the support of a class; 0 inside."""
         return np.min([_distance(x, polygon, norm) for polygon in self.supports[label]], 0)
+
+    def seen(self, x: Plane) -> Bool[np.ndarray, "*batch"]:
+        """Which points lie in the window."""
+        left, right, bottom, top = self.extent
+        return ((x >= (left, bottom)) & (x <= (right, top))).all(-1)
+
+    def wider(self, by: float) -> "Toy":
+        """The same problem in a window that reaches further by so much on every side."""
+        left, right, bottom, top = self.extent
+        return replace(self, extent=(left - by, right + by, bottom - by, top + by))
 
     def max_margin(self, x: Plane, norm: str = "l2") -> Float[np.ndarray, "*batch"]:
         """`d(x, S_0) - d(x, S_1)`: positive where class 1 is nearer; its zero set is the maximum-margin boundary."""
