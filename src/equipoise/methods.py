@@ -146,8 +146,8 @@ def friendly_at(
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`L(x_friendly)`: PGD that stops where the prediction is wrong, `tau` steps later at the most if it stays so (Zhang
-    et al. 2020, "Attacks Which Do Not Kill Training Make Adversarial Learning Stronger", Alg. 1).
+    """`L(x_friendly)`: PGD that stops where the prediction is wrong, or `tau` wrong points later (Zhang et al. 2020,
+    "Attacks Which Do Not Kill Training Make Adversarial Learning Stronger", Alg. 1).
     """
     return pgd_at(eps, step_size, steps, loss, patience=tau, **options)
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from equipoise import methods
-from equipoise.generators import Manifold
-from equipoise.generators import AdversarialGenerator
+from equipoise.generators import AdversarialGenerator, Manifold
 from equipoise.objectives import regularised
 from equipoise.predictive import Single
 from equipoise.rng import Streams

@@ -17,6 +17,7 @@ from equipoise.cli.options import (
     Learned,
     Merge,
     Report,
+    Score,
     Study,
     Train,
     Verify,
@@ -26,6 +27,7 @@ from equipoise.cli.options import (
     parameters,
 )
 from equipoise.cli.processes import is_main_process
+from equipoise.cli.scoring import score
 from equipoise.cli.studying import study
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
@@ -48,6 +50,8 @@ def run(options: Command, command: str) -> None:
             evaluate(options, command)
         case Audit():
             audit(options, command)
+        case Score():
+            score(options, command)
         case Verify():
             verify(options)
         case Merge():

@@ -16,6 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 import equipoise
 from equipoise import methods
 from equipoise.attacks.gradient import usual_step_size
+from equipoise.cli.scoring import Score
 from equipoise.cli.studying import Study
 from equipoise.errors import EquipoiseError, unknown
 from equipoise.generators import Manifold
@@ -273,8 +274,8 @@ class Place:
     """Where a perturbation in a latent space lives."""
 
     latent: str
-    """The layer whose output is perturbed, such as fc1 of a lenet; the ball is in its units. In L2 and L1 the members of
-    an ensemble share one ball."""
+    """The layer whose output is perturbed, such as fc1 of a lenet; the ball is in its units. In L2 and L1 the members
+    of an ensemble share one ball."""
 
 
 @dataclass(frozen=True)
@@ -709,12 +710,13 @@ class Audit:
     """Where the page is written; the record beside it, as .json."""
 
 
-Command = Train | Evaluate | Audit | Verify | Merge | Report | Study
-COMMANDS = ("train", "evaluate", "audit", "verify", "merge", "report", "study")
+Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study
+COMMANDS = ("train", "evaluate", "audit", "score", "verify", "merge", "report", "study")
 _Commands = (
     Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Audit, subcommand("audit")]
+    | Annotated[Score, subcommand("score")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Merge, subcommand("merge")]
     | Annotated[Report, subcommand("report")]

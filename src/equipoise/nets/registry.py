@@ -123,22 +123,36 @@ def _find(name: str) -> Callable[..., nn.Module]:
         return known[name]
     if ":" not in name:
         raise unknown("net", name, [*known, "package.module:factory"])
+    factory = _imported("net", name, "factory")
+    if callable(factory) and not isinstance(factory, nn.Module):
+        return cast(Callable[..., nn.Module], factory)
+    attribute = name.partition(":")[2]
+    raise EquipoiseError(
+        f"net {name!r}: {attribute!r} is a {type(factory).__name__}; expected a function or class that makes a model."
+    )
+
+
+def imported(what: str, name: str) -> Any:
+    """The user's own `package.module:name`, looked up with the current directory importable.
+
+    `what` says in messages what it is. Raises `EquipoiseError` if it cannot be imported.
+    """
+    with _current_directory_importable():
+        return _imported(what, name, what)
+
+
+def _imported(what: str, name: str, attribute_is: str) -> Any:
     module_name, _, attribute = name.partition(":")
-    require(bool(module_name and attribute), f"net {name!r} is not of the form package.module:factory.")
+    require(bool(module_name and attribute), f"{what} {name!r} is not of the form package.module:{attribute_is}.")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does when imported
         raise EquipoiseError(
-            f"cannot import {module_name!r} for net {name!r} ({type(error).__name__}: {error}); run from the directory "
-            f"that holds it, or install it."
+            f"cannot import {module_name!r} for {what} {name!r} ({type(error).__name__}: {error}); run from the "
+            f"directory that holds it, or install it."
         ) from error
-    require(hasattr(module, attribute), f"net {name!r}: module {module_name!r} has no {attribute!r}.")
-    factory = getattr(module, attribute)
-    if callable(factory) and not isinstance(factory, nn.Module):
-        return cast(Callable[..., nn.Module], factory)
-    raise EquipoiseError(
-        f"net {name!r}: {attribute!r} is a {type(factory).__name__}; expected a function or class that makes a model."
-    )
+    require(hasattr(module, attribute), f"{what} {name!r}: module {module_name!r} has no {attribute!r}.")
+    return getattr(module, attribute)
 
 
 def _call(

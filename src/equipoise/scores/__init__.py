@@ -1,0 +1,49 @@
+"""Scores of robustness, `∫ E_x[ H(R_Q(x, eps)) · G(eps) ] d eps`, with errors (F, Secs. 2 and 3).
+
+score = r2(x.shape[1:])                      # or Score(Sampled(UniformOnBall("linf")), Radii(0.3), H=identity)
+estimate = score(model, x, seed=0)           # .value, .error, .interval, .curve
+"""
+
+from equipoise.scores.instances import certified_r2, diameter, label_aware, on_manifold, r1, r2, r4
+from equipoise.scores.laws import Labelled, Law, OnManifold, UniformOnBall, uniform_move
+from equipoise.scores.score import (
+    Certified,
+    Estimate,
+    Measured,
+    Radii,
+    Robustness,
+    Sampled,
+    Score,
+    WorstCase,
+    alike,
+    certain,
+    identity,
+    inverse,
+)
+
+__all__ = [
+    "Certified",
+    "Estimate",
+    "Labelled",
+    "Law",
+    "Measured",
+    "OnManifold",
+    "Radii",
+    "Robustness",
+    "Sampled",
+    "Score",
+    "UniformOnBall",
+    "WorstCase",
+    "alike",
+    "certain",
+    "certified_r2",
+    "diameter",
+    "identity",
+    "inverse",
+    "label_aware",
+    "on_manifold",
+    "r1",
+    "r2",
+    "r4",
+    "uniform_move",
+]

@@ -1,0 +1,372 @@
+"""What robustness means, as an integral: `∫ E_x[ H(R_Q(x, eps)) · G(eps) ] d eps` (F, Defs. 1 to 3).
+
+`R_Q(x, eps) = Q(f(X) = f(x) | ‖X - x‖ <= eps)` is the share of the points near x on which the classifier stays with
+its prediction. How the points are drawn (Q), what of the share counts (H) and how radii are weighed (G) is yours to
+choose; x is drawn as the data are, which is F's factor p(x) of G, or uniformly from the box. Nothing here asks whether
+a prediction is right, unless the law or the margin is conditioned on the label.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from equipoise.attacks.attack import Attack
+from equipoise.certified import certified_radius
+from equipoise.diagnostics.blocks import Block, in_blocks
+from equipoise.errors import EquipoiseError, require
+from equipoise.geometry import Box, NormName
+from equipoise.perturbed import Perturbed, at
+from equipoise.rng import Streams
+from equipoise.scores.laws import Law
+from equipoise.types import Labels, Points, Predictive
+
+Shares = Float[Tensor, "batch radii"]
+Weight = Callable[[Tensor], Tensor]
+Method = Literal["ibp", "crown-ibp", "crown"]
+
+
+def certain(share: Tensor) -> Tensor:
+    """`H(p) = 1[p = 1]`: no point of the ball is classified otherwise (F, Eq. 4)."""
+    return (share >= 1).to(share.dtype)
+
+
+def identity(share: Tensor) -> Tensor:
+    """`H(p) = p`: how probable it is that a point of the ball is classified alike."""
+    return share
+
+
+def alike(eps: Tensor) -> Tensor:
+    """`G = 1` (times p(x)): all radii count alike."""
+    return torch.ones_like(eps)
+
+
+def inverse(eps: Tensor) -> Tensor:
+    """`G = 1/eps` (times p(x)): small radii count more (F, Example 4)."""
+    return eps.reciprocal()
+
+
+@dataclass(frozen=True)
+class Radii:
+    """The radii that are integrated over: one drawn for each sample from each of `count` equal parts of `[low, high]`.
+
+    Such an integral is unbiased for every function of eps, and its error is part of the spread over samples, so that
+    the standard error of a score holds all there is.
+    """
+
+    high: float
+    """Largest radius."""
+    low: float = 0.0
+    """Smallest radius; for G = 1/eps more than 0, where the integral has no bound."""
+    count: int = 16
+    """Parts."""
+    average: bool = False
+    """Whether to divide by `high - low`: the mean over radii (F, Eq. 9) instead of the integral (F, Eq. 3)."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.low < self.high < math.inf,
+            f"radii from {self.low} to {self.high}: expected 0 <= low < high < infinity.",
+        )
+        require(self.count >= 1, f"count = {self.count}: expected an integer >= 1.")
+
+    @property
+    def centres(self) -> Float[np.ndarray, " radii"]:
+        """The middle of each part."""
+        return self.low + (np.arange(self.count) + 0.5) * (self.high - self.low) / self.count
+
+    @property
+    def width(self) -> float:
+        """The weight of each radius in the integral."""
+        return (1 if self.average else self.high - self.low) / self.count
+
+    def draw(self, streams: Streams) -> Float[Tensor, "batch radii"]:
+        """A radius of each part, for each sample."""
+        u = streams.uniform(self.count, dtype=torch.float64)
+        return self.low + (torch.arange(self.count, device=u.device) + u) * (self.high - self.low) / self.count
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of R_Q on some samples."""
+
+    integrals: Float[Tensor, " samples"]
+    """`∫ H(R_Q(x_i, eps)) G(eps) d eps`."""
+    profile: Shares | None = None
+    """`H(R_Q(x_i, eps))`, at the radii drawn, of one that is sampled."""
+    margins: Float[Tensor, " samples"] | None = None
+    """Where R = 1 ends, of one that is bounded; infinity if nowhere."""
+    found: Perturbed | None = None
+    """The nearest points that are classified otherwise, where an attack looked for them."""
+
+
+@runtime_checkable
+class Robustness(Protocol):
+    """How R_Q is measured."""
+
+    def measure(
+        self, score: "Score", model: "nn.Module | Predictive", x: Points, y: Labels | None, seed: int, index: Labels
+    ) -> Measured:
+        """`∫ H(R_Q(x, eps)) G(eps) d eps` for every x, and what it was made of."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Every parameter, JSON-ready."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """R_Q as the share of points drawn from Q (F, Eq. 8). Where the law has no point in a ball, R = 1: x is in it."""
+
+    law: Law
+    """Q."""
+
+    def settings(self) -> dict[str, Any]:
+        """Every parameter, JSON-ready."""
+        return {"robustness": "sampled", **self.law.settings()}
+
+    def shares(self, block: Block, x: Points, y: Labels, radii: Shares) -> Shares:
+        """`R_S(x, eps) = |{x' in S_eps(x): f(x') = f(x)}| / |S_eps(x)|`."""
+        own = block.predict(x).labels
+        same, number = torch.zeros_like(radii), torch.zeros_like(radii)
+        for points, inside in self.law.draws(x, y, radii, block.streams.fold(_DRAWS)):
+            stays = block.predict(points).labels == own
+            same, number = same + (inside & stays[:, None]), number + inside
+        return torch.where(number > 0, same / number.clamp_min(1), 1.0)
+
+    def measure(
+        self, score: "Score", model: "nn.Module | Predictive", x: Points, y: Labels | None, seed: int, index: Labels
+    ) -> Measured:
+        """Sums over the radii drawn, each sample's own."""
+
+        def work(block: Block) -> tuple[Tensor, Tensor]:
+            radii = score.radii.draw(block.streams.fold(_RADII))
+            labels = block.predict(x).labels if y is None else y
+            value = score.H(self.shares(block, x, labels, radii))
+            return (score.radii.width * value * score.G(radii)).sum(1), value
+
+        ((total, profile),) = in_blocks(work, model, x, y, batch_size=len(x), seed=seed, index=index)
+        return Measured(total, profile)
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """R_Q of a law with a density everywhere in the box is 1 up to the margin μ(x), the distance to the nearest point
+    that is classified otherwise, and less than 1 beyond (F, Eq. 5). For H = `certain` alone.
+
+    μ is bounded from above by the nearest point that an attack finds.
+    """
+
+    attack: Attack
+    """What looks for the nearest point, without a radius, such as `equipoise.attacks.nearest()`."""
+    label_aware: bool = False
+    """Whether points count that are not of the true label, instead of the predicted one: then μ = 0 where the
+    prediction is wrong already (F, Example 5)."""
+
+    def settings(self) -> dict[str, Any]:
+        """Every parameter, JSON-ready."""
+        return {"robustness": "worst case", "label_aware": self.label_aware, "attack": self.attack.settings()}
+
+    def measure(
+        self, score: "Score", model: "nn.Module | Predictive", x: Points, y: Labels | None, seed: int, index: Labels
+    ) -> Measured:
+        """`∫ G` from `low` to the margin."""
+        if not self.label_aware:
+            (y,) = in_blocks(lambda block: block.predict(x).labels, model, x, batch_size=len(x), seed=seed, index=index)
+        if y is None:
+            raise EquipoiseError("a label-aware score needs the labels y.")
+        found = self.attack(model, x, y, seed=seed, index=index)
+        margins = torch.where(found.success, found.distance.double(), math.inf)
+        return _up_to(margins, score, found)
+
+
+@dataclass(frozen=True)
+class Certified:
+    """As `WorstCase`, with the margin bounded from below by a certificate: no point within it is classified otherwise.
+
+    Together the two scores are a bracket. For networks of linear, convolutional, ReLU and pooling layers.
+    """
+
+    norm: NormName = "l2"
+    """`linf`, `l2` or `l1`."""
+    method: Method = "crown"
+    """How outputs are bounded."""
+    label_aware: bool = False
+    """As in `WorstCase`."""
+    box: Box = Box()
+    """The valid inputs."""
+
+    def settings(self) -> dict[str, Any]:
+        """Every parameter, JSON-ready."""
+        method = {"norm": self.norm, "method": self.method}
+        return {"robustness": "certified", "label_aware": self.label_aware, **method}
+
+    def measure(
+        self, score: "Score", model: "nn.Module | Predictive", x: Points, y: Labels | None, seed: int, index: Labels
+    ) -> Measured:
+        """`∫ G` from `low` to the certified margin."""
+        own = y if self.label_aware else None
+        margins = certified_radius(
+            model, x, own, norm=self.norm, upper=score.radii.high, box=self.box, method=self.method
+        )
+        return _up_to(margins.double(), score, None)
+
+
+_NODES = 16  # of Gauss and Legendre's rule: exact for polynomials of degree 31
+_GRID = 101
+
+
+def _up_to(margins: Float[Tensor, " samples"], score: "Score", found: Perturbed | None) -> Measured:
+    """The integral of G up to each margin."""
+    require(
+        score.H is certain,
+        "a margin says where R = 1 ends, not what R is beyond: take H = certain, or a robustness that is sampled.",
+    )
+    radii = score.radii
+    nodes, weights = (torch.from_numpy(part).to(margins) for part in np.polynomial.legendre.leggauss(_NODES))
+    half = (margins.clamp(radii.low, radii.high) - radii.low)[:, None] / 2
+    total = (score.G(radii.low + half * (nodes + 1)) * weights * half).sum(1)
+    return Measured(total / (radii.high - radii.low if radii.average else 1), margins=margins, found=found)
+
+
+@dataclass(frozen=True)
+class Score:
+    """`E_x ∫ H(R_Q(x, eps)) G(eps) d eps` (F, Def. 3). Call it as `score(model, x, y, seed=0) -> Estimate`."""
+
+    robustness: Robustness
+    """R_Q: what the points near x are, and how they are looked at."""
+    radii: Radii
+    """The radii that are integrated over."""
+    H: Weight = certain
+    """What of the share R counts: a function of [0, 1]."""
+    G: Weight = alike
+    """How radii are weighed: a function of eps."""
+    over: Literal["data", "box"] = "data"
+    """Whether x is drawn as the data are, or uniformly from the box (F, Example 1)."""
+    box: Box = Box()
+    """The valid inputs."""
+    name: str = "score"
+    """What to call it."""
+
+    def settings(self) -> dict[str, Any]:
+        """Every parameter, JSON-ready."""
+        radii = {"low": self.radii.low, "high": self.radii.high, "count": self.radii.count}
+        functions = {"H": _name(self.H), "G": _name(self.G)}
+        return {
+            "name": self.name,
+            "over": self.over,
+            **functions,
+            "radii": {**radii, "average": self.radii.average},
+            **self.robustness.settings(),
+        }
+
+    def __call__(
+        self,
+        model: "nn.Module | Predictive",
+        x: Points,
+        y: Labels | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> "Estimate":
+        """Estimate the score on a sample of the data. `y` are the true labels, for scores that look at them.
+
+        With `over="box"` as many points of the box as there are in `x` take its place. Results do not depend on
+        `batch_size`; `progress` is called with the samples done and their number. Raises `EquipoiseError` for
+        unusable input.
+        """
+        require(len(x) > 0, "a score needs at least one sample.")
+        require(batch_size >= 1, f"batch_size = {batch_size} holds no sample: expected an integer >= 1.")
+        index = torch.arange(len(x), device=x.device)
+        if self.over == "box":
+            points = Streams.of(seed, index).fold(_POINTS).uniform(x[0].numel(), dtype=x.dtype).reshape(x.shape)
+            x, y = self.box.low + (self.box.high - self.box.low) * points, None
+        parts = []
+        for rows in index.split(batch_size):
+            parts.append(self.robustness.measure(self, model, x[rows], at(y, rows), seed, rows))
+            if progress is not None:
+                progress(int(rows[-1]) + 1, len(x))
+
+        def joined(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values).double().cpu().numpy()
+
+        found = [part.found for part in parts if part.found is not None]
+        values, shares, margins = (joined(name) for name in ("integrals", "profile", "margins"))
+        return Estimate(values, shares, margins, self, x, Perturbed.cat(found) if found else None)
+
+
+_RADII, _DRAWS, _POINTS = 11, 12, 13  # what streams are drawn for
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A score, with its error and what it was made of."""
+
+    values: Float[np.ndarray, " samples"]
+    """`∫ H(R_Q(x_i, eps)) G(eps) d eps` of every sample."""
+    shares: Float[np.ndarray, "samples radii"] | None
+    """`H(R_Q(x_i, eps))` at the radii drawn, of a robustness that is sampled."""
+    margins: Float[np.ndarray, " samples"] | None
+    """Where R = 1 ends, of a robustness that is bounded; infinity if nowhere."""
+    score: Score
+    """Of what it is an estimate."""
+    x: Points
+    """The points it was estimated on."""
+    found: Perturbed | None = None
+    """The nearest points classified otherwise, where an attack looked for them."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def value(self) -> float:
+        """The score: the mean over samples."""
+        return float(self.values.mean())
+
+    @property
+    def error(self) -> float:
+        """Its standard error, `s/sqrt(n)`, of which everything is part that was drawn; NaN for one sample."""
+        return float(self.values.std(ddof=1) / math.sqrt(len(self.values))) if len(self.values) > 1 else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval, `value ± 1.96 error`."""
+        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
+
+    @property
+    def radii(self) -> Float[np.ndarray, " radii"]:
+        """Where the curve is given: of one that is sampled, the middle of each part that radii were drawn from."""
+        if self.margins is None:
+            return self.score.radii.centres
+        low, high, known = self.score.radii.low, self.score.radii.high, self.margins[np.isfinite(self.margins)]
+        near = low + 1.1 * (np.quantile(known, 0.99) - low) if len(known) else high
+        return np.linspace(low, near if low < near < high else high, _GRID)
+
+    def profile_at(self, radii: Float[np.ndarray, " radii"]) -> Float[np.ndarray, "samples radii"]:
+        """`H(R_Q(x_i, eps))` at these radii; of a robustness that is sampled, those of `self.radii` alone."""
+        if self.margins is not None:
+            return (self.margins[:, None] >= radii).astype(float)
+        require(np.array_equal(radii, self.radii), "shares are known at the radii that were drawn alone.")
+        assert self.shares is not None
+        return self.shares
+
+    @property
+    def curve(self) -> Float[np.ndarray, " radii"]:
+        """`E_x H(R_Q(x, eps))` against `radii`: for H = `certain` the margin curve (F, Eq. 6)."""
+        return self.profile_at(self.radii).mean(0)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.score.name} = {self.value:.4g} [{low:.4g}, {high:.4g}], n = {len(self)}"
+
+
+def _name(function: Weight) -> str:
+    return getattr(function, "__name__", type(function).__name__)

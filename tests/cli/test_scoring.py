@@ -1,0 +1,91 @@
+"""`equipoise score` as a user types it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from equipoise.cli import main
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A trained run on digits, and a module with scores of one's own."""
+    folder = tmp_path_factory.mktemp("scores")
+    words = "train standard --data digits --net mlp --widths 16 --epochs 2 --evaluate-examples 0 --out"
+    assert main([*words.split(), str(folder / "run")]) == 0
+    (folder / "my_scores_of_digits.py").write_text(
+        "from equipoise.scores import Radii, Sampled, Score, UniformOnBall, identity\n"
+        "def average(shape):\n"
+        "    return Score(Sampled(UniformOnBall('linf', 4)), Radii(0.3, count=4), H=identity, name='mine')\n"
+        "fixed = average(None)\n"
+        "number = 3\n"
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(here, monkeypatch):
+    monkeypatch.chdir(here)
+
+
+def test_r2_writes_a_record_and_a_page(here, capsys):
+    words = "score run --score r2 --examples 12 --certified --batch-size 5 --out r2.json"
+    assert main(words.split()) == 0
+    record = json.loads((here / "r2.json").read_text())
+    r2, below = record["scores"]["r2"], record["scores"]["certified"]
+    values = np.array(r2["samples"]["values"])
+    assert r2["n"] == len(values) == 12 and r2["value"] == pytest.approx(values.mean())
+    assert r2["standard_error"] == pytest.approx(values.std(ddof=1) / math.sqrt(12))
+    assert (np.array(below["samples"]["values"]) <= values + 1e-6).all() and 0 < below["value"] < r2["value"]
+    assert sum(r2["won"].values()) == pytest.approx(1) and set(r2["won"]) >= {"fgsm", "pgd", "bg"}
+    assert record["data"]["n"] == 12 and record["provenance"]["command"].endswith("r2.json")
+    page = (here / "r2.html").read_text()
+    assert (
+        "margin curve" in page
+        and "the nearest points found" in page
+        and "http" not in page.replace("http://www.w3", "")
+    )
+    assert "R2" in capsys.readouterr().out
+
+
+def test_the_result_does_not_depend_on_batches(here):
+    for size in (3, 12):
+        assert main(f"score run --score label-aware --examples 12 --batch-size {size} --out l{size}.json".split()) == 0
+    three, twelve = (json.loads((here / f"l{size}.json").read_text())["scores"]["label-aware"] for size in (3, 12))
+    assert np.allclose(three["samples"]["values"], twelve["samples"]["values"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["average", "fixed"])
+def test_a_score_of_ones_own(here, name):
+    assert main(f"score run --score my_scores_of_digits:{name} --examples 10 --out mine.json".split()) == 0
+    found = json.loads((here / "mine.json").read_text())["scores"]["mine"]
+    assert 0 < found["value"] <= 0.3 and found["settings"]["H"] == "identity" and len(found["curve"]["eps"]) == 4
+
+
+def test_r1_looks_at_noise(here):
+    assert main(["score", "run", "--score", "r1", "--examples", "6", "--out", "r1.json"]) == 0
+    assert json.loads((here / "r1.json").read_text())["scores"]["r1"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--score r3", "unknown score 'r3'"),
+        ("--score r4", "--score r4 needs the manifold of the data"),
+        ("--score r4 --manifold nowhere", "nowhere"),
+        ("--score r1 --certified", "--certified bounds r2 from below, not r1"),
+        ("--score r2 --manifold run", "--manifold is for r4 and manifold, not for r2"),
+        ("--score my_scores_of_digits:number", "is a int: expected an equipoise.scores.Score"),
+        ("--score my_scores_of_digits:nothing", "has no 'nothing'"),
+        ("--examples -1", "--examples -1"),
+        ("--batch-size 0", "--batch-size 0"),
+        ("--out run", "is a directory"),
+        ("--out r2.html", "expected a file that ends in .json"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(words, message, capsys):
+    assert main(["score", "run", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error and error.count("\n") == 1

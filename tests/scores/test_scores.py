@@ -1,0 +1,283 @@
+"""Scores against closed forms: linear models, one dimension, constant classifiers; laws against rejection."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, special, stats
+from torch import nn
+
+from equipoise.attacks import minimal_l2
+from equipoise.errors import EquipoiseError
+from equipoise.generators import Manifold
+from equipoise.geometry import Box
+from equipoise.rng import Streams
+from equipoise.scores import (
+    Certified,
+    Labelled,
+    OnManifold,
+    Radii,
+    Sampled,
+    Score,
+    UniformOnBall,
+    WorstCase,
+    alike,
+    certified_r2,
+    diameter,
+    identity,
+    inverse,
+    label_aware,
+    on_manifold,
+    r1,
+    r2,
+    r4,
+    uniform_move,
+)
+
+ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
+
+
+def linear(weight: list[float], bias: float) -> nn.Module:
+    """Two classes: 1 where `w x + b > 0`."""
+    net = nn.Linear(len(weight), 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.0] * len(weight), weight]))
+        net.bias.copy_(torch.tensor([0.0, bias]))
+    return net.requires_grad_(False)
+
+
+class Constant(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0 * x.flatten(1).sum(1, keepdim=True) + torch.tensor([0.0, 2.0, 0.0])
+
+
+# Laws
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(("centre", "eps"), [([0.5, 0.5, 0.5], 0.3), ([0.0, 0.9, 0.4], 0.5), ([0.05, 1.0, 0.0], 1.3)])
+def test_points_are_uniform_on_the_ball_met_with_the_box(norm, centre, eps):
+    n, x = 4000, torch.tensor([centre])
+    moves = uniform_move(norm, x.expand(n, 3), torch.full((n,), eps), Box(), Streams.of(3, torch.arange(n))).double()
+    points = (x + moves).numpy()
+    assert (points >= -1e-6).all() and (points <= 1 + 1e-6).all()
+    length = np.linalg.norm(moves.numpy(), ORDER[norm], axis=1)
+    assert length.max() <= eps * (1 + 1e-6)
+    cube = np.random.default_rng(0).uniform(0, 1, (200_000, 3))
+    truth = cube[np.linalg.norm(cube - np.array(centre), ORDER[norm], axis=1) <= eps][:8000]
+    for i in range(3):
+        assert stats.ks_2samp(points[:, i], truth[:, i]).pvalue > 1e-3
+    assert stats.ks_2samp(length, np.linalg.norm(truth - np.array(centre), ORDER[norm], axis=1)).pvalue > 1e-3
+    assert np.allclose(np.corrcoef(points.T), np.corrcoef(truth.T), atol=0.08)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_in_a_corner_of_many_dimensions_the_radius_has_the_law_of_the_ball(norm):
+    """The ball at a corner is a 2^d-th of the whole, so that `(r/eps)^d` is uniform; rejection from the ball would
+    never end.
+    """
+    d, n, eps = 100, 400, 0.9
+    moves = uniform_move(norm, torch.zeros(n, d), torch.full((n,), eps), Box(), Streams.of(0, torch.arange(n)))
+    radius = np.linalg.norm(moves.double().numpy(), ORDER[norm], axis=1)
+    assert stats.kstest((radius / eps) ** d, "uniform").pvalue > 1e-3 and (moves >= 0).all()
+    assert moves.mean(0).std() < 0.2 * moves.mean(), "all coordinates alike"
+
+
+def test_radius_zero_stays_and_radii_are_per_sample():
+    x = torch.full((3, 2), 0.5)
+    moves = uniform_move("l2", x, torch.tensor([0.0, 0.1, 5.0]), Box(), Streams.of(0, torch.arange(3)))
+    assert (moves[0] == 0).all() and 0 < moves[1].norm() <= 0.1 and (x[2] + moves[2]).clamp(0, 1).equal(x[2] + moves[2])
+
+
+def test_mirrored_pairs_lie_on_a_line_with_the_point():
+    x = torch.full((2, 4), 0.5)
+    x[1, 0] = 0.05  # here the box cuts the ball, and the second point is another draw
+    law = UniformOnBall("l2", samples=3)
+    points = [
+        p
+        for p, _ in law.draws(
+            x, torch.zeros(2).long(), torch.full((2, 1), 0.2).double(), Streams.of(0, torch.arange(2))
+        )
+    ]
+    assert len(points) == 3
+    assert torch.allclose(points[0][0] + points[1][0], 2 * x[0]) and not torch.allclose(points[2][0], points[0][0])
+    assert not torch.allclose(points[0][1] + points[1][1], 2 * x[1], atol=1e-3)
+
+
+# Sampled scores
+
+
+def cap(distance: float, eps: float, d: int) -> float:
+    """The share of an l2 ball on the near side of a hyperplane (Li 2011)."""
+    if eps <= distance:
+        return 1.0
+    return 1 - 0.5 * float(special.betainc((d + 1) / 2, 0.5, 1 - (distance / eps) ** 2))
+
+
+@pytest.mark.parametrize("G", [alike, inverse])
+def test_estimates_are_within_their_error_of_the_exact_value_in_19_of_20_repeats(G):
+    """x is the same everywhere, so that the spread over samples is that of what is drawn."""
+    d, distance, low, high, repeats = 5, 0.1, 0.05, 0.4, 80
+    net, x = linear([1.0] + [0.0] * (d - 1), -0.5 - distance), torch.full((40, d), 0.5)
+    score = Score(Sampled(UniformOnBall("l2", 4)), Radii(high, low, 4), identity, G)
+
+    def exact(eps: float) -> float:
+        return cap(distance, eps, d) * float(G(torch.tensor(eps)))
+
+    truth = integrate.quad(exact, low, high, points=[distance])[0]
+    found = [score(net, x, seed=seed) for seed in range(repeats)]
+    inside = sum(estimate.interval[0] <= truth <= estimate.interval[1] for estimate in found)
+    assert stats.binomtest(inside, repeats, 0.95, alternative="less").pvalue > 1e-3
+    mean, error = np.mean([e.value for e in found]), np.mean([e.error for e in found])
+    assert abs(mean - truth) < 4 * error / math.sqrt(repeats), "unbiased"
+    assert np.std([e.value for e in found], ddof=1) == pytest.approx(error, rel=0.4), (
+        "the error is the spread of repeats"
+    )
+
+
+def test_a_function_of_the_share():
+    d, distance, low, high = 5, 0.1, 0.1, 0.4
+    net, x = linear([1.0] + [0.0] * (d - 1), -0.5 - distance), torch.full((30, d), 0.5)
+    score = Score(Sampled(UniformOnBall("l2", 200)), Radii(high, low, 4), H=torch.square)
+    truth = integrate.quad(lambda eps: cap(distance, eps, d) ** 2, low, high)[0]
+    assert score(net, x).value == pytest.approx(truth, rel=0.02)
+
+
+def test_one_dimension_by_hand():
+    """Within `[x - eps, x + eps]` of the line the share left of the boundary at x + 0.1."""
+    net, x = linear([1.0], -0.6), torch.full((2000, 1), 0.5)
+    for norm in ("linf", "l2", "l1"):
+        estimate = Score(Sampled(UniformOnBall(norm, 2)), Radii(0.3, 0.2, 1), H=identity)(net, x)
+        truth = integrate.quad(lambda eps: (0.1 + eps) / (2 * eps), 0.2, 0.3)[0]
+        assert abs(estimate.value - truth) < 4 * estimate.error < 0.02
+        assert estimate.radii.tolist() == [0.25] and abs(estimate.curve[0] - truth / 0.1) < 0.02
+
+
+def test_results_do_not_depend_on_batches():
+    net, x = linear([1.0, -0.5], 0.1), torch.rand(30, 2, generator=torch.Generator().manual_seed(0))
+    score = Score(Sampled(UniformOnBall("l1", 3)), Radii(0.5, count=3), H=identity)
+    whole, parts, other = score(net, x), score(net, x, batch_size=7), score(net, x, seed=1)
+    assert np.array_equal(whole.values, parts.values) and not np.array_equal(whole.values, other.values)
+
+
+def test_a_law_conditioned_on_the_label():
+    """Of the points within 0.2 those left of 0.55 share the label; of these the ones right of 0.45 are predicted so."""
+    net, x = linear([1.0], -0.45), torch.full((50, 1), 0.5)
+    law = Labelled(UniformOnBall("linf", 200), lambda z: (z[:, 0] > 0.55).long())
+    score = Score(Sampled(law), Radii(0.2001, 0.1999, 1, average=True), H=identity)
+    estimate = score(net, x, torch.zeros(50).long())
+    assert abs(estimate.value - 2 / 5) < 4 * estimate.error < 0.05
+
+
+# Margins
+
+
+def test_r2_of_a_linear_model_is_the_mean_distance_to_its_boundary():
+    net, x = linear([0.6, -0.8], 0.05), 0.4 + 0.2 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    exact = (x @ torch.tensor([0.6, -0.8]) + 0.05).abs().double().numpy()
+    for score in (r2((2,)), r2((2,), attack=minimal_l2())):
+        estimate = score(net, x)
+        assert np.allclose(estimate.values, exact, atol=2e-5)
+        assert estimate.error == pytest.approx(exact.std(ddof=1) / math.sqrt(50), rel=1e-3)
+        assert np.allclose(estimate.curve, [(exact >= eps - 2e-5).mean() for eps in estimate.radii], atol=0.03)
+    assert estimate.found is not None and (net(estimate.found.x).argmax(1) != net(x).argmax(1)).all()
+    below = certified_r2((2,))(net, x)
+    assert (below.values <= exact).all() and np.allclose(below.values, exact, atol=2e-3)
+    linf = r2((2,), "linf")(net, x)
+    assert np.allclose(linf.values, exact / 1.4, atol=2e-5)
+
+
+def test_the_integral_of_a_weight_up_to_the_margin():
+    net, x = linear([1.0, 0.0], -0.5), torch.tensor([[0.2, 0.5], [0.9, 0.5]])
+    weighted = Score(WorstCase(minimal_l2()), Radii(1.0, 0.1), G=inverse)
+    assert np.allclose(weighted(net, x).values, np.log([3.0, 4.0]), atol=1e-3)
+    averaged = Score(WorstCase(minimal_l2()), Radii(0.35, 0.1, average=True))
+    assert np.allclose(averaged(net, x).values, [0.2 / 0.25, 1.0], atol=1e-3)
+
+
+def test_label_aware_margins_are_0_where_the_prediction_is_wrong():
+    net, x = linear([1.0, 0.0], -0.5), torch.tensor([[0.2, 0.5], [0.9, 0.5]])
+    aware, y = label_aware((2,)), torch.tensor([0, 0])
+    assert np.allclose(aware(net, x, y).values, [0.3, 0.0], atol=1e-4)
+    assert np.allclose(r2((2,))(net, x, y).values, [0.3, 0.4], atol=1e-4), "the prediction's margin, right or wrong"
+
+
+def test_r1_looks_at_the_whole_box():
+    """For a boundary in the middle of the square, the distance of a uniform point is 1/4 on the average."""
+    estimate = r1((2,), attack=minimal_l2())(linear([1.0, 0.0], -0.5), torch.zeros(400, 2))
+    assert abs(estimate.value - 0.25) < 4 * estimate.error
+    assert estimate.x is not None and abs(float(estimate.x.mean()) - 0.5) < 0.05
+
+
+# On the manifold
+
+
+def identity_manifold() -> Manifold:
+    return Manifold(nn.Identity(), nn.Identity())
+
+
+def test_shares_on_the_manifold_by_a_plain_loop():
+    manifold, net = identity_manifold(), linear([1.0, 0.3], -0.62)
+    x = 0.4 + 0.2 * torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+    law = OnManifold(manifold, 50, 0.1)
+    radii = torch.tensor([[0.01, 0.1, 0.5]]).double().expand(6, 3)
+    streams = Streams.of(5, torch.arange(6))
+    drawn = list(law.draws(x, torch.zeros(6).long(), radii, streams))
+    assert len(drawn) == 50
+    moves = torch.stack([points - x for points, _ in drawn])
+    assert stats.kstest(moves.flatten().numpy() / 0.1, "norm").pvalue > 1e-3
+    for points, inside in drawn:
+        for i in range(6):
+            assert inside[i].tolist() == [float((points[i] - x[i]).norm()) <= eps for eps in (0.01, 0.1, 0.5)]
+    score = Score(Sampled(law), Radii(0.5, 0.1, 4), H=identity)
+    estimate = score(net, x, seed=5)
+    assert 0 < estimate.value < 0.4 and (np.diff(estimate.curve) <= 0.05).all()
+
+
+def test_where_the_law_has_no_point_the_classifier_is_robust():
+    law = OnManifold(identity_manifold(), 5, 10.0)
+    estimate = Score(Sampled(law), Radii(0.1, count=3), H=identity)(linear([1.0], -0.5), torch.full((9, 1), 0.5))
+    assert np.allclose(estimate.values, 0.1)
+
+
+def test_a_constant_classifier_is_maximally_robust_under_every_score():
+    x, shape = torch.rand(7, 4), (4,)
+    manifold, d = identity_manifold(), diameter(shape)
+    assert d == 2.0
+    for score in (r1(shape), r2(shape), label_aware(shape), on_manifold(manifold, shape, 8)):
+        y = torch.ones(7).long() if score.name.startswith("label") else None
+        assert np.allclose(score(Constant(), x, y).values, d), score.name
+    assert np.allclose(Score(Sampled(UniformOnBall("l2", 4)), Radii(d), H=identity)(Constant(), x).values, d)
+    weighed = r4(manifold, shape, 8)(Constant(), x)
+    exact = math.log(200) / (d - d / 200)
+    assert abs(weighed.value - exact) < 0.02 * exact
+
+
+def test_r2_on_the_manifold_falls_with_the_margin():
+    manifold = identity_manifold()
+    near, far = (linear([1.0, 0.0], -0.5 - m) for m in (0.02, 0.2))
+    x = torch.full((20, 2), 0.5)
+    values = [on_manifold(manifold, (2,), 100, 0.1)(net, x).value for net in (near, far)]
+    assert values[0] + 0.05 >= 0.02 and values[0] < values[1]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Radii(0.1, 0.2), "expected 0 <= low < high < infinity"),
+        (lambda: Radii(math.inf), "expected 0 <= low < high < infinity"),
+        (lambda: Radii(1.0, count=0), "count = 0"),
+        (lambda: UniformOnBall("l7"), "norm"),
+        (lambda: UniformOnBall("l2", 0), "samples = 0 draws nothing"),
+        (lambda: OnManifold(identity_manifold(), sigma=0.0), "sigma = 0.0 is no noise"),
+        (lambda: Score(Certified(), Radii(1.0), H=identity)(linear([1.0], 0.0), torch.rand(2, 1)), "take H = certain"),
+        (lambda: label_aware((1,))(linear([1.0], 0.0), torch.rand(2, 1)), "needs the labels"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(make, message):
+    with pytest.raises(EquipoiseError, match=message):
+        make()
