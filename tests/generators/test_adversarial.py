@@ -40,7 +40,7 @@ def test_it_starts_as_the_identity_and_stays_in_the_box(shape):
     assert AdversarialGenerator(shape)(x).equal(x)
     moved = moving(shape)(x)
     assert moved.shape == x.shape and not moved.equal(x)
-    assert 0 <= moved.min() and moved.max() <= 1
+    assert moved.min() >= 0 and moved.max() <= 1
 
 
 def test_a_sample_does_not_depend_on_its_batch():

@@ -14,7 +14,7 @@ from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseError
 from equipoise.generators import AdversarialGenerator, Adversary, GeneratedMargin
 from equipoise.objectives import cross_entropy
-from equipoise.rng import Streams, fold
+from equipoise.rng import fold
 from equipoise.terms import as_method
 from equipoise.training import Progress, Recipe, fit, load_generator
 from equipoise.training.checkpoint import load_tensors
