@@ -8,10 +8,14 @@
 independent of each other, which is faster and leaves batch-norm's statistics to the clean and final points.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from equipoise.attacks import gradient as attacks
+from equipoise.corrupted import Corrupted
+from equipoise.corruptions import CORRUPTIONS
+from equipoise.errors import require
 from equipoise.generators import AdversarialGenerator, Adversary, GeneratedMargin
 from equipoise.geometry import EVERYWHERE, Box
 from equipoise.objectives import (
@@ -136,6 +140,19 @@ def pat(
     With `loss = regularised(2)` it is PAT-EntM, with `regularised(smoothing=.74)` PAT-LS.
     """
     return clean_share * as_method(loss) + (1 - clean_share) * pgd_at(eps, step_size, steps, loss, **options)
+
+
+def corruption_at(
+    corruptions: Sequence[str] = tuple(CORRUPTIONS), clean_share: float = 0.5, loss: Objective = cross_entropy
+) -> Method:
+    """`a · L(x) + (1 - a) · L(c(x))`, a = `clean_share`, c a corruption drawn anew for each image and step.
+
+    `corruptions` are by default those of MNIST-C (Mu & Gilmer 2019). A model trained on them must not then be tested
+    on MNIST-C: name the ones to train on, and test on the others. The run's record says which they were. Raises
+    `EquipoiseError` for an unknown name or none, and in training for images that cannot be corrupted.
+    """
+    require(0 <= clean_share <= 1, f"clean_share = {clean_share}: expected a share between 0 and 1.")
+    return clean_share * as_method(loss) + (1 - clean_share) * (loss @ Corrupted(tuple(corruptions)))
 
 
 def friendly_at(

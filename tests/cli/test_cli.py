@@ -149,6 +149,7 @@ OWN = {
     "pgd": {*CLIMB, *LOSS},
     "friendly": {*CLIMB, *LOSS, "tau"},
     "pat": {*CLIMB, *LOSS, "clean_share"},
+    "corruption": {*LOSS, "corruptions", "clean_share"},
     "mart": {*CLIMB, "beta"},
     "udp": {*CLIMB, *LOSS, "uncertainty"},
     "uta": {*CLIMB, *LOSS, "uncertainty"},

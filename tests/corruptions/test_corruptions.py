@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage, stats
 
-from equipoise.corruptions import CORRUPTIONS, Corrupted, corrupt
+from equipoise.corrupted import Corrupted
+from equipoise.corruptions import CORRUPTIONS, corrupt
 from equipoise.corruptions.blur import _shuffled
 from equipoise.corruptions.canvas import blurred
 from equipoise.corruptions.weather import plasma
 from equipoise.data import load
 from equipoise.errors import EquipoiseError
+from equipoise.objectives import cross_entropy
 from equipoise.predictive import Single
 from equipoise.rng import Streams
 
@@ -351,6 +353,8 @@ def test_a_mover_draws_a_corruption_for_each_sample():
     rows = torch.tensor([5, 399, 17])
     assert torch.equal(mover.perturb(model, x[rows], y[rows], streams[rows]), moved[rows])
     assert mover.settings() == {"corruptions": list(names)} and str(Corrupted(("fog",))) == "corrupted(fog)"
+    term = cross_entropy @ Corrupted(("fog", "rotate"))
+    assert str(0.5 * term + cross_entropy) == "0.5·(cross-entropy) @ corrupted(fog, rotate) + (cross-entropy)"
     assert Corrupted(("mnist-c",)) == Corrupted() and str(Corrupted()) == "corrupted(mnist-c)"
 
 

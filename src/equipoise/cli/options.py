@@ -18,6 +18,7 @@ from equipoise import methods
 from equipoise.attacks.gradient import usual_step_size
 from equipoise.cli.scoring import Score
 from equipoise.cli.studying import Study
+from equipoise.corruptions import CORRUPTIONS
 from equipoise.errors import EquipoiseError, unknown
 from equipoise.generators import Manifold
 from equipoise.geometry import NormName
@@ -236,6 +237,19 @@ class Coded:
 
 
 @dataclass(frozen=True)
+class Corrupting:
+    """A share of the clean loss, and the rest on corrupted images."""
+
+    name: Suppress[str]
+    """Which method."""
+    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
+    """Corruptions to train on; one of them is drawn for each image and step. Do not test on the same ones."""
+    clean_share: float = 0.5
+    """Share of the clean loss."""
+    loss: Loss = Loss()
+
+
+@dataclass(frozen=True)
 class Misclassified:
     """A boosted loss and a divergence weighted by how wrong the clean prediction is, at a perturbation."""
 
@@ -408,6 +422,7 @@ Choice = (
     | Annotated[Iterated, _named("pgd", Iterated, "At the point of greatest loss.", steps=10)]
     | Annotated[Friendly, _named("friendly", Friendly, "pgd that stops where the prediction is wrong.")]
     | Annotated[Mixed, _named("pat", Mixed, "Half the clean loss, half that at the pgd point.")]
+    | Annotated[Corrupting, _named("corruption", Corrupting, "Half the clean loss, half that on corrupted images.")]
     | Annotated[Misclassified, _named("mart", Misclassified, "pgd that looks harder at what is misclassified.")]
     | Annotated[Uncertain, _named("udp", Uncertain, "At the point of greatest uncertainty, 1 to K steps away.")]
     | Annotated[Uncertain, _named("uta", Uncertain, "At the point of greatest uncertainty, K steps away.")]
@@ -439,6 +454,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pgd": methods.pgd_at,
     "friendly": methods.friendly_at,
     "pat": methods.pat,
+    "corruption": methods.corruption_at,
     "mart": methods.mart,
     "udp": methods.udp,
     "uta": methods.uta,

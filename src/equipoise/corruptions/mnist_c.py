@@ -1,7 +1,6 @@
-"""The corruptions by name, and training on them."""
+"""The corruptions by name."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from equipoise.corruptions.warps import rotate, scale, shear, translate
 from equipoise.corruptions.weather import brightness, fog, spatter
 from equipoise.errors import require, unknown
 from equipoise.rng import Streams
-from equipoise.types import Labels, Points, Prediction, Predictive
 
 Corruption = Callable[[Images, Streams], Images]
 """Corrupted images of the shape of those given, in [0, 1]; the streams, one per image, are all that is random."""
@@ -97,42 +95,3 @@ def check_images(images: Any) -> None:
     )
     low, high = (float(v) for v in torch.aminmax(images))
     require(low >= 0 and high <= 1, f"images have values from {low:g} to {high:g}: expected [0, 1].")
-
-
-@dataclass(frozen=True)
-class Corrupted:
-    """Where a term is evaluated: at the image under one of the corruptions, drawn anew for each sample and step.
-
-        cross_entropy @ Corrupted(("fog", "rotate"))
-
-    A network that was trained on a corruption says nothing by its accuracy on that corruption about others: do not
-    train on those of MNIST-C, the default, and then quote MNIST-C as a test. Leave out the ones you test on.
-    Raises `EquipoiseError` for an unknown name or none, and when it meets images that cannot be corrupted.
-    """
-
-    names: tuple[str, ...] = tuple(CORRUPTIONS)
-    """Which corruptions, all as likely; `mnist-c` is all."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "names", chosen(self.names))
-
-    def __str__(self) -> str:
-        return f"corrupted({MNIST_C if set(self.names) == set(CORRUPTIONS) else ', '.join(self.names)})"
-
-    def settings(self) -> dict[str, Any]:
-        """Every field as JSON-ready data, for records."""
-        return {"corruptions": list(self.names)}
-
-    def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
-        """Each image under a corruption of its own."""
-        check_images(x)
-        which, out = streams.fold(0).integers(len(self.names)), x.clone()
-        for number, name in enumerate(self.names):
-            rows = (which == number).nonzero()[:, 0]
-            if len(rows):
-                out[rows] = CORRUPTIONS[name](x[rows], streams[rows].fold(1))
-        return out
-
-    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
-        """The live prediction there."""
-        return predictive.draw(streams)(point)
