@@ -13,8 +13,9 @@ import numpy as np
 from markupsafe import Markup
 
 from equipoise.records import AttackResult, Evaluation, write_atomically
-from equipoise.report import figures
+from equipoise.report import corrupted, figures
 from equipoise.report.chains import composites, descent, stages
+from equipoise.report.corrupted import Result
 from equipoise.report.figures import Style
 from equipoise.report.pages import NORMS, radius, template, title, value
 from equipoise.report.reading import Source, read
@@ -142,14 +143,14 @@ class Comparison:
         return found
 
 
-def standing(results: Sequence[AttackResult | None]) -> list[str]:
+def standing(results: Sequence[Result | None]) -> list[str]:
     """Per result: `best`, `tied` if its 95 % interval overlaps the best's, else empty; all empty below two results."""
     known = [result for result in results if result is not None]
     if len(known) < 2:
         return [""] * len(results)
     top = max(known, key=lambda r: r.accuracy)
 
-    def mark(result: AttackResult | None) -> str:
+    def mark(result: Result | None) -> str:
         if result is None or result.interval[1] < top.interval[0]:
             return ""
         return "best" if result.accuracy == top.accuracy else "tied"
@@ -161,7 +162,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
     """Write one self-contained HTML file about the run directories and evaluation files at `paths`; return its path.
 
     It holds the accuracy table with 95 % Wilson intervals, reasons to doubt it and what each part of a composite attack
-    did, training curves, robust accuracy against eps, the same
+    did, accuracy on corrupted images, training curves, robust accuracy against eps, the same
     images clean and attacked, and where every number comes from. It loads nothing from anywhere. Raises
     `EquipoiseError` for a path that is no run directory or evaluation, a damaged file, missing matplotlib, or an `out`
     that cannot be written.
@@ -178,6 +179,8 @@ def report(paths: Sequence[Path], out: Path) -> Path:
         keys=[(key_id(s), Markup(figures.key(key_id(s), s))) for s in used],
         roles=[(role, Markup(figures.key(f"role-{role}", role=role))) for role in figures.VALIDATION],
         key_id=key_id,
+        corrupted=_corrupted(comparisons),
+        standing=standing,
         curves=_curves(comparisons),
         audits={id(s): found for i, s in enumerate(sources) if (found := _audits(s, f"audit-{i}"))},
         id=id,
@@ -211,6 +214,19 @@ def compare(sources: Sequence[Source]) -> list[Comparison]:
                 rows.append(Row(source, weights, Style(series, weights == "last"), results, (file.name,)))
             first.add((test_set, weights))
     return [Comparison(data[test_set], _named(rows)) for test_set, rows in tables.items() if rows]
+
+
+def _corrupted(comparisons: Sequence[Comparison]) -> list[corrupted.Table]:
+    """The tables of accuracy on corrupted images, of the models as the accuracy tables name them."""
+    rows = [row for comparison in comparisons for row in comparison.rows]
+    return corrupted.tables(
+        [
+            (row, evaluation)
+            for row in rows
+            for file, evaluation in row.source.evaluations
+            if file.name in row.files and evaluation.weights == row.weights
+        ]
+    )
 
 
 def _agree(some: Mapping[Column, AttackResult], others: Mapping[Column, AttackResult]) -> bool:
