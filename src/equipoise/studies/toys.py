@@ -61,7 +61,7 @@ class Toy:
     def seen(self, x: Plane) -> Bool[np.ndarray, "*batch"]:
         """Which points lie in the window."""
         left, right, bottom, top = self.extent
-        return ((x >= (left, bottom)) & (x <= (right, top))).all(-1)
+        return np.all((x >= (left, bottom)) & (x <= (right, top)), axis=-1)
 
     def wider(self, by: float) -> "Toy":
         """The same problem in a window that reaches further by so much on every side."""
