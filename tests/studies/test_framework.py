@@ -5,6 +5,7 @@ import sys
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from equipoise.cli.studying import Study as Asked
 from equipoise.cli.studying import study as run_study
 from equipoise.errors import EquipoiseError
 from equipoise.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
-from equipoise.report.studies import interval, mean, page
+from equipoise.report.pages import light
+from equipoise.report.studies import figure, interval, mean, page
 from equipoise.studies import STUDIES, Entry, Options, Tell, load, save
 from equipoise.studies.images import difference, direction
 
@@ -139,6 +141,32 @@ def test_page_says_what_was_found_and_loads_nothing() -> None:
     assert f"{low:.1f} to 100.0" in reader.text
     assert reader.tags.count("svg") == 2 and not {"script", "link", "img"} & set(reader.tags)
     assert all(link.startswith(("#", "data:")) for link in reader.links)
+
+
+def test_page_says_which_intervals_are_exact() -> None:
+    study = made_up()
+    assert "Clopper" not in page(study)
+    wins = Number("wins", [1.0, 1.0, 0.0], percent=True, outcomes=True)
+    text = page(replace(study, findings=replace(study.findings, numbers=[*study.findings.numbers, wins])))
+    exact = stats.binomtest(2, 3).proportion_ci(0.95, "exact")
+    assert "of outcomes that are yes or no, by Clopper and Pearson" in text and text.count(", exact") == 1
+    assert f"{100 * exact.low:.1f} to {100 * exact.high:.1f}, exact" in text
+
+
+def test_a_logarithmic_axis_has_plain_numbers_at_the_measured_places() -> None:
+    """In the page's colours, minor ticks too, and none where they would overlap."""
+    colours = {name: f"#0000{i:02x}" for i, name in enumerate(light())}
+    for places, labels in (([90.0, 359, 1437], ["90", "359", "1,437"]), (range(1, 1001), 7)):
+        x = np.array(places, float)
+        panel = Lines("t", x, [Series("UDP", x, x, x)], "samples", "accuracy", log_x=True)
+        (axes,) = figure(Picture("p", "P.", [panel], 1), colours).axes
+        axes.figure.canvas.draw()
+        ticks = [tick for tick in axes.get_xticklabels(which="both") if tick.get_text()]
+        assert all(tick.get_color() == colours["muted"] for tick in ticks)
+        shown = [tick.get_text() for tick in ticks]
+        assert shown == labels or len(shown) <= labels + 1
+        boxes = sorted((tick.get_window_extent().x0, tick.get_window_extent().x1) for tick in ticks)
+        assert all(end < start for (_, end), (start, _) in pairwise(boxes))
 
 
 def test_page_follows_light_and_dark_and_its_ids_are_unique() -> None:

@@ -203,7 +203,7 @@ def unframe(axes: Any, colours: Mapping[str, str] = STAND_INS) -> None:
     axes.spines[:].set_visible(False)
     axes.grid(axis="y", color=colours["line"], linewidth=1)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=5, labelsize=FONT, labelcolor=colours["muted"])
+    axes.tick_params(which="both", length=0, pad=5, labelsize=FONT, labelcolor=colours["muted"])
 
 
 def _figure(width: int, height: int, rows: Sequence[float], bare: bool = False) -> tuple[Any, Sequence[Any]]:

@@ -232,12 +232,25 @@ def _lines(axes: Any, panel: Lines, colours: Mapping[str, str], order: Mapping[s
         axes.plot(panel.x, series.y, label=series.name, **_stroke(series, colour, colours, len(panel.x)))
     if panel.log_x:
         axes.set_xscale("log")
+        places = _apart(panel.x)
+        axes.set_xticks(places, [f"{place:,.4g}" for place in places])
+        axes.set_xticks([], minor=True)
     if panel.log_y:
         axes.set_yscale("log")
     axes.margins(x=0.02)
     _axes_names(axes, panel.x_name, panel.y_name, colours)
     if len(panel.series) > 1:
         axes.legend(fontsize=_SMALL, frameon=False, labelcolor=colours["ink"], handlelength=1.8)
+
+
+def _apart(places: Float[np.ndarray, " x"]) -> list[float]:
+    """Those of the places on a logarithmic axis that have room for a number: a seventh of it from one to the next."""
+    least = np.log(places[-1] / places[0]) / 7
+    kept = [float(places[0])]
+    for place in places[1:]:
+        if np.log(place / kept[-1]) >= least:
+            kept.append(float(place))
+    return kept
 
 
 def _stroke(series: Series, colour: str, colours: Mapping[str, str], points: int) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def described(data: Dataset, shape: tuple[int, ...] | None = None) -> Mapping[st
     factor = 1 if shape is None else data.shape[1] // shape[1]
     return {
         "name": data.name,
-        "sha256": data.sha256,
+        "sha256 of the whole dataset": data.sha256,
         "train": len(data.train),
         "test": len(data.test),
         "classes": list(data.classes),
