@@ -68,8 +68,8 @@ def r4(
     """How probable it is that two samples of the data near each other are classified alike, nearer ones weighing more:
     `mean over eps of P(f(x') = f(x) | ‖x' - x‖ <= eps) / eps` (F, Example 4 and Eq. 9).
 
-    As R tends to 1 where eps does to 0, the integral down to 0 has no bound. Here it ends at `low`, by default d/200, so
-    that R4 of a constant classifier is `ln(200)/d · 200/199`, .190 for 28x28 pixels. F does not say where its radii
+    As R tends to 1 where eps does to 0, the integral down to 0 has no bound. Here it ends at `low`, by default d/200:
+    R4 of a constant classifier is `ln(200)/d · 200/199`, .190 for 28x28 pixels. F does not say where its radii
     come from; its .280 and .286 are to be compared with R4 of the same radii alone.
     """
     high = diameter(shape, norm)
