@@ -72,8 +72,8 @@ def r2(
 
     Without a `generator` training builds one; with a run directory it is saved there, see `load_generator`. The paper's
     own objectives are `softness=0, crossing=1, scores="probabilities"`; see `GeneratedMargin` and `Adversary` for why
-    they are not the defaults. Experimental: g often goes farther than the boundary, and the defaults do not reliably raise
-    the distance to it. Measure it, by `equipoise.scores.r2`.
+    they are not the defaults. Experimental: g often goes farther than the boundary, and the defaults do not reliably
+    raise the distance to it. Measure it, by `equipoise.scores.r2`.
     """
     player = Adversary(generator, crossing=crossing, scores=scores, lr=generator_lr)
     return as_method(loss).penalised(-weight, GeneratedMargin(player, softness))
