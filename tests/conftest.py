@@ -1,5 +1,6 @@
 """Settings of every test: one thread, property tests that repeat, and which tests check annotations."""
 
+import signal
 from collections.abc import Generator
 
 import jaxtyping
@@ -10,6 +11,8 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("repeatable")
+# A shell that puts a job in the background has it ignore Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

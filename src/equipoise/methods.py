@@ -62,21 +62,22 @@ def r2(
     generator: AdversarialGenerator | None = None,
     weight: float = 1.0,
     softness: float = 1.0,
+    halvings: int = 6,
     crossing: float = 10.0,
     scores: Literal["logits", "probabilities"] = "logits",
     generator_lr: float = 3e-3,
     loss: Objective = cross_entropy,
 ) -> Method:
-    """`L(x) - lam · mean of ‖g(x) - x‖₂ / (softness + CE(f(x), f(g(x))))`, g a network that seeks adversarial examples
-    and trains alongside (F, Eqs. 7 and 12, Alg. 1); lam = `weight`.
+    """`L(x) - lam · mean of ‖x* - x‖₂ / (softness + CE(f(x), f(x*)))`, x* where the way from x to g(x) leaves x's
+    class, g a network that seeks adversarial examples and trains alongside (F, Eqs. 7, 12 and 14, Alg. 1);
+    lam = `weight`.
 
     Without a `generator` training builds one; with a run directory it is saved there, see `load_generator`. The paper's
-    own objectives are `softness=0, crossing=1, scores="probabilities"`; see `GeneratedMargin` and `Adversary` for why
-    they are not the defaults. Experimental: g often goes farther than the boundary, and the defaults do not reliably
-    raise the distance to it. Measure it, by `equipoise.scores.r2`.
+    own objectives are `softness=0, halvings=0, crossing=1, scores="probabilities"`; see `GeneratedMargin` and
+    `Adversary` for why they are not the defaults.
     """
     player = Adversary(generator, crossing=crossing, scores=scores, lr=generator_lr)
-    return as_method(loss).penalised(-weight, GeneratedMargin(player, softness))
+    return as_method(loss).penalised(-weight, GeneratedMargin(player, softness, halvings))
 
 
 def fgsm_at(eps: float, loss: Objective = cross_entropy, **options: Any) -> Method:

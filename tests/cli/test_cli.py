@@ -145,7 +145,7 @@ OWN = {
     "r-fgsm": {*BALL, *LOSS, "step_size"},
     "n-fgsm": {*BALL, *LOSS, "step_size", "noise"},
     "gradalign": {*BALL, *LOSS, "weight"},
-    "r2": {*LOSS, "weight", "softness", "crossing", "scores", "generator_lr", "generator"},
+    "r2": {*LOSS, "weight", "softness", "halvings", "crossing", "scores", "generator_lr", "generator"},
     "pgd": {*CLIMB, *LOSS},
     "friendly": {*CLIMB, *LOSS, "tau"},
     "pat": {*CLIMB, *LOSS, "clean_share"},

@@ -106,7 +106,7 @@ def test_it_finds_the_margin_of_a_linear_classifier():
 def test_the_margin_is_the_formula(softness):
     net, generator, x = linear(), moving((12,)), inputs((12,), 20)
     y = torch.zeros(20, dtype=torch.int64)
-    value = GeneratedMargin(Adversary(generator), softness)(net, x, y)
+    value = GeneratedMargin(Adversary(generator), softness, 0)(net, x, y)
     expected = 0.0
     for i in range(len(x)):
         there = generator(x[i : i + 1])
@@ -126,13 +126,13 @@ def test_the_published_margin_has_a_floor():
         net.bias.copy_(torch.tensor([100.0, 0.0]))
     distance = (generator(x) - x).norm(dim=1).mean().item()
     y = torch.zeros(6, dtype=torch.int64)
-    assert GeneratedMargin(Adversary(generator), 0.0)(net, x, y).item() == pytest.approx(1000 * distance, rel=1e-4)
-    assert GeneratedMargin(Adversary(generator), 1.0)(net, x, y).item() == pytest.approx(distance, rel=1e-4)
+    assert GeneratedMargin(Adversary(generator), 0.0, 0)(net, x, y).item() == pytest.approx(1000 * distance, rel=1e-4)
+    assert GeneratedMargin(Adversary(generator), 1.0, 0)(net, x, y).item() == pytest.approx(distance, rel=1e-4)
 
 
 def test_each_player_has_gradients_of_its_own():
     net, generator, x = linear(), moving((12,)), inputs((12,))
-    GeneratedMargin(Adversary(generator))(net, x, torch.zeros(6, dtype=torch.int64)).backward()
+    GeneratedMargin(Adversary(generator), halvings=0)(net, x, torch.zeros(6, dtype=torch.int64)).backward()
     assert all(p.grad is None for p in generator.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
     net.zero_grad()
@@ -145,7 +145,7 @@ def test_each_player_has_gradients_of_its_own():
 def test_the_margin_grows_by_agreement_at_the_generated_point():
     """Only the prediction at x* is varied: the gradient is that of eps*/(1 + CE(p, f(x*))) with p a constant."""
     net, generator, x = linear().double(), moving((12,)).double(), inputs((12,)).double()
-    GeneratedMargin(Adversary(generator))(net, x, torch.zeros(6, dtype=torch.int64)).backward()
+    GeneratedMargin(Adversary(generator), halvings=0)(net, x, torch.zeros(6, dtype=torch.int64)).backward()
     weight = net[1].weight
     got, weight.grad = weight.grad.clone(), None
     p, there = net(x).softmax(1).detach(), generator(x).detach()
@@ -157,10 +157,39 @@ def test_the_margin_grows_by_agreement_at_the_generated_point():
 def test_for_an_ensemble_it_is_that_of_the_mean():
     members, generator, x = [linear(), linear(classes=3).apply(_shift)], moving((12,)), inputs((12,))
     y = torch.zeros(6, dtype=torch.int64)
-    value = GeneratedMargin(Adversary(generator))(Ensemble(members).module, x, y)
+    value = GeneratedMargin(Adversary(generator), halvings=0)(Ensemble(members).module, x, y)
     p, q = (sum(m(z).softmax(1) for m in members) / 2 for z in (x, generator(x)))
     expected = (generator(x) - x).norm(dim=1) / (1 - (p * q.log()).sum(1))
     torch.testing.assert_close(value, expected.mean())
+
+
+def test_what_is_generated_is_moved_back_to_the_boundary():
+    """Of two classes that a plane divides: x* lies where the segment to g(x) meets it, `w·x + b` over its rate of
+    change along the segment, and at most 2^-halvings of the segment beyond; a g(x) on the same side counts 0.
+    """
+    net, generator, x = linear(12, 2).double(), moving((12,), 0.5).double(), inputs((12,), 40).double()
+    with torch.no_grad():
+        net[1].bias -= net(x).mean(0)  # a plane through the midst of the points
+        score = net(x)[:, 0] - net(x)[:, 1]
+        there = net(generator(x))[:, 0] - net(generator(x))[:, 1]
+        length = (generator(x) - x).norm(dim=1)
+    crossed = score.sign() != there.sign()
+    assert 5 < crossed.sum() < 35
+    margins = torch.where(crossed, score / (score - there) * length, 0.0)
+    y, player = torch.zeros(40, dtype=torch.int64), Adversary(generator)
+    # With a softness beyond all cross-entropies R is the mean of eps* over that softness.
+    for halvings in (1, 6, 30):
+        found = GeneratedMargin(player, 1e9, halvings)(net, x, y) * 1e9
+        assert margins.mean() <= found + 1e-6 <= (margins + length * crossed * 2.0**-halvings).mean() + 2e-6
+
+
+def test_moving_back_looks_with_the_statistics_of_evaluation_and_leaves_the_mode():
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), linear()).train()
+    before = net[1].running_mean.clone()
+    GeneratedMargin(Adversary(moving((12,))))(net, inputs((12,)), torch.zeros(6, dtype=torch.int64))
+    once = net[1].running_mean - before
+    assert all(m.training for m in net.modules())
+    assert net[1].num_batches_tracked == 2 and once.abs().sum() > 0  # x and x*, and no bisection
 
 
 def _shift(module: nn.Module) -> None:
@@ -176,6 +205,7 @@ REFUSED = [
     (lambda: Adversary(lr=0.0), r"generator lr = 0.0 trains nothing"),
     (lambda: Adversary(scores="probability"), r"unknown kind of scores 'probability': did you mean 'probabilities'\?"),
     (lambda: GeneratedMargin(softness=-1.0), r"softness = -1.0: expected a number >= 0"),
+    (lambda: GeneratedMargin(halvings=-1), r"halvings = -1: expected an integer >= 0"),
     (lambda: Adversary().network(), r"the generator is not built yet: give one, or train by `fit`"),
     (
         lambda: Adversary(AdversarialGenerator((8,))).made_for((9,), 0),

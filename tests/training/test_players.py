@@ -42,7 +42,7 @@ def test_a_step_is_that_of_the_algorithm():
     data, f, plain = images(), net(batch_norm=False), net(batch_norm=False)
     g, own = AdversarialGenerator((1, 8, 8)), AdversarialGenerator((1, 8, 8))
     recipe = Recipe(epochs=1, batch_size=24, optimizer="sgd", momentum=0.0, nesterov=False, lr=0.1, validation=0.2)
-    fit(methods.r2(g, weight=0.5, crossing=2.0, generator_lr=0.01), f, data, recipe)
+    fit(methods.r2(g, weight=0.5, halvings=0, crossing=2.0, generator_lr=0.01), f, data, recipe)
 
     train, _ = data.split_validation(0.2, seed=fold(0, 0))
     shuffles = [torch.randperm(48, generator=torch.Generator().manual_seed(abs(fold(fold(0, 0), k)))) for k in (1, 5)]
@@ -126,7 +126,7 @@ def test_an_epoch_records_what_the_generator_did(tmp_path: Path) -> None:
     run = fit(methods.r2(), net(), images(), dataclasses.replace(FAST, epochs=1, batch_size=60), out=tmp_path / "run")
     assert run.last["generator_distance"] == run.last["generator_crossed"] == 0.0
     assert run.last["generator_loss"] > 0
-    assert "R2(softness 1)" in run.method["sum"]
+    assert "R2(softness 1, halvings 6)" in run.method["sum"]
 
 
 def test_two_processes_train_both_players_as_one() -> None:

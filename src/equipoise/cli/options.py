@@ -153,6 +153,8 @@ class Generated:
     """Weight of the distance to the generated examples, which is subtracted from the loss."""
     softness: float = 1.0
     """Added to the cross-entropy by which that distance is divided; 0 is as published."""
+    halvings: int = 6
+    """Bisections that move a generated example back to the boundary; 0 leaves it where it is."""
     crossing: float = 10.0
     """Weight, in the generator's loss, of being predicted otherwise; 1 is as published."""
     scores: Literal["logits", "probabilities"] = "logits"

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Ball, Box
 from equipoise.objectives import kl, margin
-from equipoise.predictive import Ensemble, as_predictive, seeded
+from equipoise.predictive import Ensemble, as_predictive, seeded, standing
 from equipoise.types import Labels, PerSample, Points, Predict, Prediction
 
 _FLOOR = 1e-3  # nats: below this the cross-entropy in a denominator counts as this
@@ -191,13 +192,18 @@ class Adversary:
 
 @dataclass(frozen=True)
 class GeneratedMargin:
-    """`R = mean of eps*(x) / (softness + CE(f(x), f(x*)))`, `x* = g(x)`, `eps* = ‖x* - x‖₂` in pixels of [0, 1].
+    """`R = mean of eps*(x) / (softness + CE(f(x), f(x*)))`, `eps* = ‖x* - x‖₂` in pixels of [0, 1], x* on the way from
+    x to g(x), where the prediction just differs.
 
-    The score R_2 of F, the mean distance to points that are predicted otherwise, made differentiable; training
-    descends `CE - lam · R` (F, Eq. 7), that is, the penalty has a *negative* weight. (The paper prints the term with a
-    plus sign, Eq. 12, as part of that loss: added to it, it would be minimised by making f differ at x*.) f is its only
-    variable: x*, eps* and the first argument of CE, the prediction at x, are held fixed, so that R grows by extending
-    the prediction at x to x*, and not by giving it up at x.
+    The score R_2 of F, the mean distance to the nearest point that is predicted otherwise, made differentiable;
+    training descends `CE - lam · R` (F, Eq. 7), that is, the penalty has a *negative* weight. (The paper prints the
+    term with a plus sign, Eq. 12, as part of that loss: added to it, it would be minimised by making f differ at x*.)
+    f is its only variable: x*, eps* and the first argument of CE, the prediction at x, are held fixed, so that R grows
+    by extending the prediction at x to x*, and not by giving it up at x.
+
+    g(x) lies beyond the boundary, often far beyond it, where agreement is neither to be had nor wanted. So it is moved
+    back by `halvings` bisections of the segment, as F does where it scores (Eq. 14); a g(x) that is predicted like x
+    says nothing and counts 0. With 0 halvings x* = g(x), wherever that is, as Eq. 12 is printed.
 
     With softness 1 the divisor is at least 1 and R lies in [0, mean of eps*]: a soft indicator of agreement. With
     softness 0 it is Eq. 12 as printed, which grows without bound where f agrees (its slope is eps*/CE²); there CE
@@ -208,20 +214,44 @@ class GeneratedMargin:
     """g."""
     softness: float = 1.0
     """What is added to the cross-entropy."""
+    halvings: int = 6
+    """Bisections between x and g(x): x* is at most 2^-halvings of that segment beyond the boundary."""
 
     def __post_init__(self) -> None:
         require(self.softness >= 0, f"softness = {self.softness}: expected a number >= 0, such as 1.")
+        require(self.halvings >= 0, f"halvings = {self.halvings}: expected an integer >= 0, such as 6.")
 
     @property
     def __name__(self) -> str:
         """What it is called in records."""
-        return f"R2(softness {self.softness:g}) @ {self.player}"
+        return f"R2(softness {self.softness:g}, halvings {self.halvings}) @ {self.player}"
 
     def __call__(self, module: nn.Module, x: Points, y: Labels) -> Tensor:
         """R of a batch, with its graph; for an ensemble f is its mean. Raises `EquipoiseError` without a generator."""
         predict = as_predictive(Ensemble(module) if isinstance(module, nn.ModuleList) else module).draw()
         with torch.no_grad():
-            there, here = self.player.network()(x), predict(x)
-        distance = Ball("l2", math.inf).distance(there, x)
+            there, counts = self.player.network()(x), torch.ones(len(x), dtype=torch.bool, device=x.device)
+            if self.halvings:
+                with standing(module, "eval"):
+                    there, counts = _moved_back(predict, x, there, self.halvings)
+            here = predict(x)
+        distance = Ball("l2", math.inf).distance(there, x) * counts
         disagreement = kl("soft-cross-entropy")(predict(there), here)
         return (distance / (self.softness + disagreement).clamp_min(_FLOOR)).mean()
+
+
+def _moved_back(predict: Predict, x: Points, far: Points, halvings: int) -> tuple[Points, Bool[Tensor, " batch"]]:
+    """The point of each segment from `x` to `far` at which bisection finds the prediction just different from that at
+    `x` (F, Eq. 14), and whether it found one.
+    """
+
+    def at(share: PerSample) -> Points:
+        return torch.lerp(x, far, share.reshape(-1, *[1] * (x.ndim - 1)))
+
+    c = predict(x).labels
+    right, wrong, found = x.new_zeros(len(x)), x.new_ones(len(x)), predict(far).labels != c
+    for _ in range(halvings):
+        middle = (right + wrong) / 2
+        there = predict(at(middle)).labels != c
+        right, wrong, found = torch.where(there, right, middle), torch.where(there, middle, wrong), found | there
+    return at(wrong), found
