@@ -1,0 +1,279 @@
+"""A table or figure of a paper: what to compute, the paper's numbers with their place, and when they are reproduced."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from equipoise.errors import EquipoiseError, require
+from equipoise.experiments.tasks import Task
+from equipoise.findings import Number, Study
+from equipoise.records import AttackResult, Evaluation, Run, wilson
+
+Record = Run | Evaluation | Study
+Read = Callable[[Record], Sequence[float]]
+"""Takes from a task's record one value per sample (or per repeat), whose mean is the number."""
+
+Variant = Literal["as published", "corrected"]
+"""With the quirks of the paper's own code, or without."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table, in its unit, and how to get it here."""
+
+    row: str
+    """The row it is in."""
+    column: str
+    """The column it is in."""
+    tasks: Sequence[Task]
+    """What it is read from: one task per seed."""
+    read: Read
+    """How, from each."""
+    paper: float | None = None
+    """What the paper says; None if it is silent."""
+    deviation: float = 0.0
+    """Its stated deviation, or the rounding of the printed number, in the same unit."""
+    scale: float = 100.0
+    """What the values are multiplied by to have the table's unit: 100 for shares in percent."""
+
+    def scaled(self, scale: float) -> "Cell":
+        """The same cell from tasks with a share of the work and of the seeds, of which one stays."""
+        kept = self.tasks[: max(round(len(self.tasks) * scale), 1)]
+        return replace(self, tasks=tuple(task.scaled(scale) for task in kept))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cell turned out to be."""
+
+    cell: Cell
+    """Which cell."""
+    mean: float
+    """Our number, in the table's unit."""
+    interval: tuple[float, float] | None
+    """95 % interval; None for a single value."""
+    n: int
+    """Values behind it: samples, or repeats of a study."""
+    seeds: int
+    """Trainings behind it."""
+    over: Literal["seeds", "samples"]
+    """What the interval covers: with three seeds or more their variation, below that only that of the samples."""
+
+    @property
+    def reproduced(self) -> bool | None:
+        """Whether our interval contains the paper's number, or ours lies within its stated deviation; None if the
+        paper gives no number.
+        """
+        paper = self.cell.paper
+        if paper is None:
+            return None
+        low, high = self.interval or (self.mean, self.mean)
+        return low <= paper <= high or abs(self.mean - paper) <= self.cell.deviation + 1e-9
+
+
+def found(cell: Cell, records: Sequence[Record]) -> Found:
+    """The cell's number: the mean over its tasks of the mean of what is read from each.
+
+    Its interval is Student's over the tasks if they are three or more; otherwise that of all values pooled, Wilson's if
+    they are outcomes, 0 or 1.
+    """
+    values = [np.asarray(cell.read(record), float) for record in records]
+    require(all(len(v) > 0 for v in values), f"{cell.row}, {cell.column}: nothing to take a mean of.")
+    means, pooled = [float(v.mean()) for v in values], np.concatenate(values)
+    by_seeds = len(means) >= 3
+    chosen = means if by_seeds else pooled.tolist()
+    outcomes = not by_seeds and bool(np.isin(pooled, (0.0, 1.0)).all())
+    interval = wilson(float(pooled.sum()), len(pooled)) if outcomes else Number(cell.column, chosen, signed=True).interval
+    unit = cell.scale
+    return Found(
+        cell,
+        float(np.mean(means)) * unit,
+        None if interval is None else (interval[0] * unit, interval[1] * unit),
+        len(pooled),
+        len(means),
+        "seeds" if by_seeds else "samples",
+    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its cells, row by row."""
+
+    title: str
+    """What it shows."""
+    cells: Sequence[Cell]
+    """Its numbers."""
+    corner: str = "method"
+    """What the rows are."""
+    unit: str = "%"
+    """Unit of the numbers."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a chart."""
+
+    name: str
+    """What it is of."""
+    points: Sequence[tuple[float, Cell]]
+    """Abscissa and number; the cells' row and column are free."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure that is drawn through numbers."""
+
+    title: str
+    """What it shows."""
+    x: str
+    """What is to the right."""
+    y: str
+    """What is upwards."""
+    lines: Sequence[Line]
+    """Its curves."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures, numbers and verdict of a study or a measurement, as it made them."""
+
+    title: str
+    """What they show."""
+    task: Task
+    """The study or measurement."""
+
+
+Part = Table | Chart | Shown
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure of a paper."""
+
+    name: str
+    """Name on the command line, such as `udp-table-2`."""
+    title: str
+    """What it is about, in a sentence."""
+    source: str
+    """Its place, such as `U Table 2`."""
+    parts: Callable[[Variant], Sequence[Part]]
+    """Its tables and figures at the paper's scale; called only when the experiment is looked at."""
+    quirks: str = ""
+    """How "as published" differs from "corrected", in a sentence; empty if they are the same."""
+    notes: str = ""
+    """What one should know to read it: choices where the paper is silent or unclear."""
+
+    def plan(self, scale: float = 1.0, variant: Variant = "corrected") -> "Plan":
+        """What to compute at a scale in (0, 1]. Raises `EquipoiseError` for another scale."""
+        require(0 < scale <= 1, f"scale {scale:g}: expected a share in (0, 1], such as 0.1.")
+        return Plan(self, scale, variant, tuple(_scaled(part, scale) for part in self.parts(variant)))
+
+
+def _scaled(part: Part, scale: float) -> Part:
+    if scale == 1:
+        return part
+    if isinstance(part, Table):
+        return replace(part, cells=tuple(cell.scaled(scale) for cell in part.cells))
+    if isinstance(part, Chart):
+        lines = [replace(line, points=tuple((x, c.scaled(scale)) for x, c in line.points)) for line in part.lines]
+        return replace(part, lines=tuple(lines))
+    return replace(part, task=part.task.scaled(scale))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment at a scale."""
+
+    experiment: Experiment
+    """Which one."""
+    scale: float
+    """The share of the paper's epochs, samples and seeds."""
+    variant: Variant
+    """As published, or corrected."""
+    parts: Sequence[Part]
+    """Tables and figures."""
+
+    def tasks(self) -> list[Task]:
+        """All it needs, each once, every task after those it builds on."""
+        order: dict[str, Task] = {}
+        for part in self.parts:
+            for task in _of(part):
+                _add(task, order)
+        return list(order.values())
+
+    def datasets(self) -> list[str]:
+        """The names of the datasets it needs."""
+        return sorted({task.data for task in self.tasks()} - {""})
+
+
+def cells(part: Part) -> list[Cell]:
+    """The numbers of a part."""
+    if isinstance(part, Table):
+        return list(part.cells)
+    return [cell for line in part.lines for _, cell in line.points] if isinstance(part, Chart) else []
+
+
+def _of(part: Part) -> Iterator[Task]:
+    if isinstance(part, Shown):
+        yield part.task
+    for cell in cells(part):
+        yield from cell.tasks
+
+
+def _add(task: Task, order: dict[str, Task]) -> None:
+    """Put the task behind those it needs, unless it is there."""
+    word = repr(task)
+    if word not in order:
+        for one in task.needs:
+            _add(one, order)
+        order[word] = task
+
+
+def clean(record: Record) -> Sequence[float]:
+    """Per sample: whether it is classified correctly."""
+    return [float(right) for right in _result(record, "clean", 0.0, "").correct]
+
+
+def robust(eps: float, norm: str = "linf", attack: str | None = None) -> Read:
+    """Reads per sample whether it stays correct under that attack, or under the worst of all, in a ball."""
+
+    def look(record: Record) -> Sequence[float]:
+        return [float(right) for right in _result(record, attack, eps, norm).correct]
+
+    return look
+
+
+def trade_off(eps: float, norm: str = "linf", attack: str | None = None) -> Read:
+    """Reads per sample the mean of its clean and its robust correctness (U, T)."""
+    under = robust(eps, norm, attack)
+    return lambda record: [(a + b) / 2 for a, b in zip(clean(record), under(record), strict=True)]
+
+
+def number(name: str) -> Read:
+    """Reads the values of a number of a study or measurement."""
+
+    def look(record: Record) -> Sequence[float]:
+        known = record.findings.numbers if isinstance(record, Study) else []
+        for one in known:
+            if one.name == name:
+                return one.values
+        raise EquipoiseError(f"there is no number {name!r}: there are {', '.join(repr(one.name) for one in known)}.")
+
+    return look
+
+
+def _result(record: Record, attack: str | None, eps: float, norm: str) -> AttackResult:
+    """The result of the attack, or the one with the fewest correct samples, in that ball."""
+    known = record.results if isinstance(record, Evaluation) else []
+    fit = [
+        one
+        for one in known
+        if (attack is None or one.attack == attack)
+        and (attack == "clean" or (math.isclose(one.eps, eps, rel_tol=1e-6) and one.norm == norm))
+    ]
+    if not fit:
+        raise EquipoiseError(f"the record holds no result of {attack or 'an attack'} in {norm} with eps {eps:g}.")
+    return min(fit, key=lambda one: sum(one.correct))

@@ -1,0 +1,442 @@
+"""What an experiment has to compute, in plain words: networks to train, evaluations of them, and studies.
+
+A task is a frozen dataclass of plain values. Its `key` is a digest of all that decides its result, those of the tasks
+it builds on included, so that the same task is recognised wherever it occurs, and never computed twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib import import_module
+from inspect import signature
+from math import ceil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+import equipoise
+from equipoise.attacks import transfer
+from equipoise.data import Dataset
+from equipoise.data import load as load_dataset
+from equipoise.errors import EquipoiseError, require
+from equipoise.evaluation import assess, suite
+from equipoise.evaluation.audit import fingerprint, read
+from equipoise.evaluation.evaluate import by_ball
+from equipoise.evaluation.flags import is_black_box
+from equipoise.findings import Findings, Study
+from equipoise.nets import count_parameters
+from equipoise.predictive import Ensemble, as_predictive
+from equipoise.provenance import provenance
+from equipoise.records import Evaluation, Run
+from equipoise.studies import STUDIES, Options, load, save
+from equipoise.training import Progress, Recipe, build_model, fit, load_run
+
+Tell = Callable[[str, float], None]
+"""Called with what is being done and which share of the task is over."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of this library and its keyword arguments, in words: `call(methods.udp, eps=0.3, steps=25)`.
+
+    Arguments are JSON-ready, or calls themselves: `loss=call(methods.regularised, entropy_weight=2.0)`.
+    """
+
+    function: str
+    """Where it is, as `package.module:name`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Its keyword arguments."""
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function returns."""
+        module, _, name = self.function.partition(":")
+        made = {name: value() if isinstance(value, Call) else value for name, value in self.options.items()}
+        return getattr(import_module(module), name)(*args, **made)
+
+    def __str__(self) -> str:
+        """As in Python."""
+        words = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.options.items()]
+        return f"{self.function.partition(':')[2]}({', '.join(words)})"
+
+
+def call(function: Callable[..., Any], **options: Any) -> Call:
+    """The call in words. Raises `EquipoiseError` for an argument that the function does not take, and for a function
+    that cannot be imported by its name.
+    """
+    module, name = function.__module__, function.__qualname__
+    require("<" not in name, f"{name} has no name to import it by: define it in a module.")
+    known = signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        wrong = [option for option in options if option not in known]
+        require(not wrong, f"{name} takes no argument {', '.join(wrong)}: it takes {', '.join(known)}.")
+    return Call(f"{module}:{name}", options)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where tasks are worked on, and with which data; plain values, which can be sent to other processes."""
+
+    folder: Path
+    """Every task has a folder of its own in it, named by its key."""
+    data_root: Path | None = None
+    """Where the files of datasets are looked for."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """What stands in for a published dataset: its name, and a file or folder that `equipoise.data.load` takes."""
+    command: str = ""
+    """What is to be written into records as the command."""
+
+    def dataset(self, name: str) -> Dataset:
+        """The dataset of that name, loaded once per process."""
+        return _loaded(self.sources.get(name, name), self.data_root)
+
+    def place(self, task: "Task") -> Path:
+        """The folder of a task."""
+        return self.folder / key(task, self)
+
+
+@cache
+def _loaded(source: str, root: Path | None) -> Dataset:
+    return load_dataset(source, root)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network, or several of it, in words: see `equipoise.training.build_model`."""
+
+    name: str
+    """Name of `equipoise.nets.build`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Its other arguments, such as `widths`."""
+    members: int = 1
+    """Networks of an ensemble."""
+    together: bool = False
+    """Whether an ensemble's mean is trained, and not every member by itself."""
+    dropout_samples: int = 0
+    """Draws of Monte Carlo dropout; 0 is off."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A network trained from scratch."""
+
+    method: Call
+    """The method: a call of a function of `equipoise.methods`."""
+    net: Net
+    """What is trained."""
+    data: str
+    """On what."""
+    recipe: Recipe
+    """How, the seed included."""
+    samples: int | None = None
+    """On at most so many training samples, drawn by the seed."""
+
+    kind: ClassVar = "training"
+
+    @property
+    def needs(self) -> "Sequence[Task]":
+        """Nothing."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """In a few words."""
+        return f"{self.method} on {self.data}, {self.net.name}, seed {self.recipe.seed}"
+
+    def scaled(self, scale: float) -> "Training":
+        """A share `scale` of the epochs; below one epoch, of the training samples, at least 200."""
+        epochs = max(round(self.recipe.epochs * scale), 1)
+        share = min(self.recipe.epochs * scale / epochs, 1.0)
+        size = self.samples or SIZES.get(self.data)
+        samples = self.samples if share == 1 or size is None else max(ceil(size * share), min(size, 200))
+        return replace(self, recipe=replace(self.recipe, epochs=epochs), samples=samples)
+
+    def run(self, setting: Setting, tell: Tell) -> None:
+        """Train, or go on."""
+        place, data = setting.place(self), setting.dataset(self.data)
+        if self.samples is not None and self.samples < len(data.train):
+            data = data.limit(self.samples, self.recipe.seed)
+        net = {**asdict(self.net), "shape": list(data.shape), "classes": len(data.classes), "seed": self.recipe.seed}
+        together = net.pop("together")
+        model = build_model(net)
+        method = self.method()
+        if isinstance(model, Ensemble) and not together:
+            method = method.apart()
+
+        def progress(now: Progress) -> None:
+            done = now.epoch - 1 + now.step / max(now.steps, 1)
+            tell(f"epoch {now.epoch} of {now.epochs}", min(done / now.epochs, 1.0))
+
+        fit(
+            method,
+            model,
+            data,
+            self.recipe,
+            out=place,
+            resume=(place / "run.json").exists(),
+            method_record={"name": self.method.function.partition(":")[2], **plain(self.method.options)},
+            net_record=net | {"parameters": count_parameters(as_predictive(model).module)},
+            command=setting.command,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Accuracy of a trained network, clean and under attacks."""
+
+    of: Training
+    """The network."""
+    attacks: Sequence[str]
+    """Names of `equipoise.evaluation.suite`."""
+    eps: Sequence[float] = ()
+    """Their radii."""
+    norm: str = "linf"
+    """Their norm."""
+    examples: int = 1000
+    """So many test samples."""
+    weights: str = "best"
+    """Weights of the best or of the last epoch."""
+    steps: int | None = None
+    """Steps of the attacks that have no published budget."""
+    step_size: float | None = None
+    """Their step size."""
+    restarts: int = 1
+    """Their restarts."""
+    proxies: Sequence[Training] = ()
+    """Networks on which the attacks are made, instead of on the network itself."""
+
+    kind: ClassVar = "evaluation"
+
+    @property
+    def needs(self) -> Sequence[Training]:
+        """The network and the proxies."""
+        return (self.of, *self.proxies)
+
+    @property
+    def data(self) -> str:
+        """That of the training."""
+        return self.of.data
+
+    @property
+    def label(self) -> str:
+        """In a few words."""
+        return f"{' '.join(self.attacks)} in {self.norm} against {self.of.label}"
+
+    def scaled(self, scale: float) -> "Evaluated":
+        """On a share of the samples, at least 10, of a network with a share of its training."""
+        proxies = tuple(proxy.scaled(scale) for proxy in self.proxies)
+        examples = max(ceil(self.examples * scale), min(self.examples, 10))
+        return replace(self, of=self.of.scaled(scale), proxies=proxies, examples=examples)
+
+    def run(self, setting: Setting, tell: Tell) -> None:
+        """Evaluate, or go on."""
+        place, out = setting.place(self), setting.place(self) / "evaluation.json"
+        model, run = load_run(setting.place(self.of), self.weights)
+        own = suite(
+            self.attacks, self.eps, self.norm, steps=self.steps, step_size=self.step_size, restarts=self.restarts
+        )
+        if self.proxies:
+            own = by_ball([attack for proxy in self.proxies for attack in _moved(proxy, own, setting)])
+        place.mkdir(parents=True, exist_ok=True)
+        assess(
+            model,
+            setting.dataset(self.data),
+            own,
+            target=str(setting.place(self.of)),
+            examples=self.examples,
+            weights=self.weights,
+            seed=run.provenance.seed,
+            command=setting.command,
+            out=out,
+            resume=Path(f"{out}.partial").is_dir(),
+            progress=lambda what, done, total: tell(what, done / max(total, 1)),
+        )
+
+
+def _moved(proxy: Training, attacks: Any, setting: Setting) -> Any:
+    """The attacks of gradients, made on the proxy."""
+    model, _ = load_run(setting.place(proxy))
+    sha = fingerprint(model)["sha256"]
+    return [
+        (f"{name} from {proxy.method}", transfer(model, attack, str(proxy.method), sha))
+        for name, attack in attacks
+        if not is_black_box(name)
+    ]
+
+
+@dataclass(frozen=True)
+class Studied:
+    """One of `equipoise.studies`."""
+
+    name: str
+    """Which one."""
+    seeds: int | None = None
+    """Independent repeats; None is the study's own number."""
+    data: str = ""
+    """On which dataset, of the studies that run on any."""
+    samples: int | None = None
+    """At most so many training samples."""
+    quick: bool = False
+    """Its quick form."""
+
+    kind: ClassVar = "study"
+
+    @property
+    def needs(self) -> "Sequence[Task]":
+        """Nothing."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """In a few words."""
+        return f"study {self.name}" + (f" on {self.data}" if self.data else "")
+
+    def scaled(self, scale: float) -> "Studied":
+        """Its quick form, below a twentieth; a share of its seeds is not taken, as its intervals live by them."""
+        return replace(self, quick=self.quick or scale < 0.05)
+
+    def run(self, setting: Setting, tell: Tell) -> None:
+        """Run the study."""
+        entry = STUDIES[self.name]
+        options = Options(
+            quick=self.quick,
+            seeds=self.seeds,
+            data=setting.sources.get(self.data, self.data) or None,
+            data_root=setting.data_root,
+            limit=self.samples,
+        )
+        _keep(setting.place(self), entry.name, entry.question, entry.source, entry.run(options, tell), setting)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Findings about trained networks, by a function `(setting, models, data, tell, **options) -> Findings`."""
+
+    function: Call
+    """The function, with its options."""
+    of: Sequence[Training]
+    """The networks."""
+    question: str
+    """What it asks, in a sentence."""
+    weights: str = "best"
+    """Weights of the best or of the last epoch."""
+    examples: int = 1000
+    """So many test samples."""
+
+    kind: ClassVar = "measurement"
+
+    @property
+    def needs(self) -> Sequence[Training]:
+        """The networks."""
+        return tuple(self.of)
+
+    @property
+    def data(self) -> str:
+        """That of the first training."""
+        return self.of[0].data
+
+    @property
+    def label(self) -> str:
+        """In a few words."""
+        return f"{self.function} of {', '.join(str(one.method) for one in self.of)}"
+
+    def scaled(self, scale: float) -> "Measured":
+        """On a share of the samples, at least 10, of networks with a share of their training."""
+        examples = max(ceil(self.examples * scale), min(self.examples, 10))
+        return replace(self, of=tuple(one.scaled(scale) for one in self.of), examples=examples)
+
+    def run(self, setting: Setting, tell: Tell) -> None:
+        """Measure."""
+        models = [load_run(setting.place(one), self.weights)[0] for one in self.of]
+        data = setting.dataset(self.data)
+        data = replace(data, test=data.test.limit(self.examples))
+        found = self.function(models, data, tell)
+        _keep(setting.place(self), self.function.function.partition(":")[2], self.question, "", found, setting)
+
+
+Task = Training | Evaluated | Studied | Measured
+"""Something to compute, into a folder: it knows its `needs`, its `data`, a share of itself by `scaled`, and how to
+`run`, or to go on where it was stopped.
+"""
+
+
+def _keep(place: Path, name: str, question: str, source: str, findings: Findings, setting: Setting) -> None:
+    """Write findings as a study."""
+    origin = asdict(provenance(0, torch.device("cpu"), setting.command))
+    place.mkdir(parents=True, exist_ok=True)
+    save(place, Study(name, question, source, findings, origin))
+
+
+def result(task: Task, setting: Setting) -> Run | Evaluation | Study:
+    """The record of a finished task. Raises `EquipoiseError` if it is missing or damaged."""
+    place = setting.place(task)
+    if isinstance(task, Training):
+        return load_run(place)[1]
+    return read(place / "evaluation.json") if isinstance(task, Evaluated) else load(place)
+
+
+SIZES = {
+    "mnist": 60_000,
+    "fashion-mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "svhn": 73_257,
+    "digits": 1_437,
+}
+"""Training samples of the published datasets."""
+
+
+_FREE = ("device", "devices", "checkpoint_minutes", "tensorboard")  # of a recipe: they do not decide the result
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready: tuples become lists, calls and other dataclasses mappings."""
+    if isinstance(value, Call):
+        return {"call": value.function, **plain(value.options)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    raise EquipoiseError(f"{value!r} cannot be written down as the argument of a task: expected plain values or calls.")
+
+
+def described(task: Task) -> dict[str, Any]:
+    """All that decides the result of a task, apart from the data and the code; JSON-ready."""
+    return {"kind": task.kind, **{name: _described(value) for name, value in vars(task).items()}}
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Training):
+        return described(value)
+    if isinstance(value, Recipe):
+        return plain({name: one for name, one in asdict(value).items() if name not in _FREE})
+    if isinstance(value, Net):
+        return plain(asdict(value))
+    return [_described(one) for one in value] if isinstance(value, list | tuple) else plain(value)
+
+
+def key(task: Task, setting: Setting) -> str:
+    """A digest of the task, its data and the code: the name of its folder."""
+    content = {
+        "task": described(task),
+        "data": setting.dataset(task.data).sha256 if task.data else "",
+        "code": code_version(),
+    }
+    return f"{task.kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+@cache
+def code_version() -> str:
+    """A digest of the library's source, without what only reads, presents or lists: changing a page or a paper's
+    number makes nothing stale.
+    """
+    root, digest = Path(equipoise.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] not in ("cli", "report", "experiments"):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,184 @@
+"""Experiments as values: what a plan computes, at which scale, and when a number counts as reproduced."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from equipoise import methods, objectives
+from equipoise.errors import EquipoiseError
+from equipoise.experiments import (
+    Cell,
+    Evaluated,
+    Experiment,
+    Net,
+    Setting,
+    Studied,
+    Table,
+    Training,
+    call,
+    clean,
+    experiment,
+    found,
+    names,
+    number,
+    robust,
+    trade_off,
+)
+from equipoise.experiments.tasks import key
+from equipoise.findings import Findings, Number, Study
+from equipoise.provenance import provenance
+from equipoise.records import AttackResult, Evaluation
+from equipoise.training import Recipe
+
+UDP = call(methods.udp, eps=0.2, step_size=0.02, steps=10)
+
+
+def training(seed: int = 0, epochs: int = 10) -> Training:
+    return Training(UDP, Net("mlp", {"widths": [16]}), "digits", Recipe(epochs=epochs, seed=seed))
+
+
+def record(clean: list[bool], *attacked: tuple[str, float, list[bool]]) -> Evaluation:
+    results = [AttackResult("clean", "", 0.0, clean), *(AttackResult(a, "linf", e, right) for a, e, right in attacked)]
+    return Evaluation("somewhere", {"name": "digits"}, results, provenance(0, "cpu"))
+
+
+def table(*cells: Cell) -> Experiment:
+    return Experiment("toy", "A toy.", "nowhere", lambda variant: [Table("toy", cells)])
+
+
+def test_a_plan_holds_each_task_once_after_what_it_needs():
+    one = Evaluated(training(), ["pgd"], [0.1])
+    other = Evaluated(training(), ["pgd"], [0.1], "l2")
+    cells = [Cell("a", "clean", [one], clean), Cell("a", "pgd", [one], robust(0.1)), Cell("a", "l2", [other], clean)]
+    tasks = table(*cells).plan().tasks()
+    assert tasks == [training(), one, other]
+    assert table(*cells).plan().datasets() == ["digits"]
+
+
+def test_a_scale_shortens_epochs_samples_and_seeds_together():
+    tasks = [Evaluated(replace(training(seed, 40), data="mnist"), ["pgd"], [0.1], examples=1000) for seed in range(5)]
+    plan = table(Cell("a", "clean", tasks, clean)).plan(0.2)
+    first, second = plan.tasks()
+    assert isinstance(first, Training) and isinstance(second, Evaluated)
+    assert (first.recipe.epochs, first.samples, second.examples, second.of) == (8, None, 200, first)
+    tiny, few = table(Cell("a", "clean", tasks, clean)).plan(0.01).tasks()
+    assert isinstance(tiny, Training) and isinstance(few, Evaluated)
+    assert (tiny.recipe.epochs, tiny.samples, few.examples) == (1, 24_000, 10)  # 0.4 epochs
+    whole = table(Cell("a", "clean", tasks, clean)).plan(1.0).tasks()
+    assert [t.recipe.seed for t in whole if isinstance(t, Training)] == [0, 1, 2, 3, 4]
+    assert table(Cell("a", "s", [Studied("theorem")], clean)).plan(0.01).tasks() == [Studied("theorem", quick=True)]
+
+
+def test_a_key_is_that_of_everything_that_decides_the_result():
+    setting = Setting(Path("anywhere"))
+    base = key(training(), setting)
+    assert base == key(training(), Setting(Path("elsewhere"), command="another"))
+    assert base == key(replace(training(), recipe=replace(training().recipe, checkpoint_minutes=1.0)), setting)
+    others = [
+        training(1),
+        training(epochs=11),
+        replace(training(), method=call(methods.udp, eps=0.3, step_size=0.02, steps=10)),
+        replace(training(), method=call(methods.udp, eps=0.2, step_size=0.02, steps=10, mode="eval")),
+        replace(training(), net=Net("mlp", {"widths": [17]})),
+        replace(training(), samples=100),
+    ]
+    of = [Evaluated(one, ["pgd"], [0.1]) for one in (training(), training(1))]
+    more = [*of, replace(of[0], eps=[0.2]), replace(of[0], norm="l2"), replace(of[0], proxies=[training(2)])]
+    assert len({base, *(key(task, setting) for task in [*others, *more])}) == 1 + len(others) + len(more)
+
+
+def test_another_dataset_of_the_same_name_has_another_key(tmp_path):
+    x, y = np.random.default_rng(0).random((40, 1, 8, 8), np.float32), np.arange(40) % 10
+    np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    elsewhere = Setting(tmp_path, sources={"digits": str(tmp_path / "digits.npz")})
+    assert key(training(), elsewhere) != key(training(), Setting(tmp_path))
+    assert elsewhere.dataset("digits").shape == (1, 8, 8)
+
+
+def test_calls_are_words():
+    entm = call(methods.standard, loss=call(objectives.regularised, entropy_weight=2.0))
+    assert str(entm()) == str(methods.standard(loss=objectives.regularised(2.0)))
+    assert str(entm) == "standard(loss=regularised(entropy_weight=2))"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_with_one_seed_or_two_the_interval_is_that_of_the_samples(seeds):
+    """Wilson's, against scipy."""
+    right = [True] * 70 + [False] * 30
+    cell = Cell("a", "clean", [training()] * seeds, clean, paper=75.0)
+    out = found(cell, [record(right)] * seeds)
+    expected = binomtest(70 * seeds, 100 * seeds).proportion_ci(method="wilson")
+    assert out.mean == pytest.approx(70) and out.interval == pytest.approx([100 * bound for bound in expected])
+    assert (out.n, out.seeds, out.over) == (100 * seeds, seeds, "samples")
+    assert out.reproduced
+
+
+def test_with_three_seeds_it_is_students():
+    records = [record([True] * k + [False] * (10 - k)) for k in (6, 7, 8)]
+    out = found(Cell("a", "clean", [training()] * 3, clean, paper=94.0), records)
+    half = 4.302652729749464 * 10 / 3**0.5  # t of 2 degrees times s / sqrt(n), s = 10 points
+    assert out.mean == pytest.approx(70) and out.interval == pytest.approx((70 - half, 70 + half))
+    assert out.over == "seeds" and out.reproduced
+    assert not found(Cell("a", "clean", [training()] * 3, clean, paper=95.0), records).reproduced
+    assert found(Cell("a", "clean", [training()] * 3, clean, paper=95.0, deviation=25.0), records).reproduced
+    assert found(Cell("a", "clean", [training()] * 3, clean), records).reproduced is None
+
+
+def test_what_is_read_from_an_evaluation():
+    one = record([True, True, False], ("pgd", 0.1, [True, False, False]), ("square", 0.1, [False, True, False]),
+                 ("pgd", 0.2, [False, False, False]))  # fmt: skip
+    assert clean(one) == [1, 1, 0]
+    assert robust(0.1, attack="square")(one) == [0, 1, 0]
+    assert robust(0.2)(one) == [0, 0, 0]
+    assert trade_off(0.1, attack="pgd")(one) == [1, 0.5, 0]
+
+
+def test_what_is_read_from_a_study():
+    study = Study("s", "?", "", Findings([Number("flips", [1.0, 2.0])], []), {})
+    assert number("flips")(study) == [1.0, 2.0]
+
+
+REFUSED = [
+    (lambda: table().plan(0.0), r"scale 0: expected a share in \(0, 1\], such as 0.1"),
+    (lambda: table().plan(1.5), r"scale 1.5: expected a share"),
+    (lambda: experiment("udp-table-99"), r"unknown experiment 'udp-table-99'"),
+    (lambda: call(objectives.regularised, entropy=2.0), r"regularised takes no argument entropy: it takes entropy_w"),
+    (lambda: call(lambda: None), r"has no name to import it by"),
+    (lambda: robust(0.3)(record([True])), r"the record holds no result of an attack in linf with eps 0.3"),
+    (
+        lambda: number("flip")(Study("s", "?", "", Findings([Number("flips", [1.0])], []), {})),
+        r"there is no number 'flip': there are 'flips'",
+    ),
+    (
+        lambda: key(replace(training(), method=call(methods.udp, eps=object())), Setting(Path())),
+        r"cannot be written down as the argument of a task",
+    ),
+]
+
+
+@pytest.mark.parametrize(("act", "message"), REFUSED)
+def test_what_is_refused(act, message):
+    with pytest.raises(EquipoiseError, match=message):
+        act()
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_experiment_can_be_planned(name):
+    """Its methods can be built, its tasks written down, and every cell has a place of its own."""
+    one = experiment(name)
+    assert one.name == name and one.title and one.source
+    for variant in ("as published", "corrected"):
+        plan = one.plan(0.01, variant)
+        tasks = plan.tasks()
+        assert tasks
+        for task in tasks:
+            if isinstance(task, Training):
+                task.method()
+        for part in plan.parts:
+            if isinstance(part, Table):
+                places = [(cell.row, cell.column) for cell in part.cells]
+                assert len(set(places)) == len(places)
+    assert one.quirks or one.plan(1.0, "as published").tasks() == one.plan(1.0, "corrected").tasks()
