@@ -26,12 +26,24 @@ from equipoise.experiments.experiment import (
     robust,
     trade_off,
 )
-from equipoise.experiments.tasks import Call, Evaluated, Measured, Net, Setting, Studied, Task, Training, call
+from equipoise.experiments.tasks import (
+    Call,
+    DataManifold,
+    Evaluated,
+    Measured,
+    Net,
+    Setting,
+    Studied,
+    Task,
+    Training,
+    call,
+)
 
 __all__ = [
     "Call",
     "Cell",
     "Chart",
+    "DataManifold",
     "Evaluated",
     "Experiment",
     "Found",

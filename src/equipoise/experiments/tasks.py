@@ -26,13 +26,24 @@ from equipoise.evaluation import assess, suite
 from equipoise.evaluation.audit import fingerprint, read
 from equipoise.evaluation.evaluate import by_ball
 from equipoise.evaluation.flags import is_black_box
-from equipoise.findings import Findings, Study
+from equipoise.findings import Findings, Images, Number, Picture, Study
+from equipoise.generators import Manifold, auto_encoder
 from equipoise.nets import count_parameters
 from equipoise.predictive import Ensemble, as_predictive
 from equipoise.provenance import provenance
 from equipoise.records import Evaluation, Run
+from equipoise.rng import Streams
 from equipoise.studies import STUDIES, Options, load, save
-from equipoise.training import Progress, Recipe, build_model, fit, load_run
+from equipoise.training import (
+    MANIFOLD_FILE,
+    Progress,
+    Recipe,
+    build_model,
+    fit,
+    fit_manifold,
+    load_manifold,
+    load_run,
+)
 
 Tell = Callable[[str, float], None]
 """Called with what is being done and which share of the task is over."""
@@ -87,6 +98,12 @@ class Setting:
     """What stands in for a published dataset: its name, and a file or folder that `equipoise.data.load` takes."""
     command: str = ""
     """What is to be written into records as the command."""
+    code: str = ""
+    """Version of the code; empty for that of this process."""
+
+    def sha256(self, name: str) -> str:
+        """The digest of the dataset of that name, remembered when the dataset is not."""
+        return _digest(self.sources.get(name, name), self.data_root)
 
     def dataset(self, name: str) -> Dataset:
         """The dataset of that name, loaded once per process."""
@@ -100,6 +117,16 @@ class Setting:
 @cache
 def _loaded(source: str, root: Path | None) -> Dataset:
     return load_dataset(source, root)
+
+
+@cache
+def _digest(source: str, root: Path | None) -> str:
+    return _loaded(source, root).sha256
+
+
+def forget_datasets() -> None:
+    """Free the memory of the datasets that this process has loaded; their digests stay."""
+    _loaded.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -119,6 +146,59 @@ class Net:
 
 
 @dataclass(frozen=True)
+class DataManifold:
+    """The manifold of a dataset, learned: a Wasserstein auto-encoder, see `equipoise.training.fit_manifold`."""
+
+    data: str
+    """Of what."""
+    recipe: Recipe
+    """How, the seed included."""
+    codes: int = 16
+    """Numbers of a code."""
+    width: int = 32
+    """See `equipoise.generators.auto_encoder`."""
+    samples: int | None = None
+    """From at most so many training samples, drawn by the seed."""
+
+    kind: ClassVar = "manifold"
+
+    @property
+    def needs(self) -> "Sequence[Task]":
+        """Nothing."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """In a few words."""
+        return f"manifold of {self.data}, {self.codes} numbers a code, seed {self.recipe.seed}"
+
+    def scaled(self, scale: float) -> "DataManifold":
+        """As of a training."""
+        recipe, samples = _shortened(self.recipe, self.samples, self.data, scale)
+        return replace(self, recipe=recipe, samples=samples)
+
+    def run(self, setting: Setting, tell: Tell) -> None:
+        """Learn it, or go on; keep what it does to a few test samples."""
+        place, data = setting.place(self), _limited(setting.dataset(self.data), self.samples, self.recipe.seed)
+        place.mkdir(parents=True, exist_ok=True)
+        manifold = auto_encoder(data.shape, self.codes, self.width, self.recipe.seed)
+        losses = fit_manifold(manifold, data, self.recipe, out=place / MANIFOLD_FILE, progress=tell)[-1]
+        pixels = losses.reconstruction / data.train.x[0].numel()
+        numbers = [Number("squared error of a pixel", [pixels]), Number("MMD of the codes, squared", [losses.mmd])]
+        pictures = [_gallery(place, data)] if len(data.shape) == 3 else []
+        _keep(place, "manifold", f"What is near an image of {data.name}?", "", Findings(numbers, pictures), setting)
+
+
+def _gallery(place: Path, data: Dataset) -> Picture:
+    """Test samples, what the manifold makes of them, and points near them on it."""
+    x = data.test.x[:8]
+    drawn = load_manifold(place).gallery(x, 6, 0.06, Streams.of(0, torch.arange(len(x))))
+    names = ["sample", "reconstruction", *["near it"] * 6]
+    panel = Images("samples of the manifold", drawn.double().numpy(), [""] * len(x), names)
+    return Picture("manifold", "Test samples and points near them on the manifold, sigma = .06.", [panel], columns=1)
+
+
+@dataclass(frozen=True)
 class Training:
     """A network trained from scratch."""
 
@@ -132,13 +212,15 @@ class Training:
     """How, the seed included."""
     samples: int | None = None
     """On at most so many training samples, drawn by the seed."""
+    manifold: DataManifold | None = None
+    """The manifold that a method wants as its first argument, as `methods.r4` does."""
 
     kind: ClassVar = "training"
 
     @property
     def needs(self) -> "Sequence[Task]":
-        """Nothing."""
-        return ()
+        """The manifold, if it wants one."""
+        return () if self.manifold is None else (self.manifold,)
 
     @property
     def label(self) -> str:
@@ -147,21 +229,17 @@ class Training:
 
     def scaled(self, scale: float) -> "Training":
         """A share `scale` of the epochs; below one epoch, of the training samples, at least 200."""
-        epochs = max(round(self.recipe.epochs * scale), 1)
-        share = min(self.recipe.epochs * scale / epochs, 1.0)
-        size = self.samples or SIZES.get(self.data)
-        samples = self.samples if share == 1 or size is None else max(ceil(size * share), min(size, 200))
-        return replace(self, recipe=replace(self.recipe, epochs=epochs), samples=samples)
+        recipe, samples = _shortened(self.recipe, self.samples, self.data, scale)
+        manifold = None if self.manifold is None else self.manifold.scaled(scale)
+        return replace(self, recipe=recipe, samples=samples, manifold=manifold)
 
     def run(self, setting: Setting, tell: Tell) -> None:
         """Train, or go on."""
-        place, data = setting.place(self), setting.dataset(self.data)
-        if self.samples is not None and self.samples < len(data.train):
-            data = data.limit(self.samples, self.recipe.seed)
+        place, data = setting.place(self), _limited(setting.dataset(self.data), self.samples, self.recipe.seed)
         net = {**asdict(self.net), "shape": list(data.shape), "classes": len(data.classes), "seed": self.recipe.seed}
         together = net.pop("together")
         model = build_model(net)
-        method = self.method()
+        method = self.method(*_learned(self.manifold, setting))
         if isinstance(model, Ensemble) and not together:
             method = method.apart()
 
@@ -181,6 +259,25 @@ class Training:
             command=setting.command,
             progress=progress,
         )
+
+
+def _shortened(recipe: Recipe, samples: int | None, data: str, scale: float) -> tuple[Recipe, int | None]:
+    """A share of the epochs; below one epoch, of the training samples, at least 200."""
+    epochs = max(round(recipe.epochs * scale), 1)
+    share = min(recipe.epochs * scale / epochs, 1.0)
+    size = samples or SIZES.get(data)
+    few = samples if share == 1 or size is None else max(ceil(size * share), min(size, 200))
+    return replace(recipe, epochs=epochs), few
+
+
+def _limited(data: Dataset, samples: int | None, seed: int) -> Dataset:
+    """The dataset with at most so many training samples."""
+    return data if samples is None or samples >= len(data.train) else data.limit(samples, seed)
+
+
+def _learned(manifold: DataManifold | None, setting: Setting) -> list[Manifold]:
+    """The manifold, where one is wanted."""
+    return [] if manifold is None else [load_manifold(setting.place(manifold))]
 
 
 @dataclass(frozen=True)
@@ -313,7 +410,7 @@ class Studied:
 
 @dataclass(frozen=True)
 class Measured:
-    """Findings about trained networks, by a function `(setting, models, data, tell, **options) -> Findings`."""
+    """Findings about trained networks, by a function `(models, data, tell, **options) -> Findings`."""
 
     function: Call
     """The function, with its options."""
@@ -325,13 +422,15 @@ class Measured:
     """Weights of the best or of the last epoch."""
     examples: int = 1000
     """So many test samples."""
+    manifold: DataManifold | None = None
+    """The manifold that a function wants as its fourth argument."""
 
     kind: ClassVar = "measurement"
 
     @property
-    def needs(self) -> Sequence[Training]:
-        """The networks."""
-        return tuple(self.of)
+    def needs(self) -> "Sequence[Task]":
+        """The networks, and the manifold if it wants one."""
+        return (*self.of, *(() if self.manifold is None else (self.manifold,)))
 
     @property
     def data(self) -> str:
@@ -346,18 +445,19 @@ class Measured:
     def scaled(self, scale: float) -> "Measured":
         """On a share of the samples, at least 10, of networks with a share of their training."""
         examples = max(ceil(self.examples * scale), min(self.examples, 10))
-        return replace(self, of=tuple(one.scaled(scale) for one in self.of), examples=examples)
+        manifold = None if self.manifold is None else self.manifold.scaled(scale)
+        return replace(self, of=tuple(one.scaled(scale) for one in self.of), examples=examples, manifold=manifold)
 
     def run(self, setting: Setting, tell: Tell) -> None:
         """Measure."""
         models = [load_run(setting.place(one), self.weights)[0] for one in self.of]
         data = setting.dataset(self.data)
         data = replace(data, test=data.test.limit(self.examples))
-        found = self.function(models, data, tell)
+        found = self.function(models, data, tell, *_learned(self.manifold, setting))
         _keep(setting.place(self), self.function.function.partition(":")[2], self.question, "", found, setting)
 
 
-Task = Training | Evaluated | Studied | Measured
+Task = DataManifold | Training | Evaluated | Studied | Measured
 """Something to compute, into a folder: it knows its `needs`, its `data`, a share of itself by `scaled`, and how to
 `run`, or to go on where it was stopped.
 """
@@ -411,7 +511,7 @@ def described(task: Task) -> dict[str, Any]:
 
 
 def _described(value: Any) -> Any:
-    if isinstance(value, Training):
+    if isinstance(value, Training | DataManifold):
         return described(value)
     if isinstance(value, Recipe):
         return plain({name: one for name, one in asdict(value).items() if name not in _FREE})
@@ -424,8 +524,8 @@ def key(task: Task, setting: Setting) -> str:
     """A digest of the task, its data and the code: the name of its folder."""
     content = {
         "task": described(task),
-        "data": setting.dataset(task.data).sha256 if task.data else "",
-        "code": code_version(),
+        "data": setting.sha256(task.data) if task.data else "",
+        "code": setting.code or code_version(),
     }
     return f"{task.kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]}"
 
