@@ -9,7 +9,17 @@ from torch.func import functional_call
 
 from equipoise.errors import EquipoiseError
 from equipoise.objectives import cross_entropy, entropy
-from equipoise.predictive import Single, as_predictive, check_outputs, couples_samples, frozen_weights, seeded, standing
+from equipoise.predictive import (
+    Single,
+    as_predictive,
+    called_with,
+    check_outputs,
+    couples_samples,
+    frozen_weights,
+    reseed,
+    seeded,
+    standing,
+)
 from equipoise.types import Predictive
 
 
@@ -163,3 +173,38 @@ def test_refuses_wrong_outputs():
     check(torch.tensor([[0.5, 0.5], [0.1, 0.9]]), "probabilities")
     check(torch.tensor([[-0.5, 1.5], [0.1, 0.9]]))
     check(torch.zeros(2, 3))
+
+
+class _Tied(nn.Module):
+    """A weight with two names, a part that is used twice, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.again, self.norm = self.first, nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.norm(self.again(torch.tanh(self.second(self.first(x)))))
+
+
+def test_called_with_other_weights_is_a_functional_call():
+    """Against torch's own, and the module's weights are back, also after an error."""
+    module, x = _Tied().eval(), torch.rand(3, 4)
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    other = {name: torch.rand_like(value) if value.is_floating_point() else value for name, value in own.items()}
+    call = called_with(module, other)
+    torch.testing.assert_close(call(x), functional_call(module, other, (x,)))
+    with pytest.raises(RuntimeError):
+        call(torch.rand(3, 5))
+    now = dict(module.named_parameters()) | dict(module.named_buffers())
+    assert all(now[name] is value for name, value in own.items())
+    assert module.second.weight is module.first.weight
+
+
+def test_reseeding_is_torchs():
+    with torch.random.fork_rng():
+        reseed(5, torch.device("cpu"))
+        mine = torch.rand(3)
+        torch.manual_seed(5)
+        assert mine.equal(torch.rand(3))

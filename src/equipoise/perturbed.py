@@ -206,10 +206,11 @@ def held_still(
     half = torch.autocast(kind, torch.bfloat16) if precision == "bf16" else nullcontext()
     with standing(predictive.module, mode), half:
         weights = frozen_weights(predictive.module, mode, precision)
+        watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
 
         def draw(streams: Streams) -> Predict:
             predict = predictive.draw(streams, weights)
-            return _with_fast_gradients(predict) if kind == "cpu" else predict
+            return _with_fast_gradients(predict) if watched else predict
 
         yield draw
 

@@ -86,8 +86,8 @@ def found(cell: Cell, records: Sequence[Record]) -> Found:
     by_seeds = len(means) >= 3
     chosen = means if by_seeds else pooled.tolist()
     outcomes = not by_seeds and bool(np.isin(pooled, (0.0, 1.0)).all())
-    interval = wilson(float(pooled.sum()), len(pooled)) if outcomes else Number(cell.column, chosen, signed=True).interval
-    unit = cell.scale
+    students = Number(cell.column, chosen, signed=True).interval
+    interval, unit = wilson(float(pooled.sum()), len(pooled)) if outcomes else students, cell.scale
     return Found(
         cell,
         float(np.mean(means)) * unit,

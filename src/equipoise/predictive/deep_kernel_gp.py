@@ -22,11 +22,10 @@ import torch
 from jaxtyping import Float
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.nets.split import split
-from equipoise.predictive.single import seeded
+from equipoise.predictive.single import called_with, seeded
 from equipoise.rng import Streams
 from equipoise.types import Labels, Points, Predict, Prediction, Weights
 
@@ -183,8 +182,10 @@ class DeepKernelGP:
         shared = (streams or Streams.of(0, torch.zeros(1, dtype=torch.int64))).shared
         noise = _matched(shared.normal(self.samples, _gp(self.module).classes, dtype=torch.float64)[0])
 
+        network = self.module if weights is None else called_with(self.module, weights)
+
         def predict(x: Points) -> Prediction:
-            mean, variance = self.module(x) if weights is None else functional_call(self.module, weights, (x,))
+            mean, variance = network(x)
             return Prediction(mean + variance.sqrt() * noise[:, None].to(mean))
 
         return predict

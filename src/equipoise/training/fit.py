@@ -30,12 +30,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from equipoise.ascent import Ascent
 from equipoise.attacks import fgsm, pgd
+from equipoise.corrupted import Corrupted
 from equipoise.data import Dataset, Split, crop_and_flip
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.geometry import Ball
 from equipoise.nets import count_parameters
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, first_look, predict, standing, with_module
+from equipoise.predictive import as_predictive, first_look, predict, reseed, standing, with_module
 from equipoise.provenance import provenance
 from equipoise.records import Run, from_json, save, to_json, write_atomically
 from equipoise.rng import Streams, fold
@@ -163,6 +164,8 @@ def fit(
     for place in method.places:
         if isinstance(place, Ascent):
             place.space.enter(predictive, data.train.x[:2].to(weight.device), "eval")
+        if isinstance(place, Corrupted):
+            place.check(data.train.x[:2])
     require(
         recipe.augment == "none" or data.train.x.ndim == 4,
         f"augment = {recipe.augment!r} needs images, {data.name} has inputs of shape {tuple(data.train.x.shape[1:])}.",
@@ -359,7 +362,7 @@ class _Training:
         for number, (batch, other) in enumerate(batches):
             if number < memory.step:
                 continue
-            torch.manual_seed(abs(fold(seed, _NOISE, number, self.fabric.global_rank)))
+            reseed(abs(fold(seed, _NOISE, number, self.fabric.global_rank)), device)
             self._step(batch[mine].to(device), len(batch), seed, number)
             if self.seats:
                 self._play(other[mine].to(device), len(other), seed, number)
