@@ -255,8 +255,15 @@ def ls_pgd(
 def ls_udp(
     eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
 ) -> Method:
-    """`CE(C(E(x) + δ_udp))`: UDP in the latent space after `layer` (U, Eq. ERM-P and Table 5; T, Table 2)."""
+    """`CE(C(E(x) + δ_udp))`: UDP in the latent space after `layer` (U, Eq. ERM-P and Table 5)."""
     return udp(eps, step_size, steps, **_inside(layer), **options)
+
+
+def ls_uta(
+    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
+) -> Method:
+    """`CE(C(E(x) + δ_uta))`: as `ls_udp` with all K steps (T, Sec. 5.2)."""
+    return uta(eps, step_size, steps, **_inside(layer), **options)
 
 
 def ls_udpr(

@@ -37,6 +37,7 @@ ROWS = {
     "udp_trades": lambda **o: methods.udp_trades(0.1, **OPTIONS, **o),
     "ls_pgd": lambda **o: methods.ls_pgd(0.1, "3", **OPTIONS, **o),
     "ls_udp": lambda **o: methods.ls_udp(0.1, "3", **OPTIONS, **o),
+    "ls_uta": lambda **o: methods.ls_uta(0.1, "3", **OPTIONS, **o),
     "ls_udpr": lambda **o: methods.ls_udpr(0.1, "3", **OPTIONS, **o),
     "ls_trades": lambda **o: methods.ls_trades(0.1, "3", **OPTIONS, **o),
     "hein": lambda **o: methods.hein(0.01),

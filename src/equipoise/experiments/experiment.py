@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from equipoise.errors import EquipoiseError, require
-from equipoise.experiments.tasks import Task
+from equipoise.experiments.tasks import Task, datasets
 from equipoise.findings import Number, Study
 from equipoise.records import AttackResult, Evaluation, Run, wilson
 
@@ -206,7 +206,7 @@ class Plan:
 
     def datasets(self) -> list[str]:
         """The names of the datasets it needs."""
-        return sorted({task.data for task in self.tasks()} - {""})
+        return sorted({name for task in self.tasks() for name in datasets(task)})
 
 
 def cells(part: Part) -> list[Cell]:

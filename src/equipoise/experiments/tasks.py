@@ -32,6 +32,7 @@ from equipoise.nets import count_parameters
 from equipoise.predictive import Ensemble, as_predictive
 from equipoise.provenance import provenance
 from equipoise.records import Evaluation, Run
+from equipoise.report.reading import read_metrics
 from equipoise.rng import Streams
 from equipoise.studies import STUDIES, Options, load, save
 from equipoise.training import (
@@ -61,11 +62,11 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Its keyword arguments."""
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **more: Any) -> Any:
         """What the function returns."""
         module, _, name = self.function.partition(":")
         made = {name: value() if isinstance(value, Call) else value for name, value in self.options.items()}
-        return getattr(import_module(module), name)(*args, **made)
+        return getattr(import_module(module), name)(*args, **made, **more)
 
     def __str__(self) -> str:
         """As in Python."""
@@ -422,6 +423,12 @@ class Measured:
     """Weights of the best or of the last epoch."""
     examples: int = 1000
     """So many test samples."""
+    samples: int | None = None
+    """At most so many training samples of the data and of the target, drawn by seed 0."""
+    target: str = ""
+    """Another dataset, which the function is given as `target`."""
+    courses: bool = False
+    """Whether the function is given the metrics of every epoch, training by training, as `courses`."""
     manifold: DataManifold | None = None
     """The manifold that a function wants as its fourth argument."""
 
@@ -445,16 +452,26 @@ class Measured:
     def scaled(self, scale: float) -> "Measured":
         """On a share of the samples, at least 10, of networks with a share of their training."""
         examples = max(ceil(self.examples * scale), min(self.examples, 10))
+        samples = None if self.samples is None else max(ceil(self.samples * scale), min(self.samples, 200))
         manifold = None if self.manifold is None else self.manifold.scaled(scale)
-        return replace(self, of=tuple(one.scaled(scale) for one in self.of), examples=examples, manifold=manifold)
+        of = tuple(one.scaled(scale) for one in self.of)
+        return replace(self, of=of, examples=examples, samples=samples, manifold=manifold)
 
     def run(self, setting: Setting, tell: Tell) -> None:
         """Measure."""
         models = [load_run(setting.place(one), self.weights)[0] for one in self.of]
-        data = setting.dataset(self.data)
-        data = replace(data, test=data.test.limit(self.examples))
-        found = self.function(models, data, tell, *_learned(self.manifold, setting))
+        more: dict[str, Any] = {}
+        if self.target:
+            more["target"] = self._part(setting.dataset(self.target))
+        if self.courses:
+            more["courses"] = [read_metrics(setting.place(one) / "metrics.jsonl") for one in self.of]
+        data = self._part(setting.dataset(self.data))
+        found = self.function(models, data, tell, *_learned(self.manifold, setting), **more)
         _keep(setting.place(self), self.function.function.partition(":")[2], self.question, "", found, setting)
+
+    def _part(self, data: Dataset) -> Dataset:
+        data = replace(data, test=data.test.limit(self.examples))
+        return data if self.samples is None else data.limit(self.samples)
 
 
 Task = DataManifold | Training | Evaluated | Studied | Measured
@@ -505,6 +522,11 @@ def plain(value: Any) -> Any:
     raise EquipoiseError(f"{value!r} cannot be written down as the argument of a task: expected plain values or calls.")
 
 
+def datasets(task: Task) -> list[str]:
+    """The names of the datasets that a task works on."""
+    return [name for name in (task.data, getattr(task, "target", "")) if name]
+
+
 def described(task: Task) -> dict[str, Any]:
     """All that decides the result of a task, apart from the data and the code; JSON-ready."""
     return {"kind": task.kind, **{name: _described(value) for name, value in vars(task).items()}}
@@ -524,7 +546,7 @@ def key(task: Task, setting: Setting) -> str:
     """A digest of the task, its data and the code: the name of its folder."""
     content = {
         "task": described(task),
-        "data": setting.sha256(task.data) if task.data else "",
+        "data": [setting.sha256(name) for name in datasets(task)],
         "code": setting.code or code_version(),
     }
     return f"{task.kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]}"

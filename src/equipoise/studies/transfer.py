@@ -153,9 +153,14 @@ def _classes(data: Dataset, first: int, end: int) -> Dataset:
 
 def linear_probe(encoder: nn.Module, data: Dataset) -> float:
     """Test accuracy of a logistic regression on the encoder's standardised features, trained on the training split."""
+    return float(np.mean(probed(encoder, data)))
+
+
+def probed(encoder: nn.Module, data: Dataset) -> list[bool]:
+    """Whether that logistic regression is right on each test sample."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     classifier.fit(features(encoder, data.train).numpy(), data.train.y.numpy())
-    return float(classifier.score(features(encoder, data.test).numpy(), data.test.y.numpy()))
+    return (classifier.predict(features(encoder, data.test).numpy()) == data.test.y.numpy()).tolist()
 
 
 @torch.no_grad()
