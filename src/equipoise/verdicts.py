@@ -17,12 +17,14 @@ class Sign:
     """What was measured."""
     threshold: str
     """What it was compared with."""
-    p: float
-    """Probability of such a figure, or a more striking one, on an honest model."""
+    p: float | None
+    """Probability of such a figure, or a more striking one, on an honest model; None if it is seen, not tested."""
     source: str
     """Who named it."""
     raised: bool = False
     """Whether it is one, all signs of a verdict considered."""
+    interval: tuple[float, float] | None = None
+    """95 % Wilson interval of the share that the threshold is about; None if there is none."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from equipoise.evaluation import radii
 from equipoise.provenance import provenance
 from equipoise.records import write_atomically
 from equipoise.report.figures import canvas
-from equipoise.report.masking import p_value, page
+from equipoise.report.masking import clearest_first, p_value, page
 from equipoise.training import Recipe, load_run
 from equipoise.verdicts import Verdict
 
@@ -76,6 +76,6 @@ def _table(verdict: Verdict) -> Table:
     table.add_column("found")
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("measured", overflow="fold")
-    for sign in sorted(verdict.signs, key=lambda sign: sign.p):
+    for sign in clearest_first(verdict):
         table.add_row(sign.name, "yes" if sign.raised else "no", p_value(sign.p), sign.figure)
     return table

@@ -1,6 +1,7 @@
 """Is it robust, or are its gradients masked? A budgeted set of attacks and tests, and the signs they show."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,18 +10,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from equipoise.ascent import Ascent
 from equipoise.attacks import Square, adaptive, cw, pgd, random_search, transfer
 from equipoise.attacks.attack import Attack
+from equipoise.data.dataset import stratified_order
+from equipoise.diagnostics.blocks import BATCH_SIZE
 from equipoise.diagnostics.curves import Curve, lines
-from equipoise.diagnostics.masking import FEW, LEVEL, MANY, SOME, Broken, beaten, decided, gained, present, rising
+from equipoise.diagnostics.masking import (
+    FEW,
+    LEVEL,
+    MANY,
+    SOME,
+    Broken,
+    beaten,
+    decided,
+    differ,
+    gained,
+    present,
+    rising,
+)
 from equipoise.diagnostics.surfaces import surface
-from equipoise.errors import require
+from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.evaluation import probe
+from equipoise.evaluation.audit import repeats
 from equipoise.findings import Lines, Picture
 from equipoise.geometry import Ball, Box
-from equipoise.perturbed import MODEL_STREAM, Perturbed
-from equipoise.predictive import as_predictive, predict
-from equipoise.rng import Streams
+from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Perturbed
+from equipoise.predictive import as_predictive, predict, seeded
+from equipoise.records import Flag
+from equipoise.rng import Streams, fold
 from equipoise.steps import Uniform
 from equipoise.types import Labels, Points, Predictive
 from equipoise.verdicts import Sign, Verdict
@@ -28,8 +46,9 @@ from equipoise.verdicts import Sign, Verdict
 Progress = Callable[[str, float], None]
 """Called with what is being done and which share of the whole is over."""
 
-STEPS, RESTARTS, QUERIES, DRAWS, SURFACES = 40, 10, 1000, 1000, 32
-_COST = 2200  # gradients that all attacks together cost per sample, about
+STEPS, RESTARTS, QUERIES, DRAWS, SMOOTHED, SURFACES = 40, 10, 1000, 1000, 20, 32
+OTHER_STEPS = (5, 10, 20, 80, 160)
+_FORWARD = 0.4  # what a prediction costs, in gradients
 _FEWEST, _MOST = 100, 1000
 HOLES = 0.5
 """Share of samples with a fall on the ray along the gradient's sign that honest, curved losses show too."""
@@ -37,36 +56,39 @@ _WIDE = {"linf": 150 / 255, "l2": 0.3, "l1": 0.3}  # radius at which nothing is 
 _BLACK = "R, Sec. 5.2.1; Athalye et al. 2018"
 _ADVICE = "Carlini et al. 2019"
 _MASKING = ("randomised model", "vanishing gradients", "non-differentiable model", "looping model")
+_PLAIN, _MARGIN, _ONCE, _OFTEN = f"PGD-{STEPS}", "PGD on the margin", "1 random start", f"{RESTARTS} random starts"
+_SQUARE, _DRAWN, _SMOOTH, _MOVED = f"Square-{QUERIES}", f"{DRAWS} random points", "PGD on smoothed labels", "transfer"
+
+Plan = dict[str, tuple[float, Attack]]
+"""Attacks by name, each with about how many gradients it costs per sample."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Case:
-    """The samples that are right, and what has been tried on them."""
+    """Samples, and how they are attacked."""
 
     predictive: Predictive
     x: Points
     y: Labels
-    ball: Ball
+    index: Tensor  # where they stand among all samples, which decides what is drawn for them
     seed: int
-    progress: Progress | None
-    done: float = 0.0
+    batch_size: int
 
-    def attack(self, what: str, share: float, attack: Attack) -> Perturbed:
-        """Run an attack that is that share of the whole."""
-        if self.progress is not None:
-            self.progress(what, self.done)
-        self.done += share
-        return attack(self.predictive, self.x, self.y, seed=self.seed, batch_size=len(self.x))
+    def __getitem__(self, rows: "slice | Tensor") -> "_Case":
+        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows])
 
-    def broken(self, what: str, share: float, attack: Attack) -> Broken:
-        """Which samples it broke."""
-        return self.attack(what, share, attack).success.cpu().numpy()
+    def attack(self, attack: Attack) -> Perturbed:
+        return attack(self.predictive, self.x, self.y, seed=self.seed, index=self.index, batch_size=self.batch_size)
 
-    def pgd(self, steps: int = STEPS, eps: float | None = None, **options: Any) -> Attack:
-        """PGD on the cross-entropy from the sample itself, stopped at the first success."""
-        eps = self.ball.eps if eps is None else eps
-        size = max(2.5 * eps / steps, eps / 100)
-        return pgd(eps, size, steps, self.ball.norm, self.ball.box, **{"keep": "first_success"} | options)
+    def run(self, plan: Plan, progress: Progress | None) -> dict[str, Perturbed]:
+        """What came of every attack."""
+        found, done = {}, 0.0
+        for name, (cost, attack) in plan.items():
+            if progress is not None:
+                progress(name, done / _cost(plan))
+            found[name] = self.attack(attack)
+            done += cost
+        return found
 
 
 def investigate(
@@ -78,143 +100,219 @@ def investigate(
     *,
     box: Box = Box(),
     proxy: "nn.Module | Predictive | None" = None,
+    proxy_name: str = "the proxy",
     minutes: float = 5.0,
     seed: int = 0,
+    batch_size: int = BATCH_SIZE,
     target: str = "model",
     progress: Progress | None = None,
 ) -> Verdict:
     """Look for signs that `model` owes its robustness at `eps` to gradients that mislead attacks (R, Sec. 5.2).
 
-    As many of the samples `x` with labels `y` as `minutes` allow (100 to 1000) are attacked in ways that know more and
-    less. `proxy` is another model of the same task, for transferred attacks. The verdict names every sign with its
-    figure and its threshold; an honest model is accused with probability 0.05 at most, by signs that are tests.
-    Raises `EquipoiseError` for input that cannot be attacked, no radius, and fewer than 20 samples that are right.
+    As many of the samples `x` with labels `y` as `minutes` allow (100 to 1000, in a stratified order) are attacked in
+    ways that know more and less; an `EquipoiseWarning` says so if even 100 take longer. `proxy` is another model of the
+    same task, for transferred attacks. The verdict names every sign with its figure and its threshold; an honest model
+    is accused with probability 0.05 at most, by signs that are tests. A model that gives no gradient is attacked
+    without. Raises `EquipoiseError` for input that cannot be attacked, no radius, and fewer than 20 samples that are
+    right.
     """
     require(0 < eps < float("inf"), f"eps = {eps}: give the radius at which the model is said to be robust.")
     require(minutes > 0, f"minutes = {minutes}: expected a number > 0.")
-    begin, predictive = time.monotonic(), as_predictive(model)
+    begin, predictive, ball = time.monotonic(), as_predictive(model), Ball(norm, eps, box)
     flags = probe(predictive, x[:256], y[:256], box=box, seed=seed)
-    right, clean = _right(predictive, x, y, seed)
+    everyone = _Case(predictive, x, y, torch.arange(len(x), device=x.device), seed, batch_size)
+    right = _right(everyone)
     require(
         len(right) >= 20,
         f"only {len(right)} of {len(x)} samples are classified right: give at least 20, or another model.",
     )
-    case = _Case(predictive, x[right], y[right], Ball(norm, eps, box), seed, progress)
-    case = _affordable(case, minutes)
-    n = len(case.x)
-
-    white_box = case.attack("PGD", 0.02, case.pgd())
-    white = white_box.success.cpu().numpy()
-    margin = case.broken("PGD on the margin", 0.02, cw(eps, None, STEPS, norm, box, keep="first_success"))
-    by_steps = {STEPS: white} | {k: case.broken(f"{k} steps", k / 2000, case.pgd(k)) for k in (5, 10, 20, 80, 160)}
-    once = case.broken("one random start", 0.02, case.pgd(start=Uniform()))
-    often = case.broken("many random starts", 0.15, case.pgd(start=Uniform(), restarts=RESTARTS))
-    by_eps = {eps: white} | {
-        r: case.broken(f"eps {r:.3g}", 0.03, case.pgd(100 if r > 4 * eps else STEPS, r)) for r in _radii(case)
-    }
-    black = case.broken("Square", 0.2, Square(case.ball, QUERIES))
-    randomly = case.broken("random search", 0.1, random_search(eps, norm, DRAWS, box))
-    smoothed = case.broken("adaptive", 0.1, adaptive(eps, norm, 20, restarts=1, box=box))
-    ground = surface(predictive, case.x[:SURFACES], case.y[:SURFACES], reach=eps, points=21, seed=seed)
-
-    plain = (f"PGD-{STEPS}", white)
-    either = (f"PGD-{STEPS} on loss or margin", white | margin)
-    largest = max(by_eps)
-    signs = [
-        beaten("black box beats white box", either, (f"Square-{QUERIES}", black), _BLACK),
-        present(
-            "random search succeeds where gradients fail",
-            f"random search finds in {DRAWS} draws what {plain[0]} does not",
-            randomly[~white],
-            "R, App. C.1; Athalye et al. 2018",
-        ),
-        present("accuracy does not reach 0", f"right at eps {largest:.3g}", ~by_eps[largest], "R, Sec. 5.2.2"),
-        rising("a larger ball breaks fewer", by_eps, "R, Sec. 5.2.2"),
-        gained("more steps go on helping", _steps(by_steps, 80), _steps(by_steps, 160), "R, Sec. 5.2.2", FEW),
-        gained("restarts go on helping", ("1 start", once), (f"{RESTARTS} starts", often), _ADVICE),
-        gained("the margin breaks what the loss does not", plain, ("PGD on the margin", margin), _ADVICE, MANY),
-        gained("an adaptive loss breaks more", plain, ("PGD on smoothed labels", smoothed), "R, Sec. 5.2.2", MANY),
-        present(
-            "gradients vanish",
-            "no gradient, or none that is finite, at some step",
-            ((white_box.zero_gradients + white_box.nan_gradients) > 0).cpu().numpy(),
-            "Athalye et al. 2018",
-        ),
-        present(
-            "holes in the loss surface",
-            "the loss falls on the way along the gradient's sign",
-            ground.stuck,
-            "R, App. C.2",
-            HOLES,
-        ),
-    ]
-    known = [Sign(flag.name, flag.figure, "none", 0.0, "probe") for flag in flags if flag.name in _MASKING]
-    everything = white | margin | often | black | randomly | smoothed | by_steps[160]
-    skipped = []
+    case, skipped = everyone[right[stratified_order(y[right], 0).to(x.device)]], []
+    plan = _without_gradients(ball)
     if proxy is None:
         skipped.append("transferred attacks: no proxy was given.")
     else:
-        moved = case.broken("transfer", 0.05, transfer(proxy, case.pgd(keep="best"), name="proxy"))
-        everything = everything | moved
-        signs.append(beaten("transfer beats white box", either, ("the proxy's points", moved), _BLACK))
+        case[:2].attack(transfer(proxy, _pgd(ball, 1), proxy_name))  # refused now, if ever
+        plan |= {_MOVED: (STEPS, transfer(proxy, _pgd(ball, keep="best"), proxy_name))}
+    if gradients := _gives_gradients(case[:2], ball):
+        plan |= _with_gradients(ball, x[0].numel())
+    else:
+        skipped.append("attacks that follow gradients: the model gives none.")
+    if _draw_is_known(case[:8]):
+        known = [flag for flag in flags if flag.name == "randomised model"]
+        flags = [flag for flag in flags if flag not in known]
+        skipped += ["other draws of this random model: every attack knew the one it was judged on." for _ in known]
+    case = case[: _affordable(case, plan, minutes, _pgd(ball, 5, keep="best") if gradients else Square(ball, 12))]
+
+    found = case.run(plan, progress)
+    broken = {name: outcome.success.cpu().numpy() for name, outcome in found.items()}
+    signs, pictures = _seen_without_gradients(broken, len(case.x)), []
+    if gradients:
+        by_eps = {r: broken[_at(r)] for r in _radii(ball, x[0].numel())} | {eps: broken[_PLAIN]}
+        by_steps = {steps: broken[f"PGD-{steps}"] for steps in (STEPS, *OTHER_STEPS)}
+        lost = (found[_PLAIN].zero_gradients + found[_PLAIN].nan_gradients > 0).cpu().numpy()
+        few = case[:SURFACES]
+        ground = surface(predictive, few.x, few.y, reach=eps, points=21, batch_size=batch_size, seed=seed)
+        signs += _seen_with_gradients(broken, by_eps, lost, ground.stuck)
+        pictures = [_curves(by_eps, by_steps), ground.picture()]
+    within = [broken[name] for name, (_, attack) in plan.items() if attack.geometry.eps <= eps]
+    clean = len(right) / len(x)
     return Verdict(
         target=target,
         norm=norm,
         eps=eps,
-        n=n,
+        n=len(case.x),
         clean=clean,
-        robust=clean * float((~everything).mean()),
-        signs=decided([*signs, *known]),
+        robust=clean * float((~np.any(within, 0)).mean()),
+        signs=decided([*signs, *_probed(flags)]),
         level=LEVEL,
         settings={
             "steps": STEPS,
             "restarts": RESTARTS,
             "queries": QUERIES,
             "draws": DRAWS,
-            "radii": sorted(by_eps),
+            "radii": sorted({attack.geometry.eps for _, attack in plan.values()}),
             "slack": [FEW, SOME, MANY],
             "minutes": minutes,
             "seed": seed,
+            "proxy": None if proxy is None else proxy_name,
         },
         skipped=skipped,
         seconds=time.monotonic() - begin,
-        pictures=[_curves(by_eps, by_steps), ground.picture()],
+        pictures=pictures,
     )
 
 
-def _right(predictive: Predictive, x: Points, y: Labels, seed: int) -> tuple[Tensor, float]:
-    """The samples that are right without an attack, and their share."""
-    streams = Streams.of(seed, torch.arange(len(x), device=x.device)).fold(MODEL_STREAM)
-    parts = torch.arange(len(x), device=x.device).split(256)
-    labels = torch.cat([predict(predictive, x[part], streams[part]).labels for part in parts])
-    right = labels == y
-    return right.nonzero()[:, 0], float(right.double().mean())
+def _pgd(ball: Ball, steps: int = STEPS, **options: Any) -> Ascent:
+    """PGD on the cross-entropy from the sample itself, stopped at the first success."""
+    size = max(2.5 * ball.eps / steps, ball.eps / 100)
+    return pgd(ball.eps, size, steps, ball.norm, ball.box, **{"keep": "first_success"} | options)
 
 
-def _steps(by_steps: dict[int, Broken], steps: int) -> tuple[str, Broken]:
-    return f"PGD-{steps}", by_steps[steps]
+def _without_gradients(ball: Ball) -> Plan:
+    """Attacks that ask for no gradient of the model."""
+    return {
+        _SQUARE: (_FORWARD * QUERIES, Square(ball, QUERIES)),
+        _DRAWN: (_FORWARD * DRAWS, random_search(ball.eps, ball.norm, DRAWS, ball.box)),
+    }
 
 
-def _affordable(case: _Case, minutes: float) -> _Case:
-    """As many of the samples as the time allows, by the time of a short climb."""
-    few = slice(0, min(64, len(case.x)))
+def _with_gradients(ball: Ball, features: int) -> Plan:
+    """Attacks that follow it."""
+    plan: Plan = {f"PGD-{k}": (k, _pgd(ball, k)) for k in (STEPS, *OTHER_STEPS)}
+    plan[_MARGIN] = STEPS, cw(ball.eps, None, STEPS, ball.norm, ball.box, keep="first_success")
+    plan[_ONCE] = STEPS, _pgd(ball, start=Uniform())
+    plan[_OFTEN] = STEPS * RESTARTS, _pgd(ball, start=Uniform(), restarts=RESTARTS)
+    plan[_SMOOTH] = 11 * SMOOTHED, adaptive(ball.eps, ball.norm, SMOOTHED, restarts=1, box=ball.box)
+    for radius in _radii(ball, features):
+        steps = 100 if radius > 4 * ball.eps else STEPS
+        plan[_at(radius)] = steps, _pgd(replace(ball, eps=radius), steps)
+    return plan
+
+
+def _at(radius: float) -> str:
+    return f"eps {radius:.3g}"
+
+
+def _radii(ball: Ball, features: int) -> list[float]:
+    """Half the radius, twice the radius, and again, up to one at which no image is left."""
+    width = ball.box.high - ball.box.low
+    across = width * {"linf": 1, "l2": features**0.5, "l1": features}[ball.norm]
+    last = min(max(_WIDE[ball.norm] * across, 4 * ball.eps), across) if np.isfinite(across) else 64 * ball.eps
+    inner = [ball.eps * 2**i for i in (-1, *range(1, 12)) if ball.eps * 2**i < 0.75 * last]
+    return [*inner, last] if last > ball.eps else inner
+
+
+def _cost(plan: Plan) -> float:
+    return sum(cost for cost, _ in plan.values())
+
+
+def _seen_without_gradients(broken: Mapping[str, Broken], n: int) -> list[Sign]:
+    """The signs that need no gradient; where there is none, following it breaks nothing."""
+    nothing = np.zeros(n, dtype=bool)
+    plain, margin = broken.get(_PLAIN, nothing), broken.get(_MARGIN, nothing)
+    either = (f"{_PLAIN} on loss or margin", plain | margin)
+    signs = [
+        beaten("black box beats white box", either, (_SQUARE, broken[_SQUARE]), _BLACK),
+        present(
+            "random search succeeds where gradients fail",
+            f"fall to {_DRAWN} but not to {_PLAIN}",
+            broken[_DRAWN][~plain],
+            "R, App. C.1; Athalye et al. 2018",
+        ),
+    ]
+    if _MOVED in broken:
+        signs.append(beaten("transfer beats white box", either, ("the proxy's points", broken[_MOVED]), _BLACK))
+    return signs
+
+
+def _seen_with_gradients(
+    broken: Mapping[str, Broken], by_eps: Mapping[float, Broken], lost: Broken, stuck: Broken
+) -> list[Sign]:
+    """The signs that following the gradient shows."""
+
+    def outcome(name: str) -> tuple[str, Broken]:
+        return name, broken[name]
+
+    curves, largest = "R, Sec. 5.2.2", max(by_eps)
+    nowhere = "no gradient, or none that is finite, at some step"
+    falls = "the loss falls on the way along the gradient's sign"
+    return [
+        present("accuracy does not reach 0", f"right at {_at(largest)}", ~by_eps[largest], curves),
+        rising("a larger ball breaks fewer", by_eps, curves),
+        gained("more steps go on helping", outcome("PGD-80"), outcome("PGD-160"), curves, FEW),
+        gained("restarts go on helping", outcome(_ONCE), outcome(_OFTEN), _ADVICE),
+        differ("loss and margin disagree", outcome(_PLAIN), outcome(_MARGIN), _ADVICE, MANY),
+        gained("an adaptive loss breaks more", outcome(_PLAIN), outcome(_SMOOTH), curves, MANY),
+        present("gradients vanish", nowhere, lost, "Athalye et al. 2018"),
+        present("holes in the loss surface", falls, stuck, "R, App. C.2", HOLES),
+    ]
+
+
+def _probed(flags: list[Flag]) -> list[Sign]:
+    """What is seen of the model itself, not tested."""
+    return [Sign(flag.name, flag.figure, "seen at all", None, "probe") for flag in flags if flag.name in _MASKING]
+
+
+def _right(case: _Case) -> Tensor:
+    """Which samples are right without an attack, with the model drawn as attacks draw it."""
+    streams = Streams.of(case.seed, case.index).fold(MODEL_STREAM)
+    with seeded(fold(case.seed, GLOBAL_STREAM), case.x.device):
+        rows = torch.arange(len(case.x), device=case.x.device).split(case.batch_size)
+        labels = torch.cat([predict(case.predictive, case.x[part], streams[part]).labels for part in rows])
+    return (labels == case.y).nonzero()[:, 0]
+
+
+def _gives_gradients(case: _Case, ball: Ball) -> bool:
+    """Whether a gradient can be followed at all; that the input is fit for attacks is known."""
+    try:
+        case.attack(_pgd(ball, 1))
+    except torch.OutOfMemoryError:
+        raise
+    except (EquipoiseError, RuntimeError):
+        return False
+    return True
+
+
+def _draw_is_known(case: _Case) -> bool:
+    """Whether a random model takes its randomness from the streams, and so the same in an attack and its judgement."""
+    return repeats(case.predictive, case.x, Streams.of(case.seed, case.index).fold(MODEL_STREAM))
+
+
+def _affordable(case: _Case, plan: Plan, minutes: float, short: Attack) -> int:
+    """As many samples as the time allows, by the time of a short attack that costs five gradients."""
+    few = case[:64]
     begin = time.monotonic()
-    case.pgd(5, keep="best")(case.predictive, case.x[few], case.y[few], seed=case.seed)
-    each = (time.monotonic() - begin) / 5 / (few.stop or 1)
-    n = int(min(max(60 * minutes / (_COST * each), _FEWEST), _MOST, len(case.x)))
-    return replace(case, x=case.x[:n], y=case.y[:n])
-
-
-def _radii(case: _Case) -> list[float]:
-    """Twice the radius, and again, up to one at which no image is left."""
-    eps, box = case.ball.eps, case.ball.box
-    features = case.x[0].numel()
-    wide = (
-        _WIDE[case.ball.norm] * (box.high - box.low) * {"linf": 1, "l2": features**0.5, "l1": features}[case.ball.norm]
-    )
-    last = max(wide, 4 * eps) if np.isfinite(wide) else 64 * eps
-    inner = [eps / 2, *(eps * 2**i for i in range(1, 12) if eps * 2**i < 0.75 * last)]
-    return [*inner, last]
+    few.attack(short)
+    each = _cost(plan) * (time.monotonic() - begin) / 5 / len(few.x) / 60
+    fewest = min(_FEWEST, len(case.x))
+    if fewest * each > 2 * minutes:
+        warnings.warn(
+            f"{fewest} samples, the fewest that are looked at, take about {fewest * each:.0f} minutes here instead of "
+            f"{minutes:g}.",
+            EquipoiseWarning,
+            stacklevel=3,
+        )
+    return int(min(max(minutes / each, _FEWEST), _MOST, len(case.x)))
 
 
 def _curves(by_eps: dict[float, Broken], by_steps: dict[int, Broken]) -> Picture:

@@ -132,7 +132,7 @@ def audit(
     x, y = x.cpu().to(torch.float32 if weight is None else weight.dtype), y.cpu()
     index = torch.as_tensor(list(evaluation.index) or range(n))
     streams = Streams.of(evaluation.provenance.seed, index).fold(MODEL_STREAM)
-    if not _repeats(predictive, x[:_FEW], streams[:_FEW]):
+    if not repeats(predictive, x[:_FEW], streams[:_FEW]):
         require(
             len(mismatches) > 0,
             f"{path} is consistent, but it is about a randomised model, which predicts something else at every call, "
@@ -158,7 +158,7 @@ def audit(
     return Audit(claims, unchecked, mismatches)
 
 
-def _repeats(predictive: Predictive, x: Points, streams: Streams) -> bool:
+def repeats(predictive: Predictive, x: Points, streams: Streams) -> bool:
     """Whether the same streams give the same prediction, whatever the global generators do."""
     seen = []
     for seed in (0, 1):

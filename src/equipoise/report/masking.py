@@ -5,15 +5,21 @@ from markupsafe import Markup
 from equipoise.report.figures import STAND_INS, svg
 from equipoise.report.pages import template
 from equipoise.report.studies import figure
-from equipoise.verdicts import Verdict
+from equipoise.verdicts import Sign, Verdict
 
 
 def page(verdict: Verdict) -> str:
     """One self-contained HTML page. Raises `EquipoiseError` where matplotlib is not installed."""
     figures = [(picture, Markup(svg(figure(picture, STAND_INS), picture.name))) for picture in verdict.pictures]
-    return template("masking.html.j2").render(v=verdict, figures=figures, p_value=p_value)
+    signs = clearest_first(verdict)
+    return template("masking.html.j2").render(v=verdict, signs=signs, figures=figures, p_value=p_value)
 
 
-def p_value(p: float) -> str:
+def clearest_first(verdict: Verdict) -> list[Sign]:
+    """The signs in the order of their p-values, those that are no test before all others."""
+    return sorted(verdict.signs, key=lambda sign: -1.0 if sign.p is None else sign.p)
+
+
+def p_value(p: float | None) -> str:
     """A probability in words that fit a table."""
-    return "not a test" if p == 0 else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+    return "not a test" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
