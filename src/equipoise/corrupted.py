@@ -18,7 +18,8 @@ class Corrupted:
 
     A network that was trained on a corruption says nothing by its accuracy on that corruption about others: do not
     train on those of MNIST-C, the default, and then quote MNIST-C as a test. Leave out the ones you test on.
-    Raises `EquipoiseError` for an unknown name or none, and when it meets images that cannot be corrupted.
+    Raises `EquipoiseError` for an unknown name or none; a training, before it begins, for images that cannot be
+    corrupted.
     """
 
     names: tuple[str, ...] = tuple(CORRUPTIONS)
@@ -37,9 +38,13 @@ class Corrupted:
         """Every field as JSON-ready data, for records."""
         return {"corruptions": list(self.names)}
 
+    def check(self, x: Points) -> None:
+        """Raise `EquipoiseError` unless such inputs can be corrupted."""
+        check_images(x)
+
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
         """Each image under a corruption of its own."""
-        check_images(x)
+        self.check(x)
         which, out = streams.fold(0).integers(len(self.names)), x.clone()
         for number, name in enumerate(self.names):
             rows = (which == number).nonzero()[:, 0]

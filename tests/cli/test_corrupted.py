@@ -94,6 +94,14 @@ def test_published_images_are_used_and_looked_for_when_verified(mine, capsys):
     assert ask("verify", "r.json", "--corruptions-root", "moved") == 0
 
 
+def test_refuses_to_train_on_corruptions_of_what_is_no_image_before_it_begins(mine, capsys):
+    x, y = np.random.default_rng(0).random((40, 6), np.float32), np.arange(40) % 3
+    np.savez(mine / "features.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert ask("train", "corruption", "--data", "features.npz", "--epochs", 1, "--out", "run") == 2
+    error = capsys.readouterr().err
+    assert "corruptions need images" in error and error.count("\n") == 1 and not Path("run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

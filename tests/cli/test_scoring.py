@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from equipoise.cli import main
+from equipoise.data import load
+from equipoise.generators import auto_encoder
+from equipoise.training import Recipe, fit_manifold
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,26 @@ def test_r2_writes_a_record_and_a_page(here, capsys):
         and "the nearest points found" in page
         and "http" not in page.replace("http://www.w3", "")
     )
+    assert "equipoise score" in page and "r2.json" in page and "study" not in page and "the paper" not in page
+    low, high = (np.array(end) for end in r2["curve"]["interval"])
+    assert (low <= np.array(r2["curve"]["value"])).all() and (np.array(r2["curve"]["value"]) <= high).all()
     assert "R2" in capsys.readouterr().out
+
+
+def test_r4_along_a_manifold_with_either_radii(here):
+    data = load("digits")
+    fit_manifold(auto_encoder(data.shape, 4, 4), data, Recipe(epochs=1), out=here / "manifold.safetensors")
+    words = "score run --score r4 --examples 8 --samples 20 --sigma 0.5 --manifold manifold.safetensors --out r4.json"
+    found = {}
+    for radii in ("uniform", "distances"):
+        assert main([*words.split(), "--radii", radii]) == 0
+        found[radii] = json.loads((here / "r4.json").read_text())["scores"]["r4"]
+    assert found["uniform"]["settings"]["radii"]["count"] == 200
+    assert found["distances"]["settings"]["radii"] == {"kind": "distances"}
+    assert {f["settings"]["samples"] for f in found.values()} == {20}
+    assert {f["settings"]["sigma"] for f in found.values()} == {0.5}
+    assert len(found["distances"]["curve"]["eps"]) == 20 and found["distances"]["value"] != found["uniform"]["value"]
+    assert main(["score", "run", "--score", "manifold", *words.split()[4:]]) == 0
 
 
 def test_the_result_does_not_depend_on_batches(here):
@@ -77,6 +99,9 @@ def test_r1_looks_at_noise(here):
         ("--score r4 --manifold nowhere", "nowhere"),
         ("--score r1 --certified", "--certified bounds r2 from below, not r1"),
         ("--score r2 --manifold run", "--manifold is for r4 and manifold, not for r2"),
+        ("--score r1 --samples 3", "--samples is for r4 and manifold, not for r1"),
+        ("--score manifold --radii distances", "--radii is for r4, not for manifold"),
+        ("--score my_scores_of_digits:fixed --sigma 1", "--sigma is for r4 and manifold, not for my_scores"),
         ("--score my_scores_of_digits:number", "is a int: expected an equipoise.scores.Score"),
         ("--score my_scores_of_digits:nothing", "has no 'nothing'"),
         ("--examples -1", "--examples -1"),

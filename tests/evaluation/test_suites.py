@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise.attacks import adaptive, cw_k, fgsm_k, minimal_l2, pgd_k, random_search, transfer
+from equipoise.attacks import (
+    adaptive,
+    bg,
+    cw_k,
+    deepfool,
+    fgsm_k,
+    fmn,
+    minimal_l2,
+    nearest,
+    pgd_k,
+    random_search,
+    transfer,
+)
 from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseError
 from equipoise.evaluation import assess, audit, evaluate, fingerprint, suite
@@ -19,6 +31,26 @@ def test_names_and_numbers():
         "adaptive7": adaptive(0.1, "l2", 7, precision="bf16"),
     }
     assert [a.geometry.eps for _, a in suite(["random-search9"], [0.3, 0.1])] == [0.1, 0.3]
+
+
+def test_attacks_to_the_nearest_boundary():
+    found = dict(suite(["bg", "deepfool", "deepfool20", "fmn30", "nearest"], [0.5], "l2"))
+    assert found == {
+        "bg": bg(0.5),
+        "deepfool": deepfool(0.5),
+        "deepfool20": deepfool(0.5, steps=20),
+        "fmn30": fmn(0.5, steps=30),
+        "nearest": nearest(eps=0.5),
+    }
+    net = nn.Linear(4, 2).requires_grad_(False)
+    x = 0.3 + 0.4 * torch.rand(40, 4, generator=torch.Generator().manual_seed(1))
+    net.weight.copy_(torch.tensor([[0.0] * 4, [1.0] * 4]))
+    net.bias.copy_(torch.tensor([0.0, -2.0]))
+    margin = (x.sum(1) - 2).abs() / 2  # to the plane, in l2; the walls are farther
+    results = evaluate(net, x, net(x).argmax(1), suite(["bg", "nearest", "fmn"], [0.1], "l2"))
+    for result in results[1:]:
+        assert result.correct == (margin > 0.1).tolist() and 0 < result.accuracy < 1, result.attack
+    assert {"fgsm", "pgd", "bg", "deepfool", "fmn", None} >= set(results[2].winner) and len(set(results[2].winner)) > 1
 
 
 def test_the_papers_names_bring_their_radius():
@@ -37,6 +69,9 @@ def test_the_papers_names_bring_their_radius():
         (["random-search"], {"restarts": 2}, "restarts: not for random-search, whose budget is the published one"),
         (["adaptive", "pgd"], {"steps": 3}, "steps: not for adaptive, whose budget is the published one"),
         (["minimal-l2"], {}, "unknown attack 'minimal-l2'"),
+        (["bg9"], {}, "attack 'bg9': bg has a budget of its own; leave the number out"),
+        (["fmn"], {"precision": "bf16"}, "fmn looks for the boundary, which bf16 blurs"),
+        (["nearest", "pgd"], {"restarts": 3}, "restarts: not for nearest"),
         (["pgd-8"], {}, "attack 'pgd-8': expected fgsm-K, pgdP-K or cwP-K"),
         (["fgsm3-8"], {}, "attack 'fgsm3-8': expected fgsm-K"),
         (["pgd40-8"], {"norm": "l2"}, "attack 'pgd40-8' is one in linf, not in l2: name it without its radius, pgd40"),

@@ -422,8 +422,8 @@ def spoil(kind: str, run: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("nothing", "needs at least one run directory or evaluation file, got none"),
-        ("missing", "nowhere does not exist; expected a run directory or an evaluation file"),
+        ("nothing", "needs at least one run directory, evaluation or score, got none"),
+        ("missing", "nowhere does not exist; expected a run directory, an evaluation or a score"),
         ("no run", "runs is not a run directory: it has no run.json"),
         ("run.json", "run.json is a training run, expected an evaluation; give its directory instead"),
         ("text", "run.json is not JSON"),

@@ -8,13 +8,14 @@ import torch
 from scipy import integrate, special, stats
 from torch import nn
 
-from equipoise.attacks import minimal_l2
+from equipoise.attacks import bg, minimal_l2
 from equipoise.errors import EquipoiseError
 from equipoise.generators import Manifold
 from equipoise.geometry import Box
 from equipoise.rng import Streams
 from equipoise.scores import (
     Certified,
+    Distances,
     Labelled,
     OnManifold,
     Radii,
@@ -170,6 +171,15 @@ def test_a_law_conditioned_on_the_label():
     assert abs(estimate.value - 2 / 5) < 4 * estimate.error < 0.05
 
 
+def test_without_labels_the_label_of_x_is_the_labellers_and_not_the_prediction():
+    """The net calls everything right of 0.45 class 1, the truth is class 0 left of 0.55: x = 0.5 is of class 0."""
+    net, x = linear([1.0], -0.45), torch.full((50, 1), 0.5)
+    law = Labelled(UniformOnBall("linf", 200), lambda z: (z[:, 0] > 0.55).long())
+    score = Score(Sampled(law), Radii(0.2001, 0.1999, 1, average=True), H=identity)
+    assert np.array_equal(score(net, x).values, score(net, x, torch.zeros(50).long()).values)
+    assert score(net, x, torch.ones(50).long()).value == 1, "right of 0.55 all is of class 1"
+
+
 # Margins
 
 
@@ -194,6 +204,36 @@ def test_the_integral_of_a_weight_up_to_the_margin():
     assert np.allclose(weighted(net, x).values, np.log([3.0, 4.0]), atol=1e-3)
     averaged = Score(WorstCase(minimal_l2()), Radii(0.35, 0.1, average=True))
     assert np.allclose(averaged(net, x).values, [0.2 / 0.25, 1.0], atol=1e-3)
+
+
+def test_the_error_of_the_quadrature_is_in_the_standard_error():
+    """All samples are alike, so that their spread is the quadrature's: of 1[eps > 0.25] up to 0.3, with a step that no
+    polynomial follows, and of eps², up to the margin that the attack finds.
+    """
+    net, x = linear([1.0, 0.0], -0.5), torch.full((40, 2), 0.2)
+    for G, exact in ((lambda eps: (eps > 0.25).double(), lambda m: m - 0.25), (torch.square, lambda m: m**3 / 3)):
+        score = Score(WorstCase(minimal_l2()), Radii(1.0), G=G)
+        found = [score(net, x, seed=seed) for seed in range(20)]
+        truth = exact(found[0].margins[0])
+        inside = sum(e.interval[0] <= truth <= e.interval[1] for e in found)
+        assert inside >= 16 and all(0 < e.error < 2e-3 * truth for e in found)
+    exact_for_1 = Score(WorstCase(minimal_l2()), Radii(1.0))(net, x)
+    assert np.array_equal(exact_for_1.values, exact_for_1.margins) and exact_for_1.error < 1e-15
+
+
+def test_an_attack_brings_its_own_norm_and_box():
+    score = r2((4,), attack=minimal_l2(box=Box(-1, 1)))
+    assert score.box == Box(-1, 1) and score.radii.high == 4.0
+    assert r2((4,), "linf").radii.high == 1.0 and r1((4,), attack=minimal_l2(box=Box(-1, 1))).box == Box(-1, 1)
+
+
+def test_intervals_are_students():
+    x = torch.tensor([[0.1, 0.0], [0.2, 0.0], [0.4, 0.0]])
+    estimate = r2((2,), attack=minimal_l2())(linear([1.0, 0.0], -0.5), x)
+    low, high = stats.t.interval(0.95, 2, np.mean([0.4, 0.3, 0.1]), stats.sem([0.4, 0.3, 0.1]))
+    assert estimate.interval == pytest.approx((low, high), abs=1e-4)
+    low, high = estimate.band
+    assert len(low) == len(high) == len(estimate.curve) and ((low <= estimate.curve) & (estimate.curve <= high)).all()
 
 
 def test_label_aware_margins_are_0_where_the_prediction_is_wrong():
@@ -233,6 +273,29 @@ def test_shares_on_the_manifold_by_a_plain_loop():
     score = Score(Sampled(law), Radii(0.5, 0.1, 4), H=identity)
     estimate = score(net, x, seed=5)
     assert 0 < estimate.value < 0.4 and (np.diff(estimate.curve) <= 0.05).all()
+
+
+def test_with_the_distances_as_radii_r4_is_a_plain_double_sum():
+    """`mean over samples x' of R(‖x' - x‖) / ‖x' - x‖`, R the share of the samples no farther away than x'."""
+    manifold, net = identity_manifold(), linear([1.0, 0.3], -0.62)
+    x = 0.4 + 0.2 * torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+    score = r4(manifold, (2,), samples=30, sigma=0.1, radii="distances")
+    estimate = score(net, x, seed=5)
+    law = score.robustness.law
+    assert isinstance(law, OnManifold) and str(score.radii) == "the distances of the points, averaged"
+    streams = Streams.of(5, torch.arange(6)).fold(12)  # those of the draws
+    seen = [points for points, _ in law.draws(x, None, torch.zeros(6, 1).double(), streams)]
+    for i in range(6):
+        far = [float((points[i].double() - x[i].double()).norm()) for points in seen]
+        same = [bool(net(points[i : i + 1]).argmax(1) == net(x[i : i + 1]).argmax(1)) for points in seen]
+        near = [[agree for agree, d in zip(same, far, strict=True) if d <= eps] for eps in far]
+        shares = [sum(agree) / len(agree) for agree in near]
+        assert estimate.values[i] == pytest.approx(np.mean([r / d for r, d in zip(shares, far, strict=True)]), rel=1e-5)
+    assert len(estimate.radii) == 30 and (np.diff(estimate.radii) > 0).all() and len(estimate.curve) == 30
+    assert np.array_equal(score(net, x, seed=5, batch_size=4).values, estimate.values)
+    constant = score(Constant(), x, seed=5)
+    assert constant.value == pytest.approx((1 / estimate.drawn).mean(), rel=1e-6) and (constant.curve == 1).all()
+    assert constant.value > estimate.value, "a constant classifier is maximally robust"
 
 
 def test_where_the_law_has_no_point_the_classifier_is_robust():
@@ -276,6 +339,26 @@ def test_r2_on_the_manifold_falls_with_the_margin():
         (lambda: OnManifold(identity_manifold(), sigma=0.0), "sigma = 0.0 is no noise"),
         (lambda: Score(Certified(), Radii(1.0), H=identity)(linear([1.0], 0.0), torch.rand(2, 1)), "take H = certain"),
         (lambda: label_aware((1,))(linear([1.0], 0.0), torch.rand(2, 1)), "needs the labels"),
+        (
+            lambda: Score(Certified(), Radii(1.0), G=inverse),
+            r"G = inverse is not finite at the smallest radius, 0: give",
+        ),
+        (
+            lambda: Score(Certified(), Radii(1.0), over="boxes"),
+            "unknown place to draw x from 'boxes': did you mean 'box'",
+        ),
+        (lambda: Score(Certified(), Radii(1.0), over="box", box=Box(0, math.inf)), "infinite box cannot be drawn"),
+        (
+            lambda: r2((1,), attack=bg(0.5))(linear([1.0], -0.5), torch.rand(2, 1)),
+            r"looks no farther than eps = 0.5, but the radii reach to 1: give it no eps",
+        ),
+        (
+            lambda: Score(Sampled(UniformOnBall()), Distances(), identity)(linear([1.0], 0.0), torch.rand(2, 1)),
+            "take Radii, or a law OnManifold",
+        ),
+        (lambda: Score(Certified(), Distances())(linear([1.0], 0.0), torch.rand(2, 1)), "give the score Radii"),
+        (lambda: r4(identity_manifold(), (2,), radii="distance"), "unknown radii 'distance': did you mean 'distances'"),
+        (lambda: r4(identity_manifold(), (2,), low=0.1, radii="distances"), "low is the end of uniform radii"),
     ],
 )
 def test_what_has_no_meaning_is_refused(make, message):

@@ -593,7 +593,7 @@ class Evaluate:
     """clean, fgsm, r-fgsm, pgd, cw, uta, udp, trades; a number sets the steps, as in pgd100; fgsm-8, pgd40-8
     and cw40-8 have a radius of 8/255, 5 starts and steps of 0.8/255. With published budgets:
     autoattack, autoattack-rand, autoattack-plus, cascade, apgd-ce, apgd-dlr, apgd-t, fab-t, square, random-search,
-    adaptive."""
+    adaptive. To the nearest boundary: bg, deepfool, fmn, nearest."""
     eps: tuple[float, ...] = ()
     """Radii, in pixels of [0, 1]; by default for a run: half, once and twice that of its validation attacks."""
     norm: NormName | None = None
@@ -654,7 +654,7 @@ class Report:
     """
 
     runs: Positional[tuple[Path, ...]]
-    """Run directories, and records that `equipoise evaluate` wrote."""
+    """Run directories, and records that `equipoise evaluate` or `equipoise score` wrote."""
     out: Path = Path("report.html")
     """Where the report is written."""
 

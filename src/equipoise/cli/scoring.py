@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.evaluation.audit import fingerprint
 from equipoise.findings import Study
 from equipoise.geometry import NormName
+from equipoise.penalties import Radii
 from equipoise.provenance import provenance
 from equipoise.records import write_atomically
 from equipoise.report.figures import canvas
@@ -32,7 +34,8 @@ _SCORES: dict[str, Callable[..., scores.Score]] = {
     "manifold": scores.on_manifold,
     "label-aware": scores.label_aware,
 }
-_ALONG = ("r4", "manifold")
+_ALONG = ("manifold", "samples", "sigma", "radii")
+"""Flags of the scores along the data."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class Score:
     manifold: Path | None = None
     """The auto-encoder of r4 and manifold: a run directory of r4 or of on-manifold, or its file; by default that of the
     run itself."""
+    samples: int | None = None
+    """r4 and manifold: samples near each input; by default 200."""
+    sigma: float | None = None
+    """r4 and manifold: deviation of the noise on an input's code; by default 0.06."""
+    radii: Radii | None = None
+    """r4: uniform up to the diameter of the box, from a 200th of it on (the default), or the samples' distances."""
     certified: FlagCreatePairsOff[bool] = False
     """Bound r2 from below too, by a certificate; for networks of linear, convolutional, ReLU and pooling layers."""
     data: str | None = None
@@ -134,7 +143,7 @@ def score(options: Score, command: str) -> None:
         "provenance": origin,
         "seconds": seconds,
     }
-    text = page(study)
+    text = page(study, record=out.name)
     write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())
     write_atomically(out.with_suffix(".html"), text.encode())
     say(_table(found))
@@ -145,10 +154,10 @@ def _chosen(options: Score, shape: tuple[int, ...]) -> dict[str, scores.Score]:
     """The scores to estimate, by what they are called."""
     name = options.score
     require(not options.certified or name == "r2", f"--certified bounds r2 from below, not {name}: leave it out.")
-    require(
-        options.manifold is None or name in _ALONG,
-        f"--manifold is for {' and '.join(_ALONG)}, not for {name}: leave it out.",
-    )
+    typed = {flag: value for flag in _ALONG if (value := getattr(options, flag)) is not None}
+    for flag in typed:
+        users = [one for one, make in _SCORES.items() if flag in signature(make).parameters]
+        require(name in users, f"--{flag} is for {' and '.join(users)}, not for {name}: leave it out.")
     if ":" in name:
         one = nets.imported("score", name)
         if callable(one) and not isinstance(one, scores.Score):
@@ -161,7 +170,7 @@ def _chosen(options: Score, shape: tuple[int, ...]) -> dict[str, scores.Score]:
         return {one.name: one}
     if name not in _SCORES:
         raise unknown("score", name, [*_SCORES, "package.module:score"])
-    if name in _ALONG:
+    if "manifold" in signature(_SCORES[name]).parameters:
         place = options.manifold or Path(options.target)
         try:
             manifold = load_manifold(place)
@@ -169,14 +178,14 @@ def _chosen(options: Score, shape: tuple[int, ...]) -> dict[str, scores.Score]:
             wanted = "" if options.manifold else f"--score {name} needs the manifold of the data: "
             advice = "" if options.manifold else " Train one by equipoise train r4, and give it as --manifold RUN."
             raise EquipoiseError(f"{wanted}{error}{advice}") from error
-        return {name: _SCORES[name](manifold, shape, norm=options.norm)}
+        return {name: _SCORES[name](**typed | {"manifold": manifold}, shape=shape, norm=options.norm)}
     found = {name: _SCORES[name](shape, norm=options.norm)}
     return found | ({"certified": scores.certified_r2(shape, options.norm)} if options.certified else {})
 
 
 def _record(estimate: Estimate) -> dict[str, Any]:
     """An estimate as JSON-ready data; an infinite margin, where nothing was found, as null."""
-    found, margins = estimate.found, estimate.margins
+    found, margins, (low, high) = estimate.found, estimate.margins, estimate.band
     per_sample: dict[str, Any] = {"values": estimate.values.tolist()}
     if margins is not None:
         per_sample["margins"] = [value if math.isfinite(value) else None for value in margins.tolist()]
@@ -187,7 +196,11 @@ def _record(estimate: Estimate) -> dict[str, Any]:
         "standard_error": estimate.error if len(estimate) > 1 else None,
         "interval": list(estimate.interval) if len(estimate) > 1 else None,
         "n": len(estimate),
-        "curve": {"eps": estimate.radii.tolist(), "value": estimate.curve.tolist()},
+        "curve": {
+            "eps": estimate.radii.tolist(),
+            "value": estimate.curve.tolist(),
+            "interval": [low.tolist(), high.tolist()],
+        },
         "won": won(estimate),
         "settings": estimate.score.settings(),
         "samples": per_sample,

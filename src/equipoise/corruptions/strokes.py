@@ -39,7 +39,8 @@ def dotted_line(images: Images, streams: Streams) -> Images:
 def zigzag(images: Images, streams: Streams) -> Images:
     """A zigzag of seven strokes along the line from (r0, 2) to (r1, 25), r0 uniform in {0, ..., 26} and r1 - r0 in
     {-5, ..., 4}: its corners lie 2, 6, 10, 14, 18, 22 along that line, 2 beside it on alternate sides. As the original,
-    with the odd end of its last stroke.
+    with the odd end of its last stroke; but the published code clips bytes to [0, 1] here, by which all of the digit
+    that is not black becomes white, and ours leaves it as it is.
     """
     row, rise = streams.fold(0).integers(SIDE - 1).double(), streams.fold(1).integers(10).double() - 5
     angle = torch.atan(rise / (RIGHT - LEFT))

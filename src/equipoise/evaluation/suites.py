@@ -13,11 +13,15 @@ from equipoise.attacks import (
     apgd,
     apgd_t,
     autoattack,
+    bg,
     cascade,
     cw_k,
+    deepfool,
     fab,
     fgsm_k,
+    fmn,
     named,
+    nearest,
     pgd_k,
     random_search,
     square,
@@ -47,10 +51,10 @@ def suite(
 
     A name may end in a number of steps, queries or draws: `pgd100`, `square1000`, `random-search5000`. `fgsm-8`,
     `pgd40-8` and `cw40-8` are the attacks of R's tables (`equipoise.attacks.presets`), of radius 8/255 whatever `eps`
-    says. Otherwise the
-    attacks of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`, from a start uniform
-    on the ball, and those of `PUBLISHED` their published budgets. `clean` adds nothing: accuracy without an attack is
-    always measured. Raises `EquipoiseError` for unknown names and unusable numbers.
+    says. Otherwise the attacks of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`,
+    from a start uniform on the ball, those of `PUBLISHED` their published budgets, and those of `NEAREST` their own:
+    they look for the nearest point anywhere, which counts where it lies within eps. `clean` adds nothing: accuracy
+    without an attack is always measured. Raises `EquipoiseError` for unknown names and unusable numbers.
     """
     asked = [name for name in dict.fromkeys(names) if name != "clean"]
     presets = [(name, _preset(name, norm, precision)) for name in asked if _PRESET.fullmatch(name)]
@@ -59,7 +63,7 @@ def suite(
     require(not attacks or len(eps) > 0, "attacks need at least one radius: give some eps, such as 8/255.")
     given = [n for n, v in (("steps", steps), ("step_size", step_size)) if v is not None]
     given += ["restarts"] if restarts != 1 else []
-    fixed = sorted(bases & set(PUBLISHED)) + [name for name, _ in presets]
+    fixed = sorted(bases & {*PUBLISHED, *NEAREST}) + [name for name, _ in presets]
     require(
         not given or not fixed,
         f"{', '.join(given)}: not for {', '.join(fixed)}, whose budget is the published one "
@@ -105,13 +109,16 @@ PUBLISHED: dict[str, Callable[..., Attack]] = {
 }
 """Attacks that come with their published budgets."""
 
+NEAREST: dict[str, Callable[..., Attack]] = {"bg": bg, "deepfool": deepfool, "fmn": fmn, "nearest": nearest}
+"""Attacks that look for the nearest point, in float32 alone."""
+
 
 def _parse(name: str) -> tuple[str, int | None]:
     """The attack and the number of steps that a name such as `pgd100` stands for."""
     match = re.fullmatch(r"(.*?)(\d+)?", name)
     base, number = (match[1], match[2]) if match else (name, None)
-    if base not in ATTACKS and base not in PUBLISHED:
-        raise unknown("attack", name, ["clean", *ATTACKS, *PUBLISHED])
+    if base not in ATTACKS | PUBLISHED | NEAREST:
+        raise unknown("attack", name, ["clean", *ATTACKS, *PUBLISHED, *NEAREST])
     if number is not None and _budget(base) is None:
         why = "takes a single step" if base in ATTACKS else "has a budget of its own"
         raise EquipoiseError(f"attack {name!r}: {base} {why}; leave the number out.")
@@ -120,7 +127,7 @@ def _parse(name: str) -> tuple[str, int | None]:
 
 def _budget(name: str) -> str | None:
     """What the number behind the attack's name is called, if it takes one."""
-    parameters = inspect.signature((ATTACKS | PUBLISHED)[name]).parameters
+    parameters = inspect.signature((ATTACKS | PUBLISHED | NEAREST)[name]).parameters
     return next((word for word in ("steps", "queries", "draws") if word in parameters), None)
 
 
@@ -128,9 +135,12 @@ def _attack(
     name: str, eps: float, norm: str, steps: int | None, step_size: float | None, restarts: int, precision: Precision
 ) -> Attack:
     base, number = _parse(name)
+    budget = {} if number is None else {str(_budget(base)): number}
     if base in PUBLISHED:
-        budget = {} if number is None else {str(_budget(base)): number}
         return PUBLISHED[base](eps, norm=norm, precision=precision, **budget)
+    if base in NEAREST:
+        require(precision == "32", f"{base} looks for the boundary, which bf16 blurs: leave out precision {precision}.")
+        return NEAREST[base](eps=eps, norm=norm, **budget)
     if base == "fgsm":  # deterministic: nothing to restart
         return named(base, eps, norm=norm, precision=precision)
     options: dict[str, Any] = {"norm": norm, "start": Uniform(), "keep": "first_success", "restarts": restarts}

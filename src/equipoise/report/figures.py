@@ -97,6 +97,38 @@ def against_eps(name: str, lines: Sequence[Line], label: Callable[[float], str],
     return svg(figure, name)
 
 
+def margin_curves(name: str, lines: Sequence[tuple[Line, bool]], width: int, height: int) -> str:
+    """The curve of a score in percent against eps: a line with its band for each model, dotted if asked for."""
+    figure, (axes,) = _figure(width, height, (1,))
+    for line, dashed in lines:
+        low, high = (100 * np.array(line.interval)).T
+        colour = line.style.drawing["color"]
+        axes.fill_between(line.eps, low, high, color=colour, alpha=0.16, linewidth=0)
+        dashes = (0, (1.2, 1.6)) if dashed else line.style.drawing["linestyle"]
+        axes.plot(line.eps, 100 * np.array(line.accuracy), color=colour, linewidth=1.9, linestyle=dashes, zorder=3)
+    _percent(axes, "classified alike within eps")
+    _label_below(axes, "eps")
+    axes.set_xlim(0, max(line.eps[-1] for line, _ in lines))
+    return svg(figure, name)
+
+
+def scatter(name: str, points: Sequence[tuple[float, float, bool]], labels: tuple[str, str], width: int = 420) -> str:
+    """Points of the plane, to the right and upwards in the units of `labels`; filled and joined if marked."""
+    figure, (axes,) = _figure(width, 320, (1,))
+    for filled in (False, True):
+        chosen = [(x, y) for x, y, marked in points if marked == filled]
+        if chosen:
+            x, y = zip(*sorted(chosen), strict=True)
+            face = STAND_INS["s0"] if filled else "none"
+            if filled:
+                axes.plot(x, y, color=STAND_INS["s0"], linewidth=1.4, zorder=2)
+            axes.plot(x, y, "o", color=STAND_INS["s0"], markerfacecolor=face, markersize=7, zorder=3)
+    axes.margins(0.08)
+    _title(axes, labels[1])
+    _label_below(axes, labels[0])
+    return svg(figure, name)
+
+
 def against_queries(name: str, falls: Sequence[tuple[str, Sequence[int], Sequence[float]]], width: int = 400) -> str:
     """Robust accuracy in percent against the queries spent on a sample, on a logarithmic axis.
 

@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-_ACRONYM = re.compile(r"(?<![a-z])(?:r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|cw|bg)(?:-(?:at|ce|dlr|t))?(?![a-z])")
+_NAMES = "r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|fmn|cw|bg"
+_ACRONYM = re.compile(rf"(?<![a-z])(?:{_NAMES})(?:-(?:at|ce|dlr|t))?(?![a-z])")
 
 
 def template(name: str) -> Template:
@@ -64,7 +65,7 @@ def radius(eps: float) -> str:
 
 def title(name: str) -> str:
     """A method's or attack's name with acronyms in capitals and a capital first letter."""
-    name = _ACRONYM.sub(lambda match: match[0].upper(), name)
+    name = _ACRONYM.sub(lambda match: match[0].upper(), name).replace("deepfool", "DeepFool")
     return name.replace("autoattack", "AutoAttack") if name.startswith("autoattack") else name[:1].upper() + name[1:]
 
 

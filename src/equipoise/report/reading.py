@@ -1,4 +1,4 @@
-"""Reads what a report shows: run directories and loose evaluation files."""
+"""Reads what a report shows: run directories, loose evaluation files and scores."""
 
 import json
 import math
@@ -14,6 +14,7 @@ import numpy as np
 
 from equipoise.errors import EquipoiseError, require
 from equipoise.records import Evaluation, Run, load
+from equipoise.report.scored import Scored, read_scores
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Source:
     """File and content of each evaluation."""
     samples: Samples | None = None
     """Example images, if the run kept some."""
+    scores: Sequence[Scored] = ()
+    """What `equipoise score` measured of it."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -52,17 +55,23 @@ class Source:
 
 
 def read(paths: Sequence[Path]) -> list[Source]:
-    """The sources at `paths`, each once and with a name of its own; evaluations of a given run directory join that run.
+    """The sources at `paths`, each once and with a name of its own; evaluations and scores of a given run directory
+    join that run.
 
     Raises `EquipoiseError` for no paths at all and for a path that is missing, unreadable, or neither a run directory
-    nor an evaluation.
+    nor an evaluation nor a record of scores.
     """
-    require(len(paths) > 0, "a report needs at least one run directory or evaluation file, got none.")
+    require(len(paths) > 0, "a report needs at least one run directory, evaluation or score, got none.")
     unique = list({path.resolve(): path for path in map(Path, paths)}.values())
     for path in unique:
-        require(path.exists(), f"{path} does not exist; expected a run directory or an evaluation file.")
+        require(path.exists(), f"{path} does not exist; expected a run directory, an evaluation or a score.")
     sources = {path.resolve(): _read_run(path) for path in unique if path.is_dir()}
     for path in (p for p in unique if not p.is_dir()):
+        if (record := _score_record(path)) is not None:
+            scores, owner = read_scores(path, record), Path(record["target"]).resolve()
+            known = sources.get(owner, Source(record["target"], path))
+            sources[owner] = replace(known, scores=(*known.scores, *scores))
+            continue
         beside = sources.get(path.resolve().parent)
         if beside is not None and any(file.name == path.name for file, _ in beside.evaluations):
             continue
@@ -71,6 +80,15 @@ def read(paths: Sequence[Path]) -> list[Source]:
         known = sources.get(owner, Source(evaluation.target, path))
         sources[owner] = replace(known, evaluations=(*known.evaluations, (path, evaluation)))
     return _told_apart(list(sources.values()))
+
+
+def _score_record(path: Path) -> Mapping[str, Any] | None:
+    """The content of a record of scores; None of anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, Mapping) and content.get("kind") == "score" else None
 
 
 def _told_apart(sources: Sequence[Source]) -> list[Source]:

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from equipoise.records import AttackResult, Evaluation, write_atomically
-from equipoise.report import corrupted, figures
+from equipoise.report import corrupted, figures, scored
 from equipoise.report.chains import composites, descent, stages
 from equipoise.report.corrupted import Result
 from equipoise.report.figures import Style
@@ -159,18 +159,20 @@ def standing(results: Sequence[Result | None]) -> list[str]:
 
 
 def report(paths: Sequence[Path], out: Path) -> Path:
-    """Write one self-contained HTML file about the run directories and evaluation files at `paths`; return its path.
+    """Write one self-contained HTML file about the run directories, evaluations and scores at `paths`; return its path.
 
     It holds the accuracy table with 95 % Wilson intervals, reasons to doubt it and what each part of a composite attack
-    did, accuracy on corrupted images, training curves, robust accuracy against eps, the same
+    did, accuracy on corrupted images, scores with their curves, training curves, robust accuracy against eps, the same
     images clean and attacked, and where every number comes from. It loads nothing from anywhere. Raises
-    `EquipoiseError` for a path that is no run directory or evaluation, a damaged file, missing matplotlib, or an `out`
-    that cannot be written.
+    `EquipoiseError` for a path that is no run directory, evaluation or score, a damaged file, missing matplotlib, or an
+    `out` that cannot be written.
     """
     sources = read(paths)
     comparisons = compare(sources)
     styles = {id(s): Style(i) for i, s in enumerate(sources)}
-    used = list(dict.fromkeys([*styles.values(), *(row.style for c in comparisons for row in c.rows)]))
+    scores = scored.tables([(_scored_row(i, s, one), one) for i, s in enumerate(sources) for one in s.scores])
+    rows = [*(row for c in comparisons for row in c.rows), *(row for table in scores for row, _ in table.lines)]
+    used = list(dict.fromkeys([*styles.values(), *(row.style for row in rows)]))
     page = template("template.html.j2").render(
         sources=sources,
         comparisons=comparisons,
@@ -180,6 +182,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
         roles=[(role, Markup(figures.key(f"role-{role}", role=role))) for role in figures.VALIDATION],
         key_id=key_id,
         corrupted=_corrupted(comparisons),
+        scored=[(table, *_margin_curves(f"score-{i}", table)) for i, table in enumerate(scores)],
         standing=standing,
         curves=_curves(comparisons),
         audits={id(s): found for i, s in enumerate(sources) if (found := _audits(s, f"audit-{i}"))},
@@ -189,6 +192,22 @@ def report(paths: Sequence[Path], out: Path) -> Path:
         hyperparameters=hyperparameters,
     )
     return write_atomically(os.fspath(out), page.encode())
+
+
+def _scored_row(series: int, source: Source, one: scored.Scored) -> Row:
+    """A model in a table of scores."""
+    return Row(source, one.weights, Style(series, one.weights == "last"), {}, (one.file.name,))
+
+
+def _margin_curves(name: str, table: scored.Table) -> tuple[Markup, Markup]:
+    """The curves of a score, wide and narrow; empty where there is none. Certified bounds are dotted."""
+    lines = [
+        (figures.Line(row.style, one.eps, one.curve, one.band), one.settings.get("robustness") == "certified")
+        for row, one in table.curves
+    ]
+    sizes = (("wide", 960, 400), ("narrow", 360, 300)) if lines else ()
+    wide, narrow = [Markup(figures.margin_curves(f"{name}-{kind}", lines, *size)) for kind, *size in sizes] or ("", "")
+    return Markup(wide), Markup(narrow)
 
 
 def compare(sources: Sequence[Source]) -> list[Comparison]:
@@ -257,7 +276,7 @@ def notes(sources: Sequence[Source], comparisons: Sequence[Comparison]) -> list[
     """What a reader should know before citing a number: pairs of a source's name and a sentence."""
     found: list[tuple[str, str]] = []
     for source in sources:
-        if not source.evaluations:
+        if not source.evaluations and not source.scores:
             found.append((source.name, f"no evaluation was found; make one with: equipoise evaluate {source.path}"))
         if source.run is not None:
             if source.run.status not in ("finished", "stopped early"):

@@ -29,12 +29,15 @@ _STRIP = 46
 """Sizes in CSS pixels: small text, a panel's width by the number of columns, the height of the strip of scales."""
 
 
-def page(study: Study) -> str:
-    """One self-contained HTML page. Raises `EquipoiseError` where matplotlib is not installed."""
+def page(study: Study, record: str = "") -> str:
+    """One self-contained HTML page of a study, or of a score, whose `record` lies beside it. Raises `EquipoiseError`
+    where matplotlib is not installed.
+    """
     figures = [(picture, Markup(svg(figure(picture, STAND_INS), picture.name))) for picture in study.findings.pictures]
     return template("study.html.j2").render(
-        study=study, figures=figures, mean=mean, interval=interval, each=lambda n: [written(n, v) for v in n.values]
-    )
+        study=study, record=record, figures=figures, mean=mean, interval=interval,
+        each=lambda n: [written(n, v) for v in n.values],
+    )  # fmt: skip
 
 
 def draw(picture: Picture) -> bytes:

@@ -8,6 +8,7 @@ from equipoise.scores.instances import certified_r2, diameter, label_aware, on_m
 from equipoise.scores.laws import Labelled, Law, OnManifold, UniformOnBall, uniform_move
 from equipoise.scores.score import (
     Certified,
+    Distances,
     Estimate,
     Measured,
     Radii,
@@ -23,6 +24,7 @@ from equipoise.scores.score import (
 
 __all__ = [
     "Certified",
+    "Distances",
     "Estimate",
     "Labelled",
     "Law",

@@ -5,12 +5,26 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, get_args
 
 from equipoise.attacks import Attack, nearest
+from equipoise.errors import require, unknown
 from equipoise.generators import Manifold
 from equipoise.geometry import NORMS, Box, NormName
+from equipoise.penalties import Radii as RadiiName
 from equipoise.scores.laws import OnManifold
-from equipoise.scores.score import Certified, Method, Radii, Sampled, Score, WorstCase, certain, identity, inverse
+from equipoise.scores.score import (
+    Certified,
+    Distances,
+    Method,
+    Radii,
+    Sampled,
+    Score,
+    WorstCase,
+    certain,
+    identity,
+    inverse,
+)
 
 
 def diameter(shape: Sequence[int], norm: str = "l2", box: Box = Box()) -> float:
@@ -18,26 +32,36 @@ def diameter(shape: Sequence[int], norm: str = "l2", box: Box = Box()) -> float:
     return (box.high - box.low) * math.prod(shape) ** (1 / NORMS[norm].order)
 
 
+def _mean_margin(
+    shape: Sequence[int], norm: str, attack: Attack | None, box: Box, label_aware: bool = False, **options: Any
+) -> Score:
+    """The mean of the distances that an attack finds, in its own norm and box; by default that of `nearest`."""
+    attack = attack or nearest(norm, box=box)
+    ball = attack.geometry
+    radii = Radii(diameter(shape, ball.norm, ball.box))
+    return Score(WorstCase(attack, label_aware), radii, box=ball.box, **options)
+
+
 def r1(shape: Sequence[int], norm: str = "l2", attack: Attack | None = None, box: Box = Box()) -> Score:
-    """The mean margin of points uniform in the box: how simple the decision regions are (F, Example 1)."""
-    robustness = WorstCase(attack or nearest(norm, box=box))
-    return Score(robustness, Radii(diameter(shape, norm, box)), over="box", box=box, name="R1")
+    """The mean margin of points uniform in the box: how simple the decision regions are (F, Example 1). An `attack`
+    brings its own norm and box.
+    """
+    return _mean_margin(shape, norm, attack, box, over="box", name="R1")
 
 
 def r2(shape: Sequence[int], norm: str = "l2", attack: Attack | None = None, box: Box = Box()) -> Score:
     """The mean margin of the data, the area under the margin curve (F, Example 2 and Eq. 11): how far, on the average,
-    the nearest point is that is classified otherwise. Bounded from above by the nearest of several attacks' points.
+    the nearest point is that is classified otherwise. Bounded from above by the nearest of several attacks' points, or
+    by those of an `attack`, which brings its own norm and box.
     """
-    robustness = WorstCase(attack or nearest(norm, box=box))
-    return Score(robustness, Radii(diameter(shape, norm, box)), box=box, name="R2")
+    return _mean_margin(shape, norm, attack, box, name="R2")
 
 
 def label_aware(shape: Sequence[int], norm: str = "l2", attack: Attack | None = None, box: Box = Box()) -> Score:
     """As R2, of points that are not classified as the true label says: the area under the curve of robust accuracy
     over eps, with labels that stay what they are within a ball (F, Example 5).
     """
-    robustness = WorstCase(attack or nearest(norm, box=box), label_aware=True)
-    return Score(robustness, Radii(diameter(shape, norm, box)), box=box, name="label-aware R2")
+    return _mean_margin(shape, norm, attack, box, label_aware=True, name="label-aware R2")
 
 
 def certified_r2(shape: Sequence[int], norm: NormName = "l2", method: Method = "crown", box: Box = Box()) -> Score:
@@ -64,14 +88,21 @@ def r4(
     norm: str = "l2",
     low: float | None = None,
     count: int = 200,
+    radii: RadiiName = "uniform",
 ) -> Score:
     """How probable it is that two samples of the data near each other are classified alike, nearer ones weighing more:
     `mean over eps of P(f(x') = f(x) | ‖x' - x‖ <= eps) / eps` (F, Example 4 and Eq. 9).
 
-    As R tends to 1 where eps does to 0, the integral down to 0 has no bound. Here it ends at `low`, by default d/200:
-    R4 of a constant classifier is `ln(200)/d · 200/199`, .190 for 28x28 pixels. F does not say where its radii
-    come from; its .280 and .286 are to be compared with R4 of the same radii alone.
+    As R tends to 1 where eps does to 0, the integral down to 0 has no bound. With `radii="uniform"` (F, Sec. 3) it is
+    over `count` radii that end at `low`, by default d/200: R4 of a constant classifier is `ln(200)/d · 200/199`, .190
+    for 28x28 pixels. With `radii="distances"` the samples' own distances are the radii (F, Sec. 7, as it may be read;
+    the size of its .280 and .286 is about what comes out), and that R4 is the mean of 1/distance. Numbers of different
+    radii, sigma or manifolds cannot be compared.
     """
+    if radii not in get_args(RadiiName):
+        raise unknown("radii", radii, get_args(RadiiName))
+    require(radii == "uniform" or low is None, "low is the end of uniform radii: leave it out with radii='distances'.")
     high = diameter(shape, norm)
-    radii = Radii(high, high / 200 if low is None else low, count, average=True)
-    return Score(Sampled(OnManifold(manifold, samples, sigma, norm)), radii, identity, inverse, name="R4")
+    uniform = Radii(high, high / 200 if low is None else low, count, average=True)
+    law = OnManifold(manifold, samples, sigma, norm)
+    return Score(Sampled(law), uniform if radii == "uniform" else Distances(), identity, inverse, name="R4")

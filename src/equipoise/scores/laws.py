@@ -19,16 +19,17 @@ Radii = Float[Tensor, "batch radii"]
 Inside = Bool[Tensor, "batch radii"]
 _TRIES = 100_000
 _AT_ONCE = 16
+_LEAST = 1e-6  # a radius: of a point that is the input itself no 1/eps is known
 
 
 @runtime_checkable
 class Law(Protocol):
     """Q: where points near x come from."""
 
-    def draws(self, x: Points, y: Labels, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
+    def draws(self, x: Points, y: Labels | None, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
         """Points near `x`, one per sample at a time, and of which of the balls each is a draw from `Q(· | ball)`.
 
-        `radii` are those of each sample's balls; `y` the labels of `x`, where a law is conditioned on them.
+        `radii` are those of each sample's balls; `y` the true labels of `x`, where they are known.
         """
         ...
 
@@ -61,7 +62,7 @@ class UniformOnBall:
         box = [self.box.low, self.box.high]
         return {"law": "uniform on the ball", "norm": self.norm, "samples": self.samples, "box": box}
 
-    def draws(self, x: Points, y: Labels, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
+    def draws(self, x: Points, y: Labels | None, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
         """`samples` points of every ball."""
         for k in range(radii.shape[1]):
             inside = torch.zeros_like(radii, dtype=torch.bool)
@@ -192,14 +193,23 @@ class OnManifold:
         noise = {"norm": self.norm, "samples": self.samples, "sigma": self.sigma}
         return {"law": "on the manifold", "manifold": str(self.manifold), **noise}
 
-    def draws(self, x: Points, y: Labels, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
+    def draws(self, x: Points, y: Labels | None, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
         """`samples` points near each input, and in which of its balls they lie."""
-        ball, done = Ball(self.norm, math.inf, EVERYWHERE), 0
-        while done < self.samples:
-            now = min(_AT_ONCE, self.samples - done)
-            for points in self.manifold.sample(x, now, self.sigma, streams.fold(done)):
-                yield points, ball.distance(points, x)[:, None].double() <= radii
-            done += now
+        for points, distance in self._near(x, streams):
+            yield points, distance[:, None] <= radii
+
+    def distances(self, x: Points, streams: Streams) -> Radii:
+        """How far the points lie that `draws` gives for these streams, in rising order; at least 1e-6."""
+        found = torch.stack([distance for _, distance in self._near(x, streams)], 1)
+        return found.sort(1).values.clamp_min(_LEAST)
+
+    def _near(self, x: Points, streams: Streams) -> Iterator[tuple[Points, Float[Tensor, " batch"]]]:
+        """`samples` points near each input, and their distances in float64."""
+        ball = Ball(self.norm, math.inf, EVERYWHERE)
+        for start in range(0, self.samples, _AT_ONCE):
+            now = min(_AT_ONCE, self.samples - start)
+            for points in self.manifold.sample(x, now, self.sigma, streams.fold(start)):
+                yield points, ball.distance(points, x).double()
 
 
 @dataclass(frozen=True)
@@ -209,14 +219,15 @@ class Labelled:
     law: Law
     """The law."""
     labeller: Callable[[Points], Labels]
-    """Y: the true label of any point, as far as somebody knows it."""
+    """Y: the true label of any point, as far as somebody knows it; that of x too, where no label is given."""
 
     def settings(self) -> dict[str, Any]:
         """Every parameter, JSON-ready."""
         name = getattr(self.labeller, "__qualname__", type(self.labeller).__name__)
         return {"law": "of the label", "of": self.law.settings(), "labeller": name}
 
-    def draws(self, x: Points, y: Labels, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
+    def draws(self, x: Points, y: Labels | None, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
         """The law's points; those with another label than x belong to no ball."""
+        own = self.labeller(x) if y is None else y
         for points, inside in self.law.draws(x, y, radii, streams):
-            yield points, inside & (self.labeller(points) == y)[:, None]
+            yield points, inside & (self.labeller(points) == own)[:, None]

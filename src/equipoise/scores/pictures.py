@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from equipoise.attacks import Nearest
 from equipoise.attacks.nearest import share_won
 from equipoise.findings import Findings, Images, Lines, Number, Picture, Series
-from equipoise.scores.score import Estimate
+from equipoise.scores.score import Distances, Estimate
 
 _SHOWN = 8
 
@@ -25,6 +24,9 @@ def described(estimates: Mapping[str, Estimate], classes: Sequence[str]) -> Find
         Number(f"share of the nearest points found by {part}", [share], unit="attack", percent=True)
         for part, share in won(first).items()
     ]
+    if (nowhere := _nowhere(first)) > 0:
+        what = "share of the samples for which nothing was found, counted with the largest radius"
+        numbers.append(Number(what, [nowhere], unit="attack", percent=True))
     pictures = [_curves(estimates)]
     if first.found is not None and first.x.ndim == 4 and bool(first.found.success.any()):
         pictures.append(_nearest(first, classes))
@@ -37,12 +39,11 @@ def _brief(estimate: Estimate) -> dict[str, Any]:
     found = estimate.score.settings()
     parts = {"R": getattr(estimate.score.robustness, "attack", None) or found["robustness"]}
     parts |= {name: found[name] for name in ("law", "norm", "method", "samples", "sigma", "manifold") if name in found}
-    radii = estimate.score.radii
     return {name: str(part) for name, part in parts.items()} | {
         "H": found["H"],
         "G": found["G"],
         "x": f"from the {found['over']}",
-        "eps": f"{radii.low:.4g} to {radii.high:.4g}" + (", averaged" if radii.average else ""),
+        "eps": str(estimate.score.radii),
     }
 
 
@@ -52,21 +53,33 @@ def won(estimate: Estimate) -> dict[str, float]:
     return share_won(attack, estimate.found) if isinstance(attack, Nearest) and estimate.found is not None else {}
 
 
+def _meaning(estimate: Estimate) -> str:
+    """What the score is of its curve."""
+    g, radii = estimate.score.settings()["G"], estimate.score.radii
+    weighed = "" if g == "alike" else f", weighed by G = {g}"
+    if isinstance(radii, Distances):
+        return f"its mean over the points{weighed}"
+    return f"its mean over eps{weighed}" if radii.average else f"the area under it{weighed}"
+
+
+def _nowhere(estimate: Estimate) -> float:
+    """The share of the samples for which an attack found nothing."""
+    return 0.0 if estimate.found is None else float((~estimate.found.success).double().mean())
+
+
 def _curves(estimates: Mapping[str, Estimate]) -> Picture:
     first = next(iter(estimates.values()))
     x, series = first.radii, []
     for name, estimate in estimates.items():
-        profile = estimate.profile_at(x)
-        half = 1.96 * profile.std(0, ddof=1) / np.sqrt(len(profile)) if len(profile) > 1 else np.zeros(len(x))
-        mean = profile.mean(0)
-        series.append(Series(f"{name}, {estimate.value:.3g}", mean, mean - half, mean + half))
+        low, high = estimate.band_at(x)
+        series.append(Series(f"{name}, {estimate.value:.3g}", estimate.profile_at(x).mean(0), low, high))
     h = first.score.settings()["H"]
     what = "share of samples with no point classified otherwise" if h == "certain" else f"mean of H(R), H = {h}"
     bracket = " The truth lies between an attack's curve and a certificate's." if len(estimates) > 1 else ""
     return Picture(
         "margin-curve",
-        f"{what[0].upper()}{what[1:]} within eps (F, Eq. 6 and Fig 4), with 95 % intervals; in the legend the area "
-        f"under the curve, or the weighted integral that the score is.{bracket}",
+        f"{what[0].upper()}{what[1:]} within eps (F, Eq. 6 and Fig 4), with 95 % intervals; in the legend the score, "
+        f"which is {_meaning(first)}.{bracket}",
         [Lines("margin curve", x, series, "eps, in pixels of [0, 1]", what)],
         columns=1,
     )

@@ -8,22 +8,23 @@ a prediction is right, unless the law or the margin is conditioned on the label.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from equipoise.attacks.attack import Attack
 from equipoise.certified import certified_radius
 from equipoise.diagnostics.blocks import Block, in_blocks
-from equipoise.errors import EquipoiseError, require
+from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Box, NormName
 from equipoise.perturbed import Perturbed, at
 from equipoise.rng import Streams
-from equipoise.scores.laws import Law
+from equipoise.scores.laws import Law, OnManifold
 from equipoise.types import Labels, Points, Predictive
 
 Shares = Float[Tensor, "batch radii"]
@@ -90,6 +91,30 @@ class Radii:
         u = streams.uniform(self.count, dtype=torch.float64)
         return self.low + (torch.arange(self.count, device=u.device) + u) * (self.high - self.low) / self.count
 
+    def settings(self) -> dict[str, Any]:
+        """Every parameter, JSON-ready."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.low:.4g} to {self.high:.4g}" + (", averaged" if self.average else "")
+
+
+@dataclass(frozen=True)
+class Distances:
+    """The radii are the distances at which the law's own points lie, and the score is the mean over them.
+
+    With M points of distances d_1 <= ... <= d_M it is `(1/M) Σ_k H(R_k) G(d_k)`, R_k the share of the k nearest points
+    that are classified as x. No radius is chosen, and none is so small that its ball holds no point: F (Sec. 7) lets
+    the generator make the radii together with the points. For laws whose points do not depend on the radii.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """In a word."""
+        return {"kind": "distances"}
+
+    def __str__(self) -> str:
+        return "the distances of the points, averaged"
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -99,6 +124,8 @@ class Measured:
     """`∫ H(R_Q(x_i, eps)) G(eps) d eps`."""
     profile: Shares | None = None
     """`H(R_Q(x_i, eps))`, at the radii drawn, of one that is sampled."""
+    radii: Shares | None = None
+    """These radii."""
     margins: Float[Tensor, " samples"] | None = None
     """Where R = 1 ends, of one that is bounded; infinity if nowhere."""
     found: Perturbed | None = None
@@ -131,7 +158,7 @@ class Sampled:
         """Every parameter, JSON-ready."""
         return {"robustness": "sampled", **self.law.settings()}
 
-    def shares(self, block: Block, x: Points, y: Labels, radii: Shares) -> Shares:
+    def shares(self, block: Block, x: Points, y: Labels | None, radii: Shares) -> Shares:
         """`R_S(x, eps) = |{x' in S_eps(x): f(x') = f(x)}| / |S_eps(x)|`."""
         own = block.predict(x).labels
         same, number = torch.zeros_like(radii), torch.zeros_like(radii)
@@ -145,14 +172,24 @@ class Sampled:
     ) -> Measured:
         """Sums over the radii drawn, each sample's own."""
 
-        def work(block: Block) -> tuple[Tensor, Tensor]:
-            radii = score.radii.draw(block.streams.fold(_RADII))
-            labels = block.predict(x).labels if y is None else y
-            value = score.H(self.shares(block, x, labels, radii))
-            return (score.radii.width * value * score.G(radii)).sum(1), value
+        def work(block: Block) -> Measured:
+            radii, width = self._radii(score.radii, block, x)
+            value = score.H(self.shares(block, x, y, radii))
+            return Measured((width * value * score.G(radii)).sum(1), value, radii)
 
-        ((total, profile),) = in_blocks(work, model, x, y, batch_size=len(x), seed=seed, index=index)
-        return Measured(total, profile)
+        (measured,) = in_blocks(work, model, x, y, batch_size=len(x), seed=seed, index=index)
+        return measured
+
+    def _radii(self, radii: "Radii | Distances", block: Block, x: Points) -> tuple[Shares, float]:
+        """Each sample's radii, and the weight of each in the integral."""
+        if isinstance(radii, Radii):
+            return radii.draw(block.streams.fold(_RADII)), radii.width
+        if not isinstance(self.law, OnManifold):
+            raise EquipoiseError(
+                "the distances of points that are drawn for a radius cannot be radii: take Radii, or a law OnManifold."
+            )
+        found = self.law.distances(x, block.streams.fold(_DRAWS))
+        return found, 1 / found.shape[1]
 
 
 @dataclass(frozen=True)
@@ -177,13 +214,19 @@ class WorstCase:
         self, score: "Score", model: "nn.Module | Predictive", x: Points, y: Labels | None, seed: int, index: Labels
     ) -> Measured:
         """`∫ G` from `low` to the margin."""
+        reach = self.attack.geometry.eps
+        require(
+            reach >= score.bounded.high,
+            f"the attack looks no farther than eps = {reach:g}, but the radii reach to {score.bounded.high:.4g}: give "
+            "it no eps, or the radii a smaller end.",
+        )
         if not self.label_aware:
             (y,) = in_blocks(lambda block: block.predict(x).labels, model, x, batch_size=len(x), seed=seed, index=index)
         if y is None:
             raise EquipoiseError("a label-aware score needs the labels y.")
         found = self.attack(model, x, y, seed=seed, index=index)
         margins = torch.where(found.success, found.distance.double(), math.inf)
-        return _up_to(margins, score, found)
+        return _up_to(margins, score, Streams.of(seed, index), found)
 
 
 @dataclass(frozen=True)
@@ -213,25 +256,27 @@ class Certified:
         """`∫ G` from `low` to the certified margin."""
         own = y if self.label_aware else None
         margins = certified_radius(
-            model, x, own, norm=self.norm, upper=score.radii.high, box=self.box, method=self.method
+            model, x, own, norm=self.norm, upper=score.bounded.high, box=self.box, method=self.method
         )
-        return _up_to(margins.double(), score, None)
+        return _up_to(margins.double(), score, Streams.of(seed, index), None)
 
 
-_NODES = 16  # of Gauss and Legendre's rule: exact for polynomials of degree 31
+_PARTS = 256  # of the way to a margin
 _GRID = 101
 
 
-def _up_to(margins: Float[Tensor, " samples"], score: "Score", found: Perturbed | None) -> Measured:
-    """The integral of G up to each margin."""
+def _up_to(margins: Float[Tensor, " samples"], score: "Score", streams: Streams, found: Perturbed | None) -> Measured:
+    """The integral of G up to each margin, by one radius drawn from each of many equal parts of the way: exact for
+    G = 1, unbiased for every G, its error part of the spread over samples.
+    """
     require(
         score.H is certain,
         "a margin says where R = 1 ends, not what R is beyond: take H = certain, or a robustness that is sampled.",
     )
-    radii = score.radii
-    nodes, weights = (torch.from_numpy(part).to(margins) for part in np.polynomial.legendre.leggauss(_NODES))
-    half = (margins.clamp(radii.low, radii.high) - radii.low)[:, None] / 2
-    total = (score.G(radii.low + half * (nodes + 1)) * weights * half).sum(1)
+    radii = score.bounded
+    way = (margins.clamp(radii.low, radii.high) - radii.low)[:, None]
+    share = Radii(1.0, count=_PARTS).draw(streams.fold(_RADII))
+    total = way[:, 0] * score.G(radii.low + share * way).mean(1)
     return Measured(total / (radii.high - radii.low if radii.average else 1), margins=margins, found=found)
 
 
@@ -241,7 +286,7 @@ class Score:
 
     robustness: Robustness
     """R_Q: what the points near x are, and how they are looked at."""
-    radii: Radii
+    radii: Radii | Distances
     """The radii that are integrated over."""
     H: Weight = certain
     """What of the share R counts: a function of [0, 1]."""
@@ -254,15 +299,36 @@ class Score:
     name: str = "score"
     """What to call it."""
 
+    def __post_init__(self) -> None:
+        if self.over not in ("data", "box"):
+            raise unknown("place to draw x from", self.over, ("data", "box"))
+        require(
+            self.over == "data" or math.isfinite(self.box.high - self.box.low),
+            "points uniform in an infinite box cannot be drawn: give the score a Box.",
+        )
+        if isinstance(self.radii, Radii):
+            least = torch.tensor([self.radii.low], dtype=torch.float64)
+            require(
+                bool(self.G(least).isfinite().all()),
+                f"G = {_name(self.G)} is not finite at the smallest radius, {self.radii.low:g}: give the radii a low "
+                "above it.",
+            )
+
+    @property
+    def bounded(self) -> Radii:
+        """The radii, where they are those of an interval. Raises `EquipoiseError` where they are not."""
+        if isinstance(self.radii, Radii):
+            return self.radii
+        raise EquipoiseError("a margin knows no points whose distances could be radii: give the score Radii.")
+
     def settings(self) -> dict[str, Any]:
         """Every parameter, JSON-ready."""
-        radii = {"low": self.radii.low, "high": self.radii.high, "count": self.radii.count}
         functions = {"H": _name(self.H), "G": _name(self.G)}
         return {
             "name": self.name,
             "over": self.over,
             **functions,
-            "radii": {**radii, "average": self.radii.average},
+            "radii": self.radii.settings(),
             **self.robustness.settings(),
         }
 
@@ -299,8 +365,15 @@ class Score:
             return None if values[0] is None else torch.cat(values).double().cpu().numpy()
 
         found = [part.found for part in parts if part.found is not None]
-        values, shares, margins = (joined(name) for name in ("integrals", "profile", "margins"))
-        return Estimate(values, shares, margins, self, x, Perturbed.cat(found) if found else None)
+        return Estimate(
+            values=joined("integrals"),
+            shares=joined("profile"),
+            drawn=joined("radii"),
+            margins=joined("margins"),
+            score=self,
+            x=x,
+            found=Perturbed.cat(found) if found else None,
+        )
 
 
 _RADII, _DRAWS, _POINTS = 11, 12, 13  # what streams are drawn for
@@ -314,6 +387,8 @@ class Estimate:
     """`∫ H(R_Q(x_i, eps)) G(eps) d eps` of every sample."""
     shares: Float[np.ndarray, "samples radii"] | None
     """`H(R_Q(x_i, eps))` at the radii drawn, of a robustness that is sampled."""
+    drawn: Float[np.ndarray, "samples radii"] | None
+    """These radii."""
     margins: Float[np.ndarray, " samples"] | None
     """Where R = 1 ends, of a robustness that is bounded; infinity if nowhere."""
     score: Score
@@ -338,15 +413,19 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval, `value ± 1.96 error`."""
-        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
+        """95 % interval, `value ± t error`, Student's t of n - 1 degrees; NaN for one sample."""
+        half = float(stdtrit(max(len(self) - 1, 1), 0.975)) * self.error
+        return self.value - half, self.value + half
 
     @property
     def radii(self) -> Float[np.ndarray, " radii"]:
-        """Where the curve is given: of one that is sampled, the middle of each part that radii were drawn from."""
-        if self.margins is None:
-            return self.score.radii.centres
-        low, high, known = self.score.radii.low, self.score.radii.high, self.margins[np.isfinite(self.margins)]
+        """Where the curve is given: of one that is sampled, the middle of each part that radii were drawn from, or the
+        mean distance of the k-th nearest point.
+        """
+        if self.drawn is not None:
+            return self.score.radii.centres if isinstance(self.score.radii, Radii) else self.drawn.mean(0)
+        assert self.margins is not None
+        low, high, known = self.score.bounded.low, self.score.bounded.high, self.margins[np.isfinite(self.margins)]
         near = low + 1.1 * (np.quantile(known, 0.99) - low) if len(known) else high
         return np.linspace(low, near if low < near < high else high, _GRID)
 
@@ -362,6 +441,19 @@ class Estimate:
     def curve(self) -> Float[np.ndarray, " radii"]:
         """`E_x H(R_Q(x, eps))` against `radii`: for H = `certain` the margin curve (F, Eq. 6)."""
         return self.profile_at(self.radii).mean(0)
+
+    @property
+    def band(self) -> tuple[Float[np.ndarray, " radii"], Float[np.ndarray, " radii"]]:
+        """Both ends of 95 % intervals of `curve`, each radius for itself; without a width for one sample."""
+        return self.band_at(self.radii)
+
+    def band_at(
+        self, radii: Float[np.ndarray, " radii"]
+    ) -> tuple[Float[np.ndarray, " radii"], Float[np.ndarray, " radii"]]:
+        """As `band`, at the radii that `profile_at` takes."""
+        profile, n = self.profile_at(radii), len(self)
+        half = stdtrit(max(n - 1, 1), 0.975) * profile.std(0, ddof=min(n - 1, 1)) / math.sqrt(n)
+        return profile.mean(0) - half, profile.mean(0) + half
 
     def __str__(self) -> str:
         low, high = self.interval
