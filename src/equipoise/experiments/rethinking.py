@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from equipoise import methods, objectives
-from equipoise.experiments.experiment import Cell, Part, Table, Variant, clean, robust
+from equipoise.experiments import measures_rf
+from equipoise.experiments.experiment import Cell, Part, Shown, Table, Variant, clean, number, robust
 from equipoise.experiments.printed import printed
-from equipoise.experiments.tasks import Call, Evaluated, Net, Training, call
+from equipoise.experiments.tasks import Call, Evaluated, Measured, Net, Training, call
 from equipoise.training import Recipe
 
 SEEDS = (0, 1, 2)
@@ -16,9 +17,10 @@ RESNET = Net("resnet18")
 WIDE = Net("wide-resnet", {"depth": 34, "widen": 10})
 TEST = {"mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000, "svhn": 26_032}
 """Test samples: all of them."""
-NOTES = (
+HELD_OUT = "R trains on the whole training set; 1 % of it is held out here, to watch the training by. "
+NOTES = HELD_OUT + (
     "R repeats each PGD 3 times for an average, which has the same expectation as one run over the whole test set, as "
-    "here. It trains on the whole training set; 1 % of it is held out here, to watch the training by. R does not say "
+    "here. R does not say "
     "which proxy a transferred attack is made on, if the target is of the proxy's kind: here always on a network of "
     "the next seed."
 )
@@ -123,3 +125,32 @@ def table(title: str, data: str, text: str) -> Callable[[Variant], list[Part]]:
 def wide(name: str, data: str, seed: int) -> Training:
     """The training of WideResNet-34-10, with the weight of the entropy that R chose for it (App. D)."""
     return training(name, data, seed, True, {"cifar10": 1.0, "cifar100": 0.5}[data])
+
+
+SURFACES = HELD_OUT + (
+    "R shows two of the first 8 samples of the test set, without saying which: here are all 8 (at a reduced scale the "
+    "first of a smaller choice). The second direction has random signs, of which R says only that its largest "
+    "entry is 1. A hole is a loss that falls somewhere on the way along the sign of its gradient; R's 25 % of EntM's "
+    "samples is a rough estimation from these 8, and one of them is its deviation."
+)
+"""What R Figs 5 and 6 should say."""
+
+
+def surfaces(of: str, source: str) -> Callable[[Variant], list[Part]]:
+    """The parts of R Figs 5 and 6: the `loss` or the `margin` around samples, and how many are in a hole."""
+    names = ("EntM", "PAT-EntM")
+
+    def parts(variant: Variant) -> list[Part]:
+        function = call(measures_rf.surfaces, names=names, of=of)
+        question = "Does the gradient lead uphill?"
+        tasks = [
+            Measured(function, [training(name, "cifar10", seed) for name in names], question, "last", TEST["cifar10"])
+            for seed in SEEDS
+        ]
+        cells = [
+            Cell(name, "samples with a hole", tasks, number(measures_rf.hole(name)), paper, 12.5)
+            for name, paper in zip(names, (25.0, None), strict=True)
+        ]
+        return [Shown(f"The {of} around samples ({source})", tasks[0]), Table("Holes (R, App. C.2)", cells)]
+
+    return parts

@@ -27,7 +27,7 @@ from equipoise.evaluation.audit import fingerprint, read
 from equipoise.evaluation.evaluate import by_ball
 from equipoise.evaluation.flags import is_black_box
 from equipoise.findings import Findings, Images, Number, Picture, Study
-from equipoise.generators import Manifold, auto_encoder
+from equipoise.generators import auto_encoder
 from equipoise.nets import count_parameters
 from equipoise.predictive import Ensemble, as_predictive
 from equipoise.provenance import provenance
@@ -240,7 +240,7 @@ class Training:
         net = {**asdict(self.net), "shape": list(data.shape), "classes": len(data.classes), "seed": self.recipe.seed}
         together = net.pop("together")
         model = build_model(net)
-        method = self.method(*_learned(self.manifold, setting))
+        method = self.method(*([load_manifold(setting.place(self.manifold))] if self.manifold else []))
         if isinstance(model, Ensemble) and not together:
             method = method.apart()
 
@@ -274,11 +274,6 @@ def _shortened(recipe: Recipe, samples: int | None, data: str, scale: float) -> 
 def _limited(data: Dataset, samples: int | None, seed: int) -> Dataset:
     """The dataset with at most so many training samples."""
     return data if samples is None or samples >= len(data.train) else data.limit(samples, seed)
-
-
-def _learned(manifold: DataManifold | None, setting: Setting) -> list[Manifold]:
-    """The manifold, where one is wanted."""
-    return [] if manifold is None else [load_manifold(setting.place(manifold))]
 
 
 @dataclass(frozen=True)
@@ -430,7 +425,7 @@ class Measured:
     courses: bool = False
     """Whether the function is given the metrics of every epoch, training by training, as `courses`."""
     manifold: DataManifold | None = None
-    """The manifold that a function wants as its fourth argument."""
+    """The manifold, which the function is given as `manifold`."""
 
     kind: ClassVar = "measurement"
 
@@ -465,8 +460,10 @@ class Measured:
             more["target"] = self._part(setting.dataset(self.target))
         if self.courses:
             more["courses"] = [read_metrics(setting.place(one) / "metrics.jsonl") for one in self.of]
+        if self.manifold is not None:
+            more["manifold"] = load_manifold(setting.place(self.manifold))
         data = self._part(setting.dataset(self.data))
-        found = self.function(models, data, tell, *_learned(self.manifold, setting), **more)
+        found = self.function(models, data, tell, **more)
         _keep(setting.place(self), self.function.function.partition(":")[2], self.question, "", found, setting)
 
     def _part(self, data: Dataset) -> Dataset:
@@ -489,7 +486,11 @@ def _keep(place: Path, name: str, question: str, source: str, findings: Findings
 
 def result(task: Task, setting: Setting) -> Run | Evaluation | Study:
     """The record of a finished task. Raises `EquipoiseError` if it is missing or damaged."""
-    place = setting.place(task)
+    return result_at(task, setting.place(task))
+
+
+def result_at(task: Task, place: Path) -> Run | Evaluation | Study:
+    """The record of a finished task in the folder where it was computed, by whichever version of the library."""
     if isinstance(task, Training):
         return load_run(place)[1]
     return read(place / "evaluation.json") if isinstance(task, Evaluated) else load(place)
