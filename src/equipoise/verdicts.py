@@ -1,10 +1,15 @@
 """The verdict on whether a model's gradients are masked, as plain data. No torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from equipoise.findings import Picture
+import numpy as np
+
+from equipoise.findings import Lines, Picture
+
+KIND = "masking"
+"""What a verdict's record says that it is."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,10 @@ class Verdict:
     """Every parameter."""
     skipped: Sequence[str] = ()
     """What was left out, and why."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Name and SHA-256 of the data, and the number of samples that were looked at."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Which weights, their SHA-256 and how many parameters."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Command, seed, versions, commit, device, threads and date."""
     seconds: float = 0.0
@@ -70,7 +79,25 @@ class Verdict:
         return f"masked: {', '.join(raised)}."
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures as JSON-ready data, with the verdict in words."""
-        body = asdict(self)
+        """Everything but the maps as JSON-ready data, with the verdict in words, and the curves with their 95 %
+        intervals.
+        """
+        body = asdict(replace(self, pictures=()))
         del body["pictures"]
-        return {"kind": "masking", "schema": 1, "masked": self.masked, "verdict": str(self), **body}
+        panels = [panel for picture in self.pictures for panel in picture.panels if isinstance(panel, Lines)]
+        curves = [
+            {
+                "title": panel.title,
+                "x": panel.x.tolist(),
+                "series": [
+                    {"name": s.name, "y": s.y.tolist(), "low": _plain(s.low), "high": _plain(s.high)}
+                    for s in panel.series
+                ],
+            }
+            for panel in panels
+        ]
+        return {"kind": KIND, "schema": 1, "masked": self.masked, "verdict": str(self), **body, "curves": curves}
+
+
+def _plain(values: "np.ndarray | None") -> list[float] | None:
+    return None if values is None else values.tolist()

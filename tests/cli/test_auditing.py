@@ -32,7 +32,15 @@ def test_an_audit_is_a_page_and_a_record(here, capsys):
     assert record["provenance"]["command"].startswith("equipoise audit a") and record["verdict"] in out.replace(
         "\n", " "
     )
-    assert "<svg" in (here / "audit.html").read_text()
+    assert record["data"]["name"] == "digits" and record["settings"]["proxy"] == "b"
+    assert record["model"]["weights"] == "best" and len(record["model"]["sha256"]) == 64
+    eps, steps = (curve["x"] for curve in record["curves"])
+    assert 0.1 in eps and steps == [5, 10, 20, 40, 80, 160]
+    first = record["curves"][1]["series"][0]
+    assert all(low <= y <= high for low, y, high in zip(first["low"], first["y"], first["high"], strict=True))
+    page = (here / "audit.html").read_text()
+    assert "<svg" in page and record["model"]["sha256"][:16] in page and "digits, 359 test samples" in page
+    assert main(["audit", "a", "--eps", "0.1", "--minutes", "0.01", "--out", "audit.html"]) == 0  # in its own place
 
 
 def test_attacks_made_on_another_run_are_judged_here_and_verified(here, capsys):
@@ -57,6 +65,13 @@ def test_attacks_made_on_another_run_are_judged_here_and_verified(here, capsys):
         ("audit nowhere --eps 0.1", "nowhere"),
         ("audit a --eps 0.1 --out .", "--out . is a directory"),
         ("audit a --eps 0.1 --out audit.txt", "expected a page that ends in .html"),
+        (
+            "audit a --eps 0.1 --out a/run.html",
+            "--out a/run.html would replace a/run.json, which is no record of an audit",
+        ),
+        ("audit a --eps 0.1 --out a/run.json/audit.html", "cannot write a/run.json/audit.html"),
+        ("audit a --norm l2", "--norm l2: the run's own radius is of another norm (linf), so give one with --eps"),
+        ("audit mlp --data digits", "give the radius at which the model is said to be robust, with --eps"),
         ("audit a --eps 0 --minutes 0.01", "give the radius at which the model is said to be robust"),
         ("audit a --minutes 0", "--minutes 0.0: expected a number > 0"),
         ("audit a --eps 0.1 --transfer-from nowhere", "nowhere is not a run directory"),

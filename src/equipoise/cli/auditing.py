@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.table import Table
 
@@ -11,21 +13,20 @@ from equipoise.cli.options import Audit, Evaluate
 from equipoise.diagnostics.verdict import investigate
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import radii
+from equipoise.evaluation.audit import fingerprint
 from equipoise.provenance import provenance
-from equipoise.records import write_atomically
+from equipoise.records import Run, write_atomically
 from equipoise.report.figures import canvas
 from equipoise.report.masking import clearest_first, p_value, page
 from equipoise.training import Recipe, load_run
-from equipoise.verdicts import Verdict
+from equipoise.verdicts import KIND, Verdict
 
 
 def audit(options: Audit, command: str) -> None:
     """Look for signs of masked gradients, write the page and its record, and say what came out."""
-    out = options.out
-    require(not out.is_dir(), f"--out {out} is a directory: expected a file, such as audit.html.")
-    require(out.suffix == ".html", f"--out {out}: expected a page that ends in .html.")
     require(options.minutes > 0, f"--minutes {options.minutes}: expected a number > 0.")
     canvas(1, 1)  # is matplotlib there?
+    out, record = _claimed(options.out)
     subject = subject_of(
         Evaluate(
             options.target,
@@ -41,10 +42,7 @@ def audit(options: Audit, command: str) -> None:
     device = Recipe(device=options.device).pick_device()
     recorded = subject.recorded
     norm = norm_of(options.norm, recorded)
-    if options.eps is None and recorded is None:
-        raise EquipoiseError("give the radius at which the model is said to be robust, such as --eps 8/255.")
-    eps = options.eps if recorded is None or options.eps is not None else radii(recorded)[1]
-    assert eps is not None
+    eps = _radius(options, recorded, norm)
     proxy = None if options.transfer_from is None else load_run(options.transfer_from, device=device)[0]
     test = subject.data.test.limit(2000).to(device)
     verdict = investigate(
@@ -54,19 +52,63 @@ def audit(options: Audit, command: str) -> None:
         eps,
         norm,
         proxy=proxy,
+        proxy_name=str(options.transfer_from),
         minutes=options.minutes,
         seed=options.seed,
         target=options.target,
         progress=share_progress(f"auditing {options.target}"),
     )
     moving("")
-    verdict = replace(verdict, provenance=asdict(provenance(options.seed, device, command)))
+    verdict = replace(
+        verdict,
+        data={"name": subject.data.name, "sha256": subject.data.sha256, "split": "test", "n": len(test)},
+        model={"weights": options.weights if recorded else "given", **fingerprint(subject.model)},
+        provenance=asdict(provenance(options.seed, device, command)),
+    )
     write_atomically(out, page(verdict).encode())
-    record = out.with_suffix(".json")
     write_atomically(record, (json.dumps(verdict.to_json(), indent=1) + "\n").encode())
     say(_table(verdict))
     say(str(verdict))
     say(f"wrote {out} and {record} in {duration(verdict.seconds)}")
+
+
+def _radius(options: Audit, recorded: Run | None, norm: str) -> float:
+    """The radius that was asked for, or that of the run's validation attacks."""
+    if options.eps is not None:
+        return options.eps
+    require(recorded is not None, "give the radius at which the model is said to be robust, with --eps, such as 8/255.")
+    assert recorded is not None
+    require(
+        norm == norm_of(None, recorded),
+        f"--norm {norm}: the run's own radius is of another norm ({norm_of(None, recorded)}), so give one with --eps.",
+    )
+    return radii(recorded)[1]
+
+
+def _claimed(out: Path) -> tuple[Path, Path]:
+    """The places of the page and of its record, which can be written, and where no other record is lost."""
+    require(not out.is_dir(), f"--out {out} is a directory: expected a file, such as audit.html.")
+    require(out.suffix == ".html", f"--out {out}: expected a page that ends in .html.")
+    record = out.with_suffix(".json")
+    require(
+        not record.exists() or _is_audit(record),
+        f"--out {out} would replace {record}, which is no record of an audit: choose another name.",
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise EquipoiseError(f"cannot write {out}: {error.strerror}; choose another place with --out.") from error
+    return out, record
+
+
+def _is_audit(record: Path) -> bool:
+    try:
+        found = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("kind") == KIND
 
 
 def _table(verdict: Verdict) -> Table:
