@@ -14,9 +14,11 @@ from equipoise.cli.options import (
     Audit,
     Command,
     Evaluate,
+    Experiments,
     Learned,
     Merge,
     Report,
+    Reproduce,
     Score,
     Study,
     Train,
@@ -27,6 +29,7 @@ from equipoise.cli.options import (
     parameters,
 )
 from equipoise.cli.processes import is_main_process
+from equipoise.cli.reproducing import list_experiments, reproduce
 from equipoise.cli.scoring import score
 from equipoise.cli.studying import study
 from equipoise.data import Dataset, load
@@ -41,8 +44,8 @@ from equipoise.training import MANIFOLD_FILE, build_model, fit, training_split
 _FILES = ("run.json", "metrics.jsonl", "*.safetensors", "generator.png", PICTURE, "evaluation*.json", "samples.npz")
 
 
-def run(options: Command, command: str) -> None:
-    """Do what was typed; `command` is the text of it, for the records."""
+def run(options: Command, command: str) -> int:
+    """Do what was typed, and return the exit code; `command` is the text of it, for the records."""
     match options:
         case Train():
             train(options, command)
@@ -58,10 +61,15 @@ def run(options: Command, command: str) -> None:
             merge_records(options)
         case Study():
             study(options, command)
+        case Experiments():
+            list_experiments(options)
+        case Reproduce():
+            return reproduce(options, command)
         case Report():
             from equipoise.report import report
 
             say(f"wrote {report(options.runs, options.out)}")
+    return 0
 
 
 def train(options: Train, command: str) -> None:

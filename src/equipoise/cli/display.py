@@ -10,7 +10,9 @@ from rich.table import Table
 
 from equipoise.cli.processes import is_main_process
 from equipoise.evaluation import Progress as EvaluationProgress
+from equipoise.findings import Findings
 from equipoise.records import AttackResult, CorruptionResult, Evaluation, MeanResult
+from equipoise.report.studies import interval, mean
 from equipoise.training import Progress
 
 _EVERY = 0.1  # seconds between two looks of the moving line
@@ -152,4 +154,15 @@ def stages(evaluation: Evaluation) -> Table | None:
             fooled = sum(winner == part["name"] for winner in result.winner)
             left -= fooled
             table.add_row(part["name"], result.norm, f"{result.eps:.4g}", str(fooled), f"{left / result.n:.1%}")
+    return table
+
+
+def numbers(findings: Findings) -> Table:
+    """Each number with its mean, its interval and the repeats behind it."""
+    table = Table()
+    table.add_column("measured", overflow="fold")
+    for name in ("mean", "95 % interval", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number in findings.numbers:
+        table.add_row(number.name, mean(number), interval(number), f"{len(number.values)} {number.unit}")
     return table

@@ -18,7 +18,8 @@ _USAGE, _INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default that of the process) and return its exit code.
 
-    0 after success and 2 after bad input, in which case stderr holds one sentence; 130 after Ctrl-C.
+    0 after success, 1 if tasks of an experiment failed, 2 after bad input, in which case stderr holds one sentence, and
+    130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["equipoise", *argv])
@@ -27,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from equipoise.cli.commands import run
             from equipoise.cli.options import parse
 
-            run(parse(argv), command)
+            code = run(parse(argv), command)
             sys.stdout.flush()
+            return code
         except EquipoiseError as error:
             return _fail(str(error))
         except ModuleNotFoundError as error:
@@ -36,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             return _fail(f"the command line needs {error.name}, which is not installed: pip install {error.name}.")
         except KeyboardInterrupt:
-            again = shlex.join(["equipoise", *(a for a in argv if a not in ("--overwrite", "--resume")), "--resume"])
-            resumes = argv[:1] in (["train"], ["evaluate"])
-            return _fail(f"interrupted; continue with: {again}" if resumes else "interrupted.", "", _INTERRUPTED)
+            again = _again(argv)
+            return _fail(f"interrupted; continue with: {again}" if again else "interrupted.", "", _INTERRUPTED)
         except BrokenPipeError:  # the reader of our output has left, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
@@ -48,6 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             return _fail("there is not enough memory: use a smaller --batch-size, or --precision bf16 on a GPU.")
     return 0
+
+
+def _again(argv: Sequence[str]) -> str:
+    """The command that continues an interrupted one; empty if none does."""
+    if argv[:1] == ["reproduce"]:
+        return shlex.join(["equipoise", *argv])
+    if argv[:1] in (["train"], ["evaluate"]):
+        return shlex.join(["equipoise", *(a for a in argv if a not in ("--overwrite", "--resume")), "--resume"])
+    return ""
 
 
 def _fail(message: str, prefix: str = "error: ", code: int = _USAGE) -> int:

@@ -16,6 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 import equipoise
 from equipoise import methods
 from equipoise.attacks.gradient import usual_step_size
+from equipoise.cli.reproducing import Experiments, Reproduce
 from equipoise.cli.scoring import Score
 from equipoise.cli.studying import Study
 from equipoise.corruptions import CORRUPTIONS
@@ -728,8 +729,8 @@ class Audit:
     """Where the page is written; the record beside it, as .json."""
 
 
-Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study
-COMMANDS = ("train", "evaluate", "audit", "score", "verify", "merge", "report", "study")
+Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study | Experiments | Reproduce
+COMMANDS = ("train", "evaluate", "audit", "score", "verify", "merge", "report", "study", "experiments", "reproduce")
 _Commands = (
     Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
@@ -739,6 +740,8 @@ _Commands = (
     | Annotated[Merge, subcommand("merge")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Study, subcommand("study")]
+    | Annotated[Experiments, subcommand("experiments")]
+    | Annotated[Reproduce, subcommand("reproduce")]
 )
 
 

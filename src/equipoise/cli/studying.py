@@ -6,17 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import torch
-from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from equipoise.cli.display import duration, moving, say, share_progress
+from equipoise.cli.display import duration, moving, numbers, say, share_progress
 from equipoise.errors import EquipoiseError, require, unknown
-from equipoise.findings import Findings
 from equipoise.findings import Study as Record
 from equipoise.nets.lenet import WIDEST
 from equipoise.provenance import provenance
 from equipoise.report.figures import canvas
-from equipoise.report.studies import interval, mean
 from equipoise.studies import STUDIES, Entry, Options, save
 
 
@@ -82,7 +79,7 @@ def study(options: Study, command: str) -> None:
     record = Record(entry.name, entry.question, entry.source, findings, asdict(origin), options.quick, seconds)
     place = save(out, record)
     if findings.numbers:
-        say(_table(findings))
+        say(numbers(findings))
     say(findings.verdict or "done")
     say(f"wrote {place} in {duration(seconds)}" + ("; a quick run proves nothing" if options.quick else ""))
 
@@ -116,14 +113,3 @@ def claim(out: Path, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise EquipoiseError(f"cannot write into {out}: {error.strerror}; choose another place with --out.") from error
-
-
-def _table(findings: Findings) -> Table:
-    """Each number with its mean, its interval and the repeats behind it."""
-    table = Table()
-    table.add_column("measured", overflow="fold")
-    for name in ("mean", "95 % interval", "n"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for number in findings.numbers:
-        table.add_row(number.name, mean(number), interval(number), f"{len(number.values)} {number.unit}")
-    return table

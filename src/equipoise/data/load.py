@@ -153,6 +153,17 @@ def load(
     return make(path.name.removesuffix(path.suffix).removesuffix(".tar"), _archive(path))
 
 
+def available(name: str, root: str | os.PathLike[str] | None = None) -> bool:
+    """Whether the files of a published dataset are under `root` or in the cache, so that `load` downloads nothing."""
+    if name not in SOURCES:
+        return name == "digits"
+    places = [] if root is None else [Path(root) / name, Path(root)]
+    return all(
+        (cache_folder() / name / file[0]).exists() or any((place / one).exists() for place in places for one in file)
+        for file in SOURCES[name].files
+    )
+
+
 def published(name: str, source: Source, root: Path | None = None, download: bool = True) -> Dataset:
     """The published dataset `name`, read from the files of `source` as `load` describes."""
     contents: dict[str, bytes] = {}

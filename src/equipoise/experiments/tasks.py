@@ -327,7 +327,7 @@ class Evaluated:
     def run(self, setting: Setting, tell: Tell) -> None:
         """Evaluate, or go on."""
         place, out = setting.place(self), setting.place(self) / "evaluation.json"
-        model, run = load_run(setting.place(self.of), self.weights)
+        model, run = load_run(setting.place(self.of), self.weights, self.of.recipe.pick_device())
         own = suite(
             self.attacks, self.eps, self.norm, steps=self.steps, step_size=self.step_size, restarts=self.restarts
         )
@@ -351,7 +351,7 @@ class Evaluated:
 
 def _moved(proxy: Training, attacks: Any, setting: Setting) -> Any:
     """The attacks of gradients, made on the proxy."""
-    model, _ = load_run(setting.place(proxy))
+    model, _ = load_run(setting.place(proxy), device=proxy.recipe.pick_device())
     sha = fingerprint(model)["sha256"]
     return [
         (f"{name} from {proxy.method}", transfer(model, attack, str(proxy.method), sha))

@@ -1,0 +1,261 @@
+"""The commands experiments and reproduce: the papers' tables and figures, at any scale, their numbers beside ours."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table as RichTable
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from equipoise import experiments
+from equipoise.cli.display import duration, moving, numbers, say
+from equipoise.data import available
+from equipoise.errors import require, unknown
+from equipoise.experiments import Cell, Chart, Found, Plan, Setting, Shown, Table, cost, found
+from equipoise.experiments.stand_in import KINDS, stand_in
+from equipoise.experiments.sweep import Outcome, Progress, claim, cores, is_done, sweep
+from equipoise.experiments.tasks import result
+from equipoise.findings import Study
+
+_FAILED = 1  # the exit code of a sweep of which a task failed
+
+
+@dataclass(frozen=True)
+class Experiments:
+    """List the papers' tables and figures that can be reproduced: what they need, and how long they take here.
+
+    Example: equipoise experiments --scale 0.2 --data-root DIR
+    """
+
+    scale: float = 1.0
+    """The share of the papers' epochs, samples and seeds, in (0, 1]."""
+    variant: Literal["as-published", "corrected"] = "corrected"
+    """With the quirks of the papers' own code, or without."""
+    data_root: Path | None = None
+    """Where the files of datasets are looked for."""
+    data: tuple[str, ...] = ()
+    """What stands for a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
+    workers: int | None = None
+    """Processes that share the work; by default all cores."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Compute a table or figure of a paper, at any scale, with the paper's numbers beside ours.
+
+    Example: equipoise reproduce rethinking-table-9 --scale 0.2 --data-root DIR --workers 2 --out repro/r9
+
+    The same command continues what was stopped; what is finished is not computed again.
+    """
+
+    name: Positional[str]
+    """Which one; `equipoise experiments` lists them."""
+    scale: float = 1.0
+    """The share of the paper's epochs, samples and seeds, in (0, 1]; 1 is its protocol to the letter."""
+    variant: Literal["as-published", "corrected"] = "corrected"
+    """With the quirks of the paper's own code, or without."""
+    data_root: Path | None = None
+    """Where the files of datasets are looked for."""
+    data: tuple[str, ...] = ()
+    """What stands for a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
+    download: FlagCreatePairsOff[bool] = False
+    """Download the published datasets that are missing."""
+    synthetic: FlagCreatePairsOff[bool] = False
+    """Synthetic images for all data: shows that everything works, says nothing about the paper."""
+    workers: int | None = None
+    """Processes that share the work, one thread each; by default all cores. 1 works in this process."""
+    address: str | None = None
+    """A Ray cluster to work on, such as auto or HOST:6379; its machines need the same folders."""
+    out: Path | None = None
+    """The folder of the results; by default reproductions/NAME."""
+
+
+def list_experiments(options: Experiments) -> None:
+    """Print a line for each experiment."""
+    require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
+    sources, workers = _sources(options.data), options.workers or cores()
+    title = f"at scale {options.scale:g}, on {workers} worker{'s' * (workers > 1)} of this machine"
+    table = RichTable(title=title, title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("source", no_wrap=True)
+    table.add_column("about", justify="right", no_wrap=True)
+    table.add_column("data", overflow="fold")
+    table.add_column("shows", overflow="fold")
+    for name in sorted(experiments.names(), key=_naturally):
+        one = experiments.experiment(name)
+        plan = one.plan(options.scale, _variant(options.variant))
+        there = {n: _there(n, sources, options.data_root) for n in plan.datasets()}
+        data = ", ".join(n if here else f"{n} (missing)" for n, here in there.items())
+        table.add_row(name, one.source, _roughly(cost.total(plan.tasks(), workers)), data or "none", one.title)
+    say(table)
+    say("next: equipoise reproduce NAME --scale 0.1 --out DIR")
+
+
+def _naturally(name: str) -> list[str]:
+    """Table 2 before table 11."""
+    return [part.zfill(4) for part in name.split("-")]
+
+
+def _roughly(seconds: float) -> str:
+    """Such as `40 s`, `12 min`, `3.5 h`, `20 days`."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def reproduce(options: Reproduce, command: str) -> int:
+    """Compute an experiment, print its numbers beside the paper's, and return the exit code: 1 if a task failed.
+
+    Raises `EquipoiseError` before anything is computed for an unknown experiment, missing data, and an unusable --out.
+    """
+    out = options.out or Path("reproductions", options.name)
+    plan = experiments.experiment(options.name).plan(options.scale, _variant(options.variant))
+    require(not (options.data and options.synthetic), "--data and --synthetic exclude each other: choose one.")
+    require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
+    sources = _sources(options.data)
+    missing = [] if options.synthetic else [n for n in plan.datasets() if not _there(n, sources, options.data_root)]
+    require(options.download or not missing, _what_to_do(options.name, missing, options.data_root))
+    claim(plan, out)
+    if options.synthetic:
+        sources = {name: str(stand_in(name, out / "data")) for name in plan.datasets()}
+    setting = Setting(out, options.data_root, sources, command)
+    workers = options.workers or (None if options.address else cores())
+    expected = _expected(plan, setting, workers)
+    say(_headline(plan, options.synthetic))
+    say(expected)
+    outcome = sweep(plan, setting, workers=workers, address=options.address, tell=_show(options.name))
+    moving("")
+    _print(plan, setting, outcome)
+    say(_headline(plan, options.synthetic))
+    return _conclude(outcome, out)
+
+
+def _variant(word: str) -> experiments.Variant:
+    return "as published" if word == "as-published" else "corrected"
+
+
+def _sources(pairs: Sequence[str]) -> dict[str, str]:
+    """NAME=PATH pairs. Raises `EquipoiseError` for anything else."""
+    sources = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        require(bool(equals and path), f"--data {pair!r}: expected NAME=PATH, such as cifar10=my.npz.")
+        if name not in KINDS:
+            raise unknown("dataset", name, KINDS)
+        require(Path(path).exists(), f"--data {pair}: there is no file or folder {path}.")
+        sources[name] = path
+    return sources
+
+
+def _there(name: str, sources: Mapping[str, str], root: Path | None) -> bool:
+    return name in sources or available(name, root)
+
+
+def _what_to_do(name: str, missing: Sequence[str], root: Path | None) -> str:
+    where = "in the cache" if root is None else f"in {root} or the cache"
+    return (
+        f"{name} needs {' and '.join(missing)}, not found {where}: name the folder with --data-root, a copy with "
+        f"--data {''.join(missing[:1])}=PATH, get it with --download, or try it out with --synthetic."
+    )
+
+
+def _headline(plan: Plan, synthetic: bool) -> str:
+    """What these numbers are."""
+    one = plan.experiment
+    scale = "at the paper's scale" if plan.scale == 1 else f"at scale {plan.scale:g} of the paper's"
+    variant = f", {plan.variant}" + (f" ({one.quirks})" if one.quirks and plan.variant == "as published" else "")
+    data = "; SYNTHETIC data, which says nothing about the paper" if synthetic else ""
+    return f"{one.source}: {one.title}; {scale}{variant}{data}"
+
+
+def _expected(plan: Plan, setting: Setting, workers: int | None) -> str:
+    """What there is to do, and how long it will take."""
+    tasks = plan.tasks()
+    left = [task for task in tasks if not is_done(setting.place(task))]
+    sizes = {name: len(setting.dataset(name).train) for name in plan.datasets()}
+    done = f", {len(tasks) - len(left)} of them finished before" if len(left) < len(tasks) else ""
+    who = "the cluster" if workers is None else "1 worker" if workers == 1 else f"{workers} workers"
+    return f"{len(tasks)} tasks{done}; about {_roughly(cost.total(left, workers or 1, sizes))} on {who}"
+
+
+def _show(name: str) -> Callable[[Progress], None]:
+    """The moving line."""
+
+    def show(now: Progress) -> None:
+        running = "; ".join(f"{label}, {share:.0%}" for label, share in now.running)
+        failed = f", {now.failed} failed" if now.failed else ""
+        moving(f"{name}: {now.done}/{now.total} tasks{failed}, {duration(now.remaining)} left; {running}")
+
+    return show
+
+
+def _print(plan: Plan, setting: Setting, outcome: Outcome) -> None:
+    """The numbers of every part, beside the paper's."""
+    finished = set(outcome.finished)
+    hits: list[bool] = []
+    for part in plan.parts:
+        if isinstance(part, Shown):
+            if setting.place(part.task) in finished:
+                _print_study(part, setting)
+            continue
+        table = RichTable(title=part.title, title_justify="left")
+        corner, unit = (part.corner, part.unit) if isinstance(part, Table) else ("line", "")
+        for name in (corner, "column" if isinstance(part, Table) else part.x):
+            table.add_column(name, overflow="fold")
+        for name in (f"paper {unit}".strip(), "here", "95 % interval", "agrees"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row, column, cell in _rows(part):
+            if not all(setting.place(task) in finished for task in cell.tasks):
+                table.add_row(row, column, _digits(cell.paper), "-", "", "")
+                continue
+            one = found(cell, [result(task, setting) for task in cell.tasks])
+            hits += [] if one.reproduced is None else [one.reproduced]
+            table.add_row(row, column, _digits(cell.paper), *_ours(one))
+        say(table)
+    if hits:
+        say(f"{sum(hits)} of {len(hits)} numbers of the paper lie within our interval or its stated deviation")
+
+
+def _rows(part: Table | Chart) -> Iterator[tuple[str, str, Cell]]:
+    if isinstance(part, Table):
+        yield from ((cell.row, cell.column, cell) for cell in part.cells)
+    else:
+        yield from ((line.name, f"{x:.4g}", cell) for line in part.lines for x, cell in line.points)
+
+
+def _ours(one: Found) -> tuple[str, str, str]:
+    interval = "" if one.interval is None else f"[{', '.join(map(_digits, one.interval))}]"
+    return _digits(one.mean), interval, {None: "", True: "yes", False: "no"}[one.reproduced]
+
+
+def _digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _print_study(part: Shown, setting: Setting) -> None:
+    record = result(part.task, setting)
+    if not isinstance(record, Study):
+        return
+    say(part.title)
+    if record.findings.numbers:
+        say(numbers(record.findings))
+    say(record.findings.verdict or "done")
+
+
+def _conclude(outcome: Outcome, out: Path) -> int:
+    """What failed, on stderr, and what to do next."""
+    for sentence in outcome.failed.values():
+        print(f"failed: {sentence}", file=sys.stderr)
+    if outcome.failed:
+        waiting = f"; {len(outcome.not_begun)} that need them were not begun" if outcome.not_begun else ""
+        print(
+            f"{len(outcome.failed)} tasks failed{waiting}; {len(outcome.finished)} are finished and stay in {out}.",
+            file=sys.stderr,
+        )
+        return _FAILED
+    say(f"wrote {out}; next: {shlex.join(['equipoise', 'report', str(out), '--out', f'{out.name}.html'])}")
+    return 0
