@@ -6,11 +6,12 @@ from collections.abc import Iterator
 def printed(text: str) -> Iterator[tuple[str, str, float, float]]:
     """Row, column, number and deviation of every number of a table; a dash is none.
 
-    The first line names the columns, in one word each; every other line is a row: its name, and a word per column.
+    The first line names the columns, in one word each, an underscore for a space; every other line is a row: its name,
+    and a word per column.
     The deviation is half a unit of a number's last digit, but at most of its second decimal, as R drops trailing zeros.
     """
     head, *lines = text.strip().splitlines()
-    columns = head.split()
+    columns = [word.replace("_", " ") for word in head.split()]
     for line in lines:
         words = line.split()
         row = " ".join(words[: -len(columns)])
