@@ -233,7 +233,14 @@ def test_intervals_are_students():
     low, high = stats.t.interval(0.95, 2, np.mean([0.4, 0.3, 0.1]), stats.sem([0.4, 0.3, 0.1]))
     assert estimate.interval == pytest.approx((low, high), abs=1e-4)
     low, high = estimate.band
-    assert len(low) == len(high) == len(estimate.curve) and ((low <= estimate.curve) & (estimate.curve <= high)).all()
+    for share, *ends in zip(estimate.curve, low, high, strict=True):
+        expected = stats.binomtest(round(3 * share), 3).proportion_ci(method="wilson")
+        assert ends == pytest.approx([expected.low, expected.high])
+    sampled = Score(Sampled(UniformOnBall("linf", 2)), Radii(0.5, count=3), H=identity)(linear([1.0, 0.3], -0.5), x)
+    for column, share, *ends in zip(sampled.shares.T, sampled.curve, *sampled.band, strict=True):
+        assert share == column.mean()
+        half = stats.t.ppf(0.975, 2) * stats.sem(column)
+        assert ends == pytest.approx([share - half, share + half])
 
 
 def test_label_aware_margins_are_0_where_the_prediction_is_wrong():

@@ -23,6 +23,7 @@ from equipoise.diagnostics.blocks import Block, in_blocks
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Box, NormName
 from equipoise.perturbed import Perturbed, at
+from equipoise.records import wilson
 from equipoise.rng import Streams
 from equipoise.scores.laws import Law, OnManifold
 from equipoise.types import Labels, Points, Predictive
@@ -444,7 +445,9 @@ class Estimate:
 
     @property
     def band(self) -> tuple[Float[np.ndarray, " radii"], Float[np.ndarray, " radii"]]:
-        """Both ends of 95 % intervals of `curve`, each radius for itself; without a width for one sample."""
+        """Both ends of 95 % intervals of `curve`, each radius for itself: Wilson's for shares of samples, else Student's,
+        without a width for one sample.
+        """
         return self.band_at(self.radii)
 
     def band_at(
@@ -452,6 +455,9 @@ class Estimate:
     ) -> tuple[Float[np.ndarray, " radii"], Float[np.ndarray, " radii"]]:
         """As `band`, at the radii that `profile_at` takes."""
         profile, n = self.profile_at(radii), len(self)
+        if np.isin(profile, (0.0, 1.0)).all():
+            low, high = np.array([wilson(int(k), n) for k in profile.sum(0)]).T
+            return low, high
         half = stdtrit(max(n - 1, 1), 0.975) * profile.std(0, ddof=min(n - 1, 1)) / math.sqrt(n)
         return profile.mean(0) - half, profile.mean(0) + half
 
