@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,42 @@ import numpy as np
 import pytest
 
 from equipoise.records import AttackResult, Evaluation, Provenance, Run, save
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
+LOW_CONTRAST = """
+() => {
+  const rgba = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+  const luminance = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const background = node => {
+    for (; node; node = node.parentElement) {
+      const colour = rgba(getComputedStyle(node).backgroundColor);
+      if (colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let seen = 0;
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !node.checkVisibility()) continue;
+    const style = getComputedStyle(node);
+    const colour = rgba(node.closest('svg') ? style.fill : style.color);
+    const [a, b] = [colour, background(node)].map(luminance).sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    seen += 1;
+    if (ratio < 4.5) found.push(`${walker.currentNode.data.trim()}: ${ratio.toFixed(2)}`);
+  }
+  return [seen, found];
+}
+"""
 
 PROVENANCE = Provenance(
     "equipoise train udp --seed 7",
@@ -90,3 +127,22 @@ def three_runs(run_directory: Callable[..., Path]) -> list[Path]:
     ]
     table = {"standard": (196, 90, 40, 38, 2), "pgd-at": (190, 170, 160, 158, 90), "udp": (192, 168, 157, 155, 60)}
     return [run_directory(name, dict(zip(at, counts, strict=True))) for name, counts in table.items()]
+
+
+@pytest.fixture
+def browser():
+    """A browser without a window; what needs one is skipped where chromium is not installed."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def low_contrast() -> str:
+    """A script that returns how many texts a page shows, and those with a contrast below 4.5."""
+    return LOW_CONTRAST

@@ -35,8 +35,9 @@ from equipoise.cli.studying import study
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import evaluate_run
+from equipoise.experiments import RECORD, reproduction
 from equipoise.predictive import DeepKernelGP, Ensemble, as_predictive, kl_to_prior
-from equipoise.records import Run
+from equipoise.records import Run, write_atomically
 from equipoise.records import load as load_record
 from equipoise.terms import Method
 from equipoise.training import MANIFOLD_FILE, build_model, fit, training_split
@@ -66,10 +67,24 @@ def run(options: Command, command: str) -> int:
         case Reproduce():
             return reproduce(options, command)
         case Report():
-            from equipoise.report import report
-
-            say(f"wrote {report(options.runs, options.out)}")
+            say(f"wrote {_report(options)}")
     return 0
+
+
+def _report(options: Report) -> Path:
+    """The page of runs, or of one experiment."""
+    experiments = [place for place in options.runs if (place / RECORD).is_file()]
+    if not experiments:
+        from equipoise.report import report
+
+        return report(options.runs, options.out)
+    require(
+        len(options.runs) == 1,
+        f"{experiments[0]} holds an experiment, whose page stands alone: give it by itself.",
+    )
+    from equipoise.report.reproduction import page
+
+    return write_atomically(options.out, page(reproduction(experiments[0])).encode())
 
 
 def train(options: Train, command: str) -> None:

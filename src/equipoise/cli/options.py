@@ -655,7 +655,8 @@ class Report:
     """
 
     runs: Positional[tuple[Path, ...]]
-    """Run directories, and records that `equipoise evaluate` or `equipoise score` wrote."""
+    """Run directories, and records that `equipoise evaluate` or `equipoise score` wrote; or the folder of one
+    `equipoise reproduce`."""
     out: Path = Path("report.html")
     """Where the report is written."""
 

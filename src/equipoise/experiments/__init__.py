@@ -4,11 +4,6 @@ An experiment is a module in `equipoise.experiments.papers` with an `experiment`
 `udp_table_2.py` holds `udp-table-2`.
 """
 
-from importlib import import_module
-from pkgutil import iter_modules
-
-from equipoise.errors import unknown
-from equipoise.experiments import papers
 from equipoise.experiments.experiment import (
     Cell,
     Chart,
@@ -26,6 +21,9 @@ from equipoise.experiments.experiment import (
     robust,
     trade_off,
 )
+from equipoise.experiments.outcome import reproduction
+from equipoise.experiments.registry import experiment, names
+from equipoise.experiments.sweep import RECORD
 from equipoise.experiments.tasks import (
     Call,
     DataManifold,
@@ -40,6 +38,7 @@ from equipoise.experiments.tasks import (
 )
 
 __all__ = [
+    "RECORD",
     "Call",
     "Cell",
     "Chart",
@@ -65,18 +64,7 @@ __all__ = [
     "found",
     "names",
     "number",
+    "reproduction",
     "robust",
     "trade_off",
 ]
-
-
-def names() -> list[str]:
-    """The names of all experiments."""
-    return sorted(module.name.replace("_", "-") for module in iter_modules(papers.__path__))
-
-
-def experiment(name: str) -> Experiment:
-    """The experiment of that name. Raises `EquipoiseError` if there is none."""
-    if name not in names():
-        raise unknown("experiment", name, names())
-    return import_module(f"{papers.__name__}.{name.replace('-', '_')}").experiment

@@ -77,22 +77,24 @@ class Found:
 def found(cell: Cell, records: Sequence[Record]) -> Found:
     """The cell's number: the mean over its tasks of the mean of what is read from each.
 
-    Its interval is Student's over the tasks if they are three or more; otherwise that of all values pooled, Wilson's if
-    they are outcomes, 0 or 1.
+    Its interval is Student's over the tasks if they are three or more. With fewer it is that of the samples, whose
+    values are averaged over the tasks first, as two trainings judged on the same samples are no more samples:
+    Wilson's for accuracies, Student's for other numbers.
     """
     values = [np.asarray(cell.read(record), float) for record in records]
     require(all(len(v) > 0 for v in values), f"{cell.row}, {cell.column}: nothing to take a mean of.")
-    means, pooled = [float(v.mean()) for v in values], np.concatenate(values)
-    by_seeds = len(means) >= 3
-    chosen = means if by_seeds else pooled.tolist()
-    outcomes = not by_seeds and bool(np.isin(pooled, (0.0, 1.0)).all())
-    students = Number(cell.column, chosen, signed=True).interval
-    interval, unit = wilson(float(pooled.sum()), len(pooled)) if outcomes else students, cell.scale
+    means, by_seeds = [float(v.mean()) for v in values], len(values) >= 3
+    samples = np.mean(values, 0) if len({len(v) for v in values}) == 1 else np.concatenate(values)
+    if not by_seeds and all(isinstance(record, Evaluation) for record in records):
+        interval = wilson(float(samples.sum()), len(samples))
+    else:
+        interval = Number(cell.column, means if by_seeds else samples.tolist(), signed=True).interval
+    unit = cell.scale
     return Found(
         cell,
         float(np.mean(means)) * unit,
         None if interval is None else (interval[0] * unit, interval[1] * unit),
-        len(pooled),
+        len(samples),
         len(means),
         "seeds" if by_seeds else "samples",
     )

@@ -231,8 +231,12 @@ def _lines(axes: Any, panel: Lines, colours: Mapping[str, str], order: Mapping[s
     for series in panel.series:
         colour = colours[f"s{order[_family(series.name)] % SERIES}"]
         if series.low is not None and series.high is not None:
-            axes.fill_between(panel.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(panel.x, series.y, label=series.name, **_stroke(series, colour, colours, len(panel.x)))
+            known = np.isfinite(series.low) & np.isfinite(series.high)
+            axes.fill_between(
+                panel.x[known], series.low[known], series.high[known], color=colour, alpha=0.18, linewidth=0
+            )
+        known = np.isfinite(series.y)  # a line runs through from one measurement to the next
+        axes.plot(panel.x[known], series.y[known], label=series.name, **_stroke(series, colour, colours, len(panel.x)))
     if panel.log_x:
         axes.set_xscale("log")
         places = _apart(panel.x)

@@ -1,0 +1,91 @@
+"""The page of an experiment: the paper's numbers and figures with ours beside them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from equipoise.findings import Lines, Picture, Series
+from equipoise.report.figures import STAND_INS, scatter, svg
+from equipoise.report.pages import template
+from equipoise.report.studies import figure, interval, mean
+from equipoise.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome, Trained, front
+
+
+def page(reproduction: Reproduction) -> str:
+    """One self-contained HTML page. Raises `EquipoiseError` where matplotlib is not installed."""
+    drawings = {i: _drawn(part, i) for i, part in enumerate(reproduction.parts)}
+    return template("reproduction.html.j2").render(
+        r=reproduction, kind=_kind, drawings=drawings, planes=_planes(reproduction.trained), mark=mark, written=written,
+        span=span, mean=mean, interval=interval,
+    )  # fmt: skip
+
+
+def mark(outcome: Outcome) -> str:
+    """The class of a cell: not run, without a number of the paper, reproduced or not."""
+    if outcome.mean is None:
+        return "missing"
+    return {None: "silent", True: "hit", False: "miss"}[outcome.reproduced]
+
+
+def written(amount: float | None) -> str:
+    """A number of a table: one decimal, or three digits of a small one; a dash for none."""
+    if amount is None:
+        return "–"
+    return f"{amount:.1f}" if abs(amount) >= 10 else f"{amount:.3g}"
+
+
+def span(outcome: Outcome) -> str:
+    """The interval, as low–high."""
+    return "" if outcome.interval is None else "–".join(written(end) for end in outcome.interval)
+
+
+def _kind(part: TableOutcome | ChartOutcome | ShownOutcome) -> str:
+    return {TableOutcome: "table", ChartOutcome: "chart", ShownOutcome: "shown"}[type(part)]
+
+
+def _drawn(part: TableOutcome | ChartOutcome | ShownOutcome, number: int) -> Sequence[tuple[Picture, Markup]]:
+    """The figures of a part, as SVG."""
+    if isinstance(part, ChartOutcome):
+        pictures: Sequence[Picture] = [Picture(f"chart-{number}", part.title, [_lines(part)], 1)] if part.lines else []
+    else:
+        pictures = part.study.findings.pictures if isinstance(part, ShownOutcome) and part.study else []
+    return [(one, Markup(svg(figure(one, STAND_INS), f"p{number}-{one.name}"))) for one in pictures]
+
+
+def _lines(chart: ChartOutcome) -> Lines:
+    """Every curve with its band, and dashed what the paper says."""
+    x = np.unique([place for line in chart.lines.values() for place, _ in line])
+    series: list[Series] = []
+    for name, line in chart.lines.items():
+        at = {place: one for place, one in line}
+        ours = [at[place].mean if place in at else None for place in x]
+        spans = [at[place].interval if place in at else None for place in x]
+        low, high = ([np.nan if s is None else s[end] for s in spans] for end in (0, 1))
+        series.append(Series(name, _gaps(ours), np.array(low, np.float32), np.array(high, np.float32)))
+        paper = [at[place].paper if place in at else None for place in x]
+        if any(value is not None for value in paper):
+            series.append(Series(f"{name}, the paper", _gaps(paper), dashed=True))
+    return Lines("", np.asarray(x, np.float32), series, chart.x, chart.y)
+
+
+def _gaps(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], np.float32)
+
+
+def _planes(trained: Sequence[Trained]) -> Mapping[str, Mapping[str, Any]]:
+    """By ball with two networks or more: the drawing, the points, and which of them no other beats."""
+    balls = dict.fromkeys(one.ball for one in trained)
+    planes = {}
+    for ball in balls:
+        points = [one for one in trained if one.ball == ball]
+        if len(points) > 1:
+            best = front(points)
+            drawing = scatter(
+                f"plane-{len(planes)}",
+                [(one.clean, one.robust, one in best) for one in points],
+                ("clean accuracy, %", "robust accuracy, %"),
+            )
+            planes[ball] = {"points": sorted(points, key=lambda p: -p.clean), "best": best, "drawing": Markup(drawing)}
+    return planes
