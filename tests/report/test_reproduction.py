@@ -68,7 +68,8 @@ def test_when_a_number_is_reproduced():
 
 def test_the_front_is_what_nothing_beats_by_brute_force():
     points = [
-        Trained(str(i), "ball", *xy, "f") for i, xy in enumerate(np.random.default_rng(0).integers(0, 9, (40, 2)).astype(float))
+        Trained(str(i), "ball", *map(float, xy), "f")
+        for i, xy in enumerate(np.random.default_rng(0).integers(0, 9, (40, 2)))
     ]
     points += [replace(one, ball="other") for one in points[:5]]
     best = front(points)
