@@ -1,5 +1,6 @@
 """What the commands do: read the input, call the library, print what came out."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -35,7 +36,7 @@ from equipoise.cli.studying import study
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import evaluate_run
-from equipoise.experiments import RECORD, reproduction
+from equipoise.experiments import RECORD, in_words, reproduction
 from equipoise.predictive import DeepKernelGP, Ensemble, as_predictive, kl_to_prior
 from equipoise.records import Run, write_atomically
 from equipoise.records import load as load_record
@@ -84,7 +85,11 @@ def _report(options: Report) -> Path:
     )
     from equipoise.report.reproduction import page
 
-    return write_atomically(options.out, page(reproduction(experiments[0])).encode())
+    found = reproduction(experiments[0])
+    numbers = json.dumps(in_words(found), indent=1) + "\n"
+    say(f"{found.source}: {found.verdict}")
+    say(f"wrote {write_atomically(experiments[0] / 'reproduction.json', numbers.encode())}")
+    return write_atomically(options.out, page(found).encode())
 
 
 def train(options: Train, command: str) -> None:

@@ -21,7 +21,7 @@ from equipoise.experiments.experiment import (
     robust,
     trade_off,
 )
-from equipoise.experiments.outcome import reproduction
+from equipoise.experiments.outcome import in_words, reproduction
 from equipoise.experiments.registry import experiment, names
 from equipoise.experiments.sweep import RECORD
 from equipoise.experiments.tasks import (
@@ -62,6 +62,7 @@ __all__ = [
     "clean",
     "experiment",
     "found",
+    "in_words",
     "names",
     "number",
     "reproduction",
