@@ -2,11 +2,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from equipoise import methods
-from equipoise.experiments.experiment import Cell, Chart, Line, Part, Read, Table, Variant, clean, robust, trade_off
-from equipoise.experiments.tasks import Call, Evaluated, Net, Task, Training, call
+from equipoise.experiments import measures
+from equipoise.experiments.experiment import (
+    Cell,
+    Chart,
+    Line,
+    Part,
+    Read,
+    Shown,
+    Table,
+    Variant,
+    clean,
+    robust,
+    trade_off,
+)
+from equipoise.experiments.tasks import Call, Evaluated, Measured, Net, Studied, Task, Training, call
 from equipoise.steps import Triangular
 from equipoise.training import Recipe
 
@@ -75,16 +89,23 @@ U_NOTES = (
     "UDPR has weight 1."
 )
 
+U_RADII = {
+    "fashion-mnist": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "svhn": tuple(k / 100 for k in range(1, 9)),
+    "cifar10": tuple(k / 100 for k in range(1, 9)),
+}
+"""Of training: .01 to .08 (U Sec. 5.1.1); of Fashion-MNIST U says none beyond those of Table 2."""
+
 _ADAM = Recipe(epochs=100, batch_size=256, lr=1e-3, validation=1 / 12)
 """55,000 samples of MNIST's 60,000 to train on, 5,000 to validate."""
 
 _U_METHODS: Mapping[str, tuple[Callable[..., Any], float, Mapping[str, Any]]] = {
-    "PGD": (methods.pgd_at, 1 / 5, {}),
-    "TRADES": (methods.trades, 1 / 5, {"beta": 1.0, "divergence": "soft-cross-entropy"}),
-    "UDPR": (methods.udpr, 1 / 2, {"weight": 1.0}),
-    "UDP-PGD": (methods.udp, 1 / 2, {}),
+    "PGD": (methods.pgd_at, 5, {}),
+    "TRADES": (methods.trades, 5, {"beta": 1.0, "divergence": "soft-cross-entropy"}),
+    "UDPR": (methods.udpr, 2, {"weight": 1.0}),
+    "UDP-PGD": (methods.udp, 2, {}),
 }
-"""Method, the largest step of the authors' schedule in multiples of eps, and the rest."""
+"""Method, how many of the largest steps of the authors' schedule make up eps, and the rest."""
 
 
 def u_recipe(data: str, seed: int, augment: Literal["none", "crop-flip"] = "none") -> Recipe:
@@ -111,9 +132,9 @@ def u_method(name: str, eps: float, size: float, steps: int, variant: Variant, b
     """A method of U's tables, or `standard`."""
     if name == "standard":
         return call(methods.standard)
-    function, peak, more = _U_METHODS[name]
+    function, part, more = _U_METHODS[name]
     published = variant == "as published"
-    step_size = call(Triangular, size=size, peak=eps * peak) if published else size
+    step_size = call(Triangular, size=size, peak=eps / part) if published else size
     mode = {"mode": "train"} if published and batch_norm else {}
     return call(function, eps=eps, step_size=step_size, steps=steps, **more, **mode)
 
@@ -126,12 +147,14 @@ def u_training(
     variant: Variant,
     climb: tuple[float, int] | None = None,
     augment: Literal["none", "crop-flip"] = "none",
+    width: int = 1,
 ) -> Training:
-    """LeNet on Fashion-MNIST, or the pre-activation ResNet-18 on CIFAR-10 and SVHN."""
+    """LeNet, so many times as wide, on Fashion-MNIST, or the pre-activation ResNet-18 on CIFAR-10 and SVHN."""
     size, steps = climb or u_climb(data, eps)
     small = data == "fashion-mnist"
     method = u_method(name, eps, size, steps, variant, batch_norm=not small)
-    return Training(method, Net("lenet" if small else "preact-resnet18"), data, u_recipe(data, seed, augment))
+    net = Net("lenet", {"width": width} if width > 1 else {}) if small else Net("preact-resnet18")
+    return Training(method, net, data, u_recipe(data, seed, augment))
 
 
 def u_trainings(data: str, name: str, eps: float, variant: Variant, **more: Any) -> list[Training]:
@@ -155,6 +178,27 @@ T_NOTES = (
     "of 256 and 55,000 of 60,000 samples to train on are U's. The weights are those of the last epoch. UTA takes all K "
     'steps; T\'s "multiple runs" are three here.'
 )
+
+PLANE_NOTES = (
+    "The points, the network and its training, of which the paper says nothing, are those of the study; eps, step size "
+    "and number of steps are the paper's where it gives them."
+)
+
+T_LATENT_NOTES = (
+    "LS-PGD perturbs one LeNet, LS-UTA an ensemble of five, whose members are trained by their own losses where the "
+    "entropy of their mean led. The step grows from .005 to eps/5 and back (T writes eps_test/5, where only "
+    "the eps of training can be meant); K = eps/.01 is that of the input space. Adam with a learning rate of .001, 100 "
+    "epochs, batches of 256, 55,000 of 60,000 samples to train on; the weights are those of the last epoch. UTA takes "
+    'all K steps; T\'s "multiple runs" are three here.'
+)
+T_CHARTS_NOTES = " PGD-10 takes steps of eps/4 from a random start; T does not print the eps of the test: here to .5."
+
+T_RADII = {
+    "mnist": (0.1, 0.2, 0.3, 0.4),
+    "fashion-mnist": (0.1, 0.2, 0.3, 0.4),
+    "svhn": (0.01, 0.04, 0.08, 0.12, 0.16),
+}
+"""Of training (T Sec. 5.1)."""
 
 _T_NETS = {"mnist": "mlp", "fashion-mnist": "lenet", "svhn": "lenet-wide"}
 _T_METHODS: Mapping[str, Callable[..., Any]] = {"PGD": methods.pgd_at, "UTA": methods.uta}
@@ -186,7 +230,7 @@ def t_table_1(data: str, tests: Sequence[float], paper: Mapping[tuple[str, float
         cell
         for (name, eps), numbers in paper.items()
         for cell in autoattacked(
-            f"{name}, eps {eps:g}",
+            f"{name} (eps {eps:g})",
             [t_training(data, name, eps, seed) for seed in SEEDS],
             [("linf", test) for test in tests],
             numbers,
@@ -196,15 +240,16 @@ def t_table_1(data: str, tests: Sequence[float], paper: Mapping[tuple[str, float
     return [Table(f"Mean of clean and robust accuracy on {data}, by the eps of AutoAttack", cells, "training")]
 
 
+_PGD_TESTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
 def t_charts(
-    trained: Mapping[str, Callable[[float, int], Training]],
-    radii: Sequence[float],
-    tests: Sequence[float],
-    restarts: int = 1,
+    trained: Mapping[str, Callable[[float, int], Training]], radii: Sequence[float], restarts: int = 1
 ) -> list[Part]:
     """Clean accuracy against the eps of training, and accuracy under PGD-10 against the eps of the test, of networks
     trained with every eps by every method (T Figs 10-13).
     """
+    tests = _PGD_TESTS
     tasks = {
         name: {
             eps: [evaluated(make(eps, seed), ["pgd10"], tests, restarts=restarts) for seed in SEEDS] for eps in radii
@@ -222,6 +267,41 @@ def t_charts(
     return [
         Chart("Clean accuracy", "eps of training", "clean accuracy, %", [curve(n, t) for n, t in tasks.items()]),
         Chart("Accuracy under PGD-10", "eps of the test", "accuracy under PGD-10, %", right),
+    ]
+
+
+def t_input_charts(data: str, members: int) -> list[Part]:
+    """The same for PGD of one network and UTA of so many."""
+    trained = {"PGD": partial(t_training, data, "PGD"), "UTA": partial(t_training, data, "UTA", members=members)}
+    return t_charts(trained, T_RADII[data])
+
+
+# One-step training on Fashion-MNIST (U App. E.2; T Sec. 5.3).
+
+ONE_STEP_NOTES = (
+    "Accuracy is that on the 5,000 validation samples after every epoch of 100, under FGSM and PGD-20 with eps .2; the "
+    "steps of PGD-20 are eps/8 = .025, where the paper's are .01. The third part is the study of the same question: on "
+    "test samples, with steps of .01, every 40 steps of the first epochs. With batches of 256 (elsewhere 128)."
+)
+
+
+def courses(title: str, trainings: Sequence[Training], strong: str) -> Shown:
+    """Accuracy on validation samples over the training."""
+    question = "Does accuracy under an attack fall while the network trains?"
+    return Shown(title, Measured(call(measures.course, strong=strong), trainings, question, "last", courses=True))
+
+
+def one_step_parts(name: str, method: Call) -> list[Part]:
+    """LeNets trained with FGSM and with one step of the method, eps .2."""
+
+    def trained(how: Call) -> list[Training]:
+        recipe = replace(_ADAM, valid_eps=0.2, valid_steps=20, valid_examples=5_000)
+        return [Training(how, Net("lenet"), "fashion-mnist", replace(recipe, seed=seed)) for seed in SEEDS]
+
+    return [
+        courses("Trained with FGSM", trained(call(methods.fgsm_at, eps=0.2)), "PGD-20"),
+        courses(f"Trained with {name}", trained(method), "PGD-20"),
+        Shown("The first epochs", Studied("overfitting", data="fashion-mnist")),
     ]
 
 

@@ -1,0 +1,23 @@
+"""U Fig 3: decision regions on two sets of points in the plane."""
+
+from equipoise.experiments.experiment import Experiment, Part, Shown, Variant
+from equipoise.experiments.recipes import PLANE_NOTES
+from equipoise.experiments.tasks import Studied
+
+
+def _parts(variant: Variant) -> list[Part]:
+    return [
+        Shown("Narrow Corridor", Studied("narrow-corridor")),
+        Shown("LMS-5", Studied("lms5")),
+    ]
+
+
+experiment = Experiment(
+    "udp-figure-3",
+    "Decision regions of standard, PGD, TRADES and UDP training on the Narrow Corridor and on LMS-5",
+    "U Fig 3",
+    _parts,
+    notes=PLANE_NOTES
+    + " U does not print the eps of this figure: on the Narrow Corridor it is twice the narrowest gap for all methods, "
+    "on LMS-5 the largest that keeps the classes apart, and a larger one for UDP.",
+)

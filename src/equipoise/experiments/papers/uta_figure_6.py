@@ -1,0 +1,21 @@
+"""T Fig 6: a Gaussian process on deep features, trained with perturbations."""
+
+from equipoise.experiments.experiment import Experiment, Part, Shown, Variant
+from equipoise.experiments.recipes import PLANE_NOTES
+from equipoise.experiments.tasks import Studied
+
+
+def _parts(variant: Variant) -> list[Part]:
+    return [
+        Shown("Gaussian process", Studied("due")),
+    ]
+
+
+experiment = Experiment(
+    "uta-figure-6",
+    "A deep-kernel Gaussian process trained by PGD and by UTA",
+    "T Fig 6",
+    _parts,
+    notes=PLANE_NOTES
+    + " The study draws the number of steps of the uncertain training (as U), where T takes all. It shows Fig 5 too.",
+)
