@@ -42,7 +42,7 @@ STEPS = (8, 16, 32, 64, 128, 256)
 _STARTS: dict[str, Any] = {"start": Gaussian(0.005), "restarts": 5}  # R, Sec. 5.1: "for all attacks"
 
 
-def _each(name: str, values: "Values | Tensor", outcomes: bool = False) -> Number:
+def _each(name: str, values: np.ndarray | Tensor, outcomes: bool = False) -> Number:
     """A number with a value per sample; of `outcomes` 1 or 0. NaN where there is no sample."""
     plain = np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64).tolist()
     return Number(name, plain or [float("nan")], unit="samples", percent=outcomes, outcomes=outcomes)

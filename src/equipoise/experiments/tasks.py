@@ -245,7 +245,7 @@ class Training:
             method = method.apart()
 
         def progress(now: Progress) -> None:
-            done = now.epoch - 1 + now.step / max(now.steps, 1)
+            done = now.epoch - (now.metrics is None) + now.step / max(now.steps, 1)  # metrics come after an epoch
             tell(f"epoch {now.epoch} of {now.epochs}", min(done / now.epochs, 1.0))
 
         fit(
@@ -467,7 +467,7 @@ class Measured:
         _keep(setting.place(self), self.function.function.partition(":")[2], self.question, "", found, setting)
 
     def _part(self, data: Dataset) -> Dataset:
-        data = replace(data, test=data.test.limit(self.examples))
+        data = replace(data, test=data.test.limit(max(self.examples, len(data.classes))))  # a dataset has every class
         return data if self.samples is None else data.limit(self.samples)
 
 
@@ -556,10 +556,11 @@ def key(task: Task, setting: Setting) -> str:
 @cache
 def code_version() -> str:
     """A digest of the library's source, without what only reads, presents or lists: changing a page or a paper's
-    number makes nothing stale.
+    number makes nothing stale. What experiments measure is part of it.
     """
     root, digest = Path(equipoise.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in ("cli", "report", "experiments"):
+        presents = path.relative_to(root).parts[0] in ("cli", "report", "experiments")
+        if not presents or path.name.startswith("measures"):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
