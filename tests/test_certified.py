@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from equipoise import attacks
 from equipoise.certified import METHODS, Region, bounds, certified, certified_margin, certified_radius, translate
 from equipoise.certified.layers import Max, ReLU
-from equipoise.certified.margins import _rounded_down
+from equipoise.certified.margins import _Case, _rounded_down
+from equipoise.certified.propagation import _of_input, _of_rows, enclosures
 from equipoise.errors import EquipoiseError
 from equipoise.geometry import NORMS, Ball, Box
 from equipoise.nets import MLP, Normalize, build
@@ -415,6 +416,42 @@ def test_the_radius_of_a_linear_model_is_its_distance_to_the_boundary(norm):
     assert (found[:3] == 0).all() and (found[3:] <= ratio[3:]).all()
     assert torch.allclose(found[3:], ratio[3:].clamp_max(0.8), atol=3e-5)
     assert certified_radius(net, x, None, norm, upper=0.8, box=WIDE)[:3].gt(0).all()
+
+
+@pytest.mark.parametrize("norm", EPS)
+def test_first_layers_are_bounded_from_the_few_coordinates_they_look_at_as_from_all(norm, image_net):
+    x = points(3, 2, 8, 8)
+    network = translate(image_net, x)
+    region = Region.of(x, torch.tensor([0.05, 0.3, 1.0]).double(), norm, Box())
+    known = enclosures(network, region, refine=False)
+    assert len(network.first) > 0
+    for i in network.first:
+        units = network.nodes[i].shape.numel()
+        sample, place = torch.arange(3).repeat_interleave(units), torch.arange(units).repeat(3)
+        few, all_ = (of(network, i, known, region) for of in (_of_input, _of_rows))
+        for sign in (1.0, -1.0):
+            assert torch.allclose(few(sign, sample, place), all_(sign, sample, place), atol=1e-5)
+            assert (few(sign, sample, place) <= all_(sign, sample, place) + 1e-12).all()
+    assert any(network.first[i].values.shape[1] < 40 for i in network.first), "a window, not the image"
+
+
+def test_the_radius_is_found_from_small_ones_on(monkeypatch):
+    """Radii far beyond are never tried, and the grid is as fine as it is asked to be."""
+    net, x = mlp(6, 16, 16, 3), points(20, 6)
+    tried = []
+    margins_at = _Case.margins
+    monkeypatch.setattr(_Case, "margins", lambda self, eps: tried.append(float(eps.max())) or margins_at(self, eps))
+    radius = certified_radius(net, x, None, "l2", upper=50.0, halvings=14)
+    assert max(tried) <= 2 * float(radius.max()) + 50 * 2**-14 and len(tried) <= 2 * 14
+    assert ((radius / (50 * 2**-14)).round() * (50 * 2**-14) == radius).all()
+    for factor, holds in ((0, True), (1, False)):  # one step more is not certified any more
+        margins_there = certified_margins(net, x, radius + factor * 50 * 2**-14)
+        assert ((margins_there > 0) == holds).all()
+
+
+def certified_margins(net: nn.Module, x: Tensor, radius: Tensor) -> Tensor:
+    each = [certified_margin(net, one[None], None, Ball("l2", float(eps))) for one, eps in zip(x, radius, strict=True)]
+    return torch.cat(each)
 
 
 def test_the_radius_is_certified_and_no_attack_comes_nearer():

@@ -72,6 +72,16 @@ def test_r4_along_a_manifold_with_either_radii(here):
     assert main(["score", "run", "--score", "manifold", *words.split()[4:]]) == 0
 
 
+def test_a_looser_certificate_is_said_to_be_one(here):
+    assert main(["score", "run", "--examples", "12", "--certified", "--certificate", "ibp", "--out", "ibp.json"]) == 0
+    loose = json.loads((here / "ibp.json").read_text())["scores"]["certified"]
+    assert main(["score", "run", "--examples", "12", "--certified", "--out", "crown.json"]) == 0
+    tight = json.loads((here / "crown.json").read_text())["scores"]["certified"]
+    assert loose["settings"]["method"] == "ibp" and tight["settings"]["method"] == "crown"
+    assert (np.array(loose["samples"]["values"]) <= np.array(tight["samples"]["values"])).all()
+    assert 0 < loose["value"] < tight["value"]
+
+
 def test_the_result_does_not_depend_on_batches(here):
     for size in (3, 12):
         assert main(f"score run --score label-aware --examples 12 --batch-size {size} --out l{size}.json".split()) == 0
@@ -98,6 +108,7 @@ def test_r1_looks_at_noise(here):
         ("--score r4", "--score r4 needs the manifold of the data"),
         ("--score r4 --manifold nowhere", "nowhere"),
         ("--score r1 --certified", "--certified bounds r2 from below, not r1"),
+        ("--score r2 --certificate ibp", "--certificate needs --certified"),
         ("--score r2 --manifold run", "--manifold is for r4 and manifold, not for r2"),
         ("--score r1 --samples 3", "--samples is for r4 and manifold, not for r1"),
         ("--score manifold --radii distances", "--radii is for r4, not for manifold"),

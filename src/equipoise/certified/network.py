@@ -5,13 +5,14 @@ noted down: what its own code looks like does not matter, residual additions inc
 pass is refused, with the name of the layer that calls it; so is one that looks at values, such as `if x.sum() > 0`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -23,6 +24,8 @@ from equipoise.types import Points
 
 KNOWN = "linear, conv2d, relu, max and average pooling, flatten, eval-mode batch-norm and dropout, + - * / and mean"
 
+
+_NUMBERS = 2**22  # of the values of a layer on unit vectors that are computed at once
 
 SMALLEST_UNIT = 2.0**-48
 """The rounding that a network in float64 is taken to have, to leave room for that of its bounds."""
@@ -41,6 +44,18 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Slopes:
+    """Affine functions of the input, one per unit of a layer: the coefficients that are not 0."""
+
+    chain: tuple[int, ...]
+    """The nodes on the way from the input."""
+    values: Float[Tensor, "units few"]
+    """The coefficients, 0 where a unit has fewer than others."""
+    index: Int[Tensor, "units few"]
+    """Of which coordinates of the input."""
+
+
+@dataclass(frozen=True)
 class Network:
     """Layers in the order in which they run: the first is the input, the last gives the logits."""
 
@@ -48,6 +63,8 @@ class Network:
     """The layers."""
     unit: float
     """The relative size of one rounding in the precision in which the network runs: 2⁻²⁴ in float32."""
+    device: torch.device = torch.device("cpu")
+    """Where its parameters are."""
 
     @property
     def widest(self) -> int:
@@ -82,6 +99,36 @@ class Network:
             i for i, node in enumerate(self.nodes) if isinstance(node.layer, Max) for i in self._sources(i)
         )
 
+    @cached_property
+    def first(self) -> Mapping[int, "Slopes"]:
+        """Those of the decided nodes that affine layers alone separate from the input, as functions of it."""
+        chains: dict[int, tuple[int, ...]] = {0: ()}
+        for i, node in enumerate(self.nodes):
+            if isinstance(node.layer, Affine) and node.parents[0] in chains:
+                chains[i] = (*chains[node.parents[0]], i)
+        return {i: self._slopes(chains[i]) for i in self.decided if i in chains}
+
+    def _slopes(self, chain: tuple[int, ...]) -> "Slopes":
+        """The coefficients of affine layers after each other: their values on unit vectors, some at a time."""
+        layers, before, after = [self.nodes[i].layer for i in chain], self.nodes[0].shape, self.nodes[chain[-1]].shape
+        one = torch.eye(before.numel(), dtype=torch.float64, device=self.device)
+        found = []
+        for start, some in enumerate(one.split(at_once := max(1, _NUMBERS // after.numel()))):
+            z = some.reshape(-1, *before)
+            for layer in layers:
+                assert isinstance(layer, Affine)
+                z = layer.linear(z)
+            coordinate, unit = z.flatten(1).nonzero(as_tuple=True)
+            found.append((unit, coordinate + start * at_once, z.flatten(1)[coordinate, unit]))
+        unit, coordinate, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+        order = unit.argsort(stable=True)
+        unit, count = unit[order], torch.bincount(unit, minlength=after.numel())
+        place = torch.arange(len(unit), device=unit.device) - (count.cumsum(0) - count)[unit]
+        values = one.new_zeros(after.numel(), max(int(count.amax()), 1))
+        index = torch.zeros_like(values, dtype=torch.int64)
+        values[unit, place], index[unit, place] = value[order], coordinate[order]
+        return Slopes(chain, values, index)
+
     def _sources(self, i: int) -> Iterator[int]:
         """The nearest nodes before node i that compute something, apart from functions bounded by lines."""
         for parent in self.nodes[i].parents:
@@ -106,7 +153,7 @@ def translate(module: nn.Module, x: Points) -> Network:
     logits: Any = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     tape.require(id(logits) in tape.known, "its output is not computed from its input by functions of PyTorch")
     last = tape.look_up(logits)
-    return Network(tuple(tape.nodes[: last + 1]), max(torch.finfo(x.dtype).eps / 2, SMALLEST_UNIT))
+    return Network(tuple(tape.nodes[: last + 1]), max(torch.finfo(x.dtype).eps / 2, SMALLEST_UNIT), x.device)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ layer back to the input: for rows A,
 and takes the smallest value over the region in the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,14 +75,46 @@ def _by_rows(network: Network, i: int, known: list[Enclosure], region: Region) -
     lower, upper = known[i].lower.flatten(1), known[i].upper.flatten(1)
     wanted = upper > 0 if i in network.compared else (lower < 0) & (upper > 0)
     sample, place = wanted.nonzero(as_tuple=True)
-    shape = network.nodes[i].shape
+    least = _of_input(network, i, known, region) if i in network.first else _of_rows(network, i, known, region)
+    width = network.first[i].values.shape[1] if i in network.first else network.widest
     for bound, sign, tighter in ((lower, 1.0, torch.maximum), (upper, -1.0, torch.minimum)):
-        for piece in _pieces(len(sample), network.widest):
-            rows = lower.new_zeros(len(sample[piece]), shape.numel())
-            rows.scatter_(1, place[piece, None], sign)
-            found = sign * minimum(network, known, region, i, rows.reshape(-1, *shape), sample[piece])
+        for piece in _pieces(len(sample), width):
+            found = sign * least(sign, sample[piece], place[piece])
             bound[sample[piece], place[piece]] = tighter(bound[sample[piece], place[piece]], found)
     return Enclosure(lower.reshape(known[i].lower.shape), upper.reshape(known[i].lower.shape), known[i].rounding)
+
+
+Least = Callable[[float, Tensor, Tensor], Tensor]
+"""Lower bounds of units of a node, or with the sign -1 of their negatives, each for a sample."""
+
+
+def _of_rows(network: Network, i: int, known: list[Enclosure], region: Region) -> Least:
+    """By linear functions that go back to the input layer by layer."""
+    shape = network.nodes[i].shape
+
+    def least(sign: float, sample: Tensor, place: Tensor) -> Tensor:
+        rows = region.centre.new_zeros(len(sample), shape.numel()).scatter_(1, place[:, None], sign)
+        return minimum(network, known, region, i, rows.reshape(-1, *shape), sample)
+
+    return least
+
+
+def _of_input(network: Network, i: int, known: list[Enclosure], region: Region) -> Least:
+    """Of units that are affine functions of the input, from the few coordinates that each looks at."""
+    slopes, constant = network.first[i], region.centre.new_zeros(1, *network.nodes[0].shape)
+    rounding = torch.zeros_like(region.centre)
+    for j in slopes.chain:
+        layer, own = network.nodes[j].layer, known[j].rounding
+        assert isinstance(layer, Affine)
+        constant, rounding = layer.linear(constant) + layer.shift, layer.magnitude(rounding)
+        rounding = rounding if own is None else rounding + own
+    constant, rounding = constant.flatten(), rounding.flatten(1)
+
+    def least(sign: float, sample: Tensor, place: Tensor) -> Tensor:
+        found = region.minimum_of_few(sign * slopes.values[place], slopes.index[place], sample)
+        return found + sign * constant[place] - rounding[sample, place]
+
+    return least
 
 
 def minimum(

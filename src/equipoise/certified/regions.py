@@ -59,14 +59,24 @@ class Region:
 
     def minimum(self, rows: Float[Tensor, "rows ..."], owner: "slice | Int[Tensor, ' rows']") -> Float[Tensor, " rows"]:
         """The smallest value of each linear function over the region of the sample that owns it."""
-        a, centre, eps = rows.flatten(1), self.centre.flatten(1)[owner], self.eps[owner][:, None]
+        a, centre = rows.flatten(1), self.centre.flatten(1)[owner]
         size = a.abs()
         if self.norm != "linf" and FEW * (width := max(1, int((a != 0).sum(1).amax()))) < a.shape[1]:
             # A unit of the first convolution looks at a small window: the rest of the image need not be sorted.
-            size, index = size.topk(width, 1, sorted=False)
+            index = size.topk(width, 1, sorted=False).indices
             a, centre = a.gather(1, index), centre.expand(len(a), -1).gather(1, index)
+        return self._least(a, centre, self.eps[owner][:, None].expand(len(a), 1))
+
+    def minimum_of_few(
+        self, a: Float[Tensor, "rows few"], index: Int[Tensor, "rows few"], owner: Int[Tensor, " rows"]
+    ) -> Float[Tensor, " rows"]:
+        """As `minimum`, of functions with the coefficients `a` of the coordinates `index` and no others."""
+        return self._least(a, self.centre.flatten(1)[owner[:, None], index], self.eps[owner][:, None])
+
+    def _least(self, a: Rows, centre: Rows, eps: Float[Tensor, "batch 1"]) -> PerSample:
+        """`a·c` less the gain, for the coordinates that count."""
         room = torch.where(a > 0, centre - self.box.low, self.box.high - centre).clamp_min_(0).minimum(eps)
-        return (a * centre).sum(1) - _GAIN[self.norm](size, room, eps.expand(len(a), 1))
+        return (a * centre).sum(1) - _GAIN[self.norm](a.abs(), room, eps)
 
 
 def check_region(geometry: Ball) -> None:

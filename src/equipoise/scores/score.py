@@ -257,11 +257,12 @@ class Certified:
         """`∫ G` from `low` to the certified margin."""
         own = y if self.label_aware else None
         margins = certified_radius(
-            model, x, own, norm=self.norm, upper=score.bounded.high, box=self.box, method=self.method
+            model, x, own, self.norm, upper=score.bounded.high, halvings=_HALVINGS, box=self.box, method=self.method
         )
         return _up_to(margins.double(), score, Streams.of(seed, index), None)
 
 
+_HALVINGS = 14  # of the largest radius: what a certified margin is exact to
 _PARTS = 256  # of the way to a margin
 _GRID = 101
 
@@ -445,8 +446,8 @@ class Estimate:
 
     @property
     def band(self) -> tuple[Float[np.ndarray, " radii"], Float[np.ndarray, " radii"]]:
-        """Both ends of 95 % intervals of `curve`, each radius for itself: Wilson's for shares of samples, else Student's,
-        without a width for one sample.
+        """Both ends of 95 % intervals of `curve`, each radius for itself: Wilson's for shares of samples, else
+        Student's, without a width for one sample.
         """
         return self.band_at(self.radii)
 
