@@ -300,6 +300,12 @@ def test_the_share_that_is_over_grows_from_0_to_less_than_1(base, digits):
 
 
 @pytest.mark.unchecked
+def test_the_batch_size_does_not_matter(base, digits, brief):
+    one, other = (investigate(base, *few(digits, 40), EPS, minutes=1, batch_size=size) for size in (7, 256))
+    assert one.signs == other.signs and (one.clean, one.robust) == (other.clean, other.robust)
+
+
+@pytest.mark.unchecked
 def test_the_same_seed_gives_the_same_verdict_and_leaves_the_model_alone(base, digits, brief):
     base.zero_grad()
     state, modes = {k: v.clone() for k, v in base.state_dict().items()}, [m.training for m in base.modules()]

@@ -24,6 +24,7 @@ from equipoise.verdicts import KIND, Verdict
 
 def audit(options: Audit, command: str) -> None:
     """Look for signs of masked gradients, write the page and its record, and say what came out."""
+    require(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected an integer >= 1.")
     require(options.minutes > 0, f"--minutes {options.minutes}: expected a number > 0.")
     canvas(1, 1)  # is matplotlib there?
     out, record = _claimed(options.out)
@@ -55,6 +56,7 @@ def audit(options: Audit, command: str) -> None:
         proxy_name=str(options.transfer_from),
         minutes=options.minutes,
         seed=options.seed,
+        batch_size=options.batch_size,
         target=options.target,
         progress=share_progress(f"auditing {options.target}"),
     )

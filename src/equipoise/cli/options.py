@@ -722,6 +722,8 @@ class Audit:
     """Weights for a package.module:factory, a safetensors file."""
     net_option: tuple[str, ...] = ()
     """Arguments of a package.module:factory, as key=value."""
+    batch_size: int = 256
+    """Samples at a time; decides the memory, not the result."""
     seed: int = 0
     """Seed of everything random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
