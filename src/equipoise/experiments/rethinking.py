@@ -17,12 +17,16 @@ RESNET = Net("resnet18")
 WIDE = Net("wide-resnet", {"depth": 34, "widen": 10})
 TEST = {"mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000, "svhn": 26_032}
 """Test samples: all of them."""
-HELD_OUT = "R trains on the whole training set; 1 % of it is held out here, to watch the training by. "
-NOTES = HELD_OUT + (
+TRAINED = (
+    "R trains on the whole training set; 1 % of it is held out here, to watch the training by. In training, PAT's "
+    "climbs start at the sample and those of TRADES at Gaussian noise of .001, with the network in eval mode; R does "
+    "not say. "
+)
+"""What everything that trains as R does should say."""
+NOTES = TRAINED + (
     "R repeats each PGD 3 times for an average, which has the same expectation as one run over the whole test set, as "
-    "here. R does not say "
-    "which proxy a transferred attack is made on, if the target is of the proxy's kind: here always on a network of "
-    "the next seed."
+    "here; nor does it say on which network a transferred attack is made if the target is of the proxy's kind: here "
+    "always on one of the next seed."
 )
 """What every table of attacks should say."""
 
@@ -127,7 +131,7 @@ def wide(name: str, data: str, seed: int) -> Training:
     return training(name, data, seed, True, {"cifar10": 1.0, "cifar100": 0.5}[data])
 
 
-SURFACES = HELD_OUT + (
+SURFACES = TRAINED + (
     "R shows two of the first 8 samples of the test set, without saying which: here are all 8 (at a reduced scale the "
     "first of a smaller choice). The second direction has random signs, of which R says only that its largest "
     "entry is 1. A hole is a loss that falls somewhere on the way along the sign of its gradient; R's 25 % of EntM's "

@@ -2,7 +2,7 @@
 
 from equipoise.experiments import measures_rf as measures
 from equipoise.experiments.experiment import Cell, Chart, Experiment, Line, Part, Variant, number
-from equipoise.experiments.rethinking import HELD_OUT, SEEDS, TEST, training
+from equipoise.experiments.rethinking import SEEDS, TEST, TRAINED, training
 from equipoise.experiments.tasks import Measured, call
 
 _METHODS = ("PAT", "PAT-EntM", "TRADES")
@@ -35,7 +35,7 @@ experiment = Experiment(
     "CIFAR-10 and CIFAR-100: accuracy under PGD of k steps of 2/255 with eps = k/255",
     "R Fig 1",
     _parts,
-    notes=HELD_OUT
+    notes=TRAINED
     + "The attack starts as all of R's do, 5 times at Gaussian noise of .005. Of k in [10, 150] every tenth is taken. "
     "R gives no numbers but that all accuracies are 0 in the end.",
 )

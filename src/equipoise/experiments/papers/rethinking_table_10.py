@@ -2,7 +2,7 @@
 
 from equipoise.experiments import measures_rf as measures
 from equipoise.experiments.experiment import Cell, Experiment, Part, Table, Variant, number
-from equipoise.experiments.rethinking import HELD_OUT, SEEDS, training
+from equipoise.experiments.rethinking import SEEDS, TRAINED, training
 from equipoise.experiments.tasks import Measured, call
 
 # Of 1,000 images: those that PGD does not fool, and those of them that a random point does.
@@ -31,7 +31,7 @@ experiment = Experiment(
     "CIFAR-10: search at random where PGD failed",
     "R Table 10",
     _parts,
-    notes=HELD_OUT
+    notes=TRAINED
     + "R's PGD8 is read as PGD10-8, whose accuracies in R Table 1 are about these shares. That nothing is found for "
     "PAT-EntM is said in the text, App. C.1. The 10,000 points are uniform on the ball.",
 )

@@ -3,7 +3,7 @@
 from equipoise.experiments import measures_rf as measures
 from equipoise.experiments.experiment import Cell, Experiment, Part, Table, Variant, number
 from equipoise.experiments.printed import printed
-from equipoise.experiments.rethinking import HELD_OUT, SEEDS, training
+from equipoise.experiments.rethinking import SEEDS, TRAINED, training
 from equipoise.experiments.tasks import Measured, call
 
 _PAPER = """
@@ -38,7 +38,7 @@ experiment = Experiment(
     "CIFAR-10: margins, norms of the Jacobian and non-linearity, with and without entropy maximisation",
     "R Table 4",
     _parts,
-    notes=HELD_OUT
+    notes=TRAINED
     + "Means are over 2,000 test samples, wrongly classified ones included. The step of PGD20-0.5 is eps/10 as in R's "
     "other attacks, and its points are those at which the non-linearity is taken. The L2 attack without a radius takes "
     "normalised steps of .02, at most 500, and its point is moved back to the boundary by bisection; R says none of "
