@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from equipoise import attacks, methods
+from equipoise.cli import main
 from equipoise.errors import EquipoiseError
 from equipoise.geometry import Ball
 from equipoise.nets import build
@@ -243,9 +244,44 @@ def test_one_member_is_refused_for_adp(small_digits):
         fit(methods.adp(), build("mlp", small_digits.shape, 10), small_digits, Recipe(epochs=1))
 
 
+def test_one_member_is_refused_for_adp_on_the_command_line(tmp_path, capsys):
+    assert main(["train", "adp", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: adp compares the members of an ensemble: add --members 3, as its paper has."
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 def test_losses_that_promote_nothing_are_refused():
     with pytest.raises(EquipoiseError, match=r"entropy_weight = -2 would punish uncertainty"):
         methods.entm(-2)
     with pytest.raises(EquipoiseError, match=r"smoothing = 1.5 is not in \[0, 1\]"):
         methods.label_smoothing(1.5)
     assert (cross_entropy - 2.0 * entropy) == regularised(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: methods.adp(-1), "entropy_weight"),
+        (lambda: methods.adp(2, -1), "diversity_weight"),
+        (lambda: methods.n_fgsm_at(0.1, noise=-1), "noise"),
+        (lambda: methods.gradalign_at(0.1, weight=-1), "weight"),
+        (lambda: methods.mart(0.1, beta=-1), "beta"),
+        (lambda: methods.trades(0.1, beta=-1), "beta"),
+        (lambda: methods.udp_trades(0.1, beta=-1), "beta"),
+        (lambda: methods.udpr(0.1, weight=-1), "weight"),
+        (lambda: methods.ls_udpr(0.1, "fc1", weight=-1), "weight"),
+        (lambda: methods.hein(-1), "weight"),
+    ],
+)
+def test_weights_that_reward_the_opposite_are_refused(make, name):
+    with pytest.raises(EquipoiseError, match=rf"{name} = -1: expected a number >= 0"):
+        make()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_shares_of_clean_samples_beyond_all_of_them_are_refused(share):
+    """With a share of 2 the loss would be *raised* at the perturbed points."""
+    with pytest.raises(EquipoiseError, match=rf"clean_share = {share}: expected a share between 0 and 1"):
+        methods.pat(0.1, clean_share=share)

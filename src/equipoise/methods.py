@@ -55,6 +55,8 @@ def adp(entropy_weight: float = 2.0, diversity_weight: float = 0.5) -> Method:
     """`Σ_m CE(p_m) - alpha · H(mean) - beta · log det(Mᵀ M)`: an ensemble whose wrong classes point in different
     directions (Pang et al. 2019, Eq. 5; 3 members with (2, .5) in R). For an `Ensemble` of 2 members or more.
     """
+    _require_not_negative("entropy_weight", entropy_weight)
+    _require_not_negative("diversity_weight", diversity_weight)
     return as_method(each(cross_entropy, total=True) - entropy_weight * entropy - diversity_weight * log_diversity)
 
 
@@ -102,6 +104,7 @@ def n_fgsm_at(
     """`L(x + ξ + alpha · sign ∇L(x + ξ))`, `ξ ~ U[-noise·eps, noise·eps]`, not projected back to the ball of eps, alpha
     = eps by default (de Jorge et al. 2022, "Make Some Noise", Alg. 1: N-FGSM; clipped to the box, as their code does).
     """
+    _require_not_negative("noise", noise)
     size = eps if step_size is None else step_size
     reach = noise * eps + size
     step = attacks.fgsm(reach, norm, size, box, start=Uniform(share=noise * eps / reach if reach else 1.0), **options)
@@ -114,6 +117,7 @@ def gradalign_at(
     """`L(x_fgsm) + lam · (1 - cos(∇L(x), ∇L(x + ξ)))`: FGSM with gradients that agree over the ball (Andriushchenko &
     Flammarion 2020, Eq. 5; lam = .2 at eps = 8/255).
     """
+    _require_not_negative("weight", weight)
     ascent = replace(attacks.fgsm(eps, step_size=step_size, **options), objective=loss)
     return as_method(loss @ ascent).penalised(weight, GradientAlignment(ascent.geometry, loss))
 
@@ -141,6 +145,7 @@ def pat(
 
     With `loss = regularised(2)` it is PAT-EntM, with `regularised(smoothing=.74)` PAT-LS.
     """
+    _require_share(clean_share)
     return clean_share * as_method(loss) + (1 - clean_share) * pgd_at(eps, step_size, steps, loss, **options)
 
 
@@ -153,7 +158,7 @@ def corruption_at(
     on MNIST-C: name the ones to train on, and test on the others. The run's record says which they were. Raises
     `EquipoiseError` for an unknown name or none, and in training for images that cannot be corrupted.
     """
-    require(0 <= clean_share <= 1, f"clean_share = {clean_share}: expected a share between 0 and 1.")
+    _require_share(clean_share)
     return clean_share * as_method(loss) + (1 - clean_share) * (loss @ Corrupted(tuple(corruptions)))
 
 
@@ -177,6 +182,7 @@ def mart(
     """`BCE(x_pgd) + lam · KL(p(x) ‖ p(x_pgd)) (1 - p_y(x))`, lam = `beta`, x_pgd climbing CE (Wang et al. 2020,
     Eq. 11).
     """
+    _require_not_negative("beta", beta)
     ascent = attacks.pgd(eps, step_size, steps, **options)
     return boosted_cross_entropy @ ascent + beta * (misclassified_kl() @ ascent)
 
@@ -212,6 +218,7 @@ def udpr(
     **options: Any,
 ) -> Method:
     """`L(x) + lam · L(x_udp)`, lam = `weight`, 1 in the reference runs (U, Eq. UDPR)."""
+    _require_not_negative("weight", weight)
     return as_method(loss) + weight * (loss @ attacks.udp(eps, step_size, steps, **options))
 
 
@@ -227,6 +234,7 @@ def trades(
     """`L(x) + beta · D(x, x')`, x' climbing the same divergence D from noise (Zhang et al. 2019; U, Eq. TRADES; R,
     Eq. 3, with beta = 3 and `here||clean`).
     """
+    _require_not_negative("beta", beta)
     return as_method(loss) + beta * (
         kl(divergence) @ attacks.trades(eps, step_size, steps, divergence=divergence, **options)
     )
@@ -242,6 +250,7 @@ def udp_trades(
     **options: Any,
 ) -> Method:
     """TRADES' smoothing term evaluated at the UDP point, `L(x) + beta · D(x, x_udp)` (open in U, App. A.3)."""
+    _require_not_negative("beta", beta)
     return as_method(loss) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
 
 
@@ -295,6 +304,7 @@ def hein(weight: float = 0.01, directions: int = 0, loss: Objective = cross_entr
     """`L(x) + lam · (1/C²) Σ_{l,m} ‖∇f_l(x) - ∇f_m(x)‖²`: logits that do not move apart fast (Hein & Andriushchenko
     2017; HEIN in F, Sec. 6). `directions` > 0 estimates the sum at a share of its cost.
     """
+    _require_not_negative("weight", weight)
     return as_method(loss).penalised(weight, CrossLipschitz(directions))
 
 
@@ -329,3 +339,11 @@ def on_manifold_at(
 
 def _inside(layer: str) -> dict[str, Any]:
     return {"space": Latent(layer), "box": EVERYWHERE}
+
+
+def _require_not_negative(name: str, value: float) -> None:
+    require(value >= 0, f"{name} = {value}: expected a number >= 0.")
+
+
+def _require_share(clean_share: float) -> None:
+    require(0 <= clean_share <= 1, f"clean_share = {clean_share}: expected a share between 0 and 1.")

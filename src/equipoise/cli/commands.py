@@ -96,6 +96,10 @@ def train(options: Train, command: str) -> None:
     """Train, evaluate what came out, and say what to do next."""
     method, recipe, record = build_method(options.method), options.recipe, parameters(options.method)
     require(options.members > 1 or not options.together, "--together needs --members: one network has nobody to join.")
+    require(
+        record["name"] != "adp" or options.members > 1 or options.dropout_samples > 1 or options.inducing > 0,
+        "adp compares the members of an ensemble: add --members 3, as its paper has.",
+    )
     examples = options.evaluate_examples
     require(
         examples is None or examples >= 0,

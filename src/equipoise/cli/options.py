@@ -86,7 +86,7 @@ class Standard:
 
 @dataclass(frozen=True)
 class Diverse:
-    """An ensemble regularised to be diverse, without perturbations."""
+    """An ensemble regularised to be diverse, without perturbations; add --members 3."""
 
     name: Suppress[str]
     """Which method."""
