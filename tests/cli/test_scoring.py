@@ -101,6 +101,15 @@ def test_r1_looks_at_noise(here):
     assert json.loads((here / "r1.json").read_text())["scores"]["r1"]["value"] > 0
 
 
+def test_refuses_to_certify_an_ensemble_before_anything_is_computed(here, capsys):
+    words = "train standard --data digits --net mlp --widths 8 --members 2 --epochs 1 --evaluate-examples 0 --out two"
+    assert main(words.split()) == 0
+    capsys.readouterr()
+    assert main(["score", "two", "--certified", "--examples", "5"]) == 2
+    said = capsys.readouterr()
+    assert "cannot bound a Ensemble" in said.err and said.err.count("\n") == 1 and "R2" not in said.out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

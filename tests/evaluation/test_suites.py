@@ -1,5 +1,7 @@
 """Attacks by their name on the command line, beside those of `test_evaluate` and `test_records_on_disk`."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -114,7 +116,7 @@ def test_their_records_stand_an_audit(tmp_path):
     data = Dataset("noise", Split(x, y), Split(x, y), tuple("abc"), sha256="5" * 64)
     sha = fingerprint(proxy)["sha256"]
     attacks = [
-        *suite(["random-search50", "adaptive3"], [0.06]),
+        *suite(["random-search50", "adaptive3", "bg", "nearest5"], [0.06]),
         *((f"{name} from proxy", transfer(proxy, one, "proxy", sha)) for name, one in suite(["pgd5"], [0.06])),
         ("minimal-l2", minimal_l2(steps=100)),
     ]
@@ -123,3 +125,10 @@ def test_their_records_stand_an_audit(tmp_path):
     assert all(0 < r.accuracy < 1 for r in record.results if r.attack.startswith(("adaptive", "pgd", "random")))
     found = audit(out, net, x, y)
     assert not found.mismatches and found.unchecked == 0 and found.claims > 24
+    nearest_one = next(r for r in record.results if r.attack == "nearest5")
+    assert nearest_one.settings["kind"] == "Nearest" and nearest_one.accuracy < 1
+    told = json.loads(out.read_text())
+    settings = next(r for r in told["results"] if r["attack"] == "nearest5")["settings"]
+    settings["parts"][2]["geometry"]["norm"] = "l2"
+    out.write_text(json.dumps(told))
+    assert audit(out, net, x, y).mismatches[1:] == ["nearest5, linf eps 0.06: its settings are of l2 eps inf."]

@@ -180,8 +180,10 @@ def test_wrong_files_and_numbers_are_refused(tmp_path, small_digits):
         load_manifold(tmp_path / "own.safetensors")
     with pytest.raises(EquipoiseError, match=r"is one of inputs of shape \(2,\), got inputs of shape \(1, 8, 8\)"):
         fit_manifold(fresh(), small_digits)
-    with pytest.raises(EquipoiseError, match=r"MMD compares at least 2 codes: batch_size = 1"):
-        fit_manifold(fresh(), CIRCLE, Recipe(batch_size=1))
+    odd = Dataset("odd", circle(5, 0), circle(5, 1), ("a", "b"), "0" * 64)
+    for data, size in ((CIRCLE, 1), (odd, 2)):  # 5 samples in batches of 2 leave one alone
+        with pytest.raises(EquipoiseError, match=rf"MMD compares at least 2 codes: .* with batch_size = {size}\."):
+            fit_manifold(fresh(), data, Recipe(batch_size=size))
     with pytest.raises(EquipoiseError, match=r"weight = -1 would drive the codes away"):
         fit_manifold(fresh(), CIRCLE, weight=-1)
     with pytest.raises(EquipoiseError, match=r"loss is no longer finite in epoch 1: lower lr"):

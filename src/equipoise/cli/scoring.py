@@ -13,11 +13,12 @@ from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from equipoise import nets, scores
+from equipoise.certified import certified
 from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.evaluation.audit import fingerprint
 from equipoise.findings import Study
-from equipoise.geometry import NormName
+from equipoise.geometry import Ball, NormName
 from equipoise.penalties import Radii
 from equipoise.provenance import provenance
 from equipoise.records import write_atomically
@@ -109,6 +110,8 @@ def score(options: Score, command: str) -> None:
     test = subject.data.test
     test = (test.limit(options.examples, options.seed) if options.examples else test).to(device)
     chosen = _chosen(options, tuple(test.x.shape[1:]))
+    if options.certified:
+        certified(subject.model, test.x[:1], None, Ball(options.norm, 0.0), "ibp")  # can it be bounded at all?
     began = time.monotonic()
     found = {}
     for number, (name, one) in enumerate(chosen.items()):

@@ -299,7 +299,9 @@ def _box(evaluation: Evaluation, path: Path) -> tuple[Box, list[str]]:
                 raise EquipoiseError(
                     f"{path} is damaged: {_where(result)} names no ball and box in its settings."
                 ) from error
-            if (ball.get("norm"), ball.get("eps")) != (result.norm, result.eps):
+            # The nearest of several points may have been looked for anywhere.
+            anywhere = settings is not result.settings and result.settings.get("kind") == "Nearest"
+            if (ball.get("norm"), result.eps if anywhere else ball.get("eps")) != (result.norm, result.eps):
                 wrong.append(f"{_where(result)}: its settings are of {ball.get('norm')} eps {ball.get('eps')}.")
     if len(set(boxes)) > 1:
         wrong.append(f"the attacks have {len(set(boxes))} different boxes.")

@@ -58,8 +58,9 @@ def fit_manifold(
     recipe, path = recipe or Recipe(epochs=10), None if out is None else Path(out)
     require(weight >= 0, f"weight = {weight} would drive the codes away from the normal law: expected a number >= 0.")
     require(
-        min(recipe.batch_size, len(data.train)) >= 2,
-        f"MMD compares at least 2 codes: batch_size = {recipe.batch_size}, {len(data.train)} samples.",
+        len(data.train) // _batches(data.train.x, recipe) >= 2,
+        f"MMD compares at least 2 codes: {len(data.train)} samples cannot be cut into batches of at least 2 with "
+        f"batch_size = {recipe.batch_size}.",
     )
     device = recipe.pick_device()
     x = data.train.x.to(device)
@@ -90,7 +91,7 @@ def _epoch(
     manifold.train()
     generator = torch.Generator().manual_seed(abs(fold(recipe.seed, _ORDER, epoch)))
     # Batches of nearly one size: MMD² needs two samples of the last one too.
-    batches = torch.randperm(len(x), generator=generator).tensor_split(-(-len(x) // recipe.batch_size))
+    batches = torch.randperm(len(x), generator=generator).tensor_split(_batches(x, recipe))
     sums = torch.zeros(2, dtype=torch.float64, device=x.device)
     prior = torch.Generator().manual_seed(abs(fold(recipe.seed, _PRIOR, epoch)))
     for step, index in enumerate(batches):
@@ -113,6 +114,11 @@ def _epoch(
         f"the manifold's loss is no longer finite in epoch {epoch + 1}: lower lr (now {recipe.lr:g}).",
     )
     return ManifoldLosses(*means)
+
+
+def _batches(x: Tensor, recipe: Recipe) -> int:
+    """How many batches of nearly one size an epoch has."""
+    return -(-len(x) // recipe.batch_size)
 
 
 def load_manifold(path: "Path | str") -> Manifold:
