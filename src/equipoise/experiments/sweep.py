@@ -100,6 +100,7 @@ def sweep(
     Ray is not there.
     """
     require(workers is None or workers >= 1, f"workers = {workers}: expected an integer >= 1.")
+    workers = cores() if workers is None and address is None else workers
     claim(plan, setting.folder)
     with _alone(setting.folder):
         data = {name: _about(name, setting) for name in plan.datasets()}
@@ -332,7 +333,7 @@ def _on_ray(setting: Setting, workers: int | None, address: str | None) -> Itera
         raise EquipoiseError(
             "several workers need Ray, which is not installed: pip install 'equipoise[sweeps]', or give --workers 1."
         ) from error
-    own = not ray.is_initialized()
+    own, printing = not ray.is_initialized(), getattr(ray._private.worker, "print_to_stdstream", None)
     options: dict[str, Any] = {"address": address}
     if address is None:  # our objects are sentences: the smallest store will do
         options = {"address": "local", "num_cpus": workers, "include_dashboard": False, "object_store_memory": 80 << 20}
@@ -340,6 +341,8 @@ def _on_ray(setting: Setting, workers: int | None, address: str | None) -> Itera
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if own:
+                # Ray prints into our output that a worker died, which we see to, and has no option against it.
+                ray._private.worker.print_to_stdstream = lambda *_, **__: None
                 try:
                     ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
                 except (ConnectionError, RuntimeError, ValueError) as error:
@@ -356,6 +359,7 @@ def _on_ray(setting: Setting, workers: int | None, address: str | None) -> Itera
     finally:
         if own:
             ray.shutdown()
+            ray._private.worker.print_to_stdstream = printing
         _restore(before)
 
 
@@ -445,8 +449,9 @@ def _do(task: Task, setting: Setting, place: Path, look: Callable[[], None]) -> 
 def _sentence(error: Exception, places: Sequence[Path]) -> str:
     """What went wrong, with what to do about it."""
     cause = error if isinstance(error, OSError) else error.__cause__
-    text = str(error).partition(";")[0].rstrip(".") if isinstance(cause, OSError) else str(error).rstrip(".")
-    if isinstance(cause, OSError):
+    text = str(error).rstrip(".")
+    if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+        text = text.partition(";")[0]
         full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
         return f"{text}; {'free some space and ' if full else ''}run the same command again to continue."
     damaged = next((place for place in places if str(place) in text), None)

@@ -1,0 +1,212 @@
+"""The commands experiments and reproduce, as they are typed."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from equipoise import experiments, methods
+from equipoise.cli import main, reproducing
+from equipoise.cli.options import parse
+from equipoise.experiments import (
+    Cell,
+    Chart,
+    Evaluated,
+    Experiment,
+    Line,
+    Net,
+    Shown,
+    Studied,
+    Table,
+    Training,
+    call,
+    clean,
+    names,
+)
+from equipoise.records import load
+from equipoise.training import Recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore::equipoise.errors.EquipoiseWarning")  # so little trains nothing
+
+
+def evaluated(seed: int, epochs: int = 100, data: str = "mnist") -> Evaluated:
+    recipe = Recipe(epochs=epochs, batch_size=50, seed=seed)
+    return Evaluated(
+        Training(call(methods.standard), Net("mlp", {"widths": [8]}), data, recipe), ["clean"], examples=50
+    )
+
+
+def parts(variant: str, epochs: int = 100) -> list:
+    one = evaluated(0, epochs)
+    cells = [Cell("standard", "clean", [one], clean, 98.0), Cell("other", "clean", [evaluated(1, epochs)], clean)]
+    curve = Chart("Accuracy", "eps", "%", [Line("standard", [(0.0, cells[0])])])
+    return [Table("Accuracy of a toy", cells), curve, Shown("A study", Studied("theorem"))]
+
+
+TOY = Experiment("toy", "Clean accuracy of a toy", "nowhere", parts, quirks="shorter")
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(experiments, "experiment", lambda name: TOY)
+    return tmp_path
+
+
+def ask(line: str) -> int:
+    return main(shlex.split(line))
+
+
+def test_every_experiment_is_listed_with_its_data_and_its_time(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(reproducing.cost, "per_pass", lambda net, data: 1e-5)
+    np.savez(tmp_path / "mine.npz")
+    assert ask(f"experiments --scale 0.1 --workers 2 --data fashion-mnist={tmp_path}/mine.npz") == 0
+    said = capsys.readouterr().out
+    assert "at scale 0.1, on 2 workers of this machine" in said
+    for name in names():
+        (line,) = [line for line in said.splitlines() if f" {name} " in line]
+        needed = experiments.experiment(name).plan(0.1).datasets()
+        assert all((f"{one} (missing)" in line) == (one not in ("fashion-mnist", "digits")) for one in needed)
+
+
+def test_the_numbers_stand_beside_the_papers(toy, capsys):
+    assert ask("reproduce toy --scale 0.02 --synthetic --workers 1 --out out") == 0
+    said = capsys.readouterr().out
+    headline = "nowhere: Clean accuracy of a toy; at scale 0.02 of the paper's, corrected; SYNTHETIC data"
+    assert said.count(headline) == 2
+    assert "5 tasks; about " in said and "next: equipoise report out --out out.html" in said
+    found = [load(path) for path in sorted(Path("out").glob("evaluation-*/evaluation.json"))]
+    assert {one.data["name"] for one in found} == {"synthetic-mnist"}
+    (mine,) = [one for one in found if one.provenance.seed == 0]
+    line, in_the_chart = (line for line in said.splitlines() if line.startswith("│ standard"))
+    assert in_the_chart.split("│")[2].strip() == "0"
+    _, row, column, paper, ours, interval, agrees, _ = (word.strip() for word in line.split("│"))
+    right = sum(mine.results[0].correct)
+    low, high = binomtest(right, 10).proportion_ci(method="wilson")
+    assert (row, column, paper, ours) == ("standard", "clean", "98", f"{10 * right:.3g}")
+    assert interval == f"[{100 * low:.3g}, {100 * high:.3g}]"
+    assert agrees == ("yes" if low <= 0.98 <= high else "no")
+    assert "mean decision boundary" in said or "measured" in said  # the study's numbers
+    assert ask("reproduce toy --scale 0.02 --synthetic --workers 1 --out out") == 0
+    assert "5 tasks, 5 of them finished before; about 0 s on 1 worker" in capsys.readouterr().out
+
+
+def test_the_variant_is_said_with_its_quirks(toy, capsys):
+    assert ask("reproduce toy --scale 0.01 --variant as-published --synthetic --workers 1 --out out") == 0
+    assert "at scale 0.01 of the paper's, as published (shorter); SYNTHETIC" in capsys.readouterr().out
+    assert json.loads(Path("out/experiment.json").read_text())["variant"] == "as published"
+
+
+def test_a_task_that_fails_is_said_and_the_rest_is_shown(toy, capsys, monkeypatch):
+    monkeypatch.setattr(experiments, "experiment", lambda name: BROKEN)
+    assert ask("reproduce toy --scale 0.01 --synthetic --workers 1 --out out") == 1
+    out, err = capsys.readouterr()
+    first, second = err.splitlines()
+    assert first == "failed: standard() on mnist, cnn4, seed 1: net 'cnn4' takes no options, got 'filters'."
+    assert second == "1 tasks failed; 1 that need them were not begun; 2 are finished and stay in out."
+    assert next(line for line in out.splitlines() if line.startswith("│ broken")).split("│")[4].strip() == "-"
+
+
+HOPELESS = Training(call(methods.standard), Net("cnn4", {"filters": 3}), "mnist", Recipe(seed=1))  # no such option
+
+
+def with_a_hopeless_one(variant: str) -> list:
+    tasks = {"standard": evaluated(0), "broken": Evaluated(HOPELESS, ["clean"], examples=50)}
+    return [Table("Accuracy of a toy", [Cell(row, "clean", [task], clean) for row, task in tasks.items()])]
+
+
+BROKEN = Experiment("toy", "Clean accuracy of a toy", "nowhere", with_a_hopeless_one)
+
+REFUSED = [
+    (
+        "toy",
+        r"toy needs mnist, not found in the cache: name the folder with --data-root, a copy with --data mnist=PATH",
+    ),
+    ("toy --data-root nowhere", r"toy needs mnist, not found in nowhere or the cache: name the folder"),
+    ("toy --data mnits=x.npz", r"unknown dataset 'mnits': did you mean 'mnist'"),
+    ("toy --data mnist", r"--data 'mnist': expected NAME=PATH, such as cifar10=my.npz"),
+    ("toy --data mnist=x.npz", r"--data mnist=x.npz: there is no file or folder x.npz"),
+    ("toy --synthetic --data mnist=mine.npz", r"--data and --synthetic exclude each other"),
+    ("toy --synthetic --workers 0", r"--workers 0: expected at least one"),
+    ("toy --synthetic --scale 2", r"scale 2: expected a share in (0, 1]"),
+    ("toy --synthetic --out mine.npz", r"mine.npz is a file: expected a folder"),
+    ("toy --synthetic --out other", r"other holds another at scale 1, corrected: ask for the same"),
+    ("toy --synthetic --out full", r"full is not empty and holds no experiment"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED)
+def test_what_is_refused_before_anything_runs(toy, words, message, capsys):
+    np.savez(toy / "mine.npz")
+    for folder, file in (("other", "experiment.json"), ("full", "letter.txt")):
+        (toy / folder).mkdir()
+        (toy / folder / file).write_text('{"name": "another", "scale": 1, "variant": "corrected"}')
+    before = sorted(toy.rglob("*"))
+    assert ask(f"reproduce {words}") == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and "tasks" not in out
+    assert sorted(toy.rglob("*")) == before
+
+
+def test_an_unknown_experiment_is_refused(capsys):
+    assert ask("reproduce udp-table-99") == 2
+    assert "unknown experiment 'udp-table-99': did you mean" in capsys.readouterr().err
+
+
+def test_the_documented_commands_are_understood():
+    one = parse(shlex.split("reproduce udp-table-2 --scale 0.2 --data-root ../shared/data --out repro/u2 --workers 2"))
+    assert one == reproducing.Reproduce(
+        "udp-table-2", scale=0.2, data_root=Path("../shared/data"), out=Path("repro/u2"), workers=2
+    )
+    assert parse(["experiments"]) == reproducing.Experiments()
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_reproducing import Experiment, parts
+from equipoise import experiments
+from equipoise.cli import main
+if __name__ == "__main__":
+    endless = Experiment("toy", "An endless toy", "nowhere", lambda variant: parts(variant, 10**6))
+    experiments.experiment = lambda name: endless
+    sys.exit(main(["reproduce", "toy", "--synthetic", "--workers", "2", "--out", "out"]))
+"""
+
+
+def test_ctrl_c_ends_the_workers_and_says_how_to_continue(tmp_path):
+    pytest.importorskip("ray", reason="several workers need Ray")
+    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(Path(__file__).parent)],
+        env=os.environ | env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    pids: set[int] = set()
+    while len(pids) < 2:
+        assert driver.poll() is None, driver.communicate()
+        for state in (tmp_path / "out").glob("training-*/progress.json"):
+            pids.add(json.loads(state.read_bytes())["pid"])
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    again = "equipoise reproduce toy --synthetic --workers 2 --out out"
+    assert err == f"interrupted; continue with: {again}\n"
+    assert (
+        "Traceback" not in out and json.loads((tmp_path / "out/experiment.json").read_text())["status"] == "interrupted"
+    )
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a worker is left"
+        time.sleep(0.1)
