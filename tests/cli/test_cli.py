@@ -161,6 +161,7 @@ OWN = {
     "on-manifold": {*CLIMB, *LOSS, *MANIFOLD},
     "ls-pgd": {*CLIMB, *LOSS, "latent"},
     "ls-udp": {*CLIMB, *LOSS, "latent", "uncertainty"},
+    "ls-uta": {*CLIMB, *LOSS, "latent", "uncertainty"},
     "ls-udpr": {*CLIMB, *LOSS, "latent", "uncertainty", "weight"},
     "ls-trades": {*CLIMB, *LOSS, "latent", "beta", "divergence"},
 }

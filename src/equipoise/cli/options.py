@@ -443,6 +443,7 @@ Choice = (
     | Annotated[Coded, _named("on-manifold", Coded, "pgd in the codes of the data manifold (Stutz).")]
     | Annotated[LatentIterated, _named("ls-pgd", LatentIterated, "pgd in a latent space.")]
     | Annotated[LatentUncertain, _named("ls-udp", LatentUncertain, "udp in a latent space.")]
+    | Annotated[LatentUncertain, _named("ls-uta", LatentUncertain, "uta in a latent space.")]
     | Annotated[LatentWeighted, _named("ls-udpr", LatentWeighted, "udpr in a latent space.")]
     | Annotated[LatentDiverging, _named("ls-trades", LatentDiverging, "trades in a latent space.")]
 )
@@ -469,6 +470,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "on-manifold": methods.on_manifold_at,
     "ls-pgd": methods.ls_pgd,
     "ls-udp": methods.ls_udp,
+    "ls-uta": methods.ls_uta,
     "ls-udpr": methods.ls_udpr,
     "ls-trades": methods.ls_trades,
 }
