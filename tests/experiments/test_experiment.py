@@ -73,6 +73,20 @@ def test_a_scale_shortens_epochs_samples_and_seeds_together():
     assert table(Cell("a", "s", [Studied("theorem")], clean)).plan(0.01).tasks() == [Studied("theorem", quick=True)]
 
 
+def test_a_number_of_seeds_may_be_asked_for_and_some_datasets_only():
+    def cell(data: str, column: str) -> Cell:
+        tasks = [Evaluated(replace(training(seed), data=data), ["pgd"], [0.1]) for seed in range(3)]
+        return Cell("a", column, tasks, clean)
+
+    both = table(cell("mnist", "mnist"), cell("svhn", "svhn"))
+    seeds = {t.recipe.seed for t in both.plan(0.1, seeds=2).tasks() if isinstance(t, Training)}
+    assert seeds == {0, 1} and both.plan(seeds=2).seeds == 2
+    plan = both.plan(only=["mnist"])
+    (part,) = plan.parts
+    assert isinstance(part, Table) and [one.column for one in part.cells] == ["mnist"]
+    assert plan.datasets() == ["mnist"] and both.plan().datasets() == ["mnist", "svhn"]
+
+
 def test_a_key_is_that_of_everything_that_decides_the_result():
     setting = Setting(Path("anywhere"))
     base = key(training(), setting)
@@ -145,6 +159,11 @@ def test_what_is_read_from_a_study():
 REFUSED = [
     (lambda: table().plan(0.0), r"scale 0: expected a share in \(0, 1\], such as 0.1"),
     (lambda: table().plan(1.5), r"scale 1.5: expected a share"),
+    (lambda: table().plan(seeds=0), r"seeds = 0: expected at least one training"),
+    (
+        lambda: table(Cell("a", "c", [Evaluated(training(), ["pgd"], [0.1])], clean)).plan(only=["mnist"]),
+        r"toy needs no data of the name mnist: it needs digits",
+    ),
     (lambda: experiment("udp-table-99"), r"unknown experiment 'udp-table-99'"),
     (lambda: call(objectives.regularised, entropy=2.0), r"regularised takes no argument entropy: it takes entropy_w"),
     (lambda: call(lambda: None), r"has no name to import it by"),

@@ -39,9 +39,9 @@ class Cell:
     scale: float = 100.0
     """What the values are multiplied by to have the table's unit: 100 for shares in percent."""
 
-    def scaled(self, scale: float) -> "Cell":
-        """The same cell from tasks with a share of the work and of the seeds, of which one stays."""
-        kept = self.tasks[: max(round(len(self.tasks) * scale), 1)]
+    def scaled(self, scale: float, seeds: int | None = None) -> "Cell":
+        """The same cell from tasks with a share of the work and of the seeds, of which one stays, or so many seeds."""
+        kept = self.tasks[: max(round(len(self.tasks) * scale), 1) if seeds is None else seeds]
         return replace(self, tasks=tuple(task.scaled(scale) for task in kept))
 
 
@@ -168,21 +168,54 @@ class Experiment:
     notes: str = ""
     """What one should know to read it: choices where the paper is silent or unclear."""
 
-    def plan(self, scale: float = 1.0, variant: Variant = "corrected") -> "Plan":
-        """What to compute at a scale in (0, 1]. Raises `EquipoiseError` for another scale."""
+    def plan(
+        self, scale: float = 1.0, variant: Variant = "corrected", seeds: int | None = None, only: Sequence[str] = ()
+    ) -> "Plan":
+        """What to compute at a scale in (0, 1]: with so many of the paper's seeds, if given, instead of that share of
+        them, and `only` what needs no other datasets than these. Raises `EquipoiseError` for another scale, for no
+        seeds, and if nothing is left.
+        """
         require(0 < scale <= 1, f"scale {scale:g}: expected a share in (0, 1], such as 0.1.")
-        return Plan(self, scale, variant, tuple(_scaled(part, scale) for part in self.parts(variant)))
+        require(seeds is None or seeds >= 1, f"seeds = {seeds}: expected at least one training of each kind.")
+        parts = [_scaled(part, scale, seeds) for part in self.parts(variant)]
+        needed = Plan(self, scale, variant, parts).datasets()
+        wrong = [name for name in only if name not in needed]
+        require(not wrong, f"{self.name} needs no data of the name {', '.join(wrong)}: it needs {', '.join(needed)}.")
+        if only:
+            parts = [kept for part in parts if (kept := _restricted(part, frozenset(only))) is not None]
+            require(len(parts) > 0, f"no part of {self.name} needs {' and '.join(only)} alone.")
+        return Plan(self, scale, variant, tuple(parts), seeds, tuple(only))
 
 
-def _scaled(part: Part, scale: float) -> Part:
-    if scale == 1:
+def _scaled(part: Part, scale: float, seeds: int | None) -> Part:
+    if scale == 1 and seeds is None:
         return part
+    if isinstance(part, Shown):
+        return replace(part, task=part.task.scaled(scale))
+    return _with_cells(part, lambda cell: cell.scaled(scale, seeds))
+
+
+def _restricted(part: Part, only: frozenset[str]) -> Part | None:
+    """What of a part needs no other data; None if nothing does."""
+
+    def fits(task: Task) -> bool:
+        return all(fits(one) for one in task.needs) and only.issuperset(datasets(task))
+
+    if isinstance(part, Shown):
+        return part if fits(part.task) else None
+    kept = _with_cells(part, lambda cell: cell if all(fits(task) for task in cell.tasks) else None)
+    return kept if cells(kept) else None
+
+
+def _with_cells(part: Table | Chart, change: Callable[[Cell], Cell | None]) -> Table | Chart:
+    """The same part of other cells, without those that become None."""
     if isinstance(part, Table):
-        return replace(part, cells=tuple(cell.scaled(scale) for cell in part.cells))
-    if isinstance(part, Chart):
-        lines = [replace(line, points=tuple((x, c.scaled(scale)) for x, c in line.points)) for line in part.lines]
-        return replace(part, lines=tuple(lines))
-    return replace(part, task=part.task.scaled(scale))
+        return replace(part, cells=tuple(cell for one in part.cells if (cell := change(one)) is not None))
+    lines = [
+        replace(line, points=tuple((x, cell) for x, one in line.points if (cell := change(one)) is not None))
+        for line in part.lines
+    ]
+    return replace(part, lines=tuple(line for line in lines if line.points))
 
 
 @dataclass(frozen=True)
@@ -197,6 +230,10 @@ class Plan:
     """As published, or corrected."""
     parts: Sequence[Part]
     """Tables and figures."""
+    seeds: int | None = None
+    """So many trainings of each kind; None is the share of the paper's number."""
+    only: Sequence[str] = ()
+    """What needs no other datasets than these; all if empty."""
 
     def tasks(self) -> list[Task]:
         """All it needs, each once, every task after those it builds on."""

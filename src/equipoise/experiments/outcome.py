@@ -24,7 +24,9 @@ def reproduction(folder: "Path | str") -> Reproduction:
     """
     folder = Path(folder)
     record = _json(folder / RECORD)
-    plan = experiment(record["name"]).plan(record["scale"], record["variant"])
+    plan = experiment(record["name"]).plan(
+        record["scale"], record["variant"], record.get("seeds"), record.get("only", ())
+    )
     tasks, entries = plan.tasks(), record["tasks"]
     same = len(tasks) == len(entries) and all(t.label == e["label"] for t, e in zip(tasks, entries, strict=False))
     require(
