@@ -72,6 +72,15 @@ def test_r4_along_a_manifold_with_either_radii(here):
     assert main(["score", "run", "--score", "manifold", *words.split()[4:]]) == 0
 
 
+def test_robust_accuracy_as_a_bracket(here):
+    """The curves of the label-aware scores are accuracies over eps, 0 where the prediction is wrong."""
+    assert main(["score", "run", "--score", "label-aware", "--certified", "--examples", "40", "--out", "b.json"]) == 0
+    found = json.loads((here / "b.json").read_text())["scores"]
+    attacked, below = (np.array(found[name]["samples"]["values"]) for name in ("label-aware", "certified"))
+    assert (below <= attacked + 1e-6).all() and 0 < below.mean() < attacked.mean()
+    assert ((below == 0) == (attacked == 0)).all() and (below == 0).any()
+
+
 def test_a_looser_certificate_is_said_to_be_one(here):
     assert main(["score", "run", "--examples", "12", "--certified", "--certificate", "ibp", "--out", "ibp.json"]) == 0
     loose = json.loads((here / "ibp.json").read_text())["scores"]["certified"]
@@ -116,7 +125,7 @@ def test_refuses_to_certify_an_ensemble_before_anything_is_computed(here, capsys
         ("--score r3", "unknown score 'r3'"),
         ("--score r4", "--score r4 needs the manifold of the data"),
         ("--score r4 --manifold nowhere", "nowhere"),
-        ("--score r1 --certified", "--certified bounds r2 from below, not r1"),
+        ("--score r1 --certified", "--certified bounds r2 and label-aware from below, not r1"),
         ("--score r2 --certificate ibp", "--certificate needs --certified"),
         ("--score r2 --manifold run", "--manifold is for r4 and manifold, not for r2"),
         ("--score r1 --samples 3", "--samples is for r4 and manifold, not for r1"),

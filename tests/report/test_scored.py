@@ -1,5 +1,6 @@
 """Scores in the report: a table for each score and test set, a line per model, curves, and damaged records."""
 
+import base64
 import json
 import re
 from dataclasses import asdict
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from equipoise.errors import EquipoiseError
 from equipoise.records import Provenance
 from equipoise.report import report
+from equipoise.report.reading import PICTURES
 
 PROVENANCE = Provenance("equipoise score", 7, {"torch": "2.13.0"}, "0123abc", "a processor", 2, "2025-01-02T03:04:05Z")
 CLEAN = {("clean", "linf", 0.0): 190}
@@ -103,6 +106,19 @@ def test_other_scores_and_other_data_make_other_tables(run_directory, tmp_path):
     ]
     (section,) = re.findall(r'<section aria-labelledby="scores">.*?</section>', page, re.DOTALL)
     assert section.count("<svg viewBox") == 4
+
+
+def test_pictures_of_a_manifold_and_of_a_generator_are_shown(run_directory, tmp_path):
+    run = run_directory("r4", CLEAN)
+    for name, colour in (("manifold", "red"), ("generator", "blue")):
+        Image.new("RGB", (4, 3), colour).save(run / f"{name}.png")
+    page = report([run], tmp_path / "r.html").read_text()
+    shown = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="The (.*?)[:"]', page)
+    assert [what for _, what in shown] == ["data manifold", "generator of adversarial examples"]
+    assert [base64.b64decode(uri) for uri, _ in shown] == [(run / f"{n}.png").read_bytes() for n in PICTURES]
+    (run / "manifold.png").write_text("nothing")
+    with pytest.raises(EquipoiseError, match=r"manifold.png is not a PNG picture"):
+        report([run], tmp_path / "r.html")
 
 
 def test_a_record_of_scores_alone_makes_a_report(tmp_path):

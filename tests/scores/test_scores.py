@@ -106,6 +106,21 @@ def test_mirrored_pairs_lie_on_a_line_with_the_point():
     assert not torch.allclose(points[0][1] + points[1][1], 2 * x[1], atol=1e-3)
 
 
+def test_in_linf_pairs_mirror_each_other_about_the_middle_of_ball_and_box():
+    """Also where the box cuts the ball; and each of the two is uniform there."""
+    x = torch.tensor([[0.05, 0.5, 1.0]]).expand(2000, 3)
+    law, streams = UniformOnBall("linf", samples=2), Streams.of(0, torch.arange(2000))
+    first, second = (p for p, _ in law.draws(x, None, torch.full((2000, 1), 0.2).double(), streams))
+    ends = torch.tensor([[0.0, 0.3, 0.8], [0.25, 0.7, 1.0]])
+    assert torch.allclose(first + second, ends.sum(0).expand(2000, 3), atol=1e-6)
+    for i in range(3):
+        low, high = ends[:, i].tolist()
+        assert stats.kstest(second[:, i].numpy(), "uniform", (low, high - low)).pvalue > 1e-3
+    net = linear([1.0, 1.0, 1.0], -1.6)
+    pairs = torch.stack([net(z).argmax(1) == net(x).argmax(1) for z in (first, second)]).double()
+    assert np.corrcoef(pairs.numpy())[0, 1] < -0.2, "what one misses the other sees"
+
+
 # Sampled scores
 
 

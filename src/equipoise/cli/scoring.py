@@ -66,7 +66,8 @@ class Score:
     radii: Radii | None = None
     """r4: uniform up to the diameter of the box, from a 200th of it on (the default), or the samples' distances."""
     certified: FlagCreatePairsOff[bool] = False
-    """Bound r2 from below too, by a certificate; for networks of linear, convolutional, ReLU and pooling layers."""
+    """Bound r2 or label-aware from below too, by a certificate; for networks of linear, convolutional, ReLU and pooling
+    layers."""
     certificate: Literal["crown", "crown-ibp", "ibp"] | None = None
     """Which certificate: crown, the tightest (the default), which takes minutes a sample for a convolutional network;
     crown-ibp; or ibp, the fastest."""
@@ -159,7 +160,10 @@ def score(options: Score, command: str) -> None:
 def _chosen(options: Score, shape: tuple[int, ...]) -> dict[str, scores.Score]:
     """The scores to estimate, by what they are called."""
     name = options.score
-    require(not options.certified or name == "r2", f"--certified bounds r2 from below, not {name}: leave it out.")
+    require(
+        not options.certified or name in ("r2", "label-aware"),
+        f"--certified bounds r2 and label-aware from below, not {name}: leave it out.",
+    )
     require(options.certified or options.certificate is None, "--certificate needs --certified.")
     typed = {flag: value for flag in _ALONG if (value := getattr(options, flag)) is not None}
     for flag in typed:
@@ -188,7 +192,8 @@ def _chosen(options: Score, shape: tuple[int, ...]) -> dict[str, scores.Score]:
         return {name: _SCORES[name](**typed | {"manifold": manifold}, shape=shape, norm=options.norm)}
     found = {name: _SCORES[name](shape, norm=options.norm)}
     if options.certified:
-        found["certified"] = scores.certified_r2(shape, options.norm, options.certificate or "crown")
+        method, aware = options.certificate or "crown", name == "label-aware"
+        found["certified"] = scores.certified_r2(shape, options.norm, method, label_aware=aware)
     return found
 
 

@@ -1,12 +1,13 @@
 """Reads what a report shows: run directories, loose evaluation files and scores."""
 
+import base64
 import json
 import math
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ import numpy as np
 from equipoise.errors import EquipoiseError, require
 from equipoise.records import Evaluation, Run, load
 from equipoise.report.scored import Scored, read_scores
+
+PICTURES = {
+    "manifold": "The data manifold: in each row a test image, its reconstruction, and samples near it.",
+    "generator": "The generator of adversarial examples: images, and what it made of them after each epoch.",
+}
+"""Pictures that a run may keep, as NAME.png, and what they show."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Source:
     """Example images, if the run kept some."""
     scores: Sequence[Scored] = ()
     """What `equipoise score` measured of it."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """What a run kept of its manifold and of its generator: PNG data URIs by the name in `PICTURES`."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -118,8 +127,26 @@ def _read_run(path: Path) -> Source:
     evaluations = sorted(files, key=lambda named: named[1].weights)  # best before last
     name = str(run.method.get("name", path.resolve().name))
     return Source(
-        name, path, run, read_metrics(path / "metrics.jsonl"), evaluations, _read_samples(path / "samples.npz")
+        name,
+        path,
+        run,
+        read_metrics(path / "metrics.jsonl"),
+        evaluations,
+        _read_samples(path / "samples.npz"),
+        pictures={name: uri for name in PICTURES if (uri := _read_png(path / f"{name}.png")) is not None},
     )
+
+
+def _read_png(path: Path) -> str | None:
+    """A picture as a data URI; None if there is none. Raises `EquipoiseError` if it is none."""
+    if not path.exists():
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
+    require(content.startswith(b"\x89PNG\r\n"), f"{path} is not a PNG picture.")
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def _read_evaluation(path: Path) -> Evaluation:

@@ -18,7 +18,7 @@ from equipoise.report.chains import composites, descent, stages
 from equipoise.report.corrupted import Result
 from equipoise.report.figures import Style
 from equipoise.report.pages import NORMS, radius, template, title, value
-from equipoise.report.reading import Source, read
+from equipoise.report.reading import PICTURES, Source, read
 
 WORST = "worst case"
 _MOST_EPOCHS = 40
@@ -189,6 +189,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
         id=id,
         training=_training,
         grid=_grid,
+        about=PICTURES,
         hyperparameters=hyperparameters,
     )
     return write_atomically(os.fspath(out), page.encode())

@@ -64,10 +64,18 @@ def label_aware(shape: Sequence[int], norm: str = "l2", attack: Attack | None = 
     return _mean_margin(shape, norm, attack, box, label_aware=True, name="label-aware R2")
 
 
-def certified_r2(shape: Sequence[int], norm: NormName = "l2", method: Method = "crown", box: Box = Box()) -> Score:
-    """R2 from below: no point that is classified otherwise lies nearer than this, on the average."""
-    robustness = Certified(norm, method, box=box)
-    return Score(robustness, Radii(diameter(shape, norm, box)), box=box, name="certified R2")
+def certified_r2(
+    shape: Sequence[int],
+    norm: NormName = "l2",
+    method: Method = "crown",
+    box: Box = Box(),
+    label_aware: bool = False,
+) -> Score:
+    """R2 from below: no point that is classified otherwise lies nearer than this, on the average. Or `label_aware` R2,
+    whose curve is certified accuracy over eps.
+    """
+    robustness, name = Certified(norm, method, label_aware, box), "label-aware R2" if label_aware else "R2"
+    return Score(robustness, Radii(diameter(shape, norm, box)), box=box, name=f"certified {name}")
 
 
 def on_manifold(

@@ -42,8 +42,9 @@ class Law(Protocol):
 class UniformOnBall:
     """Uniform on `{z in box : ‖z - x‖ <= eps}`, drawn exactly, for every radius anew (F, Examples 1 and 2).
 
-    Points come in pairs that mirror each other about x where the ball lies within the box: of a boundary that is nearly
-    straight, two such points never both lie beyond it, so that the share that does is known more closely.
+    Points come in pairs that mirror each other, in linf about the middle of ball and box, else about x where the ball
+    lies within the box: of a boundary that is nearly straight, two such points rarely both lie beyond it, so that the
+    share that does is known more closely.
     """
 
     norm: str = "l2"
@@ -67,17 +68,26 @@ class UniformOnBall:
         for k in range(radii.shape[1]):
             inside = torch.zeros_like(radii, dtype=torch.bool)
             inside[:, k] = True
-            cut = _leaves(x, radii[:, k], self.box)
+            low, high = _ends(x, radii[:, k], self.box)
+            middle = ((low + high) / 2).to(x.dtype).reshape(x.shape)
+            # A product of intervals is symmetric about its middle, but no other ball that the box cuts.
+            cut = _leaves(x, radii[:, k], self.box) & (self.norm != "linf")
             for number in range(0, self.samples, 2):
                 move = uniform_move(self.norm, x, radii[:, k], self.box, streams.fold(k, number))
                 yield self.box.clamp(x + move), inside
                 if number + 1 == self.samples:
                     break
-                other, rows = -move, cut.nonzero()[:, 0]
+                other, rows = 2 * middle - move, cut.nonzero()[:, 0]
                 if len(rows):
                     again = streams[rows].fold(k, number + 1)
                     other[rows] = uniform_move(self.norm, x[rows], radii[rows, k], self.box, again)
                 yield self.box.clamp(x + other), inside
+
+
+def _ends(x: Points, eps: Float[Tensor, " batch"], box: Box) -> tuple[Tensor, Tensor]:
+    """How far each coordinate may go down and up, within the radius and the box."""
+    low = (box.low - x).flatten(1).double().maximum(-eps[:, None].double())
+    return low, (box.high - x).flatten(1).double().minimum(eps[:, None].double())
 
 
 def _leaves(x: Points, eps: Float[Tensor, " batch"], box: Box) -> Bool[Tensor, " batch"]:
@@ -95,8 +105,7 @@ def uniform_move(norm: str, x: Points, eps: Float[Tensor, " batch"], box: Box, s
     so that what is kept has a constant density. λ is such that N is about eps^p on the average; then about one in
     `sqrt(2π d/p)` points is kept, in d dimensions.
     """
-    low = (box.low - x).flatten(1).double().maximum(-eps[:, None].double())
-    high = (box.high - x).flatten(1).double().minimum(eps[:, None].double())
+    low, high = _ends(x, eps, box)
     if norm == "linf":
         u = streams.uniform(low.shape[1], dtype=torch.float64)
         return torch.lerp(low, high, u).to(x.dtype).reshape(x.shape)
