@@ -140,8 +140,8 @@ def test_evaluations_carry_their_figures():
     [
         (b"{", "x.json is not JSON"),
         (b"\xff\xfe", "x.json is not JSON"),
-        (b"[]", "x.json is not a record of equipoise"),
-        (b'{"kind": "cake", "schema": 1}', "not a record of equipoise"),
+        (b"[]", "x.json is not the record of a run or of an evaluation: its kind is not named"),
+        (b'{"kind": "cake", "schema": 1}', "evaluation: its kind is 'cake'"),
         (b'{"kind": "run", "schema": 99}', "has schema 99, this version reads schema 1"),
         (b'{"kind": "run", "schema": 1}', "not a complete run record: 'provenance'"),
         (json.dumps({**to_json(RUN), "flavour": "mint"}).encode(), "not a complete run record.*flavour"),

@@ -283,9 +283,7 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     """
     cls = _KINDS.get(str(data.get("kind"))) if isinstance(data, Mapping) else None
     if cls is None:
-        raise EquipoiseError(
-            f"{where} is not a record of equipoise: it has no known 'kind'; expected a run or an evaluation."
-        )
+        raise EquipoiseError(f"{where} is not the record of a run or of an evaluation: its kind is {_kind(data)}.")
     require(
         data.get("schema") == SCHEMA, f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}."
     )
@@ -310,6 +308,12 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     if isinstance(record, Evaluation):
         _check(record, where)
     return record
+
+
+def _kind(data: Any) -> str:
+    """What JSON data say they are, in words: another record of equipoise, such as an audit's, says it too."""
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    return repr(kind) if isinstance(kind, str) else "not named"
 
 
 def _check(evaluation: Evaluation, where: str) -> None:

@@ -41,6 +41,11 @@ def test_an_audit_is_a_page_and_a_record(here, capsys):
     page = (here / "audit.html").read_text()
     assert "<svg" in page and record["model"]["sha256"][:16] in page and "digits, 359 test samples" in page
     assert main(["audit", "a", "--eps", "0.1", "--minutes", "0.01", "--out", "audit.html"]) == 0  # in its own place
+    capsys.readouterr()
+    for command in ("verify", "report"):
+        assert main([command, "audit.json"]) == 2
+        said = capsys.readouterr().err
+        assert "audit.json is not the record of a run or of an evaluation: its kind is 'masking'." in said
 
 
 def test_attacks_made_on_another_run_are_judged_here_and_verified(here, capsys):
