@@ -518,6 +518,7 @@ def test_errors_that_are_ours_are_not_hidden(monkeypatch):
 def test_warnings_are_one_line_each(monkeypatch, capsys):
     def warn(options, command):
         warnings.warn("mind this", EquipoiseWarning, stacklevel=1)
+        return 0
 
     monkeypatch.setattr(commands, "run", warn)
     assert ask("report", "x") == 0
