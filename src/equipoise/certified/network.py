@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from equipoise.certified import layers
@@ -111,20 +112,19 @@ class Network:
     def _slopes(self, chain: tuple[int, ...]) -> "Slopes":
         """The coefficients of affine layers after each other: their values on unit vectors, some at a time."""
         layers, before, after = [self.nodes[i].layer for i in chain], self.nodes[0].shape, self.nodes[chain[-1]].shape
-        one = torch.eye(before.numel(), dtype=torch.float64, device=self.device)
         found = []
-        for start, some in enumerate(one.split(at_once := max(1, _NUMBERS // after.numel()))):
-            z = some.reshape(-1, *before)
+        for some in torch.arange(before.numel(), device=self.device).split(max(1, _NUMBERS // after.numel())):
+            z = F.one_hot(some, before.numel()).double().reshape(-1, *before)
             for layer in layers:
                 assert isinstance(layer, Affine)
                 z = layer.linear(z)
-            coordinate, unit = z.flatten(1).nonzero(as_tuple=True)
-            found.append((unit, coordinate + start * at_once, z.flatten(1)[coordinate, unit]))
+            row, unit = z.flatten(1).nonzero(as_tuple=True)
+            found.append((unit, some[row], z.flatten(1)[row, unit]))
         unit, coordinate, value = (torch.cat(parts) for parts in zip(*found, strict=True))
         order = unit.argsort(stable=True)
         unit, count = unit[order], torch.bincount(unit, minlength=after.numel())
         place = torch.arange(len(unit), device=unit.device) - (count.cumsum(0) - count)[unit]
-        values = one.new_zeros(after.numel(), max(int(count.amax()), 1))
+        values = value.new_zeros(after.numel(), max(int(count.amax()), 1))
         index = torch.zeros_like(values, dtype=torch.int64)
         values[unit, place], index[unit, place] = value[order], coordinate[order]
         return Slopes(chain, values, index)

@@ -108,7 +108,8 @@ def margin_curves(name: str, lines: Sequence[tuple[Line, bool]], width: int, hei
         axes.plot(line.eps, 100 * np.array(line.accuracy), color=colour, linewidth=1.9, linestyle=dashes, zorder=3)
     _percent(axes, "classified alike within eps")
     _label_below(axes, "eps")
-    axes.set_xlim(0, max(line.eps[-1] for line, _ in lines))
+    first, last = (end(at for line, _ in lines for at in line.eps) for end in (min, max))
+    axes.set_xlim(0 if first < last / 2 else first, last)
     return svg(figure, name)
 
 
