@@ -265,6 +265,13 @@ def test_label_aware_margins_are_0_where_the_prediction_is_wrong():
     assert np.allclose(r2((2,))(net, x, y).values, [0.3, 0.4], atol=1e-4), "the prediction's margin, right or wrong"
 
 
+def test_one_sample_has_no_interval():
+    estimate = r2((2,), attack=minimal_l2())(linear([1.0, 0.0], -0.5), torch.full((1, 2), 0.2))
+    assert str(estimate) == "R2 = 0.3, n = 1" and math.isnan(estimate.error)
+    low, high = estimate.band
+    assert ((low <= estimate.curve) & (estimate.curve <= high)).all()
+
+
 def test_r1_looks_at_the_whole_box():
     """For a boundary in the middle of the square, the distance of a uniform point is 1/4 on the average."""
     estimate = r1((2,), attack=minimal_l2())(linear([1.0, 0.0], -0.5), torch.zeros(400, 2))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from rich.table import Table
@@ -102,6 +103,12 @@ def score(options: Score, command: str) -> None:
     out = options.out
     require(not out.is_dir(), f"--out {out} is a directory: expected a file, such as r2.json.")
     require(out.suffix == ".json", f"--out {out}: expected a file that ends in .json.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise EquipoiseError(f"cannot write --out {out}: {error.strerror}; choose another place.") from error
     require(options.examples >= 0, f"--examples {options.examples}: expected a number of samples, or 0 for all.")
     require(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected an integer >= 1.")
     canvas(1, 1)  # is matplotlib there?

@@ -464,7 +464,8 @@ class Estimate:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.score.name} = {self.value:.4g} [{low:.4g}, {high:.4g}], n = {len(self)}"
+        span = f" [{low:.4g}, {high:.4g}]" if len(self) > 1 else ""
+        return f"{self.score.name} = {self.value:.4g}{span}, n = {len(self)}"
 
 
 def _name(function: Weight) -> str:
