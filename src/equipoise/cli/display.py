@@ -24,6 +24,11 @@ def say(text: object = "") -> None:
     Console(quiet=not is_main_process(), highlight=False, soft_wrap=isinstance(text, str)).print(text, markup=False)
 
 
+def columns() -> int:
+    """How many characters a line has room for."""
+    return Console().width
+
+
 def moving(text: str) -> None:
     """Show `text` in place of the last one, on a terminal; the empty text takes it away."""
     if is_main_process() and sys.stderr.isatty():

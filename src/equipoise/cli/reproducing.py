@@ -11,14 +11,15 @@ from rich.table import Table as RichTable
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from equipoise import experiments
-from equipoise.cli.display import duration, moving, numbers, say
+from equipoise.cli.display import columns, duration, moving, numbers, say
 from equipoise.data import available
 from equipoise.errors import require, unknown
-from equipoise.experiments import Cell, Chart, Found, Plan, Setting, Shown, Table, cost, found
+from equipoise.experiments import Cell, Chart, Plan, Setting, Shown, Table, cost, found
 from equipoise.experiments.stand_in import KINDS, stand_in
-from equipoise.experiments.sweep import Outcome, Progress, claim, cores, is_done, sweep
+from equipoise.experiments.sweep import Progress, Swept, claim, cores, is_done, sweep
 from equipoise.experiments.tasks import result
 from equipoise.findings import Study
+from equipoise.reproduction import Outcome
 
 _FAILED = 1  # the exit code of a sweep of which a task failed
 
@@ -57,6 +58,10 @@ class Reproduce:
     """The share of the paper's epochs, samples and seeds, in (0, 1]; 1 is its protocol to the letter."""
     variant: Literal["as-published", "corrected"] = "corrected"
     """With the quirks of the paper's own code, or without."""
+    seeds: int | None = None
+    """So many trainings of each kind; by default the scale's share of the paper's number, at least one."""
+    only: tuple[str, ...] = ()
+    """Only what needs no other datasets than these, such as mnist; by default everything."""
     data_root: Path | None = None
     """Where the files of datasets are looked for."""
     data: tuple[str, ...] = ()
@@ -79,17 +84,20 @@ def list_experiments(options: Experiments) -> None:
     sources, workers = _sources(options.data), options.workers or cores()
     title = f"at scale {options.scale:g}, on {workers} worker{'s' * (workers > 1)} of this machine"
     table = RichTable(title=title, title_justify="left")
+    wide, roomy = columns() >= 110, columns() >= 150
     table.add_column("name", no_wrap=True)
-    table.add_column("source", no_wrap=True)
     table.add_column("about", justify="right", no_wrap=True)
     table.add_column("data", overflow="fold")
-    table.add_column("shows", overflow="fold")
+    for name, there_is_room in (("source", wide), ("shows", roomy)):
+        if there_is_room:
+            table.add_column(name, overflow="fold")
     for name in sorted(experiments.names(), key=_naturally):
         one = experiments.experiment(name)
         plan = one.plan(options.scale, _variant(options.variant))
         there = {n: _there(n, sources, options.data_root) for n in plan.datasets()}
         data = ", ".join(n if here else f"{n} (missing)" for n, here in there.items())
-        table.add_row(name, one.source, _roughly(cost.total(plan.tasks(), workers)), data or "none", one.title)
+        about = _roughly(cost.total(plan.tasks(), workers))
+        table.add_row(name, about, data or "none", *[one.source][:wide], *[one.title][:roomy])
     say(table)
     say("next: equipoise reproduce NAME --scale 0.1 --out DIR")
 
@@ -113,7 +121,8 @@ def reproduce(options: Reproduce, command: str) -> int:
     Raises `EquipoiseError` before anything is computed for an unknown experiment, missing data, and an unusable --out.
     """
     out = options.out or Path("reproductions", options.name)
-    plan = experiments.experiment(options.name).plan(options.scale, _variant(options.variant))
+    variant = _variant(options.variant)
+    plan = experiments.experiment(options.name).plan(options.scale, variant, options.seeds, options.only)
     require(not (options.data and options.synthetic), "--data and --synthetic exclude each other: choose one.")
     require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
     sources = _sources(options.data)
@@ -167,6 +176,8 @@ def _headline(plan: Plan, synthetic: bool) -> str:
     """What these numbers are."""
     one = plan.experiment
     scale = "at the paper's scale" if plan.scale == 1 else f"at scale {plan.scale:g} of the paper's"
+    scale += "" if plan.seeds is None else f", {plan.seeds} seed{'s' * (plan.seeds > 1)}"
+    scale += f", {' and '.join(plan.only)} only" if plan.only else ""
     variant = f", {plan.variant}" + (f" ({one.quirks})" if one.quirks and plan.variant == "as published" else "")
     data = "; SYNTHETIC data, which says nothing about the paper" if synthetic else ""
     return f"{one.source}: {one.title}; {scale}{variant}{data}"
@@ -193,7 +204,7 @@ def _show(name: str) -> Callable[[Progress], None]:
     return show
 
 
-def _print(plan: Plan, setting: Setting, outcome: Outcome) -> None:
+def _print(plan: Plan, setting: Setting, outcome: Swept) -> None:
     """The numbers of every part, beside the paper's."""
     finished = set(outcome.finished)
     hits: list[bool] = []
@@ -227,7 +238,7 @@ def _rows(part: Table | Chart) -> Iterator[tuple[str, str, Cell]]:
         yield from ((line.name, f"{x:.4g}", cell) for line in part.lines for x, cell in line.points)
 
 
-def _ours(one: Found) -> tuple[str, str, str]:
+def _ours(one: Outcome) -> tuple[str, str, str]:
     interval = "" if one.interval is None else f"[{', '.join(map(_digits, one.interval))}]"
     return _digits(one.mean), interval, {None: "", True: "yes", False: "no"}[one.reproduced]
 
@@ -246,7 +257,7 @@ def _print_study(part: Shown, setting: Setting) -> None:
     say(record.findings.verdict or "done")
 
 
-def _conclude(outcome: Outcome, out: Path) -> int:
+def _conclude(outcome: Swept, out: Path) -> int:
     """What failed, on stderr, and what to do next."""
     for sentence in outcome.failed.values():
         print(f"failed: {sentence}", file=sys.stderr)

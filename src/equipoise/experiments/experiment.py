@@ -11,6 +11,7 @@ from equipoise.errors import EquipoiseError, require
 from equipoise.experiments.tasks import Task, datasets
 from equipoise.findings import Number, Study
 from equipoise.records import AttackResult, Evaluation, Run, wilson
+from equipoise.reproduction import Outcome
 
 Record = Run | Evaluation | Study
 Read = Callable[[Record], Sequence[float]]
@@ -45,58 +46,35 @@ class Cell:
         return replace(self, tasks=tuple(task.scaled(scale) for task in kept))
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a cell turned out to be."""
-
-    cell: Cell
-    """Which cell."""
-    mean: float
-    """Our number, in the table's unit."""
-    interval: tuple[float, float] | None
-    """95 % interval; None for a single value."""
-    n: int
-    """Values behind it: samples, or repeats of a study."""
-    seeds: int
-    """Trainings behind it."""
-    over: Literal["seeds", "samples"]
-    """What the interval covers: with three seeds or more their variation, below that only that of the samples."""
-
-    @property
-    def reproduced(self) -> bool | None:
-        """Whether our interval contains the paper's number, or ours lies within its stated deviation; None if the
-        paper gives no number.
-        """
-        paper = self.cell.paper
-        if paper is None:
-            return None
-        low, high = self.interval or (self.mean, self.mean)
-        return low <= paper <= high or abs(self.mean - paper) <= self.cell.deviation + 1e-9
-
-
-def found(cell: Cell, records: Sequence[Record]) -> Found:
-    """The cell's number: the mean over its tasks of the mean of what is read from each.
+def found(cell: Cell, records: Sequence[Record], folders: Sequence[str] = ()) -> Outcome:
+    """The cell's number: the mean over its tasks of the mean of what is read from each; of no tasks, none.
 
     Its interval is Student's over the tasks if they are three or more. With fewer it is that of the samples, whose
     values are averaged over the tasks first, as two trainings judged on the same samples are no more samples:
     Wilson's for accuracies, Student's for other numbers.
     """
+    if not records:
+        return Outcome(cell.row, cell.column, cell.paper, cell.deviation, None, None, 0, 0, "samples", folders)
     values = [np.asarray(cell.read(record), float) for record in records]
     require(all(len(v) > 0 for v in values), f"{cell.row}, {cell.column}: nothing to take a mean of.")
     means, by_seeds = [float(v.mean()) for v in values], len(values) >= 3
     samples = np.mean(values, 0) if len({len(v) for v in values}) == 1 else np.concatenate(values)
-    if not by_seeds and all(isinstance(record, Evaluation) for record in records):
+    shares = all(isinstance(one, Evaluation) for one in records) or all(np.isin(v, (0.0, 1.0)).all() for v in values)
+    if shares and not by_seeds:
         interval = wilson(float(samples.sum()), len(samples))
     else:
         interval = Number(cell.column, means if by_seeds else samples.tolist(), signed=True).interval
-    unit = cell.scale
-    return Found(
-        cell,
-        float(np.mean(means)) * unit,
-        None if interval is None else (interval[0] * unit, interval[1] * unit),
+    return Outcome(
+        cell.row,
+        cell.column,
+        cell.paper,
+        cell.deviation,
+        float(np.mean(means)) * cell.scale,
+        None if interval is None else (interval[0] * cell.scale, interval[1] * cell.scale),
         len(samples),
         len(means),
         "seeds" if by_seeds else "samples",
+        folders,
     )
 
 

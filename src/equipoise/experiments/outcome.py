@@ -86,19 +86,7 @@ def _part(part: Part, read: _Reader) -> TableOutcome | ChartOutcome | ShownOutco
 def _outcome(cell: Cell, read: _Reader) -> Outcome:
     """The number of a cell from the tasks that are finished."""
     known = [task for task in cell.tasks if read(task) is not None]
-    ours = found(cell, [read(task) for task in known]) if known else None
-    return Outcome(
-        cell.row,
-        cell.column,
-        cell.paper,
-        cell.deviation,
-        ours and ours.mean,
-        ours and ours.interval,
-        ours.n if ours else 0,
-        len(known),
-        ours.over if ours else "samples",
-        [read.folder(task).name for task in known],
-    )
+    return found(cell, [read(task) for task in known], [read.folder(task).name for task in known])
 
 
 def _work(task: Task, place: Path) -> Work:

@@ -15,9 +15,11 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,7 +60,7 @@ Show = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Swept:
     """What came of a sweep."""
 
     finished: Sequence[Path]
@@ -90,7 +92,7 @@ def sweep(
     workers: int | None = None,
     address: str | None = None,
     tell: Show | None = None,
-) -> Outcome:
+) -> Swept:
     """Do all tasks of the plan that are not done yet, and write what there is into `experiment.json`.
 
     One worker works in this process. More are processes of Ray, on the cores of this machine (`workers`, by default
@@ -115,17 +117,17 @@ def sweep(
         def note(status: str, failed: Mapping[Path, str] | None = None) -> None:
             _write(setting.folder / RECORD, _record(plan, setting, jobs, data, status, failed or {}))
 
-        with _in_this_process(setting) if here else _on_ray(setting, workers, address) as pool:
-            note("running")
-            try:
-                failed = _drive(jobs, left, pool, tell or (lambda now: None))
-            except BaseException:
-                with suppress(EquipoiseError):  # what stopped us says more
-                    note("interrupted")
-                raise
+        note("running")
+        try:
+            pool = partial(_in_this_process, setting) if here else partial(_on_ray, setting, workers, address)
+            failed = _all_done(jobs, pool, tell or (lambda now: None))
+        except BaseException:
+            with suppress(EquipoiseError):  # what stopped us says more
+                note("interrupted")
+            raise
         note("failed" if failed else "finished", failed)
     finished = [place for place in jobs if is_done(place)]
-    return Outcome(finished, failed, [place for place in jobs if place not in finished and place not in failed])
+    return Swept(finished, failed, [place for place in jobs if place not in finished and place not in failed])
 
 
 def _jobs(plan: Plan, setting: Setting, sizes: Mapping[str, int]) -> dict[Path, Job]:
@@ -150,12 +152,25 @@ def claim(plan: Plan, folder: Path) -> None:
         others = [file.name for file in folder.iterdir() if file.name not in _OURS] if folder.exists() else []
         require(not others, f"{folder} is not empty and holds no experiment: choose another place.")
         return
-    for name, now in (("name", plan.experiment.name), ("scale", plan.scale), ("variant", plan.variant)):
+    seeds = "" if here.get("seeds") is None else f", {here['seeds']} seeds"
+    only = f", {' and '.join(here['only'])} only" if here.get("only") else ""
+    for name, now in _asked(plan).items():
         require(
-            here.get(name) == now,
-            f"{folder} holds {here.get('name')} at scale {here.get('scale')}, {here.get('variant')}: ask for the same "
-            "to continue it, or choose another place.",
+            here.get(name, now) == now,
+            f"{folder} holds {here.get('name')} at scale {here.get('scale')}, {here.get('variant')}{seeds}{only}: ask "
+            "for the same to continue it, or choose another place.",
         )
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    """All that tells one plan from another."""
+    return {
+        "name": plan.experiment.name,
+        "scale": plan.scale,
+        "variant": plan.variant,
+        "seeds": plan.seeds,
+        "only": list(plan.only),
+    }
 
 
 def _same_data(folder: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
@@ -212,12 +227,30 @@ class _Pool(Protocol):
         ...
 
 
-def _drive(jobs: Mapping[Path, Job], left: Mapping[Path, Job], pool: _Pool, show: Show) -> dict[Path, str]:
-    """Have the jobs that are left done, each after those it builds on, long ones first. Returns what went wrong."""
-    waiting = dict(sorted(left.items(), key=lambda entry: -entry[1].seconds))
-    spent = {place: _seconds(place) for place in jobs if place not in left}
-    running: set[Path] = set()
+class _RayDied(Exception):
+    """A process of the Ray that we started is gone, without which it does nothing."""
+
+
+def _all_done(
+    jobs: Mapping[Path, Job], start: Callable[[], AbstractContextManager[_Pool]], show: Show
+) -> dict[Path, str]:
+    """Have all jobs done, in a new pool if one dies. Returns what went wrong with which."""
     failed: dict[Path, str] = {}
+    for _ in range(_RETRIES + 1):
+        with suppress(_RayDied), start() as pool:
+            _drive(jobs, pool, failed, show)
+            return failed
+    raise EquipoiseError(f"Ray died {_RETRIES + 1} times: run the same command again to continue, or with --workers 1.")
+
+
+def _drive(jobs: Mapping[Path, Job], pool: _Pool, failed: dict[Path, str], show: Show) -> None:
+    """Have the jobs done that are not yet and did not fail, each after those it builds on, long ones first. What goes
+    wrong is added to `failed`.
+    """
+    spent = {place: _seconds(place) for place in jobs if is_done(place)}
+    left = [job for place, job in jobs.items() if place not in spent and place not in failed]
+    waiting = {job.place: job for job in sorted(left, key=lambda job: -job.seconds)}
+    running: set[Path] = set()
     hopeless: set[Path] = set()
 
     def look() -> None:
@@ -239,7 +272,6 @@ def _drive(jobs: Mapping[Path, Job], left: Mapping[Path, Job], pool: _Pool, show
             else:
                 failed[place] = f"{jobs[place].task.label}: {sentence}"
         look()
-    return failed
 
 
 def _seconds(place: Path) -> float:
@@ -303,14 +335,22 @@ class _OnRay:
     setting: Setting
     slots: int
     running: dict[Any, Path]
+    node: Any
+    """What we started of Ray; None if it is somebody else's."""
 
     def submit(self, job: Job, look: Callable[[], None]) -> None:
         self.running[self.do.remote(os.getcwd(), job.task, self.setting)] = job.place
 
     def finished(self) -> Iterable[tuple[Path, str | None]]:
-        ended, _ = self.ray.wait(list(self.running), timeout=_EVERY) if self.running else ([], [])
-        for one in ended:
-            yield self.running.pop(one), self._result(one)
+        try:
+            ended, _ = self.ray.wait(list(self.running), timeout=_EVERY) if self.running else ([], [])
+            results = [(one, self._result(one)) for one in ended]
+        except self.ray.exceptions.RayError as error:
+            raise _RayDied from error
+        # Ray waits for such a process for ever, or takes us with it.
+        if self.node is not None and any(kind in ("raylet", "gcs_server") for kind, _ in self.node.dead_processes()):
+            raise _RayDied
+        return [(self.running.pop(one), sentence) for one, sentence in results]
 
     def _result(self, one: Any) -> str | None:
         try:
@@ -327,13 +367,14 @@ def _on_ray(setting: Setting, workers: int | None, address: str | None) -> Itera
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
     try:
-        import ray
+        ray: Any = import_module("ray")
+        inside: Any = import_module("ray._private.worker")
     except ImportError as error:
         _restore(before)
         raise EquipoiseError(
             "several workers need Ray, which is not installed: pip install 'equipoise[sweeps]', or give --workers 1."
         ) from error
-    own, printing = not ray.is_initialized(), getattr(ray._private.worker, "print_to_stdstream", None)
+    own, printing = not ray.is_initialized(), getattr(inside, "print_to_stdstream", None)
     options: dict[str, Any] = {"address": address}
     if address is None:  # our objects are sentences: the smallest store will do
         options = {"address": "local", "num_cpus": workers, "include_dashboard": False, "object_store_memory": 80 << 20}
@@ -342,7 +383,7 @@ def _on_ray(setting: Setting, workers: int | None, address: str | None) -> Itera
             warnings.simplefilter("ignore")
             if own:
                 # Ray prints into our output that a worker died, which we see to, and has no option against it.
-                ray._private.worker.print_to_stdstream = lambda *_, **__: None
+                inside.print_to_stdstream = lambda *_, **__: None
                 try:
                     ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
                 except (ConnectionError, RuntimeError, ValueError) as error:
@@ -355,11 +396,12 @@ def _on_ray(setting: Setting, workers: int | None, address: str | None) -> Itera
             slots = min(workers or 1 << 30, max(int(there.get("CPU", 1)), 1))
             gpus = min(int(10_000 * there.get("GPU", 0) / slots) / 10_000, 1.0)
             do = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(_work_there)
-            yield _OnRay(ray, do, setting, slots, {})
+            node = inside._global_node if own and address is None else None
+            yield _OnRay(ray, do, setting, slots, {}, node if hasattr(node, "dead_processes") else None)
     finally:
         if own:
             ray.shutdown()
-            ray._private.worker.print_to_stdstream = printing
+            inside.print_to_stdstream = printing
         _restore(before)
 
 
