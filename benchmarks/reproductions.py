@@ -1,9 +1,7 @@
 """Writes docs/reproductions.md from the records in benchmarks/results/reproductions.
 
-    equipoise reproduce udp-table-2 --scale 0.2 --data-root DATA --out repro/u2
-    equipoise report repro/u2 --out u2.html
-    cp repro/u2/reproduction.json benchmarks/results/reproductions/udp-table-2.json
-    python benchmarks/reproductions.py
+A record is the `reproduction.json` that `equipoise report` writes into the folder of an `equipoise reproduce`, under the
+experiment's name.
 """
 
 import json
@@ -15,7 +13,7 @@ RECORDS = ROOT / "benchmarks" / "results" / "reproductions"
 PAGE = ROOT / "docs" / "reproductions.md"
 HEAD = """# Reproductions
 
-What was measured with `equipoise reproduce`, beside the papers' numbers. Each cell is *ours*, its 95 % interval, and the
+What was measured with `equipoise reproduce`, beside the papers' numbers. Each cell is ours, its 95 % interval, and the
 paper's number in brackets; **bold** where our interval holds the paper's number or ours lies within its stated
 deviation. Intervals are of the test samples where one or two trainings were made, and over trainings from three on.
 A scale below 1 shortens the paper's epochs, test samples and seeds together. The page is made from the records in
@@ -60,7 +58,8 @@ def _part(part: dict[str, Any]) -> str:
         [row, *(_cell(at[row, column]) if (row, column) in at else "–" for column in columns)]
         for row in dict.fromkeys(n["row"] for n in numbers)
     ]
-    return _table(part["title"], [f"{part['corner']}, {part['unit']}" if part["unit"] else part["corner"], *columns], rows)
+    corner = f"{part['corner']}, {part['unit']}" if part["unit"] else part["corner"]
+    return _table(part["title"], [corner, *columns], rows)
 
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> str:

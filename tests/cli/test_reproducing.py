@@ -30,6 +30,7 @@ from equipoise.experiments import (
     call,
     clean,
     names,
+    outcome,
 )
 from equipoise.records import load
 from equipoise.training import Recipe
@@ -102,6 +103,37 @@ def test_the_numbers_stand_beside_the_papers(toy, capsys):
     assert "5 tasks, 5 of them finished before; about 0 s on 1 worker" in capsys.readouterr().out
 
 
+def two_of_each(variant: str) -> list:
+    tasks = [evaluated(seed) for seed in (0, 1)]
+    elsewhere = [evaluated(seed, data="svhn") for seed in (0, 1)]
+    cells = [Cell("standard", "mnist", tasks, clean, 98.0), Cell("standard", "svhn", elsewhere, clean, 90.0)]
+    return [Table("Accuracy of a toy", cells)]
+
+
+PAIR = Experiment("toy", "Clean accuracy of a toy", "nowhere", two_of_each)
+
+
+def test_seeds_and_datasets_are_chosen_and_the_report_has_the_same_numbers(toy, capsys, monkeypatch):
+    for place in (experiments, outcome):
+        monkeypatch.setattr(place, "experiment", lambda name: PAIR)
+    line = "reproduce toy --scale 0.02 --seeds 2 --only mnist --synthetic --workers 1 --out out"
+    assert ask(line) == 0
+    assert "at scale 0.02 of the paper's, 2 seeds, mnist only, corrected" in capsys.readouterr().out
+    assert len(list(Path("out").glob("training-*"))) == 2
+    assert ask("reproduce toy --scale 0.02 --seeds 1 --only mnist --synthetic --workers 1 --out out") == 2
+    assert "out holds toy at scale 0.02, corrected, 2 seeds, mnist only: ask for the same" in capsys.readouterr().err
+    assert ask("report out --out page.html") == 0
+    assert "0 of 1 numbers" in capsys.readouterr().out or "1 of 1" in Path("page.html").read_text("utf-8")
+    (number,) = json.loads(Path("out/reproduction.json").read_text())["parts"][0]["numbers"]
+    found = [load(path).results[0] for path in Path("out").glob("evaluation-*/evaluation.json")]
+    right = np.mean([result.correct for result in found], 0)
+    assert number["mean"] == pytest.approx(100 * right.mean()) and (number["seeds"], number["n"]) == (2, len(right))
+    page = Path("page.html").read_text("utf-8")
+    assert "synthetic-mnist stood in for mnist" in page and "svhn" not in page
+    assert ask("report out out --out page.html") == 2
+    assert "out holds an experiment, whose page stands alone" in capsys.readouterr().err
+
+
 def test_the_variant_is_said_with_its_quirks(toy, capsys):
     assert ask("reproduce toy --scale 0.01 --variant as-published --synthetic --workers 1 --out out") == 0
     assert "at scale 0.01 of the paper's, as published (shorter); SYNTHETIC" in capsys.readouterr().out
@@ -139,6 +171,8 @@ REFUSED = [
     ("toy --data mnist=x.npz", r"--data mnist=x.npz: there is no file or folder x.npz"),
     ("toy --synthetic --data mnist=mine.npz", r"--data and --synthetic exclude each other"),
     ("toy --synthetic --workers 0", r"--workers 0: expected at least one"),
+    ("toy --synthetic --seeds 0", r"seeds = 0: expected at least one training of each kind"),
+    ("toy --synthetic --only svhn", r"toy needs no data of the name svhn: it needs mnist"),
     ("toy --synthetic --scale 2", r"scale 2: expected a share in (0, 1]"),
     ("toy --synthetic --out mine.npz", r"mine.npz is a file: expected a folder"),
     ("toy --synthetic --out other", r"other holds another at scale 1, corrected: ask for the same"),

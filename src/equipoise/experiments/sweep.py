@@ -526,11 +526,9 @@ def _record(
     return {
         "kind": "experiment",
         "schema": SCHEMA,
-        "name": one.name,
+        **_asked(plan),
         "title": one.title,
         "source": one.source,
-        "scale": plan.scale,
-        "variant": plan.variant,
         "quirks": one.quirks,
         "notes": one.notes,
         "status": status,
