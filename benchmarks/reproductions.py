@@ -1,7 +1,7 @@
 """Writes docs/reproductions.md from the records in benchmarks/results/reproductions.
 
-A record is the `reproduction.json` that `equipoise report` writes into the folder of an `equipoise reproduce`, under the
-experiment's name.
+A record is the `reproduction.json` that `equipoise report` writes into the folder of an `equipoise reproduce`, kept
+under the experiment's name.
 """
 
 import json
