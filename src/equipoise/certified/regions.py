@@ -73,7 +73,7 @@ class Region:
         """As `minimum`, of functions with the coefficients `a` of the coordinates `index` and no others."""
         return self._least(a, self.centre.flatten(1)[owner[:, None], index], self.eps[owner][:, None])
 
-    def _least(self, a: Rows, centre: Rows, eps: Float[Tensor, "batch 1"]) -> PerSample:
+    def _least(self, a: Rows, centre: Float[Tensor, "#batch features"], eps: Float[Tensor, "batch 1"]) -> PerSample:
         """`a·c` less the gain, for the coordinates that count."""
         room = torch.where(a > 0, centre - self.box.low, self.box.high - centre).clamp_min_(0).minimum(eps)
         return (a * centre).sum(1) - _GAIN[self.norm](a.abs(), room, eps)

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, require, unknown
@@ -93,6 +92,8 @@ class SparseGP(nn.Module):
             distinct >= max(count, 2),
             f"{count} inducing points need as many distinct feature vectors (at least 2), the data has {distinct}.",
         )
+        from sklearn.cluster import KMeans  # takes a second to import, which most never need
+
         centres = KMeans(count, random_state=seed % 2**32).fit(points.numpy()).cluster_centers_
         self.inducing.copy_(torch.from_numpy(centres))
         self.kernel.base_kernel.lengthscale = torch.pdist(points).mean().to(self.inducing)
