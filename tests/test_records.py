@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from equipoise.errors import EquipoiseError
+from equipoise.proportions import wilson
 from equipoise.records import (
     AttackResult,
     Evaluation,
@@ -20,7 +20,6 @@ from equipoise.records import (
     load,
     save,
     to_json,
-    wilson,
     write_atomically,
 )
 
@@ -64,22 +63,6 @@ RUN = Run(
     {"epoch": 2},
     ["alarm"],
 )
-
-
-@given(st.data())
-def test_wilson_matches_scipy(data):
-    n = data.draw(st.integers(1, 20_000))
-    k = data.draw(st.integers(0, n))
-    expected = binomtest(k, n).proportion_ci(method="wilson")
-    assert wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "message"), [(0, 0, "at least one sample"), (-1, 5, "between 0 and n"), (6, 5, "between 0 and n")]
-)
-def test_wilson_refuses(k, n, message):
-    with pytest.raises(EquipoiseError, match=message):
-        wilson(k, n)
 
 
 def test_result_figures():

@@ -15,23 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import EquipoiseError, require
+from equipoise.proportions import wilson
 
 SCHEMA = 1
-
-
-def wilson(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson score interval of a proportion: `(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` (Wilson 1927).
-
-    `z` is the normal quantile, 1.96 for 95 %. A sum of shares in [0, 1] may stand for the successes: its spread is at
-    most theirs, so that the interval is on the safe side. Raises `EquipoiseError` for `n < 1` or `successes` outside
-    `[0, n]`.
-    """
-    require(n >= 1, f"an interval needs at least one sample, got n = {n}.")
-    require(0 <= successes <= n, f"successes = {successes} is not between 0 and n = {n}.")
-    p = successes / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
 
 
 @dataclass(frozen=True)
@@ -54,8 +40,29 @@ class Provenance:
     """UTC, ISO 8601."""
 
 
+class _Outcomes:
+    """What follows from the outcome of each sample."""
+
+    correct: Sequence[bool]
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.correct)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples classified correctly, in [0, 1]."""
+        return sum(self.correct) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `accuracy`."""
+        return wilson(sum(self.correct), self.n)
+
+
 @dataclass(frozen=True)
-class AttackResult:
+class AttackResult(_Outcomes):
     """What one attack did to a model at one radius. `attack = "clean"` with `eps = 0` is accuracy without an attack."""
 
     attack: str
@@ -88,24 +95,9 @@ class AttackResult:
     seconds: float = 0.0
     """Wall-clock time."""
 
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return len(self.correct)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of samples still classified correctly, in [0, 1]."""
-        return sum(self.correct) / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `accuracy`."""
-        return wilson(sum(self.correct), self.n)
-
 
 @dataclass(frozen=True)
-class CorruptionResult:
+class CorruptionResult(_Outcomes):
     """What one corruption of the images did to a model, on the samples of an evaluation."""
 
     corruption: str
@@ -116,21 +108,6 @@ class CorruptionResult:
     """Per sample: the class predicted, in float32 and eval mode."""
     source: str = ""
     """Where the images come from: empty if they were made from the seed, else the SHA-256 of the published ones."""
-
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return len(self.correct)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of samples classified correctly, in [0, 1]."""
-        return sum(self.correct) / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `accuracy`."""
-        return wilson(sum(self.correct), self.n)
 
 
 @dataclass(frozen=True)

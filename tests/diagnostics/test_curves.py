@@ -16,7 +16,6 @@ from equipoise.diagnostics.curves import (
     falls_to_zero,
     has_converged,
     lines,
-    mcnemar,
     monotone,
 )
 from equipoise.errors import EquipoiseError
@@ -180,12 +179,6 @@ def test_decisions_err_as_often_as_they_say():
         gains += not has_converged(correct, np.array([1.0, 2, 4, 8])).holds
     assert rises / trials <= 0.05
     assert 0.01 <= gains / trials <= 0.05
-
-
-def test_pairs():
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(3, 1) == pytest.approx(5 / 16)
-    assert mcnemar(3, 1, "two-sided") == pytest.approx(10 / 16)
 
 
 @pytest.mark.parametrize(

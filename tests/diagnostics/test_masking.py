@@ -199,7 +199,7 @@ PLANTED: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.unchecked
 @pytest.mark.parametrize("name", PLANTED)
 def test_masked_defences_are_found(name, base, digits):
-    verdict = investigate(PLANTED[name](base), *few(digits), EPS, minutes=1)
+    verdict = investigate(PLANTED[name](base), *few(digits), EPS, minutes=60)
     assert verdict.masked and str(verdict).startswith("masked: "), str(verdict)
     assert verdict.n >= 50 and verdict.robust < 0.97
 
@@ -219,7 +219,7 @@ HONEST: dict[str, tuple[Callable[[], Method], int]] = {
 def test_honest_models_are_not_accused(name, digits):
     make, epochs = HONEST[name]
     model = trained(make(), digits, epochs, **({"widths": ()} if name == "linear" else {}))
-    verdict = investigate(model, *few(digits), EPS, minutes=1)
+    verdict = investigate(model, *few(digits), EPS, minutes=60)
     assert not verdict.masked and str(verdict).startswith("no sign of masking"), str(verdict)
     assert verdict.skipped == ["transferred attacks: no proxy was given."]
     assert 0 < verdict.robust < verdict.clean
@@ -228,7 +228,7 @@ def test_honest_models_are_not_accused(name, digits):
 @pytest.mark.unchecked
 def test_a_model_without_gradients_is_attacked_without(base, digits):
     rounded = PLANTED["no gradient through a threshold"](base)
-    verdict = investigate(rounded, *few(digits), EPS, minutes=1, proxy=base, proxy_name="the bare network")
+    verdict = investigate(rounded, *few(digits), EPS, minutes=60, proxy=base, proxy_name="the bare network")
     assert "attacks that follow gradients: the model gives none." in verdict.skipped and verdict.pictures == []
     names = {sign.name for sign in verdict.signs if sign.raised}
     assert {"non-differentiable model", "black box beats white box", "transfer beats white box"} <= names
@@ -240,7 +240,7 @@ def test_dropout_that_attacks_know_is_no_sign(digits, brief):
     """The same masks hold while climbing and in the judgement; noise that is drawn anew at each call is a sign."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))
     fit(methods.standard(), net, digits, Recipe(epochs=12, batch_size=64, lr=2e-3, valid_examples=20, valid_steps=1))
-    verdict = investigate(MonteCarloDropout(net.eval(), 3), *few(digits, 50), EPS, minutes=1)
+    verdict = investigate(MonteCarloDropout(net.eval(), 3), *few(digits, 50), EPS, minutes=60)
     assert not verdict.masked, str(verdict)
     assert any("every attack knew the one it was judged on" in words for words in verdict.skipped)
 
@@ -250,7 +250,7 @@ def test_a_random_model_is_judged_alike_again_and_the_generators_stay(base, digi
     """Which samples are right is drawn as attacks draw it: from the seed, and from where a sample stands."""
     noisy = PLANTED["noise on the input"](base)
     state = torch.get_rng_state()
-    first, again = (investigate(noisy, *few(digits, 50), EPS, minutes=1) for _ in range(2))
+    first, again = (investigate(noisy, *few(digits, 50), EPS, minutes=60) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert first.signs == again.signs and first.clean == again.clean and first.n == again.n
 
@@ -268,7 +268,7 @@ def test_the_worst_case_is_over_all_that_was_tried_within_the_radius(base, digit
         return SimpleNamespace(success=success, zero_gradients=none, nan_gradients=none)
 
     monkeypatch.setattr(_Case, "attack", one_each)
-    verdict = investigate(base, *few(digits), EPS, minutes=1)
+    verdict = investigate(base, *few(digits), EPS, minutes=60)
     looked = 2  # whether there is a gradient, and how long one takes
     within = sum(eps <= EPS for eps in tried[looked:])
     assert within == 13 and verdict.robust == pytest.approx(verdict.clean * (1 - within / verdict.n))
@@ -288,20 +288,20 @@ def test_samples_sorted_by_class_are_taken_from_all_classes(base, digits, monkey
 
 @pytest.mark.unchecked
 def test_large_balls_end_where_the_box_does(base, digits, brief):
-    verdict = investigate(base, *few(digits, 30), 0.9, minutes=1)  # and no warning of a ball larger than the box
+    verdict = investigate(base, *few(digits, 30), 0.9, minutes=60)  # and no warning of a ball larger than the box
     assert verdict.settings["radii"] == [0.45, 0.9, 1.0]
 
 
 @pytest.mark.unchecked
 def test_the_share_that_is_over_grows_from_0_to_less_than_1(base, digits):
     shares = []
-    investigate(base, *few(digits, 30), 1e-3, minutes=1, progress=lambda what, share: shares.append(share))
+    investigate(base, *few(digits, 30), 1e-3, minutes=60, progress=lambda what, share: shares.append(share))
     assert shares[0] == 0 and shares == sorted(shares) and 0.7 < shares[-1] < 1
 
 
 @pytest.mark.unchecked
 def test_the_batch_size_does_not_matter(base, digits, brief):
-    one, other = (investigate(base, *few(digits, 40), EPS, minutes=1, batch_size=size) for size in (7, 256))
+    one, other = (investigate(base, *few(digits, 40), EPS, minutes=60, batch_size=size) for size in (7, 256))
     assert one.signs == other.signs and (one.clean, one.robust) == (other.clean, other.robust)
 
 
@@ -309,7 +309,7 @@ def test_the_batch_size_does_not_matter(base, digits, brief):
 def test_the_same_seed_gives_the_same_verdict_and_leaves_the_model_alone(base, digits, brief):
     base.zero_grad()
     state, modes = {k: v.clone() for k, v in base.state_dict().items()}, [m.training for m in base.modules()]
-    first, again = (investigate(base, *few(digits, 50), EPS, minutes=1, proxy=base) for _ in range(2))
+    first, again = (investigate(base, *few(digits, 50), EPS, minutes=60, proxy=base) for _ in range(2))
     assert first.signs == again.signs and first.robust == again.robust
     assert any(sign.name == "transfer beats white box" for sign in first.signs) and first.skipped == []
     assert all(torch.equal(v, state[k]) for k, v in base.state_dict().items())
@@ -320,7 +320,7 @@ def test_the_same_seed_gives_the_same_verdict_and_leaves_the_model_alone(base, d
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_other_norms(norm, base, digits):
     eps = {"l2": 0.5, "l1": 2.0}[norm]
-    verdict = investigate(base, *few(digits), eps, norm, minutes=1)
+    verdict = investigate(base, *few(digits), eps, norm, minutes=60)
     assert not verdict.masked, str(verdict)
 
 

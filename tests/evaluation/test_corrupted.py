@@ -13,7 +13,8 @@ from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseError
 from equipoise.evaluation import Corruptions, Shard, assess, audit, merge, on_corruptions
 from equipoise.evaluation.runs import essentials
-from equipoise.records import CorruptionResult, MeanResult, digest, from_json, load, save, to_json, wilson
+from equipoise.proportions import wilson
+from equipoise.records import CorruptionResult, MeanResult, digest, from_json, load, save, to_json
 
 FEW = ("fog", "impulse_noise", "canny_edges")
 

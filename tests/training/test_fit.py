@@ -20,7 +20,7 @@ from equipoise.objectives import cross_entropy, entropy
 from equipoise.predictive import as_predictive
 from equipoise.rng import Streams, fold
 from equipoise.training import Progress, Recipe, fit, load_run, load_weights
-from equipoise.training.fit import alarm_of
+from equipoise.training.loop import alarm_of
 
 
 def blobs(n: int = 240, features: int = 6, classes: int = 3, seed: int = 0) -> Dataset:

@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.special import expit, logit
-from scipy.stats import rankdata
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
 from equipoise.errors import require, unknown
 from equipoise.findings import Histogram, Lines, Number, Series
 from equipoise.objectives import Objective, uncertainty_named
-from equipoise.records import wilson
+from equipoise.proportions import wilson
 from equipoise.rng import fold
 from equipoise.types import Labels, Points, Predictive
 
@@ -207,6 +205,8 @@ def _bin(confidence: np.ndarray, bins: int, kind: str) -> np.ndarray:
         case "equal_width":
             return np.ceil(confidence * bins).astype(int).clip(1, bins) - 1
         case "equal_mass":
+            from scipy.stats import rankdata
+
             return (rankdata(confidence, "ordinal").astype(int) - 1) * bins // len(confidence)
     raise unknown("kind of bins", kind, ("equal_width", "equal_mass"))
 
@@ -248,6 +248,9 @@ def auroc(negative: Float[np.ndarray, " negatives"], positive: Float[np.ndarray,
     interval is taken on the logit scale. Where all pairs agree that variance is 0; then of the min(m, n) disjoint pairs
     every one agrees, and the exact interval of such a proportion is given: `1 - 0.025^(1/min(m, n))` wide.
     """
+    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
+
     m, n = len(negative), len(positive)
     require(min(m, n) >= 2, f"an AUROC with its interval needs 2 samples of each kind, got {m} and {n}.")
     require(bool(np.isfinite(negative).all() and np.isfinite(positive).all()), "an AUROC needs finite scores.")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from equipoise.ascent import Ascent
@@ -21,7 +20,7 @@ from equipoise.attacks import pgd
 from equipoise.diagnostics.blocks import Block, in_blocks
 from equipoise.errors import require
 from equipoise.findings import Lines, Series
-from equipoise.records import wilson
+from equipoise.proportions import binomial_tail, mcnemar, wilson
 from equipoise.types import Labels, Points, Predictive
 
 RADII = tuple(range(10, 151, 10))
@@ -153,7 +152,7 @@ def falls_to_zero(correct: Bool[np.ndarray, " samples"], zero: float = NOTHING, 
     """
     n, left = len(correct), int(correct.sum())
     low, high = wilson(left, n)
-    p = float(binomtest(left, n, zero, alternative="greater").pvalue)
+    p = binomial_tail(left, n, zero)
     figure = f"{left} of {n} samples are still correct in the largest ball (95 % interval {low:.1%} to {high:.1%})"
     return Decision(p >= level, figure, p, (low, high))
 
@@ -194,14 +193,6 @@ def monotone(correct: Outcomes, x: Float[np.ndarray, " points"], level: float = 
     (i, j), (up, down), p = pairs[worst], risen[worst], min(1.0, p_values[worst] * len(pairs))
     figure = f"from {x[i]:.3g} to {x[j]:.3g} {up} of {correct.shape[1]} samples become correct again and {down} fall"
     return Decision(p >= level, figure, p, wilson(up, correct.shape[1]))
-
-
-def mcnemar(only_first: int, only_second: int, alternative: str = "greater") -> float:
-    """The exact p-value of outcomes in pairs (McNemar 1947): of the samples on which two differ, `only_first` are on
-    one side; by chance half would be. 1 if they never differ.
-    """
-    differ = only_first + only_second
-    return float(binomtest(only_first, differ, alternative=alternative).pvalue) if differ else 1.0
 
 
 def _check(name: str, values: Sequence[int]) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor, nn
 
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
@@ -164,6 +163,8 @@ def correlation(
     require(len(one) >= 4, f"the interval of a correlation needs at least 4 samples, got {len(one)}.")
     require(bool(np.isfinite(one).all() and np.isfinite(other).all()), "a correlation needs finite values.")
     require(bool(np.ptp(one) > 0 and np.ptp(other) > 0), "one of the quantities is the same for every sample.")
+    from scipy import stats
+
     n, spread = len(one), stats.norm.ppf(0.975)
     pearson, spearman = (float(np.asarray(f(one, other))[0]) for f in (stats.pearsonr, stats.spearmanr))
 

@@ -19,11 +19,9 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool
-from scipy.stats import binomtest
 
-from equipoise.diagnostics.curves import mcnemar
 from equipoise.errors import require
-from equipoise.records import wilson
+from equipoise.proportions import binomial_tail, mcnemar, wilson
 from equipoise.verdicts import Sign
 
 LEVEL = 0.05
@@ -45,7 +43,7 @@ def gained(name: str, first: tuple[str, Broken], second: tuple[str, Broken], sou
         name,
         f"of {n} samples {more} fall only to {b}, {less} only to {a}",
         f"more than {slack:.0%}, and more than the other way round",
-        max(_tail(more, n, slack), mcnemar(more, less)),
+        max(binomial_tail(more, n, slack), mcnemar(more, less)),
         source,
         interval=_interval(more, n),
     )
@@ -79,7 +77,7 @@ def present(name: str, what: str, found: Broken, source: str, slack: float = FEW
         name,
         f"{what}: {seen} of {n} samples",
         f"more than {slack:.0%}",
-        _tail(seen, n, slack),
+        binomial_tail(seen, n, slack),
         source,
         interval=_interval(seen, n),
     )
@@ -110,11 +108,6 @@ def _clearest(signs: Sequence[Sign]) -> Sign:
     """The sign of smallest p, with Bonferroni's correction for having looked for it."""
     p, place = min((1.0 if sign.p is None else sign.p, i) for i, sign in enumerate(signs))
     return replace(signs[place], p=min(1.0, p * len(signs)))
-
-
-def _tail(count: int, n: int, share: float) -> float:
-    """`P(Bin(n, share) >= count)`; 1 where there is nothing to test."""
-    return float(binomtest(count, n, share, "greater").pvalue) if n and count > 0 else 1.0
 
 
 def _interval(count: int, n: int) -> tuple[float, float] | None:

@@ -8,7 +8,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from jaxtyping import Int
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from equipoise.attacks import fitted
@@ -19,6 +18,7 @@ from equipoise.evaluation.verify import predict, verify_outcome
 from equipoise.geometry import Ball, Box
 from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, check_index, check_input, check_labels
 from equipoise.predictive import as_predictive, couples_samples, first_look, seeded, standing
+from equipoise.proportions import mcnemar
 from equipoise.records import AttackResult, CorruptionResult
 from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
@@ -341,7 +341,7 @@ def _does_more_harm(a: AttackResult, b: AttackResult) -> bool:
     """
     only_a = sum(q and not p for p, q in zip(a.correct, b.correct, strict=True))
     only_b = sum(p and not q for p, q in zip(a.correct, b.correct, strict=True))
-    return only_a > only_b and float(binomtest(only_a, only_a + only_b, alternative="greater").pvalue) < _LEVEL
+    return only_a > only_b and mcnemar(only_a, only_b) < _LEVEL
 
 
 def cautions(results: Sequence[AttackResult]) -> list[str]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -24,7 +23,8 @@ from equipoise.geometry import Ball, Box
 from equipoise.objectives import Objective, cross_entropy, margin
 from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, admit, value_and_gradient
 from equipoise.predictive import as_predictive, couples_samples, full_precision, seeded, standing
-from equipoise.records import AttackResult, Flag, wilson
+from equipoise.proportions import mcnemar, wilson
+from equipoise.records import AttackResult, Flag
 from equipoise.rng import Streams, fold
 from equipoise.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 
@@ -399,7 +399,7 @@ def _double_normalisation(case: _Case) -> Flag | None:
     with _hooked([(module, lambda _, args, __: args[0]) for module in layers.values()]):
         without = case.classified_right()
     gained, lost = int((without & ~with_it).sum()), int((with_it & ~without).sum())
-    clear = gained > lost and float(binomtest(gained, gained + lost, alternative="greater").pvalue) < LEVEL
+    clear = gained > lost and mcnemar(gained, lost) < LEVEL
     if not clear or (gained - lost) / len(with_it) < POINTS:
         return None
     return Flag(

@@ -10,7 +10,8 @@ import numpy as np
 from equipoise.errors import EquipoiseError, require
 from equipoise.experiments.tasks import Task, datasets
 from equipoise.findings import Number, Study
-from equipoise.records import AttackResult, Evaluation, Run, wilson
+from equipoise.proportions import wilson
+from equipoise.records import AttackResult, Evaluation, Run
 from equipoise.reproduction import Outcome
 
 Record = Run | Evaluation | Study

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
 
-from equipoise.records import AttackResult, Evaluation, wilson
+from equipoise.proportions import wilson
+from equipoise.records import AttackResult, Evaluation
 
 CLEAN = "clean"
 

@@ -23,7 +23,7 @@ from equipoise.diagnostics.blocks import Block, in_blocks
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Box, NormName
 from equipoise.perturbed import Perturbed, at
-from equipoise.records import wilson
+from equipoise.proportions import wilson
 from equipoise.rng import Streams
 from equipoise.scores.laws import Law, OnManifold
 from equipoise.types import Labels, Points, Predictive

@@ -1,7 +1,8 @@
 """The training loop, its recipe, and checkpoints."""
 
 from equipoise.training.checkpoint import build_model, load_generator, load_run, load_weights
-from equipoise.training.fit import Progress, fit, training_split
+from equipoise.training.fit import fit
+from equipoise.training.job import Progress, training_split
 from equipoise.training.manifold import MANIFOLD_FILE, ManifoldLosses, fit_manifold, load_manifold
 from equipoise.training.recipe import Recipe
 

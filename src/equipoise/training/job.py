@@ -1,0 +1,68 @@
+"""What a training is given, and what it tells."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from equipoise.data import Dataset, Split
+from equipoise.errors import EquipoiseError
+from equipoise.records import Run
+from equipoise.rng import fold
+from equipoise.terms import Method
+from equipoise.training.recipe import Recipe
+from equipoise.types import Predictive
+
+SPLIT, ORDER, AUGMENT, ASCENT, NOISE, PLAY = range(6)  # what a seed is folded with
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `fit` calls `progress` with one after every step, and with `metrics` after every epoch."""
+
+    epoch: int
+    """Epoch, from 1."""
+    epochs: int
+    """Epochs in all."""
+    step: int
+    """Steps taken in this epoch."""
+    steps: int
+    """Steps of an epoch."""
+    seconds: float
+    """Time spent so far, over all sittings."""
+    remaining: float
+    """Estimated time left."""
+    metrics: Mapping[str, float] | None = None
+    """The epoch's metrics, once it is over."""
+    message: str | None = None
+    """An alarm."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a training process needs."""
+
+    method: Method
+    model: "nn.Module | Predictive"
+    data: Dataset
+    recipe: Recipe
+    out: Path | None
+    resume: bool
+    run: Run
+    progress: Callable[[Progress], None] | None
+
+
+def training_split(data: Dataset, recipe: Recipe) -> tuple[Split, Split]:
+    """The samples that `fit` trains on with this recipe, and those that it holds out for validation."""
+    return data.split_validation(recipe.validation, seed=fold(recipe.seed, SPLIT))
+
+
+def summary_writer() -> Any:
+    """TensorBoard's writer. Raises `EquipoiseError` where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise EquipoiseError("--tensorboard needs the tensorboard package: pip install 'equipoise[logs]'.") from error
+    return SummaryWriter
