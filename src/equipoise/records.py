@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from equipoise.errors import EquipoiseError, require
@@ -405,3 +406,18 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         with suppress(OSError):  # after success it is gone already; a folder that cannot be reached holds none
             temporary.unlink()
     return path
+
+
+def make_room(folder: Path) -> None:
+    """Make `folder` where there is none, and see that it can be written: better refused now than after hours of work.
+
+    Raises `EquipoiseError` if it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EquipoiseError(
+            f"cannot write into {folder}: {error.strerror}; choose another place with --out."
+        ) from error

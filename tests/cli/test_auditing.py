@@ -74,7 +74,7 @@ def test_attacks_made_on_another_run_are_judged_here_and_verified(here, capsys):
             "audit a --eps 0.1 --out a/run.html",
             "--out a/run.html would replace a/run.json, which is no record of an audit",
         ),
-        ("audit a --eps 0.1 --out a/run.json/audit.html", "cannot write a/run.json/audit.html"),
+        ("audit a --eps 0.1 --out a/run.json/audit.html", "cannot write into a/run.json: "),
         ("audit a --norm l2", "--norm l2: the run's own radius is of another norm (linf), so give one with --eps"),
         ("audit mlp --data digits", "give the radius at which the model is said to be robust, with --eps"),
         ("audit a --eps 0 --minutes 0.01", "give the radius at which the model is said to be robust"),

@@ -136,7 +136,7 @@ def test_refuses_to_certify_an_ensemble_before_anything_is_computed(here, capsys
         ("--examples -1", "--examples -1"),
         ("--batch-size 0", "--batch-size 0"),
         ("--out run", "is a directory"),
-        ("--out run/run.json/r.json", "cannot write --out run/run.json/r.json: "),
+        ("--out run/run.json/r.json", "cannot write into run/run.json: "),
         ("--out r2.html", "expected a file that ends in .json"),
     ],
 )

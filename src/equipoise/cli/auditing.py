@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from rich.table import Table
 
@@ -11,11 +10,11 @@ from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.evaluating import norm_of, subject_of
 from equipoise.cli.options import Audit, Evaluate
 from equipoise.diagnostics.verdict import investigate
-from equipoise.errors import EquipoiseError, require
+from equipoise.errors import require
 from equipoise.evaluation import radii
 from equipoise.evaluation.audit import fingerprint
 from equipoise.provenance import provenance
-from equipoise.records import Run, write_atomically
+from equipoise.records import Run, make_room, write_atomically
 from equipoise.report.figures import canvas
 from equipoise.report.masking import clearest_first, p_value, page
 from equipoise.training import Recipe, load_run
@@ -96,12 +95,7 @@ def _claimed(out: Path) -> tuple[Path, Path]:
         not record.exists() or _is_audit(record),
         f"--out {out} would replace {record}, which is no record of an audit: choose another name.",
     )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise EquipoiseError(f"cannot write {out}: {error.strerror}; choose another place with --out.") from error
+    make_room(out.parent)
     return out, record
 
 

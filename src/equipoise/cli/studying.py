@@ -3,16 +3,16 @@
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import torch
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from equipoise.cli.display import duration, moving, numbers, say, share_progress
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.errors import require, unknown
 from equipoise.findings import Study as Record
 from equipoise.nets.lenet import WIDEST
 from equipoise.provenance import provenance
+from equipoise.records import make_room
 from equipoise.report.figures import canvas
 from equipoise.studies import STUDIES, Entry, Options, save
 
@@ -107,9 +107,4 @@ def claim(out: Path, overwrite: bool) -> None:
         not holds_study or overwrite,
         f"{out} already holds a study: add --overwrite to replace it, or choose another place with --out.",
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise EquipoiseError(f"cannot write into {out}: {error.strerror}; choose another place with --out.") from error
+    make_room(out)
