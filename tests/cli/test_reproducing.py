@@ -221,7 +221,7 @@ if __name__ == "__main__":
 
 def test_ctrl_c_ends_the_workers_and_says_how_to_continue(tmp_path):
     pytest.importorskip("ray", reason="several workers need Ray")
-    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(Path(__file__).parent)],
         env=os.environ | env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -347,7 +347,7 @@ def begun(folder: Path, since: set[int]) -> int:
 def test_killed_workers_change_nothing(tmp_path):
     pytest.importorskip("ray", reason="several workers need Ray")
     folder, dead, rng = tmp_path / "out", set(), random.Random(0)
-    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(folder), str(Path(__file__).parent)],
         env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
