@@ -1,7 +1,7 @@
 """Writes docs/reproductions.md from the records in benchmarks/results/reproductions.
 
 A record is the `reproduction.json` that `equipoise report` writes into the folder of an `equipoise reproduce`, kept
-under the experiment's name.
+under the experiment's name; what is to be said of it stands in a `.md` of the same name beside it.
 """
 
 import json
@@ -21,12 +21,13 @@ A scale below 1 shortens the paper's epochs, test samples and seeds together. Th
 """
 
 
-def page(records: list[dict[str, Any]]) -> str:
+def page() -> str:
     """The page of all records, in the order of their names."""
-    return "\n".join([HEAD, *(_experiment(record) for record in sorted(records, key=lambda r: r["name"]))])
+    return "\n".join([HEAD, *(_experiment(path) for path in sorted(RECORDS.glob("*.json")))])
 
 
-def _experiment(record: dict[str, Any]) -> str:
+def _experiment(path: Path) -> str:
+    record, said = json.loads(path.read_text()), path.with_suffix(".md")
     origin = record["provenance"]
     commit = (origin.get("commit") or "outside a repository")[:12]
     lines = [
@@ -37,7 +38,7 @@ def _experiment(record: dict[str, Any]) -> str:
         *([f"{record['variant'].capitalize()}; as published: {record['quirks']}\n"] if record["quirks"] else []),
         f"`{origin['command']}`, {record['seconds'] / 60:.0f} minutes of computing, {origin['device']}, "
         f"{origin['date'][:10]}, commit {commit}.\n",
-        *([f"{record['discussion']}\n"] if record.get("discussion") else []),
+        *([said.read_text()] if said.exists() else []),
     ]
     return "\n".join(lines)
 
@@ -86,6 +87,5 @@ def _number(value: float) -> str:
 
 
 if __name__ == "__main__":
-    found = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
-    PAGE.write_text(page(found))
-    print(f"wrote {PAGE.relative_to(ROOT)} from {len(found)} records")
+    PAGE.write_text(page())
+    print(f"wrote {PAGE.relative_to(ROOT)}")

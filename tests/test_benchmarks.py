@@ -9,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import reproductions
 import textbook
 import training_step
 from training_step import Case, Ours, Textbook, compare
@@ -61,3 +62,7 @@ def test_a_toy_case_is_measured_and_described(monkeypatch):
     found = training_step.measure(case, "cpu", 1, {"32": 1e11})
     assert found["passed"] and found["agreement"]["float64"]["share"] == 0 and found["share_of_peak"] > 0
     assert case.name in training_step.described(found)
+
+
+def test_the_page_of_reproductions_is_made_from_its_records():
+    assert reproductions.PAGE.read_text() == reproductions.page(), "run python benchmarks/reproductions.py"

@@ -101,7 +101,10 @@ class _Rows:
                 return None
             return tuple(v[rows] for v in value) if isinstance(value, tuple) else value[rows]
 
-        return _Rows(**{f.name: take(getattr(self, f.name)) for f in fields(self)})
+        return _Rows(*[take(getattr(self, name)) for name in _FIELDS])
+
+
+_FIELDS = tuple(f.name for f in fields(_Rows))
 
 
 @dataclass(frozen=True)
@@ -467,9 +470,9 @@ class Ascent:
                 strength = gradient.abs().flatten(1).amax(1)
                 if on_cpu and independent and remaining is rows.steps is None:
                     frozen = None  # whoever stands still has left
-                moves = torch.ones_like(rows.won) if frozen is None else ~frozen
-                rows.nan = rows.nan + (~strength.isfinite() & moves)
-                rows.zero = rows.zero + ((strength == 0) & moves)
+                lost, flat = ~strength.isfinite(), strength == 0
+                rows.nan = rows.nan + (lost if frozen is None else lost & ~frozen)
+                rows.zero = rows.zero + (flat if frozen is None else flat & ~frozen)
                 gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # a copy: of a sum the gradient is one number, expanded
                 size = phase.factor * sizes.at(i, most)
                 state = Here(rows.point, value, gradient, rows.origin, size, i - phase.start, phase.steps, phase.ball)

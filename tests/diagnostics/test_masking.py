@@ -77,6 +77,24 @@ def test_the_weaker_attack_wins_by_an_exact_sign_test():
     assert beaten("black", ("w", white), ("b", white), "R").interval is None
 
 
+@pytest.mark.parametrize(
+    ("model", "clean", "white", "transferred", "masked"),
+    [
+        ("Normal", 94.78, 3.27, 27.5, False),
+        ("EntM", 94.71, 58.45, 35.84, True),
+        ("LS", 95.15, 66.07, 32.24, True),
+        ("ADP", 95.72, 42.8, 31.79, True),
+        ("PAT", 86.47, 68.33, 76.88, False),
+        ("PAT-EntM", 87.87, 71.26, 79.32, False),
+    ],
+)
+def test_short_attacks_judge_the_papers_counts_as_the_paper_does(model, clean, white, transferred, masked):
+    """R Table 1, PGD10-4: of 1000 test samples those that are right, paired as unfavourably as the counts allow."""
+    n, own, moved = (round(10 * share) for share in (clean, clean - white, clean - transferred))
+    first, second = outcomes(n, *range(own)), outcomes(n, *range(n - moved, n))
+    assert (beaten("short", ("own", first), ("moved", second), "R").p < 1e-3) == masked
+
+
 def test_what_should_not_be_there_is_counted():
     assert present("zero", "no gradient", outcomes(200, *range(8)), "A").p == pytest.approx(binom.sf(7, 200, 0.01))
     assert present("zero", "no gradient", outcomes(200), "A").p == 1
@@ -233,6 +251,16 @@ def test_a_model_without_gradients_is_attacked_without(base, digits):
     names = {sign.name for sign in verdict.signs if sign.raised}
     assert {"non-differentiable model", "black box beats white box", "transfer beats white box"} <= names
     assert verdict.robust < verdict.clean and verdict.settings["proxy"] == "the bare network"
+
+
+@pytest.mark.unchecked
+def test_short_attacks_are_compared_if_there_is_a_proxy(base, digits, brief):
+    """The paper's finding: the proxy's short attack breaks what the model's own, misled, does not."""
+    name = "transfer beats white box when both are short"
+    misled = investigate(PLANTED["gradient of the wrong sign"](base), *few(digits), EPS, minutes=60, proxy=base)
+    assert name in {sign.name for sign in misled.signs if sign.raised}
+    honest = investigate(base, *few(digits), EPS, minutes=60, proxy=trained(methods.standard(), digits))
+    assert name in {sign.name for sign in honest.signs} and not honest.masked, str(honest)
 
 
 @pytest.mark.unchecked

@@ -318,7 +318,7 @@ def test_a_folder_of_something_else_is_refused(here, tmp_path):
 
 # Several workers.
 
-LONG = plan(2, epochs=12, samples=1400)
+LONG = plan(2, epochs=6, samples=1400)
 DRIVER = """
 import sys
 from pathlib import Path

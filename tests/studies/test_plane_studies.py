@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from equipoise.objectives import each
 from equipoise.predictive.deep_kernel_gp import KLToPrior
 from equipoise.studies import STUDIES, Options, due, plane
 from equipoise.studies.lms5 import shuffled
-from equipoise.studies.plane import Sizes, Training, agreement, attack, crossed, method, network, run_all, train
+from equipoise.studies.plane import Sizes, Training, agreement, attack, crossed, method, network, train
+from equipoise.studies.processes import run_all
 from equipoise.studies.toys import Toy, lms5, two_distance
 
 TINY = Sizes(points=40, widths=(8,), steps=6, batch_size=16)
@@ -128,6 +130,17 @@ def test_processes_give_what_one_gives() -> None:
     assert told == [1, 2, 3] * 2
 
 
+def _sum(numbers: torch.Tensor, factor: int) -> int:
+    return factor * int(numbers.sum())
+
+
+def test_what_others_see_of_a_tensor_stays_when_processes_get_it() -> None:
+    numbers = torch.arange(100_000)
+    seen = numbers.numpy()
+    assert run_all(partial(_sum, numbers), [1, 2], lambda done: None, 2) == [seen.sum(), 2 * seen.sum()]
+    assert not numbers.is_shared() and np.array_equal(seen, np.arange(100_000))
+
+
 def test_shuffling_a_coordinate_leaves_the_other_and_every_label() -> None:
     split = lms5().dataset(40, 200, 0).test
     for place in (0, 1):
@@ -168,6 +181,9 @@ def test_studies_find_numbers_and_the_papers_figures(name: str) -> None:
             assert ((moved >= (left, bottom)) & (moved <= (right, top))).all()
 
 
-def test_a_study_in_two_processes_finds_what_it_finds_in_one() -> None:
-    one, two = (STUDIES["due"].run(Options(quick=True, seeds=1, processes=n), lambda *_: None).numbers for n in (1, 2))
+@pytest.mark.parametrize(
+    ("name", "options"), [("due", Options(quick=True, seeds=1)), ("capacity", Options(True, 1, limit=64, widths=(1,)))]
+)
+def test_a_study_in_two_processes_finds_what_it_finds_in_one(name: str, options: Options) -> None:
+    one, two = (STUDIES[name].run(replace(options, processes=n), lambda *_: None).numbers for n in (1, 2))
     assert [n.values for n in one] == [n.values for n in two]

@@ -165,8 +165,8 @@ SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from test_fit import *
-recipe = Recipe(epochs=6, batch_size=8, checkpoint_minutes=1e-9, valid_steps=2)
-fit(methods.udp(0.1, 0.01, 20), mlp(), blobs(), recipe, out={out!r}, resume={resume})
+recipe = Recipe(epochs=3, batch_size=8, checkpoint_minutes=1e-9, valid_steps=2)
+fit(methods.udp(0.1, 0.05, 4), mlp(), blobs(), recipe, out={out!r}, resume={resume})
 """
 
 

@@ -46,7 +46,7 @@ from equipoise.verdicts import Sign, Verdict
 Progress = Callable[[str, float], None]
 """Called with what is being done and which share of the whole is over."""
 
-STEPS, RESTARTS, QUERIES, DRAWS, SMOOTHED, SURFACES = 40, 10, 1000, 1000, 20, 32
+STEPS, RESTARTS, QUERIES, DRAWS, SMOOTHED, SURFACES, SHORT = 40, 10, 1000, 1000, 20, 32, 10
 OTHER_STEPS = (5, 10, 20, 80, 160)
 _FORWARD = 0.4  # what a prediction costs, in gradients
 _FEWEST, _MOST = 100, 1000
@@ -58,6 +58,7 @@ _ADVICE = "Carlini et al. 2019"
 _MASKING = ("randomised model", "vanishing gradients", "non-differentiable model", "looping model")
 _PLAIN, _MARGIN, _ONCE, _OFTEN = f"PGD-{STEPS}", "PGD on the margin", "1 random start", f"{RESTARTS} random starts"
 _SQUARE, _DRAWN, _SMOOTH, _MOVED = f"Square-{QUERIES}", f"{DRAWS} random points", "PGD on smoothed labels", "transfer"
+_BRIEF, _BRIEF_MOVED = f"PGD-{SHORT} with steps of eps/{SHORT}", "the same on the proxy"
 
 Plan = dict[str, tuple[float, Attack]]
 """Attacks by name, each with about how many gradients it costs per sample."""
@@ -135,6 +136,8 @@ def investigate(
         plan |= {_MOVED: (STEPS, transfer(proxy, _pgd(ball, keep="best"), proxy_name))}
     if gradients := _gives_gradients(case[:2], ball):
         plan |= _with_gradients(ball, x[0].numel())
+        if proxy is not None:
+            plan |= {_BRIEF: (SHORT, _brief(ball)), _BRIEF_MOVED: (SHORT, transfer(proxy, _brief(ball), proxy_name))}
     else:
         skipped.append("attacks that follow gradients: the model gives none.")
     if _draw_is_known(case[:8]):
@@ -186,6 +189,11 @@ def _pgd(ball: Ball, steps: int = STEPS, **options: Any) -> Ascent:
     """PGD on the cross-entropy from the sample itself, stopped at the first success."""
     size = max(2.5 * ball.eps / steps, ball.eps / 100)
     return pgd(ball.eps, size, steps, ball.norm, ball.box, **{"keep": "first_success"} | options)
+
+
+def _brief(ball: Ball) -> Ascent:
+    """The short PGD of R, Sec. 5.1, whose steps reach the edge of the ball just once."""
+    return pgd(ball.eps, ball.eps / SHORT, SHORT, ball.norm, ball.box)
 
 
 def _without_gradients(ball: Ball) -> Plan:
@@ -256,7 +264,12 @@ def _seen_with_gradients(
     curves, largest = "R, Sec. 5.2.2", max(by_eps)
     nowhere = "no gradient, or none that is finite, at some step"
     falls = "the loss falls on the way along the gradient's sign"
+    signs = []
+    if _BRIEF_MOVED in broken:
+        name = "transfer beats white box when both are short"
+        signs.append(beaten(name, outcome(_BRIEF), outcome(_BRIEF_MOVED), "R, Sec. 5.1"))
     return [
+        *signs,
         present("accuracy does not reach 0", f"right at {_at(largest)}", ~by_eps[largest], curves),
         rising("a larger ball breaks fewer", by_eps, curves),
         gained("more steps go on helping", outcome("PGD-80"), outcome("PGD-160"), curves, FEW),

@@ -33,16 +33,16 @@ _AUTO_ENCODER = 10  # passes of a LeNet that one of an auto-encoder costs
 _START = 1.0  # seconds to read data and build networks
 
 STUDIES: Mapping[str, float] = {
-    "theorem": 25,
-    "opposite-class": 6,
-    "narrow-corridor": 267,
-    "lms5": 154,
-    "two-distance": 163,
-    "due": 98,
-    "appearance": 46,
-    "transfer": 96,
-    "overfitting": 112,
-    "capacity": 148,
+    "theorem": 26,
+    "opposite-class": 4,
+    "narrow-corridor": 233,
+    "lms5": 130,
+    "two-distance": 141,
+    "due": 86,
+    "appearance": 37,
+    "transfer": 49,
+    "overfitting": 54,
+    "capacity": 47,
     "entropy-weight": 120,
 }
 """Seconds of each study with its own number of seeds, as measured on two cores of an x86 server; that of entropy-weight

@@ -6,7 +6,9 @@ cross-entropy grows on the far side, so PGD should go deep into another class.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from jaxtyping import Float
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
+from equipoise.ascent import Ascent
 from equipoise.attacks import pgd, uta
 from equipoise.data import Dataset, Split
 from equipoise.errors import require
@@ -24,6 +27,7 @@ from equipoise.objectives import entropy
 from equipoise.predictive import as_predictive, predict
 from equipoise.studies.images import dataset, described, direction, images, recipe, seeds, train
 from equipoise.studies.options import Options, Tell
+from equipoise.studies.processes import run_all, share
 from equipoise.types import Labels, Points
 
 STEPS, STEP_SIZE = 1000, 0.001
@@ -62,16 +66,9 @@ def run(options: Options, tell: Tell) -> Findings:
     climbs = {"UDP": uta(math.inf, size, steps), "PGD": pgd(math.inf, size, steps)}
     # On correctly classified samples: the others are on the far side of the boundary before the first step.
     judge = KNeighborsClassifier(1).fit(data.train.x.flatten(1).numpy(), data.train.y.numpy())
-    repeats: list[tuple[Split, dict[str, Seen]]] = []
     chosen = seeds(options, 5)
-    for i, seed in enumerate(chosen):
-        tell(f"training and climbing, seed {seed}", i / len(chosen))
-        model = train(standard(), data, recipe(data, training, seed))
-        samples = correct(model, data.test.to(next(model.parameters()).device)).limit(count, seed)
-        seen = {"clean": look(model, samples, samples.x)}
-        for name, climb in climbs.items():
-            seen[name] = look(model, samples, climb(model, samples.x, samples.y, seed=seed).x)
-        repeats.append((samples, seen))
+    work = partial(_seen, data, training, count, climbs)
+    repeats = run_all(work, chosen, share(tell, "network", len(chosen)), options.processes)
     numbers = _numbers(repeats, judge)
     return Findings(
         numbers=numbers,
@@ -89,6 +86,18 @@ def run(options: Options, tell: Tell) -> Findings:
         },
         verdict=_verdict({n.name: n for n in numbers}),
     )
+
+
+def _seen(
+    data: Dataset, training: int, count: int, climbs: Mapping[str, Ascent], seed: int
+) -> tuple[Split, dict[str, Seen]]:
+    """What one network says of clean samples and of where the climbs take them."""
+    model = train(standard(), data, recipe(data, training, seed))
+    samples = correct(model, data.test.to(next(model.parameters()).device)).limit(count, seed)
+    seen = {"clean": look(model, samples, samples.x)}
+    for name, climb in climbs.items():
+        seen[name] = look(model, samples, climb(model, samples.x, samples.y, seed=seed).x)
+    return samples, seen
 
 
 def correct(model: nn.Module, split: Split) -> Split:

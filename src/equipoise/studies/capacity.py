@@ -6,6 +6,7 @@ takes some 100 times as long.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from equipoise.studies.images import (
     train,
 )
 from equipoise.studies.options import Options, Tell
+from equipoise.studies.processes import run_all, share
 from equipoise.terms import Method
 
 EPS = 0.1
@@ -57,14 +59,10 @@ def run(options: Options, tell: Tell) -> Findings:
     repeats = seeds(options)
     found: dict[tuple[str, str], list[list[float]]] = {(m, kind): [] for m in METHODS for kind in ("clean", "PGD-20")}
     jobs = [(seed, name, width) for seed in repeats for name in METHODS for width in widths]
-    work = np.cumsum([0.0, *((1 + 9 * (name == "UDP")) * (2 + width) for _, name, width in jobs)])
-    for (seed, name, width), done in zip(jobs, work / work[-1], strict=False):
-        tell(f"training a LeNet of width {width}, {name}, seed {seed}", float(done))
-        model = train(METHODS[name], data, recipe(data, steps, seed, lr=LR, batch_size=BATCH), width=width)
-        for kind, value in (
-            ("clean", accuracy(model, data.test)),
-            ("PGD-20", accuracy(model, data.test.limit(samples, seed), ATTACK, seed)),
-        ):
+    work = partial(_measured, data, steps, samples)
+    results = run_all(work, jobs, share(tell, "network", len(jobs)), options.processes)
+    for (_, name, width), measured in zip(jobs, results, strict=True):
+        for kind, value in measured.items():
             if width == widths[0]:
                 found[name, kind].append([])
             found[name, kind][-1].append(value)
@@ -86,6 +84,16 @@ def run(options: Options, tell: Tell) -> Findings:
         },
         verdict=_verdict({n.name: n for n in numbers}, found, widths),
     )
+
+
+def _measured(data: Dataset, steps: int, samples: int, job: tuple[int, str, int]) -> dict[str, float]:
+    """The accuracies of one LeNet, by kind."""
+    seed, name, width = job
+    model = train(METHODS[name], data, recipe(data, steps, seed, lr=LR, batch_size=BATCH), width=width)
+    return {
+        "clean": accuracy(model, data.test),
+        "PGD-20": accuracy(model, data.test.limit(samples, seed), ATTACK, seed),
+    }
 
 
 def _numbers(found: Accuracies, widths: Sequence[int]) -> list[Number]:

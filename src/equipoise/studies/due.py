@@ -35,12 +35,11 @@ from equipoise.studies.plane import (
     look,
     perturb,
     regions,
-    run_all,
     run_through,
     seeds_of,
-    share,
     uncertainty,
 )
+from equipoise.studies.processes import run_all, share
 from equipoise.studies.toys import Toy, two_distance
 from equipoise.terms import Method, as_method
 

@@ -1,10 +1,12 @@
 """How much uncertainty is good? The weight of the entropy term, with and without adversarial training (R Fig 3)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from equipoise.attacks import pgd
+from equipoise.data import Dataset
 from equipoise.findings import Findings, Lines, Number, Picture
 from equipoise.methods import pat, standard
 from equipoise.objectives import Objective, regularised
@@ -22,6 +24,7 @@ from equipoise.studies.images import (
     train,
 )
 from equipoise.studies.options import Options, Tell
+from equipoise.studies.processes import run_all, share
 from equipoise.terms import Method
 
 EPS = 0.1
@@ -50,14 +53,9 @@ def run(options: Options, tell: Tell) -> Findings:
     repeats = seeds(options)
     jobs = [(name, seed, weight) for name in METHODS for seed in repeats for weight in weights]
     found: dict[tuple[str, str], list[list[float]]] = {(m, kind): [] for m in METHODS for kind in ("clean", "PGD-40")}
-    for done, (name, seed, weight) in enumerate(jobs):
-        tell(f"training {name}, lambda {weight}, seed {seed}", done / len(jobs))
-        how = recipe(data, steps, seed, lr=2e-3, batch_size=64)
-        model = train(METHODS[name](regularised(float(weight))), data, how)
-        measured = {
-            "clean": accuracy(model, data.test),
-            "PGD-40": accuracy(model, data.test.limit(samples, seed), ATTACK, seed),
-        }
+    work = partial(_measured, data, steps, samples)
+    results = run_all(work, jobs, share(tell, "network", len(jobs)), options.processes)
+    for (name, _, weight), measured in zip(jobs, results, strict=True):
         for kind, value in measured.items():
             if weight == weights[0]:
                 found[name, kind].append([])
@@ -77,6 +75,17 @@ def run(options: Options, tell: Tell) -> Findings:
         },
         verdict=_verdict(numbers),
     )
+
+
+def _measured(data: Dataset, steps: int, samples: int, job: tuple[str, int, float]) -> dict[str, float]:
+    """The accuracies of one network, by kind."""
+    name, seed, weight = job
+    how = recipe(data, steps, seed, lr=2e-3, batch_size=64)
+    model = train(METHODS[name](regularised(float(weight))), data, how)
+    return {
+        "clean": accuracy(model, data.test),
+        "PGD-40": accuracy(model, data.test.limit(samples, seed), ATTACK, seed),
+    }
 
 
 def _numbers(found: Accuracies, weights: Sequence[int]) -> list[Number]:

@@ -23,11 +23,10 @@ from equipoise.studies.plane import (
     agreement,
     method,
     regions,
-    run_all,
     seeds_of,
-    share,
     train,
 )
+from equipoise.studies.processes import run_all, share
 from equipoise.studies.toys import Toy, lms5
 
 MARGIN, LARGE = 0.1, 0.3

@@ -22,11 +22,10 @@ from equipoise.studies.plane import (
     agreement,
     method,
     regions,
-    run_all,
     seeds_of,
-    share,
     train,
 )
+from equipoise.studies.processes import run_all, share
 from equipoise.studies.toys import Toy, narrow_corridor
 
 RADII = (0.05, 0.15, 0.25, 0.35, 0.45)

@@ -6,6 +6,7 @@ PGD falls towards 0 (Wong et al. 2020). Training on one step of UDP should suffe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -29,6 +30,7 @@ from equipoise.studies.images import (
     train,
 )
 from equipoise.studies.options import Options, Tell
+from equipoise.studies.processes import run_all, share
 from equipoise.terms import Method
 
 EPS = 0.2
@@ -76,14 +78,13 @@ def run(options: Options, tell: Tell) -> Findings:
     courses: dict[str, list[dict[str, list[float]]]] = {m: [] for m in FOLLOWED}
     final: dict[str, list[list[float]]] = {m: [] for m in methods}
     steps: list[int] = []
-    for i, (seed, name) in enumerate((s, m) for s in repeats for m in methods):
-        tell(f"training with {name}, seed {seed}", i / (len(repeats) * len(methods)))
-        test = data.test.limit(size.samples, seed)
-        course, steps_here, model = follow(methods[name], data, test, seed, size, name in FOLLOWED)
+    jobs = [(seed, name) for seed in repeats for name in methods]
+    results = run_all(partial(_followed, data, size), jobs, share(tell, "network", len(jobs)), options.processes)
+    for (_, name), (course, steps_here, last) in zip(jobs, results, strict=True):
         if name in FOLLOWED:
             courses[name].append(course)
             steps = steps_here
-        final[name].append([accuracy(model, test, _final_attack(eps, size), seed) for eps in TEST_EPS])
+        final[name].append(last)
     numbers = _numbers(courses, final)
     return Findings(
         numbers=numbers,
@@ -99,6 +100,14 @@ def run(options: Options, tell: Tell) -> Findings:
         },
         verdict=_verdict(courses, {n.name: n for n in numbers}),
     )
+
+
+def _followed(data: Dataset, size: Size, job: tuple[int, str]) -> tuple[dict[str, list[float]], list[int], list[float]]:
+    """One training: what `follow` measures on the way, at which steps, and the accuracy at its end by radius."""
+    seed, name = job
+    test = data.test.limit(size.samples, seed)
+    course, steps, model = follow(METHODS[name], data, test, seed, size, name in FOLLOWED)
+    return course, steps, [accuracy(model, test, _final_attack(eps, size), seed) for eps in TEST_EPS]
 
 
 def follow(

@@ -5,13 +5,10 @@ them back, and perturbations are not held to that interval: only the ball bounds
 """
 
 import math
-import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +26,7 @@ from equipoise.nets import MLP, Normalize
 from equipoise.objectives import entropy
 from equipoise.predictive import as_predictive, predict
 from equipoise.rng import fold
-from equipoise.studies.options import Options, Tell
+from equipoise.studies.options import Options
 from equipoise.studies.toys import Toy
 from equipoise.terms import Method
 from equipoise.training import Recipe, fit
@@ -38,8 +35,6 @@ from equipoise.types import Prediction, Predictive
 METHODS = ("standard", "PGD", "TRADES", "UDP")
 """The trainings that are compared, by the papers' names."""
 _DATA, _WEIGHTS = range(2)  # what a seed is folded with
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -244,38 +239,3 @@ def regions(title: str, model: nn.Module | Predictive, toy: Toy, rows: int, spli
 def seeds_of(options: Options, usual: int, quick: int = 2) -> list[int]:
     """The seeds of a study's repeats."""
     return [options.seed + i for i in range(options.seeds or (quick if options.quick else usual))]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads; results then do not depend on their number either."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def run_all(
-    work: Callable[[Task], Result], tasks: Sequence[Task], tell: Callable[[int], None], processes: int = 1
-) -> list[Result]:
-    """`work` of each task, in their order, shared by several processes; `tell` is called with how many are done."""
-    results = []
-    if processes == 1 or len(tasks) == 1:
-        with one_thread():
-            for task in tasks:
-                results.append(work(task))
-                tell(len(results))
-        return results
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
-        for result in pool.map(work, tasks):
-            results.append(result)
-            tell(len(results))
-    return results
-
-
-def share(tell: Tell, what: str, total: int, begin: float = 0.0, end: float = 1.0) -> Callable[[int], None]:
-    """Tells of a part of a study, from share `begin` to `end` of it, by how many of `total` are done."""
-    return lambda done: tell(f"{what} {done}/{total}", begin + (end - begin) * done / total)

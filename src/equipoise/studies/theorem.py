@@ -21,7 +21,8 @@ from equipoise.attacks import pgd, udp
 from equipoise.findings import Findings, Lines, Number, Picture, Series
 from equipoise.rng import fold
 from equipoise.studies.options import Options, Tell
-from equipoise.studies.plane import EVERYWHERE, one_thread
+from equipoise.studies.plane import EVERYWHERE
+from equipoise.studies.processes import one_thread
 
 _RATES = (0.05, 0.1, 0.2, 0.4)
 _RATE = 0.2

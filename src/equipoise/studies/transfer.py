@@ -7,6 +7,7 @@ that its own classes need; one with more exhaustive features transfers better (U
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from equipoise.studies.images import (
     train,
 )
 from equipoise.studies.options import Options, Tell
+from equipoise.studies.processes import run_all, share
 from equipoise.terms import Method
 
 NETS = {1: ("lenet", "fc2"), 3: ("preact-resnet18", "features")}
@@ -78,15 +80,13 @@ def run(options: Options, tell: Tell) -> Findings:
     sizes = sorted({max(len(target.classes), len(target.train) // part) for part in (16, 4, 1)})
     curves: dict[str, list[list[float]]] = {name: [] for name in kinds}
     own: dict[str, list[float]] = {name: [] for name in methods}
-    for i, (seed, name) in enumerate((s, k) for s in repeats for k in kinds):
-        tell(f"training on {source.name}, {name}, seed {seed}", i / (len(repeats) * len(kinds)))
-        if name == "untrained":
-            model = build(net, source.shape, len(source.classes), seed=seed)
-        else:
-            model = train(methods[name], source, recipe(source, steps, seed, lr=LR, batch_size=BATCH), net=net)
-            own[name].append(accuracy(model, source.test))
-        encoder = split(model, layer)[0]
-        curves[name].append([linear_probe(encoder, target.limit(n, seed)) for n in sizes])
+    jobs = [(seed, name) for seed in repeats for name in kinds]
+    work = partial(_transferred, source, target, steps, sizes)
+    results = run_all(work, jobs, share(tell, f"network on {source.name}", len(jobs)), options.processes)
+    for (_, name), (here, there) in zip(jobs, results, strict=True):
+        if name in own:
+            own[name].append(here)
+        curves[name].append(there)
     transferred = {name: [curve[-1] for curve in rows] for name, rows in curves.items()}
     numbers = _numbers(transferred, own)
     return Findings(
@@ -104,6 +104,21 @@ def run(options: Options, tell: Tell) -> Findings:
         },
         verdict=_verdict(transferred, {n.name: n for n in numbers}),
     )
+
+
+def _transferred(
+    source: Dataset, target: Dataset, steps: int, sizes: Sequence[int], job: tuple[int, str]
+) -> tuple[float, list[float]]:
+    """Of one network the accuracy on the source, and on the target by number of samples of the linear classifier."""
+    seed, name = job
+    net, layer = NETS[source.shape[0]]
+    if name == "untrained":
+        model = build(net, source.shape, len(source.classes), seed=seed)
+    else:
+        method = METHODS[source.shape[0]][name]
+        model = train(method, source, recipe(source, steps, seed, lr=LR, batch_size=BATCH), net=net)
+    encoder = split(model, layer)[0]
+    return accuracy(model, source.test), [linear_probe(encoder, target.limit(n, seed)) for n in sizes]
 
 
 def source_and_target(options: Options) -> tuple[Dataset, Dataset]:

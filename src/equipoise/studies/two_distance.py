@@ -31,12 +31,11 @@ from equipoise.studies.plane import (
     method,
     perturb,
     regions,
-    run_all,
     seeds_of,
-    share,
     train,
     uncertainty,
 )
+from equipoise.studies.processes import run_all, share
 from equipoise.studies.toys import Toy, two_distance
 
 ATTACK_EPS, ATTACK_STEP, ATTACK_STEPS = 0.8, 0.1, (1, 20)
