@@ -380,6 +380,9 @@ def test_passes_are_counted():
     assert cost.passes(whole, {"digits": 2000}) == pytest.approx(3 * (900 * (1 + 9) + 900 * 11))
     trades = replace(one, method=call(methods.trades, eps=0.1, steps=9))  # descends at two places
     assert cost.passes(trades, {"digits": 2000}) == pytest.approx(3 * (900 * (2 + 9) + 900 * 11))
+    for method, each in ((call(methods.hein, directions=2), 1 + 2 * 2), (call(methods.hein), 1 + 2 * 10),
+                         (call(methods.r2, halvings=3), 1 + 7 + 3 / 3)):  # fmt: skip
+        assert cost.passes(replace(one, method=method), {"digits": 2000}) == pytest.approx(3 * (900 * each + 900 * 11))
     strong = Evaluated(one, ["autoattack"], [0.1, 0.2], examples=300)
     assert cost.passes(strong) == pytest.approx(300 * (1 / 3 + 0.5 * 2 * (100 + 900 + 900 + 5000 / 3)))
     assert cost.passes(Evaluated(one, ["pgd10-8"], examples=300)) == pytest.approx(300 * (1 / 3 + 0.5 * 5 * 10))

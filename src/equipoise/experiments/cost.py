@@ -20,7 +20,8 @@ from equipoise.errors import EquipoiseError
 from equipoise.evaluation import suite
 from equipoise.experiments.stand_in import KINDS
 from equipoise.experiments.tasks import SIZES, DataManifold, Evaluated, Measured, Net, Studied, Task, Training
-from equipoise.generators import Manifold
+from equipoise.generators import GeneratedMargin, Manifold
+from equipoise.penalties import CrossLipschitz
 from equipoise.predictive import as_predictive
 from equipoise.rng import Streams
 from equipoise.steps import Fixed
@@ -118,10 +119,23 @@ def _of_training(task: Training, held_in: float) -> float:
     )
     places = method.places
     climbs = sum(_of_ascent(place) for place in places if isinstance(place, Ascent))
-    penalties = sum(float(getattr(penalty, "samples", 3)) for _, penalty in method.penalties)
+    classes = KINDS.get(task.data, KINDS["mnist"]).classes
+    penalties = sum(_of_penalty(penalty, classes) for _, penalty in method.penalties)
     descents = (len(places) + penalties) * (2 if recipe.awp else 1)
     checked = min(recipe.valid_examples, held_in) * (1 + recipe.valid_steps)
     return recipe.epochs * (held_in * (descents + climbs) + checked)
+
+
+def _of_penalty(penalty: Any, classes: int) -> float:
+    """Passes of a sample: of the cross-Lipschitz one a gradient per class and that of each again; of R2 those of two
+    networks on two batches (as measured), and the bisections.
+    """
+    match penalty:
+        case CrossLipschitz():
+            return 2.0 * (penalty.directions or classes)
+        case GeneratedMargin():
+            return 7 + penalty.halvings * _FORWARD
+    return float(getattr(penalty, "samples", 3))
 
 
 def _of_ascent(ascent: Ascent) -> float:
