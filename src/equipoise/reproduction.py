@@ -137,6 +137,10 @@ class Reproduction:
     """What stood in for the published datasets."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Command, versions, commit, device and date."""
+    examples: int | None = None
+    """Every network was tested on at most so many samples, if the scale did not decide alone."""
+    seeds: int | None = None
+    """Trainings of each kind, if the scale did not decide."""
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -159,7 +163,10 @@ class Reproduction:
         told = [one for one in self.outcomes if one.reproduced is not None]
         said = f"{sum(bool(one.reproduced) for one in told)} of {len(told)} numbers of the paper are reproduced"
         said = said if told else "The paper prints no number to compare with"
-        limits = [] if self.scale == 1 else [f"at {self.scale:.2g} of its epochs, samples and seeds"]
+        shortened = "epochs, samples and seeds" if self.seeds is None else "epochs and samples"
+        limits = [] if self.scale == 1 else [f"at {self.scale:.2g} of its {shortened}"]
+        limits += [] if self.seeds is None else [f"with {self.seeds} seed{'s' * (self.seeds > 1)}"]
+        limits += [] if self.examples is None else [f"on at most {self.examples:,} test samples"]
         limits += [f"with {one} in place of {name}" for name, one in self.data.items()]
         limits += [f"{len(self.missing)} of {len(self.works)} tasks are not finished"] if self.missing else []
         return ", ".join([said, *limits]) + "."

@@ -87,6 +87,15 @@ def test_a_number_of_seeds_may_be_asked_for_and_some_datasets_only():
     assert plan.datasets() == ["mnist"] and both.plan().datasets() == ["mnist", "svhn"]
 
 
+def test_a_number_of_test_samples_may_be_asked_for_apart_from_the_scale():
+    mnist = replace(training(0, 40), data="mnist")
+    tasks = [Evaluated(mnist, ["pgd"], [0.1], examples=1000), Evaluated(mnist, ["pgd"], [0.2], examples=300)]
+    cells = [Cell("a", str(place), [task], clean) for place, task in enumerate(tasks)]
+    plan = table(*cells).plan(0.5, examples=200)
+    assert [t.examples for t in plan.tasks() if isinstance(t, Evaluated)] == [200, 150]
+    assert [t.recipe.epochs for t in plan.tasks() if isinstance(t, Training)] == [20] and plan.examples == 200
+
+
 def test_a_key_is_that_of_everything_that_decides_the_result():
     setting = Setting(Path("anywhere"))
     base = key(training(), setting)
@@ -160,6 +169,7 @@ REFUSED = [
     (lambda: table().plan(0.0), r"scale 0: expected a share in \(0, 1\], such as 0.1"),
     (lambda: table().plan(1.5), r"scale 1.5: expected a share"),
     (lambda: table().plan(seeds=0), r"seeds = 0: expected at least one training"),
+    (lambda: table().plan(examples=0), r"examples = 0: expected at least one test sample"),
     (
         lambda: table(Cell("a", "c", [Evaluated(training(), ["pgd"], [0.1])], clean)).plan(only=["mnist"]),
         r"toy needs no data of the name mnist: it needs digits",

@@ -60,6 +60,8 @@ class Reproduce:
     """With the quirks of the paper's own code, or without."""
     seeds: int | None = None
     """So many trainings of each kind; by default the scale's share of the paper's number, at least one."""
+    examples: int | None = None
+    """Test every network on at most so many samples; by default the scale's share of the paper's number."""
     only: tuple[str, ...] = ()
     """Only what needs no other datasets than these, such as mnist; by default everything."""
     data_root: Path | None = None
@@ -122,7 +124,9 @@ def reproduce(options: Reproduce, command: str) -> int:
     """
     out = options.out or Path("reproductions", options.name)
     variant = _variant(options.variant)
-    plan = experiments.experiment(options.name).plan(options.scale, variant, options.seeds, options.only)
+    plan = experiments.experiment(options.name).plan(
+        options.scale, variant, options.seeds, options.only, options.examples
+    )
     require(not (options.data and options.synthetic), "--data and --synthetic exclude each other: choose one.")
     require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
     sources = _sources(options.data)
@@ -177,6 +181,7 @@ def _headline(plan: Plan, synthetic: bool) -> str:
     one = plan.experiment
     scale = "at the paper's scale" if plan.scale == 1 else f"at scale {plan.scale:g} of the paper's"
     scale += "" if plan.seeds is None else f", {plan.seeds} seed{'s' * (plan.seeds > 1)}"
+    scale += "" if plan.examples is None else f", at most {plan.examples:,} test samples"
     scale += f", {' and '.join(plan.only)} only" if plan.only else ""
     variant = f", {plan.variant}" + (f" ({one.quirks})" if one.quirks and plan.variant == "as published" else "")
     data = "; SYNTHETIC data, which says nothing about the paper" if synthetic else ""

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from equipoise.errors import EquipoiseError, require
-from equipoise.experiments.tasks import Task, datasets
+from equipoise.experiments.tasks import Evaluated, Measured, Task, datasets
 from equipoise.findings import Number, Study
 from equipoise.proportions import wilson
 from equipoise.records import AttackResult, Evaluation, Run
@@ -148,22 +148,28 @@ class Experiment:
     """What one should know to read it: choices where the paper is silent or unclear."""
 
     def plan(
-        self, scale: float = 1.0, variant: Variant = "corrected", seeds: int | None = None, only: Sequence[str] = ()
+        self,
+        scale: float = 1.0,
+        variant: Variant = "corrected",
+        seeds: int | None = None,
+        only: Sequence[str] = (),
+        examples: int | None = None,
     ) -> "Plan":
         """What to compute at a scale in (0, 1]: with so many of the paper's seeds, if given, instead of that share of
-        them, and `only` what needs no other datasets than these. Raises `EquipoiseError` for another scale, for no
-        seeds, and if nothing is left.
+        them, `only` what needs no other datasets than these, and every network tested on at most so many `examples`.
+        Raises `EquipoiseError` for another scale, for no seeds or examples, and if nothing is left.
         """
         require(0 < scale <= 1, f"scale {scale:g}: expected a share in (0, 1], such as 0.1.")
         require(seeds is None or seeds >= 1, f"seeds = {seeds}: expected at least one training of each kind.")
-        parts = [_scaled(part, scale, seeds) for part in self.parts(variant)]
+        require(examples is None or examples >= 1, f"examples = {examples}: expected at least one test sample.")
+        parts = [_tested(_scaled(part, scale, seeds), examples) for part in self.parts(variant)]
         needed = Plan(self, scale, variant, parts).datasets()
         wrong = [name for name in only if name not in needed]
         require(not wrong, f"{self.name} needs no data of the name {', '.join(wrong)}: it needs {', '.join(needed)}.")
         if only:
             parts = [kept for part in parts if (kept := _restricted(part, frozenset(only))) is not None]
             require(len(parts) > 0, f"no part of {self.name} needs {' and '.join(only)} alone.")
-        return Plan(self, scale, variant, tuple(parts), seeds, tuple(only))
+        return Plan(self, scale, variant, tuple(parts), seeds, tuple(only), examples)
 
 
 def _scaled(part: Part, scale: float, seeds: int | None) -> Part:
@@ -172,6 +178,19 @@ def _scaled(part: Part, scale: float, seeds: int | None) -> Part:
     if isinstance(part, Shown):
         return replace(part, task=part.task.scaled(scale))
     return _with_cells(part, lambda cell: cell.scaled(scale, seeds))
+
+
+def _tested(part: Part, examples: int | None) -> Part:
+    """With at most so many test samples for each task."""
+
+    def fewer(task: Task) -> Task:
+        if examples is None or not isinstance(task, Evaluated | Measured):
+            return task
+        return replace(task, examples=min(task.examples, examples))
+
+    if isinstance(part, Shown):
+        return replace(part, task=fewer(part.task))
+    return _with_cells(part, lambda cell: replace(cell, tasks=tuple(fewer(task) for task in cell.tasks)))
 
 
 def _restricted(part: Part, only: frozenset[str]) -> Part | None:
@@ -213,6 +232,8 @@ class Plan:
     """So many trainings of each kind; None is the share of the paper's number."""
     only: Sequence[str] = ()
     """What needs no other datasets than these; all if empty."""
+    examples: int | None = None
+    """Every network is tested on at most so many samples; None is the scale's share of the paper's number."""
 
     def tasks(self) -> list[Task]:
         """All it needs, each once, every task after those it builds on."""

@@ -25,7 +25,7 @@ def reproduction(folder: "Path | str") -> Reproduction:
     folder = Path(folder)
     record = _json(folder / RECORD)
     plan = experiment(record["name"]).plan(
-        record["scale"], record["variant"], record.get("seeds"), record.get("only", ())
+        record["scale"], record["variant"], record.get("seeds"), record.get("only", ()), record.get("examples")
     )
     tasks, entries = plan.tasks(), record["tasks"]
     same = len(tasks) == len(entries) and all(t.label == e["label"] for t, e in zip(tasks, entries, strict=False))
@@ -50,6 +50,8 @@ def reproduction(folder: "Path | str") -> Reproduction:
         one.notes,
         {name: about["name"] for name, about in record["data"].items() if about.get("name") != name},
         record["provenance"],
+        plan.examples,
+        plan.seeds,
     )
 
 
@@ -152,7 +154,8 @@ def in_words(outcome: Reproduction) -> Mapping[str, Any]:
 
     return {
         "kind": "reproduction", "schema": 1, "name": outcome.name, "title": outcome.title, "source": outcome.source,
-        "scale": outcome.scale, "variant": outcome.variant, "verdict": outcome.verdict, "quirks": outcome.quirks,
+        "scale": outcome.scale, "variant": outcome.variant, "examples": outcome.examples, "seeds": outcome.seeds,
+        "verdict": outcome.verdict, "quirks": outcome.quirks,
         "notes": outcome.notes, "data": dict(outcome.data), "seconds": outcome.seconds,
         "provenance": dict(outcome.provenance), "parts": [part(it) for it in outcome.parts],
     }  # fmt: skip

@@ -154,6 +154,7 @@ def claim(plan: Plan, folder: Path) -> None:
         return
     seeds = "" if here.get("seeds") is None else f", {here['seeds']} seeds"
     only = f", {' and '.join(here['only'])} only" if here.get("only") else ""
+    only += f", {here['examples']} examples" if here.get("examples") else ""
     for name, now in _asked(plan).items():
         require(
             here.get(name, now) == now,
@@ -170,6 +171,7 @@ def _asked(plan: Plan) -> dict[str, Any]:
         "variant": plan.variant,
         "seeds": plan.seeds,
         "only": list(plan.only),
+        "examples": plan.examples,
     }
 
 
