@@ -1,16 +1,26 @@
-"""Writes docs/reproductions.md from the records in benchmarks/results/reproductions.
+"""Keeps what `equipoise reproduce` measured: `python benchmarks/reproductions.py [FOLDER ...]`.
 
-A record is the `reproduction.json` that `equipoise report` writes into the folder of an `equipoise reproduce`, kept
-under the experiment's name; what is to be said of it stands in a `.md` of the same name beside it.
+The record of each folder, its numbers without the weights, goes into `benchmarks/results/reproductions` under the
+experiment's name, without the paths of this machine; its studies' pictures, in fewer colours, into
+`docs/images/reproductions`. What is to be said of a record stands in a `.md` of the same name beside it. Then
+`docs/reproductions.md` is written from all records.
 """
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+from equipoise.experiments import in_words, reproduction
+from equipoise.reproduction import ShownOutcome
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "reproductions"
 PAGE = ROOT / "docs" / "reproductions.md"
+PICTURES = PAGE.parent / "images" / "reproductions"
 HEAD = """# Reproductions
 
 What was measured with `equipoise reproduce`, beside the papers' numbers. Each cell is ours, its 95 % interval, and the
@@ -21,19 +31,38 @@ A scale below 1 shortens the paper's epochs, test samples and seeds together. Th
 """
 
 
+def keep(folder: Path) -> None:
+    """The record of a folder, and the pictures of its studies."""
+    found = reproduction(folder)
+    record = dict(in_words(found))
+    words = [Path(word).name if Path(word).is_absolute() else word for word in record["provenance"]["command"].split()]
+    record["provenance"] = {**record["provenance"], "command": " ".join(words)}
+    (RECORDS / f"{found.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    PICTURES.mkdir(exist_ok=True)
+    for part in found.parts:
+        if isinstance(part, ShownOutcome) and part.study:
+            for picture in part.study.findings.pictures:
+                small = io.BytesIO()
+                with Image.open(folder / part.folder / f"{picture.name}.png") as image:
+                    image.convert("RGB").reduce(2).quantize(48).save(small, "png", optimize=True)
+                (PICTURES / f"{part.study.name}-{picture.name}.png").write_bytes(small.getvalue())
+
+
 def page() -> str:
-    """The page of all records, in the order of their names."""
-    return "\n".join([HEAD, *(_experiment(path) for path in sorted(RECORDS.glob("*.json")))])
+    """The page of all records, in the order of their names, table 2 before table 11."""
+    paths = sorted(RECORDS.glob("*.json"), key=lambda path: [part.zfill(4) for part in path.stem.split("-")])
+    records = {path: json.loads(path.read_text()) for path in paths}
+    shown: dict[str, str] = {}  # a study's first place
+    return "\n".join([HEAD, *(_experiment(path, record, shown) for path, record in records.items())])
 
 
-def _experiment(path: Path) -> str:
-    record, said = json.loads(path.read_text()), path.with_suffix(".md")
-    origin = record["provenance"]
+def _experiment(path: Path, record: dict[str, Any], shown: dict[str, str]) -> str:
+    said, origin = path.with_suffix(".md"), record["provenance"]
     commit = (origin.get("commit") or "outside a repository")[:12]
     lines = [
         f"## {record['source']}: {record['title']}\n",
         f"{record['verdict']}\n",
-        *(_part(part) for part in record["parts"]),
+        *(_part(part, record["source"], shown) for part in record["parts"]),
         *([f"{record['notes']}\n"] if record["notes"] else []),
         *([f"{record['variant'].capitalize()}. {record['quirks']}\n"] if record["quirks"] else []),
         f"`{origin['command']}`, {record['seconds'] / 60:.0f} minutes of computing, {origin['device']}, "
@@ -43,15 +72,12 @@ def _experiment(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _part(part: dict[str, Any]) -> str:
+def _part(part: dict[str, Any], source: str, shown: dict[str, str]) -> str:
     if "lines" in part:
         rows = [[name, f"{x:.4g}", _cell(one)] for name, line in part["lines"].items() for x, one in line]
         return _table(part["title"], ["curve", part["x"], part["y"]], rows)
     if "unit" not in part:
-        rows = [[n["name"], _number(n["mean"]), _span(n["interval"]), n["paper"] or "–"] for n in part["numbers"]]
-        return (f"{part['verdict']}\n\n" if part["verdict"] else "") + _table(
-            part["title"], ["measured", "mean", "95 % interval", "the paper"], rows
-        )
+        return _study(part, source, shown)
     numbers = part["numbers"]
     columns = list(dict.fromkeys(n["column"] for n in numbers))
     at = {(n["row"], n["column"]): n for n in numbers}
@@ -61,6 +87,25 @@ def _part(part: dict[str, Any]) -> str:
     ]
     corner = f"{part['corner']}, {part['unit']}" if part["unit"] else part["corner"]
     return _table(part["title"], [corner, *columns], rows)
+
+
+def _study(part: dict[str, Any], source: str, shown: dict[str, str]) -> str:
+    study, verdict = part["study"], f"{part['verdict']}\n" if part["verdict"] else ""
+    if shown.setdefault(study, source) != source:
+        return f"{verdict}\nIts study, `{study}`, is shown under {shown[study]}.\n"
+    pictures = [
+        f"![{one['name']}](images/reproductions/{study}-{one['name']}.png)\n*{one['caption']}*\n"
+        for one in part["pictures"]
+    ]
+    rows = [[n["name"], *_shown(n), f"{n['n']} {n['unit']}".strip(), n["paper"] or "–"] for n in part["numbers"]]
+    columns = ["measured", "mean", "95 % interval", "of", "the paper"]
+    return "\n".join([verdict, *pictures, _table(part["title"], columns, rows)])
+
+
+def _shown(number: dict[str, Any]) -> list[str]:
+    if not number["percent"]:
+        return [_number(number["mean"]), _span(number["interval"])]
+    return [f"{100 * number['mean']:.1f} %", _span(number["interval"] and [100 * end for end in number["interval"]])]
 
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
@@ -87,5 +132,7 @@ def _number(value: float) -> str:
 
 
 if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        keep(Path(name))
     PAGE.write_text(page())
     print(f"wrote {PAGE.relative_to(ROOT)}")

@@ -1,7 +1,7 @@
 """What a folder of an experiment holds, beside the paper's numbers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from equipoise.experiments.experiment import Cell, Chart, Part, Plan, Table, fou
 from equipoise.experiments.registry import experiment
 from equipoise.experiments.sweep import DONE, RECORD
 from equipoise.experiments.tasks import Evaluated, Task, Training, result_at
-from equipoise.findings import Study
+from equipoise.findings import Findings, Study
 from equipoise.records import Evaluation
 from equipoise.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome, Trained, Work
 
@@ -144,12 +144,14 @@ def in_words(outcome: Reproduction) -> Mapping[str, Any]:
         if isinstance(it, ChartOutcome):
             curves = {name: [[x, one(n)] for x, n in line] for name, line in it.lines.items()}
             return {"title": it.title, "x": it.x, "y": it.y, "lines": curves}
-        numbers: Sequence[Any] = it.study.findings.numbers if it.study else []
+        found = it.study.findings if it.study else Findings([], [])
         return {
             "title": it.title,
-            "verdict": it.study.findings.verdict if it.study else "",
+            "study": it.study.name if it.study else None,
+            "verdict": found.verdict,
             "numbers": [{"name": n.name, "mean": n.mean, "interval": n.interval, "n": len(n.values), "unit": n.unit,
-                         "paper": n.paper} for n in numbers],
+                         "percent": n.percent, "paper": n.paper} for n in found.numbers],
+            "pictures": [{"name": one.name, "caption": one.caption} for one in found.pictures],
         }  # fmt: skip
 
     return {
