@@ -1,7 +1,9 @@
 """The networks of a study, shared out among processes."""
 
 import multiprocessing
+import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -53,8 +55,17 @@ _own: dict[str, Callable[[Any], Any]] = {}  # of a process that works for anothe
 
 
 def _begin(work: bytes) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(1)
     _own["work"] = pickle.loads(work)
+
+
+def _end_with_the_parent() -> None:
+    """A process whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _do(task: Any) -> Any:
