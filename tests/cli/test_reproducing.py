@@ -59,8 +59,14 @@ TOY = Experiment("toy", "Clean accuracy of a toy", "nowhere", parts, quirks="sho
 def toy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(experiments, "experiment", lambda name: TOY)
+    stand_for_all(monkeypatch, TOY)
     return tmp_path
+
+
+def stand_for_all(monkeypatch, one: Experiment) -> None:
+    """Whatever the name of an experiment, this one is meant."""
+    for place in (experiments, outcome):
+        monkeypatch.setattr(place, "experiment", lambda name: one)
 
 
 def ask(line: str) -> int:
@@ -114,12 +120,12 @@ PAIR = Experiment("toy", "Clean accuracy of a toy", "nowhere", two_of_each)
 
 
 def test_seeds_and_datasets_are_chosen_and_the_report_has_the_same_numbers(toy, capsys, monkeypatch):
-    for place in (experiments, outcome):
-        monkeypatch.setattr(place, "experiment", lambda name: PAIR)
+    stand_for_all(monkeypatch, PAIR)
     line = "reproduce toy --scale 0.02 --seeds 2 --only mnist --synthetic --workers 1 --out out"
     assert ask(line) == 0
     assert "at scale 0.02 of the paper's, 2 seeds, mnist only, corrected" in capsys.readouterr().out
     assert len(list(Path("out").glob("training-*"))) == 2
+    assert json.loads(Path("out/reproduction.json").read_text())["seeds"] == 2, "without a report"
     assert ask("reproduce toy --scale 0.02 --seeds 1 --only mnist --synthetic --workers 1 --out out") == 2
     assert "out holds toy at scale 0.02, corrected, 2 seeds, mnist only: ask for the same" in capsys.readouterr().err
     assert ask("report out --out page.html") == 0
@@ -141,7 +147,7 @@ def test_the_variant_is_said_with_its_quirks(toy, capsys):
 
 
 def test_a_task_that_fails_is_said_and_the_rest_is_shown(toy, capsys, monkeypatch):
-    monkeypatch.setattr(experiments, "experiment", lambda name: BROKEN)
+    stand_for_all(monkeypatch, BROKEN)
     assert ask("reproduce toy --scale 0.01 --synthetic --workers 1 --out out") == 1
     out, err = capsys.readouterr()
     first, second = err.splitlines()

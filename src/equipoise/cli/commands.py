@@ -1,6 +1,5 @@
 """What the commands do: read the input, call the library, print what came out."""
 
-import json
 import shlex
 import shutil
 from pathlib import Path
@@ -36,7 +35,7 @@ from equipoise.cli.studying import study
 from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import evaluate_run
-from equipoise.experiments import RECORD, in_words, reproduction
+from equipoise.experiments import RECORD, keep_numbers, reproduction
 from equipoise.predictive import DeepKernelGP, Ensemble, as_predictive, kl_to_prior
 from equipoise.records import Run, write_atomically
 from equipoise.records import load as load_record
@@ -86,9 +85,8 @@ def _report(options: Report) -> Path:
     from equipoise.report.reproduction import page
 
     found = reproduction(experiments[0])
-    numbers = json.dumps(in_words(found), indent=1) + "\n"
     say(f"{found.source}: {found.verdict}")
-    say(f"wrote {write_atomically(experiments[0] / 'reproduction.json', numbers.encode())}")
+    say(f"wrote {keep_numbers(experiments[0], found)}")
     return write_atomically(options.out, page(found).encode())
 
 

@@ -14,12 +14,11 @@ from equipoise import experiments
 from equipoise.cli.display import columns, duration, moving, numbers, say
 from equipoise.data import available
 from equipoise.errors import require, unknown
-from equipoise.experiments import Cell, Chart, Plan, Setting, Shown, Table, cost, found
+from equipoise.experiments import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.experiments.stand_in import KINDS, stand_in
 from equipoise.experiments.sweep import Progress, Swept, claim, cores, is_done, sweep
-from equipoise.experiments.tasks import result
 from equipoise.findings import Study
-from equipoise.reproduction import Outcome
+from equipoise.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
 
 _FAILED = 1  # the exit code of a sweep of which a task failed
 
@@ -142,7 +141,9 @@ def reproduce(options: Reproduce, command: str) -> int:
     say(expected)
     outcome = sweep(plan, setting, workers=workers, address=options.address, tell=_show(options.name))
     moving("")
-    _print(plan, setting, outcome)
+    found = reproduction(out)
+    _print(found)
+    keep_numbers(out, found)
     say(_headline(plan, options.synthetic))
     return _conclude(outcome, out)
 
@@ -209,41 +210,37 @@ def _show(name: str) -> Callable[[Progress], None]:
     return show
 
 
-def _print(plan: Plan, setting: Setting, outcome: Swept) -> None:
+def _print(found: Reproduction) -> None:
     """The numbers of every part, beside the paper's."""
-    finished = set(outcome.finished)
-    hits: list[bool] = []
-    for part in plan.parts:
-        if isinstance(part, Shown):
-            if setting.place(part.task) in finished:
-                _print_study(part, setting)
+    for part in found.parts:
+        if isinstance(part, ShownOutcome):
+            if part.study is not None:
+                _print_study(part.title, part.study)
             continue
         table = RichTable(title=part.title, title_justify="left")
-        corner, unit = (part.corner, part.unit) if isinstance(part, Table) else ("line", "")
-        for name in (corner, "column" if isinstance(part, Table) else part.x):
+        corner, unit = (part.corner, part.unit) if isinstance(part, TableOutcome) else ("line", "")
+        for name in (corner, "column" if isinstance(part, TableOutcome) else part.x):
             table.add_column(name, overflow="fold")
         for name in (f"paper {unit}".strip(), "here", "95 % interval", "agrees"):
             table.add_column(name, justify="right", no_wrap=True)
-        for row, column, cell in _rows(part):
-            if not all(setting.place(task) in finished for task in cell.tasks):
-                table.add_row(row, column, _digits(cell.paper), "-", "", "")
-                continue
-            one = found(cell, [result(task, setting) for task in cell.tasks])
-            hits += [] if one.reproduced is None else [one.reproduced]
-            table.add_row(row, column, _digits(cell.paper), *_ours(one))
+        for row, column, one in _rows(part):
+            table.add_row(row, column, _digits(one.paper), *_ours(one))
         say(table)
-    if hits:
-        say(f"{sum(hits)} of {len(hits)} numbers of the paper lie within our interval or its stated deviation")
+    told = [one.reproduced for one in found.outcomes if one.reproduced is not None]
+    if told:
+        say(f"{sum(told)} of {len(told)} numbers of the paper lie within our interval or its stated deviation")
 
 
-def _rows(part: Table | Chart) -> Iterator[tuple[str, str, Cell]]:
-    if isinstance(part, Table):
-        yield from ((cell.row, cell.column, cell) for cell in part.cells)
+def _rows(part: TableOutcome | ChartOutcome) -> Iterator[tuple[str, str, Outcome]]:
+    if isinstance(part, TableOutcome):
+        yield from ((one.row, one.column, one) for one in part.outcomes)
     else:
-        yield from ((line.name, f"{x:.4g}", cell) for line in part.lines for x, cell in line.points)
+        yield from ((name, f"{x:.4g}", one) for name, line in part.lines.items() for x, one in line)
 
 
 def _ours(one: Outcome) -> tuple[str, str, str]:
+    if one.mean is None:
+        return "-", "", ""
     interval = "" if one.interval is None else f"[{', '.join(map(_digits, one.interval))}]"
     return _digits(one.mean), interval, {None: "", True: "yes", False: "no"}[one.reproduced]
 
@@ -252,14 +249,11 @@ def _digits(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _print_study(part: Shown, setting: Setting) -> None:
-    record = result(part.task, setting)
-    if not isinstance(record, Study):
-        return
-    say(part.title)
-    if record.findings.numbers:
-        say(numbers(record.findings))
-    say(record.findings.verdict or "done")
+def _print_study(title: str, study: Study) -> None:
+    say(title)
+    if study.findings.numbers:
+        say(numbers(study.findings))
+    say(study.findings.verdict or "done")
 
 
 def _conclude(outcome: Swept, out: Path) -> int:

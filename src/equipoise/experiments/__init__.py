@@ -20,7 +20,7 @@ from equipoise.experiments.experiment import (
     robust,
     trade_off,
 )
-from equipoise.experiments.outcome import in_words, reproduction
+from equipoise.experiments.outcome import in_words, keep_numbers, reproduction
 from equipoise.experiments.registry import experiment, names
 from equipoise.experiments.sweep import RECORD
 from equipoise.experiments.tasks import (
@@ -61,6 +61,7 @@ __all__ = [
     "experiment",
     "found",
     "in_words",
+    "keep_numbers",
     "names",
     "number",
     "reproduction",

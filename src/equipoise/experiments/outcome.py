@@ -11,8 +11,10 @@ from equipoise.experiments.registry import experiment
 from equipoise.experiments.sweep import DONE, RECORD
 from equipoise.experiments.tasks import Evaluated, Task, Training, result_at
 from equipoise.findings import Findings, Study
-from equipoise.records import Evaluation
+from equipoise.records import Evaluation, write_atomically
 from equipoise.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome, Trained, Work
+
+NUMBERS = "reproduction.json"
 
 
 def reproduction(folder: "Path | str") -> Reproduction:
@@ -161,3 +163,8 @@ def in_words(outcome: Reproduction) -> Mapping[str, Any]:
         "notes": outcome.notes, "data": dict(outcome.data), "seconds": outcome.seconds,
         "provenance": dict(outcome.provenance), "parts": [part(it) for it in outcome.parts],
     }  # fmt: skip
+
+
+def keep_numbers(folder: "Path | str", outcome: Reproduction) -> Path:
+    """Write them into the folder, as `reproduction.json`. Returns that file."""
+    return write_atomically(Path(folder) / NUMBERS, (json.dumps(in_words(outcome), indent=1) + "\n").encode())
