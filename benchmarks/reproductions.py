@@ -64,7 +64,7 @@ def _experiment(path: Path, record: dict[str, Any], shown: dict[str, str]) -> st
         f"{record['verdict']}\n",
         *(_part(part, record["source"], shown) for part in record["parts"]),
         *([f"{record['notes']}\n"] if record["notes"] else []),
-        *([f"{record['variant'].capitalize()}. {record['quirks']}\n"] if record["quirks"] else []),
+        *([f"The variant is *{record['variant']}*. {record['quirks']}\n"] if record["quirks"] else []),
         f"`{origin['command']}`, {record['seconds'] / 60:.0f} minutes of computing, {origin['device']}, "
         f"{origin['date'][:10]}, commit {commit}.\n",
         *([said.read_text()] if said.exists() else []),

@@ -104,6 +104,9 @@ def test_the_numbers_stand_beside_the_papers(toy, capsys):
     assert (row, column, paper, ours) == ("standard", "clean", "98", f"{10 * right:.3g}")
     assert interval == f"[{100 * low:.3g}, {100 * high:.3g}]"
     assert agrees == ("yes" if low <= 0.98 <= high else "no")
+    (kept,) = Path("out").glob("study-*/study.json")
+    kept = json.loads(kept.read_text())
+    assert kept["quick"] and kept["seconds"] > 0
     assert "mean decision boundary" in said or "measured" in said  # the study's numbers
     assert ask("reproduce toy --scale 0.02 --synthetic --workers 1 --out out") == 0
     assert "5 tasks, 5 of them finished before; about 0 s on 1 worker" in capsys.readouterr().out
@@ -141,8 +144,11 @@ def test_seeds_and_datasets_are_chosen_and_the_report_has_the_same_numbers(toy, 
 
 
 def test_the_variant_is_said_with_its_quirks(toy, capsys):
-    assert ask("reproduce toy --scale 0.01 --variant as-published --synthetic --workers 1 --out out") == 0
-    assert "at scale 0.01 of the paper's, as published (shorter); SYNTHETIC" in capsys.readouterr().out
+    line = "reproduce toy --scale 0.01 --variant as-published --examples 20 --synthetic --workers 1 --out out"
+    assert ask(line) == 0
+    said = "at scale 0.01 of the paper's, at most 20 test samples, as published (shorter); SYNTHETIC"
+    assert said in capsys.readouterr().out
+    assert "on at most 20 test samples" in json.loads(Path("out/reproduction.json").read_text())["verdict"]
     assert json.loads(Path("out/experiment.json").read_text())["variant"] == "as published"
 
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from inspect import signature
 from math import ceil
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar
 
 import torch
@@ -180,6 +181,7 @@ class DataManifold:
 
     def run(self, setting: Setting, tell: Tell) -> None:
         """Learn it, or go on; keep what it does to a few test samples."""
+        began = perf_counter()
         place, data = setting.place(self), _limited(setting.dataset(self.data), self.samples, self.recipe.seed)
         place.mkdir(parents=True, exist_ok=True)
         manifold = auto_encoder(data.shape, self.codes, self.width, self.recipe.seed)
@@ -187,7 +189,7 @@ class DataManifold:
         pixels = losses.reconstruction / data.train.x[0].numel()
         numbers = [Number("squared error of a pixel", [pixels]), Number("MMD of the codes, squared", [losses.mmd])]
         pictures = [_gallery(place, data)] if len(data.shape) == 3 else []
-        _keep(place, "manifold", f"What is near an image of {data.name}?", "", Findings(numbers, pictures), setting)
+        _keep(place, "manifold", f"What is near an image of {data.name}?", "", Findings(numbers, pictures), setting, began)
 
 
 def _gallery(place: Path, data: Dataset) -> Picture:
@@ -393,6 +395,7 @@ class Studied:
 
     def run(self, setting: Setting, tell: Tell) -> None:
         """Run the study."""
+        began = perf_counter()
         entry = STUDIES[self.name]
         options = Options(
             quick=self.quick,
@@ -401,7 +404,8 @@ class Studied:
             data_root=setting.data_root,
             limit=self.samples,
         )
-        _keep(setting.place(self), entry.name, entry.question, entry.source, entry.run(options, tell), setting)
+        found = entry.run(options, tell)
+        _keep(setting.place(self), entry.name, entry.question, entry.source, found, setting, began, self.quick)
 
 
 @dataclass(frozen=True)
@@ -454,6 +458,7 @@ class Measured:
 
     def run(self, setting: Setting, tell: Tell) -> None:
         """Measure."""
+        began = perf_counter()
         models = [load_run(setting.place(one), self.weights)[0] for one in self.of]
         more: dict[str, Any] = {}
         if self.target:
@@ -464,7 +469,7 @@ class Measured:
             more["manifold"] = load_manifold(setting.place(self.manifold))
         data = self._part(setting.dataset(self.data))
         found = self.function(models, data, tell, **more)
-        _keep(setting.place(self), self.function.function.partition(":")[2], self.question, "", found, setting)
+        _keep(setting.place(self), self.function.function.partition(":")[2], self.question, "", found, setting, began)
 
     def _part(self, data: Dataset) -> Dataset:
         data = replace(data, test=data.test.limit(max(self.examples, len(data.classes))))  # a dataset has every class
@@ -477,11 +482,20 @@ Task = DataManifold | Training | Evaluated | Studied | Measured
 """
 
 
-def _keep(place: Path, name: str, question: str, source: str, findings: Findings, setting: Setting) -> None:
-    """Write findings as a study."""
+def _keep(
+    place: Path,
+    name: str,
+    question: str,
+    source: str,
+    findings: Findings,
+    setting: Setting,
+    began: float,
+    quick: bool = False,
+) -> None:
+    """Write findings as a study, which `began` at that reading of `perf_counter`."""
     origin = asdict(provenance(0, torch.device("cpu"), setting.command))
     place.mkdir(parents=True, exist_ok=True)
-    save(place, Study(name, question, source, findings, origin))
+    save(place, Study(name, question, source, findings, origin, quick, perf_counter() - began))
 
 
 def result(task: Task, setting: Setting) -> Run | Evaluation | Study:
