@@ -189,7 +189,8 @@ class DataManifold:
         pixels = losses.reconstruction / data.train.x[0].numel()
         numbers = [Number("squared error of a pixel", [pixels]), Number("MMD of the codes, squared", [losses.mmd])]
         pictures = [_gallery(place, data)] if len(data.shape) == 3 else []
-        _keep(place, "manifold", f"What is near an image of {data.name}?", "", Findings(numbers, pictures), setting, began)
+        question = f"What is near an image of {data.name}?"
+        _keep(place, "manifold", question, "", Findings(numbers, pictures), setting, began)
 
 
 def _gallery(place: Path, data: Dataset) -> Picture:
