@@ -1,7 +1,7 @@
 """Keeps what `equipoise reproduce` measured: `python benchmarks/reproductions.py [FOLDER ...]`.
 
 The record of each folder, its numbers without the weights, goes into `benchmarks/results/reproductions` under the
-experiment's name, without the paths of this machine; its studies' pictures, in fewer colours, into
+experiment's name, without the paths of this machine; its studies' pictures, half as large, into
 `docs/images/reproductions`. What is to be said of a record stands in a `.md` of the same name beside it. Then
 `docs/reproductions.md` is written from all records.
 """
@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from equipoise.experiments import in_words, reproduction
+from equipoise.report.studies import draw
 from equipoise.reproduction import ShownOutcome
 
 ROOT = Path(__file__).parent.parent
@@ -43,8 +44,9 @@ def keep(folder: Path) -> None:
         if isinstance(part, ShownOutcome) and part.study:
             for picture in part.study.findings.pictures:
                 small = io.BytesIO()
-                with Image.open(folder / part.folder / f"{picture.name}.png") as image:
-                    image.convert("RGB").reduce(2).quantize(48).save(small, "png", optimize=True)
+                with Image.open(io.BytesIO(draw(picture))) as drawn:
+                    image = drawn.convert("RGB").reduce(2).quantize(256, Image.Quantize.MAXCOVERAGE)
+                    image.save(small, "png", optimize=True)
                 (PICTURES / f"{part.study.name}-{picture.name}.png").write_bytes(small.getvalue())
 
 

@@ -95,6 +95,7 @@ def test_files_are_a_record_arrays_a_page_and_a_picture_per_figure(tmp_path: Pat
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {"study.json", "study.npz", "index.html", "maps.png", "rest.png", "my-own.png"}
     with Image.open(tmp_path / "maps.png") as picture:
+        assert picture.convert("RGBA").getchannel("A").getextrema() == (255, 255), "on white, not on nothing"
         assert picture.width > picture.height > 300
 
 

@@ -44,9 +44,9 @@ def draw(picture: Picture) -> bytes:
     """A figure as a PNG, on white."""
     buffer = io.BytesIO()
     colours = light()
-    figure(picture, {name: colours[name] for name in STAND_INS}).savefig(
-        buffer, format="png", dpi=144, facecolor="white", transparent=False, metadata={"Software": None}
-    )
+    drawn = figure(picture, {name: colours[name] for name in STAND_INS})
+    drawn.patch.set_visible(True)
+    drawn.savefig(buffer, format="png", dpi=144, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
