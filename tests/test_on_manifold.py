@@ -209,6 +209,13 @@ def test_on_manifold_training_descends_at_the_decoded_point():
     value.sum().backward()
     assert all(p.grad is not None for p in model.parameters()) and all(p.grad is None for p in manifold.parameters())
     assert method.settings()[0]["at"]["space"]["manifold"] == str(manifold)
+    half = methods.on_manifold_at(manifold, 0.5, 0.1, 3, clean_share=0.25)
+    points = half.points(Single(model), x, Y, STREAMS)
+    mixed, _ = half.losses(Single(model), x, Y, points, STREAMS)
+    clean, moved = (F.cross_entropy(model(at), Y, reduction="none") for at in (x, manifold.decode(points[-1])))
+    assert torch.allclose(mixed, 0.25 * clean + 0.75 * moved, atol=1e-5)
+    with pytest.raises(EquipoiseError, match=r"clean_share = 2.*between 0 and 1"):
+        methods.on_manifold_at(manifold, 0.5, clean_share=2)
 
 
 @pytest.mark.parametrize(

@@ -328,13 +328,17 @@ def on_manifold_at(
     eps: float,
     step_size: StepSize | float | None = None,
     steps: int = 10,
+    clean_share: float = 0.0,
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`L(dec(enc(x) + δ_pgd))`: PGD-AT in the codes of an auto-encoder, on-manifold adversarial training (Stutz et al.
-    2019; F, Sec. 7). The ball is in units of the codes, whose deviation is about 1.
+    """`a · L(x) + (1 - a) · L(dec(enc(x) + δ_pgd))`, a = `clean_share`: PGD-AT in the codes of an auto-encoder,
+    on-manifold adversarial training (Stutz et al. 2019; F, Sec. 7). The ball is in units of the codes, whose deviation
+    is about 1.
     """
-    return pgd_at(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
+    _require_share(clean_share)
+    climbed = pgd_at(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
+    return clean_share * as_method(loss) + (1 - clean_share) * climbed if clean_share else climbed
 
 
 def _inside(layer: str) -> dict[str, Any]:

@@ -136,8 +136,8 @@ class ManifoldAgreement:
     """How far from the input, in its code."""
     radii: Radii = "distances"
     """Σ: the distances of the samples themselves, or uniform on [0, d], d the diameter of the unit cube. F's Sec. 3
-    says uniform, its Sec. 7 that the generator makes Σ, and only distances explain its score of .286, the mean of 1/ε
-    where all samples agree: uniform radii, most of them larger than any distance, would give about .07."""
+    says uniform, its Sec. 7 that the generator makes Σ. Where all samples agree the score is the mean of 1/ε: over
+    uniform radii, most of them larger than any distance, it hangs on the few smallest that were drawn."""
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, f"samples = {self.samples} compares with nothing: expected an integer >= 1.")

@@ -28,7 +28,7 @@ class Outcome:
     seeds: int
     """Trainings behind it."""
     over: str
-    """What the interval covers: `seeds`, or with one or two of them only `samples`."""
+    """What the interval covers: `seeds`, or with one or two of them only `samples`, or with part of a test set both."""
     folders: Sequence[str]
     """The tasks it comes from, by their folders."""
 

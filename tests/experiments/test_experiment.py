@@ -68,6 +68,8 @@ def test_a_scale_shortens_epochs_samples_and_seeds_together():
     tiny, few = table(Cell("a", "clean", tasks, clean)).plan(0.01).tasks()
     assert isinstance(tiny, Training) and isinstance(few, Evaluated)
     assert (tiny.recipe.epochs, tiny.samples, few.examples) == (1, 24_000, 10)  # 0.4 epochs
+    more = table(Cell("a", "clean", tasks, clean)).plan(0.04).tasks()[0]  # 1.6 epochs are 2, of all samples
+    assert isinstance(more, Training) and (more.recipe.epochs, more.samples) == (2, None)
     whole = table(Cell("a", "clean", tasks, clean)).plan(1.0).tasks()
     assert [t.recipe.seed for t in whole if isinstance(t, Training)] == [0, 1, 2, 3, 4]
     assert table(Cell("a", "s", [Studied("theorem")], clean)).plan(0.01).tasks() == [Studied("theorem", quick=True)]
@@ -140,6 +142,22 @@ def test_with_one_seed_or_two_the_interval_is_that_of_the_samples(seeds):
     assert out.reproduced
 
 
+def test_with_part_of_the_test_set_the_interval_covers_the_samples_too():
+    """Three networks that are right on the same samples say nothing of others."""
+    tasks = [Evaluated(replace(training(seed), data="mnist"), ["clean"], examples=50) for seed in range(3)]
+    records = [record([True] * 40 + [False] * 10)] * 3
+    out = found(Cell("a", "clean", tasks, clean), records)
+    expected = binomtest(40, 50).proportion_ci(method="wilson")
+    assert out.interval == pytest.approx([100 * end for end in expected]) and out.over == "seeds and samples"
+    spread = [record([True] * k + [False] * (50 - k)) for k in (30, 40, 50)]
+    out = found(Cell("a", "clean", tasks, clean), spread)
+    half = 4.302652729749464 * 20 / 3**0.5
+    assert out.interval == pytest.approx((80 - half, 100)), "the wider one"
+    whole = [replace(task, examples=10_000) for task in tasks]
+    out = found(Cell("a", "clean", whole, clean), records)
+    assert out.interval == pytest.approx((80, 80)) and out.over == "seeds"
+
+
 def test_with_three_seeds_it_is_students():
     records = [record([True] * k + [False] * (10 - k)) for k in (6, 7, 8)]
     out = found(Cell("a", "clean", [training()] * 3, clean, paper=94.0), records)
@@ -147,6 +165,10 @@ def test_with_three_seeds_it_is_students():
     assert out.mean == pytest.approx(70) and out.interval == pytest.approx((70 - half, 70 + half))
     assert out.over == "seeds" and out.reproduced
     assert not found(Cell("a", "clean", [training()] * 3, clean, paper=95.0), records).reproduced
+    apart = found(
+        Cell("a", "clean", [training()] * 3, clean), [record([True] * k + [False] * (10 - k)) for k in (0, 9, 9)]
+    )
+    assert apart.interval == (0, 100), "shares end there"
     assert found(Cell("a", "clean", [training()] * 3, clean, paper=95.0, deviation=25.0), records).reproduced
     assert found(Cell("a", "clean", [training()] * 3, clean), records).reproduced is None
 

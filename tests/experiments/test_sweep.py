@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,21 @@ def often(monkeypatch):
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text())
+
+
+def test_a_transferred_attack_is_made_on_the_weights_that_are_asked_for(here):
+    """Whatever lies in the proxy's best weights, here those of the target, its last ones count."""
+    of, proxy = training(0, epochs=1), training(1, epochs=1)
+    moved = Evaluated(of, ["pgd5"], [0.3], examples=100, weights="last", proxies=[proxy])
+    own = replace(moved, proxies=())
+    sweep.sweep(toy(moved, own).plan(), here, workers=1)
+    first, white_box = result(moved, here), result(own, here)
+    shutil.rmtree(here.place(moved))
+    shutil.copy(here.place(of) / "last.safetensors", here.place(proxy) / "best.safetensors")
+    sweep.sweep(toy(moved, own).plan(), here, workers=1)
+    again = result(moved, here)
+    assert [one.correct for one in again.results] == [one.correct for one in first.results]
+    assert again.results[-1].correct != white_box.results[-1].correct, "or the weights would not matter"
 
 
 def test_every_task_is_done_once_and_never_again(here, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from equipoise.errors import EquipoiseError, require
-from equipoise.experiments.tasks import Evaluated, Measured, Task, datasets
+from equipoise.experiments.tasks import TEST_SIZES, Evaluated, Measured, Task, datasets
 from equipoise.findings import Number, Study
 from equipoise.proportions import wilson
 from equipoise.records import AttackResult, Evaluation, Run
@@ -50,9 +50,10 @@ class Cell:
 def found(cell: Cell, records: Sequence[Record], folders: Sequence[str] = ()) -> Outcome:
     """The cell's number: the mean over its tasks of the mean of what is read from each; of no tasks, none.
 
-    Its interval is Student's over the tasks if they are three or more. With fewer it is that of the samples, whose
-    values are averaged over the tasks first, as two trainings judged on the same samples are no more samples:
-    Wilson's for accuracies, Student's for other numbers.
+    Its interval is that of the samples, whose values are averaged over the tasks first, as two trainings judged on the
+    same samples are no more samples: Wilson's for accuracies, Student's for other numbers. With three tasks or more it
+    is Student's over them instead, or, where not the whole test set was taken, from the lowest to the highest end of
+    both; for accuracies cut to [0, 1].
     """
     if not records:
         return Outcome(cell.row, cell.column, cell.paper, cell.deviation, None, None, 0, 0, "samples", folders)
@@ -61,10 +62,17 @@ def found(cell: Cell, records: Sequence[Record], folders: Sequence[str] = ()) ->
     means, by_seeds = [float(v.mean()) for v in values], len(values) >= 3
     samples = np.mean(values, 0) if len({len(v) for v in values}) == 1 else np.concatenate(values)
     shares = all(isinstance(one, Evaluation) for one in records) or all(np.isin(v, (0.0, 1.0)).all() for v in values)
-    if shares and not by_seeds:
-        interval = wilson(float(samples.sum()), len(samples))
-    else:
-        interval = Number(cell.column, means if by_seeds else samples.tolist(), signed=True).interval
+    few = any(isinstance(task, Evaluated) and task.examples < TEST_SIZES.get(task.data, 0) for task in cell.tasks)
+    intervals = []
+    if by_seeds:
+        intervals.append(Number(cell.column, means, signed=True).interval)
+    if few or not by_seeds:
+        drawn = Number(cell.column, samples.tolist(), signed=True).interval
+        intervals.append(wilson(float(samples.sum()), len(samples)) if shares else drawn)
+    known = [one for one in intervals if one is not None]
+    interval = (min(low for low, _ in known), max(high for _, high in known)) if known else None
+    if interval is not None and shares:
+        interval = (max(interval[0], 0.0), min(interval[1], 1.0))
     return Outcome(
         cell.row,
         cell.column,
@@ -74,7 +82,7 @@ def found(cell: Cell, records: Sequence[Record], folders: Sequence[str] = ()) ->
         None if interval is None else (interval[0] * cell.scale, interval[1] * cell.scale),
         len(samples),
         len(means),
-        "seeds" if by_seeds else "samples",
+        "samples" if not by_seeds else "seeds and samples" if few else "seeds",
         folders,
     )
 

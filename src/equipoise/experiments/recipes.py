@@ -20,16 +20,13 @@ from equipoise.experiments.experiment import (
     robust,
     trade_off,
 )
-from equipoise.experiments.tasks import Call, Evaluated, Measured, Net, Studied, Task, Training, call
+from equipoise.experiments.tasks import TEST_SIZES, Call, Evaluated, Measured, Net, Studied, Task, Training, call
 from equipoise.steps import Triangular
 from equipoise.training import Recipe
 
 SEEDS = range(3)
 """Of every number: U Table 2 is "averaged over 3 seeds", its Figs 13, 14 and T's Figs 3, 4, 9 "over 3 runs", and the
 others over "multiple runs"."""
-
-TESTS = {"mnist": 10_000, "fashion-mnist": 10_000, "cifar10": 10_000, "svhn": 26_032}
-"""Test samples: all."""
 
 ROUNDING = 0.05
 """Half of the last printed digit."""
@@ -47,7 +44,7 @@ def evaluated(
     training: Training, attacks: Sequence[str] = ("clean",), eps: Sequence[float] = (), norm: str = "linf", **more: Any
 ) -> Evaluated:
     """All test samples, with the weights of the last epoch: neither U nor T says that an epoch is chosen."""
-    return Evaluated(training, attacks, eps, norm, examples=TESTS[training.data], weights="last", **more)
+    return Evaluated(training, attacks, eps, norm, examples=TEST_SIZES[training.data], weights="last", **more)
 
 
 def autoattacked(
@@ -79,14 +76,14 @@ def curve(name: str, points: Mapping[float, Sequence[Task]], read: Read = clean)
 # U, input space.
 
 U_QUIRKS = (
-    "As published, as in the authors' code: the step grows from alpha to eps/5 (PGD, TRADES) or eps/2 (UDP, UDPR) in "
-    "the middle of the climb and shrinks back to alpha, and perturbations of networks with batch-norm are computed in "
-    "train mode. Corrected, as in the paper's text: all steps are alpha, and perturbations are computed in eval mode."
+    "As published, as in the authors' runs, perturbations of networks with batch-norm are computed in train mode; "
+    "corrected, in eval mode. The growing and shrinking steps of the authors' code are off when it trains."
 )
 U_NOTES = (
     "The weights are those of the last epoch. UDP and UDPR draw the number of steps, from 1 to K, for each sample; PGD "
     "starts at the sample. TRADES has weight 1 and the divergence of U, the cross-entropy with the clean prediction; "
-    "UDPR has weight 1."
+    "UDPR has weight 1. The learning rate of a ResNet peaks at 40 % of the training, as that of Andriushchenko & "
+    "Flammarion (2020), to whom U refers; in the authors' code it peaks in the middle."
 )
 
 U_RADII = {
@@ -99,13 +96,12 @@ U_RADII = {
 _ADAM = Recipe(epochs=100, batch_size=256, lr=1e-3, validation=1 / 12)
 """55,000 samples of MNIST's 60,000 to train on, 5,000 to validate."""
 
-_U_METHODS: Mapping[str, tuple[Callable[..., Any], float, Mapping[str, Any]]] = {
-    "PGD": (methods.pgd_at, 5, {}),
-    "TRADES": (methods.trades, 5, {"beta": 1.0, "divergence": "soft-cross-entropy"}),
-    "UDPR": (methods.udpr, 2, {"weight": 1.0}),
-    "UDP-PGD": (methods.udp, 2, {}),
+_U_METHODS: Mapping[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
+    "PGD": (methods.pgd_at, {}),
+    "TRADES": (methods.trades, {"beta": 1.0, "divergence": "soft-cross-entropy"}),
+    "UDPR": (methods.udpr, {"weight": 1.0}),
+    "UDP-PGD": (methods.udp, {}),
 }
-"""Method, how many of the largest steps of the authors' schedule make up eps, and the rest."""
 
 
 def u_recipe(data: str, seed: int, augment: Literal["none", "crop-flip"] = "none") -> Recipe:
@@ -132,11 +128,9 @@ def u_method(name: str, eps: float, size: float, steps: int, variant: Variant, b
     """A method of U's tables, or `standard`."""
     if name == "standard":
         return call(methods.standard)
-    function, part, more = _U_METHODS[name]
-    published = variant == "as published"
-    step_size = call(Triangular, size=size, peak=eps / part) if published else size
-    mode = {"mode": "train"} if published and batch_norm else {}
-    return call(function, eps=eps, step_size=step_size, steps=steps, **more, **mode)
+    function, more = _U_METHODS[name]
+    mode = {"mode": "train"} if variant == "as published" and batch_norm else {}
+    return call(function, eps=eps, step_size=size, steps=steps, **more, **mode)
 
 
 def u_training(

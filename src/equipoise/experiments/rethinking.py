@@ -8,15 +8,13 @@ from equipoise import methods, objectives
 from equipoise.experiments import measures_rf
 from equipoise.experiments.experiment import Cell, Part, Shown, Table, Variant, clean, number, robust
 from equipoise.experiments.printed import printed
-from equipoise.experiments.tasks import Call, Evaluated, Measured, Net, Training, call
+from equipoise.experiments.tasks import TEST_SIZES, Call, Evaluated, Measured, Net, Training, call
 from equipoise.training import Recipe
 
 SEEDS = (0, 1, 2)
 """R trains 3 models per result (App. A.2)."""
 RESNET = Net("resnet18")
 WIDE = Net("wide-resnet", {"depth": 34, "widen": 10})
-TEST = {"mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000, "svhn": 26_032}
-"""Test samples: all of them."""
 TRAINED = (
     "R trains on the whole training set; 1 % of it is held out here, to watch the training by. In training, PAT's "
     "climbs start at the sample and those of TRADES at Gaussian noise of .001, with the network in eval mode; R does "
@@ -26,7 +24,8 @@ TRAINED = (
 NOTES = TRAINED + (
     "R repeats each PGD 3 times for an average, which has the same expectation as one run over the whole test set, as "
     "here; nor does it say on which network a transferred attack is made if the target is of the proxy's kind: here "
-    "always on one of the next seed."
+    "always on one of the next seed. Of a transferred attack's 5 restarts the one that is worst for the proxy is tried "
+    "on the target. The noise of the starts, N(0, .005), is read as a standard deviation."
 )
 """What every table of attacks should say."""
 
@@ -113,7 +112,9 @@ def cell(
         if attack != "clean":
             eps = int(attack.rpartition("-")[2]) / 255
             read = robust(eps, attack=attack + "".join(f" from {proxy.method}" for proxy in proxies))
-        tasks.append(Evaluated(build(name, data, seed), [attack], examples=TEST[data], weights="last", proxies=proxies))
+        tasks.append(
+            Evaluated(build(name, data, seed), [attack], examples=TEST_SIZES[data], weights="last", proxies=proxies)
+        )
     return Cell(label, name, tasks, read, paper, 0.1 if paper == 0 else deviation)
 
 
@@ -148,7 +149,9 @@ def surfaces(of: str, source: str) -> Callable[[Variant], list[Part]]:
         function = call(measures_rf.surfaces, names=names, of=of)
         question = "Does the gradient lead uphill?"
         tasks = [
-            Measured(function, [training(name, "cifar10", seed) for name in names], question, "last", TEST["cifar10"])
+            Measured(
+                function, [training(name, "cifar10", seed) for name in names], question, "last", TEST_SIZES["cifar10"]
+            )
             for seed in SEEDS
         ]
         cells = [

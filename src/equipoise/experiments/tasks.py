@@ -266,9 +266,9 @@ class Training:
 
 
 def _shortened(recipe: Recipe, samples: int | None, data: str, scale: float) -> tuple[Recipe, int | None]:
-    """A share of the epochs; below one epoch, of the training samples, at least 200."""
+    """A share of the epochs, rounded; below one epoch, of the training samples, at least 200."""
     epochs = max(round(recipe.epochs * scale), 1)
-    share = min(recipe.epochs * scale / epochs, 1.0)
+    share = min(recipe.epochs * scale, 1.0)
     size = samples or SIZES.get(data)
     few = samples if share == 1 or size is None else max(ceil(size * share), min(size, 200))
     return replace(recipe, epochs=epochs), few
@@ -335,7 +335,7 @@ class Evaluated:
             self.attacks, self.eps, self.norm, steps=self.steps, step_size=self.step_size, restarts=self.restarts
         )
         if self.proxies:
-            own = by_ball([attack for proxy in self.proxies for attack in _moved(proxy, own, setting)])
+            own = by_ball([attack for proxy in self.proxies for attack in _moved(proxy, self.weights, own, setting)])
         place.mkdir(parents=True, exist_ok=True)
         assess(
             model,
@@ -352,9 +352,9 @@ class Evaluated:
         )
 
 
-def _moved(proxy: Training, attacks: Any, setting: Setting) -> Any:
-    """The attacks of gradients, made on the proxy."""
-    model, _ = load_run(setting.place(proxy), device=proxy.recipe.pick_device())
+def _moved(proxy: Training, weights: str, attacks: Any, setting: Setting) -> Any:
+    """The attacks of gradients, made on the proxy, of whose training the same epoch counts."""
+    model, _ = load_run(setting.place(proxy), weights, proxy.recipe.pick_device())
     sha = fingerprint(model)["sha256"]
     return [
         (f"{name} from {proxy.method}", transfer(model, attack, str(proxy.method), sha))
@@ -520,6 +520,15 @@ SIZES = {
     "digits": 1_437,
 }
 """Training samples of the published datasets."""
+TEST_SIZES = {
+    "mnist": 10_000,
+    "fashion-mnist": 10_000,
+    "cifar10": 10_000,
+    "cifar100": 10_000,
+    "svhn": 26_032,
+    "digits": 360,
+}
+"""Their test samples."""
 
 
 _FREE = ("device", "devices", "checkpoint_minutes", "tensorboard")  # of a recipe: they do not decide the result
@@ -571,11 +580,11 @@ def key(task: Task, setting: Setting) -> str:
 @cache
 def code_version() -> str:
     """A digest of the library's source, without what only reads, presents or lists: changing a page or a paper's
-    number makes nothing stale. What experiments measure is part of it.
+    number makes nothing stale. What tasks do and experiments measure is part of it.
     """
     root, digest = Path(equipoise.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         presents = path.relative_to(root).parts[0] in ("cli", "report", "experiments")
-        if not presents or path.name.startswith("measures"):
+        if not presents or path.name.startswith(("measures", "tasks")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

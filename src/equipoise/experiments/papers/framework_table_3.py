@@ -2,9 +2,9 @@
 
 from equipoise.experiments import measures_rf as measures
 from equipoise.experiments.experiment import Cell, Experiment, Part, Table, Variant, number
-from equipoise.experiments.framework import METHODS, NOTES, QUIRKS, SEEDS, TEST, training
+from equipoise.experiments.framework import METHODS, NOTES, QUIRKS, SEEDS, training
 from equipoise.experiments.printed import printed
-from equipoise.experiments.tasks import Measured, call
+from equipoise.experiments.tasks import TEST_SIZES, Measured, call
 
 _PAPER = """
                No_Reg.   HEIN   Ours
@@ -35,7 +35,7 @@ def _parts(variant: Variant) -> list[Part]:
                 [training(name, "mnist", seed, variant)],
                 "Which corruptions does a network stand that has not seen them?",
                 "last",
-                TEST["mnist"],
+                TEST_SIZES["mnist"],
             )
             for seed in SEEDS
         ]

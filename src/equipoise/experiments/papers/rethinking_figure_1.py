@@ -2,8 +2,8 @@
 
 from equipoise.experiments import measures_rf as measures
 from equipoise.experiments.experiment import Cell, Chart, Experiment, Line, Part, Variant, number
-from equipoise.experiments.rethinking import SEEDS, TEST, TRAINED, training
-from equipoise.experiments.tasks import Measured, call
+from equipoise.experiments.rethinking import SEEDS, TRAINED, training
+from equipoise.experiments.tasks import TEST_SIZES, Measured, call
 
 _METHODS = ("PAT", "PAT-EntM", "TRADES")
 _QUESTION = "Does the accuracy fall to 0 as the ball grows?"
@@ -11,7 +11,7 @@ _QUESTION = "Does the accuracy fall to 0 as the ball grows?"
 
 def _line(name: str, data: str) -> Line:
     tasks = [
-        Measured(call(measures.accuracy_by_eps), [training(name, data, seed)], _QUESTION, "last", TEST[data])
+        Measured(call(measures.accuracy_by_eps), [training(name, data, seed)], _QUESTION, "last", TEST_SIZES[data])
         for seed in SEEDS
     ]
     last = measures.RADII[-1]

@@ -2,8 +2,8 @@
 
 from equipoise.experiments import measures_rf as measures
 from equipoise.experiments.experiment import Cell, Chart, Experiment, Line, Part, Variant, number
-from equipoise.experiments.rethinking import SEEDS, TEST, TRAINED, training
-from equipoise.experiments.tasks import Measured, call
+from equipoise.experiments.rethinking import SEEDS, TRAINED, training
+from equipoise.experiments.tasks import TEST_SIZES, Measured, call
 
 _SMOOTHINGS = tuple(tenths / 10 for tenths in range(11))
 _LINES = {
@@ -21,7 +21,7 @@ _PAPER = {("cifar10", 8, "PAT-EntM, adaptive"): 45.05, ("cifar10", 8, "TRADES"):
 def _line(line: str, data: str, k: int) -> Line:
     name, smoothings = _LINES[line]
     function = call(measures.accuracy_by_steps, eps=k / 255, smoothings=smoothings)
-    tasks = [Measured(function, [training(name, data, seed)], _QUESTION, "last", TEST[data]) for seed in SEEDS]
+    tasks = [Measured(function, [training(name, data, seed)], _QUESTION, "last", TEST_SIZES[data]) for seed in SEEDS]
     last = measures.STEPS[-1]
     points = [
         (

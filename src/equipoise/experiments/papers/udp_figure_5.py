@@ -1,7 +1,7 @@
 """U Fig 5: clean accuracy on Fashion-MNIST, against the width of the network."""
 
 from equipoise.experiments.experiment import Chart, Experiment, Part, Variant
-from equipoise.experiments.recipes import SEEDS, U_NOTES, U_QUIRKS, curve, evaluated, u_training
+from equipoise.experiments.recipes import SEEDS, U_NOTES, curve, evaluated, u_training
 from equipoise.experiments.tasks import Evaluated
 
 _WIDTHS = (2, 4, 6, 8, 10, 12)
@@ -24,7 +24,6 @@ experiment = Experiment(
     "Clean accuracy on Fashion-MNIST of UDP with eps .1, against the width of the LeNet",
     "U Fig 5",
     _parts,
-    quirks=U_QUIRKS,
     notes=U_NOTES
     + " The width multiplies the filters of both convolutions and the first linear layer (U App. F.2): every second "
     "one from 2 to 12. U does not give the steps for this eps: here 20 of .015, as for its PGD with eps .2.",
