@@ -31,6 +31,11 @@ NOTES = (
     "training by."
 )
 """What every experiment of F should say."""
+SCORED = (
+    " FGSM and PGD, for which F gives no norm, radius or number of steps, are tried at six radii from 1/4 to 8 in L2, "
+    "PGD with 40 steps; R2 is the nearest point of these and BG's, so that weaker attacks would give a larger one."
+)
+"""What those that score R2 should say."""
 ON_MANIFOLD = (
     " The manifold is one Wasserstein auto-encoder for all, with 16 numbers a code and 20 epochs, which F does not "
     "give; nor does it give the weight of the term of R4, here 1, or how it trained as Stutz et al., here half of the "

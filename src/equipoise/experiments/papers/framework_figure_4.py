@@ -1,7 +1,7 @@
 """F Figure 4: margin curves and the area under them, of three trainings on four datasets."""
 
 from equipoise.experiments.experiment import Cell, Chart, Experiment, Line, Part, Table, Variant, number
-from equipoise.experiments.framework import METHODS, NAMES, NOTES, QUIRKS, beyond, with_r2
+from equipoise.experiments.framework import METHODS, NAMES, NOTES, QUIRKS, SCORED, beyond, with_r2
 
 _REACH = {"mnist": 3.0, "fashion-mnist": 3.0, "cifar10": 1.5, "svhn": 1.5}
 _POINTS = 31
@@ -38,5 +38,5 @@ experiment = Experiment(
     "F Fig 4",
     _parts,
     QUIRKS,
-    NOTES + " Of the areas, which F writes into the figure, one is also in its Table 5.",
+    NOTES + " Of the areas, which F writes into the figure, one is also in its Table 5." + SCORED,
 )

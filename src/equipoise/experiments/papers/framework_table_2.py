@@ -2,7 +2,7 @@
 
 from equipoise.experiments import measures_rf as measures
 from equipoise.experiments.experiment import Cell, Experiment, Part, Table, Variant, number
-from equipoise.experiments.framework import NAMES, NOTES, QUIRKS, with_r2
+from equipoise.experiments.framework import NAMES, NOTES, QUIRKS, SCORED, with_r2
 from equipoise.experiments.printed import printed
 
 _PAPER = """
@@ -29,6 +29,5 @@ experiment = Experiment(
     "F Table 2",
     _parts,
     QUIRKS,
-    NOTES + " F says training examples with the table, and test set in Sec. 5: here it is the test set. FGSM and PGD, "
-    "for which F gives no radius, are tried at six, from 1/4 to 8 in L2.",
+    NOTES + " F says training examples with the table, and test set in Sec. 5: here it is the test set." + SCORED,
 )
