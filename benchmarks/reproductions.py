@@ -99,12 +99,14 @@ def _study(part: dict[str, Any], source: str, shown: dict[str, str]) -> str:
         f"![{one['name']}](images/reproductions/{study}-{one['name']}.png)\n*{one['caption']}*\n"
         for one in part["pictures"]
     ]
-    rows = [[n["name"], *_shown(n), f"{n['n']} {n['unit']}".strip(), n["paper"] or "–"] for n in part["numbers"]]
+    rows = [
+        [n["name"], *_mean_and_span(n), f"{n['n']} {n['unit']}".strip(), n["paper"] or "–"] for n in part["numbers"]
+    ]
     columns = ["measured", "mean", "95 % interval", "of", "the paper"]
     return "\n".join([verdict, *pictures, _table(part["title"], columns, rows)])
 
 
-def _shown(number: dict[str, Any]) -> list[str]:
+def _mean_and_span(number: dict[str, Any]) -> list[str]:
     if not number["percent"]:
         return [_number(number["mean"]), _span(number["interval"])]
     return [f"{100 * number['mean']:.1f} %", _span(number["interval"] and [100 * end for end in number["interval"]])]

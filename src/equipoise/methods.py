@@ -145,8 +145,7 @@ def pat(
 
     With `loss = regularised(2)` it is PAT-EntM, with `regularised(smoothing=.74)` PAT-LS.
     """
-    _require_share(clean_share)
-    return clean_share * as_method(loss) + (1 - clean_share) * pgd_at(eps, step_size, steps, loss, **options)
+    return _beside_clean(clean_share, loss, pgd_at(eps, step_size, steps, loss, **options))
 
 
 def corruption_at(
@@ -158,8 +157,7 @@ def corruption_at(
     on MNIST-C: name the ones to train on, and test on the others. The run's record says which they were. Raises
     `EquipoiseError` for an unknown name or none, and in training for images that cannot be corrupted.
     """
-    _require_share(clean_share)
-    return clean_share * as_method(loss) + (1 - clean_share) * (loss @ Corrupted(tuple(corruptions)))
+    return _beside_clean(clean_share, loss, as_method(loss @ Corrupted(tuple(corruptions))))
 
 
 def friendly_at(
@@ -336,9 +334,8 @@ def on_manifold_at(
     on-manifold adversarial training (Stutz et al. 2019; F, Sec. 7). The ball is in units of the codes, whose deviation
     is about 1.
     """
-    _require_share(clean_share)
     climbed = pgd_at(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
-    return clean_share * as_method(loss) + (1 - clean_share) * climbed if clean_share else climbed
+    return climbed if clean_share == 0 else _beside_clean(clean_share, loss, climbed)
 
 
 def _inside(layer: str) -> dict[str, Any]:
@@ -349,5 +346,7 @@ def _require_not_negative(name: str, value: float) -> None:
     require(value >= 0, f"{name} = {value}: expected a number >= 0.")
 
 
-def _require_share(clean_share: float) -> None:
+def _beside_clean(clean_share: float, loss: Objective, perturbed: Method) -> Method:
+    """`a · L(x) + (1 - a) · perturbed`."""
     require(0 <= clean_share <= 1, f"clean_share = {clean_share}: expected a share between 0 and 1.")
+    return clean_share * as_method(loss) + (1 - clean_share) * perturbed

@@ -158,15 +158,25 @@ class Reproduction:
         return sum(work.seconds or 0.0 for work in self.works)
 
     @property
-    def verdict(self) -> str:
-        """In a sentence: how many of the paper's numbers were reproduced."""
-        told = [one for one in self.outcomes if one.reproduced is not None]
-        said = f"{sum(bool(one.reproduced) for one in told)} of {len(told)} numbers of the paper are reproduced"
-        said = said if told else "The paper prints no number to compare with"
+    def agreements(self) -> list[bool]:
+        """Of every number that the paper prints and that was computed, whether it is reproduced."""
+        return [one.reproduced for one in self.outcomes if one.reproduced is not None]
+
+    @property
+    def limits(self) -> list[str]:
+        """How less was computed than the paper did, in words."""
         shortened = "epochs, samples and seeds" if self.seeds is None else "epochs and samples"
         limits = [] if self.scale == 1 else [f"at {self.scale:.2g} of its {shortened}"]
         limits += [] if self.seeds is None else [f"with {self.seeds} seed{'s' * (self.seeds > 1)}"]
-        limits += [] if self.examples is None else [f"on at most {self.examples:,} test samples"]
+        return limits + ([] if self.examples is None else [f"on at most {self.examples:,} test samples"])
+
+    @property
+    def verdict(self) -> str:
+        """In a sentence: how many of the paper's numbers were reproduced."""
+        told = self.agreements
+        said = f"{sum(told)} of {len(told)} numbers of the paper are reproduced"
+        said = said if told else "The paper prints no number to compare with"
+        limits = [*self.limits]
         limits += [f"with {one} in place of {name}" for name, one in self.data.items()]
         limits += [f"{len(self.missing)} of {len(self.works)} tasks are not finished"] if self.missing else []
         return ", ".join([said, *limits]) + "."

@@ -226,8 +226,7 @@ def _print(found: Reproduction) -> None:
         for row, column, one in _rows(part):
             table.add_row(row, column, _digits(one.paper), *_ours(one))
         say(table)
-    told = [one.reproduced for one in found.outcomes if one.reproduced is not None]
-    if told:
+    if told := found.agreements:
         say(f"{sum(told)} of {len(told)} numbers of the paper lie within our interval or its stated deviation")
 
 

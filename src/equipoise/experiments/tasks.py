@@ -517,7 +517,7 @@ SIZES = {
     "cifar10": 50_000,
     "cifar100": 50_000,
     "svhn": 73_257,
-    "digits": 1_437,
+    "digits": 1_438,
 }
 """Training samples of the published datasets."""
 TEST_SIZES = {
@@ -526,7 +526,7 @@ TEST_SIZES = {
     "cifar10": 10_000,
     "cifar100": 10_000,
     "svhn": 26_032,
-    "digits": 360,
+    "digits": 359,
 }
 """Their test samples."""
 
