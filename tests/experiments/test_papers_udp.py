@@ -251,6 +251,16 @@ def test_u_figure_5_goes_from_width_2_to_12():
     assert {ascent(cell.tasks[0].of).geometry.eps for _, cell in udp.points} == {0.1}
 
 
+def test_the_perceptron_of_t_is_leaky_as_published_and_only_it():
+    published, corrected = (trainings("uta-figure-2", variant) for variant in ("as published", "corrected"))
+    leaky = [one for one in published if one.net.options]
+    assert all((one.data, one.net) == ("mnist", Net("mlp", {"negative_slope": 0.01})) for one in leaky)
+    assert len(leaky) == sum(one.data == "mnist" for one in corrected) == 24
+    assert not any(one.net.options for one in corrected)
+    known = {repr(one) for one in published}
+    assert all(repr(one) in known for one in trainings("uta-table-1-mnist", "as published"))
+
+
 def test_u_figures_4_and_12_share_their_networks_with_the_tables():
     figure = {repr(one) for one in trainings("udp-figure-12")}
     assert {repr(one) for one in trainings("udp-figure-4")} < figure

@@ -91,13 +91,16 @@ def test_lenet_is_table_6_of_the_udp_paper():
     ]
 
 
-def test_mlp_in_numpy():
-    net = build("mlp", (1, 3, 3), classes=3, widths=(5, 4))
+@pytest.mark.parametrize("slope", [0.0, 0.01, 0.3])
+def test_mlp_in_numpy(slope):
+    net = build("mlp", (1, 3, 3), classes=3, widths=(5, 4), negative_slope=slope)
     x = torch.rand(6, 1, 3, 3)
     h = x.numpy().reshape(6, 9)
     (w1, b1, w2, b2, w3, b3) = (p.detach().numpy() for p in net.parameters())
-    h = np.maximum(h @ w1.T + b1, 0)
-    h = np.maximum(h @ w2.T + b2, 0)
+    h = h @ w1.T + b1
+    h = np.where(h > 0, h, slope * h)
+    h = h @ w2.T + b2
+    h = np.where(h > 0, h, slope * h)
     np.testing.assert_allclose(net(x).detach().numpy(), h @ w3.T + b3, atol=1e-6)
 
 
@@ -234,6 +237,7 @@ def test_lenet_takes_an_image_or_says_why_not(height, width):
         (lambda: build("resnet20", (784,)), r"resnet20 needs images .* got inputs of shape \(784,\)"),
         (lambda: ResNet18(SVHN, dropout=1.0), r"dropout of a resnet18 must be a probability in \[0, 1\), got 1.0"),
         (lambda: MLP((2,), widths=(3, 0)), r"widths of an mlp must be at least 1, got \(3, 0\)"),
+        (lambda: MLP((2,), negative_slope=1.0), r"negative_slope = 1: expected a share in \[0, 1\), such as 0.01"),
         (lambda: Normalize((0.5,), (0.0,)), "positive standard deviations"),
         (lambda: Normalize((float("nan"),), (1.0,)), "finite means"),
         (lambda: Normalize((0.5, 0.5), (1.0,)), "as many means as standard deviations, got 2 and 1"),

@@ -14,16 +14,23 @@ class MLP(nn.Module):
     """Flatten, then a ReLU layer per entry of `widths`, then a linear layer to the logits.
 
     The default on 28x28 images is the 784-256-10 network of the UTA paper (Appendix B.1.1); `widths=()` is a linear
-    classifier. `shape` is that of one input, of any rank. Raises `EquipoiseError` for a width below 1.
+    classifier. `shape` is that of one input, of any rank. With a `negative_slope`, a share in [0, 1), the layers are
+    leaky: max(x, negative_slope x); its authors' code has .01. Raises `EquipoiseError` for a width below 1 and
+    another slope.
     """
 
-    def __init__(self, shape: Sequence[int], classes: int = 10, widths: Sequence[int] = (256,)) -> None:
+    def __init__(
+        self, shape: Sequence[int], classes: int = 10, widths: Sequence[int] = (256,), negative_slope: float = 0.0
+    ) -> None:
         super().__init__()
         require(all(w >= 1 for w in widths), f"widths of an mlp must be at least 1, got {tuple(widths)}.")
+        require(
+            0 <= negative_slope < 1, f"negative_slope = {negative_slope:g}: expected a share in [0, 1), such as 0.01."
+        )
         sizes = [math.prod(shape), *widths]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(sizes):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+            layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:

@@ -20,6 +20,7 @@ _VECTORS = (
     nn.Flatten,
     nn.Linear,
     nn.ReLU,
+    nn.LeakyReLU,
     nn.Tanh,
     nn.GELU,
     nn.SiLU,

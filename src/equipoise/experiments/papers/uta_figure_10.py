@@ -5,7 +5,7 @@ from equipoise.experiments.recipes import T_CHARTS_NOTES, T_NOTES, t_input_chart
 
 
 def _parts(variant: Variant) -> list[Part]:
-    return t_input_charts("fashion-mnist", members=1)
+    return t_input_charts("fashion-mnist", variant, members=1)
 
 
 experiment = Experiment(

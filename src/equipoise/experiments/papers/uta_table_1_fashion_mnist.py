@@ -17,7 +17,7 @@ _ROWS = {
 
 
 def _parts(variant: Variant) -> list[Part]:
-    return t_table_1("fashion-mnist", (0.05, 0.1, 0.2, 0.3), _ROWS)
+    return t_table_1("fashion-mnist", variant, (0.05, 0.1, 0.2, 0.3), _ROWS)
 
 
 experiment = Experiment(

@@ -1,7 +1,7 @@
 """T Table 1, MNIST: trade-off of clean accuracy and accuracy under AutoAttack."""
 
 from equipoise.experiments.experiment import Experiment, Part, Variant
-from equipoise.experiments.recipes import T_NOTES, t_table_1
+from equipoise.experiments.recipes import T_NOTES, T_QUIRKS, t_table_1
 
 # Mean of clean and robust accuracy in percent, by the eps of the test.
 _ROWS = {
@@ -17,7 +17,7 @@ _ROWS = {
 
 
 def _parts(variant: Variant) -> list[Part]:
-    return t_table_1("mnist", (0.05, 0.1, 0.2, 0.3), _ROWS)
+    return t_table_1("mnist", variant, (0.05, 0.1, 0.2, 0.3), _ROWS)
 
 
 experiment = Experiment(
@@ -25,5 +25,6 @@ experiment = Experiment(
     "MNIST, a perceptron: mean of clean accuracy and accuracy under AutoAttack, for PGD and UTA",
     "T Table 1, MNIST",
     _parts,
+    quirks=T_QUIRKS,
     notes=T_NOTES,
 )

@@ -19,7 +19,7 @@ _ROWS = {
 
 
 def _parts(variant: Variant) -> list[Part]:
-    return t_table_1("svhn", (0.005, 0.01, 0.02, 0.04), _ROWS)
+    return t_table_1("svhn", variant, (0.005, 0.01, 0.02, 0.04), _ROWS)
 
 
 experiment = Experiment(
