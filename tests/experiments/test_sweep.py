@@ -397,7 +397,8 @@ def test_passes_are_counted():
     trades = replace(one, method=call(methods.trades, eps=0.1, steps=9))  # descends at two places
     assert cost.passes(trades, {"digits": 2000}) == pytest.approx(3 * (900 * (2 + 9) + 900 * 11))
     for method, each in ((call(methods.hein, directions=2), 1 + 2 * 2), (call(methods.hein), 1 + 2 * 10),
-                         (call(methods.r2, halvings=3), 1 + 7 + 3 / 3)):  # fmt: skip
+                         (call(methods.r2, halvings=3), 1 + 7 + 3 / 3),
+                         (call(methods.ls_udp, eps=0.1, layer="fc1", steps=9), 1 + 5 / 20)):  # fmt: skip
         assert cost.passes(replace(one, method=method), {"digits": 2000}) == pytest.approx(3 * (900 * each + 900 * 11))
     strong = Evaluated(one, ["autoattack"], [0.1, 0.2], examples=300)
     assert cost.passes(strong) == pytest.approx(300 * (1 / 3 + 0.5 * 2 * (100 + 900 + 900 + 5000 / 3)))
@@ -410,6 +411,18 @@ def test_several_workers_share_the_cost_but_a_chain_stays_one():
     assert cost.total(trainings, 2) == max(cost.STUDIES["due"], 0.5 * cost.total(trainings, 1))
     chain = [training(), evaluated()]
     assert cost.total(chain, 2) == pytest.approx(cost.total(chain, 1))
+
+
+def test_what_a_pass_costs_does_not_hang_on_what_else_the_machine_does(monkeypatch):
+    """Time in which the thread does not compute, as when others have the processor, does not count."""
+    look = cost.value_and_gradient
+
+    def waiting(*arguments):
+        time.sleep(0.2)
+        return look(*arguments)
+
+    monkeypatch.setattr(cost, "value_and_gradient", waiting)
+    assert cost.per_pass(Net("mlp", {"widths": (31,)}), "digits") < 0.2 / 256
 
 
 def test_a_larger_network_costs_more():

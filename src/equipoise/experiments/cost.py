@@ -21,14 +21,18 @@ from equipoise.evaluation import suite
 from equipoise.experiments.stand_in import KINDS
 from equipoise.experiments.tasks import SIZES, DataManifold, Evaluated, Measured, Net, Studied, Task, Training
 from equipoise.generators import GeneratedMargin, Manifold
+from equipoise.objectives import entropy
 from equipoise.penalties import CrossLipschitz
+from equipoise.perturbed import AT_ONCE, held_still, value_and_gradient
 from equipoise.predictive import as_predictive
 from equipoise.rng import Streams
+from equipoise.spaces import Latent
 from equipoise.steps import Fixed
 from equipoise.training import build_model
 
 _FORWARD = 1 / 3  # of a pass: the backward one costs about twice as much
 _SURVIVE = 0.5  # share of the samples that use up an attack's budget; the others fall early
+_BEHIND = 0.05  # of a pass: the layers behind a latent space, which are the last ones
 _MEASURED = 200  # passes per sample and network of a measurement: a guess
 _AUTO_ENCODER = 10  # passes of a LeNet that one of an auto-encoder costs
 _START = 1.0  # seconds to read data and build networks
@@ -144,7 +148,8 @@ def _of_ascent(ascent: Ascent) -> float:
     most = steps if isinstance(steps, int) else steps.most
     alike = isinstance(steps, int | Fixed) or ascent.mode == "train"
     targets = ascent.target if isinstance(ascent.target, int) else 1
-    return (most if alike else (most + 1) / 2) * ascent.restarts * ascent.draws * targets
+    each = _BEHIND if isinstance(ascent.space, Latent) else 1.0
+    return each * (most if alike else (most + 1) / 2) * ascent.restarts * ascent.draws * targets
 
 
 def _of_attack(attack: Attack) -> float:
@@ -175,9 +180,12 @@ def per_pass(net: Net, data: str) -> float:
 
 @cache
 def _measured(words: str) -> float:
-    """The best of three batches, of as many samples as take some hundredths of a second."""
+    """The best of three batches, of as many samples as take some hundredths of a second; on a CPU the time of its one
+    thread, which other work beside it does not lengthen.
+    """
     net: dict[str, Any] = loads(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clock = time.perf_counter if device.type == "cuda" else time.thread_time
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker has
     try:
@@ -185,18 +193,20 @@ def _measured(words: str) -> float:
         predictive.module.to(device).eval()
 
         def took(count: int) -> float:
-            x = torch.full((count, *net["shape"]), 0.5, device=device, requires_grad=True)
-            began = time.perf_counter()
-            scores = predictive.draw(Streams.of(0, torch.arange(count, device=device)))(x).logits
-            torch.autograd.grad(scores.sum(), x)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            return (time.perf_counter() - began) / count
+            x = torch.full((count, *net["shape"]), 0.5, device=device)
+            streams = Streams.of(0, torch.arange(count, device=device))
+            with held_still(predictive, x) as draw:
+                began = clock()
+                value_and_gradient(entropy, draw(streams), x)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                return (clock() - began) / count
 
         took(2)  # what is only done once
-        few = took(2)
-        count = min(max(int(0.03 / few), 2), 256)
-        return few if count == 2 else min(took(count) for _ in range(3))
+        count = 2
+        while count < AT_ONCE and count * took(count) < 0.03:
+            count *= 2
+        return min(took(count) for _ in range(3))
     except EquipoiseError:  # a network of the user's own, or one for other inputs: sweeps say so where it matters
         return 1e-4
     finally:
