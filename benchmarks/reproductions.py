@@ -8,7 +8,9 @@ experiment's name, without the paths of this machine; its studies' pictures, hal
 
 import io
 import json
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def keep(folder: Path) -> None:
     record = dict(in_words(found))
     words = [Path(word).name if Path(word).is_absolute() else word for word in record["provenance"]["command"].split()]
     record["provenance"] = {**record["provenance"], "command": " ".join(words)}
-    (RECORDS / f"{found.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    published = "-as-published" if found.quirks and found.variant == "as published" else ""
+    (RECORDS / f"{found.name}{published}.json").write_text(json.dumps(record, indent=1) + "\n")
     PICTURES.mkdir(exist_ok=True)
     for part in found.parts:
         if isinstance(part, ShownOutcome) and part.study:
@@ -55,14 +58,38 @@ def page() -> str:
     paths = sorted(RECORDS.glob("*.json"), key=lambda path: [part.zfill(4) for part in path.stem.split("-")])
     records = {path: json.loads(path.read_text()) for path in paths}
     shown: dict[str, str] = {}  # a study's first place
-    return "\n".join([HEAD, *(_experiment(path, record, shown) for path, record in records.items())])
+    sections = [_experiment(path, record, shown) for path, record in records.items()]
+    return "\n".join([HEAD, _summary(records.values()), *sections])
+
+
+def _summary(records: Iterable[dict[str, Any]]) -> str:
+    """Every record in a row, with a link to its section."""
+    rows = []
+    for one in records:
+        told = [n["reproduced"] for part in one["parts"] for n in _numbers(part) if n.get("reproduced") is not None]
+        heading = _heading(one)
+        slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).lower())
+        agree = f"{sum(told)} of {len(told)}" if told else "none printed"
+        link = f"[{heading.removesuffix(': ' + one['title'])}](#{slug})"
+        rows.append([link, one["title"], f"{one['scale']:.2g}", agree, f"{one['seconds'] / 3600:.1f}"])
+    return _table("All of them", ["of the paper", "what", "scale", "numbers that agree", "hours of computing"], rows)
+
+
+def _heading(record: dict[str, Any]) -> str:
+    published = ", as published" if record["quirks"] and record["variant"] == "as published" else ""
+    return f"{record['source']}{published}: {record['title']}"
+
+
+def _numbers(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a table, a chart or a study."""
+    return [one for line in part["lines"].values() for _, one in line] if "lines" in part else part["numbers"]
 
 
 def _experiment(path: Path, record: dict[str, Any], shown: dict[str, str]) -> str:
     said, origin = path.with_suffix(".md"), record["provenance"]
     commit = (origin.get("commit") or "outside a repository")[:12]
     lines = [
-        f"## {record['source']}: {record['title']}\n",
+        f"## {_heading(record)}\n",
         f"{record['verdict']}\n",
         *(_part(part, record["source"], shown) for part in record["parts"]),
         *([f"{record['notes']}\n"] if record["notes"] else []),

@@ -355,18 +355,19 @@ def history(*triples: tuple[float, float, float]) -> list[dict[str, float]]:
 
 def test_alarm_for_catastrophic_overfitting() -> None:
     *past, now = history((0.8, 0.5, 0.4), (0.85, 0.55, 0.42), (0.84, 0.95, 0.02))
-    assert "catastrophic overfitting: since epoch 2" in (alarm_of(past, now, 10, 1000) or "")
+    assert "catastrophic overfitting: since epoch 2" in (alarm_of(past, now, 10, 1000, True) or "")
+    assert alarm_of(past, now, 10, 1000, climbs=False) is None  # what is trained on no attack cannot overfit to it
     *past, now = history((0.8, 0.5, 0.4), (0.84, 0.45, 0.2))  # both fall: not that
-    assert alarm_of(past, now, 10, 1000) is None
+    assert alarm_of(past, now, 10, 1000, True) is None
     *past, now = history((0.8, 0.5, 0.4), (0.85, 0.6, 0.39))  # within noise
-    assert alarm_of(past, now, 10, 1000) is None
+    assert alarm_of(past, now, 10, 1000, True) is None
 
 
 def test_alarm_for_collapse_to_chance() -> None:
     *past, now = history((0.12, 0.1, 0.1), (0.11, 0.1, 0.1))
-    assert "no better than chance" in (alarm_of(past, now, 10, 1000) or "")
-    assert alarm_of([], now, 10, 1000) is None  # the first epoch may be at chance
-    assert alarm_of(past, now | {"valid_clean": 0.2}, 10, 1000) is None
+    assert "no better than chance" in (alarm_of(past, now, 10, 1000, True) or "")
+    assert alarm_of([], now, 10, 1000, True) is None  # the first epoch may be at chance
+    assert alarm_of(past, now | {"valid_clean": 0.2}, 10, 1000, True) is None
 
 
 def test_collapse_is_warned_about_while_training() -> None:

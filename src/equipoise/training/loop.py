@@ -347,7 +347,8 @@ class _Training:
             memory.best = metrics
             if self.out and self.fabric.is_global_zero:
                 save_tensors(self.out / "best.safetensors", plain_state(self.judged))
-        alarm = alarm_of(memory.metrics, metrics, len(self.job.data.classes), len(self.valid.y))
+        climbs = any(isinstance(place, Ascent) for place in self.job.method.places)
+        alarm = alarm_of(memory.metrics, metrics, len(self.job.data.classes), len(self.valid.y), climbs)
         if alarm is not None and alarm not in memory.alarms:
             memory.alarms.append(alarm)
             if self.fabric.is_global_zero:
@@ -496,19 +497,19 @@ class _Training:
             save(self.out / "run.json", self.record)
 
 
-def alarm_of(past: list[dict[str, float]], now: Mapping[str, float], classes: int, n: int) -> str | None:
+def alarm_of(past: list[dict[str, float]], now: Mapping[str, float], classes: int, n: int, climbs: bool) -> str | None:
     """What is going wrong, in a sentence, or None.
 
-    Catastrophic overfitting (Wong et al. 2020): since the epoch of the best PGD accuracy, PGD accuracy has lost a third
-    of itself and more than chance explains, while FGSM accuracy rose. Collapse: clean accuracy within three standard
-    errors of chance from the second epoch on.
+    Catastrophic overfitting (Wong et al. 2020) of a method that `climbs`: since the epoch of the best PGD accuracy, PGD
+    accuracy has lost a third of itself and more than chance explains, while FGSM accuracy rose. Collapse: clean
+    accuracy within three standard errors of chance from the second epoch on.
     """
     chance = 1 / classes
     noise = 3 * (chance * (1 - chance) / n) ** 0.5
     if past:
         top = max(past, key=lambda m: m["valid_pgd"])
         fell = top["valid_pgd"] - now["valid_pgd"]
-        if fell > max(top["valid_pgd"] / 3, noise) and now["valid_fgsm"] > top["valid_fgsm"]:
+        if climbs and fell > max(top["valid_pgd"] / 3, noise) and now["valid_fgsm"] > top["valid_fgsm"]:
             return (
                 f"catastrophic overfitting: since epoch {top['epoch']:.0f} FGSM accuracy rose from "
                 f"{top['valid_fgsm']:.1%} to {now['valid_fgsm']:.1%} while PGD accuracy fell from "
