@@ -40,8 +40,9 @@ def keep(folder: Path) -> None:
     record = dict(in_words(found))
     words = [Path(word).name if Path(word).is_absolute() else word for word in record["provenance"]["command"].split()]
     record["provenance"] = {**record["provenance"], "command": " ".join(words)}
-    published = "-as-published" if found.quirks and found.variant == "as published" else ""
-    (RECORDS / f"{found.name}{published}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RECORDS / f"{found.name}{'-as-published' * _published(record)}.json").write_text(
+        json.dumps(record, indent=1) + "\n"
+    )
     PICTURES.mkdir(exist_ok=True)
     for part in found.parts:
         if isinstance(part, ShownOutcome) and part.study:
@@ -67,17 +68,25 @@ def _summary(records: Iterable[dict[str, Any]]) -> str:
     rows = []
     for one in records:
         told = [n["reproduced"] for part in one["parts"] for n in _numbers(part) if n.get("reproduced") is not None]
-        heading = _heading(one)
-        slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).lower())
+        slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", _heading(one)).lower())
         agree = f"{sum(told)} of {len(told)}" if told else "none printed"
-        link = f"[{heading.removesuffix(': ' + one['title'])}](#{slug})"
-        rows.append([link, one["title"], f"{one['scale']:.2g}", agree, f"{one['seconds'] / 3600:.1f}"])
+        rows.append(
+            [f"[{_place(one)}](#{slug})", one["title"], f"{one['scale']:.2g}", agree, f"{one['seconds'] / 3600:.1f}"]
+        )
     return _table("All of them", ["of the paper", "what", "scale", "numbers that agree", "hours of computing"], rows)
 
 
+def _published(record: dict[str, Any]) -> bool:
+    """Whether it has the quirks of the paper's own code."""
+    return bool(record["quirks"]) and record["variant"] == "as published"
+
+
+def _place(record: dict[str, Any]) -> str:
+    return record["source"] + ", as published" * _published(record)
+
+
 def _heading(record: dict[str, Any]) -> str:
-    published = ", as published" if record["quirks"] and record["variant"] == "as published" else ""
-    return f"{record['source']}{published}: {record['title']}"
+    return f"{_place(record)}: {record['title']}"
 
 
 def _numbers(part: dict[str, Any]) -> list[dict[str, Any]]:

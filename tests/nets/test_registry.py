@@ -163,7 +163,7 @@ def test_names_refused(own, name, message):
     ("name", "arguments", "message"),
     [
         ("lenet", {"widht": 2}, "unknown option of net 'lenet' 'widht': did you mean 'width'"),
-        ("mlp", {"depth": 2}, "unknown option of net 'mlp' 'depth': .*Choose one of .*widths"),
+        ("mlp", {"depth": 2}, "unknown option of net 'mlp' 'depth': .*Choose one of negative_slope, widths"),
         ("preact-resnet18", {"width": 2}, "net 'preact-resnet18' takes no options, got 'width'"),
         ("ownpackage.nets:plain", {"width": 2}, "takes no options, got 'width'"),
         ("ownpackage.nets:shaped", {"hiden": 2}, "did you mean 'hidden'"),

@@ -190,7 +190,7 @@ def _measured(words: str) -> float:
     torch.set_num_threads(1)  # as a worker has
     try:
         predictive = as_predictive(build_model(net))
-        predictive.module.to(device).eval()
+        predictive.module.to(device)
 
         def took(count: int) -> float:
             x = torch.full((count, *net["shape"]), 0.5, device=device)
