@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from equipoise import nets
-from equipoise.convolution import FastInputGradients, _Product
+from equipoise._adjoints import Product
+from equipoise.convolution import FastInputGradients
 
 F64 = torch.float64
 
@@ -25,7 +26,7 @@ def both(x, weight, call):
             with FastInputGradients():
                 value = call(at)
                 (gradient,) = torch.autograd.grad((value**2).sum(), at)
-            fast = "_Convolution" in type(value.grad_fn).__name__
+            fast = type(value.grad_fn).__name__ == "ConvolutionBackward"  # the library's ends in 0
         else:
             value = call(at)
             (gradient,) = torch.autograd.grad((value**2).sum(), at)
@@ -97,7 +98,7 @@ def test_the_matrix_product_is_the_convolution_of_the_library(channels, out, ker
     weight = torch.randn(out, channels, *kernel, generator=generator, dtype=F64).contiguous(memory_format=order)
     offset = torch.randn(out, generator=generator, dtype=F64) if bias else None
     plain = F.conv2d(x, weight, offset, stride, padding)
-    product = _Product.apply(x, weight, offset, stride, padding)
+    product = Product.apply(x, weight, offset, stride, padding)
     upstream = torch.randn(plain.shape, generator=generator, dtype=F64)
     gradients = [torch.autograd.grad(value, x, upstream)[0] for value in (plain, product)]
     assert torch.allclose(plain, product, rtol=0, atol=1e-12) and torch.allclose(*gradients, rtol=0, atol=1e-12)
@@ -113,7 +114,7 @@ def test_the_matrix_product_is_used_for_many_bf16_kernels_and_few_pixels():
             return layer(at.requires_grad_())
 
     def used(at, layer=layer):
-        return "_Product" in type(call(at, layer).grad_fn).__name__
+        return "Product" in type(call(at, layer).grad_fn).__name__
 
     assert used(x) and not used(x.repeat(10, 1, 1, 1)) and not used(x.float(), deepcopy(layer).float())
     assert not used(x, deepcopy(layer).requires_grad_())
@@ -139,7 +140,7 @@ def test_standing_batch_norm_is_the_library_s(shape, affine, last, seed):
     mean, variance, weight, bias = torch.randn(4, 4, generator=generator, dtype=F64).unbind()
     variance, scales = variance.exp(), (weight, bias) if affine else (None, None)
     plain, fast, _ = both(x, weight, lambda at: F.batch_norm(at, mean, variance, *scales, eps=1e-3))
-    assert torch.equal(plain[0], fast[0]) and "_Normalization" in type(fast[0].grad_fn).__name__
+    assert torch.equal(plain[0], fast[0]) and "Normalization" in type(fast[0].grad_fn).__name__
     assert torch.allclose(plain[1], fast[1], rtol=0, atol=1e-12 * float(plain[1].abs().max()))
 
 
@@ -148,7 +149,7 @@ def test_batch_norm_that_learns_or_counts_is_left_alone():
 
     def fast(layer):
         with FastInputGradients():
-            return "_Normalization" in type(layer(x).grad_fn).__name__
+            return "Normalization" in type(layer(x).grad_fn).__name__
 
     layer = nn.BatchNorm2d(4).requires_grad_(False)
     assert not fast(layer) and layer.num_batches_tracked == 1, "batch statistics"
@@ -249,7 +250,7 @@ def test_pooling_is_fast_where_it_applies_and_only_there():
 
     def fast(y, *args, **kwargs):
         with FastInputGradients():
-            return "_Pooling" in type(F.max_pool2d(y, *args, **kwargs).grad_fn).__name__
+            return "Pooling" in type(F.max_pool2d(y, *args, **kwargs).grad_fn).__name__
 
     assert fast(x, 2) and fast(x, (2, 2), 2) and fast(x, kernel_size=2, stride=None, ceil_mode=True)
     assert not fast(x, 3) and not fast(x, 2, 1) and not fast(x, 2, padding=1) and not fast(x[:, :, :5], 2)
@@ -257,6 +258,98 @@ def test_pooling_is_fast_where_it_applies_and_only_there():
     with FastInputGradients():
         value, index = nn.MaxPool2d(2, return_indices=True)(x)
     assert value.shape == index.shape == (1, 2, 3, 4)
+
+
+def each_time(network, x, mode=None):
+    """Value and input gradient, plainly and then three times in one fast mode, and how the value came about there."""
+    mode, found, kinds = mode or FastInputGradients(), [], []
+    for number in range(4):
+        at = x.clone().requires_grad_()
+        with mode if number else nullcontext():
+            value = network(at)
+        kinds.append(type(value.grad_fn).__name__)
+        upstream = few_levels(*value.shape, seed=1)
+        found.append((value, *torch.autograd.grad(value, at, upstream)))
+    return found[0], found[1:], kinds[1:]
+
+
+def same(a, b):
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=1e-10)
+
+
+def few_levels(*shape, seed=0):
+    """Multiples of 1/2 near 0, so that sums are exact and most windows hold a tie."""
+    return torch.randint(-1, 3, shape, generator=torch.Generator().manual_seed(seed)).double() / 2
+
+
+@given(
+    channels=st.integers(1, 5),
+    out=st.integers(1, 3),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    size=st.tuples(st.integers(5, 14), st.integers(5, 14)),
+    bias=st.booleans(),
+    rectify=st.sampled_from([F.relu, torch.relu, torch.relu_, torch.Tensor.relu, nn.ReLU(inplace=True), None]),
+    first=st.booleans(),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=200)
+def test_a_pooled_convolution_is_the_library_s_and_so_are_its_ties(
+    channels, out, kernel, padding, size, bias, rectify, first, seed
+):
+    x = few_levels(2, channels, *size, seed=seed)
+    weight = few_levels(out, channels, *kernel, seed=seed + 1)
+    offset = few_levels(out, seed=seed + 2) if bias else None
+
+    def network(at):
+        h = F.conv2d(at, weight, offset, padding=padding)
+        h = rectify(h) if rectify and first else h
+        h = F.max_pool2d(h, 2)
+        return rectify(h) if rectify and not first else h
+
+    if any(min(s + 2 * p - k + 1, s) < 2 for s, p, k in zip(size, padding, kernel, strict=True)):
+        return
+    plain, fast, kinds = each_time(network, x)
+    assert all(torch.equal(a, b) for found in fast for a, b in zip(found, plain, strict=True))
+    even = all((s + 2 * p - k) % 2 and p < k for s, p, k in zip(size, padding, kernel, strict=True))
+    if first or rectify is None:
+        assert kinds[1:] == ["LargestBackward" if even and channels <= 4 else kinds[0]] * 2
+
+
+OTHER_USES = {
+    "shape": lambda h: F.max_pool2d(h.relu() * h.shape[2], 2),
+    "sum beside it": lambda h: F.max_pool2d(h.relu(), 2) + h.mean(),
+    "sum before it": lambda h: h.mean() + F.max_pool2d(h.relu(), 2),
+    "both before and after the relu": lambda h: F.max_pool2d(h.relu(), 2) + F.max_pool2d(h, 2),
+    "in a list": lambda h: F.max_pool2d(torch.cat([h, h.relu()], 1), 2),
+    "by name": lambda h: F.max_pool2d(input=h, kernel_size=2),
+    "windows of 3": lambda h: F.max_pool2d(h, 3),
+    "windows that overlap": lambda h: F.max_pool2d(h, 2, 1),
+    "indices": lambda h: F.max_pool2d(h, 2, return_indices=True)[0],
+    "no pooling": lambda h: h.relu() + 1,
+    "changed in place": lambda h: (h.mul_(2), F.max_pool2d(h, 2))[1],
+    "written to": lambda h: (h.__setitem__((0, 0), 1.0), F.max_pool2d(h.relu(), 2))[1],
+    "rectified in place, then looked at": lambda h: (torch.relu_(h), F.max_pool2d(h, 2) + h.sum())[1],
+    "looked at without a gradient": lambda h: F.max_pool2d(h.relu() * no_gradient(h), 2),
+}
+
+
+def no_gradient(h):
+    with torch.no_grad():
+        return h.abs().amax()
+
+
+@pytest.mark.parametrize("use", OTHER_USES)
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_convolution_that_is_used_otherwise_is_what_it_seems(use, learned):
+    """Even where it was pooled the times before."""
+    weight, offset = few_levels(3, 2, 3, 3, seed=1) + 0.25, few_levels(3, seed=2)
+    x, mode = few_levels(2, 2, 8, 8) + 0.125, FastInputGradients()
+    if learned:
+        _, _, kinds = each_time(lambda at: F.max_pool2d(F.conv2d(at, weight, offset, padding=1), 2), x, mode)
+        assert kinds == ["PoolingBackward", "LargestBackward", "LargestBackward"]
+    plain, fast, _ = each_time(lambda at: OTHER_USES[use](F.conv2d(at, weight, offset, padding=1)), x, mode)
+    assert all(same(a, b) for found in fast for a, b in zip(found, plain, strict=True))
 
 
 def test_leaves_vectorised_ensembles_alone():

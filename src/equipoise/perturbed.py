@@ -208,18 +208,20 @@ def held_still(
         weights = frozen_weights(predictive.module, mode, precision)
         watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
 
+        fast = FastInputGradients()
+
         def draw(streams: Streams) -> Predict:
             predict = predictive.draw(streams, weights)
-            return _with_fast_gradients(predict) if watched else predict
+            return _watched(predict, fast) if watched else predict
 
         yield draw
 
 
-def _with_fast_gradients(predict: Predict) -> Predict:
+def _watched(predict: Predict, mode: FastInputGradients) -> Predict:
     """Only the model is watched for convolutions: every operation that is watched costs some microseconds."""
 
     def fast(x: Points) -> Prediction:
-        with FastInputGradients():
+        with mode:
             return predict(x)
 
     return fast

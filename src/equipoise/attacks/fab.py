@@ -236,7 +236,7 @@ class FAB:
         own, clean = length.chunk(2)
         a = (own / (own + clean)).clamp_max(self.alpha_max)
         mine, theirs = moves.chunk(2)
-        moved = (1 - a) * (point + self.eta * mine) + a * (origin + self.eta * theirs)
+        moved = torch.lerp(point.add(mine, alpha=self.eta), origin.add(theirs, alpha=self.eta), a)
         return box.clamp(moved).reshape(rows.point.shape)
 
     def _record(self, rows: "_Rows", each: int, step: int, found: "_Found") -> Bool[Tensor, " samples"]:
