@@ -36,7 +36,7 @@ from equipoise.perturbed import (
 )
 from equipoise.predictive import couples_samples, seeded, standing
 from equipoise.rng import Streams, fold
-from equipoise.types import Labels, PerSample, Points, Precision, Predict, Predictive
+from equipoise.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
 
 _RESTART = 4
 """The stream of the random starts."""
@@ -198,15 +198,10 @@ class FAB:
     ) -> "_Found":
         """The loop. The rows of a sample stay together, so that which success is the earliest is the sample's own."""
         found, rows, each = _Found.nothing(x), _Rows.of(x, y, targets, start), targets.shape[1]
-        _look(rows, torch.arange(len(rows.slot), device=x.device), predict, found)
+        rows.aim(predict, found)
         for step in range(1, self.steps + 1):
             rows.point = self._moved(rows, found)
-            # A row that crossed the boundary last time will most likely do so again and be taken back: whether it does
-            # needs no gradient. The others most likely stay, and then one evaluation is both verdict and gradient.
-            blind = rows.wrong | (step == self.steps)
-            for aim, which in ((False, blind), (True, ~blind)):
-                chosen = which.nonzero()[:, 0]
-                rows.wrong[chosen] = _look(rows, chosen, predict, found, aim)
+            rows.wrong = rows.looked_at(predict(rows.point), found)
             won = self._record(rows, each, step, found)
             if step == self.steps:
                 break
@@ -214,10 +209,10 @@ class FAB:
                 left = (~won).repeat_interleave(each).nonzero()[:, 0]
                 if len(left) == 0:
                     break
-                rows, blind = rows[left], blind[left]
+                rows = rows[left]
             back = rows.origin + self.beta * (rows.point - rows.origin)
             rows.point = torch.where(like(rows.wrong, back), back, rows.point)
-            _look(rows, (rows.wrong | blind).nonzero()[:, 0], predict, found)
+            rows.aim(predict, found)
         return found
 
     def _moved(self, rows: "_Rows", found: "_Found") -> Points:
@@ -304,22 +299,17 @@ class _Rows:
     def __getitem__(self, rows: Tensor) -> "_Rows":
         return _Rows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def looked_at(self, here: Prediction, found: _Found) -> Bool[Tensor, " rows"]:
+        """At which points the model is wrong."""
+        found.evaluations.index_add_(0, self.slot, torch.ones_like(self.slot))
+        return here.labels != self.labels
 
-def _look(
-    rows: _Rows, chosen: Int[Tensor, " chosen"], predict: Predict, found: _Found, aim: bool = True
-) -> Bool[Tensor, " chosen"]:
-    """Whether the model is wrong at the points of these rows; to `aim`, also give them the value and the gradient."""
-    point, labels = rows.point[chosen], rows.labels[chosen]
-    if len(chosen) == 0:
-        return chosen.bool()
-    found.evaluations.index_add_(0, rows.slot[chosen], torch.ones_like(chosen))
-    if aim:
-        rows.value[chosen], rows.gradient[chosen], here = value_and_gradient(
-            difference, predict, point, None, labels, rows.target[chosen]
+    def aim(self, predict: Predict, found: _Found) -> None:
+        """The value of every point, and the gradient along which it moves next."""
+        self.value, self.gradient, here = value_and_gradient(
+            difference, predict, self.point, None, self.labels, self.target
         )
-    else:
-        here = predict(point)
-    return here.labels != labels
+        self.looked_at(here, found)
 
 
 def fab(eps: float, norm: str = "linf", steps: int = 100, targets: int = 9, restarts: int = 1, **options: Any) -> FAB:
