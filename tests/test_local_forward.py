@@ -40,6 +40,9 @@ def chain_and_window(seed: int):
             pointwise,
             pick.choice([nn.MaxPool2d(2), nn.MaxPool2d(size, step), nn.AvgPool2d(size, step)]),
         ]
+        if pick.random() < 0.5:  # what is computed in quarters, where its sides are even
+            plain = nn.Conv2d(channels, 4, kernel, padding=padding)
+            more = [plain, nn.ReLU(), nn.MaxPool2d(2)] if pick.random() < 0.5 else [plain, nn.MaxPool2d(2)]
         try:
             with torch.no_grad():
                 nn.Sequential(*layers, *more).eval()(x)
@@ -157,3 +160,18 @@ def test_many_rows_go_in_pieces():
         whole, split = LocalForward((), predict), local_of(net, x)
         here = [m.predict(m.stages(x), rows, 1 - x, ((0, 6), (0, 6)))[0].logits[0] for m in (whole, split)]
         assert max(sizes) <= 256 and all(torch.allclose(z, net(1 - x)) for z in here)
+
+
+@pytest.mark.parametrize(("size", "kernel", "first"), [(28, 5, "_Pooled"), (27, 5, "Conv2d"), (28, 4, "Conv2d")])
+@pytest.mark.parametrize("rectified", [True, False])
+def test_a_pooled_convolution_is_computed_in_quarters_where_it_can_be(size, kernel, first, rectified):
+    layers = [nn.Conv2d(1, 3, kernel), nn.ReLU(), nn.MaxPool2d(2)]
+    chain = nn.Sequential(*layers if rectified else layers[::2])
+    x = torch.rand(3, 1, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = chain(x).flatten(1).shape[1]
+        net = nn.Sequential(*chain, nn.Flatten(), nn.Linear(features, 2)).eval()
+        local = local_of(net, x)
+        (segment,) = local.segments
+        assert type(segment.layers[0]).__name__ == first
+        assert torch.allclose(local.predict_whole(x).logits[0], net(x), atol=1e-6)

@@ -34,6 +34,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FEW_CHANNELS = 4
+"""Up to so many input channels convolutions are faster in tiles, and pooled ones in quarters."""
 _VECTOR = 16  # floats in a vector register: about so many channels are computed at the price of one
 
 
@@ -126,6 +128,11 @@ def _spread(grad: Tensor, second: Tensor, dim: int) -> Tensor:
     return spread
 
 
+def quartered(weight: Tensor) -> Tensor:
+    """The kernels at the four offsets: channels (a, b, filter)."""
+    return torch.cat([F.pad(weight, (b, 1 - b, a, 1 - a)) for a, b in product((0, 1), repeat=2)])
+
+
 class Quarters(torch.autograd.Function):
     """A convolution of stride 1 with even numbers of rows and columns, in quarters: `(batch, 4, filters, h/2, w/2)`."""
 
@@ -133,7 +140,7 @@ class Quarters(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.padding, ctx.size = padding, x.shape[2:]
-        kernels = torch.cat([F.pad(weight, (b, 1 - b, a, 1 - a)) for a, b in product((0, 1), repeat=2)])
+        kernels = quartered(weight)
         z = F.conv2d(x, kernels, None if bias is None else bias.repeat(4), stride=2, padding=padding)
         return z.unflatten(1, (4, len(weight)))
 

@@ -16,7 +16,7 @@ from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from equipoise._adjoints import Convolution, Largest, Normalization, Pooling, Product, Quarters, whole
+from equipoise._adjoints import FEW_CHANNELS, Convolution, Largest, Normalization, Pooling, Product, Quarters, whole
 
 MANY_FILTERS = 32
 """Output channels from which a convolution on a CPU is faster in channels-last order, and in bf16; narrower stay in
@@ -87,7 +87,7 @@ class FastInputGradients(TorchFunctionMode):
     them out of the mode, or to an autograd function of its own, which a mode does not see).
     """
 
-    def __init__(self, most_channels: int = 4) -> None:
+    def __init__(self, most_channels: int = FEW_CHANNELS) -> None:
         super().__init__()
         self.most_channels = most_channels
         self._fast = {

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equipoise._adjoints import FEW_CHANNELS, quartered
 from equipoise.nets import Normalize
 from equipoise.predictive import Single
 from equipoise.types import Points, Predict, Prediction, Predictive
@@ -120,11 +121,27 @@ class _Segment:
         return h, (high, wide)
 
 
+class _Pooled(nn.Module):
+    """A convolution, perhaps rectified, and the largest of 2×2 pixels, in quarters (`equipoise._adjoints`)."""
+
+    def __init__(self, layer: nn.Conv2d, rectified: bool) -> None:
+        super().__init__()
+        self.weight, self.filters, self.rectified = quartered(layer.weight), len(layer.weight), rectified
+        self.bias = None if layer.bias is None else layer.bias.repeat(4)
+
+    def forward(self, h: Images, padding: Span) -> Images:
+        quarters = F.conv2d(h, self.weight, self.bias, stride=2, padding=padding)
+        largest = quarters.unflatten(1, (4, self.filters)).amax(1)
+        return largest.relu_() if self.rectified else largest
+
+
 def _apply(layer: nn.Module, h: Images, vertical: Span, horizontal: Span) -> Images:
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d | _Pooled):
         padding = (vertical[0], horizontal[0])
         if padding != (vertical[1], horizontal[1]):
             h, padding = F.pad(h, (*horizontal, *vertical)), (0, 0)
+        if isinstance(layer, _Pooled):
+            return layer(h, padding)
         return F.conv2d(h, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
     if isinstance(layer, nn.MaxPool2d) and _pair(layer.kernel_size) == _pair(layer.stride) == (2, 2):
         # Four strided reads: the library's kernel for the default layout looks at one pixel at a time.
@@ -293,12 +310,31 @@ def _segments(chain: Sequence[tuple[nn.Module, Tensor, Tensor]]) -> tuple[_Segme
     parts = [chain[a:b] for a, b in zip([0, *cuts], [*cuts, len(chain)], strict=True)]
     return tuple(
         _Segment(
-            tuple(layer for layer, _, _ in part),
+            _in_quarters(part),
             tuple(_grid(*call, 0) for call in part),
             tuple(_grid(*call, 1) for call in part),
         )
         for part in parts
     )
+
+
+def _in_quarters(part: Sequence[tuple[nn.Module, Tensor, Tensor]]) -> tuple[nn.Module, ...]:
+    """The layers; where a convolution of few channels is pooled, it does the work of all, on a CPU."""
+    layers = [layer for layer, _, _ in part]
+    for at, (layer, x, output) in enumerate(part):
+        then = [type(other) for other in layers[at + 1 : at + 3]]
+        last = at + 1 + (then[:1] == [nn.ReLU])
+        if (
+            isinstance(layer, nn.Conv2d)
+            and then[last - at - 1 : last - at] == [nn.MaxPool2d]
+            and _pair(layers[last].kernel_size) == _pair(layers[last].stride) == (2, 2)
+            and (_pair(layer.stride), _pair(layer.dilation), layer.groups) == ((1, 1), (1, 1), 1)
+            and layer.in_channels <= FEW_CHANNELS
+            and output.shape[2] % 2 == output.shape[3] % 2 == 0
+            and x.device.type == "cpu"
+        ):
+            layers[at : last + 1] = [_Pooled(layer, last > at + 1), *[nn.Identity()] * (last - at)]
+    return tuple(layers)
 
 
 def _grid(layer: nn.Module, x: Tensor, output: Tensor, direction: int) -> _Grid:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from equipoise.convolution import FastInputGradients
@@ -334,6 +334,6 @@ def at(value: Any, rows: "slice | Tensor") -> Any:
     return None if value is None else value[rows]
 
 
-def like(mask: Bool[Tensor, " batch"], x: Tensor) -> Bool[Tensor, "batch ..."]:
-    """A mask per sample, shaped to be broadcast over `x`."""
-    return mask.reshape(-1, *[1] * (x.ndim - 1))
+def like(values: Shaped[Tensor, " batch"], x: Tensor) -> Shaped[Tensor, "batch ..."]:
+    """A value per sample, shaped to be broadcast over `x`."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))

@@ -210,8 +210,8 @@ class FAB:
                 if len(left) == 0:
                     break
                 rows = rows[left]
-            back = rows.origin + self.beta * (rows.point - rows.origin)
-            rows.point = torch.where(like(rows.wrong, back), back, rows.point)
+            share = torch.where(rows.wrong, self.beta, 1.0).to(x.dtype)
+            rows.point = torch.lerp(rows.origin, rows.point, like(share, rows.point))
             rows.aim(predict, found)
         return found
 
@@ -237,17 +237,13 @@ class FAB:
     def _record(self, rows: "_Rows", each: int, step: int, found: "_Found") -> Bool[Tensor, " samples"]:
         """Keep the best new point of every sample, if it is better than what was found; which samples have one."""
         score = torch.full_like(rows.value, float("inf"))
-        wrong = rows.wrong.nonzero()[:, 0]
-        if len(wrong):
-            point, origin = rows.point[wrong], rows.origin[wrong]
-            if self.keep == "nearest":
-                score[wrong] = self.geometry.distance(point, origin)
-            else:
-                near = wrong[
-                    norm_of((point - origin).flatten(1), NORMS[self.geometry.norm].order)
-                    <= 1.001 * self.geometry.eps + 1e-5
-                ]
-                score[near[self.geometry.contains(rows.point[near], rows.origin[near])]] = 0.0
+        if self.keep == "nearest":
+            wrong = rows.wrong.nonzero()[:, 0]
+            score[wrong] = self.geometry.distance(rows.point[wrong], rows.origin[wrong])
+        else:
+            length = norm_of((rows.point - rows.origin).flatten(1), NORMS[self.geometry.norm].order)
+            near = (rows.wrong & (length <= 1.001 * self.geometry.eps + 1e-5)).nonzero()[:, 0]
+            score[near[self.geometry.contains(rows.point[near], rows.origin[near])]] = 0.0
         score, first = score.reshape(-1, each).min(1)
         won = score < found.score[rows.slot[::each]]
         row = (torch.arange(len(won), device=won.device) * each + first)[won]
