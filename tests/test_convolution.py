@@ -352,6 +352,19 @@ def test_a_convolution_that_is_used_otherwise_is_what_it_seems(use, learned):
     assert all(same(a, b) for found in fast for a, b in zip(found, plain, strict=True))
 
 
+def test_parameters_may_change_between_two_passes():
+    x, mode = few_levels(2, 2, 8, 8), FastInputGradients()
+    weight, offset = few_levels(3, 2, 3, 3, seed=1), few_levels(3, seed=2)
+    for change in (lambda: None, lambda: weight.mul_(2), lambda: offset.add_(1), lambda: weight.zero_()):
+        change()
+        plain, fast, kinds = each_time(lambda at: F.max_pool2d(F.conv2d(at, weight, offset), 2), x, mode)
+        assert kinds[-1] == "LargestBackward"
+        assert all(torch.equal(a, b) for found in fast for a, b in zip(found, plain, strict=True))
+    other = offset + 1  # the same kernels with another offset
+    plain, fast, _ = each_time(lambda at: F.max_pool2d(F.conv2d(at, weight, other), 2), x, mode)
+    assert torch.equal(fast[-1][0], plain[0])
+
+
 def test_leaves_vectorised_ensembles_alone():
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)).eval()
     weights = {k: torch.stack([v.detach(), 2 * v.detach()]) for k, v in net.named_parameters()}

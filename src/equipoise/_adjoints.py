@@ -128,40 +128,61 @@ def _spread(grad: Tensor, second: Tensor, dim: int) -> Tensor:
     return spread
 
 
-def quartered(weight: Tensor) -> Tensor:
-    """The kernels at the four offsets: channels (a, b, filter)."""
-    return torch.cat([F.pad(weight, (b, 1 - b, a, 1 - a)) for a, b in product((0, 1), repeat=2)])
+def _state(weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> tuple[Any, ...]:
+    return id(weight), weight._version, id(bias), None if bias is None else bias._version, padding
 
 
-class Quarters(torch.autograd.Function):
+class Quartered:
     """A convolution of stride 1 with even numbers of rows and columns, in quarters: `(batch, 4, filters, h/2, w/2)`."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.padding, ctx.size = padding, x.shape[2:]
-        kernels = quartered(weight)
-        z = F.conv2d(x, kernels, None if bias is None else bias.repeat(4), stride=2, padding=padding)
-        return z.unflatten(1, (4, len(weight)))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (weight,), (height, width) = ctx.saved_tensors, ctx.size
-        tile = max(math.isqrt(_VECTOR // weight.shape[1]) // 2 * 2, 2)
-        kernels = _tiled_kernels(weight, tile)
+    def __init__(self, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> None:
+        self._made_of, self._kept = _state(weight, bias, padding), (weight, bias)  # so that the ids stay their own
+        self._padding = padding
+        self._kernels = torch.cat([F.pad(weight, (b, 1 - b, a, 1 - a)) for a, b in product((0, 1), repeat=2)])
+        self._bias = None if bias is None else bias.repeat(4)
+        self._tile = max(math.isqrt(_VECTOR // weight.shape[1]) // 2 * 2, 2)
+        kernels = _tiled_kernels(weight, self._tile)
         # A tile looks at the output gradient from so many rows and columns before its own: from that pair's first.
-        down, right = (k - 1 - p for k, p in zip(weight.shape[2:], ctx.padding, strict=True))
+        down, right = (k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True))
         kernels = F.pad(kernels, (right % 2, (kernels.shape[3] + right) % 2, down % 2, (kernels.shape[2] + down) % 2))
-        kernels = kernels.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
-        padding, step = ((down + 1) // 2, (right + 1) // 2), tile // 2
+        self._adjoint = kernels.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+        self._before = (down + 1) // 2, (right + 1) // 2
+
+    def is_still(self, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> bool:
+        """Whether it is the convolution of these parameters, as they are now."""
+        return self._made_of == _state(weight, bias, padding)
+
+    def __call__(self, x: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
+        """The convolution, with its own padding or another."""
+        padding = self._padding if padding is None else padding
+        return F.conv2d(x, self._kernels, self._bias, stride=2, padding=padding).unflatten(1, (4, len(self._kept[0])))
+
+    def gradient(self, grad: Tensor, size: tuple[int, int]) -> Tensor:
+        """The gradient with respect to an input of this size, from that with respect to the quarters."""
+        tile, step = self._tile, self._tile // 2
         below, beside = (
-            max((math.ceil(size / tile) - 1) * step + kernel - 2 * pad - pairs, 0)
-            for size, kernel, pad, pairs in zip(ctx.size, kernels.shape[2:], padding, grad.shape[3:], strict=True)
+            max((math.ceil(side / tile) - 1) * step + kernel - 2 * before - pairs, 0)
+            for side, kernel, before, pairs in zip(
+                size, self._adjoint.shape[2:], self._before, grad.shape[3:], strict=True
+            )
         )
         with torch.autocast(grad.device.type, enabled=False):  # in the precision in which the forward pass ran
             grad = F.pad(grad.flatten(1, 2), (0, beside, 0, below)) if below or beside else grad.flatten(1, 2)
-            tiles = F.conv2d(grad, kernels.to(grad.dtype), stride=step, padding=padding)
-        return F.pixel_shuffle(tiles, tile)[..., :height, :width], None, None, None
+            tiles = F.conv2d(grad, self._adjoint.to(grad.dtype), stride=step, padding=self._before)
+        return F.pixel_shuffle(tiles, tile)[..., : size[0], : size[1]]
+
+
+class Quarters(torch.autograd.Function):
+    """What a `Quartered` convolution gives, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Quartered) -> Tensor:
+        ctx.layer, ctx.size = layer, x.shape[2:]
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.layer.gradient(grad, ctx.size), None
 
 
 class Largest(torch.autograd.Function):

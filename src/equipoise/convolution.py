@@ -16,7 +16,17 @@ from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from equipoise._adjoints import FEW_CHANNELS, Convolution, Largest, Normalization, Pooling, Product, Quarters, whole
+from equipoise._adjoints import (
+    FEW_CHANNELS,
+    Convolution,
+    Largest,
+    Normalization,
+    Pooling,
+    Product,
+    Quartered,
+    Quarters,
+    whole,
+)
 
 MANY_FILTERS = 32
 """Output channels from which a convolution on a CPU is faster in channels-last order, and in bf16; narrower stay in
@@ -97,6 +107,7 @@ class FastInputGradients(TorchFunctionMode):
         }
         self._known: dict[int, _Convolved] = {}
         self._is_pooled: dict[int, bool] = {}  # by the id of the weight; a wrong one costs time, nothing else
+        self._layers: dict[int, Quartered] = {}  # by the id of the weight, which they keep
 
     def __exit__(self, *error: Any) -> None:
         self._known.clear()
@@ -186,7 +197,10 @@ class FastInputGradients(TorchFunctionMode):
         divisible = len(weight) < MANY_FILTERS and _divisible(input, weight, pads)
         pooled = self._is_pooled.get(id(weight)) if divisible else False
         if pooled:
-            return self._remember(Quarters.apply(input, weight, bias, pads), id(weight), in_quarters=True)
+            layer = self._layers.get(id(weight))
+            if layer is None or not layer.is_still(weight, bias, pads):
+                layer = self._layers[id(weight)] = Quartered(weight, bias, pads)
+            return self._remember(Quarters.apply(input, layer), id(weight), in_quarters=True)
         result = Convolution.apply(input, weight, bias, pads) if input.requires_grad else None
         if pooled is None:  # that is still to be seen
             result = torch.conv2d(input, weight, bias, padding=pads) if result is None else result

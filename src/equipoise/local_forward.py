@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equipoise._adjoints import FEW_CHANNELS, quartered
+from equipoise._adjoints import FEW_CHANNELS, Quartered
 from equipoise.nets import Normalize
 from equipoise.predictive import Single
 from equipoise.types import Points, Predict, Prediction, Predictive
@@ -126,12 +126,10 @@ class _Pooled(nn.Module):
 
     def __init__(self, layer: nn.Conv2d, rectified: bool) -> None:
         super().__init__()
-        self.weight, self.filters, self.rectified = quartered(layer.weight), len(layer.weight), rectified
-        self.bias = None if layer.bias is None else layer.bias.repeat(4)
+        self.quarters, self.rectified = Quartered(layer.weight, layer.bias, (0, 0)), rectified
 
     def forward(self, h: Images, padding: Span) -> Images:
-        quarters = F.conv2d(h, self.weight, self.bias, stride=2, padding=padding)
-        largest = quarters.unflatten(1, (4, self.filters)).amax(1)
+        largest = self.quarters(h, padding).amax(1)
         return largest.relu_() if self.rectified else largest
 
 
