@@ -100,6 +100,12 @@ class Product(torch.autograd.Function):
         return x[:, top : top + height, left : left + width].permute(0, 3, 1, 2), None, None, None, None
 
 
+def pooled(x: Tensor) -> Tensor:
+    """Max pooling over 2×2 pixels of images with even sides: four strided reads."""
+    columns = torch.maximum(x[..., 0::2], x[..., 1::2])
+    return torch.maximum(columns[..., 0::2, :], columns[..., 1::2, :])
+
+
 class Pooling(torch.autograd.Function):
     """Max pooling over 2×2 pixels; of equal ones the first counts, as in the library."""
 

@@ -25,6 +25,7 @@ from equipoise._adjoints import (
     Product,
     Quartered,
     Quarters,
+    pooled,
     whole,
 )
 
@@ -60,10 +61,8 @@ def _halves(
     return_indices: bool = False,
 ) -> bool:
     """Whether max pooling with these arguments takes the largest of 2×2 pixels, and gives nothing else."""
-    return (
-        _pair(kernel_size) == _pair(stride or kernel_size) == (2, 2)
-        and (_pair(padding), _pair(dilation), return_indices) == ((0, 0), (1, 1), False)
-    )  # fmt: skip
+    plain = (_pair(padding), _pair(dilation), return_indices) == ((0, 0), (1, 1), False)
+    return plain and _pair(kernel_size) == _pair(stride or kernel_size) == (2, 2)
 
 
 def _divisible(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> bool:
@@ -195,39 +194,29 @@ class FastInputGradients(TorchFunctionMode):
         if strides != (1, 1) or weight.shape[1] > self.most_channels or not narrow:
             return None
         divisible = len(weight) < MANY_FILTERS and _divisible(input, weight, pads)
-        pooled = self._is_pooled.get(id(weight)) if divisible else False
-        if pooled:
+        is_pooled = self._is_pooled.get(id(weight)) if divisible else False
+        if is_pooled:
             layer = self._layers.get(id(weight))
             if layer is None or not layer.is_still(weight, bias, pads):
                 layer = self._layers[id(weight)] = Quartered(weight, bias, pads)
             return self._remember(Quarters.apply(input, layer), id(weight), in_quarters=True)
         result = Convolution.apply(input, weight, bias, pads) if input.requires_grad else None
-        if pooled is None:  # that is still to be seen
+        if is_pooled is None:  # that is still to be seen
             result = torch.conv2d(input, weight, bias, padding=pads) if result is None else result
             return self._remember(result, id(weight), in_quarters=False)
         return result
 
-    def _pooling(
-        self,
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> Tensor | None:
-        """The pooling, with the names of torch's own; None where this one does not apply."""
+    def _pooling(self, input: Tensor, *how: Any, **options: Any) -> Tensor | None:
+        """The pooling, with the arguments of torch's own; None where this one does not apply."""
         fits = (
             input.ndim == 4
             and input.device.type == "cpu"
             and input.is_contiguous()
             and input.shape[2] % 2 == input.shape[3] % 2 == 0
-            and _halves(kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+            and _halves(*how, **options)
         )
         if fits and not input.requires_grad:
-            columns = torch.maximum(input[..., 0::2], input[..., 1::2])
-            return torch.maximum(columns[..., 0::2, :], columns[..., 1::2, :])
+            return pooled(input)
         return Pooling.apply(input) if fits else None
 
     def _normalization(

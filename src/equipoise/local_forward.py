@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equipoise._adjoints import FEW_CHANNELS, Quartered
+from equipoise._adjoints import FEW_CHANNELS, Quartered, pooled
 from equipoise.nets import Normalize
 from equipoise.predictive import Single
 from equipoise.types import Points, Predict, Prediction, Predictive
@@ -142,10 +142,8 @@ def _apply(layer: nn.Module, h: Images, vertical: Span, horizontal: Span) -> Ima
             return layer(h, padding)
         return F.conv2d(h, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
     if isinstance(layer, nn.MaxPool2d) and _pair(layer.kernel_size) == _pair(layer.stride) == (2, 2):
-        # Four strided reads: the library's kernel for the default layout looks at one pixel at a time.
-        h = h[..., : h.shape[2] // 2 * 2, : h.shape[3] // 2 * 2]
-        columns = torch.maximum(h[..., 0::2], h[..., 1::2])
-        return torch.maximum(columns[..., 0::2, :], columns[..., 1::2, :])
+        # The library's kernel for the default layout looks at one pixel at a time.
+        return pooled(h[..., : h.shape[2] // 2 * 2, : h.shape[3] // 2 * 2])
     return layer(h)
 
 
@@ -319,19 +317,20 @@ def _segments(chain: Sequence[tuple[nn.Module, Tensor, Tensor]]) -> tuple[_Segme
 def _in_quarters(part: Sequence[tuple[nn.Module, Tensor, Tensor]]) -> tuple[nn.Module, ...]:
     """The layers; where a convolution of few channels is pooled, it does the work of all, on a CPU."""
     layers = [layer for layer, _, _ in part]
+    kinds = [type(layer) for layer in layers]
     for at, (layer, x, output) in enumerate(part):
-        then = [type(other) for other in layers[at + 1 : at + 3]]
-        last = at + 1 + (then[:1] == [nn.ReLU])
+        rectified = kinds[at + 1 : at + 2] == [nn.ReLU]
+        last = at + 1 + rectified
         if (
             isinstance(layer, nn.Conv2d)
-            and then[last - at - 1 : last - at] == [nn.MaxPool2d]
+            and kinds[last : last + 1] == [nn.MaxPool2d]
             and _pair(layers[last].kernel_size) == _pair(layers[last].stride) == (2, 2)
             and (_pair(layer.stride), _pair(layer.dilation), layer.groups) == ((1, 1), (1, 1), 1)
             and layer.in_channels <= FEW_CHANNELS
             and output.shape[2] % 2 == output.shape[3] % 2 == 0
             and x.device.type == "cpu"
         ):
-            layers[at : last + 1] = [_Pooled(layer, last > at + 1), *[nn.Identity()] * (last - at)]
+            layers[at : last + 1] = [_Pooled(layer, rectified), *[nn.Identity()] * (last - at)]
     return tuple(layers)
 
 
