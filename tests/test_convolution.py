@@ -192,19 +192,55 @@ def test_a_single_image_and_an_input_without_gradient_pass_through():
     assert not used and torch.allclose(plain[1], fast[1])
 
 
-def test_under_autocast():
+@pytest.fixture
+def processor(monkeypatch):
+    """One with units that multiply matrices in bf16, or one without."""
+    return lambda has: monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has)
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_under_autocast(processor, has):
+    processor(has)
     layer = nn.Conv2d(1, 4, 3).requires_grad_(False)
-    x = torch.rand(2, 1, 8, 8).requires_grad_()
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         with FastInputGradients():
             (fast,) = torch.autograd.grad(layer(x).float().pow(2).sum(), x)
         (plain,) = torch.autograd.grad(layer(x).float().pow(2).sum(), x)
     assert fast.dtype == torch.float32 and torch.allclose(fast, plain, rtol=0.05, atol=0.05)
     (exact,) = torch.autograd.grad(layer(x).pow(2).sum(), x)
-    assert torch.allclose(fast, exact, atol=1e-5)  # so narrow a convolution stays in float32
+    assert torch.allclose(fast, exact, atol=1e-5) != has, "so narrow a convolution stays in float32 without such units"
     wide = nn.Conv2d(1, 32, 3).requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16), FastInputGradients():
-        assert wide(x).dtype == torch.bfloat16 and layer(x).dtype == torch.float32
+        assert wide(x).dtype == torch.bfloat16 and layer(x).dtype == (torch.bfloat16 if has else torch.float32)
+
+
+@pytest.mark.parametrize("held_in_bf16", [False, True])
+def test_narrow_convolutions_in_bf16_are_as_exact_as_the_library_s(processor, held_in_bf16):
+    """Also with more channels than go in quarters in float32."""
+    processor(True)
+    net = nets.build("lenet", shape=(1, 28, 28), classes=10, seed=0).eval().requires_grad_(False)
+    x = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    weights = {k: v.bfloat16() if held_in_bf16 and v.ndim > 1 else v for k, v in net.named_parameters()}
+
+    def network(at):
+        return torch.func.functional_call(net, weights, (at,))
+
+    def gradient(network, at, mode=None):
+        at = at.clone().requires_grad_()
+        with mode or nullcontext():
+            value = network(at).double().logsumexp(1).sum()
+        return torch.autograd.grad(value, at)[0].double()
+
+    kinds = []
+    exact = gradient(deepcopy(net).double(), x.double())
+    net.features[5].register_forward_hook(lambda layer, inputs, output: kinds.append(type(output.grad_fn).__name__))
+    mode = FastInputGradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, *fast = [gradient(network, x, mode if number else None) for number in range(4)]
+    assert kinds[-1] == "LargestBackward", "the second convolution, too"
+    apart = [float((found - exact).norm() / exact.norm()) for found in (plain, *fast)]
+    assert max(apart[1:]) < 1.25 * apart[0] < 0.25
 
 
 def test_pooling_without_a_gradient():

@@ -145,7 +145,7 @@ class Quartered:
         self._made_of, self._kept = _state(weight, bias, padding), (weight, bias)  # so that the ids stay their own
         self._padding = padding
         self._kernels = torch.cat([F.pad(weight, (b, 1 - b, a, 1 - a)) for a, b in product((0, 1), repeat=2)])
-        self._bias = None if bias is None else bias.repeat(4)
+        self._bias = None if bias is None else bias.to(weight.dtype).repeat(4)
         self._tile = max(math.isqrt(_VECTOR // weight.shape[1]) // 2 * 2, 2)
         kernels = _tiled_kernels(weight, self._tile)
         # A tile looks at the output gradient from so many rows and columns before its own: from that pair's first.

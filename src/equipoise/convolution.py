@@ -30,8 +30,8 @@ from equipoise._adjoints import (
 )
 
 MANY_FILTERS = 32
-"""Output channels from which a convolution on a CPU is faster in channels-last order, and in bf16; narrower stay in
-float32 under autocast."""
+"""Output channels from which a convolution on a CPU is faster in channels-last order."""
+_FEW_CHANNELS_IN_BF16 = 16  # up to so many a pooled convolution of few filters is faster in quarters in bf16
 _RECTIFIERS: dict[Any, Callable[..., bool]] = {
     F.relu: lambda _, inplace=False: inplace,
     torch.relu: lambda _: False,
@@ -40,6 +40,11 @@ _RECTIFIERS: dict[Any, Callable[..., bool]] = {
     Tensor.relu_: lambda _: True,
 }
 """How a network rectifies, and whether in place."""
+
+
+def faster_in_bf16(filters: int) -> bool:
+    """Whether a convolution of so many filters is, on this CPU. The others stay in float32 under autocast."""
+    return filters >= MANY_FILTERS or torch.cpu._is_amx_tile_supported()
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -86,9 +91,9 @@ class FastInputGradients(TorchFunctionMode):
     """While active, `conv2d`, `batch_norm` and `max_pool2d` on a CPU differentiate to their input the fast way wherever
     it applies.
 
-    It applies to parameters without gradient: to convolutions with dilation 1 and one group that have at most
-    `most_channels` input channels, stride 1 and a padding smaller than the kernel, or that are in bf16 with a weight at
-    least twice as large as the input; and to batch-norm with standing statistics. And to pooling over 2×2 pixels with
+    It applies to parameters without gradient: to convolutions with dilation 1 and one group that have few input
+    channels, stride 1 and a padding smaller than the kernel, or that are in bf16 with a weight at least twice as large
+    as the input; and to batch-norm with standing statistics. And to pooling over 2×2 pixels with
     stride 2 of images with even sides in the default layout (in channels-last order the library is fast).
 
     A convolution of few filters that went straight, or through a ReLU, into such a pooling, is computed in quarters the
@@ -96,9 +101,8 @@ class FastInputGradients(TorchFunctionMode):
     them out of the mode, or to an autograd function of its own, which a mode does not see).
     """
 
-    def __init__(self, most_channels: int = FEW_CHANNELS) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.most_channels = most_channels
         self._fast = {
             torch.conv2d: self._convolution,
             F.max_pool2d: self._pooling,
@@ -177,7 +181,8 @@ class FastInputGradients(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor | None:
         """The convolution, with the names of torch's own; None where this one does not apply."""
-        if len(weight) < MANY_FILTERS and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        half = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if half and not faster_in_bf16(len(weight)):
             with torch.autocast("cpu", enabled=False):
                 offset = None if bias is None else bias.float()
                 arguments = (input.float(), weight.float(), offset, stride, padding, dilation, groups)
@@ -191,9 +196,11 @@ class FastInputGradients(TorchFunctionMode):
         if many and input.requires_grad:
             return Product.apply(input, weight, bias, strides, pads)
         narrow = all(p < k for p, k in zip(pads, weight.shape[2:], strict=True))
-        if strides != (1, 1) or weight.shape[1] > self.most_channels or not narrow:
+        few = len(weight) < MANY_FILTERS
+        most_channels = _FEW_CHANNELS_IN_BF16 if few and half else FEW_CHANNELS
+        if strides != (1, 1) or weight.shape[1] > most_channels or not narrow:
             return None
-        divisible = len(weight) < MANY_FILTERS and _divisible(input, weight, pads)
+        divisible = few and _divisible(input, weight, pads)
         is_pooled = self._is_pooled.get(id(weight)) if divisible else False
         if is_pooled:
             layer = self._layers.get(id(weight))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from equipoise.convolution import MANY_FILTERS
+from equipoise.convolution import MANY_FILTERS, faster_in_bf16
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.nets.split import split
 from equipoise.rng import Streams
@@ -239,7 +239,8 @@ def frozen_weights(module: nn.Module, mode: Mode, precision: Precision = "32") -
 
 def _laid_out(weight: Tensor, precision: Precision) -> Tensor:
     many = weight.ndim != 4 or len(weight) >= MANY_FILTERS
-    if precision == "bf16" and weight.ndim >= 2 and (many or weight.device.type != "cpu"):
+    matrix = weight.ndim >= 2 and (weight.ndim != 4 or weight.device.type != "cpu" or faster_in_bf16(len(weight)))
+    if precision == "bf16" and matrix:
         weight = weight.bfloat16()
     if weight.ndim != 4:
         return weight
