@@ -21,18 +21,8 @@ import equipoise
 from equipoise import records
 from equipoise.cli import commands, main
 from equipoise.cli.display import duration
-from equipoise.cli.options import (
-    METHODS,
-    Evaluate,
-    Report,
-    Train,
-    build_method,
-    fraction,
-    full_name,
-    net_options,
-    parameters,
-    parse,
-)
+from equipoise.cli.method_options import METHODS, build_method, full_name, parameters
+from equipoise.cli.options import Evaluate, Report, Train, fraction, net_options, parse
 from equipoise.errors import EquipoiseError, EquipoiseWarning
 from equipoise.generators import Manifold
 from equipoise.records import Evaluation, Run, load

@@ -10,12 +10,12 @@ from equipoise.cli.auditing import audit
 from equipoise.cli.display import TrainingProgress, evaluation_progress, say
 from equipoise.cli.evaluating import evaluate, merge_records, show, verify
 from equipoise.cli.manifolds import PICTURE, manifold_of_run, named_manifold
+from equipoise.cli.method_options import Learned, build_method, full_name, parameters
 from equipoise.cli.options import (
     Audit,
     Command,
     Evaluate,
     Experiments,
-    Learned,
     Merge,
     Report,
     Reproduce,
@@ -23,10 +23,7 @@ from equipoise.cli.options import (
     Study,
     Train,
     Verify,
-    build_method,
-    full_name,
     net_options,
-    parameters,
 )
 from equipoise.cli.processes import is_main_process
 from equipoise.cli.reproducing import list_experiments, reproduce

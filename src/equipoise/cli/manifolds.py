@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from equipoise.cli.display import moving, say, share_progress
-from equipoise.cli.options import Learned
+from equipoise.cli.method_options import Learned
 from equipoise.cli.processes import is_main_process
 from equipoise.data import Dataset
 from equipoise.errors import require
