@@ -175,7 +175,10 @@ class Reproduction:
         """In a sentence: how many of the paper's numbers were reproduced."""
         told = self.agreements
         said = f"{sum(told)} of {len(told)} numbers of the paper are reproduced"
-        said = said if told else "The paper prints no number to compare with"
+        if not told:
+            printed = sum(one.paper is not None for one in self.outcomes)
+            said = f"None of the {printed} numbers of the paper is measured yet"
+            said = said if printed else "The paper prints no number to compare with"
         limits = [*self.limits]
         limits += [f"with {one} in place of {name}" for name, one in self.data.items()]
         limits += [f"{len(self.missing)} of {len(self.works)} tasks are not finished"] if self.missing else []

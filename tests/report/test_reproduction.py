@@ -88,6 +88,10 @@ def test_what_it_says():
         "3 of 4 numbers of the paper are reproduced, at 0.2 of its epochs, samples and seeds, with synthetic-mnist in "
         "place of mnist, 1 of 2 tasks are not finished."
     )
+    table, *_ = toy().parts
+    begun = replace(toy(), parts=[replace(table, outcomes=[replace(one, mean=None) for one in table.outcomes])])
+    assert begun.verdict.startswith("None of the 3 numbers of the paper is measured yet, at 0.2 of its epochs")
+    assert replace(toy(), parts=[]).verdict.startswith("The paper prints no number to compare with, at 0.2")
     text = page(toy())
     assert "Accuracy &lt;b&gt;" in text and "Accuracy <b>" not in text
     assert re.search(r'class="miss"><a href="#training-1"><span class="value">60.0</span>', text)
