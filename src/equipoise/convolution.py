@@ -93,8 +93,8 @@ class FastInputGradients(TorchFunctionMode):
 
     It applies to parameters without gradient: to convolutions with dilation 1 and one group that have few input
     channels, stride 1 and a padding smaller than the kernel, or that are in bf16 with a weight at least twice as large
-    as the input; and to batch-norm with standing statistics. And to pooling over 2×2 pixels with
-    stride 2 of images with even sides in the default layout (in channels-last order the library is fast).
+    as the input; and to batch-norm with standing statistics. And to pooling over 2×2 pixels with stride 2 of images
+    with even sides in the default layout (in channels-last order the library is fast).
 
     A convolution of few filters that went straight, or through a ReLU, into such a pooling, is computed in quarters the
     next time. Should the network do anything else with it then, the quarters are put together first (unless it hands

@@ -174,11 +174,13 @@ class Reproduction:
     def verdict(self) -> str:
         """In a sentence: how many of the paper's numbers were reproduced."""
         told = self.agreements
-        said = f"{sum(told)} of {len(told)} numbers of the paper are reproduced"
-        if not told:
-            printed = sum(one.paper is not None for one in self.outcomes)
+        printed = sum(one.paper is not None for one in self.outcomes)
+        if told:
+            said = f"{sum(told)} of {len(told)} numbers of the paper are reproduced"
+        elif printed:
             said = f"None of the {printed} numbers of the paper is measured yet"
-            said = said if printed else "The paper prints no number to compare with"
+        else:
+            said = "The paper prints no number to compare with"
         limits = [*self.limits]
         limits += [f"with {one} in place of {name}" for name, one in self.data.items()]
         limits += [f"{len(self.missing)} of {len(self.works)} tasks are not finished"] if self.missing else []

@@ -239,8 +239,8 @@ def frozen_weights(module: nn.Module, mode: Mode, precision: Precision = "32") -
 
 def _laid_out(weight: Tensor, precision: Precision) -> Tensor:
     many = weight.ndim != 4 or len(weight) >= MANY_FILTERS
-    matrix = weight.ndim >= 2 and (weight.ndim != 4 or weight.device.type != "cpu" or faster_in_bf16(len(weight)))
-    if precision == "bf16" and matrix:
+    elsewhere = weight.device.type != "cpu"
+    if precision == "bf16" and weight.ndim >= 2 and (many or elsewhere or faster_in_bf16(len(weight))):
         weight = weight.bfloat16()
     if weight.ndim != 4:
         return weight
