@@ -12,7 +12,7 @@ from torch import nn
 
 from equipoise import nets
 from equipoise._adjoints import Product
-from equipoise.convolution import FastInputGradients
+from equipoise.convolution import AffineNormalization, FastInputGradients
 
 F64 = torch.float64
 
@@ -155,6 +155,37 @@ def test_batch_norm_that_learns_or_counts_is_left_alone():
     assert not fast(layer) and layer.num_batches_tracked == 1, "batch statistics"
     assert fast(layer.eval()) and not fast(nn.BatchNorm2d(4).eval())
     assert not fast(nn.BatchNorm2d(4, track_running_stats=False).requires_grad_(False).eval())
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 4, 5, 3)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_written_out_is_the_library_s_and_so_is_its_second_derivative(shape, affine):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator, dtype=F64, requires_grad=True)
+    rows = torch.randn(4, 4, generator=generator, dtype=F64)
+    mean, variance, weight, bias = rows[0], rows[1].exp(), rows[2].requires_grad_(), rows[3].requires_grad_()
+    scales = (weight, bias) if affine else (None, None)
+    live = (x, weight) if affine else (x,)
+
+    def derivatives():
+        value = F.batch_norm(x, mean, variance, *scales, eps=1e-3)
+        (slope,) = torch.autograd.grad(value.pow(3).sum(), x, create_graph=True)
+        return value, slope, *torch.autograd.grad(slope.square().sum(), live)
+
+    library = derivatives()
+    with AffineNormalization():
+        written_out = derivatives()
+    assert "BatchNorm" in type(library[0].grad_fn).__name__ and "Addcmul" in type(written_out[0].grad_fn).__name__
+    for a, b in zip(library, written_out, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10)
+
+
+def test_batch_norm_with_batch_statistics_is_not_written_out():
+    x = torch.rand(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    layer, other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+    with AffineNormalization():
+        found = layer(x)
+    assert torch.equal(found, other(x)) and torch.equal(layer.running_mean, other.running_mean)
 
 
 @pytest.mark.parametrize("size", [32, 13])

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from equipoise.convolution import AffineNormalization
 from equipoise.errors import require, unknown
 from equipoise.geometry import Ball
 from equipoise.objectives import Objective, cross_entropy, kl
@@ -78,7 +79,7 @@ class CrossLipschitz:
         # Copies of the buffers: a later forward pass in train mode would change those that the graph needs.
         still = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
         point = x.detach().requires_grad_()
-        with standing(module, "eval"):
+        with standing(module, "eval"), AffineNormalization():
             logits = Single(module).draw(None, still)(point).logits[0]
         signs = torch.eye(logits.shape[1], dtype=logits.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
         if self.directions:

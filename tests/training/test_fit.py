@@ -114,6 +114,20 @@ def test_a_step_is_the_gradient_of_the_plain_sum(name: str) -> None:
         torch.testing.assert_close(got.detach(), start.detach() - 0.1 * start.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("filters", "asked", "last"), [(32, None, True), (31, None, False), (31, True, True), (32, False, False)]
+)
+def test_wide_convolutions_are_trained_in_channels_last_order(filters: int, asked: bool | None, last: bool) -> None:
+    """Whatever the order, the weights become the same up to rounding."""
+    nets = [nn.Sequential(nn.Conv2d(3, filters, 3), nn.Flatten(), nn.Linear(36 * filters, 2)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    recipe = Recipe(epochs=1, batch_size=16, optimizer="sgd", lr=0.01, validation=0.2, valid_steps=1)
+    for net, order in zip(nets, (asked, not last), strict=True):
+        fit(methods.standard(), net, images(), dataclasses.replace(recipe, channels_last=order))
+    assert [net[0].weight.is_contiguous(memory_format=torch.channels_last) for net in nets] == [last, not last]
+    torch.testing.assert_close(list(nets[0].parameters()), list(nets[1].parameters()), rtol=1e-4, atol=1e-6)
+
+
 class Killed(Exception):
     """A kill, as far as the loop can tell."""
 
