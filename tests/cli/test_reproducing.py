@@ -112,6 +112,17 @@ def test_the_numbers_stand_beside_the_papers(toy, capsys):
     assert "5 tasks, 5 of them finished before; about 0 s on 1 worker" in capsys.readouterr().out
 
 
+def test_tasks_finished_in_another_folder_are_not_computed_again(toy, capsys):
+    line = "reproduce toy --scale 0.02 --synthetic --workers 1"
+    assert ask(f"{line} --out nowhere/first --reuse out") == 2
+    assert "out holds no experiment to take finished tasks from" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
+    assert ask(f"{line} --out first") == 0 and ask(f"{line} --out second --reuse first") == 0
+    assert "5 tasks, 5 of them finished before; about 0 s on 1 worker" in capsys.readouterr().out
+    numbers = [json.loads(Path(folder, "reproduction.json").read_text())["parts"] for folder in ("first", "second")]
+    assert numbers[0] == numbers[1]
+
+
 def two_of_each(variant: str) -> list:
     tasks = [evaluated(seed) for seed in (0, 1)]
     elsewhere = [evaluated(seed, data="svhn") for seed in (0, 1)]

@@ -136,6 +136,48 @@ def test_every_task_is_done_once_and_never_again(here, monkeypatch):
     assert done[4:] == [training(1)]
 
 
+def test_what_is_finished_in_another_folder_is_taken_from_there(here, tmp_path, monkeypatch):
+    """Only what is finished: the training of the second evaluation lies there too, begun and no more."""
+    sweep.sweep(plan(1), here, workers=1)
+    begun = here.place(training(1))
+    begun.mkdir()
+    (begun / "progress.json").write_text("{}")
+    done = []
+    monkeypatch.setattr(sweep, "_do", lambda task, *rest, do=sweep._do: (done.append(task), do(task, *rest))[1])
+    other = replace(here, folder=tmp_path / "other")
+    copytree = sweep.copytree
+
+    def killed(found, scratch, **options):
+        copytree(found, scratch, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "copytree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(plan(2), other, workers=1, reuse=[here.folder])
+    assert not sweep.is_done(other.place(training(0))) and list(other.folder.glob("*.copying"))
+    monkeypatch.setattr(sweep, "copytree", copytree)
+    outcome = sweep.sweep(plan(2), other, workers=1, reuse=[here.folder])
+    assert len(outcome.finished) == 4 and done == [training(1), evaluated(1)]
+    assert records(plan(1), other) == records(plan(1), here) and not list(other.folder.glob("*.copying"))
+
+
+def test_folders_to_take_from_are_refused_by_name(here, tmp_path, monkeypatch):
+    with pytest.raises(EquipoiseError, match=r"nowhere holds no experiment to take finished tasks from: expected the"):
+        sweep.sweep(plan(1), here, workers=1, reuse=[tmp_path / "nowhere"])
+    assert not here.folder.exists()
+    sweep.sweep(plan(1), here, workers=1)
+    other = replace(here, folder=tmp_path / "other")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sweep, "copytree", full)
+    with pytest.raises(EquipoiseError, match=r"cannot copy .*: No space left on device; free some space and run the"):
+        sweep.sweep(plan(1), other, workers=1, reuse=[here.folder])
+    monkeypatch.undo()
+    assert len(sweep.sweep(plan(1), other, workers=1, reuse=[here.folder]).finished) == 2
+
+
 def test_what_is_found_is_what_the_parts_find_by_hand(here):
     sweep.sweep(plan(1), here, workers=1)
     digits, one = data.load("digits"), training()

@@ -16,7 +16,7 @@ from equipoise.data import available
 from equipoise.errors import require, unknown
 from equipoise.experiments import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.experiments.stand_in import KINDS, stand_in
-from equipoise.experiments.sweep import Progress, Swept, claim, cores, is_done, sweep
+from equipoise.experiments.sweep import Progress, Swept, claim, cores, finished, require_experiments, sweep
 from equipoise.findings import Study
 from equipoise.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
 
@@ -75,6 +75,9 @@ class Reproduce:
     """Processes that share the work, one thread each; by default all cores. 1 works in this process."""
     address: str | None = None
     """A Ray cluster to work on, such as auto or HOST:6379; its machines need the same folders."""
+    reuse: tuple[Path, ...] = ()
+    """Folders of other reproductions: what is finished there and needed here, such as a training that two tables share,
+    is copied, not computed again."""
     out: Path | None = None
     """The folder of the results; by default reproductions/NAME."""
 
@@ -132,14 +135,16 @@ def reproduce(options: Reproduce, command: str) -> int:
     missing = [] if options.synthetic else [n for n in plan.datasets() if not _there(n, sources, options.data_root)]
     require(options.download or not missing, _what_to_do(options.name, missing, options.data_root))
     claim(plan, out)
+    require_experiments(options.reuse)
     if options.synthetic:
         sources = {name: str(stand_in(name, out / "data")) for name in plan.datasets()}
     setting = Setting(out, options.data_root, sources, command)
     workers = options.workers or (None if options.address else cores())
-    expected = _expected(plan, setting, workers)
+    expected = _expected(plan, setting, workers, options.reuse)
     say(_headline(plan, options.synthetic))
     say(expected)
-    outcome = sweep(plan, setting, workers=workers, address=options.address, tell=_show(options.name))
+    tell = _show(options.name)
+    outcome = sweep(plan, setting, workers=workers, address=options.address, tell=tell, reuse=options.reuse)
     moving("")
     found = reproduction(out)
     _print(found)
@@ -189,10 +194,10 @@ def _headline(plan: Plan, synthetic: bool) -> str:
     return f"{one.source}: {one.title}; {scale}{variant}{data}"
 
 
-def _expected(plan: Plan, setting: Setting, workers: int | None) -> str:
+def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence[Path]) -> str:
     """What there is to do, and how long it will take."""
     tasks = plan.tasks()
-    left = [task for task in tasks if not is_done(setting.place(task))]
+    left = [task for task in tasks if finished(setting.place(task), reuse) is None]
     sizes = {name: len(setting.dataset(name).train) for name in plan.datasets()}
     done = f", {len(tasks) - len(left)} of them finished before" if len(left) < len(tasks) else ""
     who = "the cluster" if workers is None else "1 worker" if workers == 1 else f"{workers} workers"

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from shutil import copytree, ignore_patterns, rmtree
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -92,8 +93,10 @@ def sweep(
     workers: int | None = None,
     address: str | None = None,
     tell: Show | None = None,
+    reuse: Sequence[Path] = (),
 ) -> Swept:
-    """Do all tasks of the plan that are not done yet, and write what there is into `experiment.json`.
+    """Do all tasks of the plan that are not done yet, and write what there is into `experiment.json`. Those that are
+    finished in other experiments' folders, `reuse`, are copied from there.
 
     One worker works in this process. More are processes of Ray, on the cores of this machine (`workers`, by default
     all), or of a cluster's at `address`, all of whose machines see the same folder; each has one thread. A task whose
@@ -104,21 +107,24 @@ def sweep(
     require(workers is None or workers >= 1, f"workers = {workers}: expected an integer >= 1.")
     workers = cores() if workers is None and address is None else workers
     claim(plan, setting.folder)
+    require_experiments(reuse)
     with _alone(setting.folder):
         data = {name: _about(name, setting) for name in plan.datasets()}
         _same_data(setting.folder, data)
         setting = replace(setting, code=setting.code or code_version())
         jobs = _jobs(plan, setting, {name: about["n_train"] for name, about in data.items()})
-        left = {place: job for place, job in jobs.items() if not is_done(place)}
-        here = address is None and (workers == 1 or len(left) <= 1)
-        if not here:
-            forget_datasets()
 
         def note(status: str, failed: Mapping[Path, str] | None = None) -> None:
             _write(setting.folder / RECORD, _record(plan, setting, jobs, data, status, failed or {}))
 
         note("running")
         try:
+            for place in jobs:
+                _copy(finished(place, reuse), place)
+            left = [place for place in jobs if not is_done(place)]
+            here = address is None and (workers == 1 or len(left) <= 1)
+            if not here:
+                forget_datasets()
             pool = partial(_in_this_process, setting) if here else partial(_on_ray, setting, workers, address)
             failed = _all_done(jobs, pool, tell or (lambda now: None))
         except BaseException:
@@ -126,8 +132,8 @@ def sweep(
                 note("interrupted")
             raise
         note("failed" if failed else "finished", failed)
-    finished = [place for place in jobs if is_done(place)]
-    return Swept(finished, failed, [place for place in jobs if place not in finished and place not in failed])
+    done = [place for place in jobs if is_done(place)]
+    return Swept(done, failed, [place for place in jobs if place not in done and place not in failed])
 
 
 def _jobs(plan: Plan, setting: Setting, sizes: Mapping[str, int]) -> dict[Path, Job]:
@@ -142,6 +148,38 @@ def _jobs(plan: Plan, setting: Setting, sizes: Mapping[str, int]) -> dict[Path, 
 def is_done(place: Path) -> bool:
     """Whether the task of that folder is finished."""
     return "seconds" in _read(place / DONE)
+
+
+def finished(place: Path, elsewhere: Sequence[Path] = ()) -> Path | None:
+    """Where the task of that folder is finished: there, or in another experiment's folder, under the same name, which
+    stands for the task, its data and the code. None if nowhere.
+    """
+    return next((one for one in (place, *(other / place.name for other in elsewhere)) if is_done(one)), None)
+
+
+def _copy(found: Path | None, place: Path) -> None:
+    """Copy a finished task to its place, if it is elsewhere and there is nothing."""
+    if found is None or place.exists():
+        return
+    scratch = place.with_name(f"{place.name}.copying")
+    try:
+        rmtree(scratch, ignore_errors=True)
+        copytree(found, scratch, ignore=ignore_patterns("*.lock"))
+        scratch.replace(place)
+    except OSError as error:
+        raise EquipoiseError(
+            f"cannot copy {found} to {place}: {error.strerror or 'it changed meanwhile'}; free some space and run the "
+            "same command again, or leave that folder out."
+        ) from error
+
+
+def require_experiments(folders: Sequence[Path]) -> None:
+    """Raise `EquipoiseError` if one of the folders holds no experiment."""
+    for folder in folders:
+        require(
+            bool(_read(folder / RECORD)),
+            f"{folder} holds no experiment to take finished tasks from: expected the --out of an earlier reproduce.",
+        )
 
 
 def claim(plan: Plan, folder: Path) -> None:
