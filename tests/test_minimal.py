@@ -37,7 +37,7 @@ def nearest(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The smallest distance to a plane z_j = z_y: (z_y - z_j) / ‖w_y - w_j‖."""
     z, w = net(x), net.weight
     gap = z.gather(1, y[:, None]) - z
-    far = torch.cdist(w[y], w)
+    far = (w[y][:, None] - w).norm(dim=2)  # `cdist` need not find 0 between a row and itself
     return torch.where(far > 0, gap / far.clamp_min(1e-9), torch.inf).amin(1)
 
 

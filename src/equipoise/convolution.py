@@ -32,7 +32,7 @@ from equipoise._adjoints import (
 MANY_FILTERS = 32
 """Output channels from which a convolution on a CPU is faster in channels-last order."""
 _FEW_CHANNELS_IN_BF16 = 16  # up to so many a pooled convolution of few filters is faster in quarters in bf16
-_RECTIFIERS: dict[Any, Callable[..., bool]] = {
+RECTIFIERS: dict[Any, Callable[..., bool]] = {
     F.relu: lambda _, inplace=False: inplace,
     torch.relu: lambda _: False,
     torch.relu_: lambda _: True,
@@ -47,17 +47,19 @@ def faster_in_bf16(filters: int) -> bool:
     return filters >= MANY_FILTERS or torch.cpu._is_amx_tile_supported()
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
+def pair(value: Any) -> tuple[int, int] | None:
+    """Both numbers of an argument that may be one for both directions; None if it is neither."""
     if isinstance(value, int):
         return value, value
     return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 else None
 
 
-def _constant(*parameters: Tensor | None) -> bool:
+def constant(*parameters: Tensor | None) -> bool:
+    """Whether no gradient with respect to them will be asked for."""
     return not (torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters))
 
 
-def _halves(
+def halves(
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
@@ -66,8 +68,8 @@ def _halves(
     return_indices: bool = False,
 ) -> bool:
     """Whether max pooling with these arguments takes the largest of 2×2 pixels, and gives nothing else."""
-    plain = (_pair(padding), _pair(dilation), return_indices) == ((0, 0), (1, 1), False)
-    return plain and _pair(kernel_size) == _pair(stride or kernel_size) == (2, 2)
+    plain = (pair(padding), pair(dilation), return_indices) == ((0, 0), (1, 1), False)
+    return plain and pair(kernel_size) == pair(stride or kernel_size) == (2, 2)
 
 
 def _divisible(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> bool:
@@ -155,9 +157,9 @@ class FastInputGradients(TorchFunctionMode):
             return func(*args, **kwargs)  # a vectorised ensemble has its own rules for these operations
         known = self._recalled(args[0]) if args else None
         if known is not None and known.put_together is None:
-            if func in _RECTIFIERS:
+            if func in RECTIFIERS:
                 return self._rectified(known, func, *args, **kwargs)
-            if func is F.max_pool2d and _halves(*args[1:], **kwargs):
+            if func is F.max_pool2d and halves(*args[1:], **kwargs):
                 if known.in_quarters:
                     return Largest.apply(args[0], known.rectified)
                 self._is_pooled.setdefault(known.weight, True)
@@ -183,7 +185,7 @@ class FastInputGradients(TorchFunctionMode):
         """Rectified, or in quarters only marked as such: the maximum can be taken first."""
         if not known.in_quarters:
             return self._remember(func(x, *args, **kwargs), known.weight, in_quarters=False)
-        other = x if _RECTIFIERS[func](x, *args, **kwargs) else x.view_as(x)
+        other = x if RECTIFIERS[func](x, *args, **kwargs) else x.view_as(x)
         return self._remember(other, known.weight, in_quarters=True, rectified=True)
 
     def _unwrapped(self, value: Any) -> Any:
@@ -219,9 +221,9 @@ class FastInputGradients(TorchFunctionMode):
                 arguments = (input.float(), weight.float(), offset, stride, padding, dilation, groups)
                 found = self._convolution(*arguments)
                 return torch.conv2d(*arguments) if found is None else found
-        strides, pads = _pair(stride), _pair(padding)
-        fits = input.ndim == 4 and input.device.type == "cpu" and groups == 1 and _pair(dilation) == (1, 1)
-        if not fits or strides is None or pads is None or not _constant(weight, bias):
+        strides, pads = pair(stride), pair(padding)
+        fits = input.ndim == 4 and input.device.type == "cpu" and groups == 1 and pair(dilation) == (1, 1)
+        if not fits or strides is None or pads is None or not constant(weight, bias):
             return None
         many = input.dtype == weight.dtype == torch.bfloat16 and weight.numel() >= 2 * input.numel()
         if many and input.requires_grad:
@@ -251,7 +253,7 @@ class FastInputGradients(TorchFunctionMode):
             and input.device.type == "cpu"
             and input.is_contiguous()
             and input.shape[2] % 2 == input.shape[3] % 2 == 0
-            and _halves(*how, **options)
+            and halves(*how, **options)
         )
         if fits and not input.requires_grad:
             return pooled(input)
@@ -272,7 +274,7 @@ class FastInputGradients(TorchFunctionMode):
         if training or running_mean is None or running_var is None:
             return None
         if not (
-            input.requires_grad and input.device.type == "cpu" and _constant(running_mean, running_var, weight, bias)
+            input.requires_grad and input.device.type == "cpu" and constant(running_mean, running_var, weight, bias)
         ):
             return None
         return Normalization.apply(input, weight, bias, running_mean, running_var, eps)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from equipoise.convolution import FastInputGradients
 from equipoise.errors import require
 from equipoise.geometry import Ball
+from equipoise.native import shortcut
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, first_look, frozen_weights, predict, seeded, standing
+from equipoise.predictive import as_predictive, couples_samples, first_look, frozen_weights, predict, seeded, standing
 from equipoise.rng import Streams, fold
 from equipoise.types import (
     Labels,
@@ -200,19 +201,24 @@ def held_still(
     predictive: Predictive, x: Points, mode: Mode = "eval", precision: Precision = "32"
 ) -> Iterator[Callable[[Streams], Predict]]:
     """The model standing still in its mode, in the asked precision. Yields a function that draws its randomness from
-    streams and returns its prediction, with constant weights and fast input gradients.
+    streams and returns its prediction, with constant weights and fast input gradients. Small convolutional networks
+    are computed natively on a CPU (`equipoise.native`), which in float32 is faster than bf16: both are the same there.
     """
     kind = x.device.type
     half = torch.autocast(kind, torch.bfloat16) if precision == "bf16" else nullcontext()
     with standing(predictive.module, mode), half:
-        weights = frozen_weights(predictive.module, mode, precision)
+        weights = frozen_weights(predictive.module, mode)
+        lighter = weights if precision == "32" else frozen_weights(predictive.module, mode, precision)
         watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
 
-        fast = FastInputGradients()
+        fast, alone = FastInputGradients(), not couples_samples(predictive.module)
 
         def draw(streams: Streams) -> Predict:
-            predict = predictive.draw(streams, weights)
-            return _watched(predict, fast) if watched else predict
+            predict = predictive.draw(streams, lighter)
+            if not (watched and alone):
+                return _watched(predict, fast) if watched else predict
+            full = predict if precision == "32" else predictive.draw(streams, weights)
+            return shortcut(full, _watched(predict, fast), weights)
 
         yield draw
 

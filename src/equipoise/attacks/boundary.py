@@ -33,6 +33,9 @@ from equipoise.types import Labels, PerSample, Points, Predict, Prediction, Pred
 ROUNDING = 32
 """The margin, in units of the scores' resolution, from which an error is one in every batch."""
 
+_ROUNDED = 16
+"""The same for distances, in units of theirs."""
+
 
 def _difference(
     here: Prediction, clean: Prediction | None, labels: Int[Tensor, " batch"], target: Int[Tensor, " batch"]
@@ -125,8 +128,10 @@ class Search:
         return Planes(value.unflatten(0, (-1, each)), gradient.unflatten(0, (-1, each)))
 
     def keep(self, points: Points, rows: Tensor, distance: PerSample, step: int) -> None:
-        """Remember these wrong points of different samples where they are nearer than those before."""
-        better = distance < self.distance[rows]
+        """Remember these wrong points of different samples where they are nearer than those before, by more than what
+        rounding, which differs from batch to batch, explains.
+        """
+        better = distance < self.distance[rows] * (1 - _ROUNDED * torch.finfo(distance.dtype).eps)
         rows = rows[better]
         self.point[rows], self.distance[rows], self.iteration[rows] = points[better], distance[better], step
 
