@@ -54,8 +54,7 @@ def pair(value: Any) -> tuple[int, int] | None:
     return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 else None
 
 
-def constant(*parameters: Tensor | None) -> bool:
-    """Whether no gradient with respect to them will be asked for."""
+def _constant(*parameters: Tensor | None) -> bool:
     return not (torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters))
 
 
@@ -223,7 +222,7 @@ class FastInputGradients(TorchFunctionMode):
                 return torch.conv2d(*arguments) if found is None else found
         strides, pads = pair(stride), pair(padding)
         fits = input.ndim == 4 and input.device.type == "cpu" and groups == 1 and pair(dilation) == (1, 1)
-        if not fits or strides is None or pads is None or not constant(weight, bias):
+        if not fits or strides is None or pads is None or not _constant(weight, bias):
             return None
         many = input.dtype == weight.dtype == torch.bfloat16 and weight.numel() >= 2 * input.numel()
         if many and input.requires_grad:
@@ -274,7 +273,7 @@ class FastInputGradients(TorchFunctionMode):
         if training or running_mean is None or running_var is None:
             return None
         if not (
-            input.requires_grad and input.device.type == "cpu" and constant(running_mean, running_var, weight, bias)
+            input.requires_grad and input.device.type == "cpu" and _constant(running_mean, running_var, weight, bias)
         ):
             return None
         return Normalization.apply(input, weight, bias, running_mean, running_var, eps)

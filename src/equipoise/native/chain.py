@@ -19,7 +19,7 @@ from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from equipoise.convolution import MANY_FILTERS, RECTIFIERS, constant, halves, pair
+from equipoise.convolution import MANY_FILTERS, RECTIFIERS, halves, pair
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.native.build import library
 from equipoise.types import Points, Predict, Prediction, Weights
@@ -147,7 +147,7 @@ class _Recorder(TorchFunctionMode):
         """Whether it is a number, or numbers that are weights: the same for every sample, and in the next batch."""
         if not isinstance(value, Tensor):
             return isinstance(value, int | float)
-        return value.untyped_storage().data_ptr() in self.constants and constant(value) and len(value.shape) < 4
+        return self._stand(value) and value.ndim < 4
 
     def _convolution(
         self,
@@ -177,8 +177,10 @@ class _Recorder(TorchFunctionMode):
 
     def _weights(self, *tensors: Tensor | None) -> bool:
         given = [tensor for tensor in tensors if tensor is not None]
-        standing = all(tensor.untyped_storage().data_ptr() in self.constants for tensor in given)
-        return standing and constant(*given) and all(tensor.dtype == torch.float32 for tensor in given)
+        return all(self._stand(tensor) and tensor.dtype == torch.float32 for tensor in given)
+
+    def _stand(self, value: Tensor) -> bool:
+        return not value.requires_grad and value.untyped_storage().data_ptr() in self.constants
 
 
 def _tensors(value: Any) -> list[Tensor]:
