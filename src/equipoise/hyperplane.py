@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise import native
 from equipoise.filling import Column, Rows, lengths, level
 from equipoise.geometry import Box
 
@@ -31,6 +32,9 @@ def move_onto(x: Rows, w: Rows, rise: Float[Tensor, " batch"], norm: str, box: B
 
     Where no such move exists, the shortest of those that bring `w·d` nearest to `rise`. Weights of 0 never move.
     """
+    found = native.move_onto(x, w, rise, norm, box.low, box.high)
+    if found is not None:
+        return found
     with torch.autocast(x.device.type, enabled=False):
         sign = w.sign().mul_(rise.sign()[:, None])
         up = (box.high - x).mul_(sign)

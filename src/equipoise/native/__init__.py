@@ -1,10 +1,12 @@
-"""Small convolutional networks on a CPU, computed by kernels of our own (`chain.c`) wherever there is a C compiler.
+"""What takes the time on a CPU, by kernels of our own wherever there is a C compiler: small convolutional networks
+(`chain.c`) and the moves of FAB (`plane.c`).
 
-`shortcut(predict, weights)` is a prediction like `predict` that takes this way wherever the network is a chain that the
-kernels know. `compiler()` is the C compiler that is used, or None.
+`shortcut(predict, slow, weights)` is a prediction that takes this way wherever the network is a chain that the kernels
+know. `compiler()` is the C compiler that is used, or None.
 """
 
 from equipoise.native.build import compiler
 from equipoise.native.chain import shortcut
+from equipoise.native.plane import move_onto
 
-__all__ = ["compiler", "shortcut"]
+__all__ = ["compiler", "move_onto", "shortcut"]

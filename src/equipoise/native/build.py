@@ -1,4 +1,4 @@
-"""`chain.c`, compiled for this processor the first time it is needed, and kept in the cache folder."""
+"""The C files beside, compiled for this processor the first time they are needed, and kept in the cache folder."""
 
 import ctypes
 import hashlib
@@ -8,12 +8,17 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from equipoise.data import cache_folder
-from equipoise.errors import EquipoiseWarning
+from equipoise.errors import EquipoiseWarning, require
 
 _OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
 
@@ -31,19 +36,20 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def _compiled(found: str) -> ctypes.CDLL | None:
-    source = files("equipoise.native").joinpath("chain.c").read_bytes()
+    folder = files("equipoise.native")
+    sources = {one.name: one.read_bytes() for one in folder.iterdir() if one.name.endswith((".c", ".h"))}
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
     command = [found, *_OPTIONS, native]
-    digest = hashlib.sha256("\0".join([*command, _instructions()]).encode() + source).hexdigest()[:16]
-    kept = cache_folder() / "native" / f"chain-{digest}.so"
+    about = [*command, _instructions(), repr(sorted(sources.items()))]
+    kept = cache_folder() / "native" / f"kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
     try:
         if not kept.exists():
-            _compile(command, source, kept)
+            _compile(command, sources, kept)
         loaded = ctypes.CDLL(str(kept))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         warnings.warn(
-            f"{found} did not compile the kernels for small networks ({said.strip().splitlines()[0]}): PyTorch's are "
+            f"{found} did not compile the kernels ({said.strip().splitlines()[0]}): PyTorch's are "
             "used, which are slower; EQUIPOISE_NATIVE=0 chooses that without a warning.",
             EquipoiseWarning,
             stacklevel=2,
@@ -53,15 +59,39 @@ def _compiled(found: str) -> ctypes.CDLL | None:
     return loaded
 
 
-def _compile(command: list[str], source: bytes, kept: Path) -> None:
+def shared(rows: int, lanes: int, work: Callable[[int, int], int]) -> None:
+    """Do `work(first, count)` on all rows, each thread a part that begins at a multiple of `lanes`; how many threads
+    there are changes nothing in the results. Raises `EquipoiseError` if a part returns that it had no memory.
+    """
+    blocks = -(-rows // lanes)
+    threads = max(min(torch.get_num_threads(), blocks), 1)
+    share = -(-blocks // threads) * lanes
+    parts = [(first, min(share, rows - first)) for first in range(0, rows, share)]
+    if len(parts) == 1:
+        failed = work(*parts[0])
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            failed = sum(pool.map(lambda part: work(*part), parts))
+    require(not failed, f"no memory is left for the work on {rows} samples: attack fewer at a time.")
+
+
+def place(tensor: Tensor | None, row: int = 0) -> ctypes.c_void_p | None:
+    """Where a row of a contiguous tensor lies in memory."""
+    return (
+        None if tensor is None else ctypes.c_void_p(tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size())
+    )
+
+
+def _compile(command: list[str], sources: dict[str, bytes], kept: Path) -> None:
     """Compile into a folder beside and move the result to its place, which never holds half of it."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-        file, made = Path(scratch, "chain.c"), Path(scratch, kept.name)
-        file.write_bytes(source)
-        done = [*command, "-o", str(made), str(file), "-lm"]
-        subprocess.run(done, check=True, capture_output=True, text=True, timeout=120)
-        made.replace(kept)
+        for name, source in sources.items():
+            Path(scratch, name).write_bytes(source)
+        names = [name for name in sorted(sources) if name.endswith(".c")]
+        done = [*command, "-o", kept.name, *names, "-lm"]
+        subprocess.run(done, check=True, capture_output=True, text=True, timeout=120, cwd=scratch)
+        Path(scratch, kept.name).replace(kept)
 
 
 def _instructions() -> str:

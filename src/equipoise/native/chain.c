@@ -5,16 +5,11 @@
  * A layer's input lies in a zero-padded buffer [channels][rows][columns][LANES]. With z = w * x + b, pooled and
  * rectified, what is kept for the way back is one byte per output: which of the pixels was the largest, or DEAD.
  */
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
+#include "lanes.h"
+
 #define DEAD 4
 #define OUTS 8 /* accumulators: so many channels ... */
 #define COLUMNS 8 /* ... or pixels of a row, and no more of both together than registers hold */
@@ -23,10 +18,6 @@
 #else
 #define MOST 12
 #endif
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1)));
 
 typedef struct {
     int32_t channels, height, width; /* of the input */
@@ -69,7 +60,7 @@ static inline __attribute__((always_inline)) void tile(
 #pragma GCC unroll 8
     for (int o = 0; o < outs; o++)
 #pragma GCC unroll 8
-        for (int j = 0; j < columns; j++) sum[o][j] = bias ? bias[o] - (vec){0} : (vec){0};
+        for (int j = 0; j < columns; j++) sum[o][j] = bias ? all(bias[o]) : (vec){0};
     for (int c = 0; c < channels; c++)
         for (int u = first; u < last; u++) {
             const vec *at = x + c * channel + u * row;
@@ -136,9 +127,6 @@ static void scatter(const vec *from, size_t count, int32_t there, float *to) {
     for (int lane = 0; lane < there; lane++)
         for (size_t i = 0; i < count; i++) to[lane * count + i] = ((const float *)from)[i * LANES + lane];
 }
-
-static inline ivec either(ivec where, ivec a, ivec b) { return (a & where) | (b & ~where); }
-static inline vec choose(ivec where, vec a, vec b) { return (vec)either(where, (ivec)a, (ivec)b); }
 
 /* NaN passes through both, as in the library. */
 static inline vec larger(vec a, vec b, ivec *which, int32_t number) {

@@ -7,8 +7,7 @@ that stand still, the whole batch takes the same way natively; else it is left t
 
 import ctypes
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -20,8 +19,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from equipoise.convolution import MANY_FILTERS, RECTIFIERS, halves, pair
-from equipoise.errors import EquipoiseError, EquipoiseWarning, require
-from equipoise.native.build import library
+from equipoise.errors import EquipoiseError, EquipoiseWarning
+from equipoise.native.build import library, place, shared
 from equipoise.types import Points, Predict, Prediction, Weights
 
 _MOST_WEIGHTS = 1 << 18  # numbers in all kernels together: more do not stay near the processor
@@ -198,8 +197,9 @@ class _Packed:
         self.classes, self.inputs = len(layers[-1].weight), layers[0].input
         self._kept: list[Tensor] = []
         self._structs = (_Struct * len(layers))(*map(self._struct, layers))
-        self._kernels = library()
-        assert self._kernels is not None
+        kernels = library()
+        assert kernels is not None
+        self._kernels = kernels
         self._lanes = int(self._kernels.lanes())
         self._tape = int(self._kernels.tape(self._structs, len(layers)))
 
@@ -213,45 +213,26 @@ class _Packed:
         return _Struct(*numbers, kernels.data_ptr(), adjoint.data_ptr(), bias.data_ptr())
 
     def logits(self, x: Tensor, recorded: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits, and what the way back needs if it is to be `recorded`."""
+        """Logits, and what the way back needs if it is to be `recorded`: a row per block of lanes."""
         blocks = -(-len(x) // self._lanes)
-        tapes = torch.empty(blocks * self._tape, dtype=torch.uint8) if recorded else None
-        found = x.new_empty(len(x), self.classes)
-        self._run("forward", x, found, tapes)
+        tapes = torch.empty(blocks, self._tape, dtype=torch.uint8) if recorded else None
+        x, found, kernel = x.contiguous(), x.new_empty(len(x), self.classes), self._kernels.forward
+        self._run(kernel, len(x), lambda row: (place(x, row), place(found, row), place(tapes, row // self._lanes)))
         return found, tapes
 
     def gradient(self, grad: Tensor, tapes: Tensor) -> Tensor:
         """That with respect to the inputs, from that with respect to the logits."""
-        found = grad.new_empty(len(grad), *self.inputs)
-        self._run("backward", grad, found, tapes)
+        grad, found, kernel = grad.contiguous(), grad.new_empty(len(grad), *self.inputs), self._kernels.backward
+        self._run(
+            kernel, len(grad), lambda row: (place(grad, row), place(tapes, row // self._lanes), place(found, row))
+        )
         return found
 
-    def _run(self, name: str, source: Tensor, found: Tensor, tapes: Tensor | None) -> None:
-        """Every thread some blocks of samples."""
-        source, kernel = source.contiguous(), getattr(self._kernels, name)
-        blocks = -(-len(source) // self._lanes)
-        threads = max(min(torch.get_num_threads(), blocks), 1)
-        share = -(-blocks // threads)
+    def _run(self, kernel: Any, samples: int, places: Callable[[int], tuple[Any, ...]]) -> None:
+        def some(first: int, count: int) -> int:
+            return kernel(self._structs, len(self._structs), *places(first), ctypes.c_int64(count))
 
-        def some(number: int) -> int:
-            first = number * share * self._lanes
-            rows = min(len(source) - first, share * self._lanes)
-            tape = None if tapes is None else ctypes.c_void_p(tapes.data_ptr() + number * share * self._tape)
-            place = tape if name == "backward" else _at(found, first)
-            other = _at(found, first) if name == "backward" else tape
-            layers = (self._structs, len(self._structs), _at(source, first))
-            return kernel(*layers, place, other, ctypes.c_int64(rows)) if rows > 0 else 0
-
-        if threads == 1:
-            failed = some(0)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                failed = sum(pool.map(some, range(threads)))
-        require(not failed, f"no memory is left for {len(source)} samples of shape {self.inputs}.")
-
-
-def _at(tensor: Tensor, row: int) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr() + row * tensor[0].numel() * tensor.element_size())
+        shared(samples, self._lanes, some)
 
 
 class _Chain(torch.autograd.Function):
