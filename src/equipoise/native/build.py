@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +26,9 @@ _OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
 
 def compiler() -> str | None:
     """The C compiler: `$CC`, else `cc`. None without one, and where `EQUIPOISE_NATIVE=0` forbids it."""
-    return None if os.environ.get("EQUIPOISE_NATIVE") == "0" else shutil.which(os.environ.get("CC", "cc"))
+    chosen = os.environ.get("CC") or "cc"
+    there = os.environ.get("EQUIPOISE_NATIVE") != "0" and shutil.which(shlex.split(chosen)[0])
+    return chosen if there else None
 
 
 def library() -> ctypes.CDLL | None:
@@ -39,7 +42,7 @@ def _compiled(found: str) -> ctypes.CDLL | None:
     folder = files("equipoise.native")
     sources = {one.name: one.read_bytes() for one in folder.iterdir() if one.name.endswith((".c", ".h"))}
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
-    command = [found, *_OPTIONS, native]
+    command = [*shlex.split(found), *_OPTIONS, native]
     about = [*command, _instructions(), repr(sorted(sources.items()))]
     kept = cache_folder() / "native" / f"kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
     try:
