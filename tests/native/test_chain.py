@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from equipoise import methods, nets
 from equipoise.attacks import apgd_t, fab, pgd, square, udp
-from equipoise.errors import EquipoiseWarning
+from equipoise.errors import EquipoiseError, EquipoiseWarning
 from equipoise.native import build, chain, compiler
 from equipoise.native.chain import Shortcut
 from equipoise.nets import Normalize
@@ -225,6 +225,23 @@ def test_what_the_kernels_do_not_know_is_left_to_the_library(name):
     assert not found[2] and torch.allclose(found[0], net(x), atol=1e-6)
 
 
+def hooked(hidden, rest):
+    if hidden.requires_grad:
+        hidden.register_hook(lambda grad: 0 * grad)
+    return rest(hidden)
+
+
+def guarded(self):
+    if not self.net[0]._backward_hooks:
+        self.net[0].register_full_backward_hook(lambda module, grads, outputs: (0 * grads[0],))
+    return self.net
+
+
+@torch.no_grad()
+def without_gradient(net, x):
+    return net(x)
+
+
 OWN = {
     "a shortcut around": lambda self, x: self.net(x) + x.mean((1, 2, 3))[:, None],
     "twice": lambda self, x: self.net(x) + self.net(x),
@@ -236,6 +253,10 @@ OWN = {
     "rounded": lambda self, x: self.net((8 * x).round() / 8),
     "no gradient": lambda self, x: self.net(x.data),
     "another order": lambda self, x: self.net(x.flip(0)).flip(0),
+    "a hook on a gradient": lambda self, x: hooked(self.net[1](self.net[0](x)), self.net[2:]),
+    "a hook on a layer": lambda self, x: guarded(self)(x),
+    "blocked": lambda self, x: without_gradient(self.net, x),
+    "a look at the values": lambda self, x: self.net(x) if self.net[0](x).max() > 0 else -self.net(x),
     "a dictionary": lambda self, x: type("Output", (), {"logits": self.net(x) * 2})(),
 }
 
@@ -251,7 +272,22 @@ def test_a_network_of_ones_own_is_never_taken_for_another(name):
         found = predict(x)
         assert not predict.possible
     expected = expected if isinstance(expected, Tensor) else expected.logits
+    expected = expected.detach()
     assert torch.allclose(found.logits[0], expected, atol=1e-6), "and the random state is as it was"
+
+
+@pytest.mark.parametrize("name", ["a hook on a gradient", "a hook on a layer"])
+def test_gradients_that_a_network_hides_are_found_as_it_shows_them(name):
+    """Else a defence that masks its gradients would not be seen to."""
+    net, x = Of(OWN[name]).eval(), points(5, 1, 8, 8)
+    found = pgd(0.1, 0.02, 3)(net, x, net(x).argmax(1))
+    assert found.zero_gradients.tolist() == [3] * 5
+
+
+def test_a_network_without_gradient_is_refused():
+    net, x = Of(OWN["blocked"]).eval(), points(5, 1, 8, 8)
+    with pytest.raises(EquipoiseError, match="the model's output has no gradient"):
+        pgd(0.1, 0.02, 3)(net, x, net(x).argmax(1))
 
 
 def test_a_network_that_changes_its_mind_is_followed():

@@ -35,6 +35,8 @@ _SCALING = {
     for name in names
 }
 _DROPPING = {F.dropout, F.dropout2d}
+_LOOKING = {"__get__", "__len__", "dim", "size", "numel", "stride", "is_floating_point", "is_contiguous"}
+"""What tells of a tensor no more than its shape and kind."""
 _NOTHING = {Tensor.float, Tensor.contiguous, Tensor.to, Tensor.detach}
 
 
@@ -98,15 +100,15 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self.known and _tensors(result):
-            uses = [value for value in _tensors((args, kwargs)) if any(value is one for one in (*self.seen, self.at))]
-            follows = len(uses) == 1 and bool(args) and args[0] is self.at
-            if uses and follows and isinstance(result, Tensor):
-                self.known = self._continues(func, args[1:], kwargs, result)
-                self.seen.append(self.at)
-                self.at = result
-            elif uses:
-                self.known = False
+        uses = [value for value in _tensors((args, kwargs)) if any(value is one for one in (*self.seen, self.at))]
+        if not self.known or not uses:
+            return result
+        if isinstance(result, Tensor) and len(uses) == 1 and args and args[0] is self.at:
+            self.known = self._continues(func, args[1:], kwargs, result)
+            self.seen.append(self.at)
+            self.at = result
+        else:
+            self.known = getattr(func, "__name__", "") in _LOOKING and not _tensors(result)
         return result
 
     def _continues(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
@@ -146,7 +148,7 @@ class _Recorder(TorchFunctionMode):
         """Whether it is a number, or numbers that are weights: the same for every sample, and in the next batch."""
         if not isinstance(value, Tensor):
             return isinstance(value, int | float)
-        return self._stand(value) and value.ndim < 4
+        return self._stand(value)
 
     def _convolution(
         self,
@@ -278,9 +280,9 @@ class Shortcut:
         fits = x.ndim == 4 and len(x) > 0 and x.dtype == torch.float32 and not _are_functorch_transforms_active()
         if not fits:
             return None
-        recorder = _Recorder(x[:1].detach(), self._constants)
+        recorder = _Recorder(x[:1].detach().requires_grad_(), self._constants)
         random = torch.get_rng_state() if not self._packed else None
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), recorder:
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False), recorder:
             try:
                 seen = self._predict(recorder.at).logits
             except (EquipoiseError, RuntimeError, TypeError, ValueError, IndexError):
@@ -289,9 +291,10 @@ class Shortcut:
         if random is not None:
             torch.set_rng_state(random)
         layers = recorder.layers
-        self.possible = recorder.known and len(layers) > 0 and seen is recorder.at and seen.shape[:2] == (1, 1)
-        self.possible = self.possible and layers[-1].output == (seen.shape[2], 1, 1)
-        if not self.possible:
+        whole = seen is recorder.at and seen.requires_grad and len(layers) > 0
+        self.possible = recorder.known and whole and seen.shape[:2] == (1, 1)
+        if not self.possible or layers[-1].output != (seen.shape[2], 1, 1):
+            self.possible = False
             return None
         key = tuple(value for one in layers for value in _state(one))
         packed = self._packed.get(key)
@@ -304,7 +307,7 @@ class Shortcut:
             start = x[:1].detach()
             for func, args in recorder.before:
                 start = func(start, *args)
-            self.possible = _same(packed.logits(start, recorded=False)[0], seen[0])
+            self.possible = _same(packed.logits(start, recorded=False)[0], seen[0].detach())
             if not self.possible:
                 return None
             self._packed[key] = packed
