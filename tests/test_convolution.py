@@ -104,7 +104,13 @@ def test_the_matrix_product_is_the_convolution_of_the_library(channels, out, ker
     assert torch.allclose(plain, product, rtol=0, atol=1e-12) and torch.allclose(*gradients, rtol=0, atol=1e-12)
 
 
-def test_the_matrix_product_is_used_for_many_bf16_kernels_and_few_pixels():
+@pytest.fixture
+def processor(monkeypatch):
+    """One with units that multiply matrices in bf16, or one without."""
+    return lambda has: monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has)
+
+
+def test_the_matrix_product_is_used_for_many_bf16_kernels_and_few_pixels(processor):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 64, 4, 4, generator=generator).bfloat16()
     layer = nn.Conv2d(64, 64, 3, padding=1, dtype=torch.bfloat16).requires_grad_(False)
@@ -116,6 +122,9 @@ def test_the_matrix_product_is_used_for_many_bf16_kernels_and_few_pixels():
     def used(at, layer=layer):
         return "Product" in type(call(at, layer).grad_fn).__name__
 
+    processor(False)
+    assert not used(x)
+    processor(True)
     assert used(x) and not used(x.repeat(10, 1, 1, 1)) and not used(x.float(), deepcopy(layer).float())
     assert not used(x, deepcopy(layer).requires_grad_())
     at = x.clone().requires_grad_()
@@ -221,12 +230,6 @@ def test_a_single_image_and_an_input_without_gradient_pass_through():
         assert torch.equal(layer(x), layer(x[None])[0])
     plain, fast, used = both(x, layer.weight, layer)
     assert not used and torch.allclose(plain[1], fast[1])
-
-
-@pytest.fixture
-def processor(monkeypatch):
-    """One with units that multiply matrices in bf16, or one without."""
-    return lambda has: monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has)
 
 
 @pytest.mark.parametrize("has", [False, True])

@@ -21,7 +21,7 @@ so that pooling compares whole channels, where neighbouring pixels lie apart in 
 Of batch-norm with standing statistics the gradient is `x̄ = w·z̄ / √(v + ε)`: batch-norm again, without mean and offset,
 where the library goes on to sum over the batch what only the parameters' gradients need. And a convolution of few
 pixels with many bf16 kernels, as at the end of a ResNet, is mostly the reading of kernels, which the library rearranges
-in every call: one matrix product of patches and kernels takes them as they lie.
+in every call: on a processor with units for bf16 matrices one product of patches and kernels takes them as they lie.
 
 The weights are constants to all of them.
 """

@@ -42,9 +42,14 @@ RECTIFIERS: dict[Any, Callable[..., bool]] = {
 """How a network rectifies, and whether in place."""
 
 
+def _multiplies_matrices() -> bool:
+    """Whether this CPU has units for matrices of bf16 (AMX)."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def faster_in_bf16(filters: int) -> bool:
     """Whether a convolution of so many filters is, on this CPU. The others stay in float32 under autocast."""
-    return filters >= MANY_FILTERS or torch.cpu._is_amx_tile_supported()
+    return filters >= MANY_FILTERS or _multiplies_matrices()
 
 
 def pair(value: Any) -> tuple[int, int] | None:
@@ -125,8 +130,9 @@ class FastInputGradients(TorchFunctionMode):
 
     It applies to parameters without gradient: to convolutions with dilation 1 and one group that have few input
     channels, stride 1 and a padding smaller than the kernel, or that are in bf16 with a weight at least twice as large
-    as the input; and to batch-norm with standing statistics. And to pooling over 2×2 pixels with stride 2 of images
-    with even sides in the default layout (in channels-last order the library is fast).
+    as the input, where the processor multiplies matrices of it; and to batch-norm with standing statistics. And to
+    pooling over 2×2 pixels with stride 2 of images with even sides in the default layout (in channels-last order the
+    library is fast).
 
     A convolution of few filters that went straight, or through a ReLU, into such a pooling, is computed in quarters the
     next time. Should the network do anything else with it then, the quarters are put together first (unless it hands
@@ -225,7 +231,7 @@ class FastInputGradients(TorchFunctionMode):
         if not fits or strides is None or pads is None or not _constant(weight, bias):
             return None
         many = input.dtype == weight.dtype == torch.bfloat16 and weight.numel() >= 2 * input.numel()
-        if many and input.requires_grad:
+        if many and input.requires_grad and _multiplies_matrices():
             return Product.apply(input, weight, bias, strides, pads)
         narrow = all(p < k for p, k in zip(pads, weight.shape[2:], strict=True))
         few = len(weight) < MANY_FILTERS

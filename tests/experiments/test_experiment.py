@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+import equipoise
 from equipoise import methods, objectives
 from equipoise.errors import EquipoiseError
 from equipoise.experiments import (
@@ -27,7 +28,7 @@ from equipoise.experiments import (
     robust,
     trade_off,
 )
-from equipoise.experiments.tasks import key
+from equipoise.experiments.tasks import code_version, key
 from equipoise.findings import Findings, Number, Study
 from equipoise.generators import auto_encoder
 from equipoise.provenance import provenance
@@ -114,6 +115,16 @@ def test_a_key_is_that_of_everything_that_decides_the_result():
     of = [Evaluated(one, ["pgd"], [0.1]) for one in (training(), training(1))]
     more = [*of, replace(of[0], eps=[0.2]), replace(of[0], norm="l2"), replace(of[0], proxies=[training(2)])]
     assert len({base, *(key(task, setting) for task in [*others, *more])}) == 1 + len(others) + len(more)
+
+
+def test_the_code_version_is_that_of_all_that_computes_and_of_nothing_that_presents(tmp_path, monkeypatch):
+    monkeypatch.setattr(equipoise, "__file__", str(tmp_path / "__init__.py"))
+    versions = []
+    for name in ("__init__.py", "native/chain.c", "native/lanes.h", "experiments/tasks.py", "experiments/papers/t.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+        versions.append(code_version.__wrapped__())
+    assert len(set(versions)) == 4 and versions[-1] == versions[-2]
 
 
 def test_another_dataset_of_the_same_name_has_another_key(tmp_path):

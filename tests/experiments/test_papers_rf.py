@@ -258,7 +258,7 @@ def test_training_for_r2_is_printed_or_corrected():
     assert of("as published") == {
         "weight": -1.0, "softness": 0.0, "halvings": 0, "crossing": 1.0, "scores": "probabilities",
     }  # fmt: skip
-    assert of("corrected") == {"weight": 1.0}
+    assert of("corrected") == {"weight": 0.1}
 
 
 def test_networks_of_f_are_one_for_all_but_cifar_10():

@@ -96,6 +96,9 @@ def test_what_it_says():
     assert "Accuracy &lt;b&gt;" in text and "Accuracy <b>" not in text
     assert re.search(r'class="miss"><a href="#training-1"><span class="value">60.0</span>', text)
     assert "not run yet" in text and "Not the paper’s experiment" in text
+    none = replace(toy(), parts=[replace(table, outcomes=table.outcomes[1:2])])
+    assert none.verdict.startswith("0 of 1 numbers") and '<p class="verdict none-agree">' in page(none)
+    assert '<p class="verdict">' in text and '<p class="verdict">' in page(begun)
     whole = page(replace(toy(), scale=1.0, data={}))
     assert "Not the paper’s experiment" not in whole and "at the paper’s scale" in whole
     assert asdict(toy())["parts"][0]["title"] == "Accuracy <b>"

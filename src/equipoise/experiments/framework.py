@@ -27,7 +27,7 @@ NOTES = (
     "F leaves networks and training to a supplement that is not in the paper. Here it is small-cnn, with Adam for 30 "
     "epochs and a tenth of the learning rate after half and three quarters; on CIFAR-10 ResNet-20 as He et al. (2016) "
     "trained it. F chose the weights of HEIN and of training for R2 so that the accuracy comes near that without "
-    "regularisation; here they are .01 and 1 on all datasets. 1 % of the training set is held out, to watch the "
+    "regularisation; here they are .01 and .1 on all datasets. 1 % of the training set is held out, to watch the "
     "training by."
 )
 """What every experiment of F should say."""
@@ -52,7 +52,7 @@ def method(name: str, variant: Variant = "corrected") -> Call:
     return {
         "No Reg.": call(methods.standard),
         "HEIN": call(methods.hein, weight=0.01),
-        "Ours": call(methods.r2, **published) if variant == "as published" else call(methods.r2, weight=1.0),
+        "Ours": call(methods.r2, **published) if variant == "as published" else call(methods.r2, weight=0.1),
         "R4": call(methods.r4, weight=1.0, samples=10, sigma=0.06),
         "STUTZ": call(methods.on_manifold_at, eps=0.1, steps=10, clean_share=0.5),
     }[name]

@@ -583,7 +583,7 @@ def code_version() -> str:
     number makes nothing stale. What tasks do and experiments measure is part of it.
     """
     root, digest = Path(equipoise.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(path for suffix in ("py", "c", "h") for path in root.rglob(f"*.{suffix}")):
         presents = path.relative_to(root).parts[0] in ("cli", "report", "experiments")
         if not presents or path.name.startswith(("measures", "tasks")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
