@@ -6,12 +6,12 @@ to rounding. Used inside an ascent, where weights are constants.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -32,6 +32,7 @@ from equipoise._adjoints import (
 MANY_FILTERS = 32
 """Output channels from which a convolution on a CPU is faster in channels-last order."""
 _FEW_CHANNELS_IN_BF16 = 16  # up to so many a pooled convolution of few filters is faster in quarters in bf16
+_PLAIN = {Tensor, nn.Parameter}
 RECTIFIERS: dict[Any, Callable[..., bool]] = {
     F.relu: lambda _, inplace=False: inplace,
     torch.relu: lambda _: False,
@@ -50,6 +51,12 @@ def _multiplies_matrices() -> bool:
 def faster_in_bf16(filters: int) -> bool:
     """Whether a convolution of so many filters is, on this CPU. The others stay in float32 under autocast."""
     return filters >= MANY_FILTERS or _multiplies_matrices()
+
+
+def mostly_wide(parameters: Iterable[Tensor]) -> bool:
+    """Whether most convolutions have many filters: channels-last order and bf16 then are faster on a CPU."""
+    wide = [len(weight) >= MANY_FILTERS for weight in parameters if weight.ndim == 4]
+    return 2 * sum(wide) > len(wide)
 
 
 def pair(value: Any) -> tuple[int, int] | None:
@@ -158,8 +165,8 @@ class FastInputGradients(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if _are_functorch_transforms_active():
-            return func(*args, **kwargs)  # a vectorised ensemble has its own rules for these operations
+        if not _PLAIN.issuperset(types) or _are_functorch_transforms_active():
+            return func(*args, **kwargs)  # other kinds of tensors and vectorised ensembles have their own rules
         known = self._recalled(args[0]) if args else None
         if known is not None and known.put_together is None:
             if func in RECTIFIERS:

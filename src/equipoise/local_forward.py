@@ -1,35 +1,37 @@
 """The prediction at points that differ from known ones in a small window, without computing the rest again.
 
-A network often begins with layers that look at a neighbourhood: convolutions, poolings, functions of one pixel. The
-chain of such layers is cut into segments, each starting at a convolution. A window `[a, b)` that changes in the input
-of a layer with kernel extent k, stride s and padding p changes the outputs i with
+A network often begins with layers that look at a neighbourhood: convolutions, poolings, functions of one pixel, sums of
+their outputs. A window `[a, b)` that changes in the input of a layer with kernel extent k, stride s and padding p
+changes the outputs i with
 
     ceil((a + p - k + 1) / s) <= i <= floor((b - 1 + p) / s),
 
-which look at the inputs `s·i - p, ..., s·i - p + k - 1`; so in both directions. Per segment a crop of its input is
-taken, the changed window pasted in, and the crop of its output computed: the next segment's changed window. What
-follows the chain is computed whole.
+which look at the inputs `s·i - p, ..., s·i - p + k - 1`; so in both directions. The network is called as it is, with
+images of which only the window is there (a tensor subclass). Every operation that is known to be local computes the
+window of its output, and takes what it needs beyond the one of its input from what was computed before at the known
+point. Any other operation is given whole images, and from there on the network computes as always. So do convolutions
+from where even a small change has reached most of the image.
 
     local = LocalForward.of(predictive, predict, x)
-    stages = local.stages(x)                                        # the inputs of every segment, and of what follows
+    stages = local.stages(x)                                        # the images, and what has to be known of them
     prediction, changes = local.predict(stages, rows, patch, window)
     local.write(stages, rows, changes)                              # if the change is to stay
 """
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from equipoise._adjoints import FEW_CHANNELS, Quartered, pooled
-from equipoise.nets import Normalize
+from equipoise._adjoints import FEW_CHANNELS, Quartered, pooled, whole
+from equipoise.convolution import RECTIFIERS, faster_in_bf16, halves, pair
 from equipoise.predictive import Single
 from equipoise.types import Points, Predict, Prediction, Predictive
 
@@ -38,26 +40,19 @@ Window = tuple[Span, Span]
 Change = tuple[Tensor, Window]
 Images = Float[Tensor, "_batch _channels _height _width"]
 
-MOST_MEMORY = 16
-"""How many times the numbers of its input may be kept per sample, in all stages together."""
+MOST_MEMORY = 2**22
+"""Bytes that may be kept per sample."""
+MOST_CHANGED = 0.8
+"""Share of a convolution's outputs above which it is computed whole, where a small change of the image reaches them."""
 
-_AT_ONCE = 256  # whole images per pass on a CPU; of crops as many more as have the same number of pixels
-_POINTWISE = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.Softplus,
-    nn.BatchNorm2d,
-    Normalize,
-)
+_AT_ONCE = 256  # whole images per pass; of crops as many more as have the same number of pixels
+_ASKS = {"dim", "size", "numel", "is_floating_point", "is_complex", "is_contiguous", "__len__", "__hash__"}
+_PROPERTIES = {"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_sparse", "is_quantized"}
+_POINTWISE = {
+    *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh", "softplus"),
+    *("hardtanh", "hardswish", "hardsigmoid", "clamp", "clamp_min", "clamp_max", "float", "contiguous", "clone"),
+}
+_SUMS = {"add", "sub", "mul", "div", "__rsub__"}
 
 
 @dataclass(frozen=True)
@@ -68,14 +63,20 @@ class _Grid:
     stride: int
     padding: int
     size: int  # of the input
-    out: int  # size of the output
+    pairs: bool = False  # whether outputs change in pairs, from an even one on
+
+    @property
+    def out(self) -> int:
+        """How many outputs there are."""
+        return (self.size + 2 * self.padding - self.extent) // self.stride + 1
 
     def affected(self, span: Span) -> Span:
         """The outputs that look at any of these inputs, at the edges also those of padding alone; at least one."""
         first = 0 if span[0] == 0 else -((self.extent - 1 - self.padding - span[0]) // self.stride)
         last = self.out if span[1] == self.size else (span[1] - 1 + self.padding) // self.stride + 1
         first = min(max(first, 0), self.out - 1)
-        return first, max(min(last, self.out), first + 1)
+        last = max(min(last, self.out), first + 1)
+        return (first // 2 * 2, (last + 1) // 2 * 2) if self.pairs else (first, last)
 
     def needed(self, span: Span) -> tuple[Span, Span]:
         """The inputs that these outputs look at, and how much padding before and after them."""
@@ -86,115 +87,440 @@ class _Grid:
         return inside, (before, high - low - before - (inside[1] - inside[0]))
 
 
+Grids = tuple[_Grid, _Grid]
+
+
 @lru_cache(maxsize=4096)
-def _plan(grids: tuple[_Grid, ...], span: Span) -> tuple[Span, tuple[Span, ...], Span]:
-    """For a change of the input: the input that has to be known, each layer's padding, and the outputs that change."""
-    for grid in grids:
-        span = grid.affected(span)
-    target, paddings = span, []
-    for grid in reversed(grids):
-        span, padding = grid.needed(span)
-        paddings.append(padding)
-    return span, tuple(reversed(paddings)), target
+def _plan(grids: Grids, window: Window) -> tuple[Window, Window, Window]:
+    """For a changed window of a layer's input: the outputs that change, the input they look at, and its padding."""
+    out = tuple(grid.affected(span) for grid, span in zip(grids, window, strict=True))
+    needed, padding = zip(*(grid.needed(span) for grid, span in zip(grids, out, strict=True)), strict=True)
+    return out, needed, padding  # pyright: ignore[reportReturnType]
+
+
+_NONE = torch.zeros(0, dtype=torch.long)
+
+
+class _NotKnownError(Exception):
+    """More of an image is asked for than was kept."""
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """Local layers, one after the other."""
+class _Known:
+    """What an operation of the network has given: its content of a window."""
 
-    layers: tuple[nn.Module, ...]
-    rows: tuple[_Grid, ...]
-    columns: tuple[_Grid, ...]
+    slot: int  # the number of the operation
+    patch: Tensor
+    window: Window
+    layer: int | None = None  # the convolution that it is, perhaps rectified
+    rectified: bool = False  # in quarters, whether it has to be
 
-    def __call__(self, x: Images) -> Images:
-        """The output for whole images."""
-        everything = ((0, self.rows[0].size), (0, self.columns[0].size))
-        return self.crop(lambda window: x, everything)[0]
+    @property
+    def in_quarters(self) -> bool:
+        return self.patch.ndim == 5
 
-    def crop(self, source: Any, window: Window) -> Change:
-        """The changed part of the output, where `source(needed)` is the part of the input that has to be known."""
-        above, vertical, high = _plan(self.rows, window[0])
-        beside, horizontal, wide = _plan(self.columns, window[1])
-        h = source((above, beside))
-        for layer, up, left in zip(self.layers, vertical, horizontal, strict=True):
-            h = _apply(layer, h, up, left)
-        return h, (high, wide)
-
-
-class _Pooled(nn.Module):
-    """A convolution, perhaps rectified, and the largest of 2×2 pixels, in quarters (`equipoise._adjoints`)."""
-
-    def __init__(self, layer: nn.Conv2d, rectified: bool) -> None:
-        super().__init__()
-        self.quarters, self.rectified = Quartered(layer.weight, layer.bias, (0, 0)), rectified
-
-    def forward(self, h: Images, padding: Span) -> Images:
-        largest = self.quarters(h, padding).amax(1)
-        return largest.relu_() if self.rectified else largest
+    @property
+    def content(self) -> Tensor:
+        """The window's content, as the network takes it."""
+        if not self.in_quarters:
+            return self.patch
+        return whole(self.patch).relu_() if self.rectified else whole(self.patch)
 
 
-def _apply(layer: nn.Module, h: Images, vertical: Span, horizontal: Span) -> Images:
-    if isinstance(layer, nn.Conv2d | _Pooled):
-        padding = (vertical[0], horizontal[0])
-        if padding != (vertical[1], horizontal[1]):
-            h, padding = F.pad(h, (*horizontal, *vertical)), (0, 0)
-        if isinstance(layer, _Pooled):
-            return layer(h, padding)
-        return F.conv2d(h, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
-    if isinstance(layer, nn.MaxPool2d) and _pair(layer.kernel_size) == _pair(layer.stride) == (2, 2):
-        # The library's kernel for the default layout looks at one pixel at a time.
-        return pooled(h[..., : h.shape[2] // 2 * 2, : h.shape[3] // 2 * 2])
-    return layer(h)
+class _Local(Tensor):
+    """Images of which only a window is there."""
+
+    run: "_Run"
+    known: _Known
+    complete: Tensor | None  # the whole images, once they were asked for: from then on these are the ones
+
+    @staticmethod
+    def __new__(cls, run: "_Run", known: _Known, size: Sequence[int]) -> "_Local":
+        patch = known.patch
+        shape = (len(patch), patch.shape[-3], *size)
+        self = Tensor._make_wrapper_subclass(cls, shape, dtype=patch.dtype, device=patch.device)  # pyright: ignore[reportAttributeAccessIssue]
+        self.run, self.known, self.complete = run, known, None
+        return self
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in _ASKS or (name == "__get__" and func.__self__.__name__ in _PROPERTIES):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        found = _locals((args, kwargs))
+        return found[0].run.computed(func, name, args, kwargs, found)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        run = _locals((args, kwargs))[0].run
+        return func(*run.whole(args), **run.whole(kwargs or {}))
+
+
+def _locals(value: Any) -> list[_Local]:
+    """All in the arguments of an operation, in their order."""
+    if type(value) is _Local:
+        return [value]
+    values = value.values() if type(value) is dict else value if type(value) in (tuple, list) else ()
+    return [local for one in values for local in _locals(one)]
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """What one pass finds and all others follow. The operations that are known to be local have numbers, from 1 on."""
+
+    ends: set[int] = field(default_factory=set)
+    """The convolutions that are computed whole."""
+    pooled: set[int] = field(default_factory=set)
+    """Those that are pooled over 2×2 pixels: their windows hold whole pairs, so that nothing else of them is needed."""
+    quarters: dict[int, Quartered] = field(default_factory=dict)
+    """Those that can be computed in quarters, which of `pooled` are."""
+    together: set[int] = field(default_factory=set)
+    """The sums, products and concatenations that are local."""
+    asked: set[int] = field(default_factory=set)
+    """Whose outputs are needed beyond the changed window."""
+
+
+class _Run:
+    """One pass through the network. Without stages the images are whole, and the window is one that could change: to
+    see what would be needed then, and if it explores, the rest of the structure.
+    """
+
+    def __init__(
+        self,
+        structure: _Structure,
+        stages: dict[int, Tensor] | None = None,
+        rows: Tensor = _NONE,
+        explores: bool = False,
+    ) -> None:
+        self._structure, self._stages, self._rows, self._explores = structure, stages, rows, explores
+        self._count = 0
+        self.made: dict[int, _Known] = {}
+
+    def images(self, patch: Images, window: Window, size: Sequence[int]) -> _Local:
+        """The input of the network."""
+        return self._local(_Known(0, patch, window), size)
+
+    def computed(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Sequence[_Local]
+    ) -> Any:
+        """An operation of the network: in the window if it is known to be local, else of whole images."""
+        found = None
+        if "out" not in kwargs and all(one.complete is None and one.ndim == 4 for one in parts):
+            stem = name.removesuffix("_") if not name.endswith("__") else name
+            freshly = func if stem == name else getattr(Tensor, stem, None)  # what is kept must stay as it is
+            found = self._rule(freshly, stem, args, kwargs, parts) if freshly else None
+            in_place = stem != name or (stem in _POINTWISE and _in_place(args, kwargs))
+            if found is not None and in_place and args[0] is parts[0]:
+                parts[0].known = found.known
+                return parts[0]
+        return func(*self.whole(args), **self.whole(kwargs)) if found is None else found
+
+    def whole(self, value: Any) -> Any:
+        """The arguments of an operation, with whole images."""
+        if type(value) is _Local:
+            if value.complete is None:
+                value.complete = self._needed(value.known, _everything(value), lasting=True)
+            return value.complete
+        if type(value) in (tuple, list):
+            return type(value)(self.whole(one) for one in value)
+        return {k: self.whole(one) for k, one in value.items()} if type(value) is dict else value
+
+    def _needed(self, known: _Known, needed: Window, lasting: bool = False) -> Tensor:
+        """This part of the images; a copy, if they are to be there from now on."""
+        content, inside = (
+            known.content,
+            all(a <= c and d <= b for (a, b), (c, d) in zip(known.window, needed, strict=True)),
+        )
+        if self._stages is None:
+            if lasting or not inside:
+                self._structure.asked.add(known.slot)
+        elif not inside:
+            if known.slot not in self._stages:
+                raise _NotKnownError
+            return _pasted(self._stages[known.slot], self._rows, content, known.window, needed)
+        elif needed != known.window:
+            (top, left), (down, across) = ((w[0][0], w[1][0]) for w in (known.window, needed))
+            (bottom, right) = (needed[k][1] - known.window[k][0] for k in (0, 1))
+            content = content[:, :, down - top : bottom, across - left : right]
+        return content.clone() if lasting else content
+
+    def _local(self, known: _Known, size: Sequence[int]) -> _Local:
+        self.made[known.slot] = known
+        return _Local(self, known, size)
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _rule(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Sequence[_Local]
+    ) -> _Local | None:
+        if name in _SUMS and len(args) == 2:
+            return self._together(args, parts, lambda known: func(*known, **kwargs))
+        if name == "cat":
+            along = args[1:] == (1,) or kwargs == {"dim": 1}
+            return self._together(args[0], parts, lambda known: func(known, 1)) if along else None
+        x, others = parts[0], args[1:]
+        if len(parts) > 1 or not args or args[0] is not x:
+            return None
+        if name == "conv2d":
+            return self._convolution(*args, **kwargs)
+        if name == "max_pool2d":
+            return self._halved(x) if halves(*others, **kwargs) else self._pooling(func, x, _largest(*others, **kwargs))
+        if name == "avg_pool2d":
+            return self._pooling(func, x, _mean(*others, **kwargs))
+        if name in ("dropout", "dropout2d") and _rests(*others, **kwargs):
+            return x
+        if name in _POINTWISE or (name == "batch_norm" and _stands(*args, **kwargs)):
+            return self._pointwise(func, x, others, kwargs)
+        return None
+
+    def _pointwise(self, func: Any, x: _Local, others: Sequence[Any], kwargs: dict[str, Any]) -> _Local:
+        """A function of one pixel, never in place."""
+        known, slot, rectifies = x.known, self._next(), func in RECTIFIERS
+        if rectifies and known.in_quarters:
+            return self._local(replace(known, slot=slot, rectified=True), x.shape[2:])
+        kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+        made = func(known.content, *(one for one in others if one is not True), **kwargs)
+        return self._local(_Known(slot, made, known.window, known.layer if rectifies else None), x.shape[2:])
+
+    def _together(
+        self, terms: Sequence[Any], parts: Sequence[_Local], apply: Callable[[list[Any]], Tensor]
+    ) -> _Local | None:
+        """A sum, product or concatenation of terms: in the smallest window around those of all its parts."""
+        slot, size = self._next(), parts[0].shape[2:]
+        if self._explores and all(one.shape[2:] == size for one in parts) and all(_fits(term) for term in terms):
+            self._structure.together.add(slot)
+        if slot not in self._structure.together:
+            return None
+        windows = [one.known.window for one in parts]
+        window: Any = tuple((min(w[k][0] for w in windows), max(w[k][1] for w in windows)) for k in (0, 1))
+        made = apply([self._needed(term.known, window) if type(term) is _Local else term for term in terms])
+        return self._local(_Known(slot, made, window), size)
+
+    def _convolution(
+        self,
+        input: _Local,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> _Local | None:
+        strides, pads, steps = pair(stride), pair(padding), pair(dilation)
+        if strides is None or pads is None or steps is None:
+            return None
+        slot, structure = self._next(), self._structure
+        extents = [d * (k - 1) + 1 for d, k in zip(steps, weight.shape[2:], strict=True)]
+        sizes = zip(extents, strides, pads, input.shape[2:], strict=True)
+        grids: Any = tuple(_Grid(*each, slot in structure.pooled) for each in sizes)
+        if self._explores and _share(_plan(grids, input.known.window)[0], [g.out for g in grids]) > MOST_CHANGED:
+            structure.ends.add(slot)
+        if slot in structure.ends:
+            return None
+        narrow = torch.is_autocast_enabled("cpu") and not faster_in_bf16(len(weight))
+        if narrow:
+            weight, bias = weight.float(), None if bias is None else bias.float()
+        if self._explores and (strides, steps, groups) == ((1, 1), (1, 1), 1) and input.shape[1] <= FEW_CHANNELS:
+            structure.quarters[slot] = Quartered(weight, bias, (0, 0))
+        quartered = structure.quarters.get(slot) if slot in structure.pooled and self._stages is not None else None
+
+        def convolved(h: Tensor, padding: Span) -> Tensor:
+            with torch.autocast("cpu", enabled=False) if narrow else nullcontext():
+                h = h.float() if narrow else h
+                if quartered is not None:
+                    return quartered(h, padding)
+                return torch.conv2d(h, weight, bias, strides, padding, steps, groups)
+
+        return self._neighbours(slot, input, grids, convolved, slot)
+
+    def _halved(self, x: _Local) -> _Local:
+        """The largest of 2×2 pixels."""
+        known, slot = x.known, self._next()
+        grids: Any = tuple(_Grid(2, 2, 0, size) for size in x.shape[2:])
+        if self._explores and known.layer is not None and not any(size % 2 for size in x.shape[2:]):
+            self._structure.pooled.add(known.layer)
+        if known.in_quarters:
+            largest, out = known.patch.amax(1), _plan(grids, known.window)[0]
+            return self._local(
+                _Known(slot, largest.relu_() if known.rectified else largest, out), [g.out for g in grids]
+            )
+        return self._neighbours(
+            slot, x, grids, lambda h, _: pooled(h[..., : h.shape[2] // 2 * 2, : h.shape[3] // 2 * 2])
+        )
+
+    def _pooling(self, func: Any, x: _Local, layout: "_Layout | None") -> _Local | None:
+        if layout is None:
+            return None
+        kernel, strides = layout
+        grids: Any = tuple(
+            _Grid(k, stride, 0, size) for k, stride, size in zip(kernel, strides, x.shape[2:], strict=True)
+        )
+        return self._neighbours(self._next(), x, grids, lambda h, _: func(h, kernel, strides))
+
+    def _neighbours(
+        self,
+        slot: int,
+        x: _Local,
+        grids: Grids,
+        apply: Callable[[Tensor, Span], Tensor],
+        layer: int | None = None,
+    ) -> _Local:
+        """The outputs that change, of a layer that looks at neighbours; `apply` takes the input that they look at, and
+        how much padding both sides of it have in common. A convolution's padding is of zeros, a pooling has none.
+        """
+        out, needed, around = _plan(grids, x.known.window)
+        h = self._needed(x.known, needed)
+        if self._stages is None:
+            around: Any = tuple((grid.padding, grid.padding) for grid in grids)
+        (up, down), (left, right) = around
+        common = (up, left)
+        if around != ((up, up), (left, left)):
+            h, common = F.pad(h, (left, right, up, down)), (0, 0)
+        return self._local(_Known(slot, apply(h, common), out, layer), [grid.out for grid in grids])
+
+
+def _everything(images: Tensor) -> Window:
+    return (0, images.shape[2]), (0, images.shape[3])
+
+
+def _share(window: Window, size: Sequence[int]) -> float:
+    return prod(b - a for a, b in window) / prod(size)
+
+
+def _in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of one pixel is asked to write over its input."""
+    return kwargs.get("inplace") is True or any(one is True for one in args[1:])
+
+
+def _fits(term: Any) -> bool:
+    """Whether it is in a window too, or one for all samples and pixels: what follows from an image has several."""
+    if not isinstance(term, Tensor):
+        return isinstance(term, int | float)
+    return type(term) is _Local or term.ndim == 0 or (term.shape[-2:] == (1, 1) and (term.ndim < 4 or len(term) == 1))
+
+
+def _stands(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> bool:
+    """Whether batch-norm is a function of one pixel."""
+    return not training and running_mean is not None and running_var is not None
+
+
+def _rests(p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:
+    """Whether dropout leaves everything as it is."""
+    return not training
+
+
+_Layout = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _largest(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> _Layout | None:
+    """Kernel and stride of max pooling; None where it has padding, or is more than that."""
+    plain = pair(dilation) == (1, 1) and not ceil_mode and not return_indices
+    return _layout(kernel_size, stride, padding) if plain else None
+
+
+def _mean(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> _Layout | None:
+    """Kernel and stride of average pooling; None where it has padding, or is more than that."""
+    return _layout(kernel_size, stride, padding) if not ceil_mode and divisor_override is None else None
+
+
+def _layout(kernel_size: Any, stride: Any, padding: Any) -> _Layout | None:
+    kernel, strides = pair(kernel_size), pair(stride or kernel_size)
+    return None if kernel is None or strides is None or pair(padding) != (0, 0) else (kernel, strides)
 
 
 @dataclass(frozen=True)
 class LocalForward:
-    """A predictive as segments of local layers and what follows them. Its weights must not change meanwhile."""
+    """A predictive that is computed in a window, as far as that goes. Its weights must not change meanwhile."""
 
-    segments: tuple[_Segment, ...]
-    """The local layers; none if the network does not begin with any, or does not end its convolutions there."""
-    tail: Predict
-    """What follows."""
+    predict_whole: Predict
+    """The prediction at whole images."""
+    kept: tuple[int, ...] = ()
+    """Of which operations of the network the outputs are kept; none if all of it is computed whole."""
+    _structure: _Structure = field(default_factory=_Structure)
 
     @classmethod
     @torch.no_grad()
     def of(cls, predictive: Predictive, predict: Predict, x: Points) -> "LocalForward":
-        """The local layers with which the network begins, if splitting it there is seen to give the same predictions at
-        the first samples of `x` and every convolution is among them; else none, and `predict` follows.
-        """
-        whole = cls((), predict)
-        if not isinstance(predictive, Single) or x.ndim != 4:
-            return whole
+        """`predict` in a window on a CPU, if that is seen to give the same at the first samples of `x`; else whole."""
+        plain = cls(predict)
+        if not isinstance(predictive, Single) or x.ndim != 4 or x.device.type != "cpu":
+            return plain
         few = x[:2]
+        window, structure = _small(few), _Structure()
         try:
-            split = _split(predictive, few)
-            if split is None or not _same(split.predict_whole(few), predict(few)):
-                return whole
-        except (RuntimeError, TypeError, ValueError, AttributeError):
-            return whole  # not every network can be copied, or run in part
-        return split
+            for explores in (True, False):
+                structure.asked.clear()
+                run = _Run(structure, explores=explores)
+                predict(run.images(few, window, few.shape[2:]))
+            kept = tuple(sorted(structure.asked - {0}))
+            memory = sum(run.made[slot].patch[0].nbytes for slot in kept)
+            local = cls(predict, kept, structure)
+            if not kept or memory > MOST_MEMORY or not local._agrees(few, window):
+                return plain
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+            return plain  # not every network takes images of which not all is there
+        return local
+
+    def _agrees(self, few: Images, window: Window) -> bool:
+        """Whether another window is seen to give what whole images give."""
+        (top, bottom), (left, right) = window
+        new = few.clone()
+        patch = torch.linspace(0, 1, new[:, :, top:bottom, left:right].numel()).to(new)
+        new[:, :, top:bottom, left:right] = patch.reshape(new[:, :, top:bottom, left:right].shape)
+        rows = torch.arange(len(few))
+        here, _ = self._predict(self.stages(few), rows, new[:, :, top:bottom, left:right], window)
+        expected = self.predict_whole(new).logits
+        tolerance = 0.05 if torch.is_autocast_enabled("cpu") else 1e-4
+        scale = float(expected.abs().max())
+        return bool(torch.allclose(here.logits, expected, rtol=0, atol=tolerance * scale + 1e-6))
 
     def stages(self, x: Images) -> list[Images]:
-        """The inputs of every segment and of what follows, to be written over: copies, the first of `x`."""
+        """The images, and the outputs of what is kept, to be written over: copies."""
         pieces = [self._stages(piece) for piece in x.split(_at_once(x, 1.0))]
         return [torch.cat(stage) for stage in zip(*pieces, strict=True)]
 
     def _stages(self, x: Images) -> list[Images]:
-        stages = [x]
-        for segment in self.segments:
-            stages.append(segment(stages[-1]))
-        return stages
-
-    def predict_whole(self, x: Images) -> Prediction:
-        """The prediction at whole images."""
-        return self.tail(self._stages(x)[-1])
+        if not self.kept:
+            return [x]
+        run = _Run(self._structure)
+        self.predict_whole(run.images(x, _small(x), x.shape[2:]))
+        return [run.made[slot].content for slot in (0, *self.kept)]
 
     def predict(
         self, stages: Sequence[Images], rows: Int[Tensor, " _rows"], patch: Images, window: Window
     ) -> tuple[Prediction, list[Change]]:
         """The prediction for the samples `rows` with `patch` in the window, and what changes in every stage."""
-        share = prod(b - a for a, b in window) / prod(stages[0].shape[2:])
-        size = _at_once(stages[0], share if self.segments else 1.0)
+        size = _at_once(stages[0], _share(window, stages[0].shape[2:]) if self.kept else 1.0)
         if size >= len(rows):
             return self._predict(stages, rows, patch, window)
         parts = [self._predict(stages, r, p, window) for r, p in zip(rows.split(size), patch.split(size), strict=True)]
@@ -208,18 +534,28 @@ class LocalForward:
     def _predict(
         self, stages: Sequence[Images], rows: Int[Tensor, " _rows"], patch: Images, window: Window
     ) -> tuple[Prediction, list[Change]]:
-        changes = [(patch, window)]
-        for stage, segment in zip(stages, self.segments, strict=False):
-            changes.append(
-                segment.crop(lambda needed, stage=stage: _pasted(stage, rows, *changes[-1], needed), changes[-1][1])
-            )
-        everything = ((0, stages[-1].shape[2]), (0, stages[-1].shape[3]))
-        return self.tail(_pasted(stages[-1], rows, *changes[-1], everything)), changes
+        if not self.kept:
+            here = self.predict_whole(_pasted(stages[0], rows, patch, window, _everything(stages[0])))
+            return here, [(patch, window)]
+        slots, size = (0, *self.kept), stages[0].shape[2:]
+        run = _Run(self._structure, dict(zip(slots, stages, strict=True)), rows)
+        try:
+            here = self.predict_whole(run.images(patch, window, size))
+        except _NotKnownError:  # of a window that cannot be seen to lie in another: then of whole images
+            everything = _everything(stages[0])
+            return self._predict(stages, rows, _pasted(stages[0], rows, patch, window, everything), everything)
+        return here, [(run.made[slot].content, run.made[slot].window) for slot in slots]
 
     def write(self, stages: Sequence[Images], rows: Int[Tensor, " _rows"], changes: Sequence[Change]) -> None:
         """Write the changes of the samples `rows` into every stage."""
         for stage, (patch, (high, wide)) in zip(stages, changes, strict=True):
             stage[:, :, slice(*high), slice(*wide)].index_copy_(0, rows, patch)
+
+
+def _small(images: Images) -> Window:
+    """A window that covers an eighth of either side, a quarter from the edge: neither in the middle nor there."""
+    sides = [(n // 4, n // 4 + max(n // 8, 1)) for n in images.shape[2:]]
+    return sides[0], sides[1]
 
 
 def _at_once(x: Tensor, share: float) -> int:
@@ -231,7 +567,9 @@ def _pasted(stage: Images, rows: Tensor, patch: Images, window: Window, needed: 
     if needed == window:
         return patch
     (top, bottom), (left, right) = needed
-    h = stage[:, :, top:bottom, left:right].index_select(0, rows)
+    last = stage.is_contiguous(memory_format=torch.channels_last) and not stage.is_contiguous()
+    view = stage[:, :, top:bottom, left:right]
+    h = view.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2) if last else view.index_select(0, rows)
     (a, b), (c, d) = window
     # A window at the edge of the input may reach beyond what any output looks at.
     down, up, across, back = max(a, top), min(b, bottom), max(c, left), min(d, right)
@@ -240,108 +578,3 @@ def _pasted(stage: Images, rows: Tensor, patch: Images, window: Window, needed: 
             :, :, down - a : up - a, across - c : back - c
         ]
     return h
-
-
-def _same(a: Prediction, b: Prediction) -> bool:
-    scale = float(b.logits.abs().max())
-    return bool(torch.allclose(a.logits, b.logits, rtol=0, atol=1e-4 * scale + 1e-6))
-
-
-def _split(predictive: Single, few: Images) -> LocalForward | None:
-    """The predictive cut after the longest chain of local layers at its start, unchecked."""
-    # A copy that shares the parameters: its layers can be watched and taken out.
-    shared = {id(p): p for p in predictive.module.parameters()}
-    module = copy.deepcopy(predictive.module, shared).eval()
-    calls: list[tuple[nn.Module, Any, Any]] = []
-    handles = [
-        layer.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs, output)))
-        for layer in module.modules()
-        if not any(layer.children()) and not (layer._forward_hooks or layer._forward_pre_hooks)
-    ]
-    module(few.clone())
-    for handle in handles:
-        handle.remove()
-    chain = _chain(calls)
-    convolutions = {m for m in module.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
-    if not convolutions or not convolutions <= {layer for layer, _, _ in chain}:
-        return None
-    names = {layer: name for name, layer in module.named_modules()}
-    for layer, _, _ in chain:
-        parent, _, name = names[layer].rpartition(".")
-        if name:
-            setattr(module.get_submodule(parent), name, nn.Identity())
-    segments = _segments([call for call in chain if not isinstance(call[0], nn.Identity | nn.Dropout | nn.Dropout2d)])
-    local = LocalForward(segments, replace(predictive, module=module).draw())
-    kept = sum(stage[0].numel() for stage in local._stages(few))
-    return local if kept <= MOST_MEMORY * few[0].numel() else None
-
-
-def _chain(calls: Sequence[tuple[nn.Module, Any, Any]]) -> list[tuple[nn.Module, Tensor, Tensor]]:
-    """The calls at the start, each on the output of the one before, of local layers that are called once."""
-    counts = [layer for layer, _, _ in calls]
-    chain: list[tuple[nn.Module, Tensor, Tensor]] = []
-    for layer, inputs, output in calls:
-        follows = len(inputs) == 1 and (not chain or inputs[0] is chain[-1][2])
-        if not follows or not _is_local(layer) or sum(layer is other for other in counts) > 1:
-            break
-        chain.append((layer, inputs[0], output))
-    return chain
-
-
-def _is_local(layer: nn.Module) -> bool:
-    kind = type(layer)
-    if kind is nn.Conv2d:
-        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    if kind is nn.MaxPool2d:
-        plain = _pair(layer.dilation) == (1, 1) and not layer.return_indices
-        return plain and _pair(layer.padding) == (0, 0) and not layer.ceil_mode
-    if kind is nn.AvgPool2d:
-        return _pair(layer.padding) == (0, 0) and not layer.ceil_mode
-    return kind in _POINTWISE
-
-
-def _segments(chain: Sequence[tuple[nn.Module, Tensor, Tensor]]) -> tuple[_Segment, ...]:
-    """The chain, cut before every convolution but the first."""
-    cuts = [i for i, (layer, _, _) in enumerate(chain) if isinstance(layer, nn.Conv2d)][1:]
-    parts = [chain[a:b] for a, b in zip([0, *cuts], [*cuts, len(chain)], strict=True)]
-    return tuple(
-        _Segment(
-            _in_quarters(part),
-            tuple(_grid(*call, 0) for call in part),
-            tuple(_grid(*call, 1) for call in part),
-        )
-        for part in parts
-    )
-
-
-def _in_quarters(part: Sequence[tuple[nn.Module, Tensor, Tensor]]) -> tuple[nn.Module, ...]:
-    """The layers; where a convolution of few channels is pooled, it does the work of all, on a CPU."""
-    layers = [layer for layer, _, _ in part]
-    kinds = [type(layer) for layer in layers]
-    for at, (layer, x, output) in enumerate(part):
-        rectified = kinds[at + 1 : at + 2] == [nn.ReLU]
-        last = at + 1 + rectified
-        if (
-            isinstance(layer, nn.Conv2d)
-            and kinds[last : last + 1] == [nn.MaxPool2d]
-            and _pair(layers[last].kernel_size) == _pair(layers[last].stride) == (2, 2)
-            and (_pair(layer.stride), _pair(layer.dilation), layer.groups) == ((1, 1), (1, 1), 1)
-            and layer.in_channels <= FEW_CHANNELS
-            and output.shape[2] % 2 == output.shape[3] % 2 == 0
-            and x.device.type == "cpu"
-        ):
-            layers[at : last + 1] = [_Pooled(layer, rectified), *[nn.Identity()] * (last - at)]
-    return tuple(layers)
-
-
-def _grid(layer: nn.Module, x: Tensor, output: Tensor, direction: int) -> _Grid:
-    size, out = x.shape[2 + direction], output.shape[2 + direction]
-    if type(layer) in _POINTWISE:
-        return _Grid(1, 1, 0, size, out)
-    kernel, stride, padding = (_pair(getattr(layer, n))[direction] for n in ("kernel_size", "stride", "padding"))
-    dilation = _pair(getattr(layer, "dilation", 1))[direction]
-    return _Grid(dilation * (kernel - 1) + 1, stride, padding, size, out)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from equipoise.convolution import mostly_wide
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import NORMS, Ball
 from equipoise.local_forward import Change, Images, LocalForward, Span, Window
@@ -54,7 +55,7 @@ class Square:
     restarts: int = 1
     """How often it starts again, for the samples that are not yet fooled."""
     precision: Precision = "32"
-    """`bf16` computes the search in bfloat16, unless the network can be computed in parts, which is faster in float32;
+    """`bf16` computes the search in bfloat16, unless that is slower (on a CPU, if most convolutions have few filters);
     every success is then confirmed in float32."""
 
     def __post_init__(self) -> None:
@@ -167,12 +168,9 @@ class _Case:
         return result, margin(here, None, self.y)
 
     def _precision(self) -> Precision:
-        """That of the search: float32 also where bf16 is asked for, if the network can be computed in parts."""
-        if self.attack.precision == "bf16" and self.x.ndim == 4:
-            with held_still(self.predictive, self.x) as draw:
-                if LocalForward.of(self.predictive, draw(self.streams.fold(MODEL_STREAM)), self.x).segments:
-                    return "32"
-        return self.attack.precision
+        """That of the search: float32 also where bf16 is asked for, if that is slower."""
+        weights = [w for w in self.predictive.module.parameters() if w.ndim == 4 and w.device.type == "cpu"]
+        return "32" if weights and not mostly_wide(weights) else self.attack.precision
 
     def attempt(self, restart: int) -> tuple[Perturbed, PerSample]:
         """One search."""
@@ -232,9 +230,7 @@ class _Search:
         def truth(point: Points) -> Prediction:
             return predict(case.predictive, point, case.streams.fold(MODEL_STREAM))
 
-        local = LocalForward((), flat(drawn))
-        if x.ndim == 4 and not torch.is_autocast_enabled(x.device.type):
-            local = LocalForward.of(case.predictive, drawn, x)
+        local = LocalForward.of(case.predictive, flat(drawn), x)
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
         start = moves.start(images, streams.fold(_START), fold(seed, _START))
         none = torch.zeros_like(y)

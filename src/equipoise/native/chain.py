@@ -277,8 +277,8 @@ class Shortcut:
 
     def _chain(self, x: Points) -> tuple[list[tuple[Any, tuple[Any, ...]]], _Packed] | None:
         """What is done to the input, and the layers, if they are known."""
-        fits = x.ndim == 4 and len(x) > 0 and x.dtype == torch.float32 and not _are_functorch_transforms_active()
-        if not fits:
+        fits = type(x) is Tensor and x.ndim == 4 and len(x) > 0 and x.dtype == torch.float32
+        if not fits or _are_functorch_transforms_active():
             return None
         recorder = _Recorder(x[:1].detach().requires_grad_(), self._constants)
         random = torch.get_rng_state() if not self._packed else None

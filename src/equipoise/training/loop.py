@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from equipoise.ascent import Ascent
 from equipoise.attacks import fgsm, pgd
-from equipoise.convolution import MANY_FILTERS
+from equipoise.convolution import mostly_wide
 from equipoise.data import crop_and_flip
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.geometry import Ball
@@ -163,9 +163,8 @@ class _Training:
         self.fabric, self.job, self.recipe, self.out = fabric, job, job.recipe, job.out
         self.predictive = as_predictive(job.model)
         module = self.predictive.module
-        wide = [len(weight) >= MANY_FILTERS for weight in module.parameters() if weight.ndim == 4]
         last = self.recipe.channels_last
-        self.channels_last = 2 * sum(wide) > len(wide) if last is None else last
+        self.channels_last = mostly_wide(module.parameters()) if last is None else last
         if self.channels_last:
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         train, valid = training_split(job.data, self.recipe)
