@@ -28,6 +28,7 @@ from equipoise._adjoints import (
     pooled,
     whole,
 )
+from equipoise.calls import BatchNorm, Conv2d, MaxPool2d, pair
 
 MANY_FILTERS = 32
 """Output channels from which a convolution on a CPU is faster in channels-last order."""
@@ -59,28 +60,8 @@ def mostly_wide(parameters: Iterable[Tensor]) -> bool:
     return 2 * sum(wide) > len(wide)
 
 
-def pair(value: Any) -> tuple[int, int] | None:
-    """Both numbers of an argument that may be one for both directions; None if it is neither."""
-    if isinstance(value, int):
-        return value, value
-    return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 else None
-
-
 def _constant(*parameters: Tensor | None) -> bool:
     return not (torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters))
-
-
-def halves(
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> bool:
-    """Whether max pooling with these arguments takes the largest of 2×2 pixels, and gives nothing else."""
-    plain = (pair(padding), pair(dilation), return_indices) == ((0, 0), (1, 1), False)
-    return plain and pair(kernel_size) == pair(stride or kernel_size) == (2, 2)
 
 
 def _divisible(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> bool:
@@ -97,27 +78,18 @@ class AffineNormalization(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        found = _affine(*args, **(kwargs or {})) if func is F.batch_norm else None
+        found = _affine(BatchNorm(*args, **(kwargs or {}))) if func is F.batch_norm else None
         return func(*args, **(kwargs or {})) if found is None else found
 
 
-def _affine(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor | None:
-    """The batch-norm, with the names of torch's own; None where its statistics do not stand."""
-    if training or running_mean is None or running_var is None:
+def _affine(norm: BatchNorm) -> Tensor | None:
+    if not norm.stands:
         return None
-    slope = (running_var + eps).rsqrt() * (1 if weight is None else weight)
-    offset = (0 if bias is None else bias) - slope * running_mean
-    shape = (-1, *[1] * (input.ndim - 2))
-    return torch.addcmul(offset.reshape(shape), slope.reshape(shape), input)
+    assert norm.running_mean is not None and norm.running_var is not None
+    slope = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+    offset = (0 if norm.bias is None else norm.bias) - slope * norm.running_mean
+    shape = (-1, *[1] * (norm.input.ndim - 2))
+    return torch.addcmul(offset.reshape(shape), slope.reshape(shape), norm.input)
 
 
 @dataclass(eq=False)
@@ -171,7 +143,7 @@ class FastInputGradients(TorchFunctionMode):
         if known is not None and known.put_together is None:
             if func in RECTIFIERS:
                 return self._rectified(known, func, *args, **kwargs)
-            if func is F.max_pool2d and halves(*args[1:], **kwargs):
+            if func is F.max_pool2d and MaxPool2d(*args, **kwargs).halves:
                 if known.in_quarters:
                     return Largest.apply(args[0], known.rectified)
                 self._is_pooled.setdefault(known.weight, True)
@@ -215,26 +187,19 @@ class FastInputGradients(TorchFunctionMode):
             return type(value)(self._unwrapped(v) for v in value)
         return {k: self._unwrapped(v) for k, v in value.items()} if type(value) is dict else value
 
-    def _convolution(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor | None:
-        """The convolution, with the names of torch's own; None where this one does not apply."""
+    def _convolution(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """The convolution, with the arguments of torch's own; None where this one does not apply."""
+        call = Conv2d(*args, **kwargs)
+        input, weight, bias = call[:3]
         half = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         if half and not faster_in_bf16(len(weight)):
             with torch.autocast("cpu", enabled=False):
                 offset = None if bias is None else bias.float()
-                arguments = (input.float(), weight.float(), offset, stride, padding, dilation, groups)
+                arguments = (input.float(), weight.float(), offset, *call[3:])
                 found = self._convolution(*arguments)
                 return torch.conv2d(*arguments) if found is None else found
-        strides, pads = pair(stride), pair(padding)
-        fits = input.ndim == 4 and input.device.type == "cpu" and groups == 1 and pair(dilation) == (1, 1)
+        strides, pads = pair(call.stride), pair(call.padding)
+        fits = input.ndim == 4 and input.device.type == "cpu" and call.groups == 1 and pair(call.dilation) == (1, 1)
         if not fits or strides is None or pads is None or not _constant(weight, bias):
             return None
         many = input.dtype == weight.dtype == torch.bfloat16 and weight.numel() >= 2 * input.numel()
@@ -258,35 +223,26 @@ class FastInputGradients(TorchFunctionMode):
             return self._remember(result, id(weight), in_quarters=False)
         return result
 
-    def _pooling(self, input: Tensor, *how: Any, **options: Any) -> Tensor | None:
+    def _pooling(self, *args: Any, **kwargs: Any) -> Tensor | None:
         """The pooling, with the arguments of torch's own; None where this one does not apply."""
+        call = MaxPool2d(*args, **kwargs)
+        input = call.input
         fits = (
             input.ndim == 4
             and input.device.type == "cpu"
             and input.is_contiguous()
             and input.shape[2] % 2 == input.shape[3] % 2 == 0
-            and halves(*how, **options)
+            and call.halves
         )
         if fits and not input.requires_grad:
             return pooled(input)
         return Pooling.apply(input) if fits else None
 
-    def _normalization(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor | None:
-        """The batch-norm, with the names of torch's own; None where this one does not apply."""
-        if training or running_mean is None or running_var is None:
+    def _normalization(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """The batch-norm, with the arguments of torch's own; None where this one does not apply."""
+        call = BatchNorm(*args, **kwargs)
+        input, mean, variance, weight, bias, *_ = call
+        fits = call.stands and input.requires_grad and input.device.type == "cpu"
+        if not fits or not _constant(mean, variance, weight, bias):
             return None
-        if not (
-            input.requires_grad and input.device.type == "cpu" and _constant(running_mean, running_var, weight, bias)
-        ):
-            return None
-        return Normalization.apply(input, weight, bias, running_mean, running_var, eps)
+        return Normalization.apply(input, weight, bias, mean, variance, call.eps)

@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equipoise._adjoints import FEW_CHANNELS, Quartered, pooled, whole
-from equipoise.convolution import RECTIFIERS, faster_in_bf16, halves, pair
+from equipoise.calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, pair
+from equipoise.convolution import RECTIFIERS, faster_in_bf16
 from equipoise.predictive import Single
 from equipoise.types import Points, Predict, Prediction, Predictive
 
@@ -44,7 +45,6 @@ MOST_MEMORY = 2**22
 """Bytes that may be kept per sample."""
 MOST_CHANGED = 0.8
 """Share of a convolution's outputs above which it is computed whole, where a small change of the image reaches them."""
-
 _AT_ONCE = 256  # whole images per pass; of crops as many more as have the same number of pixels
 _ASKS = {"dim", "size", "numel", "is_floating_point", "is_complex", "is_contiguous", "__len__", "__hash__"}
 _PROPERTIES = {"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_sparse", "is_quantized"}
@@ -269,14 +269,15 @@ class _Run:
         if len(parts) > 1 or not args or args[0] is not x:
             return None
         if name == "conv2d":
-            return self._convolution(*args, **kwargs)
+            return self._convolution(Conv2d(*args, **kwargs))
         if name == "max_pool2d":
-            return self._halved(x) if halves(*others, **kwargs) else self._pooling(func, x, _largest(*others, **kwargs))
+            call = MaxPool2d(*args, **kwargs)
+            return self._halved(x) if call.halves and not call.ceil_mode else self._pooling(func, call)
         if name == "avg_pool2d":
-            return self._pooling(func, x, _mean(*others, **kwargs))
-        if name in ("dropout", "dropout2d") and _rests(*others, **kwargs):
+            return self._pooling(func, AvgPool2d(*args, **kwargs))
+        if name in ("dropout", "dropout2d") and not Dropout(*args, **kwargs).training:
             return x
-        if name in _POINTWISE or (name == "batch_norm" and _stands(*args, **kwargs)):
+        if name in _POINTWISE or (name == "batch_norm" and BatchNorm(*args, **kwargs).stands):
             return self._pointwise(func, x, others, kwargs)
         return None
 
@@ -303,17 +304,8 @@ class _Run:
         made = apply([self._needed(term.known, window) if type(term) is _Local else term for term in terms])
         return self._local(_Known(slot, made, window), size)
 
-    def _convolution(
-        self,
-        input: _Local,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> _Local | None:
-        strides, pads, steps = pair(stride), pair(padding), pair(dilation)
+    def _convolution(self, call: Conv2d) -> _Local | None:
+        input, weight, bias, strides, pads, steps = *call[:3], *map(pair, call[3:6])
         if strides is None or pads is None or steps is None:
             return None
         slot, structure = self._next(), self._structure
@@ -327,7 +319,7 @@ class _Run:
         narrow = torch.is_autocast_enabled("cpu") and not faster_in_bf16(len(weight))
         if narrow:
             weight, bias = weight.float(), None if bias is None else bias.float()
-        if self._explores and (strides, steps, groups) == ((1, 1), (1, 1), 1) and input.shape[1] <= FEW_CHANNELS:
+        if self._explores and call.is_plain and input.shape[1] <= FEW_CHANNELS:
             structure.quarters[slot] = Quartered(weight, bias, (0, 0))
         quartered = structure.quarters.get(slot) if slot in structure.pooled and self._stages is not None else None
 
@@ -336,7 +328,7 @@ class _Run:
                 h = h.float() if narrow else h
                 if quartered is not None:
                     return quartered(h, padding)
-                return torch.conv2d(h, weight, bias, strides, padding, steps, groups)
+                return torch.conv2d(h, weight, bias, strides, padding, steps, call.groups)
 
         return self._neighbours(slot, input, grids, convolved, slot)
 
@@ -355,10 +347,10 @@ class _Run:
             slot, x, grids, lambda h, _: pooled(h[..., : h.shape[2] // 2 * 2, : h.shape[3] // 2 * 2])
         )
 
-    def _pooling(self, func: Any, x: _Local, layout: "_Layout | None") -> _Local | None:
-        if layout is None:
+    def _pooling(self, func: Any, call: MaxPool2d | AvgPool2d) -> _Local | None:
+        if call.window is None or call.ceil_mode:
             return None
-        kernel, strides = layout
+        (kernel, strides), x = call.window, call.input
         grids: Any = tuple(
             _Grid(k, stride, 0, size) for k, stride, size in zip(kernel, strides, x.shape[2:], strict=True)
         )
@@ -404,58 +396,6 @@ def _fits(term: Any) -> bool:
     if not isinstance(term, Tensor):
         return isinstance(term, int | float)
     return type(term) is _Local or term.ndim == 0 or (term.shape[-2:] == (1, 1) and (term.ndim < 4 or len(term) == 1))
-
-
-def _stands(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> bool:
-    """Whether batch-norm is a function of one pixel."""
-    return not training and running_mean is not None and running_var is not None
-
-
-def _rests(p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:
-    """Whether dropout leaves everything as it is."""
-    return not training
-
-
-_Layout = tuple[tuple[int, int], tuple[int, int]]
-
-
-def _largest(
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> _Layout | None:
-    """Kernel and stride of max pooling; None where it has padding, or is more than that."""
-    plain = pair(dilation) == (1, 1) and not ceil_mode and not return_indices
-    return _layout(kernel_size, stride, padding) if plain else None
-
-
-def _mean(
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> _Layout | None:
-    """Kernel and stride of average pooling; None where it has padding, or is more than that."""
-    return _layout(kernel_size, stride, padding) if not ceil_mode and divisor_override is None else None
-
-
-def _layout(kernel_size: Any, stride: Any, padding: Any) -> _Layout | None:
-    kernel, strides = pair(kernel_size), pair(stride or kernel_size)
-    return None if kernel is None or strides is None or pair(padding) != (0, 0) else (kernel, strides)
 
 
 @dataclass(frozen=True)

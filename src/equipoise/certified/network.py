@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from equipoise.calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d
 from equipoise.certified import layers
 from equipoise.certified.layers import Affine, Layer, Max, ReLU, Sum
 from equipoise.errors import EquipoiseError
@@ -267,16 +268,8 @@ def _linear(call: _Call, input: _Ref, weight: Tensor, bias: Tensor | None = None
     return call.add(layers.linear(weight, bias), input.node)
 
 
-def _conv2d(
-    call: _Call,
-    input: _Ref,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> int:
+def _conv2d(call: _Call, *args: Any, **kwargs: Any) -> int:
+    input, weight, bias, stride, padding, dilation, groups = Conv2d(*args, **kwargs)
     if isinstance(padding, str):
         reach = [d * (k - 1) for d, k in zip(layers.pair(dilation), weight.shape[2:], strict=True)]
         call.require(padding == "valid" or all(r % 2 == 0 for r in reach), "its padding differs from side to side")
@@ -289,18 +282,9 @@ def _relu(call: _Call, input: _Ref, inplace: bool = False) -> int:
     return call.add(ReLU(), input.node)
 
 
-def _max_pool2d(
-    call: _Call,
-    input: _Ref,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> int:
-    stride = kernel_size if stride is None or stride == [] else stride
-    geometry = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "padding": padding}
+def _max_pool2d(call: _Call, *args: Any, **kwargs: Any) -> int:
+    input, kernel_size, stride, padding, dilation, *_ = MaxPool2d(*args, **kwargs)
+    geometry = {"kernel_size": kernel_size, "stride": stride or kernel_size, "dilation": dilation, "padding": padding}
     gather, maximum = layers.windows(input.shape, call.out, geometry, call.zero)
     before = call.tape.nodes[input.node]
     # The maximum of ReLUs is the ReLU of the maximum, which needs fewer lines.
@@ -310,22 +294,13 @@ def _max_pool2d(
     return call.add(ReLU(), largest) if source != input.node else largest
 
 
-def _avg_pool2d(
-    call: _Call,
-    input: _Ref,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> int:
-    call.require(divisor_override is None, "its divisor is overridden")
-    stride = kernel_size if stride is None or stride == [] else stride
+def _avg_pool2d(call: _Call, *args: Any, **kwargs: Any) -> int:
+    input, kernel_size, *others, divisor = AvgPool2d(*args, **kwargs)
+    call.require(divisor is None, "its divisor is overridden")
     height, width = layers.pair(kernel_size)
 
     def mean(z: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(z, kernel_size, stride, padding, ceil_mode, count_include_pad)
+        return nn.functional.avg_pool2d(z, kernel_size, *others)
 
     return call.add(layers.average(mean, input.shape, height * width, call.zero), input.node)
 
@@ -345,35 +320,25 @@ def _mean(call: _Call, input: _Ref, dim: Any = None, keepdim: bool = False) -> i
     return call.add(layers.average(mean, input.shape, terms, call.zero), input.node)
 
 
-def _batch_norm(
-    call: _Call,
-    input: _Ref,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> int:
-    call.require(
-        not training and running_mean is not None and running_var is not None,
-        "samples depend on each other in a batch-norm without running statistics",
-    )
-    assert running_mean is not None and running_var is not None
+def _batch_norm(call: _Call, *args: Any, **kwargs: Any) -> int:
+    norm = BatchNorm(*args, **kwargs)
+    call.require(norm.stands, "samples depend on each other in a batch-norm without running statistics")
+    input, mean, variance, weight, bias, *_ = norm
+    assert mean is not None and variance is not None
 
     def per_channel(values: Tensor) -> Tensor:
         return values.double().reshape(-1, *[1] * (len(call.out) - 1))
 
-    scale = (running_var.double() + eps).rsqrt()
+    scale = (variance.double() + norm.eps).rsqrt()
     scale = per_channel(scale if weight is None else scale * weight.double())
-    centred = call.add(layers.scaling(torch.ones_like(scale), -per_channel(running_mean), 8), input.node)
+    centred = call.add(layers.scaling(torch.ones_like(scale), -per_channel(mean), 8), input.node)
     return call.add(layers.scaling(scale, call.zero if bias is None else per_channel(bias), 2), centred)
 
 
-def _dropout(call: _Call, input: _Ref, p: float = 0.5, training: bool = True, inplace: bool = False) -> int:
-    call.require(not training, "it is random: its dropout stays on in eval mode")
-    return input.node
+def _dropout(call: _Call, *args: Any, **kwargs: Any) -> int:
+    dropout = Dropout(*args, **kwargs)
+    call.require(not dropout.training, "it is random: its dropout stays on in eval mode")
+    return dropout.input.node
 
 
 def _same(call: _Call, input: _Ref, *arguments: Any, **options: Any) -> int:

@@ -18,7 +18,8 @@ from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from equipoise.convolution import MANY_FILTERS, RECTIFIERS, halves, pair
+from equipoise.calls import Conv2d, Dropout, MaxPool2d, pair
+from equipoise.convolution import MANY_FILTERS, RECTIFIERS
 from equipoise.errors import EquipoiseError, EquipoiseWarning
 from equipoise.native.build import library, place, shared
 from equipoise.types import Points, Predict, Prediction, Weights
@@ -117,7 +118,7 @@ class _Recorder(TorchFunctionMode):
         if result is at and func in _NOTHING:
             return True
         if func is torch.conv2d:
-            layer = self._convolution(*args, **kwargs)
+            layer = self._convolution(Conv2d(at, *args, **kwargs))
         elif func is F.linear:
             layer = self._linear(*args, **kwargs)
         elif last is None:
@@ -128,14 +129,13 @@ class _Recorder(TorchFunctionMode):
             last.rectified = True
             return True
         elif func is F.max_pool2d:
-            fits = halves(*args, **kwargs) and not last.pooled and last.weight.ndim == 4
+            fits = MaxPool2d(at, *args, **kwargs).halves and not last.pooled and last.weight.ndim == 4
             last.pooled = True
             return fits and result.shape[1:] == last.output
         elif func in _RESHAPING:
             return result.shape == (1, at.numel())
         elif func in _DROPPING:
-            training = kwargs.get("training", args[1] if len(args) > 1 else True)
-            return not training
+            return not Dropout(at, *args, **kwargs).training
         else:
             # What comes after the last layer: the logits get a dimension of members.
             return func is Tensor.__getitem__ and args == (None,)
@@ -150,18 +150,10 @@ class _Recorder(TorchFunctionMode):
             return isinstance(value, int | float)
         return self._stand(value)
 
-    def _convolution(
-        self,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> _Layer | None:
-        pads, x = pair(padding), self.at
-        plain = (pair(stride), pair(dilation), groups) == ((1, 1), (1, 1), 1)
-        if not plain or pads is None or x.ndim != 4 or not self._weights(weight, bias) or len(weight) >= MANY_FILTERS:
+    def _convolution(self, call: Conv2d) -> _Layer | None:
+        x, weight, bias, pads = *call[:3], pair(call.padding)
+        fits = call.is_plain and x.ndim == 4 and len(weight) < MANY_FILTERS and self._weights(weight, bias)
+        if not fits or pads is None:
             return None
         layer = _Layer((x.shape[1], x.shape[2], x.shape[3]), weight, bias, pads)
         narrow = all(pad < kernel for pad, kernel in zip(pads, layer.kernel, strict=True))

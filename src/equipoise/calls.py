@@ -1,0 +1,106 @@
+"""The arguments with which a network calls the layers of torch, under torch's own names: `Conv2d(*args, **kwargs)`.
+
+For what sees the operations of a network as they happen, and has a way of its own for some of them.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+def pair(value: Any) -> Pair | None:
+    """Both numbers of an argument that may be one for both directions; None if it is neither."""
+    if isinstance(value, int):
+        return value, value
+    return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 else None
+
+
+class Conv2d(NamedTuple):
+    """Of `torch.conv2d`."""
+
+    input: Any
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it goes pixel by pixel, in one group."""
+        return (pair(self.stride), pair(self.dilation), self.groups) == ((1, 1), (1, 1), 1)
+
+
+class BatchNorm(NamedTuple):
+    """Of `torch.nn.functional.batch_norm`."""
+
+    input: Any
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    @property
+    def stands(self) -> bool:
+        """Whether its statistics do, so that samples do not depend on each other."""
+        return not self.training and self.running_mean is not None and self.running_var is not None
+
+
+class MaxPool2d(NamedTuple):
+    """Of `torch.nn.functional.max_pool2d`."""
+
+    input: Any
+    kernel_size: Any
+    stride: Any = None
+    padding: Any = 0
+    dilation: Any = 1
+    ceil_mode: bool = False
+    return_indices: bool = False
+
+    @property
+    def window(self) -> tuple[Pair, Pair] | None:
+        """Kernel and stride, where it has no padding and gives nothing but the largest of a window."""
+        plain = pair(self.dilation) == (1, 1) and not self.return_indices
+        return _window(self.kernel_size, self.stride, self.padding) if plain else None
+
+    @property
+    def halves(self) -> bool:
+        """Whether it takes the largest of 2×2 pixels."""
+        return self.window == ((2, 2), (2, 2))
+
+
+class AvgPool2d(NamedTuple):
+    """Of `torch.nn.functional.avg_pool2d`."""
+
+    input: Any
+    kernel_size: Any
+    stride: Any = None
+    padding: Any = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor_override: int | None = None
+
+    @property
+    def window(self) -> tuple[Pair, Pair] | None:
+        """Kernel and stride, where it has no padding and gives the mean of a window."""
+        return _window(self.kernel_size, self.stride, self.padding) if self.divisor_override is None else None
+
+
+class Dropout(NamedTuple):
+    """Of `torch.nn.functional.dropout` and its kin."""
+
+    input: Any
+    p: float = 0.5
+    training: bool = True
+    inplace: bool = False
+
+
+def _window(kernel_size: Any, stride: Any, padding: Any) -> tuple[Pair, Pair] | None:
+    kernel, strides = pair(kernel_size), pair(stride or kernel_size)
+    return None if kernel is None or strides is None or pair(padding) != (0, 0) else (kernel, strides)
