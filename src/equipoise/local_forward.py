@@ -232,10 +232,8 @@ class _Run:
 
     def _needed(self, known: _Known, needed: Window, lasting: bool = False) -> Tensor:
         """This part of the images; a copy, if they are to be there from now on."""
-        content, inside = (
-            known.content,
-            all(a <= c and d <= b for (a, b), (c, d) in zip(known.window, needed, strict=True)),
-        )
+        content, known_spans = known.content, zip(known.window, needed, strict=True)
+        inside = all(low <= first and last <= high for (low, high), (first, last) in known_spans)
         if self._stages is None:
             if lasting or not inside:
                 self._structure.asked.add(known.slot)
@@ -277,7 +275,8 @@ class _Run:
             return self._pooling(func, AvgPool2d(*args, **kwargs))
         if name in ("dropout", "dropout2d") and not Dropout(*args, **kwargs).training:
             return x
-        if name in _POINTWISE or (name == "batch_norm" and BatchNorm(*args, **kwargs).stands):
+        alone = name in _POINTWISE and not any(isinstance(one, Tensor) for one in (*others, *kwargs.values()))
+        if alone or (name == "batch_norm" and BatchNorm(*args, **kwargs).stands):
             return self._pointwise(func, x, others, kwargs)
         return None
 
