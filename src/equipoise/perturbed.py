@@ -224,9 +224,13 @@ def held_still(
 
 
 def _watched(predict: Predict, mode: FastInputGradients) -> Predict:
-    """Only the model is watched for convolutions: every operation that is watched costs some microseconds."""
+    """Only the model is watched for convolutions: every operation that is watched costs some microseconds. Other kinds
+    of tensors have their own way with them (`equipoise.local_forward`).
+    """
 
     def fast(x: Points) -> Prediction:
+        if type(x) is not Tensor:
+            return predict(x)
         with mode:
             return predict(x)
 
