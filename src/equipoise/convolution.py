@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -33,7 +33,6 @@ from equipoise.calls import BatchNorm, Conv2d, MaxPool2d, pair
 MANY_FILTERS = 32
 """Output channels from which a convolution on a CPU is faster in channels-last order."""
 _FEW_CHANNELS_IN_BF16 = 16  # up to so many a pooled convolution of few filters is faster in quarters in bf16
-_PLAIN = {Tensor, nn.Parameter}
 RECTIFIERS: dict[Any, Callable[..., bool]] = {
     F.relu: lambda _, inplace=False: inplace,
     torch.relu: lambda _: False,
@@ -137,8 +136,8 @@ class FastInputGradients(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _PLAIN.issuperset(types) or _are_functorch_transforms_active():
-            return func(*args, **kwargs)  # other kinds of tensors and vectorised ensembles have their own rules
+        if _are_functorch_transforms_active():
+            return func(*args, **kwargs)  # a vectorised ensemble has its own rules for these operations
         known = self._recalled(args[0]) if args else None
         if known is not None and known.put_together is None:
             if func in RECTIFIERS:

@@ -232,8 +232,8 @@ class _Run:
 
     def _needed(self, known: _Known, needed: Window, lasting: bool = False) -> Tensor:
         """This part of the images; a copy, if they are to be there from now on."""
-        content, known_spans = known.content, zip(known.window, needed, strict=True)
-        inside = all(low <= first and last <= high for (low, high), (first, last) in known_spans)
+        content, spans = known.content, zip(known.window, needed, strict=True)
+        inside = all(low <= first and last <= high for (low, high), (first, last) in spans)
         if self._stages is None:
             if lasting or not inside:
                 self._structure.asked.add(known.slot)
