@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.errors import require, unknown
 from equipoise.geometry import Ball
 from equipoise.objectives import Objective
@@ -342,7 +343,7 @@ class Ascent:
             size = len(x) if couples else max(batch_size // several, 1)
             parts = [
                 self._attack(ready.predictive, x[b], at(y, b), at(target, b), ready.streams[b], at(start, b))
-                for b in torch.arange(len(x), device=x.device).split(size)
+                for b in progress.parts(torch.arange(len(x), device=x.device).split(size))
             ]
             return Perturbed.cat(parts)
 
@@ -443,6 +444,7 @@ class Ascent:
                 remaining = _still_climbing(rows.steps, most)
                 rows = rows[rows.steps.argsort(descending=True, stable=True)]
             for i in range(most):
+                progress.report(i, most, "step")
                 if remaining is not None and remaining[i] < len(rows):
                     self._settle(rows[remaining[i] :], predict, out, most, spent)
                     rows = rows[: remaining[i]]

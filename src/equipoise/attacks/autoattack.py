@@ -7,12 +7,14 @@ cascade    two cheap attacks, then those of `standard`
 """
 
 from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.ascent import Ascent
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.attack import Attack, Wrapped
@@ -97,8 +99,9 @@ class Chain:
         index = torch.arange(len(x)) if index is None else index
         result = None
         rows = torch.arange(len(x), device=x.device)
-        for number, (_, attack) in enumerate(self.fitted(ready.classes).parts):
-            found = attack(model, x[rows], y[rows], seed=seed, index=index.to(x.device)[rows], batch_size=batch_size)
+        for number, (name, attack) in enumerate(progress.parts(self.fitted(ready.classes).parts, self.names)):
+            again: dict[str, Any] = {"seed": seed, "index": index.to(x.device)[rows], "batch_size": batch_size}
+            found = progress.kept(name, partial(attack, model, x[rows], y[rows], **again))
             found = replace(found, part=torch.full_like(found.part, number))
             if result is None:
                 result = found

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.attacks.boundary import Search, described, searched
 from equipoise.errors import require
 from equipoise.geometry import Ball, Box
@@ -84,6 +85,7 @@ class BG:
         high, scale = torch.full_like(gap, torch.inf), torch.ones_like(gap)
         rows = torch.arange(len(gap), device=x.device)
         for step in range(1, self.steps + 1):
+            progress.report(step - 1, self.steps, "step")
             origin, rise = x[sample[rows]], scale[rows] * gap[rows]
             move = move_onto(origin.flatten(1), normal[rows], rise, ball.norm, ball.box)
             point = ball.box.clamp(origin + move.reshape(origin.shape))

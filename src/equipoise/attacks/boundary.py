@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.errors import require
 from equipoise.geometry import Ball, Rows
 from equipoise.objectives import Objective, margin
@@ -164,7 +165,7 @@ def searched(
         return Perturbed.cat(
             [
                 _searched(run, geometry, case.predictive, x[b], at(y, b), case.streams[b])
-                for b in torch.arange(len(x), device=x.device).split(at_once)
+                for b in progress.parts(torch.arange(len(x), device=x.device).split(at_once))
             ]
         )
 

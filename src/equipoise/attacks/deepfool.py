@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.attacks.boundary import Search, described, resolution, searched
 from equipoise.errors import require
 from equipoise.geometry import NORMS, Ball, Box, norm_of
@@ -76,6 +77,7 @@ class DeepFool:
         least = resolution(search.clean)[:, None]
         rows = torch.arange(len(point), device=point.device)
         for step in range(1, self.steps + 1):
+            progress.report(step - 1, self.steps, "step")
             value, gradient = search.planes(point, rows, targets[rows])
             rise = (1 + self.overshoot) * -value + least[rows]
             flat = point.flatten(1)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.attacks.boundary import described, difference, usable
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import NORMS, Ball, norm_of
@@ -124,7 +125,7 @@ class FAB:
             return Perturbed.cat(
                 [
                     self._attack(predictive, x[b], y[b], case.streams[b], at_once)
-                    for b in torch.arange(len(x), device=x.device).split(batch_size)
+                    for b in progress.parts(torch.arange(len(x), device=x.device).split(batch_size))
                 ]
             )
 
@@ -134,9 +135,9 @@ class FAB:
         best, clean = confirmed(predictive, self.geometry, Goal(y), x, x, streams, evaluations=none, iteration=none)
         right = ~best.success
         targets = likely_classes(clean, y, self.targets)
-        for restart in range(self.restarts):
+        for restart in progress.parts(range(self.restarts)):
             again = right if self.keep == "nearest" else ~best.success
-            for rows in again.nonzero()[:, 0].split(at_once) if again.any() else ():
+            for rows in progress.parts(again.nonzero()[:, 0].split(at_once)) if again.any() else ():
                 old = best.take(rows)
                 reach = torch.where(old.success, old.distance, float("inf")).clamp_max(self.geometry.eps)
                 found = self._attempt(predictive, x[rows], y[rows], targets[rows], streams[rows], restart, reach)
@@ -200,6 +201,7 @@ class FAB:
         found, rows, each = _Found.nothing(x), _Rows.of(x, y, targets, start), targets.shape[1]
         rows.aim(predict, found)
         for step in range(1, self.steps + 1):
+            progress.report(step - 1, self.steps, "step")
             rows.point = self._moved(rows, found)
             rows.wrong = rows.looked_at(predict(rows.point), found)
             won = self._record(rows, each, step, found)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.attacks.boundary import Search, clearly_wrong, described, searched
 from equipoise.errors import require
 from equipoise.geometry import Ball, Box, norm_of
@@ -88,6 +89,7 @@ class FMN:
         everywhere, rows = Ball("l2", math.inf, ball.box), torch.arange(len(x), device=x.device)
         point, eps = x, torch.full_like(search.distance, torch.inf)
         for step in range(self.steps):
+            progress.report(step, self.steps, "step")
             value, gradient, here = search.ascend(margin, point, rows)
             length = ball.distance(point, x)
             wrong = clearly_wrong(here, search.y)

@@ -7,12 +7,14 @@ nearest         these, DeepFool and FMN
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.attacks.attack import Attack, Composite
 from equipoise.attacks.bg import bg
 from equipoise.attacks.boundary import own_labels
@@ -120,8 +122,9 @@ class Nearest:
         if len(rows) == 0:
             return result
         best = result.take(rows)
-        for number, (_, attack) in enumerate(self.parts):
-            found = attack(case.predictive, x[rows], y[rows], index=index.to(x.device)[rows], **common)
+        for number, (name, attack) in enumerate(progress.parts(self.parts, self.names)):
+            common["index"] = index.to(x.device)[rows]
+            found = progress.kept(name, partial(attack, case.predictive, x[rows], y[rows], **common))
             nearer = found.success & self.geometry.contains(found.x, x[rows])
             nearer &= ~best.success | (found.distance < best.distance)
             best = best.or_rather(replace(found, part=torch.full_like(found.part, number)), nearer)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Ball, Box
 from equipoise.objectives import margin
@@ -79,7 +80,7 @@ class RandomSearch:
             return Perturbed.cat(
                 [
                     self._attack(case.predictive, x[b], y[b], case.streams[b], at_once)
-                    for b in torch.arange(len(x), device=x.device).split(at_once)
+                    for b in progress.parts(torch.arange(len(x), device=x.device).split(at_once))
                 ]
             )
 
@@ -103,6 +104,7 @@ class RandomSearch:
         with held_still(predictive, x, "eval", self.precision) as draw:
             look = draw(streams.fold(MODEL_STREAM))
             while tried < self.draws and len(left):
+                progress.report(tried, self.draws, "draw")
                 each = min(max(at_once // len(left), 1), self.draws - tried)
                 rows = left.repeat_interleave(each)
                 trial = torch.arange(tried + 1, tried + each + 1, device=x.device).repeat(len(left))

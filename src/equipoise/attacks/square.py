@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.convolution import mostly_wide
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import NORMS, Ball
@@ -106,14 +107,14 @@ class Square:
             return Perturbed.cat(
                 [
                     self._attack(_Case(self, ready.predictive, x[b], y[b], ready.streams[b], seed))
-                    for b in torch.arange(len(x), device=x.device).split(batch_size)
+                    for b in progress.parts(torch.arange(len(x), device=x.device).split(batch_size))
                 ]
             )
 
     def _attack(self, case: "_Case") -> Perturbed:
         """The clean points, and over them the best of all restarts for those that are not yet fooled."""
         result, value = case.outcome(case.x, torch.zeros_like(case.y), torch.zeros_like(case.y))
-        for restart in range(self.restarts):
+        for restart in progress.parts(range(self.restarts)):
             rows = (~result.success).nonzero()[:, 0]
             if len(rows) == 0:
                 break
@@ -254,6 +255,7 @@ class _Search:
         draws: list[list[float]] = []
         self._try(self.rows.slot, self.rows.stages[0], ((0, height), (0, width)), 0)
         for i in range(attack.queries):
+            progress.report(i, attack.queries, "query")
             searching = self.rows.value <= 0
             count = int(searching.sum())
             if count < _CROWDED * len(self.rows) or count == 0:
