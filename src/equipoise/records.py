@@ -16,6 +16,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from equipoise.errors import EquipoiseError, require
+from equipoise.files import advice, reason
 from equipoise.proportions import wilson
 
 SCHEMA = 1
@@ -387,7 +388,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     path = Path(path)
     real = path.resolve()  # a link keeps pointing to the file, which is what changes
     require(
-        not real.exists() or real.is_file() or real.is_dir(),
+        not os.path.exists(real) or os.path.isfile(real) or os.path.isdir(real),
         f"cannot write {path}: it is not a plain file; choose another place with --out.",
     )
     temporary = real.with_name(f".{real.name}.{os.getpid()}.tmp")
@@ -399,9 +400,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
             os.fsync(file.fileno())
         temporary.replace(real)
     except OSError as error:
-        raise EquipoiseError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another place with --out."
-        ) from error
+        raise EquipoiseError(f"cannot write {path}: {reason(error)}; {advice(error)}.") from error
     finally:
         with suppress(OSError):  # after success it is gone already; a folder that cannot be reached holds none
             temporary.unlink()
@@ -418,6 +417,4 @@ def make_room(folder: Path) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise EquipoiseError(
-            f"cannot write into {folder}: {error.strerror}; choose another place with --out."
-        ) from error
+        raise EquipoiseError(f"cannot write into {folder}: {reason(error)}; {advice(error)}.") from error

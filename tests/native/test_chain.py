@@ -390,6 +390,44 @@ def test_it_is_compiled_once_and_kept(elsewhere, monkeypatch):
     assert build.library() is not None and kept.suffix == ".so"
 
 
+@pytest.fixture(params=["no home", "a file in the way", "damaged", "no room"])
+def without_cache(request, elsewhere, monkeypatch):
+    """Nowhere to keep a compiled program, or nothing useful there."""
+    if request.param == "no home":
+        for name in ("EQUIPOISE_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", classmethod(lambda cls: (_ for _ in ()).throw(RuntimeError("no home"))))
+    elif request.param == "a file in the way":
+        (elsewhere / "native").write_bytes(b"")
+    elif request.param == "damaged":
+        assert build.library() is not None
+        (kept,) = (elsewhere / "native").iterdir()
+        kept.unlink()  # the process still uses the old file
+        kept.write_bytes(b"cut")
+        build._compiled.cache_clear()
+    else:
+        wrong = elsewhere / "cc-without-room"
+        wrong.write_text(
+            f"#!/bin/sh\ncase $PWD in {elsewhere}/*) echo 'No space left' >&2; exit 1;; esac\nexec cc $*\n"
+        )
+        wrong.chmod(0o755)
+        monkeypatch.setenv("CC", str(wrong))
+    return elsewhere
+
+
+def test_without_a_cache_that_can_be_used_it_is_compiled_all_the_same(without_cache):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = build.library()
+    assert found is not None and found.tape.restype is ctypes.c_size_t
+
+
+def test_a_compiler_that_is_no_command_is_refused(monkeypatch):
+    monkeypatch.setenv("CC", "gcc '")
+    with pytest.raises(EquipoiseError, match="CC=gcc ' is not a command"):
+        compiler()
+
+
 @pytest.mark.parametrize(
     ("script", "said"), [("echo 'no such flag' >&2; exit 1", "no such flag"), ("exit 0", "No such")]
 )

@@ -2,6 +2,6 @@
 
 from equipoise.data.augment import crop_and_flip
 from equipoise.data.dataset import Dataset, Split
-from equipoise.data.load import available, cache_folder, load, names
+from equipoise.data.load import available, load, names
 
-__all__ = ["Dataset", "Split", "available", "cache_folder", "crop_and_flip", "load", "names"]
+__all__ = ["Dataset", "Split", "available", "crop_and_flip", "load", "names"]

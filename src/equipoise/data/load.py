@@ -26,6 +26,7 @@ from equipoise.data.formats import (
     read_svhn,
 )
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require, unknown
+from equipoise.files import cache_folder
 from equipoise.records import write_atomically
 
 
@@ -158,8 +159,10 @@ def available(name: str, root: str | os.PathLike[str] | None = None) -> bool:
     if name not in SOURCES:
         return name == "digits"
     places = [] if root is None else [Path(root) / name, Path(root)]
+    cache = cache_folder()
     return all(
-        (cache_folder() / name / file[0]).exists() or any((place / one).exists() for place in places for one in file)
+        any((place / one).exists() for place in places for one in file)
+        or (cache is not None and os.path.exists(cache / name / file[0]))
         for file in SOURCES[name].files
     )
 
@@ -199,13 +202,6 @@ def make(name: str, arrays: Arrays) -> Dataset:
     return Dataset(name, train, test, arrays.classes, digest.hexdigest())
 
 
-def cache_folder() -> Path:
-    """Where downloads and decoded archives are kept: `$EQUIPOISE_CACHE`, or `equipoise` in the user's cache folder."""
-    if chosen := os.environ.get("EQUIPOISE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "equipoise"
-
-
 def _digits() -> Arrays:
     """The 1,797 digits of 8 x 8 pixels that come with scikit-learn; every fifth one, stratified, is for testing."""
     try:
@@ -233,12 +229,15 @@ def _locate(name: str, source: Source, file: tuple[str, ...], root: Path | None,
         import pooch
     except ImportError as error:
         raise EquipoiseError(f"{missing} and downloading needs pooch, which is not installed; {advice}.") from error
+    cache = cache_folder()
+    if cache is None:
+        raise EquipoiseError(
+            f"{missing}, and there is no home folder to download it to: set EQUIPOISE_CACHE to a folder, or {advice}."
+        )
     pooch.get_logger().setLevel("WARNING")
     try:
         return Path(
-            pooch.retrieve(
-                source.url + file[0], source.archives.get(file[0]), fname=file[0], path=cache_folder() / name
-            )
+            pooch.retrieve(source.url + file[0], source.archives.get(file[0]), fname=file[0], path=cache / name)
         )
     except (OSError, ValueError) as error:  # no network, no space, or a digest that does not match
         raise EquipoiseError(f"{missing} and could not be downloaded ({reason(error)}); {advice}.") from error
@@ -268,8 +267,11 @@ def _archive(path: Path) -> Arrays:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
-    cached = cache_folder() / f"images-1-{digest}.npz"
-    if cached.exists():
+    cache = cache_folder()
+    if cache is None:
+        return read_images(path)
+    cached = cache / f"images-1-{digest}.npz"
+    if os.path.exists(cached):  # unlike the path's own method also of a folder that is closed to us
         with contextlib.suppress(EquipoiseError):  # damaged: decode and write it again
             return read_npz(cached)
     arrays = read_images(path)

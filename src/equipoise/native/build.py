@@ -1,4 +1,7 @@
-"""The C files beside, compiled for this processor the first time they are needed, and kept in the cache folder."""
+"""The C files beside, compiled for this processor the first time they are needed, and kept in the cache folder.
+
+Where there is no cache folder, or one that cannot be used, every process compiles them for itself.
+"""
 
 import ctypes
 import hashlib
@@ -11,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -18,17 +22,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from equipoise.data import cache_folder
-from equipoise.errors import EquipoiseWarning, require
+from equipoise.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.files import cache_folder
 
 _OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
 
 
 def compiler() -> str | None:
-    """The C compiler: `$CC`, else `cc`. None without one, and where `EQUIPOISE_NATIVE=0` forbids it."""
-    chosen = os.environ.get("CC") or "cc"
-    there = os.environ.get("EQUIPOISE_NATIVE") != "0" and shutil.which(shlex.split(chosen)[0])
-    return chosen if there else None
+    """The C compiler: `$CC`, else `cc`. None without one, and where `EQUIPOISE_NATIVE=0` forbids it.
+
+    Raises `EquipoiseError` if `$CC` is not a command line.
+    """
+    chosen = os.environ.get("CC", "").strip() or "cc"
+    if os.environ.get("EQUIPOISE_NATIVE") == "0":
+        return None
+    try:
+        program = shlex.split(chosen)[0]
+    except ValueError as error:
+        raise EquipoiseError(f"CC={chosen} is not a command ({error}): expected a C compiler, such as gcc.") from error
+    return chosen if shutil.which(program) else None
 
 
 def library() -> ctypes.CDLL | None:
@@ -44,15 +56,13 @@ def _compiled(found: str) -> ctypes.CDLL | None:
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
     command = [*shlex.split(found), *_OPTIONS, native]
     about = [*command, _instructions(), repr(sorted(sources.items()))]
-    kept = cache_folder() / "native" / f"kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
+    name = f"kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
     try:
-        if not kept.exists():
-            _compile(command, sources, kept)
-        loaded = ctypes.CDLL(str(kept))
+        loaded = _kept(command, sources, name) or _for_now(command, sources, name)
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         warnings.warn(
-            f"{found} did not compile the kernels ({said.strip().splitlines()[0]}): PyTorch's are "
+            f"{found} did not compile the kernels ({said[0] if said else 'without a reason'}): PyTorch's are "
             "used, which are slower; EQUIPOISE_NATIVE=0 chooses that without a warning.",
             EquipoiseWarning,
             stacklevel=2,
@@ -60,6 +70,28 @@ def _compiled(found: str) -> ctypes.CDLL | None:
         return None
     loaded.tape.restype = ctypes.c_size_t
     return loaded
+
+
+def _kept(command: list[str], sources: dict[str, bytes], name: str) -> ctypes.CDLL | None:
+    """The kernels in the cache folder, compiled if they are not there whole; None where no program can be kept."""
+    cache = cache_folder()
+    if cache is None:
+        return None
+    kept = cache / "native" / name
+    with suppress(OSError):  # not there, or damaged
+        return ctypes.CDLL(str(kept))
+    try:
+        _compile(command, sources, kept)
+        return ctypes.CDLL(str(kept))
+    except (OSError, subprocess.CalledProcessError):  # a folder that cannot be written or is full, or holds no programs
+        return None
+
+
+def _for_now(command: list[str], sources: dict[str, bytes], name: str) -> ctypes.CDLL:
+    """The kernels compiled for this process alone; a loaded library outlives its file."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        _compile(command, sources, Path(scratch, name))
+        return ctypes.CDLL(str(Path(scratch, name)))
 
 
 def shared(rows: int, lanes: int, work: Callable[[int, int], int]) -> None:
@@ -99,6 +131,8 @@ def _compile(command: list[str], sources: dict[str, bytes], kept: Path) -> None:
 
 def _instructions() -> str:
     """What tells one processor from another for which a program may have been compiled, on a shared disk."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:  # another system
+        lines = []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

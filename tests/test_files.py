@@ -1,0 +1,64 @@
+"""Where files are kept between runs, and what is said where a place cannot be written."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from equipoise.data import available, load
+from equipoise.data.load import SOURCES, published
+from equipoise.errors import EquipoiseError
+from equipoise.files import advice, cache_folder, reason
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """No home folder, as for a user that the system does not know."""
+    for name in ("EQUIPOISE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+
+
+def test_the_folder_is_the_chosen_one_or_in_the_users_cache_or_none(homeless, monkeypatch):
+    assert cache_folder() is None
+    monkeypatch.setattr(os.path, "expanduser", lambda path: str(path).replace("~", "/home/me"))
+    assert cache_folder() == Path("/home/me/.cache/equipoise")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
+    assert cache_folder() == Path("/var/cache/me/equipoise")
+    monkeypatch.setenv("EQUIPOISE_CACHE", "/big/disk")
+    assert cache_folder() == Path("/big/disk")
+
+
+def test_without_a_home_datasets_on_disk_are_read_and_a_download_is_refused_with_a_remedy(homeless, tmp_path):
+    assert load("digits").classes[0] == "0"
+    assert not available("mnist", tmp_path)
+    with pytest.raises(EquipoiseError, match="no home folder to download it to: set EQUIPOISE_CACHE"):
+        published("mnist", SOURCES["mnist"], tmp_path)
+
+
+def test_finding_the_folder_needs_no_heavy_library():
+    code = "import sys; from equipoise.files import cache_folder; cache_folder(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "free some space or choose another place with --out"),
+        (errno.EDQUOT, "free some space or choose another place with --out"),
+        (errno.EROFS, "choose another place with --out"),
+        (errno.EACCES, "choose another place with --out"),
+    ],
+)
+def test_only_a_full_disk_is_to_be_emptied(number, said):
+    assert advice(OSError(number, os.strerror(number))) == said
+
+
+def test_the_reason_is_never_empty():
+    assert reason(OSError(errno.EROFS, "Read-only file system")) == "Read-only file system"
+    assert reason(OSError("odd")) == "odd"
+    assert reason(OSError()) == "OSError"
