@@ -1,6 +1,7 @@
 """Bounded layers against singular values of explicit matrices, and what DUE's extractors promise of distances."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -128,8 +129,9 @@ def test_in_eval_mode_nothing_changes():
     layer = bounded(nn.Linear(9, 9), 0.5)
     with torch.no_grad():
         layer.parametrizations["weight"].original.normal_()
+    layer.eval()
     state = {name: value.clone() for name, value in layer.state_dict().items()}
-    layer.eval()(torch.randn(3, 9))
+    layer(torch.randn(3, 9))
     assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
     layer.train()(torch.randn(3, 9))
     assert not torch.equal(parametrization(layer).u, state["parametrizations.weight.0.u"])
@@ -159,6 +161,30 @@ def test_the_gradient_sees_the_division_by_the_norm():
     original = layer.parametrizations["weight"].original
     assert float((original.grad * original.detach()).sum()) == pytest.approx(0, abs=1e-9)
     assert float(original.grad.norm()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_the_bound_holds_in_eval_mode_however_fast_the_weights_moved(kind):
+    if kind == "linear":
+        layer, shape = bounded(nn.Linear(64, 64), 0.95), (64,)
+    else:
+        layer, shape = bounded(nn.Conv2d(4, 4, 3, padding=1), 0.95, (6, 6)), (4, 6, 6)
+    net = nn.Sequential(layer, nn.ReLU())
+    optimizer = torch.optim.Adam(net.parameters(), 0.05)
+    for _ in range(10):
+        x = torch.randn(16, *shape)
+        optimizer.zero_grad()
+        (net(x) - 3 * x.flip(1)).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():  # a last step that no forward pass follows
+        layer.parametrizations["weight"].original.add_(torch.randn_like(layer.weight))
+    net.eval()
+    assert largest_singular_value(layer, shape) <= 0.95 * (1 + 1e-4)
+    copy = deepcopy(net).train()
+    with torch.no_grad():
+        copy[0].parametrizations["weight"].original.add_(torch.randn_like(copy[0].weight))
+    assert largest_singular_value(copy.eval()[0], shape) <= 0.95 * (1 + 1e-4), "of a copy too"
+    assert largest_singular_value(layer, shape) <= 0.95 * (1 + 1e-4), "whose original stays"
 
 
 def test_a_zero_weight_is_bounded_and_followed_when_it_grows():

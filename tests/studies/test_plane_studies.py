@@ -15,17 +15,18 @@ from equipoise.findings import Findings, Regions
 from equipoise.objectives import each
 from equipoise.predictive.deep_kernel_gp import KLToPrior
 from equipoise.studies import STUDIES, Options, due, plane
-from equipoise.studies.lms5 import shuffled
+from equipoise.studies.lms5 import PAPERS, shuffled
+from equipoise.studies.narrow_corridor import best_of_the_others
 from equipoise.studies.plane import Sizes, Training, agreement, attack, crossed, method, network, train
 from equipoise.studies.processes import run_all
 from equipoise.studies.toys import Toy, lms5, two_distance
 
 TINY = Sizes(points=40, widths=(8,), steps=6, batch_size=16)
 FIGURES = {
-    "narrow-corridor": {"decision-regions": 4, "radii": 6, "agreement": 1},
+    "narrow-corridor": {"decision-regions": 4, "best-eps": 4, "radii": 9, "agreement": 1},
     "lms5": {"decision-regions": 4, "other-eps": 3},
     "two-distance": {"perturbations": 8, "trades": 1},
-    "due": {"attacks": 2, "training": 3},
+    "due": {"attacks": 2, "training": 5},
 }
 
 
@@ -148,6 +149,42 @@ def test_shuffling_a_coordinate_leaves_the_other_and_every_label() -> None:
         assert torch.equal(mixed.x[:, 1 - place], split.x[:, 1 - place]) and torch.equal(mixed.y, split.y)
         assert torch.equal(mixed.x[:, place].sort().values, split.x[:, place].sort().values)
         assert (mixed.x[:, place] != split.x[:, place]).sum() > 150
+
+
+def test_lms5_trains_the_others_with_the_largest_eps_that_keeps_the_balls_apart() -> None:
+    """.15, half of the distance in Linf of points of two classes; not the .1 between either class and the line."""
+    toy, eps = lms5(), dict(PAPERS)
+    assert eps["PGD"] == eps["TRADES"] == pytest.approx(0.15) == toy.largest_eps("linf")
+    assert eps["UDP"] == pytest.approx(2 * eps["PGD"])
+    points, labels = toy.draw(4000, 0)
+    gaps = np.abs(points[labels == 0][:, None] - points[labels == 1][None]).max(-1)
+    assert 2 * eps["PGD"] - 1e-9 <= gaps.min() <= 2 * eps["PGD"] + 0.02
+
+
+def test_narrow_corridor_judges_a_radius_by_the_seeds_that_did_not_choose_it() -> None:
+    scores = np.array([[0.9, 0.1, 0.2], [0.5, 0.6, 0.5], [0.0, 0.7, 0.9]])
+    assert best_of_the_others(scores).tolist() == [2, 0, 1]
+    assert best_of_the_others(scores[:, :1]).tolist() == [0]
+
+
+def test_narrow_corridor_gives_udp_twice_the_eps_of_the_others() -> None:
+    found = STUDIES["narrow-corridor"].run(Options(quick=True, seeds=1), lambda *_: None)
+    names = [number.name for number in found.numbers]
+    for name, eps in (("PGD", 0.225), ("TRADES", 0.225), ("UDP", 0.45)):
+        assert f"agreement with the max-margin boundary, {name}, eps {eps:g}" in names
+        assert any(
+            other.startswith(f"agreement with the max-margin boundary, {name} at its best eps") for other in names
+        )
+        assert set(found.settings["best_eps"][name]) <= set(found.settings["radii"])
+
+
+def test_due_is_trained_with_smaller_steps_too() -> None:
+    found = STUDIES["due"].run(Options(quick=True, seeds=1), lambda *_: None)
+    for name in ("PGD", "UDP"):
+        assert any(f"trained by {name}-5, eps 1, steps of 0.02" in number.name for number in found.numbers)
+    assert pytest.approx(due.EPS) == due.SMALL_STEP * due.STEPS, "the ball is still reached"
+    (term,) = due.bound("UDP", two_distance(), 50, 7, due.SMALL_STEP).terms
+    assert isinstance(term.at, Ascent) and term.at.settings()["step_size"]["size"] == pytest.approx(0.02 / 6)
 
 
 def test_due_descends_the_evidence_bound() -> None:

@@ -8,20 +8,21 @@ its weight reshaped to a matrix is another number. `BoundedBatchNorm2d` bounds a
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 from equipoise.errors import EquipoiseError, require
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
 _VECTORS, _START_ITERATIONS = 8, 30  # of random weights σ is then 0.1 % too small at most
+_SETTLED, _MOST_ITERATIONS = 1e-6, 300  # relative change of σ that ends the iteration at the end of training
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class BoundedNorm(nn.Module):
     σ = uᵀ W v with the leading singular vectors u and v, which are constants of the gradient. They are found by power
     iteration of a few vectors at a time, kept orthogonal: many steps at the start, then one per forward pass in train
     mode, and none in eval mode. σ approaches the norm from below. (A single vector, once it has converged, needs
-    hundreds of steps to notice that training made another direction the largest.)
+    hundreds of steps to notice that training made another direction the largest.) While training, σ lags behind the
+    weights by a few percent; on leaving train mode it is iterated until it no longer changes, so that the bound holds
+    in eval mode.
     """
 
     u: Tensor
@@ -94,6 +97,17 @@ class BoundedNorm(nn.Module):
         self.register_buffer("u", torch.zeros_like(operator(weight, start)))
         for _ in range(_START_ITERATIONS):
             self._iterate(weight)
+
+    def settle(self, weight: Tensor) -> None:
+        """Iterate until σ no longer changes."""
+        full = weight.detach().to(self.v.dtype)
+        before = self.norm(full)
+        for _ in range(_MOST_ITERATIONS):
+            self._iterate(full)
+            now = self.norm(full)
+            if not now - before > _SETTLED * now:
+                return
+            before = now
 
     @torch.no_grad()
     def _iterate(self, weight: Tensor) -> None:
@@ -123,6 +137,19 @@ class BoundedNorm(nn.Module):
         return f"coefficient={self.coefficient:g}"
 
 
+class _SettledOnLeaving(ParametrizationList):
+    """The parametrizations of a bounded weight, settled whenever the layer leaves train mode."""
+
+    def train(self, mode: bool = True) -> "_SettledOnLeaving":
+        leaves = self.training and not mode
+        super().train(mode)
+        if leaves:
+            for one in self:
+                if isinstance(one, BoundedNorm):
+                    one.settle(cast(Tensor, self.original))
+        return self
+
+
 def _orthonormal(rows: Tensor) -> Tensor:
     """An orthonormal basis of a space that holds the rows, in the same shape."""
     return torch.linalg.qr(rows.flatten(1).T).Q.T.reshape(rows.shape)
@@ -142,6 +169,8 @@ def bounded(layer: Layer, coefficient: float, input_size: tuple[int, int] | None
         case _:
             raise EquipoiseError(f"the norm of a {type(layer).__name__} cannot be bounded: give a Linear or a Conv2d.")
     register_parametrization(layer, "weight", BoundedNorm(coefficient, layer.weight, operator))
+    # PyTorch offers no other place where both the weight and the change of mode are known.
+    cast(Any, layer).parametrizations["weight"].__class__ = _SettledOnLeaving
     return layer
 
 

@@ -45,6 +45,10 @@ from equipoise.terms import Method, as_method
 
 EPS, STEP_SIZE, STEPS = 1.0, 0.1, 50
 """The papers' (U App. D.5, D.6), in their units."""
+SMALL_STEP = 0.02
+"""A fifth of the papers' step size, with which the papers' number of steps still reaches eps. The controlled run: steps
+of the papers' size jump to and fro across the ridge of the entropy, so that training by UDP keeps points on the wrong
+side of it."""
 NAMES = ("clean", "PGD", "UDP")
 
 
@@ -56,6 +60,8 @@ class Case:
     """What its points are perturbed by, one of `NAMES`."""
     seed: int
     """Seed."""
+    step_size: float = STEP_SIZE
+    """Step size of the perturbations, in the papers' units."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,12 @@ def run(options: Options, tell: Tell) -> Findings:
         sizes, shape, rows, steps = replace(sizes, points=40, steps=8), Shape(8, 1, 5, 4), 24, 5
     seeds = seeds_of(options, 5, quick=1)
     cases = [Case(name, seed) for name in NAMES for seed in seeds]
+    cases += [Case(name, seed, SMALL_STEP) for name in NAMES[1:] for seed in seeds]
     told = share(tell, "Gaussian process", len(cases))
     weights = run_all(partial(_train, toy, sizes, shape, steps), cases, told, options.processes)
     trained = {case: _build(toy, sizes, shape, case) for case in cases}
     for case, found in zip(cases, weights, strict=True):
-        trained[case].module.load_state_dict(found)
+        trained[case].module.eval().load_state_dict(found)
     data = {seed: toy.dataset(sizes.points, 2, fold(seed, 0)) for seed in seeds}
     moved = {
         (name, s): perturb(attack(name, toy, EPS, STEP_SIZE, steps), trained[Case("clean", s)], toy, data[s].train, s)
@@ -106,13 +113,16 @@ def run(options: Options, tell: Tell) -> Findings:
                 percent=True,
             ),
         ]
-    for name, says in (("clean", ""), ("PGD", "is not able to classify the dataset (U Fig 11)"),
-                       ("UDP", "classifies the dataset correctly (U Fig 11)")):  # fmt: skip
-        of = [(trained[Case(name, seed)], data[seed].train) for seed in seeds]
-        called = "trained on clean points" if name == "clean" else f"trained by {name}-{steps}, eps {EPS:g}"
+    says = {
+        "PGD": "is not able to classify the dataset (U Fig 11)",
+        "UDP": "classifies the dataset correctly (U Fig 11)",
+    }
+    for name, size in _TRAININGS:
+        of = [(trained[Case(name, seed, size)], data[seed].train) for seed in seeds]
+        called = "trained on clean points" if name == "clean" else f"trained by {_called(name, size, steps)}"
         numbers += [
-            Number(f"accuracy on the training points, {called}", [accuracy(m, s) for m, s in of], paper=says,
-                   percent=True),
+            Number(f"accuracy on the training points, {called}", [accuracy(m, s) for m, s in of],
+                   paper=says.get(name, "") if size == STEP_SIZE else "", percent=True),
             Number(f"agreement with the max-margin boundary, {called}", [agreement(m, toy, 100) for m, _ in of],
                    percent=True),
         ]  # fmt: skip
@@ -128,23 +138,31 @@ def run(options: Options, tell: Tell) -> Findings:
         ),
         Picture(
             "training",
-            "Decision regions after training on clean points, by PGD, and by UDP (U Fig 11; T Fig 6).",
-            [regions(name if name == "clean" else f"trained by {name}-{steps}", trained[Case(name, first)], toy, rows,
-                     data[first].train) for name in NAMES],
-            3,
+            "Decision regions after training on clean points, by PGD, and by UDP (U Fig 11; T Fig 6), and with smaller "
+            "steps.",
+            [regions(name if name == "clean" else f"{name}-{steps}, steps of {size:g}",
+                     trained[Case(name, first, size)], toy, rows, data[first].train) for name, size in _TRAININGS],
+            5,
         ),
     ]  # fmt: skip
     settings: dict[str, Any] = {
         **sizes.settings(), "widths": None, "features": shape.features, "depth": shape.depth,
         "inducing": shape.inducing, "samples": shape.samples, "eps": EPS, "step_size": STEP_SIZE,
-        "perturbation_steps": steps, "seeds": seeds, "toy": toy.name,
+        "small_step_size": SMALL_STEP, "perturbation_steps": steps, "seeds": seeds, "toy": toy.name,
     }  # fmt: skip
     return Findings(numbers, pictures, settings, _verdict(numbers))
 
 
-def bound(name: str, toy: Toy, n: int, steps: int) -> Method:
+_TRAININGS = (*((name, STEP_SIZE) for name in NAMES), *((name, SMALL_STEP) for name in NAMES[1:]))
+
+
+def _called(name: str, step_size: float, steps: int) -> str:
+    return f"{name}-{steps}, eps {EPS:g}, steps of {step_size:g}"
+
+
+def bound(name: str, toy: Toy, n: int, steps: int, step_size: float = STEP_SIZE) -> Method:
     """The negative evidence lower bound at the points of PGD or UDP, or at the clean ones."""
-    length = {"eps": EPS / toy.scale, "step_size": STEP_SIZE / toy.scale, "steps": steps, "box": EVERYWHERE}
+    length = {"eps": EPS / toy.scale, "step_size": step_size / toy.scale, "steps": steps, "box": EVERYWHERE}
     loss = each(cross_entropy)
     match name:
         case "PGD":
@@ -168,8 +186,8 @@ def _build(toy: Toy, sizes: Sizes, shape: Shape, case: Case) -> DeepKernelGP:
 def _train(toy: Toy, sizes: Sizes, shape: Shape, steps: int, case: Case) -> dict[str, torch.Tensor]:
     """The trained weights: bounded layers travel between processes in no other form."""
     data, model = toy.dataset(sizes.points, 2, fold(case.seed, 0)), _build(toy, sizes, shape, case)
-    run_through(bound(case.name, toy, len(data.train), steps), model, data, sizes, case.seed)
-    return model.module.state_dict()
+    run_through(bound(case.name, toy, len(data.train), steps, case.step_size), model, data, sizes, case.seed)
+    return model.module.eval().state_dict()
 
 
 def _attacks(toy: Toy, rows: int, model: DeepKernelGP, split: Any, pgd: np.ndarray, udp: np.ndarray) -> list[Regions]:
@@ -186,8 +204,9 @@ def _attacks(toy: Toy, rows: int, model: DeepKernelGP, split: Any, pgd: np.ndarr
 
 
 def _verdict(numbers: list[Number]) -> str:
-    pgd, udp, clean, by_pgd, by_udp = (numbers[i].mean for i in (0, 2, 4, 6, 8))
+    pgd, udp, clean, by_pgd, by_udp, small_pgd, small_udp = (numbers[i].mean for i in (0, 2, 4, 6, 8, 10, 12))
     return (
         f"PGD moves {pgd:.0%} of the points across the boundary of the deep-kernel GP, UDP {udp:.0%}. Accuracy on the "
-        f"training points: {clean:.1%} trained on clean ones, {by_pgd:.1%} by PGD, {by_udp:.1%} by UDP."
+        f"training points: {clean:.1%} trained on clean ones, {by_pgd:.1%} by PGD, {by_udp:.1%} by UDP; with steps of "
+        f"{SMALL_STEP:g} {small_pgd:.1%} by PGD, {small_udp:.1%} by UDP."
     )

@@ -29,8 +29,10 @@ from equipoise.studies.plane import (
 from equipoise.studies.processes import run_all, share
 from equipoise.studies.toys import Toy, lms5
 
-MARGIN, LARGE = 0.1, 0.3
-"""The largest eps for which the balls of different classes do not meet, and a large one."""
+MARGIN = round(lms5().largest_eps("linf"), 9)
+"""The largest eps for which the balls of different classes do not meet: half of the Linf gap between the supports."""
+LARGE = 2 * MARGIN
+"""A large eps, for which they do."""
 PAPERS = (("standard", 0.0), ("PGD", MARGIN), ("TRADES", MARGIN), ("UDP", LARGE))
 OTHERS = (("UDP", MARGIN), ("PGD", LARGE), ("TRADES", LARGE))
 """Methods with the eps that the papers compare, and each with the other's."""
@@ -102,7 +104,8 @@ def run(options: Options, tell: Tell) -> Findings:
     ]
     settings = {
         **sizes.settings(), "seeds": seeds, "step_size": STEP_SIZE, "perturbation_steps": STEPS,
-        "gap": toy.narrow_gap(), "gap_linf": toy.narrow_gap("linf"), "test_points": tests,
+        "gap": toy.narrow_gap(), "gap_linf": toy.narrow_gap("linf"), "largest_eps": toy.largest_eps("linf"),
+        "test_points": tests,
         "trades": "weight 1, soft cross-entropy (U Eq. TRADES)",
     }  # fmt: skip
     return Findings(numbers, pictures, settings, _verdict(numbers))

@@ -84,6 +84,12 @@ class Toy:
         """The largest distance between a part of class 0 and class 1."""
         return float(self.gaps(norm).max())
 
+    def largest_eps(self, norm: str = "linf") -> float:
+        """The largest eps for which no ball around a point of one class meets the interior of a ball around a point of
+        the other (U's AT-Asm): half of the smallest distance between the supports.
+        """
+        return self.narrow_gap(norm) / 2
+
     def draw(self, n: int, seed: int) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
         """`n` points, uniform on the supports, half of them of each class (the first class first)."""
         generator = np.random.default_rng(abs(seed))
@@ -133,7 +139,8 @@ def lms5(margin: float = 0.1, gap: float = 0.3, height: float = 1.5) -> Toy:
     LMS-5; U, Sec. 3, Fig. 7): the line is `margin` away from either class, the slabs are `gap` apart.
 
     Given the class the two coordinates are independent, so that either alone tells the classes apart, and the
-    max-margin boundary uses both.
+    max-margin boundary uses both. In Linf the classes are the larger of `2 margin` and `gap` apart, since points on
+    either side of the line lie in different slabs.
     """
     width = (2 * height - 4 * gap) / 5
     slabs = [(-height + k * (width + gap), -height + k * (width + gap) + width) for k in range(5)]
