@@ -10,9 +10,10 @@ from torch import nn
 
 from equipoise import attacks
 from equipoise.attacks import cw, pgd, targeted, udp, uta
-from equipoise.errors import EquipoiseError, EquipoiseWarning, require, unknown
+from equipoise.errors import EquipoiseError, EquipoiseWarning, NoGradient, require, unknown
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import dlr
+from equipoise.objectives import cross_entropy, dlr
+from equipoise.perturbed import value_and_gradient
 from equipoise.predictive import Single
 
 ATTACK = pgd(0.1, 0.02, 2)
@@ -141,6 +142,83 @@ def test_refuses_a_model_whose_gradient_is_off():
 
     with pytest.raises(EquipoiseError, match=r"has no gradient: it detaches its input or computes under no_grad"):
         ATTACK(NoGrad(), X, Y % 2)
+
+
+class OwnOperation(torch.autograd.Function):
+    """Twice its input, without a derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+
+WITHOUT_GRAPH = {
+    "detached": lambda z: z.detach(),
+    "through numpy": lambda z: torch.from_numpy(z.numpy().copy()),
+    "through a list": lambda z: torch.tensor(z.tolist()),
+    "through dlpack": lambda z: torch.from_dlpack(z).clone(),
+    "an output argument": lambda z: torch.add(z, 1, out=torch.empty_like(z, requires_grad=False)),
+    "an operation without a derivative": OwnOperation.apply,
+    "a class": lambda z: 5.0 * torch.nn.functional.one_hot(z.argmax(1), 3),
+}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("name", WITHOUT_GRAPH)
+def test_a_missing_graph_is_named(name, trained):
+    """Also where parameters behind it still have one."""
+    layers = [Returns(WITHOUT_GRAPH[name]), nn.Linear(3, 3)] if trained else [Returns(WITHOUT_GRAPH[name])]
+    with pytest.raises(NoGradient, match=r"output has no gradient: .* \(square, random-search\)"):
+        ATTACK(nn.Sequential(*layers), X, Y)
+    predict = Single(nn.Sequential(*layers)).draw()
+    with pytest.raises(NoGradient, match=r"output has no gradient"):
+        value_and_gradient(cross_entropy, predict, X, labels=Y)
+
+
+class Crash(torch.autograd.Function):
+    """The identity, whose derivative cannot be computed just now."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError("cudnn RNN backward can only be called in training mode")
+
+
+def with_a_bug(x):
+    return x @ torch.ones(7, 3) if x.requires_grad else x
+
+
+def out_of_memory(x):
+    if x.requires_grad:
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate 20.00 GiB.")
+    return x
+
+
+CRASHES = {
+    "a backward that refuses eval mode": (Crash.apply, r"cudnn RNN backward can only be called in training mode"),
+    "a bug": (with_a_bug, r"mat1 and mat2 shapes cannot be multiplied"),
+    "no memory": (out_of_memory, r"Tried to allocate"),
+}
+
+
+@pytest.mark.parametrize("name", CRASHES)
+def test_a_crash_is_raised_as_it_is(name):
+    function, message = CRASHES[name]
+    with pytest.raises(RuntimeError, match=message):
+        ATTACK(Returns(function), X, Y)
+
+
+def test_a_first_layer_may_work_in_place():
+    """And images may be made under inference mode: both give the same as their copies."""
+    model, by_copy = (nn.Sequential(nn.ReLU(inplace=yes), net()) for yes in (True, False))
+    expected = ATTACK(by_copy, X, Y)
+    with torch.inference_mode():
+        inferred = X.clone()
+    for found in (ATTACK(model, X, Y), ATTACK(model, inferred, Y)):
+        assert torch.equal(found.x, expected.x) and torch.equal(found.success, expected.success)
 
 
 def test_refuses_pairings():

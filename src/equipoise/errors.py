@@ -8,6 +8,10 @@ class EquipoiseError(ValueError):
     """Input that cannot be used. The message is one sentence for the user; the command line prints it, exit code 2."""
 
 
+class NoGradient(EquipoiseError):
+    """The graph of a model's output does not reach its input, so that there is no gradient to follow."""
+
+
 class EquipoiseWarning(UserWarning):
     """Something works but is probably not what was meant."""
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from equipoise.convolution import FastInputGradients
-from equipoise.errors import require
+from equipoise.errors import NoGradient, require
 from equipoise.geometry import Ball
 from equipoise.native import shortcut
 from equipoise.objectives import Objective
@@ -249,6 +249,9 @@ def value_and_gradient(
 ) -> tuple[PerSample, Points, Prediction]:
     """The objective at `point`, its gradient with respect to `point` alone, and the prediction there; `at_once` samples
     at a time, by default `AT_ONCE` on a CPU and all of them elsewhere (0: all).
+
+    Raises `NoGradient` if the graph does not reach the point. Every other error of the model is raised as it is: it may
+    be a fault of the model or of the machine, and says nothing about gradients.
     """
     if at_once is None:
         at_once = AT_ONCE if point.device.type == "cpu" else 0
@@ -262,15 +265,40 @@ def value_and_gradient(
             strict=True,
         )
         return torch.cat(values), torch.cat(gradients), Prediction(torch.cat([h.logits for h in heres], 1))
-    with torch.enable_grad():
-        point = point.detach().requires_grad_()
-        here = predict(point)
+    with torch.enable_grad(), _no_gradient_named():
+        # Tensors made under inference mode cannot require gradients, their copies can. The model gets a copy that is no
+        # leaf, because its first layer may work in place.
+        leaf = (point.clone() if point.is_inference() else point.detach()).requires_grad_()
+        here = predict(leaf.clone())
         value = objective(here, clean, labels, target)
-        require(
-            value.requires_grad, "the model's output has no gradient: it detaches its input or computes under no_grad."
-        )
-        (gradient,) = torch.autograd.grad(value.sum(), point)
+        gradient = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+    if gradient is None:
+        raise NoGradient(_WITHOUT_GRADIENT)
     return value.detach(), gradient, here.detach()
+
+
+_WITHOUT_GRADIENT = (
+    "the model's output has no gradient: it detaches its input or computes under no_grad. Attack it without gradients "
+    "(square, random-search), or give that part a differentiable stand-in in its backward pass (BPDA)."
+)
+_REFUSALS = (
+    "Can't call numpy() on Tensor that requires grad",
+    "Can't export tensors that require gradient",
+    "don't support automatic differentiation",
+    "You must implement either the backward or vjp method",
+)
+"""What PyTorch says where a computation leaves its graph, instead of leaving it in silence."""
+
+
+@contextmanager
+def _no_gradient_named() -> Iterator[None]:
+    """Turn PyTorch's refusals to differentiate into `NoGradient`; let every other error pass."""
+    try:
+        yield
+    except (RuntimeError, BufferError) as error:
+        if not any(words in str(error) for words in _REFUSALS):
+            raise
+        raise NoGradient(f"{_WITHOUT_GRADIENT} PyTorch says: {str(error).splitlines()[0]}") from error
 
 
 def likely_classes(clean: Prediction, y: Labels, count: int) -> Int[Tensor, "batch targets"]:
