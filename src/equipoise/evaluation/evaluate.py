@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +20,8 @@ from equipoise.evaluation.verify import predict, verify_outcome
 from equipoise.geometry import Ball, Box
 from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, check_index, check_input, check_labels
 from equipoise.predictive import as_predictive, couples_samples, first_look, seeded, standing
+from equipoise.progress import kept as kept_before
+from equipoise.progress import listening
 from equipoise.proportions import mcnemar
 from equipoise.records import AttackResult, CorruptionResult
 from equipoise.rng import Streams, fold
@@ -29,7 +33,8 @@ _SHARE = 0.01  # share of gradients that is worth a warning
 _LEVEL = 0.05  # of the paired tests between attacks
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and how many of how many samples are done, over all attacks."""
+"""Called with what is being done, and how many of how many samples are done, over all attacks: after every attack, and
+at every step within one, where a share of the attack counts as that share of its samples, rounded down."""
 
 
 Batch = Sequence[Tensor]
@@ -200,11 +205,20 @@ def _evaluated(
     points = []
     for name, attack in attacks:
         attack, notes = fitted(name, attack, classes)
-        result, kept = _run(name, attack, notes, predictive, x, y, clean, index, seed, images)
+        where = f"{name} {attack.geometry.norm} {attack.geometry.eps:g}"
+        with _heard(progress, where, done, len(x), total):
+            result, kept = _run(name, attack, notes, predictive, x, y, clean, index, seed, images)
         found.append(result)
         points.append(kept)
-        report(f"{name} {attack.geometry.norm} {attack.geometry.eps:g}", len(x))
+        report(where, len(x))
     return Block(found, points)
+
+
+def _heard(progress: Progress | None, where: str, before: int, n: int, total: int) -> AbstractContextManager[None]:
+    """Hand on what one attack on `n` samples reports, `before` samples being done already."""
+    if progress is None:
+        return nullcontext()
+    return listening(lambda done, of, what: progress(f"{where}: {what}", before + n * done // of, total))
 
 
 def _run(
@@ -231,7 +245,8 @@ def _run(
     rows = correct.nonzero()[:, 0]
     kept = {"rows": np.zeros(0, np.int64), "x": x[:0].cpu().numpy()}
     if len(rows):
-        found = attack(model, x[rows], y[rows], seed=seed, index=index[rows], batch_size=len(x))
+        search = partial(attack, model, x[rows], y[rows], seed=seed, index=index[rows], batch_size=len(x))
+        found = kept_before(name, search)
         streams = Streams.of(seed, index[rows]).fold(MODEL_STREAM)
         checked = verify_outcome(model, x[rows], found.x, y[rows], attack.geometry, streams)
         correct[rows] = ~checked.success
