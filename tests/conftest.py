@@ -1,7 +1,11 @@
-"""Settings of every test: one thread, property tests that repeat, and which tests check annotations."""
+"""Settings of every test: one thread, property tests that repeat, annotation checks, and which tests may be skipped."""
 
+import os
 import signal
 from collections.abc import Generator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -14,15 +18,41 @@ settings.load_profile("repeatable")
 # A shell that puts a job in the background has it ignore Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+EXPECTED_SKIPS = [
+    line.split()[0]
+    for line in (Path(__file__).parent / "expected_skips.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Check annotations, except where a test is about what users get, who run without the check: one named "refus...",
-    or marked `unchecked` because it runs whole attacks whose parts are checked elsewhere.
-    """
-    unchecked = "refus" in item.name.partition("[")[0] or item.get_closest_marker("unchecked") is not None
-    jaxtyping.config.update("jaxtyping_disable", unchecked)
+    """Check annotations, except in tests marked `unchecked`."""
+    jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("unchecked") is not None)
     return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that is skipped although `expected_skips.txt` does not list it."""
+    return failed_if_unexpectedly_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Fail a file that is skipped as a whole although `expected_skips.txt` does not list it."""
+    return failed_if_unexpectedly_skipped((yield))
+
+
+def failed_if_unexpectedly_skipped(report: Any) -> Any:
+    """Turn an unexpected skip into a failure. Only under continuous integration, where everything is installed."""
+    skipped = report.skipped and not hasattr(report, "wasxfail")
+    expected = any(fnmatchcase(report.nodeid, pattern) for pattern in EXPECTED_SKIPS)
+    if skipped and not expected and os.environ.get("CI") == "true":
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} was not run ({reason}), and tests/expected_skips.txt does not list it."
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -147,6 +147,7 @@ def test_targeted_forms_reach_their_class(rule, trained):
     assert found.success.double().mean() > 0.5 and (found.prediction[found.success] != y[found.success]).all()
 
 
+@pytest.mark.unchecked
 def test_refuses_unknown_names_and_options():
     with pytest.raises(EquipoiseError, match=r"unknown attack 'pdg': did you mean 'pgd'\?"):
         named("pdg", 0.1)

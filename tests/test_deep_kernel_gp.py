@@ -324,6 +324,7 @@ def test_importing_needs_no_gpytorch_and_building_refuses_without():
     assert said == "a deep-kernel GP needs gpytorch: pip install 'equipoise[gp]'.\n"
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     "make, message",
     [

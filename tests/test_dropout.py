@@ -256,6 +256,7 @@ class Transposed(nn.Module):
         return self.drop(x.T).T
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("make", "message"),
     [

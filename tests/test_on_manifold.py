@@ -250,6 +250,7 @@ def test_evaluating_on_a_manifold_is_refused():
         evaluate(build("mlp", (1, 8, 8), 3), X.float(), Y, [("on", attack)])
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -141,6 +141,7 @@ def test_seeded_puts_the_global_state_back():
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
+@pytest.mark.unchecked
 def test_refuses_what_is_no_model():
     for thing in (lambda x: x, "resnet18", None):
         with pytest.raises(EquipoiseError, match=r"is not a model: expected a torch.nn.Module that returns logits"):

@@ -182,6 +182,7 @@ def test_after_a_gradient_attack_it_finds_what_that_one_missed():
     assert abs(found.iteration.double().mean() - 2) < 0.8
 
 
+@pytest.mark.unchecked
 def test_refuses():
     net, x, y = first_axis(0.1), torch.full((4, FEATURES), 0.5), torch.zeros(4, dtype=torch.int64)
     for options, message in (

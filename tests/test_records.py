@@ -118,6 +118,7 @@ def test_evaluations_carry_their_figures():
     assert entry["interval"] == list(wilson(2, 3))
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("content", "message"),
     [

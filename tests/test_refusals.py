@@ -61,6 +61,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("case", INPUTS)
 def test_refuses_input(case):
     x, message = INPUTS[case]
@@ -82,6 +83,7 @@ LABELS = {
 }
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("case", LABELS)
 def test_refuses_labels(case):
     y, message = LABELS[case]
@@ -127,6 +129,7 @@ MODELS = {
 }
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("case", MODELS)
 def test_refuses_models(case):
     model, message = MODELS[case]
@@ -221,6 +224,7 @@ def test_a_first_layer_may_work_in_place():
         assert torch.equal(found.x, expected.x) and torch.equal(found.success, expected.success)
 
 
+@pytest.mark.unchecked
 def test_refuses_pairings():
     climb_dlr = replace(ATTACK, objective=dlr)
     for attack, arguments, message in (
@@ -323,6 +327,7 @@ def test_refuses_a_scripted_model():
         attacks.pgd(0.1)(torch.jit.trace(nn.Linear(4, 3), torch.rand(1, 4)), torch.rand(2, 4), torch.tensor([0, 1]))
 
 
+@pytest.mark.unchecked
 def test_refuses_eps_in_words():
     with pytest.raises(EquipoiseError, match="eps = '8/255' is a str"):
         attacks.pgd("8/255", step_size=0.1)

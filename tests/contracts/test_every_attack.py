@@ -1,12 +1,15 @@
 """What every attack must satisfy. A new named attack needs no line here; one with options of its own adds a row."""
 
 import copy
+import inspect
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from equipoise import attacks
 from equipoise.ascent import Ascent
 from equipoise.attacks import (
     ATTACKS,
@@ -15,14 +18,20 @@ from equipoise.attacks import (
     adaptive,
     apgd,
     apgd_t,
+    autoattack,
     bg,
+    cascade,
+    cw_k,
     deepfool,
     fab,
+    fgsm_k,
     fmn,
+    margin_attack,
     minimal_l2,
     nearest,
     pgd,
     pgd_k,
+    pgd_l2,
     random_search,
     square,
     targeted,
@@ -67,23 +76,41 @@ ROWS = {
     "transfer": lambda norm: transfer(Proxy(), pgd(EPS[norm], steps=4, norm=norm), "a plane"),
     "transferred chain": lambda norm: transfer(Proxy(), ROWS["chain"](norm), "a plane"),
     "chain": lambda norm: Chain(tuple((n, ROWS[n](norm)) for n in ("apgd", "fab-t", "square"))),
+    "fgsm_k": lambda norm: fgsm_k(20, norm=norm),
+    "cw_k": lambda norm: cw_k(4, 20, norm=norm),
+    "pgd_l2": lambda norm: pgd_l2(4, 0.3),
+    "margin_attack": lambda norm: margin_attack(norm, radii=(EPS[norm],), steps=5, halvings=9, looks=4),
+    "autoattack": lambda norm: autoattack(EPS[norm], norm),
+    "cascade": lambda norm: cascade(EPS[norm], norm),
     "train mode": lambda norm: pgd(EPS[norm], steps=4, norm=norm, mode="train"),
 }
 EPS = {"linf": 0.08, "l2": 0.3, "l1": 1.0}
+
+
+ONE_NORM = {"minimal_l2": "l2", "pgd_l2": "l2", "autoattack": "linf", "cascade": "linf"}
+"""Rows that exist in one norm, or whose budget is long and whose parts have rows of their own."""
+EVERY = [(name, norm) for name in ROWS for norm in EPS if ONE_NORM.get(name, norm) == norm]
+
+
+def made(name: str, norm: str) -> Attack:
+    return ROWS[name](norm)
 
 
 def in_train_mode(attack: Attack) -> bool:
     return isinstance(attack, Ascent) and attack.mode == "train"
 
 
-@pytest.fixture(params=ROWS)
-def row(request):
-    return request.param
+def climbs(attack: Attack) -> bool:
+    """Whether the attack climbs an objective of its own from the clean prediction, label and point alone."""
+    if not isinstance(attack, Ascent) or attack.target is not None or attack.mode == "train":
+        return False
+    return not attack.objective.needs_clean
 
 
-@pytest.fixture(params=EPS)
-def attack(request, row) -> Attack:
-    return ROWS[row](request.param)
+def rows(applies: Callable[[Attack], bool] = lambda attack: True) -> pytest.MarkDecorator:
+    """Parametrise by every attack to which a test applies, so that a row that tests nothing is no row."""
+    chosen = [(name, norm) for name, norm in EVERY if applies(made(name, norm))]
+    return pytest.mark.parametrize("attack", [made(*row) for row in chosen], ids=["-".join(row) for row in chosen])
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +124,15 @@ def case() -> tuple[nn.Module, Tensor, Tensor]:
     return net, x, net(x).argmax(1)
 
 
+def test_every_public_attack_has_a_row():
+    """Every function of `equipoise.attacks` that makes an attack from numbers."""
+    helpers = {"fitted", "named", "share_won"}
+    public = {name for name in attacks.__all__ if inspect.isfunction(getattr(attacks, name))}
+    rows = {*ROWS, *(name.replace("-", "_") for name in ROWS)} | {"targeted", "fab"}
+    assert public - helpers <= rows
+
+
+@rows()
 def test_what_it_returns(attack, case):
     net, x, y = case
     net.eval()
@@ -118,19 +154,17 @@ def test_what_it_returns(attack, case):
     assert found.nan_gradients.tolist() == [0] * 16
 
 
+@rows(climbs)
 def test_it_climbs(attack, case):
     """On average the objective is higher where it ends than where the sample lay."""
     net, x, y = case
-    if not isinstance(attack, Ascent) or attack.target is not None:
-        return
-    if attack.objective.needs_clean or attack.mode == "train":
-        return
     found = attack(net, x, y)
     with torch.no_grad():
         there, here = (attack.objective(Prediction(net(p)[None]), None, y).mean() for p in (found.x, x))
     assert there > here
 
 
+@rows()
 def test_the_seed_decides(attack, case):
     net, x, y = case
     state = net.state_dict()
@@ -145,10 +179,9 @@ def test_the_seed_decides(attack, case):
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
+@rows(lambda attack: not in_train_mode(attack))
 def test_a_single_sample(attack, case):
     net, x, y = case
-    if in_train_mode(attack):
-        return
     exact = getattr(attack, "precision", "32") == "32"
     if exact:
         net, x = copy.deepcopy(net).double(), x.double()
@@ -156,6 +189,7 @@ def test_a_single_sample(attack, case):
     assert torch.allclose(one.x, attack(net, x, y, seed=3).x[5:6], atol=1e-9 if exact else 0.2)
 
 
+@rows()
 def test_it_describes_itself(attack):
     json.dumps(attack.settings())
     assert hash(attack) == hash(attack)

@@ -371,6 +371,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("case", REFUSED)
 def test_refuses_what_cannot_be_corrupted(case):
     images, name, message = REFUSED[case]
@@ -378,6 +379,7 @@ def test_refuses_what_cannot_be_corrupted(case):
         corrupt(images, name)
 
 
+@pytest.mark.unchecked
 def test_refuses_a_wrong_index_and_names_that_are_none():
     with pytest.raises(EquipoiseError, match=r"index must be a tensor of 6 integers, one per image"):
         corrupt(X, "fog", index=torch.arange(5))

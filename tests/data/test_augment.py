@@ -76,6 +76,7 @@ def test_it_leaves_its_input_and_the_global_generator_alone() -> None:
     assert x.equal(copy) and state.equal(torch.get_rng_state())
 
 
+@pytest.mark.unchecked
 def test_refusals() -> None:
     streams = Streams.of(0, torch.arange(4))
     with pytest.raises(EquipoiseError, match="pad = -1; expected a number of pixels"):

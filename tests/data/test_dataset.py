@@ -25,6 +25,7 @@ def dataset(train: Split, test: Split, classes: int = 3) -> Dataset:
 GOOD_X, GOOD_Y = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2])
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [

@@ -249,6 +249,7 @@ def test_the_interval_of_spearman_covers():
     assert 0.92 <= hits / 400 <= 0.98
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -125,6 +125,7 @@ def test_what_is_seen_counts_and_uses_up_no_level():
     assert [s.raised for s in decided([signs[1], signs[2]], 0.05)] == [True, True]
 
 
+@pytest.mark.unchecked
 def test_signs_that_cannot_be_made_are_refused():
     with pytest.raises(EquipoiseError, match=r"outcomes of 3 and of 4 samples cannot be paired"):
         gained("x", ("a", outcomes(3)), ("b", outcomes(4)), "R")

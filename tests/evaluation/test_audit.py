@@ -216,6 +216,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_refuses_damaged_records_by_a_sentence(damage, honest, tmp_path):
     change, message = DAMAGES[damage]

@@ -78,6 +78,7 @@ def test_an_attack_that_needs_more_classes_falls_back_by_name():
     ]
 
 
+@pytest.mark.unchecked
 def test_refuses_indices_that_do_not_fit():
     net, x, y = data(3)
     attacks = suite(["pgd3"], [0.1])

@@ -169,6 +169,7 @@ def test_refuses_published_images_of_another_test_set():
         assess(model(), replace(everything, test=other), [], target="m", corruptions=given)
 
 
+@pytest.mark.unchecked
 def test_refuses_what_is_no_image_and_damaged_records(tmp_path):
     x, y = torch.rand(9, 4), torch.arange(9) % 3
     features = Dataset("features", Split(x, y), Split(x, y), ("a", "b", "c"), "0" * 64)

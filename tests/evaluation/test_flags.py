@@ -334,6 +334,7 @@ def test_only_the_first_samples_are_looked_at(mlp):
     assert sum(sizes) > 500 and max(sizes) <= 256
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -277,6 +277,7 @@ def test_batches_that_arrive_one_by_one():
         assert replace(a, seconds=0) == replace(b, seconds=0)
 
 
+@pytest.mark.unchecked
 def test_refuses_batches_that_are_none():
     net, data = problem()
     with pytest.raises(EquipoiseError, match=r"there is no batch to evaluate on: the loader is empty"):
@@ -322,6 +323,7 @@ def test_fewer_classes_are_said_in_the_record():
     )
 
 
+@pytest.mark.unchecked
 def test_refuses_chains_that_make_no_sense():
     with pytest.raises(EquipoiseError, match=r"a chain of no attacks proves nothing"):
         Chain(())

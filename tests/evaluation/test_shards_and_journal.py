@@ -170,6 +170,7 @@ def _provenance(**values):
     return lambda r: replace(r, provenance=replace(r.provenance, **values))
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -214,6 +214,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(("call", "message"), REFUSED)
 def test_what_is_refused(call, message):
     with pytest.raises(EquipoiseError, match=message):

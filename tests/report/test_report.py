@@ -419,6 +419,7 @@ def spoil(kind: str, run: Path) -> list[Path]:
     return [run]
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -680,6 +681,7 @@ def test_any_text_of_flags_and_parts_is_escaped_not_refused(evaluation, tmp_path
     assert evil in next(page.all("table", class_="stages")).text
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

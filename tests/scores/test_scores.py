@@ -357,6 +357,7 @@ def test_r2_on_the_manifold_falls_with_the_margin():
 # Refusals
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("make", "message"),
     [

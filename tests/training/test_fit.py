@@ -484,6 +484,7 @@ def test_refuses_a_network_that_does_not_fit() -> None:
         fit(methods.standard(), nn.Sequential(mlp(), nn.Softmax(1)), blobs(), FAST)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("field", "message"),
     [
