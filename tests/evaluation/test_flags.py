@@ -325,13 +325,123 @@ def test_the_model_stays_as_it_was():
     assert probe(model, X[TEST], Y[TEST]) == first, "the same seed gives the same figures"
 
 
-def test_only_the_first_samples_are_looked_at(mlp):
-    sizes = []
-    model = nn.Sequential(Function(lambda x: (sizes.append(len(x)), x)[1]), mlp)
-    probe(model, X[TEST], Y[TEST], samples=16)
-    assert max(sizes) == 16
-    probe(model, X[TEST], Y[TEST], samples=16, reported=0.9)
-    assert sum(sizes) > 500 and max(sizes) <= 256
+def test_only_some_samples_are_looked_at_closely(mlp):
+    """All samples are predicted once, to count logits that are not finite; gradients are taken at a few."""
+    plain, with_gradient = [], []
+
+    def note(x: Tensor) -> Tensor:
+        (with_gradient if x.requires_grad else plain).append(len(x))
+        return x
+
+    probe(nn.Sequential(Function(note), mlp), X[TEST], Y[TEST], samples=16)
+    assert max(with_gradient) == 16 and max(plain) <= 256 and plain.count(244) == 1
+
+
+def test_the_samples_come_from_all_of_the_data(mlp):
+    """Of data in the order of their classes, not the first class alone."""
+    order = Y[TEST].argsort(stable=True)
+    dead = Function(lambda z: torch.where(z.argmax(1, keepdim=True) == 0, z.detach(), z))
+    for rows in (order, order.flip(0)):
+        (flag,) = probe(nn.Sequential(mlp, dead), X[TEST][rows], Y[TEST][rows])
+        zero = int(re.findall(r"exactly 0 on (\d+)", flag.figure)[0])
+        assert flag.name == "vanishing gradients" and 3 <= zero <= 10
+
+
+ABSENT = {
+    "-1e9 for a class": lambda z: torch.cat([z, torch.full_like(z[:, :1], -1e9)], 1),
+    "-1e9 for most classes": lambda z: torch.cat([z, torch.full_like(z, -1e9), torch.full_like(z, -1e9)], 1),
+    "a constant": lambda z: z + 1000,
+    "a negative constant": lambda z: z - 1000,
+    "other constants": lambda z: z + 100 * z.detach().amax(1, keepdim=True).sign() - 50,
+    "a hundredth": lambda z: z / 100,
+}
+
+
+@pytest.mark.parametrize("name", ABSENT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_absent_class_or_a_constant_changes_no_answer(mlp, name, dtype):
+    """An honest model raises no flag, one with a little noise the flag of random models alone."""
+    x, net = X[TEST].to(dtype), copy.deepcopy(mlp).to(dtype)
+    assert probe(nn.Sequential(net, Function(ABSENT[name])), x, Y[TEST]) == []
+    noise = Function(lambda x: x + 0.01 * torch.randn_like(x))
+    (flag,) = probe(nn.Sequential(noise, net, Function(ABSENT[name])), x, Y[TEST])
+    assert flag.name == "randomised model"
+    number, expected = float(re.findall(r"up to (\S+)", flag.figure)[0]), 1.0 if "hundredth" not in name else 0.01
+    assert 0.1 * expected < number < 10 * expected
+
+
+def test_a_constant_that_hides_what_small_steps_change_is_flagged(mlp):
+    (flag,) = probe(nn.Sequential(mlp, Function(lambda z: z + 1e6)), X[TEST], Y[TEST])
+    assert flag.name == "extreme logits" and "share a constant of about 1e+06" in flag.figure
+    double = nn.Sequential(copy.deepcopy(mlp).double(), Function(lambda z: z + 1e6))
+    assert probe(double, X[TEST].double(), Y[TEST]) == []
+
+
+def test_an_honest_model_with_large_logits_has_faint_gradients_at_most(mlp):
+    for scale in (4, 8):
+        found = names(probe(nn.Sequential(mlp, Function(lambda z, k=scale: k * z)), X[TEST], Y[TEST]))
+        assert found <= {"faint gradients", "extreme logits"}, (scale, found)
+
+
+@pytest.mark.parametrize("width", [1, 255])
+def test_faint_is_measured_in_widths_of_the_box(mlp, width):
+    """With pixels in [0, 255] the same model has gradients 255 times smaller."""
+    model = nn.Sequential(Function(lambda x: x / width), mlp, Function(lambda z: 3 * z))
+    assert probe(model, X[TEST] * width, Y[TEST], box=Box(0, width)) == []
+
+
+def nowhere(value: float) -> nn.Module:
+    """Logits that are this value on the samples with a bright corner, and else those of the net."""
+    return Function(lambda x: torch.where(x[:, 0, 3, 4][:, None] > 0.95, value, 10 * x.flatten(1)[:, 20:30]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_counted_in_any_order(value):
+    x, y = X[:500], Y[:500]
+    bad = x[:, 0, 3, 4] > 0.95
+    x, y = torch.cat([x[~bad], x[bad]]), torch.cat([y[~bad], y[bad]])
+    flags = {flag.name: flag for flag in probe(nowhere(value), x, y)}
+    flag = flags["logits that are not finite"]
+    assert flag.figure.startswith(f"on {int(bad.sum())} of 500 samples") and int(bad.sum()) > 20
+    assert set(flags) == {flag.name}
+
+
+def test_nan_gradients_have_a_flag_of_their_own(mlp):
+    model = nn.Sequential(Function(lambda x: x + (0 * x).sqrt()), mlp)
+    flags = {flag.name: flag for flag in probe(model, X[TEST], Y[TEST])}
+    assert set(flags) == {"gradients that are not finite"}
+    assert "cross-entropy on 64 and that of the margin on 64 of 64" in flags["gradients that are not finite"].figure
+    some = nn.Sequential(Function(lambda x: torch.where(x[:, :, :1, :1] == 0, x + (0 * x).sqrt(), x)), mlp)
+    assert "gradients that are not finite" in names(probe(some, X[TEST], Y[TEST]))
+
+
+def test_outputs_of_a_sigmoid_are_flagged(mlp):
+    (flag,) = [f for f in probe(nn.Sequential(mlp, nn.Sigmoid()), X[TEST], Y[TEST]) if "prob" in f.name]
+    assert flag.name == "probabilities instead of logits" and "in [0, 1]" in flag.figure
+
+
+class Refuses(torch.autograd.Function):
+    """The identity, whose derivative cannot be computed just now."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError("cudnn RNN backward can only be called in training mode")
+
+
+def test_a_crash_is_no_property_of_the_model(mlp):
+    with pytest.raises(RuntimeError, match=r"only be called in training mode"):
+        probe(nn.Sequential(Function(Refuses.apply), mlp), X[TEST], Y[TEST])
+    with pytest.raises(RuntimeError, match=r"cannot be multiplied"):
+        bug = Function(lambda x: x @ torch.ones(7, 8) if x.requires_grad else x)
+        probe(nn.Sequential(bug, mlp), X[TEST], Y[TEST])
+    assert probe(nn.Sequential(nn.ReLU(inplace=True), mlp), X[TEST], Y[TEST]) == []
+    with torch.inference_mode():
+        inferred = X[TEST].clone()
+    assert probe(mlp, inferred, Y[TEST]) == []
 
 
 @pytest.mark.unchecked
