@@ -217,8 +217,8 @@ def test_triangular_steps():
     spy = Recorded()
     net, (x, y) = mlp(), batch()
     pgd(1.0, Triangular(0.01, 0.2), 8, step=spy)(net, x, y)
-    slope = 0.19 / 4
-    expected = [0.01 + slope * min(i, 8 - i) for i in range(8)]
+    slope = 0.19 / 3
+    expected = [0.01 + slope * min(i, 7 - i) for i in range(8)]
     assert [size for _, _, size in spy.seen] == pytest.approx(expected)
     assert [Triangular(0.1, 0.05).at(i, 6) for i in range(6)] == [0.1] * 6, "a peak below alpha changes nothing"
 

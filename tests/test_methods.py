@@ -82,7 +82,7 @@ def plainly(name: str, method, model: nn.Module) -> Tensor:
             return ce(model(moved)).mean()
         if name == "udpr":
             return (ce(model(X)) + 0.5 * ce(model(moved))).mean()
-        return (ce(model(X)) + 6.0 * divergence("clean||here", model(X), model(moved))).mean()
+        return (ce(model(X)) + divergence("soft-cross-entropy", model(X), model(moved))).mean()
     kind = name.removeprefix("trades ")
     fixed = model(X).detach()
     moved = climb(model, lambda z: divergence(kind, fixed, z), K, start_of(method, Gaussian(0.001), place))

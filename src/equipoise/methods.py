@@ -192,7 +192,7 @@ def udp(
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`L(x_udp)`: train at the point of greatest uncertainty, k ~ U{1..K} steps away (U, Alg. 1)."""
+    """`L(x_udp)`: train at the point of greatest uncertainty, k ~ U{1..K} steps away (U, Alg. 1; k as in its code)."""
     return as_method(loss @ attacks.udp(eps, step_size, steps, **options))
 
 
@@ -231,6 +231,9 @@ def trades(
 ) -> Method:
     """`L(x) + beta · D(x, x')`, x' climbing the same divergence D from noise (Zhang et al. 2019; U, Eq. TRADES; R,
     Eq. 3, with beta = 3 and `here||clean`).
+
+    The code of U's authors has beta = 1, `divergence="soft-cross-entropy"` and `start=Zero()`, the clean point itself,
+    where the divergence has no slope: there the first step follows the rounding errors of its gradient.
     """
     _require_not_negative("beta", beta)
     return as_method(loss) + beta * (
@@ -242,12 +245,16 @@ def udp_trades(
     eps: float,
     step_size: StepSize | float | None = None,
     steps: int = 20,
-    beta: float = 6.0,
-    divergence: Divergence = "clean||here",
+    beta: float = 1.0,
+    divergence: Divergence = "soft-cross-entropy",
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """TRADES' smoothing term evaluated at the UDP point, `L(x) + beta · D(x, x_udp)` (open in U, App. A.3)."""
+    """TRADES' smoothing term evaluated at the UDP point, `L(x) + beta · D(x, x_udp)`.
+
+    U leaves it to future work (App. A.3); the code of its authors has it, with the defaults here: weight 1 and the
+    cross-entropy with the clean prediction.
+    """
     _require_not_negative("beta", beta)
     return as_method(loss) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
 

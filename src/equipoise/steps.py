@@ -115,9 +115,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class Triangular:
-    """Linear from `size` at step 0 up to `max(size, peak)` at step K/2 and back to `size` at step K.
+    """Linear from `size` at the first of K steps up to `max(size, peak)` in the middle and back to `size` at the last.
 
-    The authors' runs peak at `eps/5` for PGD and TRADES and at `eps/2` for UDP.
+    The middle is step (K - 1)/2, and both middle steps where K is even. T peaks at `eps/5` for PGD and UTA (Sec. 5.1);
+    the code of U's authors at `eps/5` for PGD and TRADES and at `eps/2` for UDP, though no published run uses it.
     """
 
     size: float
@@ -129,8 +130,10 @@ class Triangular:
         _positive(self.size)
 
     def at(self, step: int, steps: int) -> float:
-        """`alpha + (peak - alpha) · (1 - |2·step/K - 1|)`."""
-        return self.size + max(self.peak - self.size, 0.0) * (1 - abs(2 * step / steps - 1))
+        """`alpha + (peak - alpha) · min(step, K - 1 - step) / ((K - 1) // 2)`; alpha for K < 3."""
+        last = steps - 1
+        rise = min(step, last - step) / (last // 2) if steps > 2 else 0.0
+        return self.size + max(self.peak - self.size, 0.0) * max(rise, 0.0)
 
 
 @runtime_checkable
@@ -167,7 +170,10 @@ class Fixed:
 
 @dataclass(frozen=True)
 class UniformUpTo:
-    """`k ~ U{1, ..., K}`, drawn for each sample (U, Sec. 4.1 and Alg. 1)."""
+    """`k ~ U{1, ..., K}`, drawn for each sample, as in the code of U's authors.
+
+    U itself writes k ~ U(1, K - 1) and then takes one step more (Sec. 4.1 and Alg. 1): never one step alone.
+    """
 
     most: int
     """K."""

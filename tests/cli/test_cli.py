@@ -202,12 +202,14 @@ def test_the_default_steps_are_those_of_the_library():
         assert str(build_method(parse(["train", name, *needed(name)]).method)) == str(function(**options))
 
 
-@pytest.mark.parametrize(("name", "peak"), [("pgd", 0.06), ("trades", 0.06), ("udp", 0.15), ("udpr", 0.15)])
+@pytest.mark.parametrize(
+    ("name", "peak"), [("pgd", 0.06), ("trades", 0.06), ("uta", 0.06), ("udp", 0.15), ("udpr", 0.15)]
+)
 def test_the_triangular_step_schedule_peaks_where_the_paper_says(name, peak):
     words = f"train {name} --eps 0.3 --steps 20 --step-size 0.01 --step-schedule triangular".split()
     ascents = [t.at for t in build_method(parse(words).method).terms if t.at is not None]
     size = ascents[0].step_size
-    assert (size.at(0, 20), size.at(10, 20), size.at(20, 20)) == (0.01, pytest.approx(peak), 0.01)
+    assert (size.at(0, 20), size.at(10, 20), size.at(19, 20)) == (0.01, pytest.approx(peak), 0.01)
 
 
 @pytest.mark.parametrize(

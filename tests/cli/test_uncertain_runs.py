@@ -1,5 +1,8 @@
 """Runs of ensembles, of dropout and in latent spaces, from the command line to the checked record."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -59,6 +62,17 @@ def test_dropout_is_sampled_and_its_record_holds(here, capsys):
     model, _ = load_run("r")
     assert isinstance(model, MonteCarloDropout) and model.samples == 4
     assert "flag: randomised model" in checked_by_verify(capsys)
+
+
+def test_what_dropout_descends_is_a_choice_that_the_record_tells(here):
+    losses = {}
+    for choice in ("loss-of-mean", "mean-of-losses"):
+        words = ("--net", "own_dropout:make", "--dropout-samples", 4, "--dropout-loss", choice, "--overwrite")
+        assert train(*words, "--epochs", 1) == 0
+        _, run = load_run("r")
+        assert ("each cross-entropy" in run.method["sum"]) == (choice == "mean-of-losses")
+        losses[choice] = json.loads(Path("r/metrics.jsonl").read_text())["train_loss"]
+    assert losses["mean-of-losses"] > losses["loss-of-mean"], "Jensen: the logarithm is concave"
 
 
 def test_gaussian_processes_on_features(here, capsys):
@@ -136,6 +150,7 @@ def test_a_killed_run_of_an_ensemble_resumes_to_the_same_weights(here, monkeypat
     ("words", "method", "message"),
     [
         (["--together"], "udp", "--together needs --members"),
+        (["--dropout-loss", "mean-of-losses"], "udp", "--dropout-loss needs --dropout-samples"),
         (["--members", "0"], "udp", "members = 0 is no ensemble: expected an integer >= 1"),
         (["--members", "2", "--dropout-samples", "2"], "udp", "exclude each other: choose one of them"),
         (["--dropout-samples", "-1"], "udp", "dropout_samples = -1"),

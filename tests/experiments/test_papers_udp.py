@@ -31,8 +31,11 @@ from equipoise.experiments import (
 )
 from equipoise.experiments.experiment import cells
 from equipoise.experiments.tasks import datasets, key, result
+from equipoise.nets import build, count_parameters
+from equipoise.predictive import as_predictive
+from equipoise.rng import Streams
 from equipoise.spaces import Latent
-from equipoise.steps import Constant, Fixed, Triangular, UniformUpTo
+from equipoise.steps import Constant, Fixed, Gaussian, Triangular, UniformUpTo, Zero
 from equipoise.studies import STUDIES
 from equipoise.training import Recipe, training_split
 
@@ -180,10 +183,61 @@ def test_u_table_2_is_trained_as_the_paper_says():
 
 def test_as_published_all_steps_are_alpha():
     """The scripts of the authors' runs do not ask for the schedule that their code has."""
-    assert trainings("udp-table-2", "as published") == trainings("udp-table-2")
-    for name in ("udp-table-1", "udp-table-3"):
+    for name in ("udp-table-1", "udp-table-2", "udp-table-3"):
         found = [one for one in trainings(name, "as published") if "standard" not in one.method.function]
         assert found and all(isinstance(ascent(one).step_size, Constant) for one in found)
+
+
+@pytest.mark.parametrize("name", ["udp-table-1", "udp-table-2", "udp-table-5", "udp-figure-4"])
+def test_as_published_trades_starts_at_the_sample_and_nothing_else_of_table_2_differs(name):
+    for variant, start in (("as published", Zero()), ("corrected", Gaussian(0.001))):
+        found = [one for one in trainings(name, variant) if "trades" in one.method.function]
+        assert found and {ascent(one).start for one in found} == {start}
+    if name == "udp-table-2":
+        published, corrected = trainings(name, "as published"), trainings(name)
+        differ = [one for one, other in zip(published, corrected, strict=True) if one != other]
+        assert {one.method.function.partition(":")[2] for one in differ} == {"trades"}
+
+
+def test_trades_leaves_the_sample_it_starts_at():
+    """Where the divergence has no slope the sign of a gradient's rounding errors must still be a direction."""
+    model, x = build("lenet", (1, 28, 28), seed=3), torch.rand(32, 1, 28, 28)
+    published = next(one for one in trainings("udp-table-2", "as published") if "trades" in one.method.function)
+    moved = ascent(published).perturb(
+        as_predictive(model), x, torch.zeros(32, dtype=torch.long), Streams.of(0, torch.arange(32))
+    )
+    assert ((moved - x).flatten(1).abs().amax(1) > 0.1).float().mean() > 0.6, "but for those whose errors cancel"
+
+
+def test_as_published_the_resnet_is_the_authors():
+    """Raw shortcuts and no last batch-norm; He initialisation on SVHN and with augmentation; the peak in the middle."""
+    he = Net("preact-resnet18-udp", {"init": "he-fan-out"})
+    for name in ("udp-table-1", "udp-table-3", "udp-table-4", "udp-figure-4"):
+        for one in trainings(name, "as published"):
+            assert one.net == (he if one.data == "svhn" or name == "udp-table-3" else Net("preact-resnet18-udp"))
+            lower = one.data == "cifar10" and one.method.function.endswith(":udpr")
+            assert (one.recipe.lr, one.recipe.lr_peak) == (0.14 if lower else 0.15, 0.5)
+            assert replace(one.recipe, lr=0.15).learning_rate(0.5) == 0.15
+        assert {one.recipe.lr_peak for one in trainings(name)} == {0.4}
+    for one in trainings("udp-table-5", "as published"):
+        assert one.net == Net("preact-resnet18-udp") and (one.recipe.lr, one.recipe.lr_peak) == (0.05, 0.5)
+    model = build(he.name, (3, 32, 32), **he.options)
+    assert count_parameters(model) == 11_171_146
+
+
+def test_the_cyclic_learning_rate_is_one_triangle_and_fig_9_decays_by_15():
+    """Andriushchenko & Flammarion (2020), to whom T refers; T App. B.2."""
+    for name in ("udp-figure-14", "uta-figure-3", "uta-figure-9"):
+        for one in trainings(name):
+            assert one.recipe.augment == "crop-flip"
+            if one.recipe.schedule == "multistep":
+                assert [one.recipe.learning_rate(t / 200) for t in (59, 60, 120, 160)] == pytest.approx(
+                    [0.1, 0.1 / 15, 0.1 / 15**2, 0.1 / 15**3]
+                )
+            else:
+                assert [one.recipe.learning_rate(t) for t in (0, 0.4, 0.7, 1)] == pytest.approx(
+                    [0, one.recipe.lr, one.recipe.lr / 2, 0]
+                )
 
 
 def test_as_published_batch_norm_is_in_train_mode():

@@ -514,7 +514,7 @@ def dropping(shape: tuple[int, ...], classes: int = 10, **_: object) -> nn.Modul
     return nn.Sequential(nn.Dropout(0.2), narrow(shape, classes))
 
 
-RESIDUAL = dict.fromkeys(("preact-resnet18", "resnet18", "resnet20", "wide-resnet"), narrow)
+RESIDUAL = dict.fromkeys(("preact-resnet18", "preact-resnet18-udp", "resnet18", "resnet20", "wide-resnet"), narrow)
 SMALL = RESIDUAL | dict.fromkeys(("lenet", "lenet-wide", "cnn4", "small-cnn"), shallow) | {"resnet18-dropout": dropping}
 
 

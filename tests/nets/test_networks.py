@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError
-from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18, ResNet18, build, count_parameters
+from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18, ResNet18, build, count_parameters, split
 
 MNIST, SVHN = (1, 28, 28), (3, 32, 32)
 
@@ -26,6 +26,8 @@ MNIST, SVHN = (1, 28, 28), (3, 32, 32)
         ("lenet", MNIST, {"width": 12}, 1_872 + 345_792 + 6_913_440 + 121_044 + 850),
         ("lenet-wide", SVHN, {}, 2_432 + 51_264 + 590_080 + 30_840 + 1_210),
         ("preact-resnet18", SVHN, {}, 1_728 + 147_968 + 525_184 + 2_098_944 + 8_392_192 + 1_024 + 5_130),
+        ("preact-resnet18-udp", SVHN, {}, 1_728 + 147_968 + 525_184 + 2_098_944 + 8_392_192 + 5_130),
+        ("preact-resnet18-udp", SVHN, {"init": "he-fan-out"}, 11_171_146),
         ("resnet18", SVHN, {}, 11_173_962),
         ("cnn4", MNIST, {}, 260 + 5_020 + 16_050 + 510),
         ("small-cnn", MNIST, {}, 288 + 64 + 18_432 + 128 + 73_728 + 256 + 295_168 + 2_570),
@@ -104,8 +106,8 @@ def test_mlp_in_numpy(slope):
     np.testing.assert_allclose(net(x).detach().numpy(), h @ w3.T + b3, atol=1e-6)
 
 
-def preact_resnet_by_hand(net: PreActResNet18, x: Tensor) -> Tensor:
-    """He et al. 2016, Fig. 1(b), from the weights alone."""
+def preact_resnet_by_hand(net: nn.Module, x: Tensor, published: bool = False) -> Tensor:
+    """He et al. 2016, Fig. 1(b), from the weights alone; or as the code of the UDP paper has it."""
     w = dict(net.state_dict())
 
     def bn_relu(name, h):
@@ -119,8 +121,10 @@ def preact_resnet_by_hand(net: PreActResNet18, x: Tensor) -> Tensor:
         active = bn_relu(f"stages.{i}.bn1", h)
         inner = F.conv2d(active, w[f"stages.{i}.conv1.weight"], stride=stride, padding=1)
         inner = F.conv2d(bn_relu(f"stages.{i}.bn2", inner), w[f"stages.{i}.conv2.weight"], padding=1)
-        h = inner + (F.conv2d(active, w[f"stages.{i}.shortcut.weight"], stride=2) if stride == 2 else h)
-    pooled = F.avg_pool2d(bn_relu("bn", h), 4).flatten(1)  # the papers pool 4x4 windows: all there is at 32x32
+        before = h if published else active
+        h = inner + (F.conv2d(before, w[f"stages.{i}.shortcut.weight"], stride=2) if stride == 2 else h)
+    h = h if published else bn_relu("bn", h)
+    pooled = F.avg_pool2d(h, 4).flatten(1)  # the papers pool 4x4 windows: all there is at 32x32
     return pooled @ w["linear.weight"].T + w["linear.bias"]
 
 
@@ -134,10 +138,38 @@ def with_statistics(name: str) -> tuple[nn.Module, Tensor]:
     return net, torch.rand(2, *SVHN, generator=generator)
 
 
-def test_preact_resnet_restated_from_its_weights():
-    net, x = with_statistics("preact-resnet18")
+@pytest.mark.parametrize("name", ["preact-resnet18", "preact-resnet18-udp"])
+def test_preact_resnet_restated_from_its_weights(name):
+    net, x = with_statistics(name)
     with torch.no_grad():
-        torch.testing.assert_close(net(x), preact_resnet_by_hand(net, x), rtol=1e-4, atol=1e-4)
+        expected = preact_resnet_by_hand(net, x, published=name.endswith("udp"))
+        torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_behind_the_last_block_of_the_papers_preact_resnet_are_pooling_and_a_linear_layer():
+    net, x = with_statistics("preact-resnet18-udp")
+    encoder, classifier = split(net, "block8")
+    with torch.no_grad():
+        codes = encoder(x)
+        expected = codes.mean((2, 3)) @ net.linear.weight.T + net.linear.bias
+        torch.testing.assert_close(classifier(codes), expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(layer, nn.BatchNorm2d | nn.ReLU) for layer in classifier.modules())
+
+
+def test_he_initialisation_by_the_fan_out():
+    net = build("preact-resnet18-udp", SVHN, init="he-fan-out", seed=1)
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            weight, outputs = layer.weight.detach(), layer.kernel_size[0] ** 2 * layer.out_channels
+            assert weight.std() == pytest.approx((2 / outputs) ** 0.5, rel=5 / weight.numel() ** 0.5), name
+            assert abs(float(weight.mean())) < 5 * (2 / outputs / weight.numel()) ** 0.5
+    assert not net.linear.bias.any() and net.linear.weight.any()
+    plain = build("preact-resnet18-udp", SVHN, seed=1)
+    assert plain.stem.weight.detach().std() == pytest.approx((1 / (3 * 27)) ** 0.5, rel=0.1), (
+        "PyTorch's default, by the fan-in"
+    )
+    with pytest.raises(EquipoiseError, match="init of a preact-resnet18-udp 'he'"):
+        build("preact-resnet18-udp", SVHN, init="he")
 
 
 def resnet_by_hand(net: nn.Module, x: Tensor, masks: list[Tensor], blocks: int = 8, halving=(2, 4, 6)) -> Tensor:

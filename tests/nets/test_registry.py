@@ -63,7 +63,8 @@ def own(tmp_path, monkeypatch):
 
 def test_names():
     small = ("mlp", "lenet", "lenet-wide", "cnn4", "small-cnn")
-    assert names() == (*small, "preact-resnet18", "resnet18", "resnet18-dropout", "resnet20", "wide-resnet")
+    residual = ("preact-resnet18", "preact-resnet18-udp", "resnet18", "resnet18-dropout", "resnet20", "wide-resnet")
+    assert names() == (*small, *residual)
     assert extractors() == ("fc-resnet", "wide-resnet-features")
 
 

@@ -500,6 +500,8 @@ def test_refuses_a_network_that_does_not_fit() -> None:
         ({"valid_eps": 0.0}, "valid_eps = 0.0 is out of range"),
         ({"optimizer": "sgd", "momentum": 0.0}, "nesterov needs momentum"),
         ({"milestones": (30.0,)}, "shares of the training"),
+        ({"lr_peak": 1.0}, "lr_peak = 1.0 is a share of the training"),
+        ({"decay": 0.0}, "decay = 0.0: expected a factor"),
     ],
 )
 def test_refused_recipes(field: dict[str, object], message: str) -> None:
@@ -513,9 +515,22 @@ def test_refused_recipes(field: dict[str, object], message: str) -> None:
         ("constant", [1, 1, 1, 1, 1]),
         ("multistep", [1, 1, 0.1, 0.01, 0.01]),
         ("triangular", [0, 0.625, 5 / 6, 5 / 12, 0]),
-        ("cyclic", [0, 1, 0, 1, 0]),
+        ("cyclic", [0, 0.625, 5 / 6, 5 / 12, 0]),
     ],
 )
 def test_learning_rates(schedule: str, expected: list[float]) -> None:
     recipe = Recipe(lr=1.0, schedule=schedule)
     assert [recipe.learning_rate(t) for t in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(expected)
+
+
+def test_a_learning_rate_can_peak_in_the_middle_and_decay_by_another_factor() -> None:
+    middle = Recipe(lr=0.14, schedule="triangular", lr_peak=0.5)
+    assert [middle.learning_rate(t) for t in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0, 0.07, 0.14, 0.07, 0])
+    steps = Recipe(lr=1.0, schedule="multistep", decay=1 / 15)
+    assert [steps.learning_rate(t) for t in (0, 0.6, 0.9)] == pytest.approx([1, 1 / 15, 1 / 225])
+
+
+def test_a_record_without_a_new_field_is_of_its_default() -> None:
+    recorded = {k: v for k, v in vars(Recipe(milestones=(0.5,))).items() if k not in ("decay", "lr_peak")}
+    assert Recipe(milestones=(0.5,)).differences(recorded | {"milestones": [0.5]}) == []
+    assert Recipe(milestones=(0.5,), decay=0.3).differences(recorded | {"milestones": [0.5]}) == ["decay"]

@@ -33,7 +33,7 @@ from equipoise.data import Dataset, load
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import evaluate_run
 from equipoise.experiments import RECORD, keep_numbers, reproduction
-from equipoise.predictive import DeepKernelGP, Ensemble, as_predictive, kl_to_prior
+from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive, kl_to_prior
 from equipoise.records import Run, write_atomically
 from equipoise.records import load as load_record
 from equipoise.terms import Method
@@ -91,6 +91,10 @@ def train(options: Train, command: str) -> None:
     """Train, evaluate what came out, and say what to do next."""
     method, recipe, record = build_method(options.method), options.recipe, parameters(options.method)
     require(options.members > 1 or not options.together, "--together needs --members: one network has nobody to join.")
+    require(
+        options.dropout_samples > 0 or options.dropout_loss == "loss-of-mean",
+        "--dropout-loss needs --dropout-samples: one pass has one loss.",
+    )
     require(
         record["name"] != "adp" or options.members > 1 or options.dropout_samples > 1 or options.inducing > 0,
         "adp compares the members of an ensemble: add --members 3, as its paper has.",
@@ -156,6 +160,8 @@ def _suited(method: Method, model: object, data: Dataset, options: Train) -> Met
     if isinstance(model, DeepKernelGP):
         held_in, _ = training_split(data, options.recipe)
         return method.apart(total=False).penalised(1.0, kl_to_prior(len(held_in)))
+    if isinstance(model, MonteCarloDropout) and options.dropout_loss == "mean-of-losses":
+        return method.apart(total=False)
     return method.apart() if isinstance(model, Ensemble) and not options.together else method
 
 

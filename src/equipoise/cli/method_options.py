@@ -40,7 +40,8 @@ class Climb:
     step_size: float | None = None
     """Length of a step; by default 2.5 eps / steps."""
     step_schedule: Literal["constant", "triangular"] = "constant"
-    """triangular: from the step size up to eps/2 (pgd and trades: eps/5) at half of the steps, and back."""
+    """triangular: from the step size up to eps/2 (pgd, trades and uta: eps/5) at half of the steps, and back; the first
+    and the last step have the step size."""
 
 
 @dataclass(frozen=True)
@@ -414,7 +415,12 @@ Choice = (
     ]
     | Annotated[
         UncertainDiverging,
-        _named("udp-trades", UncertainDiverging, "The clean loss plus the divergence at the udp point."),
+        _named(
+            "udp-trades",
+            UncertainDiverging,
+            "The clean loss plus the divergence at the udp point.",
+            how_far=Divergent(1.0, "soft-cross-entropy"),
+        ),
     ]
     | Annotated[Smooth, _named("hein", Smooth, "Logits that do not move apart fast (cross-Lipschitz).")]
     | Annotated[Agreeing, _named("r4", Agreeing, "Agreement with samples of the data manifold nearby.")]
@@ -510,5 +516,5 @@ def build_method(choice: Any, manifold: Manifold | None = None) -> Method:
 
 
 def _triangular(name: str, eps: float, size: float | None, steps: int) -> StepSize:
-    peak = eps / (5 if name.removeprefix("ls-") in ("pgd", "trades") else 2)
+    peak = eps / (5 if name.removeprefix("ls-") in ("pgd", "trades", "uta") else 2)
     return Triangular(usual_step_size(eps, steps) if size is None else size, peak)

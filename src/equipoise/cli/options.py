@@ -52,8 +52,9 @@ class Train:
     limit: int | None = None
     """Train on at most so many samples."""
     net: str = "mlp"
-    """mlp, lenet, lenet-wide, cnn4, small-cnn, preact-resnet18, resnet18, resnet18-dropout, resnet20, wide-resnet
-    (34-10), or your own as package.module:factory; with --inducing fc-resnet or wide-resnet-features."""
+    """mlp, lenet, lenet-wide, cnn4, small-cnn, preact-resnet18, preact-resnet18-udp (that of U's code), resnet18,
+    resnet18-dropout, resnet20, wide-resnet (34-10), or your own as package.module:factory; with --inducing fc-resnet
+    or wide-resnet-features."""
     width: int | None = None
     """lenet: multiplies its filters, 1 to 12."""
     widths: tuple[int, ...] = ()
@@ -64,6 +65,8 @@ class Train:
     """Networks of an ensemble, which differ in their initial weights; its mean is the prediction."""
     together: FlagCreatePairsOff[bool] = False
     """Train the mean of an ensemble; by default every member descends its own loss."""
+    dropout_loss: Literal["loss-of-mean", "mean-of-losses"] = "loss-of-mean"
+    """What Monte Carlo dropout descends in training: the loss of the mean of the draws, or the mean of their losses."""
     dropout_samples: int = 0
     """Draws of a network with dropout layers whose mean is the prediction, as in Monte Carlo dropout; 0 is off."""
     inducing: int = 0

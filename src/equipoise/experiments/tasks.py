@@ -14,7 +14,7 @@ from inspect import signature
 from math import ceil
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -30,7 +30,7 @@ from equipoise.evaluation.flags import is_black_box
 from equipoise.findings import Findings, Images, Number, Picture, Study
 from equipoise.generators import auto_encoder
 from equipoise.nets import count_parameters
-from equipoise.predictive import Ensemble, as_predictive
+from equipoise.predictive import Ensemble, MonteCarloDropout, as_predictive
 from equipoise.provenance import provenance
 from equipoise.records import Evaluation, Run
 from equipoise.report.reading import read_metrics
@@ -145,6 +145,9 @@ class Net:
     """Whether an ensemble's mean is trained, and not every member by itself."""
     dropout_samples: int = 0
     """Draws of Monte Carlo dropout; 0 is off."""
+    dropout_loss: Literal["loss of mean", "mean of losses"] = "loss of mean"
+    """What a training with Monte Carlo dropout descends: the loss of the mean of the draws, or the mean of their
+    losses. The papers write `L(C(x + δ), y)`, which may be read as either."""
 
 
 @dataclass(frozen=True)
@@ -241,11 +244,13 @@ class Training:
         """Train, or go on."""
         place, data = setting.place(self), _limited(setting.dataset(self.data), self.samples, self.recipe.seed)
         net = {**asdict(self.net), "shape": list(data.shape), "classes": len(data.classes), "seed": self.recipe.seed}
-        together = net.pop("together")
+        together, dropout_loss = net.pop("together"), net.pop("dropout_loss")
         model = build_model(net)
         method = self.method(*([load_manifold(setting.place(self.manifold))] if self.manifold else []))
         if isinstance(model, Ensemble) and not together:
             method = method.apart()
+        if isinstance(model, MonteCarloDropout) and dropout_loss == "mean of losses":
+            method = method.apart(total=False)
 
         def progress(now: Progress) -> None:
             done = now.epoch - (now.metrics is None) + now.step / max(now.steps, 1)  # metrics come after an epoch

@@ -10,7 +10,7 @@ from equipoise.nets.lenet import LeNet
 from equipoise.nets.lipschitz import BoundedBatchNorm2d, BoundedNorm, bounded
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
-from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18
+from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18, PreActResNet18UDP
 from equipoise.nets.registry import build, count_parameters, extractors, imported, make, names
 from equipoise.nets.resnet import BasicBlock, ResNet18
 from equipoise.nets.resnet20 import ResNet20
@@ -29,6 +29,7 @@ __all__ = [
     "Normalize",
     "PreActBlock",
     "PreActResNet18",
+    "PreActResNet18UDP",
     "ResNet18",
     "ResNet20",
     "SmallCNN",

@@ -18,7 +18,7 @@ from equipoise.nets.due import FCResNet, WideResNetFeatures
 from equipoise.nets.lenet import LeNet
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
-from equipoise.nets.preact_resnet import PreActResNet18
+from equipoise.nets.preact_resnet import PreActResNet18, PreActResNet18UDP
 from equipoise.nets.resnet import ResNet18
 from equipoise.nets.resnet20 import ResNet20
 from equipoise.nets.small_cnn import SmallCNN
@@ -32,6 +32,7 @@ _NETS: dict[str, Callable[..., nn.Module]] = {
     "cnn4": CNN4,
     "small-cnn": SmallCNN,
     "preact-resnet18": PreActResNet18,
+    "preact-resnet18-udp": PreActResNet18UDP,
     "resnet18": ResNet18,
     "resnet18-dropout": partial(ResNet18, dropout=0.2),
     "resnet20": ResNet20,

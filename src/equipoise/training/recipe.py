@@ -29,10 +29,15 @@ class Recipe:
     weight_decay: float = 0.0
     """L2 penalty on the weights, as the optimiser applies it."""
     schedule: Literal["constant", "multistep", "triangular", "cyclic"] = "constant"
-    """Learning rate over time. multistep: a tenth after each milestone; triangular: 0 to the peak at 40 % of the
-    training and back to 0; cyclic: two such triangles with their peak in the middle."""
+    """Learning rate over time. multistep: `decay` times as much after each milestone; triangular and cyclic: linear
+    from 0 to the peak, reached after the share `lr_peak` of the training, and back to 0. Cyclic is the name that
+    Andriushchenko & Flammarion (2020) give to this one triangle."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Milestones of multistep, as shares of the training."""
+    decay: float = 0.1
+    """Factor of the learning rate at each milestone of multistep."""
+    lr_peak: float = 0.4
+    """Share of the training after which the triangular learning rate peaks."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0 is off."""
     awp: float = 0.0
@@ -101,6 +106,8 @@ class Recipe:
             all(0 < m < 1 for m in self.milestones),
             f"milestones = {self.milestones} are shares of the training, each in (0, 1).",
         )
+        require(0 < self.lr_peak < 1, f"lr_peak = {self.lr_peak} is a share of the training in (0, 1), such as 0.4.")
+        require(0 < self.decay <= 1, f"decay = {self.decay}: expected a factor in (0, 1], such as 0.1.")
 
     def learning_rate(self, done: float) -> float:
         """The learning rate when the share `done` in [0, 1] of all steps has been taken."""
@@ -108,11 +115,9 @@ class Recipe:
             case "constant":
                 return self.lr
             case "multistep":
-                return self.lr * 0.1 ** sum(done >= m for m in self.milestones)
-            case "triangular":
-                return float(np.interp(done, [0, 0.4, 1], [0, self.lr, 0]))
-            case "cyclic":
-                return float(np.interp(done, [0, 0.25, 0.5, 0.75, 1], [0, self.lr, 0, self.lr, 0]))
+                return self.lr * self.decay ** sum(done >= m for m in self.milestones)
+            case "triangular" | "cyclic":
+                return float(np.interp(done, [0, self.lr_peak, 1], [0, self.lr, 0]))
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of the module's parameters."""
@@ -133,7 +138,8 @@ class Recipe:
         """The names of the fields that change the result and differ from a recorded recipe."""
         mine = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in mine.items()}
-        return [k for k, v in plain.items() if k not in _FREE and other.get(k) != v]
+        usual = {f.name: f.default for f in fields(self)}  # of a record that was written before there was the field
+        return [k for k, v in plain.items() if k not in _FREE and other.get(k, usual[k]) != v]
 
 
 _RANGES = (

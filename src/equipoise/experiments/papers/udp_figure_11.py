@@ -16,5 +16,5 @@ experiment = Experiment(
     "A deep-kernel Gaussian process trained by PGD and by UDP",
     "U Fig 11",
     _parts,
-    notes=PLANE_NOTES + " The study shows U Fig 10 as well.",
+    notes=PLANE_NOTES + " The study shows U Fig 10 as well, and a controlled run with steps of .02.",
 )

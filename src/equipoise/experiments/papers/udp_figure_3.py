@@ -18,6 +18,7 @@ experiment = Experiment(
     "U Fig 3",
     _parts,
     notes=PLANE_NOTES
-    + " U does not print the eps of this figure: on the Narrow Corridor it is twice the narrowest gap for all methods, "
-    "on LMS-5 the largest that keeps the classes apart, and a larger one for UDP.",
+    + " U does not print the eps of this figure: on the Narrow Corridor PGD and TRADES have the narrowest gap and UDP "
+    "twice that, and each its best one too; on LMS-5 PGD and TRADES have the largest that keeps the classes apart, "
+    "half of the Linf gap of the supports, and UDP twice that.",
 )

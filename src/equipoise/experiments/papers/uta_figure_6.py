@@ -17,5 +17,6 @@ experiment = Experiment(
     "T Fig 6",
     _parts,
     notes=PLANE_NOTES
-    + " The study draws the number of steps of the uncertain training (as U), where T takes all. It shows Fig 5 too.",
+    + " The study draws the number of steps of the uncertain training (as U), where T takes all. It shows "
+    "Fig 5 too, and a controlled run with steps of .02.",
 )
