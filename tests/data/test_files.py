@@ -93,9 +93,15 @@ def test_a_locked_or_damaged_zip_is_refused(tmp_path: Path) -> None:
     encrypted = bytearray(whole)
     encrypted[6] |= 1
     encrypted[whole.index(b"PK\1\2") + 8] |= 1
-    for data in (bytes(encrypted), whole.replace(b"some", b"none"), whole[:-9], b""):
+    damaged = r"it is truncated, damaged or not an archive"
+    for data, message in (
+        (bytes(encrypted), "it is locked with a password; unpack it, and give the folder"),
+        (whole.replace(b"some", b"none"), damaged),
+        (whole[:-9], damaged),
+        (b"", damaged),
+    ):
         path.write_bytes(data)
-        with pytest.raises(EquipoiseError, match=r"cannot read .*a.zip: it is truncated, damaged or not an archive"):
+        with pytest.raises(EquipoiseError, match=rf"cannot read .*a.zip: {message}"):
             list(members(path, everything))
 
 

@@ -107,6 +107,7 @@ def train(options: Train, command: str) -> None:
     record["name"] = full_name(record)
     device = recipe.pick_device()
     data = load(options.data, options.data_root)
+    say(data.summary)
     if options.limit is not None:
         data = data.limit(options.limit, recipe.seed)
     net = _net_record(options, data)

@@ -59,11 +59,13 @@ def subject_of(options: Evaluate) -> Subject:
     if not (target / "run.json").is_file():
         _require_factory(options)
         data = load(str(options.data), options.data_root)
+        say(data.summary)
         model = _own_model(options, data)
         as_predictive(model).module.to(device)
         return Subject(model, data, None)
     model, recorded = load_run(target, options.weights, device)
     data = _data_of(options, recorded)
+    say(data.summary)
     _require_fit(recorded, data)
     return Subject(model, data, recorded)
 

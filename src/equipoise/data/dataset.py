@@ -1,6 +1,7 @@
 """A dataset as tensors: images in [0, 1] and labels, a training and a test split, checked once when they are made."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equipoise.errors import EquipoiseError, require
+
+_SHOWN = 20  # classes that are named
 
 
 def stratified_order(y: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
@@ -51,10 +54,10 @@ class Split:
         require(self.y.dtype == torch.int64, f"y has dtype {self.y.dtype}; expected int64 class numbers.")
         low, high = (float(v) for v in torch.aminmax(self.x))
         require(not math.isnan(low), "x holds NaN; expected finite values in [0, 1].")
-        require(
-            low >= 0 and high <= 1,
-            f"x has values from {low:g} to {high:g}; expected [0, 1] (divide pixels of 0 to 255 by 255).",
+        remedy = (
+            "divide pixels of 0 to 255 by 255" if high > 2 else "scale them, or cut off rounding errors with clip(0, 1)"
         )
+        require(low >= 0 and high <= 1, f"x has values from {low:.9g} to {high:.9g}; expected [0, 1] ({remedy}).")
         require(int(self.y.min()) >= 0, f"y holds the label {int(self.y.min())}; expected class numbers from 0 on.")
 
     def __len__(self) -> int:
@@ -82,7 +85,7 @@ class Dataset:
     """A training and a test split with the same classes and the same shape of sample.
 
     Raises `EquipoiseError` unless there are at least two classes, every label names one of them, every class has
-    samples in both splits, and all samples have one shape.
+    samples in both splits, the names of the classes differ, and all samples have one shape.
     """
 
     name: str
@@ -95,10 +98,16 @@ class Dataset:
     """Name of each class, in the order of the labels."""
     sha256: str
     """Digest of the decoded content as it was loaded, whole: `limit` does not change it."""
+    notes: tuple[str, ...] = ()
+    """What is to be said about how it was read, each a phrase: what was passed over and why, and how it was scaled."""
+    validation: int | None = None
+    """Training samples that are held out for validation in the usual split; None if there is no such split."""
 
     def __post_init__(self) -> None:
         where = f"dataset {self.name!r}"
         require(len(self.classes) >= 2, f"{where} has {len(self.classes)} class; expected at least two to tell apart.")
+        twice = [name for name, n in Counter(self.classes).items() if n > 1]
+        require(not twice, f"{where} has several classes of the name {''.join(twice[:1])!r}; expected different names.")
         a, b = self.shape, tuple(self.test.x.shape[1:])
         require(a == b, f"{where} has training samples of shape {a} and test samples of shape {b}; expected one shape.")
         for name, split in (("training", self.train), ("test", self.test)):
@@ -118,6 +127,20 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample: `(channels, height, width)`, or `(d,)`."""
         return tuple(self.train.x.shape[1:])
+
+    @property
+    def summary(self) -> str:
+        """What was read, in a few lines: the samples, their shape, the classes in their order, and the notes."""
+        kind = "images" if self.train.x.ndim == 4 else "samples"
+        n, shape = len(self.classes), " x ".join(map(str, self.shape))
+        some = self.classes if n <= _SHOWN else (*self.classes[: _SHOWN - 1], "...", self.classes[-1])
+        return "\n".join(
+            (
+                f"{self.name}: {len(self.train):,} training and {len(self.test):,} test {kind} of shape {shape}; "
+                f"{n:,} classes, in this order: {', '.join(some)}",
+                *self.notes,
+            )
+        )
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same dataset on `device`."""

@@ -2,23 +2,60 @@
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+import re
+import zipfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from equipoise.data.files import members, reason, unpickle
+from equipoise.data.files import (
+    BROKEN,
+    LOCKED,
+    NOWHERE,
+    Kind,
+    Tree,
+    opened,
+    printable,
+    reason,
+    require_memory,
+    unpickle,
+)
 from equipoise.errors import EquipoiseError, require
 
 Contents = Mapping[str, bytes]
 """Decompressed content of each file of a dataset, by its published name."""
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_IMAGES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+_READ = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")  # others may run programs
 _SPLITS = ("train", "test")
+_VALIDATION = ("val", "valid", "validation", "dev")
+_AHEAD = 64  # images being decoded
+_PIXELS = 89_478_485  # from where Pillow warns of images that are small files and fill the memory
+_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +72,10 @@ class Arrays:
     """Their classes."""
     classes: tuple[str, ...]
     """Names of the classes."""
+    notes: tuple[str, ...] = ()
+    """What else is to be said about how they were read, each a phrase."""
+    doubts: tuple[str, ...] = ()
+    """What was probably not meant, each a phrase: samples that could not be read, pixels that are nearly black."""
 
 
 def read_idx(data: bytes, where: str, dimensions: int) -> np.ndarray:
@@ -54,7 +95,10 @@ def read_idx(data: bytes, where: str, dimensions: int) -> np.ndarray:
     size = header + int(np.prod(shape, dtype=object))
     fault = "is truncated" if len(data) < size else "is too long"
     require(len(data) == size, f"{where} {fault}: it has {len(data)} bytes and declares {size}; get it again.")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # no values, in a shape that no array has
+        raise EquipoiseError(f"{where} declares the shape {tuple(shape)}; get it again.") from error
 
 
 def read_mnist(contents: Contents, classes: Sequence[str]) -> Arrays:
@@ -82,7 +126,11 @@ def read_cifar100(contents: Contents) -> Arrays:
 def _cifar(contents: Contents, train: Sequence[str], test: Sequence[str], key: str, meta: tuple[str, str]) -> Arrays:
     names = _entry(unpickle(contents[meta[0]], meta[0]), meta[1], meta[0])
     require(isinstance(names, list), f"{meta[0]} has no list of class names; expected a file of the published dataset.")
-    classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    require(
+        all(isinstance(name, str | bytes) for name in names),
+        f"{meta[0]} has class names that are no text; expected a file of the published dataset.",
+    )
+    classes = tuple(name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name for name in names)
 
     def batch(name: str) -> tuple[np.ndarray, np.ndarray]:
         found = unpickle(contents[name], name)
@@ -92,8 +140,9 @@ def _cifar(contents: Contents, train: Sequence[str], test: Sequence[str], key: s
             f"{name} holds data of another kind; expected bytes of shape (n, 3072), images of 3 x 32 x 32 pixels.",
         )
         y = _entry(found, key, name)
+        y = y.tolist() if isinstance(y, np.ndarray) else y
         require(
-            isinstance(y, list) and all(isinstance(label, int) for label in y),
+            isinstance(y, list) and all(isinstance(label, int) and abs(label) < 2**31 for label in y),
             f"{name} holds labels of another kind; expected a list of whole numbers.",
         )
         return x.reshape(-1, 3, 32, 32), _labels(np.array(y, np.int64), name, len(x), len(classes))
@@ -107,22 +156,25 @@ def _cifar(contents: Contents, train: Sequence[str], test: Sequence[str], key: s
 
 def read_svhn(contents: Contents) -> Arrays:
     """SVHN, cropped digits: two MATLAB files with `X` (32, 32, 3, n) and `y` (n, 1), where 10 is the digit 0."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     def split(name: str) -> tuple[np.ndarray, np.ndarray]:
         try:
+            declared = {key: size for key, size, _ in whosmat(io.BytesIO(contents[name])) if key in ("X", "y")}
+            for key, size in declared.items():
+                require_memory(8 * int(np.prod(size, dtype=object)), f"{name}, {key} of shape {size},")
             found = loadmat(io.BytesIO(contents[name]), variable_names=("X", "y"))
         except Exception as error:  # a damaged file can raise anything
             raise EquipoiseError(
                 f"{name} is truncated or not a MATLAB file of version 5 ({reason(error)}); get it again."
             ) from error
-        x, y = _entry(found, "X", name), np.ravel(_entry(found, "y", name))
+        x, y = (np.asarray(_entry(found, key, name)) for key in ("X", "y"))
         require(
             x.dtype == np.uint8 and x.ndim == 4 and x.shape[:3] == (32, 32, 3),
             f"{name} holds {x.dtype} images of shape {x.shape}; expected uint8 of shape (32, 32, 3, n).",
         )
+        y = _labels(np.ravel(y), name, x.shape[3], 11)
         require(not np.any(y == 0), f"{name} holds the label 0; expected 1 to 10, where 10 is the digit 0.")
-        y = _labels(y, name, x.shape[3], 11)
         return np.ascontiguousarray(x.transpose(3, 2, 0, 1)), y % 10
 
     return Arrays(*split("train_32x32.mat"), *split("test_32x32.mat"), tuple("0123456789"))
@@ -133,102 +185,320 @@ def read_npz(path: Path) -> Arrays:
 
     `x` is uint8, or floats in [0, 1]: features (n, d); grey images (n, h, w); or images with 1 or 3 channels, last
     (n, h, w, c), which is preferred where both readings fit, or first (n, c, h, w). `y` is integers from 0 on.
+    `notes` and `doubts`, texts, become those of the arrays; other arrays are named in the notes.
     """
-    wanted = ("x_train", "y_train", "x_test", "y_test")
+    wanted, texts = ("x_train", "y_train", "x_test", "y_test"), ("classes", "notes", "doubts")
     try:
         with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            require(hasattr(file, "files"), "it is a single array")
-            missing = [name for name in wanted if name not in file.files]
-            require(not missing, f"it has no array {', '.join(missing)}")
-            found = [file[name] for name in wanted]
-            classes = tuple(str(c) for c in file["classes"]) if "classes" in file.files else None
+            require(stream.read(6) != np.lib.format.MAGIC_PREFIX, "it is a single array")
+            with zipfile.ZipFile(stream) as archive:
+                there = Counter(member.filename.removesuffix(".npy") for member in archive.infolist())
+                missing = [name for name in wanted if name not in there]
+                require(not missing, f"it has no array {', '.join(missing)}")
+                twice = [name for name in (*wanted, *texts) if there[name] > 1]
+                require(not twice, f"it has two arrays {', '.join(twice)}")
+                found = {name: _array(archive, name) for name in (*wanted, *texts) if name in there}
     except Exception as error:  # a damaged file can raise anything
         raise EquipoiseError(
-            f"cannot read {path}: {reason(error)}; expected an .npz file with {', '.join(wanted)}."
+            f"cannot read {printable(path)}: {reason(error)}; expected an .npz file with {', '.join(wanted)}."
         ) from error
-    x_train, y_train, x_test, y_test = found
+    x_train, y_train, x_test, y_test = (found[name] for name in wanted)
     y_train, y_test = (np.ravel(y) if y.ndim == 2 and y.shape[1] == 1 else y for y in (y_train, y_test))
-    if classes is None:
+    names, notes, doubts = (tuple(printable(t) for t in np.ravel(found.get(name, ()))) for name in texts)
+    if "classes" not in found:
         highest = max((int(y.max()) for y in (y_train, y_test) if y.size and y.dtype.kind in "ui"), default=-1)
-        require(highest < 1_000_000, f"{path} holds the label {highest}; expected class numbers 0, 1, 2, ...")
-        classes = tuple(str(c) for c in range(highest + 1))
+        require(highest < _CLASSES, f"{path} holds the label {highest}; expected class numbers 0, 1, 2, ...")
+        names = tuple(str(c) for c in range(highest + 1))
+    if others := sorted(printable(name) for name in there if name not in found):
+        notes += (f"arrays that were not read: {_some(others)}",)
     return Arrays(
         _samples(x_train, f"{path}, x_train"),
-        _labels(y_train, f"{path}, y_train", len(x_train), len(classes)),
+        _labels(y_train, f"{path}, y_train", len(x_train), len(names)),
         _samples(x_test, f"{path}, x_test"),
-        _labels(y_test, f"{path}, y_test", len(x_test), len(classes)),
-        classes,
+        _labels(y_test, f"{path}, y_test", len(x_test), len(names)),
+        names,
+        notes,
+        doubts,
     )
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an `.npz` file, whose header is compared with its size before there is any room made for it."""
+    npy = np.lib.format
+    member = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
+    require(not member.flag_bits & 1, "it is locked with a password")
+    with archive.open(member) as stream:
+        version = npy.read_magic(stream)
+        require(version in ((1, 0), (2, 0)), f"{name} is in version {version} of the format, of structured arrays")
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        if not dtype.hasobject:  # which numpy refuses better
+            size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+            require(
+                min(shape, default=0) >= 0 and stream.tell() + size == member.file_size,
+                f"{name} declares the shape {shape} and has {member.file_size:,} bytes, which do not fit",
+            )
+            require_memory(size, name)
+    with archive.open(member) as stream:
+        return npy.read_array(stream, allow_pickle=False)
 
 
 def read_images(path: Path) -> Arrays:
-    """A folder or archive of images laid out `train/CLASS/*` and `test/CLASS/*`, possibly inside one top folder.
+    """A folder or archive of images laid out `train/CLASS/**` and `test/CLASS/**`, possibly inside one top folder.
 
-    Classes and samples are in the order of their names. Images that are all grey get one channel, otherwise all get
-    three; transparency is dropped. Hidden files and files that are not images by name are passed over. Raises
-    `EquipoiseError` for no images, unreadable images, sizes that differ, two top folders, or a class missing in one
-    split.
+    Links are followed (`files.opened`). Classes are in the order of their names, of their numbers if all of them are
+    numbers; samples are in the order of their names. Images that are all grey get one channel, otherwise all get three.
+    The notes count everything that was not read. Raises `EquipoiseError` for no images, unreadable images, sizes that
+    differ, two top folders, a class missing in one split or without any image, and a folder or link in the place of a
+    class that cannot be followed.
     """
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        futures: dict[PurePosixPath, Future[np.ndarray]] = {
-            name: pool.submit(_decode, data, f"{path}, {name}") for name, data in members(path, _is_sample)
-        }
-    found = {name: futures[name].result() for name in sorted(futures)}
-    layout = "images laid out train/CLASS/* and test/CLASS/*"
-    require(bool(found), f"{path} holds no images; expected {layout}.")
-    tops = sorted({"/".join(name.parts[:-3]) for name in found})
-    require(
-        len(tops) == 1, f"{path} holds images under {' and '.join(repr(top or '.') for top in tops)}; expected one set."
-    )
-    names = {kind: {name.parts[-2] for name in found if name.parts[-3] == kind} for kind in _SPLITS}
-    for kind, other in (_SPLITS, _SPLITS[::-1]):
-        require(bool(names[kind]), f"{path} holds no images in {kind}/; expected {layout}.")
-        for missing in sorted(names[other] - names[kind])[:1]:
-            raise EquipoiseError(
-                f"{path} has images of class {missing!r} in {other}/ but none in {kind}/; expected it in both."
-            )
-    classes = sorted(names["train"])
-    first, *rest = found
-    size = found[first].shape[:2]
-    for name in rest:
-        other_size = found[name].shape[:2]
-        require(
-            other_size == size,
-            f"{path} has images of mixed sizes: {first} has {size[1]} x {size[0]} pixels and {name} has "
-            f"{other_size[1]} x {other_size[0]}; expected one size.",
-        )
-    channels = max(image.shape[2] for image in found.values())
-    number = {name: i for i, name in enumerate(classes)}
+    with opened(path) as tree:
+        layout = _Layout.of(path, tree)
+        notes, doubts = layout.report()
+        pixels: dict[PurePosixPath, np.ndarray] = {}
+        remarks: Counter[str] = Counter()
+        for name, image in _decoded(path, tree, [name for name in tree.files if name in layout.samples]):
+            pixels[name] = image.pixels
+            remarks.update(image.remarks)
+    channels = max(image.shape[2] for image in pixels.values())
+    grey = sum(image.shape[2] == 1 for image in pixels.values())
+    size = next(iter(pixels.values())).shape[:2]
+    require_memory(len(pixels) * channels * size[0] * size[1], printable(path))
+    number = {name: i for i, name in enumerate(layout.classes)}
 
     def split(kind: str) -> tuple[np.ndarray, np.ndarray]:
-        chosen = [name for name in found if name.parts[-3] == kind]
+        chosen = sorted(name for name, (of, _) in layout.samples.items() if of == kind)
         x = np.empty((len(chosen), channels, *size), np.uint8)
         for row, name in zip(x, chosen, strict=True):
-            row[:] = found[name].transpose(2, 0, 1)  # a grey image among coloured ones is copied into each channel
-        return x, np.array([number[name.parts[-2]] for name in chosen], np.int64)
+            row[:] = pixels.pop(name).transpose(2, 0, 1)  # a grey image among coloured ones fills each channel
+        return x, np.array([number[layout.samples[name][1]] for name in chosen], np.int64)
 
-    return Arrays(*split("train"), *split("test"), tuple(classes))
-
-
-def _is_sample(name: PurePosixPath) -> bool:
-    return (
-        len(name.parts) in (3, 4)
-        and name.parts[-3] in _SPLITS
-        and name.suffix.lower() in _IMAGES
-        and not any(part.startswith(".") for part in name.parts)
-    )
+    if channels == 3 and grey:
+        notes += (f"{_count(grey, ('grey image', ''))} among coloured ones, copied into three channels",)
+    notes += tuple(f"{_count(n, ('image', ''))} {remark}" for remark, n in sorted(remarks.items()))
+    return Arrays(*split("train"), *split("test"), tuple(map(printable, layout.classes)), notes, doubts)
 
 
-def _decode(data: bytes, where: str) -> np.ndarray:
-    """Pixels (h, w, c) of an encoded image, c = 1 if it is grey, else 3."""
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """Which files of a tree are samples, and what the others are."""
+
+    samples: Mapping[PurePosixPath, tuple[str, str]]
+    """Split and class of each image."""
+    classes: tuple[str, ...]
+    """Class folders in the order of the labels."""
+    passed: Sequence[tuple[PurePosixPath, Kind]]
+    """Files that are no samples, and why."""
+    lost: Sequence[tuple[PurePosixPath, Kind]]
+    """What would be samples if it could be read, or probably was meant to be."""
+    depth: int
+    """Parts of the name of a sample that lies directly in its class folder."""
+
+    @staticmethod
+    def of(path: Path, tree: Tree) -> "_Layout":
+        """Sort the files of a tree. Raises `EquipoiseError` where a class is missing or may be."""
+        where, layout = printable(path), "images laid out train/CLASS/* and test/CLASS/*"
+        images = [name for name in tree.files if not _hidden(name) and name.suffix.lower() in _IMAGES]
+        top = _top(where, images)
+        samples: dict[PurePosixPath, tuple[str, str]] = {}
+        passed: list[tuple[PurePosixPath, Kind]] = []
+        lost: list[tuple[PurePosixPath, Kind]] = []
+        for name in tree.files:
+            below = _below(name, top)
+            split, *inside = below or ("",)
+            if _hidden(name):
+                passed.append((name, ("hidden file", "")))
+            elif name.suffix.lower() not in _IMAGES:
+                passed.append((name, _other_file(name.suffix.lower())))
+            elif split in _SPLITS and len(inside) > 1:
+                samples[name] = split, inside[0]
+            elif split in _SPLITS:
+                lost.append((name, ("image", f" directly in {split}/, in no class")))
+            else:
+                folder = ((below or name.parts)[:-1] or ("",))[0]
+                kind = ("image", f" in {printable(folder)}/" if folder else " outside train/ and test/")
+                (lost if folder.lower() in _VALIDATION else passed).append((name, kind))
+        for name, kind in sorted(tree.lost):
+            split, *inside = _below(name, top) or ("",)
+            if split not in _SPLITS or _hidden(name):
+                passed.append((name, kind))
+                continue
+            require(
+                kind not in (BROKEN, LOCKED, NOWHERE)
+                or (kind != LOCKED and (len(inside) > 1 or name.suffix.lower() in _IMAGES)),
+                f"{where}, {printable(name)} is {_a(kind)}, where a class may be lost; mend it or delete it.",
+            )
+            lost.append((name, kind))
+        for folder in tree.folders:
+            if folder.suffix.lower() in _IMAGES and not any(folder in name.parents for name in tree.files):
+                passed.append((folder, ("folder", " named like an image")))
+        there = _summary([*passed, *lost])
+        there = f", but {there}" if there else ""
+        in_splits = "" if not there else " in train/CLASS/ or test/CLASS/"
+        require(bool(samples), f"{where} holds no images{in_splits}{there}; expected {layout}.")
+        held = {kind: {of for split, of in samples.values() if split == kind} for kind in _SPLITS}
+        for kind, other in (_SPLITS, _SPLITS[::-1]):
+            require(bool(held[kind]), f"{where} holds no images in {kind}/{there}; expected {layout}.")
+            for missing in sorted(held[other] - held[kind])[:1]:
+                raise EquipoiseError(
+                    f"{where} has images of class {printable(missing)!r} in {other}/ but none in {kind}/; expected it "
+                    "in both."
+                )
+        for folder in sorted(tree.folders):
+            below = _below(folder, top)
+            if below and below[0] in _SPLITS and len(below) == 2 and not _hidden(folder):
+                require(
+                    below[1] in held["train"],
+                    f"{where} has the class folder {printable(folder)} without any image{there}; add images or delete "
+                    "it.",
+                )
+        classes = sorted(held["train"])
+        if all(_NUMBER.fullmatch(name) for name in classes):
+            classes.sort(key=lambda name: (Decimal(name), name))
+        return _Layout(samples, tuple(classes), passed, lost, len(top.parts) + 3)
+
+    def report(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Notes on the order of the classes and on the files passed over; and the doubts, on what should be samples."""
+        notes = (
+            ("the classes are in the order of their numbers",) if self.classes != tuple(sorted(self.classes)) else ()
+        )
+        if nested := [(name, ("image", "")) for name in self.samples if len(name.parts) > self.depth]:
+            notes += (f"{_summary(nested)} in folders inside a class folder, counted to that class",)
+        if self.passed:
+            notes += (f"{len(self.passed):,} passed over: {_summary(self.passed)}",)
+        return notes, (f"{len(self.lost):,} not read: {_summary(self.lost)}",) if self.lost else ()
+
+
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+
+
+def _top(where: str, images: Iterable[PurePosixPath]) -> PurePosixPath:
+    """The folder that train/ and test/ are in."""
+    folders: dict[PurePosixPath, set[str]] = {}
+    nested: dict[PurePosixPath, set[str]] = {}
+    for name in images:
+        for depth in (0, 1):
+            if len(name.parts) >= depth + 3 and name.parts[depth] in _SPLITS:
+                top = PurePosixPath(*name.parts[:depth])
+                folders.setdefault(top, set()).add(name.parts[depth])
+                if len(name.parts) >= depth + 4:
+                    nested.setdefault(top / name.parts[depth], set()).add(name.parts[depth + 1])
+                break
+    if len(folders) > 1:
+        tops = " and ".join(repr(printable(top)) for top in sorted(folders))
+        raise EquipoiseError(f"{where} holds images under {tops}; expected one set.")
+    if not folders:
+        return PurePosixPath()
+    ((top, splits),) = folders.items()
+    inner = [top / split for split in splits if set(_SPLITS) <= nested.get(top / split, set())]
+    return inner[0] if len(splits) == 1 and inner else top  # a top folder that is itself called train or test
+
+
+def _below(name: PurePosixPath, top: PurePosixPath) -> tuple[str, ...]:
+    return name.parts[len(top.parts) :] if name.parts[: len(top.parts)] == top.parts else ()
+
+
+def _hidden(name: PurePosixPath) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
+
+
+def _other_file(suffix: str) -> Kind:
+    if not suffix:
+        return "file", " without an extension"
+    return (f"{printable(suffix)} file", "") if len(suffix) <= 8 else ("file", " of other kinds")
+
+
+def _count(n: int, kind: Kind) -> str:
+    return f"{n:,} {kind[0]}{'' if n == 1 else 's'}{kind[1]}"
+
+
+def _a(kind: Kind) -> str:
+    noun = "".join(kind)
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _summary(found: Sequence[tuple[PurePosixPath, Kind]]) -> str:
+    """How many of each kind, each with the first name."""
+    first: dict[Kind, PurePosixPath] = {}
+    for name, kind in sorted(found):
+        first.setdefault(kind, name)
+    counts = Counter(kind for _, kind in found)
+    said = [
+        f"{_count(n, kind)} ({printable(first[kind])}{', ...' if n > 1 else ''})" for kind, n in counts.most_common()
+    ]
+    return _some(said, 10)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _READ if name in Image.OPEN)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """An image."""
+
+    pixels: np.ndarray
+    """(h, w, c), c = 1 if it is grey, else 3."""
+    remarks: tuple[str, ...]
+    """What of it was dropped."""
+
+
+def _decoded(path: Path, tree: Tree, names: Sequence[PurePosixPath]) -> Iterator[tuple[PurePosixPath, _Decoded]]:
+    """The images of those names, which must have one size; a few are decoded ahead, so that the first fault ends it."""
+    where = {name: printable(f"{path}, {name}") for name in names}
+    first = _decode(tree.read(names[0]), where[names[0]])
+    yield names[0], first
+    height, width = first.pixels.shape[:2]
+    require_memory(len(names) * first.pixels.size, printable(path))
+
+    def decoded(name: PurePosixPath, future: Future[_Decoded]) -> tuple[PurePosixPath, _Decoded]:
+        image = future.result()
+        other_height, other_width = image.pixels.shape[:2]
+        require(
+            (other_height, other_width) == (height, width),
+            f"{printable(path)} has images of mixed sizes: {printable(names[0])} has {width} x {height} pixels and "
+            f"{printable(name)} has {other_width} x {other_height}; expected one size.",
+        )
+        return name, image
+
+    pending: deque[tuple[PurePosixPath, Future[_Decoded]]] = deque()
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        for name in names[1:]:
+            pending.append((name, pool.submit(_decode, tree.read(name), where[name], (width, height))))
+            if len(pending) >= _AHEAD:
+                yield decoded(*pending.popleft())
+        for one in pending:
+            yield decoded(*one)
+
+
+def _decode(data: bytes, where: str, size: tuple[int, int] | None = None) -> _Decoded:
+    """An encoded image, of which only the shape is read if it is not of the `size` (width, height) that is given."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            width, height = image.size
+            require(width * height <= _PIXELS, f"it has {width} x {height} pixels, more than {_PIXELS:,}")
+            if image.size != (size or image.size):
+                return _Decoded(np.empty((height, width, 0), np.uint8), ())
             require(image.mode[0] not in "IF", f"it has pixels of mode {image.mode}, not of 8 bits")
-            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+            transparent = image.has_transparency_data
+            plain = image.convert("RGBA") if transparent and image.mode == "P" else image  # else Pillow warns
+            pixels = np.asarray(plain.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+            remarks = ("with an alpha channel, which was dropped",) if transparent else ()
+            if getattr(image, "is_animated", False):
+                remarks += ("with several frames, of which the first was read",)
+    except UnidentifiedImageError as error:
+        raise EquipoiseError(
+            f"{where} is not a readable image: cannot identify its format; replace or delete it."
+        ) from error
     except Exception as error:  # a damaged image can raise anything
         raise EquipoiseError(f"{where} is not a readable image: {reason(error)}; replace or delete it.") from error
-    return pixels.reshape(*pixels.shape[:2], -1)
+    return _Decoded(pixels.reshape(*pixels.shape[:2], -1), remarks)
 
 
 def _entry(found: Mapping[str, Any], key: str, where: str) -> Any:
@@ -246,7 +516,7 @@ def _labels(y: np.ndarray, where: str, samples: int, classes: int) -> np.ndarray
 
 def _samples(x: np.ndarray, where: str) -> np.ndarray:
     require(
-        x.dtype == np.uint8 or x.dtype.kind == "f",
+        x.dtype == np.uint8 or (x.dtype.kind == "f" and x.dtype.itemsize <= 8),
         f"{where} has dtype {x.dtype}; expected uint8, or floats in [0, 1].",
     )
     if x.ndim == 3:

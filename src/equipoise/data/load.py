@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from equipoise.data.dataset import Dataset, Split, stratified_order
-from equipoise.data.files import content, is_archive, members, reason
+from equipoise.data.files import content, is_archive, members, printable, reason
 from equipoise.data.formats import (
     Arrays,
     Contents,
@@ -28,6 +28,8 @@ from equipoise.data.formats import (
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require, unknown
 from equipoise.files import cache_folder
 from equipoise.records import write_atomically
+
+_UNLIKE = 50  # times the largest value of one split that of the other is, from where their scales may differ
 
 
 @dataclass(frozen=True)
@@ -134,23 +136,28 @@ def load(
     Images of an archive are decoded once and kept in the cache. Raises `EquipoiseError` for an unknown name, a missing,
     truncated, damaged or altered file, and whatever `Split` and `Dataset` refuse.
     """
-    name, path = str(name_or_path), Path(name_or_path)
+    name, path = os.fspath(name_or_path), Path(name_or_path)
+    require(bool(name), "the name of a dataset is empty; expected a dataset's name, a file or a folder.")
     if name == "digits":
         return make("digits", _digits())
     if name in SOURCES:
         return published(name, SOURCES[name], None if root is None else Path(root), download)
-    if not path.exists():
+    if not os.path.exists(path):
         if len(path.parts) == 1 and not path.suffix:
             raise unknown("dataset", name, names())
         raise EquipoiseError(
-            f"there is no file or folder {name}; expected a dataset's name ({', '.join(names())}), an .npz file, or a "
-            "folder or archive of images."
+            f"there is no file or folder {printable(name)}; expected a dataset's name "
+            f"({', '.join(names())}), an .npz file, or a folder or archive of images."
         )
     if path.is_dir():
         return make(path.resolve().name, read_images(path))
+    require(os.path.isfile(path), f"{printable(name)} is neither a file nor a folder; expected one with data.")
     if path.suffix.lower() == ".npz":
         return make(path.stem, read_npz(path))
-    require(is_archive(path), f"cannot tell what {name} is by its name; expected .npz, .tar, .tar.gz, .tar.xz or .zip.")
+    require(
+        is_archive(path),
+        f"cannot tell what {printable(name)} is by its name; expected .npz, .tar, .tar.gz, .tar.xz or .zip.",
+    )
     return make(path.name.removesuffix(path.suffix).removesuffix(".tar"), _archive(path))
 
 
@@ -183,23 +190,60 @@ def published(name: str, source: Source, root: Path | None = None, download: boo
 def make(name: str, arrays: Arrays) -> Dataset:
     """The dataset of `arrays`, with pixels of 0 to 255 scaled to [0, 1] and the digest of the arrays.
 
-    The digest is SHA-256 over the type, shape and bytes of x and y of both splits and over the names of the classes, so
-    the same samples have the same digest in whatever format they came.
+    Bytes of both splits are divided by 255. Where one split is bytes and the other floats in [0, 1], bytes of 0 and 1
+    alone are taken as they are; a note says so. Warns of what is probably not meant. The digest is SHA-256 over the
+    type, shape and little-endian values of x and y of both splits and over the names of the classes, so the same
+    samples have the same digest in whatever format they came.
     """
+    name = printable(name)
     digest = hashlib.sha256("\n".join(arrays.classes).encode())
     for array in (arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test):
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(array.data)
+    train, test, notes, doubts = _scaled(arrays.x_train, arrays.x_test)
+    doubts = (*arrays.doubts, *doubts)
 
     def split(kind: str, x: np.ndarray, y: np.ndarray) -> Split:
-        pixels = np.divide(x, 255, dtype=np.float32) if x.dtype == np.uint8 else np.array(x, np.float32)
         try:
-            return Split(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(y.astype(np.int64)))
+            return Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
         except EquipoiseError as error:
             raise EquipoiseError(f"dataset {name!r}, {kind} split: {error}") from error
 
-    train, test = split("training", arrays.x_train, arrays.y_train), split("test", arrays.x_test, arrays.y_test)
-    return Dataset(name, train, test, arrays.classes, digest.hexdigest())
+    splits = split("training", train, arrays.y_train), split("test", test, arrays.y_test)
+    found = Dataset(name, *splits, arrays.classes, digest.hexdigest(), (*arrays.notes, *notes, *doubts))
+    for doubt in doubts:
+        warnings.warn(f"dataset {name!r}: {doubt}.", EquipoiseWarning, stacklevel=3)
+    return found
+
+
+def _scaled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[str, ...]]:
+    """Both splits as float32 on one scale, and notes and doubts about it."""
+    splits = {"training": train, "test": test}
+    highest = {kind: float(x.max()) if x.size else 0.0 for kind, x in splits.items()}
+    of_bytes = [kind for kind, x in splits.items() if x.dtype == np.uint8]
+    mixed = len(of_bytes) == 1
+    divided = [kind for kind in of_bytes if not mixed or highest[kind] > 1]
+    notes = tuple(
+        f"the {kind} samples are {'bytes' if kind in of_bytes else 'floats'}, "
+        + ("divided by 255" if kind in divided else "taken as they are")
+        for kind in splits
+        if mixed
+    )
+    dark = [kind for kind in divided if highest[kind] <= 1]
+    doubts = (
+        f"no byte of the {' and '.join(dark)} samples is above 1: divided by 255 they are nearly black; give floats if "
+        "1 stands for white",
+    ) * bool(dark)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 is refused as infinite
+        scaled = [
+            np.divide(x, 255, dtype=np.float32) if kind in divided else np.array(x, np.float32)
+            for kind, x in splits.items()
+        ]
+    low, high = sorted(highest[kind] / (255 if kind in divided else 1) for kind in splits)
+    if 0 < low < high / _UNLIKE and not doubts:
+        doubts = (f"the largest value of one split is {low:g} and of the other {high:g}: they may have two scales",)
+    return scaled[0], scaled[1], notes, doubts
 
 
 def _digits() -> Arrays:
@@ -270,7 +314,7 @@ def _archive(path: Path) -> Arrays:
     cache = cache_folder()
     if cache is None:
         return read_images(path)
-    cached = cache / f"images-1-{digest}.npz"
+    cached = cache / f"images-2-{digest}.npz"
     if os.path.exists(cached):  # unlike the path's own method also of a folder that is closed to us
         with contextlib.suppress(EquipoiseError):  # damaged: decode and write it again
             return read_npz(cached)
@@ -283,6 +327,8 @@ def _archive(path: Path) -> Arrays:
         x_test=arrays.x_test,
         y_test=arrays.y_test,
         classes=np.array(arrays.classes),
+        notes=np.array(arrays.notes, str),
+        doubts=np.array(arrays.doubts, str),
     )
     try:
         write_atomically(cached, buffer.getvalue())
