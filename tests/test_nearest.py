@@ -8,7 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import Bisected, Chain, Nearest, bg, deepfool, fgsm, fmn, margin_attack, nearest, pgd, share_won
+from equipoise.attacks import (
+    Bisected,
+    Chain,
+    Nearest,
+    bg,
+    deepfool,
+    fgsm,
+    fmn,
+    margin_attack,
+    nearest,
+    pgd,
+    published_margin_attack,
+    share_won,
+)
 from equipoise.errors import EquipoiseError
 from equipoise.evaluation import evaluate
 from equipoise.geometry import EVERYWHERE, Ball, Box
@@ -54,6 +67,34 @@ def test_the_margin_of_a_linear_model(norm):
         ):
             found = attack(net, x)
             assert found.success.all() and torch.allclose(found.distance, best, rtol=4e-6)
+
+
+def test_attacks_that_search_in_one_norm_are_compared_in_another(case):
+    """The smallest L2 distance of the Linf attacks and of BG, and whose it was; a radius is one of L2 too."""
+    net, x, _ = case
+    parts = (("linf", back(pgd(0.4, 0.02, 30, keep="first_success"))), ("l2", back(bg())))
+    found = Nearest(parts, norm="l2")(net, x)
+    apart = [attack(net, x, net(x).argmax(1)) for _, attack in parts]
+    lengths = torch.stack([torch.where(one.success, (one.x - x).norm(dim=1), math.inf) for one in apart])
+    assert torch.equal(found.success, lengths.amin(0).isfinite())
+    assert torch.allclose(found.distance[found.success], lengths.amin(0)[found.success], atol=1e-12)
+    assert torch.equal(found.part[found.success], lengths.argmin(0)[found.success])
+    near = float(found.distance.median())
+    few = Nearest(parts, near, norm="l2")(net, x)
+    assert torch.equal(few.success, found.distance <= near)
+    with pytest.raises(EquipoiseError, match="norm"):
+        Nearest(parts, norm="l3")
+    with pytest.raises(EquipoiseError, match="different norms or boxes"):
+        Nearest(parts)
+
+
+def test_the_published_reading_is_weaker_than_the_corrected_one(case):
+    net, x, _ = case
+    published, ours = published_margin_attack()(net, x), margin_attack()(net, x)
+    assert (ours.success | ~published.success).all()
+    both = published.success & ours.success
+    assert (published.distance >= ours.distance - 1e-6)[both].float().mean() > 0.8
+    assert torch.allclose(published.distance[both], (published.x - x).norm(dim=1)[both])
 
 
 def test_it_is_the_nearest_of_its_parts(case):

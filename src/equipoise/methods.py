@@ -69,17 +69,20 @@ def r2(
     scores: Literal["logits", "probabilities"] = "logits",
     generator_lr: float = 3e-3,
     loss: Objective = cross_entropy,
+    clean: Literal["held", "live"] = "held",
+    generator_steps: int = 1,
 ) -> Method:
     """`L(x) - lam · mean of ‖x* - x‖₂ / (softness + CE(f(x), f(x*)))`, x* where the way from x to g(x) leaves x's
     class, g a network that seeks adversarial examples and trains alongside (F, Eqs. 7, 12 and 14, Alg. 1);
     lam = `weight`.
 
     Without a `generator` training builds one; with a run directory it is saved there, see `load_generator`. The paper's
-    own objectives are `softness=0, halvings=0, crossing=1, scores="probabilities"`; see `GeneratedMargin` and
-    `Adversary` for why they are not the defaults.
+    own objectives, to the letter, are `softness=0, halvings=0, clean="live", crossing=1, scores="probabilities"`, each
+    of which can be had by itself; see `GeneratedMargin` and `Adversary` for why they are not the defaults. Eq. 7
+    subtracts the term, Eq. 12 prints it with a plus sign, which a negative `weight` gives.
     """
-    player = Adversary(generator, crossing=crossing, scores=scores, lr=generator_lr)
-    return as_method(loss).penalised(-weight, GeneratedMargin(player, softness, halvings))
+    player = Adversary(generator, crossing=crossing, scores=scores, lr=generator_lr, steps=generator_steps)
+    return as_method(loss).penalised(-weight, GeneratedMargin(player, softness, halvings, clean))
 
 
 def fgsm_at(eps: float, loss: Objective = cross_entropy, **options: Any) -> Method:

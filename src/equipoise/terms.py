@@ -48,6 +48,11 @@ class Player(Protocol):
         """What its metrics and its files are called."""
         ...
 
+    @property
+    def steps(self) -> int:
+        """Steps it takes for each of the classifier's."""
+        ...
+
     def network(self) -> nn.Module:
         """Its network."""
         ...

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import methods, objectives
+from equipoise.attacks import published_margin_attack
 from equipoise.data import load
 from equipoise.errors import EquipoiseWarning
 from equipoise.experiments import (
@@ -256,9 +257,25 @@ def test_training_for_r2_is_printed_or_corrected():
         return dict(found.options)
 
     assert of("as published") == {
-        "weight": -1.0, "softness": 0.0, "halvings": 0, "crossing": 1.0, "scores": "probabilities",
+        "weight": 0.1, "softness": 0.0, "halvings": 0, "crossing": 1.0, "scores": "probabilities", "clean": "live",
     }  # fmt: skip
     assert of("corrected") == {"weight": 0.1}
+
+
+@pytest.mark.parametrize("name", ["framework-table-2", "framework-figure-4", "framework-table-5"])
+def test_r2_is_scored_in_the_papers_norms_as_published(name):
+    """FGSM and PGD in a Linf ball of .3, PGD with 40 steps of .01, distances in L2."""
+    for variant, options in (("as published", {"published": True}), ("corrected", {})):
+        found = [t for t in tasks_of(name, variant) if isinstance(t, Measured) and "r2_score" in t.function.function]
+        assert found and all(task.function.options == options for task in found)
+    attack = published_margin_attack()
+    assert attack.geometry.norm == "l2" and attack.names == ("fgsm", "pgd", "bg")
+    fast, slow, bg = (part.settings() for _, part in attack.parts)
+    for one, steps, size in ((fast, 1, 0.3), (slow, 40, 0.01)):
+        climb = one["parts"][0]["of"]
+        assert (climb["geometry"]["norm"], climb["geometry"]["eps"]) == ("linf", 0.3)
+        assert (climb["steps"]["most"], climb["step_size"]["size"]) == (steps, size)
+    assert bg["geometry"]["norm"] == "l2"
 
 
 def test_networks_of_f_are_one_for_all_but_cifar_10():

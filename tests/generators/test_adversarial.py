@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise import methods
 from equipoise.errors import EquipoiseError
 from equipoise.generators import AdversarialGenerator, Adversary, GeneratedMargin
 from equipoise.predictive import Ensemble, as_predictive
@@ -128,6 +129,35 @@ def test_the_published_margin_has_a_floor():
     y = torch.zeros(6, dtype=torch.int64)
     assert GeneratedMargin(Adversary(generator), 0.0, 0)(net, x, y).item() == pytest.approx(1000 * distance, rel=1e-4)
     assert GeneratedMargin(Adversary(generator), 1.0, 0)(net, x, y).item() == pytest.approx(distance, rel=1e-4)
+
+
+@pytest.mark.parametrize("clean", ["held", "live"])
+def test_the_gradient_goes_through_the_clean_prediction_if_it_is_live(clean):
+    """F, Eq. 12, against the formula written out, with and without a constant first argument of CE."""
+    net, generator, x = linear().double(), moving((12,)).double(), inputs((12,), 20).double()
+    y = torch.zeros(20, dtype=torch.int64)
+    GeneratedMargin(Adversary(generator), 0.0, 0, clean)(net, x, y).backward()
+    weight = net[1].weight
+    got, weight.grad = weight.grad.clone(), None
+    there = generator(x).detach()
+    p = net(x).softmax(1)
+    p = p.detach() if clean == "held" else p
+    cross_entropy = -(p * net(there).log_softmax(1)).sum(1)
+    ((there - x).norm(dim=1) / cross_entropy).mean().backward()
+    torch.testing.assert_close(got, weight.grad, rtol=1e-9, atol=1e-12)
+    assert f"clean {clean}" in str(GeneratedMargin(clean=clean).__name__) or clean == "held"
+
+
+def test_each_quirk_of_the_published_training_can_be_had_by_itself():
+    """And all of them together; the penalty is subtracted, as Eq. 7 has it, for every positive weight."""
+    published = {"softness": 0.0, "halvings": 0, "crossing": 1.0, "scores": "probabilities", "clean": "live"}
+    for quirks in ({}, published, *({name: value} for name, value in published.items())):
+        ((weight, penalty),) = methods.r2(weight=0.1, **quirks).penalties
+        assert weight == -0.1
+        for name, value in published.items():
+            of = penalty.player if name in ("crossing", "scores") else penalty
+            usual = getattr(type(of)(), name)
+            assert getattr(of, name) == (value if name in quirks else usual) and value != usual
 
 
 def test_each_player_has_gradients_of_its_own():

@@ -10,7 +10,7 @@ from equipoise.attacks.fab import FAB, fab
 from equipoise.attacks.fmn import FMN, fmn
 from equipoise.attacks.gradient import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
 from equipoise.attacks.minimal import Bisected, minimal_l2
-from equipoise.attacks.nearest import Nearest, margin_attack, nearest, share_won
+from equipoise.attacks.nearest import Nearest, margin_attack, nearest, published_margin_attack, share_won
 from equipoise.attacks.presets import adaptive, cw_k, fgsm_k, pgd_k, pgd_l2
 from equipoise.attacks.random_search import RandomSearch, random_search
 from equipoise.attacks.square import Square, square
@@ -53,6 +53,7 @@ __all__ = [
     "pgd",
     "pgd_k",
     "pgd_l2",
+    "published_margin_attack",
     "r_fgsm",
     "random_search",
     "share_won",

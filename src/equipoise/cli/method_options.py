@@ -139,8 +139,12 @@ class Generated:
     """Weight, in the generator's loss, of being predicted otherwise; 1 is as published."""
     scores: Literal["logits", "probabilities"] = "logits"
     """What the generator looks at to be predicted otherwise; probabilities is as published."""
+    clean: Literal["held", "live"] = "held"
+    """Whether the prediction at the clean point is a constant of the gradient; live is as published."""
     generator_lr: float = 3e-3
     """Learning rate of the generator."""
+    generator_steps: int = 1
+    """Steps of the generator for each of the classifier's."""
     generator: str | None = None
     """A run of r2, or a generator.safetensors, whose generator to start from."""
     loss: Loss = Loss()

@@ -31,6 +31,7 @@ from equipoise.training import Recipe, load_manifold
 _SCORES: dict[str, Callable[..., scores.Score]] = {
     "r1": scores.r1,
     "r2": scores.r2,
+    "r2-published": scores.published_r2,
     "r4": scores.r4,
     "manifold": scores.on_manifold,
     "label-aware": scores.label_aware,
@@ -49,9 +50,9 @@ class Score:
     target: Positional[str]
     """A run directory, or a model of your own as package.module:factory."""
     score: str = "r2"
-    """r1: mean margin over the whole box; r2: mean margin of the data, by the nearest of several attacks; label-aware:
-    the same, 0 where the prediction is wrong; manifold: margin along the data; r4: average agreement along the data;
-    or a score of your own as package.module:score."""
+    """r1: mean margin over the whole box; r2: mean margin of the data, by the nearest of several attacks; r2-published:
+    by those of the paper; label-aware: as r2, 0 where the prediction is wrong; manifold: margin along the data; r4:
+    average agreement along the data; or a score of your own as package.module:score."""
     examples: int = 1000
     """Test samples, or points of the box; 0 for the whole test set."""
     norm: NormName = "l2"

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from equipoise.attacks import bg, margin_attack, minimal_l2, pgd, random_search
+from equipoise.attacks import bg, margin_attack, minimal_l2, pgd, published_margin_attack, random_search
 from equipoise.attacks.minimal import Bisected
 from equipoise.attacks.presets import pgd_k, pgd_l2
 from equipoise.corruptions import CORRUPTIONS
@@ -276,12 +276,12 @@ def nearest_by(name: str) -> str:
     return f"nearest by {name}"
 
 
-def r2_score(models: Sequence[Model], data: Dataset, tell: Tell) -> Findings:
+def r2_score(models: Sequence[Model], data: Dataset, tell: Tell, *, published: bool = False) -> Findings:
     """`R2`, the distance of every sample to where the prediction changes, by FGSM, PGD and BG moved back to the
-    boundary, and whose point was the nearest (F Table 2, Table 5, Fig 4).
+    boundary, and whose point was the nearest (F Table 2, Table 5, Fig 4); `published`, with FGSM and PGD in Linf.
     """
     (model,) = models
-    attack = margin_attack("l2")
+    attack = published_margin_attack() if published else margin_attack("l2")
     estimate = _estimate(r2(data.shape, attack=attack), model, data, tell)
     found = described({"R2": estimate}, data.classes)
     assert estimate.found is not None

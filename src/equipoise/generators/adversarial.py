@@ -135,17 +135,21 @@ class Adversary:
     """s. Where f is certain, probabilities have next to no gradient, and g stays where it is."""
     lr: float = 3e-3
     """Learning rate of its Adam, constant."""
+    steps: int = 1
+    """Steps it takes for each of the classifier's: more in a training that was shortened, where it would not cross."""
 
     name = "generator"
 
     def __post_init__(self) -> None:
         require(self.crossing > 0, f"crossing = {self.crossing}: expected a weight > 0, such as 1.")
         require(0 < self.lr < float("inf"), f"generator lr = {self.lr} trains nothing: expected a number > 0.")
+        require(self.steps >= 1, f"generator steps = {self.steps}: expected an integer >= 1.")
         if self.scores not in ("logits", "probabilities"):
             raise unknown("kind of scores", self.scores, ("logits", "probabilities"))
 
     def __str__(self) -> str:
-        return f"g(crossing {self.crossing:g} on {self.scores}, lr {self.lr:g})"
+        more = f", {self.steps} steps" if self.steps > 1 else ""
+        return f"g(crossing {self.crossing:g} on {self.scores}, lr {self.lr:g}{more})"
 
     def made_for(self, shape: tuple[int, ...], seed: int) -> "Adversary":
         """The same player with a network for inputs of that shape. Raises `EquipoiseError` if it has one for others."""
@@ -196,10 +200,11 @@ class GeneratedMargin:
     x to g(x), where the prediction just differs.
 
     The score R_2 of F, the mean distance to the nearest point that is predicted otherwise, made differentiable;
-    training descends `CE - lam · R` (F, Eq. 7), that is, the penalty has a *negative* weight. (The paper prints the
-    term with a plus sign, Eq. 12, as part of that loss: added to it, it would be minimised by making f differ at x*.)
-    f is its only variable: x*, eps* and the first argument of CE, the prediction at x, are held fixed, so that R grows
-    by extending the prediction at x to x*, and not by giving it up at x.
+    training descends `CE - lam · R` (F, Eq. 7), that is, the penalty has a *negative* weight. (Eq. 12 prints the term
+    with a plus sign: added to the loss, it would be minimised by making f differ at x*.)
+    f is its only variable: x* and eps* are held fixed. So is the first argument of CE, the prediction at x, with
+    `clean="held"`: R then grows by extending the prediction at x to x*, and not by giving it up at x. With
+    `clean="live"`, as Eq. 12 is printed, the gradient goes through both predictions.
 
     g(x) lies beyond the boundary, often far beyond it, where agreement is neither to be had nor wanted. So it is moved
     back by `halvings` bisections of the segment, as F does where it scores (Eq. 14); a g(x) that is predicted like x
@@ -216,15 +221,20 @@ class GeneratedMargin:
     """What is added to the cross-entropy."""
     halvings: int = 6
     """Bisections between x and g(x): x* is at most 2^-halvings of that segment beyond the boundary."""
+    clean: Literal["held", "live"] = "held"
+    """Whether the prediction at x is a constant of the gradient."""
 
     def __post_init__(self) -> None:
+        if self.clean not in ("held", "live"):
+            raise unknown("kind of clean prediction", self.clean, ("held", "live"))
         require(self.softness >= 0, f"softness = {self.softness}: expected a number >= 0, such as 1.")
         require(self.halvings >= 0, f"halvings = {self.halvings}: expected an integer >= 0, such as 6.")
 
     @property
     def __name__(self) -> str:
         """What it is called in records."""
-        return f"R2(softness {self.softness:g}, halvings {self.halvings}) @ {self.player}"
+        live = ", clean live" if self.clean == "live" else ""
+        return f"R2(softness {self.softness:g}, halvings {self.halvings}{live}) @ {self.player}"
 
     def __call__(self, module: nn.Module, x: Points, y: Labels) -> Tensor:
         """R of a batch, with its graph; for an ensemble f is its mean. Raises `EquipoiseError` without a generator."""
@@ -234,6 +244,7 @@ class GeneratedMargin:
             if self.halvings:
                 with standing(module, "eval"):
                     there, counts = _moved_back(predict, x, there, self.halvings)
+        with torch.set_grad_enabled(self.clean == "live" and torch.is_grad_enabled()):
             here = predict(x)
         distance = Ball("l2", math.inf).distance(there, x) * counts
         disagreement = kl("soft-cross-entropy")(predict(there), here)

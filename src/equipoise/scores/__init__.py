@@ -4,7 +4,7 @@ score = r2(x.shape[1:])                      # or Score(Sampled(UniformOnBall("l
 estimate = score(model, x, seed=0)           # .value, .error, .interval, .curve
 """
 
-from equipoise.scores.instances import certified_r2, diameter, label_aware, on_manifold, r1, r2, r4
+from equipoise.scores.instances import certified_r2, diameter, label_aware, on_manifold, published_r2, r1, r2, r4
 from equipoise.scores.laws import Labelled, Law, OnManifold, UniformOnBall, uniform_move
 from equipoise.scores.score import (
     Certified,
@@ -44,6 +44,7 @@ __all__ = [
     "inverse",
     "label_aware",
     "on_manifold",
+    "published_r2",
     "r1",
     "r2",
     "r4",

@@ -41,7 +41,12 @@ class Seat:
         self.pictures = [_quantised(self.inputs)]  # the inputs, and what was shown after each epoch
 
     def step(self, predictive: Predictive, x: Points, streams: Streams, total: int) -> None:
-        """One step on this process's share `x` of a batch of `total`; the classifier stands still, in eval mode."""
+        """The player's steps on this process's share `x` of a batch of `total`."""
+        for _ in range(self.player.steps):
+            self._step(predictive, x, streams, total)
+
+    def _step(self, predictive: Predictive, x: Points, streams: Streams, total: int) -> None:
+        """One of them; the classifier stands still, in eval mode."""
         with standing(predictive.module, "eval"), self.fabric.autocast():
             predict = predictive.draw(streams, frozen_weights(predictive.module, "eval"))
             losses, shown = self.player.losses(predict, x)
