@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from equipoise.data import Dataset, Split
 from equipoise.data.dataset import stratified_order
+from equipoise.data.load import SOURCES
 from equipoise.errors import EquipoiseError
 
 
@@ -172,3 +173,20 @@ def test_validation_sizes_refused(size: float, message: str) -> None:
 def test_to_moves_both_parts() -> None:
     data = dataset(numbered([0, 1, 2]), numbered([0, 1, 2])).to("cpu")
     assert data.train.x.device.type == data.test.y.device.type == "cpu" and data.shape == (1,)
+
+
+def test_the_usual_share_is_held_out_unless_another_is_asked_for() -> None:
+    data = dataset(numbered(torch.arange(30) % 3), numbered([0, 1, 2]))
+    assert [len(part) for part in data.split_validation()] == [27, 3]
+    usual = replace(data, validation=0.2)
+    assert [len(part) for part in usual.split_validation()] == [24, 6]
+    assert [len(part) for part in usual.split_validation(0.5)] == [15, 15]
+
+
+def test_svhn_is_split_as_in_the_published_code() -> None:
+    y = torch.arange(73_257) % 10
+    svhn = Dataset(
+        "svhn", numbered(y), numbered(y[:10]), tuple("0123456789"), "", validation=SOURCES["svhn"].validation
+    )
+    assert [len(part) for part in svhn.split_validation()] == [67_000, 6_257]
+    assert all(source.validation == 0.1 for name, source in SOURCES.items() if name != "svhn")

@@ -534,3 +534,10 @@ def test_a_record_without_a_new_field_is_of_its_default() -> None:
     recorded = {k: v for k, v in vars(Recipe(milestones=(0.5,))).items() if k not in ("decay", "lr_peak")}
     assert Recipe(milestones=(0.5,)).differences(recorded | {"milestones": [0.5]}) == []
     assert Recipe(milestones=(0.5,), decay=0.3).differences(recorded | {"milestones": [0.5]}) == ["decay"]
+
+
+def test_the_datas_usual_share_is_held_out_and_recorded() -> None:
+    data = dataclasses.replace(blobs(), validation=0.25)
+    run = fit(methods.standard(), mlp(), data, Recipe(epochs=1, valid_steps=1))
+    assert run.recipe["validation"] == 0.25 and run.data["n_valid"] == round(0.25 * len(data.train))
+    assert fit(methods.standard(), mlp(), blobs(), Recipe(epochs=1, valid_steps=1)).recipe["validation"] == 0.1

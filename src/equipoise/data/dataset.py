@@ -100,8 +100,8 @@ class Dataset:
     """Digest of the decoded content as it was loaded, whole: `limit` does not change it."""
     notes: tuple[str, ...] = ()
     """What is to be said about how it was read, each a phrase: what was passed over and why, and how it was scaled."""
-    validation: int | None = None
-    """Training samples that are held out for validation in the usual split; None if there is no such split."""
+    validation: float = 0.1
+    """Share of the training samples that is usually held out for validation."""
 
     def __post_init__(self) -> None:
         where = f"dataset {self.name!r}"
@@ -157,14 +157,15 @@ class Dataset:
         )
         return replace(self, train=self.train.limit(n, seed))
 
-    def split_validation(self, size: int | float, seed: int = 0) -> tuple[Split, Split]:
+    def split_validation(self, size: int | float | None = None, seed: int = 0) -> tuple[Split, Split]:
         """A training and a validation split, both carved from `train` and disjoint; `test` is never looked at.
 
-        `size` is a number of samples (int) or a share in (0, 1) (float). The validation split is the end of the
-        stratified permutation whose start `limit` takes: deterministic, with the class shares of the whole. Raises
-        `EquipoiseError` if either part would be empty or a class would be left without training samples.
+        `size` is a number of samples (int) or a share in (0, 1) (float), by default `validation`. The validation split
+        is the end of the stratified permutation whose start `limit` takes: deterministic, with the class shares of the
+        whole. Raises `EquipoiseError` if either part would be empty or a class would be left without training samples.
         """
         n = len(self.train)
+        size = self.validation if size is None else size
         require(
             isinstance(size, int) or 0 < size < 1,
             f"validation share = {size}; expected a share between 0 and 1, or a whole number of samples.",

@@ -16,6 +16,7 @@ from torch import nn
 from equipoise.ascent import Ascent
 from equipoise.attacks import FAB, Attack, RandomSearch, Square
 from equipoise.attacks.attack import Composite, Wrapped
+from equipoise.data import Dataset
 from equipoise.errors import EquipoiseError
 from equipoise.evaluation import suite
 from equipoise.experiments.stand_in import KINDS
@@ -112,7 +113,7 @@ def passes(task: Task, sizes: Mapping[str, int] = SIZES) -> float:
 def _held_in(task: Training | DataManifold, sizes: Mapping[str, int]) -> float:
     """Samples of an epoch."""
     size = sizes.get(task.data, 1000)
-    return min(task.samples or size, size) * (1 - task.recipe.validation)
+    return min(task.samples or size, size) * (1 - (task.recipe.validation or Dataset.validation))
 
 
 def _of_training(task: Training, held_in: float) -> float:

@@ -47,6 +47,7 @@ def fit(
     Raises `EquipoiseError` for unusable input and when the loss stops being finite.
     """
     recipe = recipe or Recipe()
+    recipe = recipe if recipe.validation else replace(recipe, validation=data.validation)
     method = as_method(method).made_for(data.shape, recipe.seed)
     predictive = as_predictive(model)
     out = Path(out) if out is not None else None
