@@ -214,6 +214,10 @@ class Run:
     """Signs of trouble seen while training, e.g. catastrophic overfitting."""
     seconds: float = 0.0
     """Wall-clock time of the training."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file of weights."""
+    words: Sequence[str] = field(default_factory=list)
+    """The words of the command line with which `--resume` goes on, from the method on; empty for a run from Python."""
 
 
 Record = Evaluation | Run
@@ -378,6 +382,30 @@ def load(path: str | os.PathLike[str]) -> Record:
     except (ValueError, RecursionError) as error:
         raise EquipoiseError(f"{path} is not JSON ({error}); expected a record written by equipoise.") from error
     return from_json(data, str(path))
+
+
+def check_weights(folder: Path, run: Run) -> None:
+    """Raise `EquipoiseError` if a file of weights in the folder of a run is not the one whose SHA-256 it names."""
+    for name in changed_weights(folder, run):
+        raise weights_error(folder, name)
+
+
+def changed_weights(folder: Path, run: Run) -> list[str]:
+    """Names of the weight files that are there and are not those of the record."""
+    return [name for name, sha in run.weights.items() if (folder / name).exists() and _sha256(folder / name) != sha]
+
+
+def weights_error(folder: Path, name: str) -> EquipoiseError:
+    """The error for weights that are not those of the record."""
+    return EquipoiseError(
+        f"{folder / name} is not the file that {folder / 'run.json'} names (its SHA-256 differs): something else wrote "
+        "it, or the run was killed while it did; continue the run with --resume, or train again."
+    )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:

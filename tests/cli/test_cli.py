@@ -517,11 +517,19 @@ def test_warnings_are_one_line_each(monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: mind this\n"
 
 
-@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
-def test_only_the_first_of_several_processes_speaks(monkeypatch, capsys, variable):
-    monkeypatch.setenv(variable, "1")
+def test_only_the_first_of_several_processes_speaks(monkeypatch, capsys):
+    told = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
     assert ask("evaluate", "nowhere") == 2
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
+def test_a_stray_variable_of_torchrun_makes_nothing_mute(monkeypatch, capsys, variable):
+    monkeypatch.setenv(variable, "1")
+    assert ask("evaluate", "nowhere") == 2
+    assert "there is no run directory nowhere" in capsys.readouterr().err
 
 
 def test_the_command_ends_without_a_traceback_in_its_own_process(here):

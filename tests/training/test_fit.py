@@ -20,7 +20,7 @@ from equipoise.objectives import cross_entropy, entropy
 from equipoise.predictive import as_predictive
 from equipoise.rng import Streams, fold
 from equipoise.training import Progress, Recipe, fit, load_run, load_weights
-from equipoise.training.loop import alarm_of
+from equipoise.training.judgement import alarms_of
 
 
 def blobs(n: int = 240, features: int = 6, classes: int = 3, seed: int = 0) -> Dataset:
@@ -330,8 +330,9 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     run = fit(methods.standard(), mlp(), blobs(), recipe, out=tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert run.status == "stopped early"
-    assert len(lines) == run.best["epoch"] + 2 < 60
-    assert run.best["valid_pgd"] == max(line["valid_pgd"] for line in lines)
+    highest = max(lines, key=lambda line: line["valid_pgd"])  # the first one
+    assert len(lines) == highest["epoch"] + 2 < 60
+    assert highest["epoch"] <= run.best["epoch"], "of epochs that noise cannot tell apart the later is the best"
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
@@ -369,19 +370,19 @@ def history(*triples: tuple[float, float, float]) -> list[dict[str, float]]:
 
 def test_alarm_for_catastrophic_overfitting() -> None:
     *past, now = history((0.8, 0.5, 0.4), (0.85, 0.55, 0.42), (0.84, 0.95, 0.02))
-    assert "catastrophic overfitting: since epoch 2" in (alarm_of(past, now, 10, 1000, True) or "")
-    assert alarm_of(past, now, 10, 1000, climbs=False) is None  # what is trained on no attack cannot overfit to it
+    assert "catastrophic overfitting: since epoch 2" in str(*alarms_of(past, now, 10, 1000, True))
+    assert alarms_of(past, now, 10, 1000, climbs=False) == []  # what is trained on no attack cannot overfit to it
     *past, now = history((0.8, 0.5, 0.4), (0.84, 0.45, 0.2))  # both fall: not that
-    assert alarm_of(past, now, 10, 1000, True) is None
+    assert alarms_of(past, now, 10, 1000, True) == []
     *past, now = history((0.8, 0.5, 0.4), (0.85, 0.6, 0.39))  # within noise
-    assert alarm_of(past, now, 10, 1000, True) is None
+    assert alarms_of(past, now, 10, 1000, True) == []
 
 
 def test_alarm_for_collapse_to_chance() -> None:
     *past, now = history((0.12, 0.1, 0.1), (0.11, 0.1, 0.1))
-    assert "no better than chance" in (alarm_of(past, now, 10, 1000, True) or "")
-    assert alarm_of([], now, 10, 1000, True) is None  # the first epoch may be at chance
-    assert alarm_of(past, now | {"valid_clean": 0.2}, 10, 1000, True) is None
+    assert "no better than chance" in str(*alarms_of(past, now, 10, 1000, True))
+    assert alarms_of([], now, 10, 1000, True) == []  # the first epoch may be at chance
+    assert alarms_of(past, now | {"valid_clean": 0.2}, 10, 1000, True) == []
 
 
 def test_collapse_is_warned_about_while_training() -> None:

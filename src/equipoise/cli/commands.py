@@ -1,7 +1,6 @@
 """What the commands do: read the input, call the library, print what came out."""
 
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from equipoise import nets
 from equipoise.cli.auditing import audit
 from equipoise.cli.display import TrainingProgress, evaluation_progress, say
 from equipoise.cli.evaluating import evaluate, merge_records, show, verify
-from equipoise.cli.manifolds import PICTURE, manifold_of_run, named_manifold
+from equipoise.cli.manifolds import manifold_of_run, named_manifold
 from equipoise.cli.method_options import Learned, build_method, full_name, parameters
 from equipoise.cli.options import (
     Audit,
@@ -27,19 +26,21 @@ from equipoise.cli.options import (
 )
 from equipoise.cli.processes import is_main_process
 from equipoise.cli.reproducing import list_experiments, reproduce
+from equipoise.cli.resuming import lasting
 from equipoise.cli.scoring import score
 from equipoise.cli.studying import study
 from equipoise.data import Dataset, load
-from equipoise.errors import EquipoiseError, require
+from equipoise.errors import require
 from equipoise.evaluation import evaluate_run
 from equipoise.experiments import RECORD, keep_numbers, reproduction
+from equipoise.generators import Manifold, auto_encoder
 from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive, kl_to_prior
-from equipoise.records import Run, write_atomically
-from equipoise.records import load as load_record
+from equipoise.records import write_atomically
 from equipoise.terms import Method
-from equipoise.training import MANIFOLD_FILE, build_model, fit, training_split
-
-_FILES = ("run.json", "metrics.jsonl", "*.safetensors", "generator.png", PICTURE, "evaluation*.json", "samples.npz")
+from equipoise.training import MANIFOLD_FILE, build_model, training_split
+from equipoise.training.fit import claim, launch, prepare
+from equipoise.training.interruption import listening
+from equipoise.training.job import Job
 
 
 def run(options: Command, command: str) -> int:
@@ -89,7 +90,8 @@ def _report(options: Report) -> Path:
 
 def train(options: Train, command: str) -> None:
     """Train, evaluate what came out, and say what to do next."""
-    method, recipe, record = build_method(options.method), options.recipe, parameters(options.method)
+    build_method(options.method)  # its hyper-parameters are seen to be in range before data are loaded
+    recipe, record = options.recipe, parameters(options.method)
     require(options.members > 1 or not options.together, "--together needs --members: one network has nobody to join.")
     require(
         options.dropout_samples > 0 or options.dropout_loss == "loss-of-mean",
@@ -117,42 +119,47 @@ def train(options: Train, command: str) -> None:
     learned: Learned | None = getattr(options.method, "learned", None)
     named = None if learned is None else named_manifold(learned, data)
     out = options.out or Path("runs", f"{record['name']}-{data.name}-{recipe.seed}")
-    if is_main_process():
-        _claim(out, options)
-    count = f"{options.members} x {net['name']}" if options.members > 1 else net["name"]
-    size = f"{count}, {nets.count_parameters(as_predictive(model).module):,} parameters"
-    say(f"{record['name']} on {data.name}, {len(data.train)} samples; {size}")
-    if learned is not None:
-        sigma = record.get("sigma", 0.06)
-        manifold = manifold_of_run(learned, named, data, recipe, out, sigma)
-        method = build_method(options.method, manifold)
-        record = {key: value for key, value in record.items() if key not in ("manifold_epochs", "codes")}
-        record["manifold"] = str(manifold)
-    fit(
-        _suited(method, model, data, options),
-        model,
-        data,
-        recipe,
-        out=out,
-        resume=options.resume and (out / "run.json").exists(),
-        method_record=record,
-        net_record=net,
-        command=command,
-        progress=TrainingProgress(),
-    )
-    if not is_main_process():
-        return
-    if examples != 0:
-        evaluations = evaluate_run(
-            out,
+    begun = any((out / name).exists() for name in ("run.json", MANIFOLD_FILE))
+    require(begun or not options.resume, f"there is no run in {out} to resume: start it without --resume.")
+
+    def prepared(manifold: Manifold | None) -> Job:
+        """Everything but the training, checked."""
+        kept = {key: value for key, value in record.items() if key not in ("manifold_epochs", "codes")}
+        return prepare(
+            _suited(build_method(options.method, manifold), model, data, options),
+            model,
             data,
-            examples=examples,
-            precision=recipe.precision,
-            device=device,
+            recipe,
+            out=out,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            method_record=record if manifold is None else kept | {"manifold": str(manifold)},
+            net_record=net,
+            words=lasting(shlex.split(command)[1:]),
             command=command,
-            progress=lambda weights: evaluation_progress(f"evaluating the {weights} weights"),
+            progress=TrainingProgress(),
         )
-        show(*evaluations)
+
+    job = prepared(None if learned is None else auto_encoder(data.shape, learned.codes))
+    with listening(None), claim(job):
+        count = f"{options.members} x {net['name']}" if options.members > 1 else net["name"]
+        size = f"{count}, {nets.count_parameters(as_predictive(model).module):,} parameters"
+        say(f"{record['name']} on {data.name}, {len(data.train)} samples; {size}")
+        if learned is not None:
+            sigma = record.get("sigma", 0.06)
+            job = prepared(manifold_of_run(learned, named, data, recipe, out, sigma))
+        launch(job)
+        if is_main_process() and examples != 0:
+            evaluations = evaluate_run(
+                out,
+                data,
+                examples=examples,
+                precision=recipe.precision,
+                device=device,
+                command=command,
+                progress=lambda weights: evaluation_progress(f"evaluating the {weights} weights"),
+            )
+            show(*evaluations)
     say(f"wrote {out}; next: {shlex.join(['equipoise', 'report', str(out), '--out', 'report.html'])}")
 
 
@@ -188,26 +195,3 @@ def _statistics(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     channels = x.transpose(0, 1).flatten(1) if x.ndim == 4 else x.reshape(1, -1)
     mean, std = channels.mean(1), channels.std(1)
     return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) for s in std.tolist())
-
-
-def _claim(out: Path, options: Train) -> None:
-    """See to it that `out` is free, or meant. Raises `EquipoiseError` if it holds a run that nobody mentioned."""
-    require(not (options.resume and options.overwrite), "--resume and --overwrite exclude each other: choose one.")
-    require(not out.exists() or out.is_dir(), f"--out {out} is a file: expected a directory, which may not exist yet.")
-    if not (out / "run.json").exists():
-        begun = (out / MANIFOLD_FILE).exists()  # interrupted while its manifold was trained
-        require(begun or not options.resume, f"there is no run in {out} to resume: start it without --resume.")
-        if begun and options.overwrite:
-            (out / MANIFOLD_FILE).unlink()
-        return
-    if not (options.resume or options.overwrite):
-        found = load_record(out / "run.json")
-        status = f" ({found.status})" if isinstance(found, Run) else ""
-        raise EquipoiseError(
-            f"{out} already holds a run{status}: add --resume to continue it, --overwrite to replace it, "
-            "or choose another place with --out."
-        )
-    if options.overwrite:
-        for file in (file for pattern in _FILES for file in out.glob(pattern)):
-            file.unlink()
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,23 +13,24 @@ from typing import Any
 from equipoise.cli.processes import is_main_process
 from equipoise.errors import EquipoiseError, EquipoiseWarning
 
-_USAGE, _INTERRUPTED = 2, 130
+_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default that of the process) and return its exit code.
 
     0 after success, 1 if tasks of an experiment failed, 2 after bad input, in which case stderr holds one sentence, and
-    130 after Ctrl-C.
+    128 plus the number of the signal after Ctrl-C (130) or SIGTERM (143).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    command = shlex.join(["equipoise", *argv])
     with _short_warnings():
         try:
             from equipoise.cli.commands import run
             from equipoise.cli.options import parse
+            from equipoise.cli.resuming import continued
 
-            code = run(parse(argv), command)
+            argv = continued(argv)
+            code = run(parse(argv), shlex.join(["equipoise", *argv]))
             sys.stdout.flush()
             return code
         except EquipoiseError as error:
@@ -37,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if error.name not in ("tyro", "rich"):
                 raise
             return _fail(f"the command line needs {error.name}, which is not installed: pip install {error.name}.")
-        except KeyboardInterrupt:
-            again = _again(argv)
-            return _fail(f"interrupted; continue with: {again}" if again else "interrupted.", "", _INTERRUPTED)
+        except KeyboardInterrupt as error:
+            code = 128 + getattr(error, "signal", signal.SIGINT)
+            again = _again(argv) if getattr(error, "kept", True) else ""
+            return _fail(f"interrupted; continue with: {again}" if again else "interrupted.", "", code)
         except BrokenPipeError:  # the reader of our output has left, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:

@@ -34,6 +34,13 @@ def fraction(text: str) -> float:
     return value
 
 
+def path(text: str) -> Path:
+    """A path. Raises `ValueError` for an empty text, which would be the current folder."""
+    if not text:
+        raise ValueError("expected a path, got an empty text")
+    return Path(text)
+
+
 @dataclass(frozen=True)
 class Train:
     """Train a network and evaluate it.
@@ -76,9 +83,9 @@ class Train:
     out: Path | None = None
     """Where the run is written; by default runs/METHOD-DATA-SEED."""
     resume: FlagCreatePairsOff[bool] = False
-    """Continue the run in --out where it stopped."""
+    """Continue the run in --out where it stopped, with its options; --epochs and --patience may be others."""
     overwrite: FlagCreatePairsOff[bool] = False
-    """Replace the run in --out."""
+    """Replace the run in --out, once the new one has its first checkpoint."""
     evaluate_examples: int | None = None
     """Test samples of the final evaluation; by default 1000, or 200 for a large network on a CPU; 0 skips it."""
     recipe: OmitArgPrefixes[Recipe] = Recipe()
@@ -294,7 +301,7 @@ def _readable() -> ConstructorRegistry:
         if len(kinds) != 1 or kinds[0] not in _METAVARS:
             return None
         kind = kinds[0]
-        convert = fraction if kind is float else kind
+        convert = {float: fraction, Path: path}.get(kind, kind)
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar=_METAVARS[kind],

@@ -11,7 +11,7 @@ from equipoise.nets.lipschitz import BoundedBatchNorm2d, BoundedNorm, bounded
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
 from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18, PreActResNet18UDP
-from equipoise.nets.registry import build, count_parameters, extractors, imported, make, names
+from equipoise.nets.registry import build, count_parameters, extractors, how_built, imported, make, names
 from equipoise.nets.resnet import BasicBlock, ResNet18
 from equipoise.nets.resnet20 import ResNet20
 from equipoise.nets.small_cnn import SmallCNN
@@ -40,6 +40,7 @@ __all__ = [
     "build",
     "count_parameters",
     "extractors",
+    "how_built",
     "imported",
     "make",
     "names",

@@ -38,6 +38,7 @@ _NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": ResNet20,
     "wide-resnet": WideResNet,
 }
+_BUILT = "_equipoise_built"
 _EXTRACTORS: dict[str, Callable[..., nn.Module]] = {
     "fc-resnet": FCResNet,
     "wide-resnet-features": WideResNetFeatures,
@@ -77,7 +78,16 @@ def build(
     net = make(name, shape, classes, seed=seed, **options)
     if not isinstance(net, nn.Module):
         raise EquipoiseError(f"net {name!r} returned a {type(net).__name__}; expected a torch.nn.Module.")
-    return net if normalize is None else _normalized(name, net, shape, *normalize)
+    model = net if normalize is None else _normalized(name, net, shape, *normalize)
+    if ":" not in name:
+        built = {"name": name, "shape": list(shape), "classes": classes, "seed": seed, "options": options}
+        setattr(model, _BUILT, built | {"normalize": normalize})
+    return model
+
+
+def how_built(model: nn.Module) -> dict[str, Any] | None:
+    """The arguments of `build` that made the network; None if that did not, or for a factory of the user's."""
+    return getattr(model, _BUILT, None)
 
 
 def make(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.errors import EquipoiseError, require
-from equipoise.records import Evaluation, Run, load
+from equipoise.records import Evaluation, Run, check_weights, load
 from equipoise.report.scored import Scored, read_scores
 
 PICTURES = {
@@ -116,6 +116,8 @@ def _read_run(path: Path) -> Source:
     run = load(file)
     if not isinstance(run, Run):
         raise EquipoiseError(f"{file} is an evaluation, expected a training run.")
+    if run.status != "running":
+        check_weights(path, run)
     tables = (run.method, run.recipe, run.net, run.data, run.best, run.last)
     require(all(isinstance(t, Mapping) for t in tables), f"{file} is damaged: method, net or data is not a table.")
     lists = (run.alarms, run.data.get("classes") or [])

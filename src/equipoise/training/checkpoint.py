@@ -1,7 +1,11 @@
 """Weights and training state on disk: safetensors with JSON beside them, no pickle, written atomically."""
 
+import io
 import json
+import pickle
+import time
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +18,88 @@ from torch import Tensor, nn
 from equipoise import nets
 from equipoise.errors import EquipoiseError, require
 from equipoise.generators import AdversarialGenerator
-from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive
+from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout, Single, as_predictive
 from equipoise.predictive.deep_kernel_gp import DeepKernelGPModule
-from equipoise.records import Run, load, write_atomically
+from equipoise.records import Run, load, weights_error, write_atomically
 from equipoise.rng import fold
 from equipoise.types import Predictive
 
+_PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
+"""Under which names other programs keep the weights in a larger checkpoint."""
+_PREFIXES = ("module.", "_orig_mod.")
+"""What wrappers put before the names of weights: data parallelism, compilation."""
+_PATIENCE, _PAUSE = 1.0, 0.05  # seconds to wait, and between two looks, while a running training replaces its files
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
-    """Write tensors, and `state` as JSON in the file's header. Shared storage is written once per name."""
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> str:
+    """Write tensors, and `state` as JSON in the file's header, and return the SHA-256 of the file. Shared storage is
+    written once per name.
+    """
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write_atomically(path, serialise(plain, {"state": json.dumps(state or {})}))
+    content = serialise(plain, {"state": json.dumps(state or {})})
+    write_atomically(path, content)
+    return sha256(content).hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote. Raises `EquipoiseError` if the file is missing, truncated or something else."""
+    return _parsed(_content(path), path)
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
+    except OSError as error:
+        raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
+
+
+def _parsed(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
         tensors = parse(content)
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         return tensors, json.loads(header.get("__metadata__", {}).get("state", "{}"))
-    except OSError as error:
-        raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
     except (SafetensorError, ValueError) as error:
         raise EquipoiseError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a file of weights into `module`. Raises `EquipoiseError` naming what does not fit."""
-    copy_into(module, load_tensors(path)[0], str(path))
+def load_weights(module: nn.Module, path: "Path | str") -> None:
+    """Load a file of weights into `module`: safetensors, or what `torch.save` wrote of a `state_dict`, also inside a
+    larger checkpoint and with the `module.` of a parallel wrapper; nothing in it is run.
+
+    Raises `EquipoiseError` naming what does not fit, and for a file that holds more than weights how to convert it.
+    """
+    path = Path(path)
+    pickled = path.suffix.lower() in _PICKLED
+    copy_into(module, _unpickled(path) if pickled else load_tensors(path)[0], str(path))
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The weights in a file of `torch.save`, by the names that the network itself gives them."""
+    try:
+        found = torch.load(io.BytesIO(_content(path)), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise EquipoiseError(
+            f"{path} is no file of plain weights, which alone are read, because anything else may run code. If you "
+            f"trust it, convert it:\n"
+            f"    found = torch.load({str(path)!r}, weights_only=False)\n"
+            f'    torch.save(getattr(found, "state_dict", lambda: found)(), {str(path.with_suffix(".weights.pt"))!r})'
+        ) from error
+    while isinstance(found, Mapping) and not any(isinstance(value, Tensor) for value in found.values()):
+        inside = [found[name] for name in _NESTED if isinstance(found.get(name), Mapping)]
+        require(
+            len(inside) > 0,
+            f"{path} holds no weights: expected names with tensors, or {', '.join(_NESTED)} with those inside; it has "
+            f"{', '.join(map(str, list(found)[:5])) or 'nothing'}.",
+        )
+        found = inside[0]
+    require(isinstance(found, Mapping), f"{path} holds a {type(found).__name__}: expected a state_dict.")
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    for prefix in _PREFIXES:
+        while tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = part(tensors, prefix)
+    return tensors
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
@@ -138,27 +194,65 @@ def build_model(net: Mapping[str, Any]) -> "nn.Module | Predictive":
     return MonteCarloDropout(one(0), samples) if samples else one(0)
 
 
+def described(model: "nn.Module | Predictive") -> dict[str, Any] | None:
+    """What `build_model` needs to build the model again; None if it is not, or no longer, as `nets.build` made it."""
+    predictive = as_predictive(model)
+    if not isinstance(predictive, Single | Ensemble | MonteCarloDropout) or predictive.outputs != "logits":
+        return None
+    networks = list(predictive.module) if isinstance(predictive, Ensemble) else [predictive.module]
+    built = nets.how_built(networks[0])
+    if built is None:
+        return None
+    samples = predictive.samples if isinstance(predictive, MonteCarloDropout) else 0
+    found = {**built, "members": len(networks), "dropout_samples": samples}
+    again = as_predictive(build_model(found)).module
+    same = str(again) == str(predictive.module) and [t.shape for t in again.state_dict().values()] == [
+        t.shape for t in predictive.module.state_dict().values()
+    ]
+    return found if same else None
+
+
 def load_run(
     path: "Path | str", weights: str = "best", device: "torch.device | str" = "cpu"
 ) -> "tuple[nn.Module | Predictive, Run]":
     """The network (or predictive) of a run directory with its `best` or `last` weights, in eval mode, and its record.
 
-    Raises `EquipoiseError` if the directory is no run or a file is missing or damaged.
+    Raises `EquipoiseError` if the directory is no run, a file is missing or damaged, or the weights are not those whose
+    SHA-256 the record names.
     """
     path = Path(path)
     require((path / "run.json").is_file(), f"{path} is not a run directory: it has no run.json.")
     require(weights in ("best", "last"), f"weights = {weights!r}: expected 'best' or 'last'.")
-    run = load(path / "run.json")
-    if not isinstance(run, Run):
-        raise EquipoiseError(f"{path / 'run.json'} is not the record of a training run.")
+    run, tensors = _recorded(path, f"{weights}.safetensors")
     require(
-        "name" in run.net, f"{path} was trained from Python on a network of your own: build it and use load_weights."
+        "name" in run.net,
+        f"{path} was trained from Python on a network of your own, which its record cannot build: in Python build it "
+        f"and use equipoise.training.load_weights(net, {str(path / weights) + '.safetensors'!r}); at the command line "
+        f"give a function that builds it as package.module:factory, with --checkpoint {path / weights}.safetensors.",
     )
     model = build_model(run.net)
     module = as_predictive(model).module
-    load_weights(module, path / f"{weights}.safetensors")
+    copy_into(module, tensors, str(path / f"{weights}.safetensors"))
     module.to(device).eval()
     return model, run
+
+
+def _recorded(path: Path, name: str) -> tuple[Run, dict[str, Tensor]]:
+    """The record of a run, and the tensors of one of its files, which are those that the record names.
+
+    A training that goes on replaces first the one and then the other: then both are read again.
+    """
+    began = time.monotonic()
+    while True:
+        run = load(path / "run.json")
+        if not isinstance(run, Run):
+            raise EquipoiseError(f"{path / 'run.json'} is not the record of a training run.")
+        content = _content(path / name)
+        if run.weights.get(name) in (None, sha256(content).hexdigest()):
+            return run, _parsed(content, path / name)[0]
+        if run.status != "running" or time.monotonic() - began > _PATIENCE:
+            raise weights_error(path, name)
+        time.sleep(_PAUSE)
 
 
 def load_generator(path: "Path | str") -> AdversarialGenerator:
@@ -168,6 +262,8 @@ def load_generator(path: "Path | str") -> AdversarialGenerator:
     """
     path = Path(path)
     file = path / "generator.safetensors" if path.is_dir() else path
+    if (path / "run.json").is_file():
+        _recorded(path, file.name)
     tensors, config = load_tensors(file)
     require(
         config.get("kind") == AdversarialGenerator.kind,

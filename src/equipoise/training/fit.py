@@ -1,6 +1,8 @@
 """Training a model: what was asked is checked, then `equipoise.training.loop` does it."""
 
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,19 @@ from torch import nn
 from equipoise.ascent import Ascent
 from equipoise.corrupted import Corrupted
 from equipoise.data import Dataset
-from equipoise.errors import require
+from equipoise.errors import EquipoiseError, require
 from equipoise.nets import count_parameters
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, first_look
+from equipoise.predictive import as_predictive, first_look, with_module
 from equipoise.provenance import provenance
 from equipoise.records import Run
 from equipoise.terms import Method, Term, as_method
-from equipoise.training.job import Job, Progress, summary_writer
-from equipoise.training.recipe import Recipe
+from equipoise.training.checkpoint import described
+from equipoise.training.folder import claimed
+from equipoise.training.job import Job, Progress, summary_writer, training_split
+from equipoise.training.recipe import Recipe, require_devices
 from equipoise.types import Predictive
+from equipoise.world import World, is_main_process
 
 
 def fit(
@@ -31,6 +36,7 @@ def fit(
     *,
     out: "Path | str | None" = None,
     resume: bool = False,
+    overwrite: bool = False,
     method_record: Mapping[str, Any] | None = None,
     net_record: Mapping[str, Any] | None = None,
     command: str = "",
@@ -39,19 +45,84 @@ def fit(
     """Train `model` in place by `method` on `data`, and return the record of the run.
 
     With `out` the run directory is written (see `equipoise.records.Run`), a checkpoint after every epoch and every few
-    minutes; `resume=True` continues from it. At the end `model` holds the last weights, or with `recipe.ema` their
-    average; `load_run(out, "best")` gives those of the epoch with the best validation robust accuracy.
-    `method_record` and `net_record` go into the record.
-    With `recipe.devices > 1` processes are started, to which `progress` must be able to travel (something that
-    pickles); under torchrun each process calls `fit`.
+    minutes; `resume=True` continues from it, also with more epochs or another patience than before. `overwrite=True`
+    replaces a run that is there: it is set aside once everything has been checked, and deleted at the first checkpoint
+    of the new one. Nobody else can train in `out` meanwhile. At the end `model` holds the last weights, or with
+    `recipe.ema` their average; `load_run(out, "best")` gives those of the best epoch (see
+    `equipoise.training.judgement.improves`). `method_record` and `net_record` go into the record; without the latter a
+    network that `equipoise.nets.build` made is described by its arguments.
+    With `recipe.devices > 1` processes are started, to which the network and the method must be able to travel
+    (something that pickles); under torchrun each process calls `fit`. After SIGINT or SIGTERM a checkpoint is written
+    and `equipoise.training.Interrupted`, a `KeyboardInterrupt`, is raised, unless the caller handles the signal.
     Raises `EquipoiseError` for unusable input and when the loss stops being finite.
+    """
+    return train(
+        prepare(
+            method,
+            model,
+            data,
+            recipe,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            method_record=method_record,
+            net_record=net_record,
+            command=command,
+            progress=progress,
+        )
+    )
+
+
+def train(job: Job) -> Run:
+    """Do what was prepared, in the folder of the run, where nobody else may train meanwhile."""
+    with claim(job):
+        return launch(job)
+
+
+@contextmanager
+def claim(job: Job) -> Iterator[None]:
+    """Hold the folder of the run, for the process that writes there."""
+    with claimed(job.out if is_main_process() else None, resume=job.resume, overwrite=job.overwrite):
+        yield
+
+
+def launch(job: Job) -> Run:
+    """Do what was prepared, in a folder that is held."""
+    from equipoise.training import loop  # what it is made of takes seconds to import, and not everyone trains
+
+    return loop.launch(job)
+
+
+def prepare(
+    method: "Method | Term | Objective",
+    model: "nn.Module | Predictive",
+    data: Dataset,
+    recipe: Recipe | None = None,
+    *,
+    out: "Path | str | None" = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    method_record: Mapping[str, Any] | None = None,
+    net_record: Mapping[str, Any] | None = None,
+    words: Sequence[str] = (),
+    command: str = "",
+    progress: Callable[[Progress], None] | None = None,
+) -> Job:
+    """Check everything about a training that can be checked before it, and touch nothing.
+
+    The arguments are those of `fit`, and the `words` of a command line, for the record. Raises `EquipoiseError` for
+    what cannot be done.
     """
     recipe = recipe or Recipe()
     recipe = recipe if recipe.validation else replace(recipe, validation=data.validation)
     method = as_method(method).made_for(data.shape, recipe.seed)
     predictive = as_predictive(model)
+    require(out is None or str(out) != "", "out is empty: expected the path of a directory, which may not exist yet.")
     out = Path(out) if out is not None else None
     device = recipe.pick_device()
+    world = World.from_environment()
+    if world is None:
+        require_devices(recipe.devices, device.type)
     require(any(p.requires_grad for p in predictive.module.parameters()), "the network has no parameters to train.")
     weight = next(predictive.module.parameters())
     require(
@@ -75,10 +146,21 @@ def fit(
         first.classes == len(data.classes),
         f"the network has {first.classes} classes, {data.name} has {len(data.classes)}.",
     )
+    in_training = len(training_split(data, recipe)[0])
+    processes = recipe.devices if world is None else world.size
+    require(
+        min(recipe.batch_size, in_training) >= processes,
+        f"{processes} processes cannot share batches of {recipe.batch_size} of {in_training} samples: use fewer "
+        "devices or larger batches.",
+    )
+    if recipe.ema > 0:
+        with_module(predictive, predictive.module)
+    if world is None and recipe.devices > 1:
+        _require_that_it_travels(method, model)
     run = Run(
         method={"name": "custom", **(method_record or {}), "sum": str(method), "terms": method.settings()},
         recipe={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()},
-        net={"parameters": count_parameters(predictive.module), **(net_record or {})},
+        net={"parameters": count_parameters(predictive.module), **(net_record or described(model) or {})},
         data={
             "name": data.name,
             "sha256": data.sha256,
@@ -88,10 +170,20 @@ def fit(
             "n_test": len(data.test.y),
         },
         provenance=provenance(recipe.seed, device, command),
+        words=list(words),
     )
-    from equipoise.training.loop import launch  # what it is made of takes seconds to import, and not everyone trains
+    return Job(_in_precision(method, recipe), model, data, recipe, out, resume, overwrite, run, progress)
 
-    return launch(Job(_in_precision(method, recipe), model, data, recipe, out, resume, run, progress))
+
+def _require_that_it_travels(method: Method, model: "nn.Module | Predictive") -> None:
+    """Raise `EquipoiseError` unless processes can be given the method and the network."""
+    try:
+        pickle.dumps((method, model))
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        raise EquipoiseError(
+            "devices > 1 sends the network and the method to new processes, and one of them does not pickle "
+            f"({error}): define it in a module, or start the processes by torchrun."
+        ) from error
 
 
 def _in_precision(method: Method, recipe: Recipe) -> Method:

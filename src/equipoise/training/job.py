@@ -50,6 +50,7 @@ class Job:
     recipe: Recipe
     out: Path | None
     resume: bool
+    overwrite: bool
     run: Run
     progress: Callable[[Progress], None] | None
 

@@ -7,25 +7,20 @@ resumed takes exactly the steps of one that was not.
 
 import json
 import math
-import os
-import pickle
-import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from equipoise.ascent import Ascent
@@ -35,7 +30,7 @@ from equipoise.data import crop_and_flip
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.geometry import Ball
 from equipoise.predictive import as_predictive, predict, reseed, standing, with_module
-from equipoise.records import Run, from_json, save, to_json, write_atomically
+from equipoise.records import Run, from_json, load, save, to_json, write_atomically
 from equipoise.rng import Streams, fold
 from equipoise.spaces import Input
 from equipoise.terms import Method
@@ -50,10 +45,19 @@ from equipoise.training.checkpoint import (
     restore_optimizer,
     save_tensors,
 )
+from equipoise.training.folder import forget_replaced
+from equipoise.training.interruption import Interrupted, Stop, listening
 from equipoise.training.job import ASCENT, AUGMENT, NOISE, ORDER, PLAY, Job, Progress, summary_writer, training_split
+from equipoise.training.judgement import alarms_of, improves, majority_share
 from equipoise.training.players import Seat
+from equipoise.training.processes import ProcessLost, fabric_of, run_processes
+from equipoise.training.recipe import MAY_CHANGE, Recipe
 from equipoise.types import Predictive
+from equipoise.world import World
 
+_INTERRUPTED = "failed: interrupted"
+_DERIVED = ("sum", "terms", "sha256", "classes", "shape", "n_train", "n_valid", "n_test", "parameters")
+"""What follows from the options of a run, and is no option itself."""
 _LOOK_EVERY = 20  # steps between two looks at the loss, which on an accelerator wait for the device
 
 
@@ -66,7 +70,9 @@ class _Memory:
     seconds: float = 0.0
     metrics: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
-    alarms: list[str] = field(default_factory=list)
+    top: dict[str, float] = field(default_factory=dict)
+    alarms: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 class _Loss(nn.Module):
@@ -87,66 +93,72 @@ class _Loss(nn.Module):
 
 def launch(job: Job) -> Run:
     """Train in this process, in those that it starts, or as one of those that torchrun started."""
-    recipe = job.recipe
-    kind, precision = recipe.pick_device().type, "bf16-mixed" if recipe.precision == "bf16" else "32-true"
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:  # started by torchrun: one of its processes
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        fabric = Fabric(
-            accelerator=kind, strategy=_parallel("popen"), devices=local, num_nodes=world // local, precision=precision
-        )
-        fabric.launch()
-        return _train(job, fabric)
-    if recipe.devices > 1:
+    world = World.from_environment()
+    if world is None and job.recipe.devices > 1:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = job.out or Path(scratch)
-            job = replace(job, out=folder)
-            fabric = Fabric(accelerator=kind, strategy=_parallel("spawn"), devices=recipe.devices, precision=precision)
-            try:
-                run = from_json(fabric.launch(partial(_train_to_json, job)))
-            except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "serializ" not in str(error).lower():
-                    raise
-                raise EquipoiseError(
-                    f"devices > 1 sends the network, the method and the progress to new processes, and one of them "
-                    f"does not pickle ({error}): define it in a module, or start the processes by torchrun."
-                ) from error
-            except ProcessRaisedException as error:
-                found = re.search(r"EquipoiseError: (.*)", str(error))
-                if found is None:
-                    raise
-                raise EquipoiseError(found[1]) from None
-            load_weights(as_predictive(job.model).module, folder / "last.safetensors")
-            for player in job.method.players:
-                load_weights(player.network(), folder / f"{player.name}.safetensors")
-            assert isinstance(run, Run)
-            return run
-    return _train(job, Fabric(accelerator=kind, devices=1, precision=precision))
+            return _train_in_processes(replace(job, out=job.out or Path(scratch)))
+    stop = Stop()
+    with listening(stop):
+        return _train(job, world or World(), stop)
 
 
-def _parallel(start: Literal["popen", "spawn"]) -> DDPStrategy:
-    """Gradients averaged over processes; a network may have parameters that its outputs do not use."""
-    return DDPStrategy(start_method=start, find_unused_parameters=True)
-
-
-def _train(job: Job, fabric: Fabric) -> Run:
+def _train(job: Job, world: World, stop: Stop) -> Run:
     """The training of one process."""
+    precision = "bf16-mixed" if job.recipe.precision == "bf16" else "32-true"
+    fabric = fabric_of(world, job.recipe.pick_device().type, precision)
     if fabric.world_size > 1 and fabric.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
     with _own_randomness(fabric.device):
         try:
-            return _Training(fabric, job).run()
+            return _Training(fabric, job, stop).run()
         finally:
             if fabric.world_size > 1 and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
 
-def _train_to_json(job: Job, fabric: Fabric) -> dict[str, Any]:
-    """The same in a spawned process, with a result that can travel.
+def _train_in_processes(job: Job) -> Run:
+    """The training of several processes, which this one starts and follows."""
+    folder = job.out
+    assert folder is not None
+
+    def tell(what: str, content: Any) -> None:
+        if what == "warning":
+            warnings.warn(content, EquipoiseWarning, stacklevel=2)
+        elif job.progress is not None:
+            job.progress(content)
+
+    try:
+        with listening(None):
+            data = run_processes(job.recipe.devices, partial(_one_of_several, replace(job, progress=None)), tell)
+    except ProcessLost as error:
+        _note(folder, f"failed: {error}")
+        raise
+    except KeyboardInterrupt:
+        _note(folder, _INTERRUPTED)
+        raise
+    load_weights(as_predictive(job.model).module, folder / "last.safetensors")
+    for player in job.method.players:
+        load_weights(player.network(), folder / f"{player.name}.safetensors")
+    run = from_json(data)
+    assert isinstance(run, Run)
+    return run
+
+
+def _one_of_several(job: Job, world: World, stop: Stop, tell: Callable[[str, Any], None]) -> dict[str, Any]:
+    """The training of a started process, with a result that can travel.
 
     Networks arrive in shared memory, where each process's steps would be everyone's: train copies.
     """
-    return to_json(_train(replace(job, model=deepcopy(job.model), method=deepcopy(job.method)), fabric))
+    job = replace(job, model=deepcopy(job.model), method=deepcopy(job.method), progress=partial(tell, "progress"))
+    return to_json(_train(job, world, stop))
+
+
+def _note(folder: Path, status: str) -> None:
+    """Write into the record how a training ended whose processes could not."""
+    if (folder / "run.json").exists():
+        run = load(folder / "run.json")
+        if isinstance(run, Run) and not run.status.startswith(("finished", "stopped early")):
+            save(folder / "run.json", replace(run, status=status))
 
 
 @contextmanager
@@ -159,8 +171,11 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
 class _Training:
     """One run in one process: the network, its optimiser, the data on the device, and what has happened so far."""
 
-    def __init__(self, fabric: Fabric, job: Job) -> None:
-        self.fabric, self.job, self.recipe, self.out = fabric, job, job.recipe, job.out
+    def __init__(self, fabric: Fabric, job: Job, stop: Stop) -> None:
+        self.fabric, self.job, self.recipe, self.out, self.stop = fabric, job, job.recipe, job.out, stop
+        # What the processes agree on between two steps must not wait for their accelerators.
+        self.agreement = torch.distributed.new_group(backend="gloo") if fabric.world_size > 1 else None
+        self.whole = True  # whether memory and weights belong together, so that they can be saved
         self.predictive = as_predictive(job.model)
         module = self.predictive.module
         last = self.recipe.channels_last
@@ -178,14 +193,12 @@ class _Training:
             self.averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
         self.seats = [Seat(player, fabric, self.valid.x) for player in job.method.players]
         self.memory = _Memory()
+        self.majority = majority_share(self.valid.y)
+        self.top_correct = torch.zeros(len(self.valid.y), dtype=torch.bool)  # in the epoch of `memory.top`
+        self.writer: Any = None
         # Loss, correct predictions and samples of the running epoch, in float64 on the device.
         self.sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
         self.steps = len(_batches(torch.arange(len(self.train.y)), self.recipe.batch_size, 2 * fabric.world_size))
-        require(
-            min(self.recipe.batch_size, len(self.train.y)) >= fabric.world_size,
-            f"{fabric.world_size} processes cannot share batches of {self.recipe.batch_size} of {len(self.train.y)} "
-            "samples: use fewer devices or larger batches.",
-        )
         n_valid = len(self.valid.y)
         self.record = replace(job.run, data={**job.run.data, "n_train": len(self.train.y), "n_valid": n_valid})
         self.saved = self.began = time.monotonic()
@@ -225,7 +238,7 @@ class _Training:
         """Train to the end."""
         if self.out is not None:
             self._open()
-        status = "failed: interrupted"
+        status = _INTERRUPTED
         try:
             with standing(self.module, "train"):
                 while self.memory.epoch < self.recipe.epochs and not self._stalled():
@@ -233,8 +246,14 @@ class _Training:
             status = "finished" if self.memory.epoch == self.recipe.epochs else "stopped early"
             if self.averaged is not None:
                 copy_into(self.module, plain_state(self.averaged.module), "the average")
-        except EquipoiseError as error:
-            status = f"failed: {error}"
+        except KeyboardInterrupt:
+            self.stop.settle()
+            if self.out and self.whole and self.agreement is None:  # several processes have saved together
+                self._save()
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, EquipoiseError) else f"{type(error).__name__}: {error}"
+            status = f"failed: {(reason.splitlines() or [''])[0]}"
             raise
         finally:
             self._close(status)
@@ -249,33 +268,39 @@ class _Training:
             if number < memory.step:
                 continue
             reseed(abs(fold(seed, NOISE, number, self.fabric.global_rank)), device)
+            self.whole = False
             self._step(batch[mine].to(device), len(batch), seed, number)
             if self.seats:
                 self._play(other[mine].to(device), len(other), seed, number)
             memory.step = number + 1
+            self.whole = True
             if memory.step % _LOOK_EVERY == 0:
                 self._require_finite(self._total())
             self._tell()
-            if self.out and self._due():
-                self._save()
+            self._pause()
         self._finish_epoch()
+
+    def _pause(self) -> None:
+        """Save, if it is time for a checkpoint, and stop, if somebody asked to. Processes do so together."""
+        due = self.out is not None and time.monotonic() - self.saved > 60 * self.recipe.checkpoint_minutes > 0
+        asked = self.stop.signal
+        if self.agreement is not None:
+            votes = torch.tensor([int(due), asked])
+            torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX, self.agreement)
+            due, asked = bool(votes[0]), int(votes[1])
+        if due or (asked and self.out is not None and self.agreement is not None):
+            self._save()
+        if asked:
+            raise Interrupted(asked)
 
     def _shuffle(self, seed: int) -> list[Tensor]:
         """All training samples in batches, in random order."""
         order = torch.randperm(len(self.train.y), generator=torch.Generator().manual_seed(abs(seed)))
         return _batches(order, self.recipe.batch_size, 2 * self.fabric.world_size)
 
-    def _due(self) -> bool:
-        """Whether it is time for a checkpoint. Processes save together, so the first one decides, now and then."""
-        due = time.monotonic() - self.saved > 60 * self.recipe.checkpoint_minutes > 0
-        if self.fabric.world_size == 1:
-            return due
-        return self.memory.step % _LOOK_EVERY == 0 and self.fabric.broadcast(due)
-
     def _step(self, index: Tensor, total: int, seed: int, number: int) -> None:
-        done = (self.memory.epoch + number / self.steps) / self.recipe.epochs
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate(done)
+            group["lr"] = self._learning_rate(number)
         x, y = self._inputs(index, fold(seed, AUGMENT)), self.train.y[index]
         streams = Streams.of(fold(seed, ASCENT), index, batch=number)
         points = self.job.method.points(self.predictive, x, y, streams)
@@ -296,6 +321,10 @@ class _Training:
             copy_buffers(self.module, self.averaged.module)
         correct = (scores.argmax(1) == y).sum()
         self.sums += torch.stack([losses.detach().double().sum(), correct.double(), self.sums.new_tensor(len(y))])
+
+    def _learning_rate(self, number: int) -> float:
+        """The learning rate of a step of the running epoch."""
+        return self.recipe.learning_rate((self.memory.epoch + number / self.steps) / self.recipe.epochs)
 
     def _inputs(self, index: Tensor, seed: int) -> Tensor:
         x = self.train.x[index]
@@ -334,52 +363,74 @@ class _Training:
         metrics = {
             "epoch": memory.epoch + 1,
             "step": (memory.epoch + 1) * self.steps,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._learning_rate(self.steps - 1),
             "train_loss": loss / seen,
             "train_accuracy": correct / seen,
         }
+        correct, found = self.top_correct, {}
+        if self.fabric.is_global_zero:
+            found, correct = self._validate()
+        found, correct = self.fabric.broadcast((found, correct))
+        self._require_finite(torch.tensor(found["valid_clean"]), "network's outputs are")
+        self.stop.settle()
+        self.whole = False
         for seat in self.seats:
             played = seat.finish_epoch()
             self._require_finite(torch.tensor([*played.values()]), f"loss of the {seat.player.name} is")
             metrics |= played
-        if self.fabric.is_global_zero:
-            metrics |= self._validate()
-        metrics = self.fabric.broadcast(metrics)
-        self._require_finite(torch.tensor(metrics["valid_clean"]), "network's outputs are")
-        if metrics["valid_pgd"] > memory.best.get("valid_pgd", -1.0):
-            memory.best = metrics
-            if self.out and self.fabric.is_global_zero:
-                save_tensors(self.out / "best.safetensors", plain_state(self.judged))
+        self._judge(metrics | found, correct)
+        self._pause()
+
+    def _judge(self, metrics: dict[str, float], correct: Tensor) -> None:
+        """Remember the metrics of the epoch that is over, and what they say."""
+        memory = self.memory
+        better, highest = improves(metrics, correct, memory.top, self.top_correct, self.majority)
         climbs = any(isinstance(place, Ascent) for place in self.job.method.places)
-        alarm = alarm_of(memory.metrics, metrics, len(self.job.data.classes), len(self.valid.y), climbs)
-        if alarm is not None and alarm not in memory.alarms:
-            memory.alarms.append(alarm)
-            if self.fabric.is_global_zero:
-                warnings.warn(alarm, EquipoiseWarning, stacklevel=2)
+        n, classes = len(self.valid.y), len(self.job.data.classes)
+        new = [
+            alarm
+            for alarm in alarms_of(memory.metrics, metrics, classes, n, climbs, self.majority)
+            if alarm.kind not in memory.alarms
+        ]
+        if better:
+            memory.best = metrics
+        if highest:
+            memory.top, self.top_correct = metrics, correct
+        memory.alarms |= {alarm.kind: alarm.text for alarm in new}
         memory.metrics.append(metrics)
         memory.epoch, memory.step = memory.epoch + 1, 0
         self.sums.zero_()
+        self.whole = True
+        if self.fabric.is_global_zero:
+            for alarm in new:
+                warnings.warn(alarm.text, EquipoiseWarning, stacklevel=2)
         if self.out:
             self._save()
             if self.recipe.tensorboard and self.fabric.is_global_zero:
-                _to_tensorboard(self.folder, metrics)
-        self._tell(metrics, alarm)
+                self._to_tensorboard(metrics)
+        self._tell(metrics, " ".join(alarm.text for alarm in new) or None)
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> tuple[dict[str, float], Tensor]:
+        """Metrics on the validation samples, and which of them withstand PGD."""
         valid, judged = self.valid, self.predictive
         if self.averaged is not None:
             judged = with_module(judged, self.judged)
         scores = torch.cat([predict(judged, x).scores for x in valid.x.split(512)])
+        correct = torch.zeros_like(valid.y, dtype=torch.bool)
         if not scores.isfinite().all():
-            return dict.fromkeys(("valid_clean", *self.checks), math.nan)
-        metrics = {"valid_clean": float((scores.argmax(1) == valid.y).double().mean())}
+            return dict.fromkeys(("valid_clean", *self.checks), math.nan), correct.cpu()
+        predicted = scores.argmax(1)
+        metrics = {
+            "valid_clean": float((predicted == valid.y).double().mean()),
+            "valid_predicted_classes": float(len(predicted.unique())),
+        }
         for name, attack in self.checks.items():
-            found = attack(judged, valid.x, valid.y, seed=self.recipe.seed)
-            metrics[name] = 1 - float(found.success.double().mean())
-        return metrics
+            correct = ~attack(judged, valid.x, valid.y, seed=self.recipe.seed).success
+            metrics[name] = float(correct.double().mean())
+        return metrics, correct.cpu()
 
     def _stalled(self) -> bool:
-        since = self.memory.epoch - self.memory.best.get("epoch", 0)
+        since = self.memory.epoch - self.memory.top.get("epoch", 0)
         return 0 < self.recipe.patience <= since
 
     def _tell(self, metrics: Mapping[str, float] | None = None, message: str | None = None) -> None:
@@ -405,42 +456,29 @@ class _Training:
     def _open(self) -> None:
         """Begin or continue the run directory."""
         checkpoint = self.folder / "checkpoint.safetensors"
-        if self.job.resume:
-            require(
-                checkpoint.is_file(),
-                f"nothing to resume in {self.folder}: it has no checkpoint.",
-            )
+        if self.job.resume and checkpoint.is_file():
             self._restore(checkpoint)
-        else:
-            require(
-                not (self.folder / "run.json").exists(),
-                f"{self.folder} already holds a run: resume it, or choose another place for this one.",
-            )
         self.fabric.barrier()
+        self._write_record()
         self._save()  # a full disk is found out now, and a kill before the next checkpoint can be resumed too
-        if self.fabric.is_global_zero:
-            save(self.folder / "run.json", self.record)
         self.fabric.barrier()
 
     def _restore(self, path: Path) -> None:
         tensors, state = load_tensors(path)
-        same = {
-            "method": (state.get("method"), self.record.method),
-            "network": (state.get("net"), self.record.net),
-            "data": (state.get("data"), self.record.data),
-        }
-        plain = json.loads(json.dumps({k: v[1] for k, v in same.items()}))
-        for name, (then, _) in same.items():
-            require(
-                then == plain[name],
-                f"cannot resume {self.folder}: it was started with another {name}; give the same options.",
-            )
-        differ = self.recipe.differences(state["recipe"])
-        then = ", ".join(f"{k} = {state['recipe'].get(k)}" for k in differ)
+        now = json.loads(json.dumps(self._identity()))
+        usual = json.loads(json.dumps(asdict(Recipe())))  # of a record that was written before there was the field
+        require_same({**state, "recipe": {**usual, **state["recipe"]}}, now, self.folder)
+        then, epochs = state["memory"]["epoch"], self.recipe.epochs
         require(
-            not differ,
-            f"cannot resume {self.folder}: it was started with {then}; give the same options or a new --out.",
+            then <= epochs,
+            f"cannot resume {self.folder}: it has seen {then} epochs, more than epochs = {epochs}.",
         )
+        if self.recipe.depends_on_epochs and state["recipe"]["epochs"] != epochs and self.fabric.is_global_zero:
+            text = (
+                f"the learning rate follows a {self.recipe.schedule} schedule over all epochs: going on with {epochs} "
+                f"instead of {state['recipe']['epochs']} is not the same as {epochs} from the start."
+            )
+            warnings.warn(text, EquipoiseWarning, stacklevel=2)
         copy_into(self.module, part(tensors, "model."), str(path))
         restore_optimizer(self.optimizer, part(tensors, "optimizer."))
         if self.averaged is not None:
@@ -450,7 +488,14 @@ class _Training:
         rows = tensors["sums"]
         if self.fabric.is_global_zero:  # sums of all processes are saved together
             self.sums.copy_(rows)
+        self.top_correct = tensors["top_correct"].bool()
         self.memory = _Memory(**state["memory"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when the run is resumed."""
+        record = self.record
+        recipe = {**record.recipe, "valid_eps": self.recipe.valid_eps}
+        return {"recipe": recipe, "method": record.method, "net": record.net, "data": record.data}
 
     def _save(self) -> None:
         sums = self._total()
@@ -468,62 +513,81 @@ class _Training:
             self._require_finite(tensor, "weights are")
         if not self.fabric.is_global_zero:
             return
-        state = {
-            "memory": asdict(self.memory),
-            "method": self.record.method,
-            "net": self.record.net,
-            "data": self.record.data,
-            "recipe": {**self.record.recipe, "valid_eps": self.recipe.valid_eps},
-        }
-        save_tensors(self.folder / "last.safetensors", plain_state(self.judged))
-        save_tensors(self.folder / "checkpoint.safetensors", tensors | {"sums": sums}, state)
+        memory, judged = self.memory, plain_state(self.judged)
+        memory.weights["last.safetensors"] = save_tensors(self.folder / "last.safetensors", judged)
+        tensors |= {"sums": sums, "top_correct": self.top_correct.byte()}
+        state = {"memory": asdict(memory), **self._identity()}
+        save_tensors(self.folder / "checkpoint.safetensors", tensors, state)
+        # After the checkpoint: killed in between, the run writes the same file when it is resumed.
+        if memory.epoch > 0 and memory.step == 0 and memory.best.get("epoch") == memory.epoch:
+            memory.weights["best.safetensors"] = save_tensors(self.folder / "best.safetensors", judged)
         for seat in self.seats:
-            seat.write(self.folder)
+            memory.weights[f"{seat.player.name}.safetensors"] = seat.write(self.folder)
         self._write_metrics()
+        self._write_record()
+        if memory.epoch + memory.step > 0:
+            forget_replaced(self.folder)
 
     def _write_metrics(self) -> None:
         lines = "".join(json.dumps(m) + "\n" for m in self.memory.metrics)
         write_atomically(self.folder / "metrics.jsonl", lines.encode())
 
     def _close(self, status: str) -> None:
-        memory = self.memory
-        last = memory.metrics[-1] if memory.metrics else {}
-        self.record = replace(
-            self.record,
-            status=status,
-            best=memory.best,
-            last=last,
-            alarms=tuple(memory.alarms),
-            seconds=memory.seconds + time.monotonic() - self.began,
-        )
+        if self.writer is not None:
+            self.writer.close()
+        self.record = replace(self._recorded(), status=status)
         if self.out and self.fabric.is_global_zero:
             save(self.out / "run.json", self.record)
 
+    def _recorded(self) -> Run:
+        """The record of the run as it stands."""
+        memory = self.memory
+        return replace(
+            self.record,
+            best=memory.best,
+            last=memory.metrics[-1] if memory.metrics else {},
+            alarms=tuple(memory.alarms.values()),
+            seconds=memory.seconds + time.monotonic() - self.began,
+            weights=dict(memory.weights),
+        )
 
-def alarm_of(past: list[dict[str, float]], now: Mapping[str, float], classes: int, n: int, climbs: bool) -> str | None:
-    """What is going wrong, in a sentence, or None.
+    def _write_record(self) -> None:
+        if self.fabric.is_global_zero:
+            save(self.folder / "run.json", self._recorded())
 
-    Catastrophic overfitting (Wong et al. 2020) of a method that `climbs`: since the epoch of the best PGD accuracy, PGD
-    accuracy has lost a third of itself and more than chance explains, while FGSM accuracy rose. Collapse: clean
-    accuracy within three standard errors of chance from the second epoch on.
-    """
-    chance = 1 / classes
-    noise = 3 * (chance * (1 - chance) / n) ** 0.5
-    if past:
-        top = max(past, key=lambda m: m["valid_pgd"])
-        fell = top["valid_pgd"] - now["valid_pgd"]
-        if climbs and fell > max(top["valid_pgd"] / 3, noise) and now["valid_fgsm"] > top["valid_fgsm"]:
-            return (
-                f"catastrophic overfitting: since epoch {top['epoch']:.0f} FGSM accuracy rose from "
-                f"{top['valid_fgsm']:.1%} to {now['valid_fgsm']:.1%} while PGD accuracy fell from "
-                f"{top['valid_pgd']:.1%} to {now['valid_pgd']:.1%}; use more steps or a smaller step size."
-            )
-        if now["valid_clean"] <= chance + noise:
-            return (
-                f"the network predicts no better than chance ({now['valid_clean']:.1%} of {n} validation samples after "
-                f"epoch {now['epoch']:.0f}): lower eps, or lr, or train longer."
-            )
-    return None
+    def _to_tensorboard(self, metrics: Mapping[str, float]) -> None:
+        epoch = int(metrics["epoch"])
+        if self.writer is None:  # one file a sitting; what a killed one wrote of this epoch or later is hidden
+            self.writer = summary_writer()(str(self.folder / "tensorboard"), purge_step=epoch)
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
+
+
+def require_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise `EquipoiseError`, naming the options that differ, unless two runs are one and the same to be resumed."""
+    named: dict[str, str] = {}
+    others: list[str] = []
+    for kind in ("recipe", "method", "net", "data"):
+        old, new = _flat(then.get(kind, {})), _flat(now[kind])
+        free = MAY_CHANGE if kind == "recipe" else ()
+        differ = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in free]
+        shown = [key for key in differ if key not in _DERIVED]
+        for key in shown:
+            name = kind if key == "name" else key
+            named.setdefault(name, f"{name} = {old.get(key)}, not {new.get(key)}")
+        if differ and not shown:
+            others.append(f"another {kind}")
+    told = ", ".join(named.values()) or " and ".join(others)
+    require(not told, f"cannot resume {folder}: it was started with {told}; give the same options or a new --out.")
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with the entries of the tables in it among its own."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= value if isinstance(value, Mapping) else {key: value}
+    return flat
 
 
 def _batches(order: Tensor, size: int, fewest: int) -> list[Tensor]:
@@ -552,9 +616,3 @@ def _validation_ball(job: Job) -> Ball:
     if job.recipe.valid_eps is not None:
         return replace(ball, eps=job.recipe.valid_eps)
     return ball if ball.eps > 0 and (ball.norm != "linf" or ball.eps < usual) else replace(ball, eps=usual)
-
-
-def _to_tensorboard(out: Path, metrics: Mapping[str, float]) -> None:
-    with summary_writer()(str(out / "tensorboard")) as writer:
-        for name, value in metrics.items():
-            writer.add_scalar(name, value, int(metrics["epoch"]))

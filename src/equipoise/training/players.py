@@ -84,14 +84,17 @@ class Seat:
         own = float(self.fabric.is_global_zero)  # the sums of all processes go to one of them
         self.sums = {k: own * v.to(self.fabric.device) for k, v in part(tensors, "sums.").items()}
 
-    def write(self, folder: Path) -> None:
-        """Its network, and its pictures: as data, and as one image where they are images and matplotlib is there."""
+    def write(self, folder: Path) -> str:
+        """Its network, and its pictures: as data, and as one image where they are images and matplotlib is there.
+        Returns the SHA-256 of the network's file.
+        """
         name, pictures = self.player.name, torch.stack(self.pictures)
-        save_tensors(folder / f"{name}.safetensors", plain_state(self.network), self.player.config())
+        sha = save_tensors(folder / f"{name}.safetensors", plain_state(self.network), self.player.config())
         save_tensors(folder / f"{name}_pictures.safetensors", {"pictures": pictures})
         image = _as_png(pictures)
         if image is not None:
             write_atomically(folder / f"{name}.png", image)
+        return sha
 
     def _totals(self) -> dict[str, Tensor]:
         return {name: self._over_processes(value.clone()) for name, value in self.sums.items()}

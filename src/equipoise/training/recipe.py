@@ -1,7 +1,8 @@
 """How to train: optimiser, schedule, length, precision, validation. The method says what is descended, this how."""
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+import os
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class Recipe:
     valid_steps: int = 10
     """Steps of the validation PGD."""
     patience: int = 0
-    """Stop when the validation robust accuracy has not improved for so many epochs; 0 never stops early."""
+    """Stop when the highest validation robust accuracy is so many epochs old; 0 never stops early."""
     seed: int = 0
     """Seed of everything random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -134,12 +135,19 @@ class Recipe:
             raise EquipoiseError("device cuda was asked for, but torch sees no GPU: use --device cpu or auto.")
         return torch.device("cuda" if gpu and self.device != "cpu" else "cpu")
 
-    def differences(self, other: "dict[str, Any]") -> list[str]:
-        """The names of the fields that change the result and differ from a recorded recipe."""
-        mine = {f.name: getattr(self, f.name) for f in fields(self)}
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in mine.items()}
-        usual = {f.name: f.default for f in fields(self)}  # of a record that was written before there was the field
-        return [k for k, v in plain.items() if k not in _FREE and other.get(k, usual[k]) != v]
+    @property
+    def depends_on_epochs(self) -> bool:
+        """Whether the learning rate of an epoch depends on how many there are in all."""
+        return self.schedule != "constant"
+
+
+def require_devices(devices: int, kind: str) -> None:
+    """Raise `EquipoiseError` if the machine has not so many GPUs, or processors."""
+    there, what = (torch.cuda.device_count(), "GPU") if kind == "cuda" else (os.cpu_count() or 1, "processor")
+    require(
+        devices <= there,
+        f"devices = {devices}: this machine has {there} {what}{'' if there == 1 else 's'}; expected at most that.",
+    )
 
 
 _RANGES = (
@@ -165,4 +173,5 @@ _CHOICES = {
     "augment": ("none", "crop-flip"),
     "device": ("auto", "cpu", "cuda"),
 }
-_FREE = ("device", "devices", "checkpoint_minutes", "tensorboard")
+MAY_CHANGE = ("device", "devices", "checkpoint_minutes", "tensorboard", "epochs", "patience")
+"""Fields that may have other values when a run is resumed."""

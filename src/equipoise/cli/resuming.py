@@ -1,0 +1,57 @@
+"""`train --resume --out r`: with the options that the run was started with, and those that are typed over them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from equipoise.cli.method_options import spelled_out
+from equipoise.errors import require
+from equipoise.records import Run, load
+
+_OWN = ("--resume", "--overwrite")
+
+
+def continued(argv: Sequence[str]) -> list[str]:
+    """The command line with the words of the run that it resumes before its own, which count where both say something.
+
+    Others are returned as they are. Raises `EquipoiseError` for a run that cannot be found or was trained otherwise.
+    """
+    words = list(argv)
+    if words[:1] != ["train"] or "--resume" not in words or {"-h", "--help"} & set(words):
+        return words
+    named = len(words) > 1 and not words[1].startswith("-")
+    out = _value(words, "--out")
+    require(named or bool(out), "--resume needs the run that it continues: add --out, such as --out runs/udp-digits-0.")
+    record = Path(out, "run.json")
+    if not (out and record.is_file()):
+        require(named, f"there is no run in {out} to resume: start it without --resume.")
+        return words
+    run = load(record)
+    begun = list(run.words) if isinstance(run, Run) else []
+    if not begun:
+        require(named, f"{out} does not say with which options it was started: give them all again, the method first.")
+        return words
+    typed = spelled_out(words)[1:]
+    if named:
+        require(typed[0] == begun[0], f"cannot resume {out}: it was started with method = {begun[0]}, not {typed[0]}.")
+        typed = typed[1:]
+    return ["train", *begun, *typed]
+
+
+def lasting(argv: Sequence[str]) -> list[str]:
+    """The words of a `train` command that belong to the run itself: all but where it is, and how it is begun."""
+    words = [word for word in spelled_out(list(argv))[1:] if word not in _OWN and not word.startswith("--out=")]
+    while "--out" in words:
+        place = words.index("--out")
+        del words[place : place + 2]
+    return words
+
+
+def _value(words: Sequence[str], flag: str) -> str:
+    """What is typed last behind a flag; empty if nothing is."""
+    found = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == flag:
+            found = following
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+    return found
