@@ -139,6 +139,18 @@ def test_a_class_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeyp
         load(path)
 
 
+def test_links_between_classes_and_splits_are_questioned(tmp_path: Path) -> None:
+    path = folder(tmp_path / "d", good())
+    (path / "train" / "cat" / "more").symlink_to("../dog")
+    told(path, "by a link samples of another class or split as well: 2 images (train/dog/0.png, ...)")
+    (path / "train" / "cat" / "more").unlink()
+    for name in good():
+        if name.startswith("test/"):
+            (path / name).unlink()
+            (path / name).hardlink_to(path / name.replace("test", "train", 1))
+    told(path, "by a link samples of another class or split as well: 6 images (train/cat/0.png, ...)")
+
+
 def test_links_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder(tmp_path / "d", good())
     for i in range(40):  # 2^40 ways through them
@@ -185,7 +197,7 @@ def test_a_link_in_a_zip_is_followed(tmp_path: Path) -> None:
         link = zipfile.ZipInfo("train/cat/2.png")
         link.create_system, link.external_attr = 3, 0o120777 << 16
         archive.writestr(link, "../dog/0.png")
-    data = load(tmp_path / "a.zip")
+    data = told(tmp_path / "a.zip", "by a link samples of another class or split as well: 1 image (train/dog/0.png)")
     assert len(data.train) == 7 and data.train.x[2].equal(data.train.x[3])
 
 
@@ -609,6 +621,13 @@ def test_an_empty_name_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("x" * 5000 + ".npz", "a\0b.npz"):
         with pytest.raises(EquipoiseError, match="there is no file or folder"):
             load(name)
+
+
+@pytest.mark.unchecked
+def test_what_is_no_name_is_refused() -> None:
+    name: Any = None
+    with pytest.raises(EquipoiseError, match=r"None is no dataset: expected a name .digits, mnist.* or a path"):
+        load(name)
 
 
 @pytest.mark.parametrize("write", [folder, zipped, tar])

@@ -105,6 +105,8 @@ class Tree:
     """Name and kind of everything that cannot be read."""
     read: Callable[[PurePosixPath], bytes]
     """From the name of a file to its bytes. Raises `EquipoiseError` if it is damaged, locked or larger than `MOST`."""
+    identity: Callable[[PurePosixPath], Hashable]
+    """From the name of a file to what is the same for all names of that file."""
 
 
 @contextmanager
@@ -198,13 +200,18 @@ def _walk(root: Any, identity: Hashable, scan: Callable[[Any], Iterable[_Child]]
                 pending.append((below, child.folder, above | {child.identity}))
         if len(folders) > _FOLDERS:
             raise ValueError(f"more than {_FOLDERS:,} folders, as when links among them repeat")
-    return Tree(files, frozenset(folders), lost, files.__getitem__)
+    return Tree(files, frozenset(folders), lost, files.__getitem__, files.__getitem__)
 
 
 def _disk(path: Path) -> Tree:
     status = path.stat()
     tree = _walk(path, (status.st_dev, status.st_ino), _scan_disk)
-    return replace(tree, files=dict(sorted(tree.files.items())), read=lambda name: tree.files[name].read_bytes())
+    return replace(
+        tree,
+        files=dict(sorted(tree.files.items())),
+        read=lambda name: tree.files[name][0].read_bytes(),
+        identity=lambda name: tree.files[name][1],
+    )
 
 
 def _scan_disk(folder: Path) -> Iterator[_Child]:
@@ -216,10 +223,11 @@ def _scan_disk(folder: Path) -> Iterator[_Child]:
             except OSError:
                 yield _Child(entry.name, lost=BROKEN if entry.is_symlink() else _UNREADABLE)
                 continue
+            identity = status.st_dev, status.st_ino
             if stat.S_ISDIR(status.st_mode):
-                yield _Child(entry.name, folder=path, identity=(status.st_dev, status.st_ino))
+                yield _Child(entry.name, folder=path, identity=identity)
             elif stat.S_ISREG(status.st_mode):
-                yield _Child(entry.name, file=path)
+                yield _Child(entry.name, file=(path, identity))
             else:
                 yield _Child(entry.name, lost=_SPECIAL)
 
@@ -325,6 +333,7 @@ class _Index:
             tree.folders,
             [*tree.lost, *self.lost],
             lambda name: read(name, tree.files[name]),
+            lambda name: id(tree.files[name]),
         )
 
     def require_size(self, name: PurePosixPath, size: int) -> None:

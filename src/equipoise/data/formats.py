@@ -5,7 +5,7 @@ import os
 import re
 import zipfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
@@ -291,6 +291,8 @@ class _Layout:
     """Files that are no samples, and why."""
     lost: Sequence[tuple[PurePosixPath, Kind]]
     """What would be samples if it could be read, or probably was meant to be."""
+    shared: Sequence[tuple[PurePosixPath, Kind]]
+    """Samples whose file is also a sample of another class or split."""
     depth: int
     """Parts of the name of a sample that lies directly in its class folder."""
 
@@ -355,7 +357,12 @@ class _Layout:
         classes = sorted(held["train"])
         if all(_NUMBER.fullmatch(name) for name in classes):
             classes.sort(key=lambda name: (Decimal(name), name))
-        return _Layout(samples, tuple(classes), passed, lost, len(top.parts) + 3)
+        shared: list[tuple[PurePosixPath, Kind]] = []
+        first: dict[Hashable, tuple[str, str]] = {}
+        for name, place in samples.items():
+            if first.setdefault(tree.identity(name), place) != place:
+                shared.append((name, ("image", "")))
+        return _Layout(samples, tuple(classes), passed, lost, shared, len(top.parts) + 3)
 
     def report(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Notes on the order of the classes and on the files passed over; and the doubts, on what should be samples."""
@@ -366,7 +373,10 @@ class _Layout:
             notes += (f"{_summary(nested)} in folders inside a class folder, counted to that class",)
         if self.passed:
             notes += (f"{len(self.passed):,} passed over: {_summary(self.passed)}",)
-        return notes, (f"{len(self.lost):,} not read: {_summary(self.lost)}",) if self.lost else ()
+        doubts = (f"{len(self.lost):,} not read: {_summary(self.lost)}",) if self.lost else ()
+        if self.shared:
+            doubts += (f"by a link samples of another class or split as well: {_summary(self.shared)}",)
+        return notes, doubts
 
 
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")

@@ -136,10 +136,16 @@ def load(
 
     Files of a published dataset are looked for in `root/NAME` and `root`, packed or not, and otherwise downloaded into
     the cache (`cache_folder`) if `download` allows; the digest of their decompressed content is checked either way.
-    Images of an archive are decoded once and kept in the cache. Raises `EquipoiseError` for an unknown name, a missing,
+    Images of an archive are decoded once and kept in the cache. `Dataset.notes` say what was passed over, and why; what
+    is probably not meant is an `EquipoiseWarning` too. Raises `EquipoiseError` for an unknown name, a missing,
     truncated, damaged or altered file, and whatever `Split` and `Dataset` refuse.
     """
-    name, path = os.fspath(name_or_path), Path(name_or_path)
+    require(
+        isinstance(name_or_path, str | os.PathLike),
+        f"{name_or_path!r} is no dataset: expected a name ({', '.join(names())}) or a path.",
+    )
+    name = os.fsdecode(name_or_path)
+    path = Path(name)
     require(bool(name), "the name of a dataset is empty; expected a dataset's name, a file or a folder.")
     if name == "digits":
         return make("digits", _digits())
@@ -171,7 +177,7 @@ def available(name: str, root: str | os.PathLike[str] | None = None) -> bool:
     places = [] if root is None else [Path(root) / name, Path(root)]
     cache = cache_folder()
     return all(
-        any((place / one).exists() for place in places for one in file)
+        any(os.path.exists(place / one) for place in places for one in file)
         or (cache is not None and os.path.exists(cache / name / file[0]))
         for file in SOURCES[name].files
     )
@@ -266,7 +272,7 @@ def _locate(name: str, source: Source, file: tuple[str, ...], root: Path | None,
     """The first of the file's names that exists under `root`, or the downloaded file."""
     places = [] if root is None else [root / name, root]
     for path in (place / alternative for place in places for alternative in file):
-        if path.exists():
+        if os.path.exists(path):
             return path
     sought = f"was not found in {' or '.join(map(str, places))}" if places else "is not here"
     advice = f"put it into a folder and name that with --data-root, or get it from {source.url}"
