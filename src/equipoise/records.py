@@ -408,12 +408,14 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path:
     """Write `content` to `path` so that `path` holds either its old content or all of the new, also after a crash.
 
+    Text is written in UTF-8; the bytes of a file name in another encoding are written as escapes.
     Raises `EquipoiseError` if it cannot be written (no space, no permission); nothing is left behind then.
     """
     path = Path(path)
+    content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     real = path.resolve()  # a link keeps pointing to the file, which is what changes
     require(
         not os.path.exists(real) or os.path.isfile(real) or os.path.isdir(real),

@@ -66,7 +66,7 @@ def audit(options: Audit, command: str) -> None:
         model={"weights": options.weights if recorded else "given", **fingerprint(subject.model)},
         provenance=asdict(provenance(options.seed, device, command)),
     )
-    write_atomically(out, page(verdict).encode())
+    write_atomically(out, page(verdict))
     write_atomically(record, (json.dumps(verdict.to_json(), indent=1) + "\n").encode())
     say(_table(verdict))
     say(str(verdict))

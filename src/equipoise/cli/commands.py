@@ -85,7 +85,7 @@ def _report(options: Report) -> Path:
     found = reproduction(experiments[0])
     say(f"{found.source}: {found.verdict}")
     say(f"wrote {keep_numbers(experiments[0], found)}")
-    return write_atomically(options.out, page(found).encode())
+    return write_atomically(options.out, page(found))
 
 
 def train(options: Train, command: str) -> None:

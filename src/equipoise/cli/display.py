@@ -1,6 +1,5 @@
 """What a person sees: a line that moves while something runs, a line per epoch, a table of accuracies."""
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from equipoise.cli.console import columns, laid_out
 from equipoise.cli.processes import is_main_process
 from equipoise.evaluation import Progress as EvaluationProgress
 from equipoise.findings import Findings
@@ -20,20 +20,19 @@ _COLUMNS = ("train_loss", "train_accuracy", "valid_clean", "valid_fgsm", "valid_
 
 
 def say(text: object = "") -> None:
-    """Print a line or a table, in the main process."""
-    Console(quiet=not is_main_process(), highlight=False, soft_wrap=isinstance(text, str)).print(text, markup=False)
-
-
-def columns() -> int:
-    """How many characters a line has room for."""
-    return Console().width
+    """Print a message or a table, in the main process."""
+    if not is_main_process():
+        return
+    if isinstance(text, str):
+        print(laid_out(text, sys.stdout))
+    else:
+        Console(width=columns(), highlight=False).print(text, markup=False)
 
 
 def moving(text: str) -> None:
     """Show `text` in place of the last one, on a terminal; the empty text takes it away."""
     if is_main_process() and sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns - 1
-        sys.stderr.write(f"\r\x1b[2K{text[:width]}")
+        sys.stderr.write(f"\r\x1b[2K{text[: columns() - 1]}")
         sys.stderr.flush()
 
 

@@ -10,48 +10,66 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from equipoise.cli import overview
+from equipoise.cli.console import laid_out, steady_streams
 from equipoise.cli.processes import is_main_process
 from equipoise.errors import EquipoiseError, EquipoiseWarning
+from equipoise.files import advice, reason
 
 _USAGE = 2
+_LONGEST = 200  # characters of a file name in a message
+_NO_MEMORY = "there is not enough memory: use a smaller --batch-size, or --precision bf16 on a GPU."
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
+"""How PyTorch says it; Python itself raises `MemoryError`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default that of the process) and return its exit code.
 
     0 after success, 1 if tasks of an experiment failed, 2 after bad input, in which case stderr holds one sentence, and
-    128 plus the number of the signal after Ctrl-C (130) or SIGTERM (143).
+    128 plus the number of the signal after Ctrl-C (130) or SIGTERM (143). A reader of stdout or stderr that leaves, as
+    `head` does, ends nothing and changes no exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    with _short_warnings():
-        try:
-            from equipoise.cli.commands import run
-            from equipoise.cli.options import parse
-            from equipoise.cli.resuming import continued
+    with steady_streams() as out, _short_warnings():
+        code = _outcome(argv)
+        out.flush()
+        if out.failure is not None and code == 0:
+            return _fail(f"the output could not be written: {reason(out.failure)}; what went into files is whole.")
+        return code
 
-            argv = continued(argv)
-            code = run(parse(argv), shlex.join(["equipoise", *argv]))
-            sys.stdout.flush()
-            return code
-        except EquipoiseError as error:
-            return _fail(str(error))
-        except ModuleNotFoundError as error:
-            if error.name not in ("tyro", "rich"):
-                raise
-            return _fail(f"the command line needs {error.name}, which is not installed: pip install {error.name}.")
-        except KeyboardInterrupt as error:
-            code = 128 + getattr(error, "signal", signal.SIGINT)
-            again = _again(argv) if getattr(error, "kept", True) else ""
-            return _fail(f"interrupted; continue with: {again}" if again else "interrupted.", "", code)
-        except BrokenPipeError:  # the reader of our output has left, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            return _fail(_in_a_sentence(error))
-        except RuntimeError as error:
-            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
-                raise
-            return _fail("there is not enough memory: use a smaller --batch-size, or --precision bf16 on a GPU.")
-    return 0
+
+def _outcome(argv: list[str]) -> int:
+    """Run a command line; whatever ends it becomes an exit code and a sentence, but for faults of this program."""
+    try:
+        overview.answer(argv)
+        from equipoise.cli.commands import run
+        from equipoise.cli.options import parse, questions
+        from equipoise.cli.resuming import continued
+
+        argv = continued(argv)
+        options = parse(argv)
+        for question in questions(options):
+            warnings.warn(question, EquipoiseWarning, stacklevel=1)
+        return run(options, shlex.join(["equipoise", *argv]))
+    except EquipoiseError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in ("tyro", "rich"):
+            raise
+        return _fail(f"the command line needs {error.name}, which is not installed: pip install {error.name}.")
+    except KeyboardInterrupt as error:
+        code = 128 + getattr(error, "signal", signal.SIGINT)
+        again = _again(argv) if getattr(error, "kept", True) else ""
+        return _fail(f"interrupted; continue with: {again}" if again else "interrupted.", "", code)
+    except MemoryError:
+        return _fail(_NO_MEMORY)
+    except OSError as error:
+        return _fail(_NO_MEMORY if error.errno == errno.ENOMEM else _in_a_sentence(error))
+    except RuntimeError as error:
+        if not any(words in str(error).lower() for words in _MEMORY_WORDS):
+            raise
+        return _fail(_NO_MEMORY)
 
 
 def _again(argv: Sequence[str]) -> str:
@@ -65,15 +83,17 @@ def _again(argv: Sequence[str]) -> str:
 
 def _fail(message: str, prefix: str = "error: ", code: int = _USAGE) -> int:
     if is_main_process():
-        print(f"{prefix}{message}", file=sys.stderr)
+        print(laid_out(f"{prefix}{message}", sys.stderr), file=sys.stderr)
     return code
 
 
 def _in_a_sentence(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = "; free some space or choose another place with --out" if full else ""
-    return f"{error.strerror or error}{where}{advice}."
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+    if error.errno == errno.ENOENT and name is None:
+        return "the current folder does not exist any more: change to another one."
+    where = f" ({name if len(str(name)) <= _LONGEST else f'{str(name)[:_LONGEST]}...'})" if name else ""
+    help_ = f"; {advice(error)}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{reason(error)}{where}{help_}."
 
 
 @contextmanager
@@ -86,7 +106,8 @@ def _short_warnings() -> Iterator[None]:
             if not issubclass(category, EquipoiseWarning):
                 usual(message, category, *rest)
             elif is_main_process():
-                print(f"\r\x1b[2Kwarning: {message}" if sys.stderr.isatty() else f"warning: {message}", file=sys.stderr)
+                said = laid_out(f"warning: {message}", sys.stderr)
+                print(f"\r\x1b[2K{said}" if sys.stderr.isatty() else said, file=sys.stderr)
 
         warnings.simplefilter("always", EquipoiseWarning)
         warnings.showwarning = show

@@ -1,7 +1,6 @@
 """What can be typed: each command is a dataclass, each field a flag, each docstring its help."""
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-import equipoise
-from equipoise.cli.method_options import METHODS, Choice, spelled_out
+from equipoise.cli.method_options import METHODS, Choice, parameters, spelled_out
+from equipoise.cli.overview import COMMANDS
 from equipoise.cli.reproducing import Experiments, Reproduce
 from equipoise.cli.scoring import Score
 from equipoise.cli.studying import Study
@@ -243,7 +242,6 @@ class Audit:
 
 
 Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study | Experiments | Reproduce
-COMMANDS = ("train", "evaluate", "audit", "score", "verify", "merge", "report", "study", "experiments", "reproduce")
 _Commands = (
     Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
@@ -262,11 +260,8 @@ def parse(argv: Sequence[str]) -> Command:
     """The command that `argv` asks for.
 
     Raises `EquipoiseError` for an unknown command or method, and exits as command lines do, with 2 after a message for
-    flags that cannot be understood and with 0 after --help and --version.
+    flags that cannot be understood and with 0 after --help.
     """
-    if argv and argv[0] in ("--version", "-V"):
-        print(f"equipoise {equipoise.__version__}")
-        sys.exit(0)
     argv = spelled_out(argv)
     names = [a for a in argv[:2] if not a.startswith("-")]
     if names and names[0] not in COMMANDS:
@@ -277,8 +272,6 @@ def parse(argv: Sequence[str]) -> Command:
         return tyro.cli(
             _Commands,
             prog="equipoise",
-            description="Train robust classifiers, and measure honestly how robust any classifier is. --version says "
-            "which equipoise this is.",
             args=list(argv),
             config=(
                 tyro.conf.CascadeSubcommandArgs,
@@ -286,6 +279,39 @@ def parse(argv: Sequence[str]) -> Command:
                 tyro.conf.OmitSubcommandPrefixes,
             ),
         )
+
+
+def questions(options: Command) -> list[str]:
+    """Return a question for each typed radius that is of another norm's size, or of another range of pixels."""
+    if isinstance(options, Train):
+        method = parameters(options.method)
+        typed = [(method["norm"], method["eps"])] if "norm" in method and "latent" not in method else []
+    elif isinstance(options, Evaluate):
+        typed = [(options.norm or "linf", eps) for eps in options.eps]
+    elif isinstance(options, Audit) and options.eps is not None:
+        typed = [(options.norm or "linf", options.eps)]
+    else:
+        typed = []
+    return [question for norm, eps in dict.fromkeys(typed) if (question := _question(norm, eps))]
+
+
+_LARGEST_LINF_LEVEL = 16
+"""Radii of up to so many of 255 grey levels are usual in linf, and tiny in l2 and l1."""
+
+
+def _question(norm: str, eps: float) -> str:
+    level = eps * 255
+    in_levels = 1 <= round(level) <= _LARGEST_LINF_LEVEL and math.isclose(level, round(level), rel_tol=1e-6)
+    if norm != "linf" and in_levels:
+        usual = "0.25 to 1 for CIFAR-10 and 1 to 2 for MNIST" if norm == "l2" else "5 to 12 for CIFAR-10"
+        return (
+            f"eps = {round(level)}/255 is a radius as used in linf; in {norm} it changes one pixel of an image by "
+            f"{round(level)} grey levels and no other (usual are {usual}): is --norm linf meant?"
+        )
+    if norm == "linf" and 1 <= eps < math.inf:
+        meant = f": is {eps:g}/255 meant?" if eps == round(eps) and eps < 255 else "."
+        return f"eps = {eps:g} in linf lets every pixel of [0, 1] become anything{meant}"
+    return ""
 
 
 _METAVARS = {float: "NUMBER", int: "INT", str: "TEXT", Path: "PATH"}

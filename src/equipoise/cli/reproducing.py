@@ -11,7 +11,8 @@ from rich.table import Table as RichTable
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from equipoise import experiments
-from equipoise.cli.display import columns, duration, moving, numbers, say
+from equipoise.cli.console import columns, laid_out
+from equipoise.cli.display import duration, moving, numbers, say
 from equipoise.data import available
 from equipoise.errors import require, unknown
 from equipoise.experiments import Plan, Setting, cost, keep_numbers, reproduction
@@ -263,13 +264,11 @@ def _print_study(title: str, study: Study) -> None:
 def _conclude(outcome: Swept, out: Path) -> int:
     """What failed, on stderr, and what to do next."""
     for sentence in outcome.failed.values():
-        print(f"failed: {sentence}", file=sys.stderr)
+        print(laid_out(f"failed: {sentence}", sys.stderr), file=sys.stderr)
     if outcome.failed:
         waiting = f"; {len(outcome.not_begun)} that need them were not begun" if outcome.not_begun else ""
-        print(
-            f"{len(outcome.failed)} tasks failed{waiting}; {len(outcome.finished)} are finished and stay in {out}.",
-            file=sys.stderr,
-        )
+        total = f"{len(outcome.failed)} tasks failed{waiting}; {len(outcome.finished)} are finished and stay in {out}."
+        print(laid_out(total, sys.stderr), file=sys.stderr)
         return _FAILED
     say(f"wrote {out}; next: {shlex.join(['equipoise', 'report', str(out), '--out', f'{out.name}.html'])}")
     return 0

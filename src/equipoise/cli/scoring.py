@@ -154,7 +154,7 @@ def score(options: Score, command: str) -> None:
     }
     text = page(study, record=out.name)
     write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())
-    write_atomically(out.with_suffix(".html"), text.encode())
+    write_atomically(out.with_suffix(".html"), text)
     say(_table(found))
     say(f"wrote {out} and {out.with_suffix('.html')} in {duration(seconds)}")
 

@@ -489,7 +489,7 @@ def work(task: Task, setting: Setting, look: Callable[[], None] = lambda: None) 
         return _sentence(error, [place, *(setting.place(one) for one in task.needs)])
     except Exception as error:  # a mistake of ours or of a user's network: it must not stop the others
         with suppress(EquipoiseError):
-            write_atomically(place / "error.txt", traceback.format_exc().encode())
+            write_atomically(place / "error.txt", traceback.format_exc())
         return f"{type(error).__name__}: {error} (the traceback is in {place / 'error.txt'})."
     return None
 

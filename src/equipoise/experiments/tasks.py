@@ -6,6 +6,7 @@ it builds on included, so that the same task is recognised wherever it occurs, a
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -591,5 +592,5 @@ def code_version() -> str:
     for path in sorted(path for suffix in ("py", "c", "h") for path in root.rglob(f"*.{suffix}")):
         presents = path.relative_to(root).parts[0] in ("cli", "report", "experiments")
         if not presents or path.name.startswith(("measures", "tasks")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+            digest.update(os.fsencode(path.relative_to(root).as_posix()) + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -192,7 +192,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
         about=PICTURES,
         hyperparameters=hyperparameters,
     )
-    return write_atomically(os.fspath(out), page.encode())
+    return write_atomically(os.fspath(out), page)
 
 
 def _scored_row(series: int, source: Source, one: scored.Scored) -> Row:

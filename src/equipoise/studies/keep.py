@@ -44,8 +44,8 @@ def save(folder: Path, study: Study) -> Path:
     for name, png in pictures.items():
         write_atomically(folder / name, png)
     write_atomically(folder / "study.npz", content)
-    write_atomically(folder / "index.html", page(study).encode())
-    write_atomically(folder / "study.json", text.encode())
+    write_atomically(folder / "index.html", page(study))
+    write_atomically(folder / "study.json", text)
     return folder / "index.html"
 
 
