@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import loadmat, savemat
 
 from equipoise.data import Dataset, load
 from equipoise.data.files import MOST, members, unpickle
-from equipoise.data.formats import read_idx
+from equipoise.data.formats import read_idx, read_mat
 from equipoise.errors import EquipoiseError, EquipoiseWarning
 
 CLASSES = ("cat", "dog", "emu")
@@ -580,6 +581,33 @@ def test_an_npz_locked_with_a_password_or_with_two_of_an_array(tmp_path: Path) -
 def test_an_idx_file_of_no_possible_shape_is_refused() -> None:
     with pytest.raises(EquipoiseError, match="here declares the shape"):
         read_idx(struct.pack(">4B3I", 0, 0, 8, 3, 0, 2**32 - 1, 2**32 - 1), "here", 3)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", ["u1", "i2", "f4", "f8", "i8", "u4"])
+def test_matlab_files_are_read_as_scipy_reads_them(kind: str, compressed: bool) -> None:
+    values = {"X": np.arange(24).reshape(2, 3, 4).astype(kind), "y": np.array([[7]], kind), "a_longer_name": np.eye(3)}
+    buffer = io.BytesIO()
+    savemat(buffer, values | {"text": "words", "z": np.array([1j]), "cells": {"a": 1}}, do_compression=compressed)
+    found = read_mat(buffer.getvalue(), "here")
+    theirs = loadmat(io.BytesIO(buffer.getvalue()))
+    for name in values:
+        assert (
+            np.array_equal(found[name], theirs[name]) and found[name].dtype == theirs[name].dtype == values[name].dtype
+        )
+    assert all(found[name].dtype == object for name in ("text", "z", "cells"))
+
+
+def test_damaged_matlab_files_are_refused_where_scipy_ends_the_interpreter() -> None:
+    buffer = io.BytesIO()
+    savemat(buffer, {"X": np.zeros((32, 32, 3, 2), np.uint8)})
+    whole = buffer.getvalue()
+    for at in range(0, 200):
+        for data in (whole[:at], whole[:at] + b"\xff\xff\xff\x7f" + whole[at + 4 :], whole[:at] + b"\0\0" + whole[at:]):
+            try:
+                read_mat(data, "here")
+            except EquipoiseError as error:
+                assert str(error).startswith("here is truncated or not a MATLAB file of version 5 (")
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -3,7 +3,9 @@
 import io
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from equipoise.data.files import (
     BROKEN,
     LOCKED,
+    MOST,
     NOWHERE,
     Kind,
     Tree,
@@ -156,19 +159,10 @@ def _cifar(contents: Contents, train: Sequence[str], test: Sequence[str], key: s
 
 def read_svhn(contents: Contents) -> Arrays:
     """SVHN, cropped digits: two MATLAB files with `X` (32, 32, 3, n) and `y` (n, 1), where 10 is the digit 0."""
-    from scipy.io import loadmat, whosmat
 
     def split(name: str) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            declared = {key: size for key, size, _ in whosmat(io.BytesIO(contents[name])) if key in ("X", "y")}
-            for key, size in declared.items():
-                require_memory(8 * int(np.prod(size, dtype=object)), f"{name}, {key} of shape {size},")
-            found = loadmat(io.BytesIO(contents[name]), variable_names=("X", "y"))
-        except Exception as error:  # a damaged file can raise anything
-            raise EquipoiseError(
-                f"{name} is truncated or not a MATLAB file of version 5 ({reason(error)}); get it again."
-            ) from error
-        x, y = (np.asarray(_entry(found, key, name)) for key in ("X", "y"))
+        found = read_mat(contents[name], name)
+        x, y = (_entry(found, key, name) for key in ("X", "y"))
         require(
             x.dtype == np.uint8 and x.ndim == 4 and x.shape[:3] == (32, 32, 3),
             f"{name} holds {x.dtype} images of shape {x.shape}; expected uint8 of shape (32, 32, 3, n).",
@@ -178,6 +172,67 @@ def read_svhn(contents: Contents) -> Arrays:
         return np.ascontiguousarray(x.transpose(3, 2, 0, 1)), y % 10
 
     return Arrays(*split("train_32x32.mat"), *split("test_32x32.mat"), tuple("0123456789"))
+
+
+_STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_OF_MATLAB = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
+_MATRIX, _COMPRESSED = 14, 15
+
+
+def read_mat(data: bytes, where: str) -> dict[str, np.ndarray]:
+    """Return the arrays of numbers in a MATLAB file of version 5, by name; other variables as empty arrays of objects.
+
+    SciPy's reader ends the interpreter on some damaged files. Raises `EquipoiseError` naming `where` for a truncated
+    file, or one of another kind. Source: MathWorks, MAT-File Format, 2023.
+    """
+    try:
+        order = {b"IM": "<", b"MI": ">"}[data[126:128]]
+        found: dict[str, np.ndarray] = {}
+        for kind, content in _elements(memoryview(data)[128:], order):
+            if kind == _COMPRESSED:
+                unpacker = zlib.decompressobj()
+                content = memoryview(unpacker.decompress(content, MOST))
+                if not unpacker.eof:
+                    raise ValueError(f"a variable is cut off or has more than {MOST:,} bytes")
+                ((kind, content),) = _elements(content, order)
+            if kind == _MATRIX:
+                name, array = _matrix(content, order)
+                found[name] = array
+        return found
+    except Exception as error:  # a damaged file can raise anything
+        raise EquipoiseError(
+            f"{where} is truncated or not a MATLAB file of version 5 ({reason(error)}); get it again."
+        ) from error
+
+
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """The data elements one after another: type and content."""
+    at = 0
+    while at < len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, at)
+        if kind >> 16:  # at most four bytes, in the place of the size
+            kind, size, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+        else:
+            start = at + 8
+            end = start + (size if kind == _COMPRESSED else -(-size // 8) * 8)
+        if start + size > len(data):
+            raise ValueError(f"it ends within an element of {size:,} bytes")
+        yield kind, data[start : start + size]
+        at = end
+
+
+def _matrix(data: memoryview, order: str) -> tuple[str, np.ndarray]:
+    """Name and values of a variable."""
+    (_, flags), (_, sizes), (_, name), *parts = _elements(data, order)
+    dtype = _OF_MATLAB.get(np.frombuffer(flags, f"{order}u4", 1).item() & 0xFF)
+    if dtype is None or len(parts) != 1 or parts[0][0] not in _STORED:  # text, cells, complex numbers
+        return bytes(name).decode(), np.empty(0, object)
+    kind, content = parts[0]
+    shape = np.frombuffer(sizes, f"{order}i4").tolist()
+    values = np.frombuffer(content, order + _STORED[kind])
+    if min(shape, default=0) < 0:
+        raise ValueError(f"it declares the shape {tuple(shape)}")
+    return bytes(name).decode(), values.astype(dtype, copy=False).reshape(shape, order="F")
 
 
 def read_npz(path: Path) -> Arrays:
