@@ -27,10 +27,13 @@ PICTURES = PAGE.parent / "images" / "reproductions"
 HEAD = """# Reproductions
 
 What was measured with `equipoise reproduce`, beside the papers' numbers. Each cell is ours, its 95 % interval, and the
-paper's number in brackets; **bold** where our interval holds the paper's number or ours lies within its stated
-deviation. Intervals are of the test samples where one or two trainings were made, and over trainings from three on.
-A scale below 1 shortens the paper's epochs, test samples and seeds together. The page is made from the records in
-`benchmarks/results/reproductions` by `benchmarks/reproductions.py`.
+paper's number in brackets; **bold** where ours agrees with the paper's. A number *agrees* if the 95 % interval of ours
+minus the paper's lies within 2 points (of a number that is no percentage, within 2 % of the paper's), it *differs* if
+the interval lies wholly beyond, and is *undecided* otherwise, so that few samples decide nothing. Intervals hold the
+noise of training where they come from two trainings or more; a star marks a table whose intervals are of the test
+samples alone. Kendall's tau compares the order of the methods, place by place: 1 is the paper's order, -1 its reverse;
+its interval comes from errors as wide as ours. A scale below 1 shortens the paper's epochs, test samples and seeds
+together. The page is made from the records in `benchmarks/results/reproductions` by `benchmarks/reproductions.py`.
 """
 
 
@@ -67,13 +70,26 @@ def _summary(records: Iterable[dict[str, Any]]) -> str:
     """Every record in a row, with a link to its section."""
     rows = []
     for one in records:
-        told = [n["reproduced"] for part in one["parts"] for n in _numbers(part) if n.get("reproduced") is not None]
         slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", _heading(one)).lower())
-        agree = f"{sum(told)} of {len(told)}" if told else "none printed"
-        rows.append(
-            [f"[{_place(one)}](#{slug})", one["title"], f"{one['scale']:.2g}", agree, f"{one['seconds'] / 3600:.1f}"]
-        )
-    return _table("All of them", ["of the paper", "what", "scale", "numbers that agree", "hours of computing"], rows)
+        about = [f"[{_place(one)}](#{slug})", one["title"], f"{one['scale']:.2g}"]
+        rows.append([*about, *_told(one), f"{one['seconds'] / 3600:.1f}"])
+    columns = ["agree", "differ", "undecided", "median difference", "order of the methods, tau"]
+    return _table("All of them", ["of the paper", "what", "scale", *columns, "hours of computing"], rows)
+
+
+def _told(record: dict[str, Any]) -> list[str]:
+    """The three counts, the median difference in points, and Kendall's tau."""
+    counts, difference, order = record["agreements"], record["median_difference"], record["order"]
+    if not any(counts.values()):
+        return ["none printed", "", "", "", ""]
+    alone = any(n.get("over") == "samples" and n.get("agreement") for part in record["parts"] for n in _numbers(part))
+    star = "\\*" * alone
+    return [
+        f"{counts['agrees']}{star}",
+        *(str(counts[word]) for word in ("differs", "undecided")),
+        "–" if difference is None else f"{difference:.1f}",
+        "–" if order is None else f"{order['tau']:.2f} {_span(order['interval'])}",
+    ]
 
 
 def _published(record: dict[str, Any]) -> bool:
@@ -100,6 +116,7 @@ def _experiment(path: Path, record: dict[str, Any], shown: dict[str, str]) -> st
     lines = [
         f"## {_heading(record)}\n",
         f"{record['verdict']}\n",
+        *(f"**Caution.** {caution}.\n" for caution in record["cautions"]),
         *(_part(part, record["source"], shown) for part in record["parts"]),
         *([f"{record['notes']}\n"] if record["notes"] else []),
         *([f"The variant is *{record['variant']}*. {record['quirks']}\n"] if record["quirks"] else []),
@@ -157,7 +174,7 @@ def _cell(number: dict[str, Any]) -> str:
     if number["mean"] is None:
         return "not run"
     ours = _number(number["mean"])
-    ours = f"**{ours}**" if number["reproduced"] else ours
+    ours = f"**{ours}**" if number["agreement"] == "agrees" else ours
     span = f" {_span(number['interval'])}" if number["interval"] else ""
     paper = "" if number["paper"] is None else f" [{_number(number['paper'])}]"
     return f"{ours}{span}{paper}"

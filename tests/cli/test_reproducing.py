@@ -33,6 +33,7 @@ from equipoise.experiments import (
     outcome,
 )
 from equipoise.records import load
+from equipoise.reproduction import agreement
 from equipoise.training import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::equipoise.errors.EquipoiseWarning")  # so little trains nothing
@@ -103,13 +104,29 @@ def test_the_numbers_stand_beside_the_papers(toy, capsys):
     low, high = binomtest(right, 10).proportion_ci(method="wilson")
     assert (row, column, paper, ours) == ("standard", "clean", "98", f"{10 * right:.3g}")
     assert interval == f"[{100 * low:.3g}, {100 * high:.3g}]"
-    assert agrees == ("yes" if low <= 0.98 <= high else "no")
+    assert agrees == agreement((100 * low, 100 * high), 98.0, 0.0, 2.0)
     (kept,) = Path("out").glob("study-*/study.json")
     kept = json.loads(kept.read_text())
     assert kept["quick"] and kept["seconds"] > 0
     assert "mean decision boundary" in said or "measured" in said  # the study's numbers
     assert ask("reproduce toy --scale 0.02 --synthetic --workers 1 --out out") == 0
     assert "5 tasks, 5 of them finished before; about 0 s on 1 worker" in capsys.readouterr().out
+
+
+def test_a_setting_is_changed_recorded_and_asked_for_again(toy, capsys):
+    line = "reproduce toy --scale 0.02 --synthetic --workers 1 --out out"
+    assert ask(f"{line} --set lr=0.5 batch_size=32") == 0
+    said = capsys.readouterr().out
+    assert said.count("with lr = 0.5 in place of its own, with batch_size = 32 in place of its own") >= 2
+    record, numbers = (json.loads(Path("out", name).read_text()) for name in ("experiment.json", "reproduction.json"))
+    assert record["changes"] == numbers["changes"] == {"lr": 0.5, "batch_size": 32}
+    assert "with lr = 0.5 in place of its own" in numbers["verdict"]
+    trained = [json.loads(path.read_text()) for path in Path("out").glob("training-*/run.json")]
+    assert trained and all((one["recipe"]["lr"], one["recipe"]["batch_size"]) == (0.5, 32) for one in trained)
+    assert ask(line) == 2 and "lr = 0.5" in capsys.readouterr().err
+    for word, message in (("lr", "not of the form key=value"), ("lrr=1", "did you mean 'lr'"), ("lr=x", "a number")):
+        assert ask(f"{line}2 --set {word}") == 2
+        assert message in capsys.readouterr().err and not Path("out2").exists()
 
 
 def test_tasks_finished_in_another_folder_are_not_computed_again(toy, capsys):

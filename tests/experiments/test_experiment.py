@@ -141,16 +141,26 @@ def test_calls_are_words():
     assert str(entm) == "standard(loss=regularised(entropy_weight=2))"
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_with_one_seed_or_two_the_interval_is_that_of_the_samples(seeds):
+@pytest.mark.parametrize(("seeds", "over"), [(1, "samples"), (2, "seeds and samples")])
+def test_with_one_seed_or_two_that_agree_the_interval_is_that_of_the_samples(seeds, over):
     """Wilson's, against scipy; two networks on the same samples are not twice as many samples."""
     right = [True] * 70 + [False] * 30
     cell = Cell("a", "clean", [training()] * seeds, clean, paper=75.0)
     out = found(cell, [record(right)] * seeds)
     expected = binomtest(70, 100).proportion_ci(method="wilson")
     assert out.mean == pytest.approx(70) and out.interval == pytest.approx([100 * bound for bound in expected])
-    assert (out.n, out.seeds, out.over) == (100, seeds, "samples")
-    assert out.reproduced
+    assert (out.n, out.seeds, out.over) == (100, seeds, over)
+    assert out.agreement == "undecided"
+
+
+def test_with_two_seeds_the_noise_of_training_counts():
+    """Student's over two, which is wide: t of one degree is 12.7."""
+    records = [record([True] * k + [False] * (10_000 - k)) for k in (8_000, 8_010)]
+    out = found(Cell("a", "clean", [training()] * 2, clean, paper=80.05), records)
+    half = 12.706204736432095 * 0.05
+    assert out.interval == pytest.approx((80.05 - half, 80.05 + half), abs=0.2)
+    apart = [record([True] * k + [False] * (10_000 - k)) for k in (7_900, 8_100)]
+    assert found(Cell("a", "clean", [training()] * 2, clean, paper=80.0), apart).agreement == "undecided"
 
 
 def test_with_part_of_the_test_set_the_interval_covers_the_samples_too():
@@ -174,14 +184,59 @@ def test_with_three_seeds_it_is_students():
     out = found(Cell("a", "clean", [training()] * 3, clean, paper=94.0), records)
     half = 4.302652729749464 * 10 / 3**0.5  # t of 2 degrees times s / sqrt(n), s = 10 points
     assert out.mean == pytest.approx(70) and out.interval == pytest.approx((70 - half, 70 + half))
-    assert out.over == "seeds" and out.reproduced
-    assert not found(Cell("a", "clean", [training()] * 3, clean, paper=95.0), records).reproduced
+    assert out.over == "seeds" and out.agreement == "undecided"
+    assert found(Cell("a", "clean", [training()] * 3, clean, paper=97.0), records).agreement == "differs"
+    same = [record([True] * 70 + [False] * 30)] * 3
+    assert found(Cell("a", "clean", [training()] * 3, clean, paper=71.0), same).agreement == "agrees"
     apart = found(
         Cell("a", "clean", [training()] * 3, clean), [record([True] * k + [False] * (10 - k)) for k in (0, 9, 9)]
     )
     assert apart.interval == (0, 100), "shares end there"
-    assert found(Cell("a", "clean", [training()] * 3, clean, paper=95.0, deviation=25.0), records).reproduced
-    assert found(Cell("a", "clean", [training()] * 3, clean), records).reproduced is None
+    stated = Cell("a", "clean", [training()] * 3, clean, paper=97.0, deviation=25.0)
+    assert found(stated, records).agreement == "undecided"
+    assert found(Cell("a", "clean", [training()] * 3, clean), records).agreement is None
+
+
+def test_one_setting_changed_is_a_deviation_of_every_training():
+    one = experiment("rethinking-table-9").plan(0.1, changes={"lr": 0.05})
+    trained = [task for task in one.tasks() if isinstance(task, Training)]
+    assert trained and {task.recipe.lr for task in trained} == {0.05}
+    plain = [task for task in experiment("rethinking-table-9").plan(0.1).tasks() if isinstance(task, Training)]
+    assert [replace(task.recipe, lr=0.1) for task in trained] == [task.recipe for task in plain]
+    assert one.changes == {"lr": 0.05}
+    soft = experiment("framework-table-1").plan(0.1, changes={"method.softness": 0.5})
+    of = {t.method.function.partition(":")[2]: t.method.options for t in soft.tasks() if isinstance(t, Training)}
+    assert of["r2"]["softness"] == 0.5 and not any("softness" in options for n, options in of.items() if n != "r2")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("rethinking-table-9", {"lrr": 0.1}, "setting 'lrr'.*did you mean 'lr'"),
+        ("rethinking-table-9", {"lr": "fast"}, "lr = 'fast': expected a number"),
+        ("rethinking-table-9", {"epochs": 1.5}, "epochs = 1.5: expected a whole number"),
+        ("rethinking-table-9", {"lr": -0.1}, "lr = -0.1 trains nothing"),
+        ("rethinking-table-9", {"seed": 3}, "setting 'seed'"),
+        ("framework-table-1", {"method.softness": -1.0}, "softness = -1.0"),
+        ("udp-figure-9", {"lr": 0.1}, "trains no network by a recipe"),
+    ],
+)
+def test_settings_that_cannot_be_changed(name, changes, message):
+    with pytest.raises(EquipoiseError, match=message):
+        experiment(name).plan(0.1, changes=changes)
+
+
+def test_a_generator_takes_as_many_steps_in_a_shorter_training():
+    """At a tenth of the epochs ten for each of the classifier's; below one epoch more, as samples are left out."""
+    (one,) = [t for t in experiment("framework-table-1").plan(seeds=1, only=["mnist"]).tasks()
+              if isinstance(t, Training) and t.method.function.endswith(":r2")]  # fmt: skip
+    assert "generator_steps" not in one.method.options
+    tenth = one.scaled(0.1)
+    assert (tenth.recipe.epochs, tenth.method.options["generator_steps"]) == (3, 10)
+    tiny = one.scaled(0.01)
+    assert tiny.recipe.epochs == 1 and tiny.samples == 18_000 and tiny.method.options["generator_steps"] == 100
+    ((_, penalty),) = tenth.method().penalties
+    assert penalty.player.steps == 10
 
 
 def test_what_is_read_from_an_evaluation():

@@ -171,7 +171,7 @@ def trainings(name: str, variant: Variant = "corrected") -> list[Training]:
 
 
 R_TABLE_5 = {  # epochs, weight decay, learning rate, decay epochs, batch size
-    "mnist": (40, 1e-4, 0.01, (20,), 128),
+    "mnist": (40, 1e-4, 0.1, (20,), 128),  # .01 as it is printed
     "without": (200, 1e-4, 0.1, (100, 150), 64),
     "with": (120, 1e-4, 0.1, (60, 84, 100), 64),
 }
@@ -248,6 +248,11 @@ def test_trainings_are_shared_between_experiments_of_r():
     """Their content is the same, so that one sweep's serve another."""
     of_one, of_six = (set(map(repr, trainings(f"rethinking-table-{n}"))) for n in (1, 6))
     assert of_one == of_six
+
+
+def test_the_learning_rate_on_mnist_is_printed_or_corrected():
+    for variant, lr in (("as published", 0.01), ("corrected", 0.1)):
+        assert {(one.recipe.lr, one.recipe.epochs) for one in trainings("rethinking-table-9", variant)} == {(lr, 40)}
 
 
 def test_training_for_r2_is_printed_or_corrected():

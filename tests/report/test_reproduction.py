@@ -4,11 +4,13 @@ import re
 from dataclasses import asdict, replace
 
 import numpy as np
+import pytest
 
 from equipoise.findings import Findings, Lines, Number, Picture, Series, Study
 from equipoise.report.reproduction import mark, page
 from equipoise.reproduction import (
     ChartOutcome,
+    Generator,
     Outcome,
     Reproduction,
     ShownOutcome,
@@ -16,6 +18,7 @@ from equipoise.reproduction import (
     Trained,
     Work,
     front,
+    order,
 )
 
 PROVENANCE = {"command": "equipoise reproduce toy", "seed": 0, "versions": {"equipoise": "0"}, "commit": None,
@@ -33,7 +36,7 @@ def toy() -> Reproduction:
         "method",
         "%",
         [
-            outcome("PGD", "clean", 78.9, 79.9),
+            outcome("PGD", "clean", 78.9, 79.9, 0.9),
             outcome("PGD", "Linf .1", 69.3, 60.0),
             outcome("UDP", "clean", None, 81.0),
             outcome("UDP", "Linf .1", 66.8, None),
@@ -56,14 +59,72 @@ def toy() -> Reproduction:
                         data={"mnist": "synthetic-mnist"}, provenance=PROVENANCE)  # fmt: skip
 
 
-def test_when_a_number_is_reproduced():
-    assert outcome("a", "b", 78.9, 79.9).reproduced
-    assert not outcome("a", "b", 78.9, 81.0).reproduced
-    assert replace(outcome("a", "b", 78.9, 81.0), deviation=2.1).reproduced
-    assert outcome("a", "b", None, 81.0).reproduced is None and outcome("a", "b", 78.9, None).reproduced is None
-    assert replace(outcome("a", "b", 80.0, 80.04), interval=None).reproduced  # the rounding of a printed number
+def test_a_number_agrees_if_the_interval_of_the_difference_lies_within_two_points():
+    def of(paper: float | None, mean: float | None, half: float, deviation: float = 0.0) -> str | None:
+        return replace(outcome("a", "b", paper, mean, half), deviation=deviation).agreement
+
+    assert of(78.9, 79.9, 0.9) == "agrees" and of(78.9, 79.9, 1.1) == "undecided", "wholly within"
+    assert of(78.9, 81.0, 2.0) == "undecided" and of(78.9, 83.0, 2.0) == "differs", "wholly beyond"
+    assert of(78.9, 75.0, 1.8) == "differs" and of(78.9, 75.0, 2.0) == "undecided"
+    assert of(78.9, 79.9, 0.9, 0.2) == "undecided" and of(78.9, 82.0, 1.0, 0.2) == "undecided", "of the paper too"
+    assert of(None, 81.0, 1.0) is None and of(78.9, None, 1.0) is None
+    assert replace(outcome("a", "b", 80.0, 80.0), interval=None).agreement == "undecided", "a single value"
+    score = replace(outcome("a", "b", 1.06, 1.07, 0.01), percent=False, deviation=0.0)
+    assert score.margin == pytest.approx(0.0212) and score.agreement == "agrees"
+    assert replace(score, interval=(1.1, 1.2)).agreement == "differs"
+
+
+def test_few_samples_decide_nothing():
+    """Noise around the paper's number, by the interval that 6 samples have and by that of 10,000."""
+    rng = np.random.default_rng(0)
+    for n, word in ((6, "undecided"), (10_000, "agrees")):
+        rows = rng.random((72, n)) < 0.7
+        means = 100 * rows.mean(1)
+        half = 196 * np.sqrt(0.7 * 0.3 / n)
+        found = [outcome("a", "b", 70.0, float(mean), half).agreement for mean in means]
+        assert found.count(word) > 60, (n, found.count(word))
+        assert n > 6 or "agrees" not in found
+
+
+def test_marks():
     words = [mark(one) for one in toy().outcomes[:4]]
     assert words == ["hit", "miss", "silent", "missing"]
+    assert mark(outcome("a", "b", 79.0, 79.0, 3.0)) == "open"
+
+
+def test_the_order_of_the_methods_by_hand():
+    """Kendall's tau against its definition, over the rows of each column; over columns where the rows are data."""
+    paper, ours = {"x": (70, 60, 50, 40), "y": (30, 20, 10, 10)}, {"x": (71, 59, 61, 40), "y": (5, 20, 10, 11)}
+    cells = [outcome(f"m{i}", name, paper[name][i], ours[name][i], 0.1) for name in paper for i in range(4)]
+    found = order([TableOutcome("t", "method", "%", cells)])
+    agree = sum(
+        np.sign((paper[n][i] - paper[n][j]) * (ours[n][i] - ours[n][j]))
+        for n in paper
+        for i in range(4)
+        for j in range(i)
+    )
+    assert found is not None and found.pairs == 11 and found.tau == pytest.approx(agree / 11)
+    assert found.interval[0] <= found.tau <= found.interval[1] and found.interval == (found.tau, found.tau)
+    turned = [replace(one, row=one.column, column=one.row) for one in cells]
+    same = order([TableOutcome("t", "data", "%", turned)])
+    assert same is not None and same.tau == found.tau
+    noisy = order([TableOutcome("t", "method", "%", [replace(c, interval=(0.0, 100.0)) for c in cells])])
+    assert noisy is not None and noisy.interval[0] < -0.2 < 0.5 < noisy.interval[1], "nothing is known"
+    assert order([TableOutcome("t", "method", "%", [replace(c, paper=None) for c in cells])]) is None
+
+
+def test_a_generator_that_crosses_too_seldom_is_said_first():
+    of = [Generator("R2 on mnist", 0.067, 0.4, "training-1"), Generator("R2 on svhn", 0.31, 0.4, "training-2")]
+    found = replace(toy(), generators=of)
+    (said,) = found.cautions
+    assert said.startswith("The generator of R2 on mnist moves only 6.7% of the samples across the boundary")
+    text = page(found)
+    assert said in text and text.index(said) < text.index('id="part-0"') and "<h2>Caution</h2>" not in page(toy())
+
+
+def test_a_changed_setting_is_said():
+    found = replace(toy(), changes={"lr": 0.1})
+    assert "with lr = 0.1 in place of its own" in found.verdict and "with lr = 0.1 in place of" in page(found)
 
 
 def test_the_front_is_what_nothing_beats_by_brute_force():
@@ -85,8 +146,9 @@ def test_the_front_is_what_nothing_beats_by_brute_force():
 def test_what_it_says():
     said = toy().verdict
     assert said == (
-        "3 of 4 numbers of the paper are reproduced, at 0.2 of its epochs, samples and seeds, with synthetic-mnist in "
-        "place of mnist, 1 of 2 tasks are not finished."
+        "Of 4 numbers of the paper 1 agree within 2 points, 1 differ and 2 are undecided; the median difference is 1.5 "
+        "points; 4 are of one training, whose noise their intervals do not hold, at 0.2 of its epochs, samples and "
+        "seeds, with synthetic-mnist in place of mnist, 1 of 2 tasks are not finished."
     )
     table, *_ = toy().parts
     begun = replace(toy(), parts=[replace(table, outcomes=[replace(one, mean=None) for one in table.outcomes])])
@@ -97,7 +159,8 @@ def test_what_it_says():
     assert re.search(r'class="miss"><a href="#training-1"><span class="value">60.0</span>', text)
     assert "not run yet" in text and "Not the paper’s experiment" in text
     none = replace(toy(), parts=[replace(table, outcomes=table.outcomes[1:2])])
-    assert none.verdict.startswith("0 of 1 numbers") and '<p class="verdict none-agree">' in page(none)
+    assert none.verdict.startswith("Of 1 numbers of the paper 0 agree within 2 points, 1 differ")
+    assert '<p class="verdict none-agree">' in page(none)
     assert '<p class="verdict">' in text and '<p class="verdict">' in page(begun)
     whole = page(replace(toy(), scale=1.0, data={}))
     assert "Not the paper’s experiment" not in whole and "at the paper’s scale" in whole

@@ -12,10 +12,11 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from equipoise.cli.method_options import METHODS, Choice, parameters, spelled_out
 from equipoise.cli.overview import COMMANDS
+from equipoise.cli.pairs import pairs
 from equipoise.cli.reproducing import Experiments, Reproduce
 from equipoise.cli.scoring import Score
 from equipoise.cli.studying import Study
-from equipoise.errors import EquipoiseError, unknown
+from equipoise.errors import unknown
 from equipoise.geometry import NormName
 from equipoise.training import Recipe
 from equipoise.types import Precision
@@ -341,26 +342,6 @@ def _readable() -> ConstructorRegistry:
     return registry
 
 
-def net_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs, with values as numbers, true, false, tuples ("3,4", "3,", ",") or else text.
-
-    Raises `EquipoiseError` for anything that is no such pair.
-    """
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key.isidentifier() and equals):
-            raise EquipoiseError(f"--net-option {pair!r} is not of the form key=value.")
-        options[key] = tuple(_scalar(v) for v in value.split(",") if v) if "," in value else _scalar(value)
-    return options
-
-
-def _scalar(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def net_options(words: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a network, see `pairs`."""
+    return pairs(words, "--net-option")

@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from equipoise import experiments
 from equipoise.cli.console import columns, laid_out
 from equipoise.cli.display import duration, moving, numbers, say
+from equipoise.cli.pairs import pairs
 from equipoise.data import available
 from equipoise.errors import require, unknown
 from equipoise.experiments import Plan, Setting, cost, keep_numbers, reproduction
@@ -62,6 +63,9 @@ class Reproduce:
     """So many trainings of each kind; by default the scale's share of the paper's number, at least one."""
     examples: int | None = None
     """Test every network on at most so many samples; by default the scale's share of the paper's number."""
+    set: tuple[str, ...] = ()
+    """Deviate from the paper in settings of the trainings, as NAME=VALUE: lr=0.1, or method.softness=0. The record and
+    the page say so."""
     only: tuple[str, ...] = ()
     """Only what needs no other datasets than these, such as mnist; by default everything."""
     data_root: Path | None = None
@@ -128,7 +132,7 @@ def reproduce(options: Reproduce, command: str) -> int:
     out = options.out or Path("reproductions", options.name)
     variant = _variant(options.variant)
     plan = experiments.experiment(options.name).plan(
-        options.scale, variant, options.seeds, options.only, options.examples
+        options.scale, variant, options.seeds, options.only, options.examples, pairs(options.set, "--set", dotted=True)
     )
     require(not (options.data and options.synthetic), "--data and --synthetic exclude each other: choose one.")
     require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
@@ -190,6 +194,7 @@ def _headline(plan: Plan, synthetic: bool) -> str:
     scale += "" if plan.seeds is None else f", {plan.seeds} seed{'s' * (plan.seeds > 1)}"
     scale += "" if plan.examples is None else f", at most {plan.examples:,} test samples"
     scale += f", {' and '.join(plan.only)} only" if plan.only else ""
+    scale += "".join(f", with {name} = {value} in place of its own" for name, value in plan.changes.items())
     variant = f", {plan.variant}" + (f" ({one.quirks})" if one.quirks and plan.variant == "as published" else "")
     data = "; SYNTHETIC data, which says nothing about the paper" if synthetic else ""
     return f"{one.source}: {one.title}; {scale}{variant}{data}"
@@ -227,13 +232,15 @@ def _print(found: Reproduction) -> None:
         corner, unit = (part.corner, part.unit) if isinstance(part, TableOutcome) else ("line", "")
         for name in (corner, "column" if isinstance(part, TableOutcome) else part.x):
             table.add_column(name, overflow="fold")
-        for name in (f"paper {unit}".strip(), "here", "95 % interval", "agrees"):
+        for name in (f"paper {unit}".strip(), "here", "95 % interval", "verdict"):
             table.add_column(name, justify="right", no_wrap=True)
         for row, column, one in _rows(part):
             table.add_row(row, column, _digits(one.paper), *_ours(one))
         say(table)
-    if told := found.agreements:
-        say(f"{sum(told)} of {len(told)} numbers of the paper lie within our interval or its stated deviation")
+    if any(found.agreements.values()):
+        say(found.verdict)
+    for caution in found.cautions:
+        say(f"caution: {caution}")
 
 
 def _rows(part: TableOutcome | ChartOutcome) -> Iterator[tuple[str, str, Outcome]]:
@@ -247,7 +254,7 @@ def _ours(one: Outcome) -> tuple[str, str, str]:
     if one.mean is None:
         return "-", "", ""
     interval = "" if one.interval is None else f"[{', '.join(map(_digits, one.interval))}]"
-    return _digits(one.mean), interval, {None: "", True: "yes", False: "no"}[one.reproduced]
+    return _digits(one.mean), interval, one.agreement or ""
 
 
 def _digits(value: float | None) -> str:

@@ -1,14 +1,14 @@
 """A table or figure of a paper: what to compute, the paper's numbers with their place, and when they are reproduced."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from equipoise.errors import EquipoiseError, require
-from equipoise.experiments.tasks import TEST_SIZES, Evaluated, Measured, Task, datasets
+from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.experiments.tasks import TEST_SIZES, Evaluated, Measured, Task, Training, datasets
 from equipoise.findings import Number, Study
 from equipoise.proportions import wilson
 from equipoise.records import AttackResult, Evaluation, Run
@@ -52,17 +52,21 @@ def found(cell: Cell, records: Sequence[Record], folders: Sequence[str] = ()) ->
 
     Its interval is that of the samples, whose values are averaged over the tasks first, as two trainings judged on the
     same samples are no more samples: Wilson's for accuracies, Student's for other numbers. With three tasks or more it
-    is Student's over them instead, or, where not the whole test set was taken, from the lowest to the highest end of
-    both; for accuracies cut to [0, 1].
+    is Student's over them instead; with two, or where not the whole test set was taken, it reaches from the lowest to
+    the highest end of both; for accuracies cut to [0, 1]. Only the interval of one task leaves out what another
+    training would change.
     """
     if not records:
-        return Outcome(cell.row, cell.column, cell.paper, cell.deviation, None, None, 0, 0, "samples", folders)
+        none = (None, None, 0, 0, "samples", folders, cell.scale == 100)
+        return Outcome(cell.row, cell.column, cell.paper, cell.deviation, *none)
     values = [np.asarray(cell.read(record), float) for record in records]
     require(all(len(v) > 0 for v in values), f"{cell.row}, {cell.column}: nothing to take a mean of.")
-    means, by_seeds = [float(v.mean()) for v in values], len(values) >= 3
+    means, by_seeds = [float(v.mean()) for v in values], len(values) >= 2
     samples = np.mean(values, 0) if len({len(v) for v in values}) == 1 else np.concatenate(values)
     shares = all(isinstance(one, Evaluation) for one in records) or all(np.isin(v, (0.0, 1.0)).all() for v in values)
-    few = any(isinstance(task, Evaluated) and task.examples < TEST_SIZES.get(task.data, 0) for task in cell.tasks)
+    few = len(values) < 3 or any(
+        isinstance(task, Evaluated) and task.examples < TEST_SIZES.get(task.data, 0) for task in cell.tasks
+    )
     intervals = []
     if by_seeds:
         intervals.append(Number(cell.column, means, signed=True).interval)
@@ -84,6 +88,7 @@ def found(cell: Cell, records: Sequence[Record], folders: Sequence[str] = ()) ->
         len(means),
         "samples" if not by_seeds else "seeds and samples" if few else "seeds",
         folders,
+        cell.scale == 100,
     )
 
 
@@ -162,22 +167,49 @@ class Experiment:
         seeds: int | None = None,
         only: Sequence[str] = (),
         examples: int | None = None,
+        changes: Mapping[str, Any] = {},
     ) -> "Plan":
         """What to compute at a scale in (0, 1]: with so many of the paper's seeds, if given, instead of that share of
         them, `only` what needs no other datasets than these, and every network tested on at most so many `examples`.
-        Raises `EquipoiseError` for another scale, for no seeds or examples, and if nothing is left.
+        `changes` are settings of every training that deviate from the paper: fields of its recipe, such as `lr`, and
+        options of its method, such as `method.softness`. Raises `EquipoiseError` for another scale, for no seeds or
+        examples, for a setting that no training has, and if nothing is left.
         """
         require(0 < scale <= 1, f"scale {scale:g}: expected a share in (0, 1], such as 0.1.")
         require(seeds is None or seeds >= 1, f"seeds = {seeds}: expected at least one training of each kind.")
         require(examples is None or examples >= 1, f"examples = {examples}: expected at least one test sample.")
-        parts = [_tested(_scaled(part, scale, seeds), examples) for part in self.parts(variant)]
+        parts = [_changed(part, changes) for part in self.parts(variant)]
+        _require_known(changes, Plan(self, 1.0, variant, parts).tasks())
+        parts = [_tested(_scaled(part, scale, seeds), examples) for part in parts]
         needed = Plan(self, scale, variant, parts).datasets()
         wrong = [name for name in only if name not in needed]
         require(not wrong, f"{self.name} needs no data of the name {', '.join(wrong)}: it needs {', '.join(needed)}.")
         if only:
             parts = [kept for part in parts if (kept := _restricted(part, frozenset(only))) is not None]
             require(len(parts) > 0, f"no part of {self.name} needs {' and '.join(only)} alone.")
-        return Plan(self, scale, variant, tuple(parts), seeds, tuple(only), examples)
+        return Plan(self, scale, variant, tuple(parts), seeds, tuple(only), examples, dict(changes))
+
+
+def _changed(part: Part, changes: Mapping[str, Any]) -> Part:
+    """With settings of its trainings changed."""
+    if not changes:
+        return part
+    if isinstance(part, Shown):
+        return replace(part, task=part.task.changed(changes))
+    return _with_cells(part, lambda cell: replace(cell, tasks=tuple(task.changed(changes) for task in cell.tasks)))
+
+
+def _require_known(changes: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    """Raise `EquipoiseError` for a setting that no training has."""
+    trainings = [task for task in tasks if isinstance(task, Training)]
+    known = {name for one in trainings for name in one.settings}
+    for name in changes:
+        if name not in known:
+            raise (
+                unknown("setting", name, sorted(known))
+                if known
+                else EquipoiseError(f"{name} cannot be set: this experiment trains no network by a recipe.")
+            )
 
 
 def _scaled(part: Part, scale: float, seeds: int | None) -> Part:
@@ -242,6 +274,8 @@ class Plan:
     """What needs no other datasets than these; all if empty."""
     examples: int | None = None
     """Every network is tested on at most so many samples; None is the scale's share of the paper's number."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the trainings that deviate from the paper."""
 
     def tasks(self) -> list[Task]:
         """All it needs, each once, every task after those it builds on."""

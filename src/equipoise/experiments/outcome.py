@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ from equipoise.experiments.sweep import DONE, RECORD
 from equipoise.experiments.tasks import Evaluated, Task, Training, result_at
 from equipoise.findings import Findings, Study
 from equipoise.records import Evaluation, write_atomically
-from equipoise.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome, Trained, Work
+from equipoise.report.reading import read_metrics
+from equipoise.reproduction import (
+    ChartOutcome,
+    Generator,
+    Outcome,
+    Reproduction,
+    ShownOutcome,
+    TableOutcome,
+    Trained,
+    Work,
+)
 
 NUMBERS = "reproduction.json"
 
@@ -27,7 +38,12 @@ def reproduction(folder: "Path | str") -> Reproduction:
     folder = Path(folder)
     record = _json(folder / RECORD)
     plan = experiment(record["name"]).plan(
-        record["scale"], record["variant"], record.get("seeds"), record.get("only", ()), record.get("examples")
+        record["scale"],
+        record["variant"],
+        record.get("seeds"),
+        record.get("only", ()),
+        record.get("examples"),
+        record.get("changes", {}),
     )
     tasks, entries = plan.tasks(), record["tasks"]
     same = len(tasks) == len(entries) and all(t.label == e["label"] for t, e in zip(tasks, entries, strict=False))
@@ -54,6 +70,8 @@ def reproduction(folder: "Path | str") -> Reproduction:
         record["provenance"],
         plan.examples,
         plan.seeds,
+        plan.changes,
+        _generators(plan, reader),
     )
 
 
@@ -115,6 +133,19 @@ def _trained(plan: Plan, read: _Reader) -> list[Trained]:
     return points
 
 
+def _generators(plan: Plan, read: _Reader) -> list[Generator]:
+    """How the adversarial generators of the finished trainings did in the last epoch."""
+    found = []
+    for task in plan.tasks():
+        if not isinstance(task, Training) or read(task) is None:
+            continue
+        last = read_metrics(read.folder(task) / "metrics.jsonl")[-1]
+        if "generator_crossed" in last:
+            crossed, distance = last["generator_crossed"], last["generator_distance"]
+            found.append(Generator(task.label, crossed, distance, read.folder(task).name))
+    return found
+
+
 def _named(training: Training) -> str:
     return f"{training.method}, seed {training.recipe.seed}"
 
@@ -137,7 +168,7 @@ def in_words(outcome: Reproduction) -> Mapping[str, Any]:
         return {
             "row": number.row, "column": number.column, "paper": number.paper, "deviation": number.deviation,
             "mean": number.mean, "interval": number.interval, "n": number.n, "seeds": number.seeds,
-            "over": number.over, "reproduced": number.reproduced,
+            "over": number.over, "margin": number.margin, "agreement": number.agreement,
         }  # fmt: skip
 
     def part(it: TableOutcome | ChartOutcome | ShownOutcome) -> dict[str, Any]:
@@ -156,10 +187,14 @@ def in_words(outcome: Reproduction) -> Mapping[str, Any]:
             "pictures": [{"name": one.name, "caption": one.caption} for one in found.pictures],
         }  # fmt: skip
 
+    alike = outcome.order
     return {
-        "kind": "reproduction", "schema": 1, "name": outcome.name, "title": outcome.title, "source": outcome.source,
+        "kind": "reproduction", "schema": 2, "name": outcome.name, "title": outcome.title, "source": outcome.source,
         "scale": outcome.scale, "variant": outcome.variant, "examples": outcome.examples, "seeds": outcome.seeds,
-        "verdict": outcome.verdict, "quirks": outcome.quirks,
+        "changes": dict(outcome.changes), "verdict": outcome.verdict, "agreements": outcome.agreements,
+        "median_difference": outcome.median_difference, "order": None if alike is None else asdict(alike),
+        "cautions": outcome.cautions, "generators": [asdict(one) for one in outcome.generators],
+        "quirks": outcome.quirks,
         "notes": outcome.notes, "data": dict(outcome.data), "seconds": outcome.seconds,
         "provenance": dict(outcome.provenance), "parts": [part(it) for it in outcome.parts],
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from equipoise import methods, objectives
@@ -53,6 +54,12 @@ def method(name: str, data: str, entropy_weight: float = 2.0) -> Call:
     }[name]
 
 
+MNIST_QUIRK = (
+    "As published, the learning rate on MNIST is the printed .01; corrected, it is .1, which R prints for every other "
+    "dataset, and with which the robustness of the networks trained without attacks has the size and the order of R's."
+)
+
+
 def is_adversarial(name: str) -> bool:
     """Whether a method trains on adversarial examples."""
     return name.startswith(("PAT", "TRADES"))
@@ -61,7 +68,7 @@ def is_adversarial(name: str) -> bool:
 def recipe(data: str, adversarial: bool, seed: int) -> Recipe:
     """R, Table 5: SGD with momentum .9, a tenth of the learning rate at given epochs, no early stopping."""
     if data == "mnist":
-        epochs, decay, size, lr = 40, (20,), 128, 0.01
+        epochs, decay, size, lr = 40, (20,), 128, 0.1  # R prints .01 here alone, see MNIST_QUIRK
     else:
         epochs, decay, size, lr = (120, (60, 84, 100), 64, 0.1) if adversarial else (200, (100, 150), 64, 0.1)
     return Recipe(
@@ -122,7 +129,10 @@ def table(title: str, data: str, text: str) -> Callable[[Variant], list[Part]]:
     """The parts of an experiment that is one table of accuracies in percent, as printed."""
 
     def parts(variant: Variant) -> list[Part]:
-        return [Table(title, [cell(*one, data=data) for one in printed(text)], corner="attack")]
+        cells = [cell(*one, data=data) for one in printed(text)]
+        if data == "mnist" and variant == "as published":
+            cells = [replace(one, tasks=[task.changed({"lr": 0.01}) for task in one.tasks]) for one in cells]
+        return [Table(title, cells, corner="attack")]
 
     return parts
 

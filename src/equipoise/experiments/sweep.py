@@ -193,9 +193,10 @@ def claim(plan: Plan, folder: Path) -> None:
     seeds = "" if here.get("seeds") is None else f", {here['seeds']} seeds"
     only = f", {' and '.join(here['only'])} only" if here.get("only") else ""
     only += f", {here['examples']} examples" if here.get("examples") else ""
+    only += "".join(f", {name} = {value}" for name, value in here.get("changes", {}).items())
     for name, now in _asked(plan).items():
         require(
-            here.get(name, now) == now,
+            (here.get(name, {}) if name == "changes" else here.get(name, now)) == json.loads(json.dumps(now)),
             f"{folder} holds {here.get('name')} at scale {here.get('scale')}, {here.get('variant')}{seeds}{only}: ask "
             "for the same to continue it, or choose another place.",
         )
@@ -210,6 +211,7 @@ def _asked(plan: Plan) -> dict[str, Any]:
         "seeds": plan.seeds,
         "only": list(plan.only),
         "examples": plan.examples,
+        "changes": dict(plan.changes),
     }
 
 

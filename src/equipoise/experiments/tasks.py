@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
 from inspect import signature
@@ -178,6 +178,10 @@ class DataManifold:
         """In a few words."""
         return f"manifold of {self.data}, {self.codes} numbers a code, seed {self.recipe.seed}"
 
+    def changed(self, changes: Mapping[str, Any]) -> "DataManifold":
+        """The same: settings are those of trainings of classifiers."""
+        return self
+
     def scaled(self, scale: float) -> "DataManifold":
         """As of a training."""
         recipe, samples = _shortened(self.recipe, self.samples, self.data, scale)
@@ -235,11 +239,41 @@ class Training:
         """In a few words."""
         return f"{self.method} on {self.data}, {self.net.name}, seed {self.recipe.seed}"
 
+    @property
+    def settings(self) -> list[str]:
+        """What `changed` can change: fields of the recipe, and options of the method as `method.NAME`."""
+        module, _, name = self.method.function.partition(":")
+        options = signature(getattr(import_module(module), name)).parameters
+        own = [one.name for one in fields(Recipe) if one.name not in (*_FREE, "seed")]
+        return [*own, *(f"method.{option}" for option in options if option not in ("manifold", "options", "loss"))]
+
+    def changed(self, changes: Mapping[str, Any]) -> "Training":
+        """With those of the settings that it has changed. Raises `EquipoiseError` for a value out of range."""
+        mine = {name: value for name, value in changes.items() if name in self.settings}
+        recipe = {name: _as_field(name, value) for name, value in mine.items() if not name.startswith("method.")}
+        options = {name.removeprefix("method."): value for name, value in mine.items() if name.startswith("method.")}
+        changed = replace(self, recipe=replace(self.recipe, **recipe))
+        if options:
+            method = replace(self.method, options={**self.method.options, **options})
+            try:
+                method(*([None] if self.manifold else []))  # are they in range?
+            except (TypeError, ValueError) as error:
+                raise EquipoiseError(f"{method} cannot be made: {error}.") from error
+            changed = replace(changed, method=method)
+        return changed
+
     def scaled(self, scale: float) -> "Training":
-        """A share `scale` of the epochs; below one epoch, of the training samples, at least 200."""
+        """A share `scale` of the epochs; below one epoch, of the training samples, at least 200. An adversarial
+        generator, which trains alongside, keeps its number of steps: it takes more for each of the classifier's.
+        """
         recipe, samples = _shortened(self.recipe, self.samples, self.data, scale)
         manifold = None if self.manifold is None else self.manifold.scaled(scale)
-        return replace(self, recipe=recipe, samples=samples, manifold=manifold)
+        method, size = self.method, self.samples or SIZES.get(self.data)
+        if method.function.endswith(":r2") and size is not None:
+            ratio = self.recipe.epochs * size / (recipe.epochs * (samples or size))
+            steps = round(method.options.get("generator_steps", 1) * ratio)
+            method = replace(method, options={**method.options, "generator_steps": steps}) if steps > 1 else method
+        return replace(self, method=method, recipe=recipe, samples=samples, manifold=manifold)
 
     def run(self, setting: Setting, tell: Tell) -> None:
         """Train, or go on."""
@@ -269,6 +303,21 @@ class Training:
             command=setting.command,
             progress=progress,
         )
+
+
+def _as_field(name: str, value: Any) -> Any:
+    """A typed value as the recipe's field of that name wants it: whole numbers for real ones, one for several."""
+    usual = getattr(Recipe(), name)
+    if isinstance(usual, tuple):
+        value = value if isinstance(value, tuple | list) else (value,)
+        return tuple(float(one) if isinstance(one, int) else one for one in value)
+    value = float(value) if isinstance(usual, float) and isinstance(value, int) else value
+    fits = usual is None or type(value) is type(usual)
+    require(fits, f"{name} = {value!r}: expected {_KINDS.get(type(usual), 'a word')}, as its default {usual!r} is.")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _shortened(recipe: Recipe, samples: int | None, data: str, scale: float) -> tuple[Recipe, int | None]:
@@ -326,6 +375,10 @@ class Evaluated:
     def label(self) -> str:
         """In a few words."""
         return f"{' '.join(self.attacks)} in {self.norm} against {self.of.label}"
+
+    def changed(self, changes: Mapping[str, Any]) -> "Evaluated":
+        """Of networks trained with settings changed."""
+        return replace(self, of=self.of.changed(changes), proxies=tuple(one.changed(changes) for one in self.proxies))
 
     def scaled(self, scale: float) -> "Evaluated":
         """On a share of the samples, at least 10, of a network with a share of its training."""
@@ -396,6 +449,10 @@ class Studied:
         """In a few words."""
         return f"study {self.name}" + (f" on {self.data}" if self.data else "")
 
+    def changed(self, changes: Mapping[str, Any]) -> "Studied":
+        """The same: a study has settings of its own."""
+        return self
+
     def scaled(self, scale: float) -> "Studied":
         """Its quick form, below a twentieth; a share of its seeds is not taken, as its intervals live by them."""
         return replace(self, quick=self.quick or scale < 0.05)
@@ -454,6 +511,10 @@ class Measured:
     def label(self) -> str:
         """In a few words."""
         return f"{self.function} of {', '.join(str(one.method) for one in self.of)}"
+
+    def changed(self, changes: Mapping[str, Any]) -> "Measured":
+        """Of networks trained with settings changed."""
+        return replace(self, of=tuple(one.changed(changes) for one in self.of))
 
     def scaled(self, scale: float) -> "Measured":
         """On a share of the samples, at least 10, of networks with a share of their training."""

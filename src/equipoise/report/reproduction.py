@@ -23,10 +23,10 @@ def page(reproduction: Reproduction) -> str:
 
 
 def mark(outcome: Outcome) -> str:
-    """The class of a cell: not run, without a number of the paper, reproduced or not."""
+    """The class of a cell: not run, without a number of the paper, or how it agrees with it."""
     if outcome.mean is None:
         return "missing"
-    return {None: "silent", True: "hit", False: "miss"}[outcome.reproduced]
+    return {None: "silent", "agrees": "hit", "differs": "miss", "undecided": "open"}[outcome.agreement]
 
 
 def written(amount: float | None) -> str:

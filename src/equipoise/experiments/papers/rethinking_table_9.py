@@ -1,7 +1,7 @@
 """R Table 9: MNIST, clean accuracy, under FGSM and under PGD with more and more steps."""
 
 from equipoise.experiments.experiment import Experiment
-from equipoise.experiments.rethinking import NOTES, table
+from equipoise.experiments.rethinking import MNIST_QUIRK, NOTES, table
 
 _PAPER = """
                     Normal   EntM    ADP    PAT PAT-EntM TRADES
@@ -28,5 +28,6 @@ experiment = Experiment(
     "MNIST: clean accuracy, under FGSM and under PGD with more and more steps",
     "R Table 9",
     table("Accuracy on MNIST (R Table 9)", "mnist", _PAPER),
+    quirks=MNIST_QUIRK,
     notes=NOTES + _NET,
 )
