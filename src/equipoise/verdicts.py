@@ -7,9 +7,16 @@ from typing import Any
 import numpy as np
 
 from equipoise.findings import Lines, Picture
+from equipoise.proportions import wilson
 
 KIND = "masking"
 """What a verdict's record says that it is."""
+
+DETECTABLE = 0.05
+"""Share of samples that must not go unseen: "no sign of masking" needs so many samples that the 95 % interval of a
+share of which none was seen ends below it."""
+ENOUGH = next(n for n in range(1, 1000) if wilson(0, n)[1] < DETECTABLE)
+"""The fewest samples for which it does."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,8 @@ class Sign:
     threshold: str
     """What it was compared with."""
     p: float | None
-    """Probability of such a figure, or a more striking one, on an honest model; None if it is seen, not tested."""
+    """Probability of such a figure, or a more striking one, on an honest model; None for a fact that no honest model
+    shows, such as a graph that does not reach the input."""
     source: str
     """Who named it."""
     raised: bool = False
@@ -56,6 +64,8 @@ class Verdict:
     """Every parameter."""
     skipped: Sequence[str] = ()
     """What was left out, and why."""
+    warnings: Sequence[str] = ()
+    """What `probe` remarks about the model. No sign follows from it alone."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Name and SHA-256 of the data, and the number of samples that were looked at."""
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -72,11 +82,32 @@ class Verdict:
         """Whether a sign was raised."""
         return any(sign.raised for sign in self.signs)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether no sign was raised, but on so few samples that this says nothing."""
+        return not self.masked and self.n < ENOUGH
+
+    @property
+    def caution(self) -> str:
+        """What to know before quoting `robust`; empty unless a sign was raised."""
+        if not self.masked:
+            return ""
+        return (
+            f"The accuracy of {self.robust:.1%} that these attacks leave at eps {self.eps:g} is no robust accuracy: "
+            "they follow misleading gradients, or are weak without gradients, and the true value may be far lower."
+        )
+
     def __str__(self) -> str:
         raised = [sign.name for sign in self.signs if sign.raised]
-        if not raised:
-            return f"no sign of masking: none of {len(self.signs)} signs was found on {self.n} samples."
-        return f"masked: {', '.join(raised)}."
+        if raised:
+            return f"masked: {', '.join(raised)}."
+        if self.undecided:
+            return (
+                f"too few samples to tell: none of {len(self.signs)} signs was found on {self.n} samples, which leaves "
+                f"shares of up to {wilson(0, self.n)[1]:.1%} unseen; give at least {ENOUGH} samples that the model "
+                "classifies correctly."
+            )
+        return f"no sign of masking: none of {len(self.signs)} signs was found on {self.n} samples."
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the maps as JSON-ready data, with the verdict in words, and the curves with their 95 %
@@ -96,7 +127,8 @@ class Verdict:
             }
             for panel in panels
         ]
-        return {"kind": KIND, "schema": 1, "masked": self.masked, "verdict": str(self), **body, "curves": curves}
+        said = {"masked": self.masked, "undecided": self.undecided, "verdict": str(self), "caution": self.caution}
+        return {"kind": KIND, "schema": 1, **said, **body, "curves": curves}
 
 
 def _plain(values: "np.ndarray | None") -> list[float] | None:

@@ -2,7 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from equipoise.cli import main
 from equipoise.records import Evaluation, load
@@ -16,13 +19,13 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def train(out: str, method: str = "standard", *more: str) -> None:
-    words = f"train {method} --epochs 2 --limit 300 --evaluate-examples 0 --out {out}".split()
+def train(out: str, method: str = "standard", *more: str, epochs: int = 2) -> None:
+    words = f"train {method} --epochs {epochs} --limit 300 --evaluate-examples 0 --out {out}".split()
     assert main([*words, *more]) == 0
 
 
 def test_an_audit_is_a_page_and_a_record(here, capsys):
-    train("a", "pat-entm", "--eps", "0.1", "--steps", "3")
+    train("a", "pat-entm", "--eps", "0.1", "--steps", "3", epochs=12)
     train("b")
     assert main(["audit", "a", "--eps", "0.1", "--minutes", "0.01", "--transfer-from", "b", "--out", "audit.html"]) == 0
     out = capsys.readouterr().out
@@ -62,6 +65,47 @@ def test_attacks_made_on_another_run_are_judged_here_and_verified(here, capsys):
     assert main(["verify", "e.json"]) == 0
     assert main(["report", "a", "b", "e.json", "--out", "r.html"]) == 0
     assert "pgd5 from b" in (here / "r.html").read_text().lower().replace("pgd-5", "pgd5")
+
+
+MODELS = """
+from torch import nn
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.net(x.flatten(1))
+
+class Rounded(Plain):
+    def forward(self, x):
+        return super().forward((x > 0.5).float())
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("Rounded", 1), ("Plain", 3)])
+def test_the_exit_code_is_the_verdict(name, code, here, capsys, monkeypatch):
+    """1 where the model is masked, with a warning beside the accuracy that is left; 3 with too few samples to tell."""
+    monkeypatch.syspath_prepend(here)
+    (here / "own_models.py").write_text(MODELS)
+    labels = np.arange(60) % 10
+    ink = np.kron(np.eye(10, dtype=np.float32), np.ones(6, dtype=np.float32))  # six pixels for each class
+    noise = np.random.default_rng(0).random((60, 64)).astype(np.float32)
+    images = 0.4 * noise + np.pad(0.5 * ink, ((0, 0), (0, 4)))[labels]
+    save_file(
+        {"net.weight": torch.from_numpy(np.pad(ink, ((0, 0), (0, 4)))), "net.bias": torch.zeros(10)}, "w.safetensors"
+    )
+    images = images.reshape(60, 8, 8)
+    np.savez(here / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    options = ["--data", "d.npz", "--checkpoint", "w.safetensors", "--eps", "0.01", "--minutes", "0.01"]
+    assert main(["audit", f"own_models:{name}", *options]) == code
+    out, page = capsys.readouterr().out.replace("\n", " "), (here / "audit.html").read_text()
+    assert json.loads((here / "audit.json").read_text())["masked"] == (code == 1)
+    if code == 1:
+        assert "masked: " in out and "is no robust accuracy" in out and "is no robust accuracy" in page
+    else:
+        assert "too few samples to tell" in out and "Too few samples to tell" in page
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,14 @@ from equipoise.report.masking import clearest_first, p_value, page
 from equipoise.training import Recipe, load_run
 from equipoise.verdicts import KIND, Verdict
 
+MASKED, UNDECIDED = 1, 3
+"""Exit codes of an audit that found masked gradients, and of one with too few samples to tell."""
 
-def audit(options: Audit, command: str) -> None:
-    """Look for signs of masked gradients, write the page and its record, and say what came out."""
+
+def audit(options: Audit, command: str) -> int:
+    """Look for signs of masked gradients, write the page and its record, and say what came out. Returns the exit code:
+    0 if no sign was found, 1 if the model is masked, and 3 if there are too few samples to tell.
+    """
     require(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected an integer >= 1.")
     require(options.minutes > 0, f"--minutes {options.minutes}: expected a number > 0.")
     canvas(1, 1)  # is matplotlib there?
@@ -70,7 +75,11 @@ def audit(options: Audit, command: str) -> None:
     write_atomically(record, (json.dumps(verdict.to_json(), indent=1) + "\n").encode())
     say(_table(verdict))
     say(str(verdict))
+    for line in (verdict.caution, *verdict.warnings):
+        if line:
+            say(line)
     say(f"wrote {out} and {record} in {duration(verdict.seconds)}")
+    return MASKED if verdict.masked else UNDECIDED if verdict.undecided else 0
 
 
 def _radius(options: Audit, recorded: Run | None, norm: str) -> float:

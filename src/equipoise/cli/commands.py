@@ -51,7 +51,7 @@ def run(options: Command, command: str) -> int:
         case Evaluate():
             evaluate(options, command)
         case Audit():
-            audit(options, command)
+            return audit(options, command)
         case Score():
             score(options, command)
         case Verify():

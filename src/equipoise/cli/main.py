@@ -26,9 +26,10 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memo
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default that of the process) and return its exit code.
 
-    0 after success, 1 if tasks of an experiment failed, 2 after bad input, in which case stderr holds one sentence, and
-    128 plus the number of the signal after Ctrl-C (130) or SIGTERM (143). A reader of stdout or stderr that leaves, as
-    `head` does, ends nothing and changes no exit code.
+    0 after success, 1 if tasks of an experiment failed or an audit found masked gradients, 2 after bad input, in which
+    case stderr holds one sentence, 3 if an audit had too few samples to tell, and 128 plus the number of the signal
+    after Ctrl-C (130) or SIGTERM (143). A reader of stdout or stderr that leaves, as `head` does, ends nothing and
+    changes no exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     with steady_streams() as out, _short_warnings():

@@ -209,6 +209,8 @@ class Merge:
 class Audit:
     """Find out whether a model is robust or its gradients are masked: a verdict, sign by sign.
 
+    Exit code 0: no sign of masking; 1: masked; 2: the command cannot be carried out; 3: too few samples to tell.
+
     Example: equipoise audit runs/udp --eps 8/255 --minutes 5 --out audit.html
     """
 

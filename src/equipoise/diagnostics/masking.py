@@ -18,7 +18,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from equipoise.errors import require
 from equipoise.proportions import binomial_tail, mcnemar, wilson
@@ -26,11 +26,13 @@ from equipoise.verdicts import Sign
 
 LEVEL = 0.05
 """Probability with which an honest model is accused."""
-FEW, SOME, MANY = 0.01, 0.05, 0.2
-"""Shares that are honest: what rounding or a finite number of steps explains, what restarts add, and how far one loss
-may lag behind another (cross-entropy behind the margin: up to 15 % on honestly trained models)."""
+FEW, SOME, MANY, HALF = 0.01, 0.05, 0.2, 0.5
+"""Shares that are honest: what rounding or a finite number of steps explains, what restarts add, how far one loss may
+lag behind another (cross-entropy behind the margin: up to 15 % on honestly trained models), and on how many samples
+curvature and kinks may bend a loss within a finite step (up to 30 % behind max-pooling)."""
 
 Broken = Bool[np.ndarray, " samples"]
+Errors = Float[np.ndarray, " samples"]
 
 
 def gained(name: str, first: tuple[str, Broken], second: tuple[str, Broken], source: str, slack: float = SOME) -> Sign:
@@ -83,6 +85,24 @@ def present(name: str, what: str, found: Broken, source: str, slack: float = FEW
     )
 
 
+def misleading(name: str, along: Errors, around: Errors, source: str, error: float = 0.5, slack: float = HALF) -> Sign:
+    """Whether on more than a share `slack` of the samples the gradient misses finite differences by more than `error`,
+    along itself or along random signs: the clearer of the two, corrected for the choice.
+    """
+    return _clearest(
+        [
+            present(
+                name,
+                f"the gradient misses finite differences {where} by more than {error:.0%}",
+                errors > error,
+                source,
+                slack,
+            )
+            for where, errors in (("along itself in tiny steps", along), ("along random signs", around))
+        ]
+    )
+
+
 def rising(name: str, by_eps: Mapping[float, Broken], source: str, slack: float = SOME) -> Sign:
     """Whether a larger ball breaks fewer samples, for the pair of neighbouring radii where that shows most."""
     radii = sorted(by_eps)
@@ -93,7 +113,7 @@ def rising(name: str, by_eps: Mapping[float, Broken], source: str, slack: float 
 
 def decided(signs: Sequence[Sign], level: float = LEVEL) -> list[Sign]:
     """The signs with those raised that Holm's step-down method raises at this level (Holm 1979), and those that are
-    seen, not tested.
+    facts, without a p-value.
     """
     tested = sorted((p, i) for i, sign in enumerate(signs) if (p := sign.p) is not None)
     raised = {i for i, sign in enumerate(signs) if sign.p is None}

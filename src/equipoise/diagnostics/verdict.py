@@ -18,6 +18,7 @@ from equipoise.diagnostics.blocks import BATCH_SIZE
 from equipoise.diagnostics.curves import Curve, lines
 from equipoise.diagnostics.masking import (
     FEW,
+    HALF,
     LEVEL,
     MANY,
     SOME,
@@ -26,18 +27,19 @@ from equipoise.diagnostics.masking import (
     decided,
     differ,
     gained,
+    misleading,
     present,
     rising,
 )
 from equipoise.diagnostics.surfaces import surface
-from equipoise.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.errors import EquipoiseWarning, NoGradient, require
 from equipoise.evaluation import probe
 from equipoise.evaluation.audit import repeats
+from equipoise.evaluation.flags import gradient_errors
 from equipoise.findings import Lines, Picture
 from equipoise.geometry import Ball, Box
 from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Perturbed
 from equipoise.predictive import as_predictive, predict, seeded
-from equipoise.records import Flag
 from equipoise.rng import Streams, fold
 from equipoise.steps import Uniform
 from equipoise.types import Labels, Points, Predictive
@@ -46,16 +48,16 @@ from equipoise.verdicts import Sign, Verdict
 Progress = Callable[[str, float], None]
 """Called with what is being done and which share of the whole is over."""
 
-STEPS, RESTARTS, QUERIES, DRAWS, SMOOTHED, SURFACES, SHORT = 40, 10, 1000, 1000, 20, 32, 10
+STEPS, RESTARTS, QUERIES, DRAWS, SMOOTHED, SURFACES, SHORT, COMPARED = 40, 10, 1000, 1000, 20, 32, 10, 64
 OTHER_STEPS = (5, 10, 20, 80, 160)
 _FORWARD = 0.4  # what a prediction costs, in gradients
 _FEWEST, _MOST = 100, 1000
-HOLES = 0.5
-"""Share of samples with a fall on the ray along the gradient's sign that honest, curved losses show too."""
+_WORTH = 0.1  # how many more samples, relative to those before, are worth another round
+_SHARE_OF_A_ROUND = 0.9  # of what is still to be done, as far as progress can know before a round
 _WIDE = {"linf": 150 / 255, "l2": 0.3, "l1": 0.3}  # radius at which nothing is left: of a coordinate, √d, d
 _BLACK = "R, Sec. 5.2.1; Athalye et al. 2018"
 _ADVICE = "Carlini et al. 2019"
-_MASKING = ("randomised model", "vanishing gradients", "non-differentiable model", "looping model")
+_GRADIENT = "non-differentiable model"
 _PLAIN, _MARGIN, _ONCE, _OFTEN = f"PGD-{STEPS}", "PGD on the margin", "1 random start", f"{RESTARTS} random starts"
 _SQUARE, _DRAWN, _SMOOTH, _MOVED = f"Square-{QUERIES}", f"{DRAWS} random points", "PGD on smoothed labels", "transfer"
 _BRIEF, _BRIEF_MOVED = f"PGD-{SHORT} with steps of eps/{SHORT}", "the same on the proxy"
@@ -91,6 +93,24 @@ class _Case:
             done += cost
         return found
 
+    def run_within(
+        self, plan: Plan, first: int, until: float, progress: Progress | None
+    ) -> "tuple[_Case, dict[str, Perturbed]]":
+        """The same for the first samples, and then for as many more as the time until `until` allows, judged by how
+        long those before took; with the samples that were attacked. An outcome does not depend on their number.
+        """
+        rounds: list[dict[str, Perturbed]] = []
+        n, size, begin, over = 0, first, time.monotonic(), 0.0
+        while size > n * _WORTH:
+            share = (1 - over) * (1 if n + size == len(self.x) else _SHARE_OF_A_ROUND)
+            rounds.append(self[n : n + size].run(plan, _part_of(progress, over, share)))
+            n, over = n + size, over + share
+            each = (time.monotonic() - begin) / n
+            size = min(int((until - time.monotonic()) / max(each, 1e-9)), len(self.x) - n)
+        if len(rounds) == 1:
+            return self[:n], rounds[0]
+        return self[:n], {name: Perturbed.cat([found[name] for found in rounds]) for name in plan}
+
 
 def investigate(
     model: "nn.Module | Predictive",
@@ -112,15 +132,16 @@ def investigate(
 
     As many of the samples `x` with labels `y` as `minutes` allow (100 to 1000, in a stratified order) are attacked in
     ways that know more and less; an `EquipoiseWarning` says so if even 100 take longer. `proxy` is another model of the
-    same task, for transferred attacks. The verdict names every sign with its figure and its threshold; an honest model
-    is accused with probability 0.05 at most, by signs that are tests. A model that gives no gradient is attacked
-    without. Raises `EquipoiseError` for input that cannot be attacked, no radius, and fewer than 20 samples that are
-    right.
+    same task, for transferred attacks. The verdict names every sign with its figure and its threshold. Every sign is a
+    test, so that an honest model is accused with probability 0.05 at most, but for one: that no graph leads from the
+    output to the input. Such a model is attacked without gradients. What `probe` remarks becomes a warning.
+    Raises `EquipoiseError` for input that cannot be attacked, no radius, and fewer than 20 samples that are right; an
+    error of the model itself is raised as it is.
     """
     require(0 < eps < float("inf"), f"eps = {eps}: give the radius at which the model is said to be robust.")
     require(minutes > 0, f"minutes = {minutes}: expected a number > 0.")
     begin, predictive, ball = time.monotonic(), as_predictive(model), Ball(norm, eps, box)
-    flags = probe(predictive, x[:256], y[:256], box=box, seed=seed)
+    flags = probe(predictive, x, y, box=box, seed=seed)
     everyone = _Case(predictive, x, y, torch.arange(len(x), device=x.device), seed, batch_size)
     right = _right(everyone)
     require(
@@ -134,7 +155,8 @@ def investigate(
     else:
         case[:2].attack(transfer(proxy, _pgd(ball, 1), proxy_name))  # refused now, if ever
         plan |= {_MOVED: (STEPS, transfer(proxy, _pgd(ball, keep="best"), proxy_name))}
-    if gradients := _gives_gradients(case[:2], ball):
+    refusal = _refusal(case[:2], ball)
+    if gradients := not refusal:
         plan |= _with_gradients(ball, x[0].numel())
         if proxy is not None:
             plan |= {_BRIEF: (SHORT, _brief(ball)), _BRIEF_MOVED: (SHORT, transfer(proxy, _brief(ball), proxy_name))}
@@ -144,9 +166,10 @@ def investigate(
         known = [flag for flag in flags if flag.name == "randomised model"]
         flags = [flag for flag in flags if flag not in known]
         skipped += ["other draws of this random model: every attack knew the one it was judged on." for _ in known]
-    case = case[: _affordable(case, plan, minutes, _pgd(ball, 5, keep="best") if gradients else Square(ball, 12))]
+    case = case[:_MOST]
+    first = _affordable(case, plan, minutes, _pgd(ball, 5, keep="best") if gradients else Square(ball, 12))
 
-    found = case.run(plan, progress)
+    case, found = case.run_within(plan, first, begin + 60 * minutes, progress)
     broken = {name: outcome.success.cpu().numpy() for name, outcome in found.items()}
     signs, pictures = _seen_without_gradients(broken, len(case.x)), []
     if gradients:
@@ -166,7 +189,7 @@ def investigate(
         n=len(case.x),
         clean=clean,
         robust=clean * float((~np.any(within, 0)).mean()),
-        signs=decided([*signs, *_probed(flags)]),
+        signs=decided([*signs, *_of_gradient(everyone, box, refusal)]),
         level=LEVEL,
         settings={
             "steps": STEPS,
@@ -174,12 +197,13 @@ def investigate(
             "queries": QUERIES,
             "draws": DRAWS,
             "radii": sorted({attack.geometry.eps for _, attack in plan.values()}),
-            "slack": [FEW, SOME, MANY],
+            "slack": [FEW, SOME, MANY, HALF],
             "minutes": minutes,
             "seed": seed,
             "proxy": None if proxy is None else proxy_name,
         },
         skipped=skipped,
+        warnings=[str(flag) for flag in flags],
         seconds=time.monotonic() - begin,
         pictures=pictures,
     )
@@ -230,6 +254,11 @@ def _radii(ball: Ball, features: int) -> list[float]:
     return [*inner, last] if last > ball.eps else inner
 
 
+def _part_of(progress: Progress | None, start: float, share: float) -> Progress | None:
+    """The progress of a part as that of the whole, of which it is that share."""
+    return None if progress is None else lambda what, done: progress(what, start + share * done)
+
+
 def _cost(plan: Plan) -> float:
     return sum(cost for cost, _ in plan.values())
 
@@ -277,13 +306,23 @@ def _seen_with_gradients(
         differ("loss and margin disagree", outcome(_PLAIN), outcome(_MARGIN), _ADVICE, MANY),
         gained("an adaptive loss breaks more", outcome(_PLAIN), outcome(_SMOOTH), curves, MANY),
         present("gradients vanish", nowhere, lost, "Athalye et al. 2018"),
-        present("holes in the loss surface", falls, stuck, "R, App. C.2", HOLES),
+        present("holes in the loss surface", falls, stuck, "R, App. C.2", HALF),
     ]
 
 
-def _probed(flags: list[Flag]) -> list[Sign]:
-    """What is seen of the model itself, not tested."""
-    return [Sign(flag.name, flag.figure, "seen at all", None, "probe") for flag in flags if flag.name in _MASKING]
+def _of_gradient(everyone: _Case, box: Box, refusal: str) -> list[Sign]:
+    """Whether the gradient leads nowhere: the graph does not reach the input, which is a fact, or finite differences
+    disagree, which is tested. Nothing where they cannot be compared.
+    """
+    source = "Athalye et al. 2018"
+    if refusal:
+        return [Sign(_GRADIENT, f"no gradient reaches the input: {refusal}", "seen at all", None, source)]
+    along, around = gradient_errors(
+        everyone.predictive, everyone.x, everyone.y, box=box, samples=COMPARED, seed=everyone.seed
+    )
+    if not len(along):
+        return []
+    return [misleading(_GRADIENT, along.cpu().numpy(), around.cpu().numpy(), source)]
 
 
 def _right(case: _Case) -> Tensor:
@@ -295,15 +334,13 @@ def _right(case: _Case) -> Tensor:
     return (labels == case.y).nonzero()[:, 0]
 
 
-def _gives_gradients(case: _Case, ball: Ball) -> bool:
-    """Whether a gradient can be followed at all; that the input is fit for attacks is known."""
+def _refusal(case: _Case, ball: Ball) -> str:
+    """Why no gradient can be followed; empty if one can. Every other error is raised."""
     try:
         case.attack(_pgd(ball, 1))
-    except torch.OutOfMemoryError:
-        raise
-    except (EquipoiseError, RuntimeError):
-        return False
-    return True
+    except NoGradient as error:
+        return str(error)
+    return ""
 
 
 def _draw_is_known(case: _Case) -> bool:
@@ -325,7 +362,7 @@ def _affordable(case: _Case, plan: Plan, minutes: float, short: Attack) -> int:
             EquipoiseWarning,
             stacklevel=3,
         )
-    return int(min(max(minutes / each, _FEWEST), _MOST, len(case.x)))
+    return int(min(max(minutes / each, _FEWEST), len(case.x)))
 
 
 def _curves(by_eps: dict[float, Broken], by_steps: dict[int, Broken]) -> Picture:

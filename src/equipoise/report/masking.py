@@ -12,14 +12,22 @@ def page(verdict: Verdict) -> str:
     """One self-contained HTML page. Raises `EquipoiseError` where matplotlib is not installed."""
     figures = [(picture, Markup(svg(figure(picture, STAND_INS), picture.name))) for picture in verdict.pictures]
     signs = clearest_first(verdict)
-    return template("masking.html.j2").render(v=verdict, signs=signs, figures=figures, p_value=p_value)
+    return template("masking.html.j2").render(
+        v=verdict, title=_title(verdict), signs=signs, figures=figures, p_value=p_value
+    )
+
+
+def _title(verdict: Verdict) -> str:
+    if verdict.masked:
+        return "Masked gradients"
+    return "Too few samples to tell" if verdict.undecided else "No sign of masking"
 
 
 def clearest_first(verdict: Verdict) -> list[Sign]:
-    """The signs in the order of their p-values, those that are no test before all others."""
+    """The signs in the order of their p-values, facts, which have none, before all others."""
     return sorted(verdict.signs, key=lambda sign: -1.0 if sign.p is None else sign.p)
 
 
 def p_value(p: float | None) -> str:
     """A probability in words that fit a table."""
-    return "not a test" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+    return "a fact" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
