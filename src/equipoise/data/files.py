@@ -55,7 +55,7 @@ def printable(text: object) -> str:
 def reason(error: Exception) -> str:
     """Return the first line of what an exception says, as part of a sentence."""
     first = str(error).split("\n", 1)[0].rstrip(" .,:") or type(error).__name__
-    return printable(first[:200])
+    return printable(re.sub(r" at 0x[0-9a-fA-F]+", "", first)[:200])
 
 
 def is_archive(path: Path) -> bool:
