@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -23,9 +24,10 @@ from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.training.interruption import Interrupted, Stop
 from equipoise.world import World
 
+_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 Connection = Any  # of multiprocessing, whose type differs between systems
 
-_GRACE = 4.0  # seconds for the processes to end by themselves, within the five that people expect
+_GRACE = 3.0  # seconds for the processes to end by themselves, so that all have within five
 
 
 def fabric_of(world: World, kind: str, precision: Any) -> Fabric:
@@ -107,7 +109,8 @@ def run_processes(count: int, work: Work, tell: Callable[[str, Any], None]) -> A
             began.append(_start(world, work))
         return _follow(began, tell)
     except BaseException as error:
-        _ask_to_end(began)
+        if not isinstance(error, ProcessLost):  # the others wait for it
+            _ask_to_end(began)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(getattr(error, "signal", signal.SIGINT)) from None
         raise
@@ -125,12 +128,15 @@ def _start(world: World, work: Work) -> tuple[BaseProcess, Connection]:
     state = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
     process = context.Process(target=_main, args=(world, work, there, state), daemon=True)
     main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
+    before, level = signal.getsignal(signal.SIGINT), os.environ.get(_LOG_LEVEL)
+    os.environ.setdefault(_LOG_LEVEL, "ERROR")  # it warns of looking for unused parameters where there are none
     if main:  # Ctrl-C goes to all processes of a terminal: the parent passes it on when it has been understood
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process.start()
     finally:
+        if level is None:
+            del os.environ[_LOG_LEVEL]
         if main:
             signal.signal(signal.SIGINT, before)
         there.close()
@@ -230,8 +236,12 @@ def _main(world: World, work: Work, pipe: Connection, state: tuple[bool, bool]) 
         tell("error", str(error))
     except Interrupted as error:
         tell("interrupted", error.signal)
-    except Exception:
+    except BaseException:
         tell("crash", traceback.format_exc())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # to take everything down takes seconds, in which nothing more is done
 
 
 def _free_port() -> int:
