@@ -190,8 +190,8 @@ class Run:
     """A training run: what was asked for and what came out (`run.json` of a run directory).
 
     Beside it lie `metrics.jsonl` (one line per epoch), `best.safetensors`, `last.safetensors`, `evaluation*.json`
-    and `samples.npz` (arrays `clean`, `udp`, `pgd` of shape (n, channels, height, width) in [0, 1], `labels`, and
-    `clean_prediction`, `udp_prediction`, `pgd_prediction`).
+    and `samples.npz` (arrays `clean`, `udp`, `pgd`, `judged` of shape (n, channels, height, width) in [0, 1], `labels`,
+    for each of the four its `_prediction`, and for the perturbed ones their `_norm` and `_eps`).
     """
 
     method: Mapping[str, Any]

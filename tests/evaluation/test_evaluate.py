@@ -315,15 +315,21 @@ def test_samples_are_the_first_right_ones_of_each_class_in_turn():
     model = nn.Sequential(nn.Flatten(), linear())
     y = model(x).argmax(1)
     y[0] = 1 - y[0]
-    arrays = samples(model, x, y, eps=0.3, n=6)
+    arrays = samples(model, x, y, eps=0.3, n=6, judged=("l2", 0.1))
     right = [[i for i in range(1, 40) if y[i] == c] for c in (0, 1)]
     expected = [rows[turn] for turn in range(3) for rows in right]
     assert np.array_equal(arrays["clean"], x[expected].numpy())
     assert arrays["labels"].tolist() == [0, 1] * 3 == arrays["clean_prediction"].tolist()
-    assert set(arrays) == {f"{k}{p}" for k in ("clean", "udp", "pgd") for p in ("", "_prediction")} | {"labels"}
-    for kind in ("udp", "pgd"):
+    moved = ("udp", "pgd", "judged")
+    assert set(arrays) == {f"{k}{p}" for k in ("clean", *moved) for p in ("", "_prediction")} | {"labels"} | {
+        f"{k}_{p}" for k in moved for p in ("norm", "eps")
+    }
+    for kind in moved:
         move = np.abs(arrays[kind].astype(np.float64) - arrays["clean"])
-        assert move.max() <= 0.3 + 1e-6 and arrays[kind].min() >= 0 and arrays[kind].max() <= 1
+        size, norm = float(arrays[f"{kind}_eps"]), str(arrays[f"{kind}_norm"])
+        assert (size, norm) == ((0.1, "l2") if kind == "judged" else (0.3, "linf"))
+        assert (move.max() if norm == "linf" else np.sqrt((move**2).sum((1, 2, 3))).max()) <= size + 1e-6
+        assert arrays[kind].min() >= 0 and arrays[kind].max() <= 1
         predicted = model(torch.from_numpy(arrays[kind])).argmax(1).tolist()
         assert arrays[f"{kind}_prediction"].tolist() == predicted
 

@@ -3,6 +3,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def test_best_and_last_weights_are_two_rows(run_directory, evaluation, tmp_path)
     run = run_directory("udp", {("clean", "linf", 0.0): 190})
     save(run / "evaluation-last.json", evaluation({("clean", "linf", 0.0): 180}, weights="last"))
     page = parse(report([run], tmp_path / "r.html"))
-    assert [cells[0].split()[1] for _, cells in table(page)] == ["95.0", "90.0"]
+    assert [cells[0].split()[0] for _, cells in table(page)] == ["95.0", "90.0"]  # and no mark: they are not compared
     assert [pill.text for pill in next(page.all("tbody")).all(class_="pill")] == ["best weights", "last weights"]
 
 
@@ -179,6 +180,85 @@ def test_the_summary_does_not_choose_between_a_runs_weights_by_test_accuracy(run
     save(run / "evaluation-last.json", evaluation({("clean", "linf", 0.0): 190}, weights="last"))
     page = parse(report([run], tmp_path / "r.html"))
     assert [figure.text for figure in page.all(class_="figure")] == ["90.0%"]
+
+
+def test_the_marks_of_the_table_follow_the_rule_of_the_summary(run_directory, evaluation, tmp_path):
+    """The last weights of a run are better on the test data, which must not choose between them and the best ones."""
+    attacked = ("pgd", "linf", 0.1)
+    run = run_directory("udp", {("clean", "linf", 0.0): 180, attacked: 150})
+    save(run / "evaluation-last.json", evaluation({("clean", "linf", 0.0): 190, attacked: 170}, weights="last"))
+    other = run_directory("pgd", {("clean", "linf", 0.0): 150, attacked: 140})
+    own = save(
+        tmp_path / "own.json",
+        evaluation({("clean", "linf", 0.0): 185, attacked: 120}, target="nets:make", weights="given"),
+    )
+    page = parse(report([run, other, own], tmp_path / "r.html"))
+    rows = table(page)
+    marks = [[cell[0] if cell[0] in "★≈" else "" for cell in cells] for _, cells in rows]
+    assert marks == [["≈", "★"], ["", ""], ["", "≈"], ["★", ""]]
+    assert [figure.text for figure in page.all(class_="figure")] == ["75.0%", "82.5%", "92.5%"]
+    assert "Last weights are shown beside the best ones and not compared" in page.text
+    starred = {cell[2:6] for _, cells in rows for cell in cells if cell.startswith("★")}
+    assert starred == {"75.0", "92.5"}
+
+
+def lede(path: Path) -> str:
+    return " ".join(next(parse(path).all("p", class_="lede")).text.split())
+
+
+PGD = {"steps": {"kind": "Fixed", "most": 40}, "restarts": 5}
+
+
+@pytest.mark.parametrize(
+    ("results", "attacks", "cautions"),
+    [
+        ([("pgd", PGD)], "Attack: PGD (40 steps, 5 starts), on n = 1000 samples.", ["It rests on PGD alone"]),
+        (
+            [("fgsm", {"steps": {"most": 1}, "restarts": 1}), ("pgd", PGD)],
+            "Attacks: FGSM (1 step, 1 start), PGD (40 steps, 5 starts), on n = 1000 samples.",
+            ["It rests on FGSM and PGD alone"],
+        ),
+        (
+            [("pgd", PGD), ("autoattack", {"parts": [{"name": "apgd-ce"}, {"name": "square"}]})],
+            "Attacks: PGD (40 steps, 5 starts), AutoAttack, on n = 1000 samples.",
+            [],
+        ),
+        ([("square", {"queries": 5000})], "Attack: Square (5,000 queries), on n =", ["It rests on Square alone"]),
+    ],
+)
+def test_the_headline_says_what_it_rests_on(results, attacks, cautions, run_directory, evaluation, tmp_path):
+    run = run_directory("udp", None)
+    made = [AttackResult(name, "linf", 0.1, [i < 700 for i in range(1000)], settings=s) for name, s in results]
+    save(run / "evaluation.json", replace(evaluation({}), results=made))
+    said = lede(report([run], tmp_path / "r.html"))
+    assert attacks in said
+    assert said.count("Caution:") == len(cautions) and all(caution in said for caution in cautions)
+
+
+@pytest.mark.parametrize(("n", "remarked"), [(42, True), (200, True), (1000, False)])
+def test_few_samples_are_remarked(n, remarked, run_directory, evaluation, tmp_path):
+    run = run_directory("udp", None)
+    save(run / "evaluation.json", evaluation({("autoattack", "linf", 0.1): n * 3 // 5}, n=n))
+    said = lede(report([run], tmp_path / "r.html"))
+    assert (f"It rests on n = {n} samples, and its interval is" in said) == remarked
+
+
+def test_example_images_say_within_which_radius_they_were_perturbed(run_directory, tmp_path):
+    run = run_directory("udp", {("pgd", "linf", 8 / 255): 100})
+    with np.load(run / "samples.npz") as file:
+        arrays = dict(file)
+    arrays |= {"judged": arrays["pgd"], "judged_prediction": arrays["pgd_prediction"], "else_prediction": np.zeros(3)}
+    for kind, eps in (("judged", 8 / 255), ("udp", 0.3), ("pgd", 0.3)):
+        arrays |= {f"{kind}_norm": np.array("linf"), f"{kind}_eps": np.array(eps)}
+    np.savez(run / "samples.npz", **arrays)
+    page = parse(report([run], tmp_path / "r.html"))
+    heads = [next(row.all("th")).text for row in next(page.all("table", class_="images")).all("tr")][1:]
+    assert [" ".join(head.split()) for head in heads] == [
+        "Clean",
+        "PGD as judgedL∞, ε = 8/255",
+        "UDPL∞, ε = 0.3",
+        "PGDL∞, ε = 0.3",
+    ]
 
 
 def test_evaluations_of_one_model_share_a_row_unless_they_repeat_an_attack(run_directory, evaluation, tmp_path):

@@ -246,7 +246,8 @@ def evaluate_run(
         if weights == "best" and data.test.x.ndim == 4 and data.test.x.shape[1] in (1, 3):
             few = data.test.limit(1000)
             buffer = io.BytesIO()
-            arrays = samples(model, few.x, few.y, seed=run.provenance.seed)
+            judged = (norm, at[len(at) // 2]) if at else None  # of the usual radii, the one of the validation attacks
+            arrays = samples(model, few.x, few.y, judged=judged, seed=run.provenance.seed)
             np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
             write_atomically(path / "samples.npz", buffer.getvalue())
     return evaluations

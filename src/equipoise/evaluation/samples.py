@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from equipoise.attacks import pgd, uta
 from equipoise.errors import require
 from equipoise.evaluation.verify import predict
+from equipoise.geometry import NormName
 from equipoise.predictive import as_predictive
 from equipoise.types import Labels, Points, Predictive
 
@@ -21,6 +22,7 @@ def samples(
     eps: float = APPEARANCE_EPS,
     n: int = 10,
     *,
+    judged: tuple[NormName, float] | None = None,
     steps: int = 40,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -28,7 +30,8 @@ def samples(
 
     The images are the first correctly classified ones of each class in turn, so that the classes are balanced (wrongly
     classified ones only if the others do not suffice). Both climbs (of the entropy and of the cross-entropy, all
-    steps) keep their best point within `eps` in Linf, which is larger than in training so that the eye sees a change.
+    steps) keep their best point within `eps` in Linf, which is larger than in training so that the eye sees a change;
+    with a norm and a radius in `judged`, greatest loss within these is a fourth kind of image, of that name.
     Returns the arrays of `samples.npz` as `Run` describes them. Raises `EquipoiseError` for input that an attack
     cannot take.
     """
@@ -38,10 +41,15 @@ def samples(
     rows = _in_turn(y.cpu(), prediction == y.cpu())[:n]
     clean, labels = x[rows.to(x.device)].to(device), y[rows.to(y.device)].to(device)
     attacks = {"udp": uta(eps, steps=steps, keep="best"), "pgd": pgd(eps, steps=steps, keep="best")}
+    balls: dict[str, tuple[NormName, float]] = dict.fromkeys(attacks, ("linf", eps))
+    if judged is not None:
+        attacks["judged"], balls["judged"] = pgd(judged[1], norm=judged[0], steps=steps, keep="best"), judged
     images = {"clean": clean} | {name: attack(model, clean, labels, seed=seed).x for name, attack in attacks.items()}
     arrays = {name: image.cpu().numpy() for name, image in images.items()}
     predictions = {f"{name}_prediction": predict(model, image).cpu().numpy() for name, image in images.items()}
-    return arrays | {"labels": labels.cpu().numpy()} | predictions
+    radii = {f"{name}_norm": np.array(norm) for name, (norm, _) in balls.items()}
+    radii |= {f"{name}_eps": np.array(radius) for name, (_, radius) in balls.items()}
+    return arrays | {"labels": labels.cpu().numpy()} | predictions | radii
 
 
 def _in_turn(y: Labels, right: Tensor) -> Int[Tensor, " batch"]:

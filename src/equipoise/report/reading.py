@@ -24,6 +24,10 @@ PICTURES = {
 """Pictures that a run may keep, as NAME.png, and what they show."""
 
 
+_KINDS = ("clean", "judged", "udp", "pgd")
+"""Kinds of example images, in the order they are shown."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """The same few images, clean and perturbed, with what the network made of them."""
@@ -31,9 +35,11 @@ class Samples:
     labels: np.ndarray
     """True classes, shape (n,)."""
     images: Mapping[str, np.ndarray]
-    """`clean` first, then one entry per attack: shape (n, channels, height, width), in [0, 1]."""
+    """`clean` first, then `judged`, `udp` and `pgd` if they are there: (n, channels, height, width), in [0, 1]."""
     predictions: Mapping[str, np.ndarray]
     """Predicted classes under the same names, shape (n,)."""
+    balls: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    """Norm and radius of the perturbation under the names of the perturbed images, where they were recorded."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +239,7 @@ def _read_samples(path: Path) -> Samples | None:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise EquipoiseError(f"cannot read {path}: it is not a whole .npz file of arrays ({error}).") from error
-    kinds = sorted(
-        (k for k in arrays if f"{k}_prediction" in arrays), key=lambda k: ("clean", "udp", "pgd", k).index(k)
-    )
+    kinds = [kind for kind in _KINDS if f"{kind}_prediction" in arrays and kind in arrays]
     shape = arrays["clean"].shape if "clean" in kinds else ()
     per_sample = [arrays.get("labels"), *(arrays[f"{kind}_prediction"] for kind in kinds)]
     whole = (
@@ -251,4 +255,13 @@ def _read_samples(path: Path) -> Samples | None:
         "with labels and predictions of length n.",
     )
     images = {kind: np.nan_to_num(arrays[kind].astype(np.float64)).clip(0, 1) for kind in kinds}
-    return Samples(arrays["labels"], images, {kind: arrays[f"{kind}_prediction"] for kind in kinds})
+    balls = {kind: ball for kind in kinds if (ball := _ball(arrays, kind)) is not None}
+    return Samples(arrays["labels"], images, {kind: arrays[f"{kind}_prediction"] for kind in kinds}, balls)
+
+
+def _ball(arrays: Mapping[str, np.ndarray], kind: str) -> tuple[str, float] | None:
+    """Norm and radius of that kind of images, if the arrays name them."""
+    norm, eps = arrays.get(f"{kind}_norm"), arrays.get(f"{kind}_eps")
+    if norm is None or eps is None or norm.dtype.kind != "U" or eps.dtype.kind != "f" or norm.ndim or eps.ndim:
+        return None
+    return str(norm), float(eps)

@@ -23,6 +23,8 @@ from equipoise.report.reading import PICTURES, Source, read
 WORST = "worst case"
 _MOST_EPOCHS = 40
 _MOST_SAMPLES = 10
+_BUDGET = (("steps", "step", "steps"), ("queries", "query", "queries"), ("restarts", "start", "starts"))
+_WIDE = 0.1  # width of a 95 % interval from which a number is said to be of few samples
 
 
 class Column(NamedTuple):
@@ -53,6 +55,10 @@ class Row:
             key=lambda r: (r.accuracy, r.attack != WORST),
             default=None,
         )
+
+    def attacks(self, norm: str, eps: float) -> list[AttackResult]:
+        """What was run at one radius: all that the worst case there rests on."""
+        return [r for c, r in self.results.items() if (c.norm, c.eps) == (norm, eps) and c.attack != WORST]
 
     @property
     def clean(self) -> AttackResult | None:
@@ -96,12 +102,12 @@ class Comparison:
 
     def marks(self, column: Column) -> list[str]:
         """The standing of each row in a column."""
-        return standing([row.results.get(column) for row in self.rows])
+        return marks(self.rows, [row.results.get(column) for row in self.rows])
 
     @property
     def candidates(self) -> Sequence[Row]:
-        """The rows a summary chooses from: best weights if there are any, for test data must not choose the weights."""
-        return [row for row in self.rows if row.weights == "best"] or self.rows
+        """The rows that the table's marks and the summary compare, as `candidates` says."""
+        return candidates(self.rows)
 
     @property
     def reference(self) -> tuple[str, float] | None:
@@ -135,7 +141,11 @@ class Comparison:
                 marks = standing(results)
                 best = max(range(len(results)), key=lambda i: r.accuracy if (r := results[i]) else -1.0)
                 tied = [row for row, mark in zip(rows, marks, strict=True) if mark and row is not rows[best]]
-                found.append({"title": kind, "row": rows[best], "result": results[best], "tied": tied})
+                entry = {"title": kind, "row": rows[best], "result": results[best], "tied": tied}
+                if kind == "robust" and at is not None:
+                    attacks = rows[best].attacks(*at)
+                    entry |= {"attacks": list(map(strength, attacks)), "cautions": cautions(results[best], attacks)}
+                found.append(entry)
         if max(means, default=-1.0) >= 0:
             best = means.index(max(means))
             trade = {"title": "trade-off", "row": rows[best], "mean": means[best]}
@@ -156,6 +166,21 @@ def standing(results: Sequence[Result | None]) -> list[str]:
         return "best" if result.accuracy == top.accuracy else "tied"
 
     return [mark(result) for result in results]
+
+
+def candidates(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are compared: not the last weights of a run whose best ones are there, for test data must not
+    choose the weights.
+    """
+    best = {id(row.source) for row in rows if row.weights == "best"}
+    return [row for row in rows if row.weights != "last" or id(row.source) not in best]
+
+
+def marks(rows: Sequence[Row], results: Sequence[Result | None]) -> list[str]:
+    """The standing of each row's result among those of `candidates`; empty for the other rows."""
+    compared = {id(row) for row in candidates(rows)}
+    among = iter(standing([result for row, result in zip(rows, results, strict=True) if id(row) in compared]))
+    return [next(among) if id(row) in compared else "" for row in rows]
 
 
 def report(paths: Sequence[Path], out: Path) -> Path:
@@ -183,7 +208,7 @@ def report(paths: Sequence[Path], out: Path) -> Path:
         key_id=key_id,
         corrupted=_corrupted(comparisons),
         scored=[(table, *_margin_curves(f"score-{i}", table)) for i, table in enumerate(scores)],
-        standing=standing,
+        marks=marks,
         curves=_curves(comparisons),
         audits={id(s): found for i, s in enumerate(sources) if (found := _audits(s, f"audit-{i}"))},
         id=id,
@@ -309,6 +334,36 @@ def notes(sources: Sequence[Source], comparisons: Sequence[Comparison]) -> list[
     return list(dict.fromkeys(found))
 
 
+def cautions(result: Result | None, attacks: Sequence[AttackResult]) -> list[str]:
+    """What stands beside the robust accuracy of a headline that rests on weak attacks, or on few samples."""
+    found = []
+    if attacks and not any(_composite(attack) for attack in attacks):
+        names = " and ".join(dict.fromkeys(title(attack.attack) for attack in attacks))
+        found.append(f"It rests on {names} alone; stronger attacks may leave less: evaluate with --attacks autoattack.")
+    if result is not None and (width := result.interval[1] - result.interval[0]) > _WIDE:
+        found.append(
+            f"It rests on n = {result.n} samples, and its interval is {100 * width:.0f} points wide: evaluate on more, "
+            "such as --examples 1000."
+        )
+    return found
+
+
+def strength(result: AttackResult) -> str:
+    """An attack with its budget, such as `PGD (40 steps, 5 starts)`; the name of a composite one stands for it."""
+    budget = []
+    for key, one, many in _BUDGET if not _composite(result) else ():
+        count = result.settings.get(key)
+        count = count.get("most") if isinstance(count, Mapping) else count
+        if isinstance(count, int):
+            budget.append(f"{count:,} {one if count == 1 else many}")
+    return title(result.attack) + (f" ({', '.join(budget)})" if budget else "")
+
+
+def _composite(result: AttackResult) -> bool:
+    parts = result.settings.get("parts")
+    return isinstance(parts, Sequence) and len(parts) > 1
+
+
 def hyperparameters(source: Source) -> list[str]:
     """The method's parameters, briefly; its name and longer descriptions are shown elsewhere."""
     method = source.run.method if source.run else {}
@@ -384,6 +439,8 @@ def _grid(source: Source) -> dict[str, Any]:
     lines = []
     for kind, images in samples.images.items():
         change = (images - samples.images["clean"]).reshape(len(images), -1)
+        ball = samples.balls.get(kind)
+        note = "" if ball is None else f"{NORMS.get(ball[0], ball[0])}, ε = {radius(ball[1])}"
         cells = [
             {
                 "src": figures.picture(images[i]),
@@ -394,7 +451,7 @@ def _grid(source: Source) -> dict[str, Any]:
             }
             for i in shown
         ]
-        lines.append((kind, cells))
+        lines.append(("PGD as judged" if kind == "judged" else kind, note, cells))
     height, width = samples.images["clean"].shape[2:]
     labels = [names.get(int(samples.labels[i]), str(samples.labels[i])) for i in shown]
     return {"labels": labels, "lines": lines, "height": height, "width": width, "total": len(samples.labels)}
