@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: env test check docs demo bench
+.PHONY: env test check docs demo bench fuzz chaos
 env: $(READY)
 
 # torch first and pinned: what comes after finds it in place and does not choose another build.
@@ -38,3 +38,14 @@ bench: $(READY)
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/autoattack.py --threads 1 --samples 300
 	$(BIN)/python benchmarks/autoattack.py --threads 1 --net preact-resnet18 --precision bf16
+
+# Inputs drawn at random, for every test in tests/fuzz: make fuzz MINUTES=5.
+MINUTES ?= 60
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES)
+
+# Commands killed at random, continued and compared with undisturbed ones: make chaos KILLS=10 SEED=1.
+KILLS ?= 100
+SEED ?= 0
+chaos: $(READY)
+	$(BIN)/python tests/chaos/chaos.py --kills $(KILLS) --seed $(SEED)

@@ -1,6 +1,7 @@
 """The training loop: same steps after a kill, the algebra's gradient, alarms, and refusals."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from equipoise.objectives import cross_entropy, entropy
 from equipoise.predictive import as_predictive
 from equipoise.rng import Streams, fold
 from equipoise.training import Progress, Recipe, fit, load_run, load_weights
+from equipoise.training.checkpoint import load_tensors
 from equipoise.training.judgement import alarms_of
 
 
@@ -173,6 +175,12 @@ def test_resuming_continues_bit_for_bit(kind: str, at: tuple[int, int], tmp_path
     assert run.last == expected.last
     for name in ("metrics.jsonl", "best.safetensors", "last.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    states = [load_tensors(tmp_path / place / "checkpoint.safetensors")[1] for place in ("whole", "cut")]
+    for state in states:
+        del state["memory"]["seconds"]
+    assert states[0] == states[1]
+    best = (tmp_path / "cut" / "best.safetensors").read_bytes()
+    assert states[1]["memory"]["weights"]["best.safetensors"] == hashlib.sha256(best).hexdigest()
 
 
 SCRIPT = """

@@ -515,12 +515,15 @@ class _Training:
             return
         memory, judged = self.memory, plain_state(self.judged)
         memory.weights["last.safetensors"] = save_tensors(self.folder / "last.safetensors", judged)
+        best = memory.epoch > 0 and memory.step == 0 and memory.best.get("epoch") == memory.epoch
+        if best:  # the same weights
+            memory.weights["best.safetensors"] = memory.weights["last.safetensors"]
         tensors |= {"sums": sums, "top_correct": self.top_correct.byte()}
         state = {"memory": asdict(memory), **self._identity()}
         save_tensors(self.folder / "checkpoint.safetensors", tensors, state)
         # After the checkpoint: killed in between, the run writes the same file when it is resumed.
-        if memory.epoch > 0 and memory.step == 0 and memory.best.get("epoch") == memory.epoch:
-            memory.weights["best.safetensors"] = save_tensors(self.folder / "best.safetensors", judged)
+        if best:
+            save_tensors(self.folder / "best.safetensors", judged)
         for seat in self.seats:
             memory.weights[f"{seat.player.name}.safetensors"] = seat.write(self.folder)
         self._write_metrics()
