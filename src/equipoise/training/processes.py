@@ -1,5 +1,6 @@
 """The processes that train together: those that torchrun started, or those that this one starts."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -127,18 +128,16 @@ def _start(world: World, work: Work) -> tuple[BaseProcess, Connection]:
     here, there = context.Pipe()
     state = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
     process = context.Process(target=_main, args=(world, work, there, state), daemon=True)
-    main = threading.current_thread() is threading.main_thread()
-    before, level = signal.getsignal(signal.SIGINT), os.environ.get(_LOG_LEVEL)
+    level = os.environ.get(_LOG_LEVEL)
     os.environ.setdefault(_LOG_LEVEL, "ERROR")  # it warns of looking for unused parameters where there are none
-    if main:  # Ctrl-C goes to all processes of a terminal: the parent passes it on when it has been understood
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C goes to all processes of a terminal. Where it is blocked they never see it: the parent passes it on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if level is None:
             del os.environ[_LOG_LEVEL]
-        if main:
-            signal.signal(signal.SIGINT, before)
         there.close()
     return process, here
 
@@ -226,6 +225,7 @@ def _main(world: World, work: Work, pipe: Connection, state: tuple[bool, bool]) 
         else:
             usual(message, category, *rest, **more)
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which announces every process group
     warnings.showwarning = show
     warnings.simplefilter("always", EquipoiseWarning)
     signal.signal(signal.SIGTERM, lambda number, _: stop.ask(number))
