@@ -114,16 +114,19 @@ def test_follows_the_published_loop(norm, curved, case):
         device="cpu",
     )
     right = net(x).argmax(1) == y
-    nearest = torch.full((len(x),), math.inf)
+    nearest, sure, exact = torch.full((len(x),), math.inf), torch.ones_like(right), copy.deepcopy(net).double()
     for rank in range(2, 6):
         theirs.target_class = rank
         point = theirs.attack_single_run(x, y, is_targeted=True)
-        length = Ball(norm, 1.0).distance(point, x)
-        nearest = torch.where((net(point).argmax(1) != y) & (length < nearest), length, nearest)
+        length, wrong = Ball(norm, 1.0).distance(point, x), net(point).argmax(1) != y
+        sure &= wrong == (exact(point.double()).argmax(1) != y)  # some points of theirs are wrong by rounding alone
+        nearest = torch.where(wrong & (length < nearest), length, nearest)
     ours = fab(math.inf, norm, 30, keep="nearest", alpha_max=0.03)(net, x, y)
     assert torch.equal(ours.success[right], nearest[right] < math.inf) and int(right.sum()) > 60
-    ratio = (ours.distance / nearest)[right & ours.success]
-    assert abs(float(ratio.median()) - 1) < 1e-5 and ((ratio - 1).abs() < 1e-3).float().mean() > 0.97
+    ratio = (ours.distance / nearest)[right & sure & ours.success]
+    assert (
+        len(ratio) > 50 and abs(float(ratio.median()) - 1) < 1e-5 and ((ratio - 1).abs() < 1e-3).float().mean() > 0.97
+    )
     robust = (right & (nearest > EPS[norm])).sum()
     for keep in ("nearest", "first_success"):
         found = fab(EPS[norm], norm, 30, keep=keep, alpha_max=0.03)(net, x, y)
@@ -222,10 +225,10 @@ class Counting(nn.Module):
 
     def __init__(self, net: nn.Module):
         super().__init__()
-        self.net, self.seen = net, 0
+        self.net, self.looks = net, []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen += len(x)
+        self.looks.append(len(x))
         return self.net(x)
 
 
@@ -236,7 +239,7 @@ def test_every_evaluation_is_counted(keep, case, monkeypatch):
     _, x, y = case
     steps = 10
     found = fab(0.1, steps=steps, keep=keep)(net, x, y)
-    assert int(found.evaluations.sum()) + 2 == net.seen  # two more to look at the model
+    assert int(found.evaluations.sum()) + 2 + 2 + 1 + 2 == sum(net.looks)  # first it is examined
     assert int(found.evaluations.max()) <= 2 + 4 * (1 + 2 * steps)
     wrong = case[0](x).argmax(1) != y
     assert found.evaluations[wrong].eq(1).all()

@@ -15,7 +15,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.evaluation import evaluate, verify_outcome
 from equipoise.geometry import EVERYWHERE, Ball, Box
 from equipoise.objectives import cross_entropy, margin
-from equipoise.perturbed import Goal, Perturbed, admit, confirmed
+from equipoise.perturbed import Goal, Perturbed, admitted, confirmed
 from equipoise.spaces import Latent
 
 STEP = 0.02
@@ -60,7 +60,7 @@ def test_several_classes_side_by_side():
     y = net(x).argmax(1)
     d = nearest(net, x, y)
     plain = minimal_l2(box=EVERYWHERE)(net, x, y)
-    several = minimal_l2(box=EVERYWHERE, target=4, objective=margin)(net, x, y)
+    several = minimal_l2(box=EVERYWHERE, num_targets=4, objective=margin)(net, x, y)
     for found in (plain, several):
         assert found.success.all() and (found.distance >= d * (1 - 1e-9)).all()
     assert (several.distance <= d + STEP).all()
@@ -150,13 +150,11 @@ class Far:
         return {"attack": "far", "geometry": asdict(self.geometry)}
 
     def __call__(self, model: Any, x: Tensor, y: Tensor | None = None, **options: Any) -> Perturbed:
-        case = admit(model, x, y, self.geometry)
         none = torch.zeros(len(x), dtype=torch.int64)
         far = torch.cat([torch.full_like(x[:, :1], 0.8), x[:, 1:]], 1)
-        goal = Goal(none)
-        return confirmed(case.predictive, self.geometry, goal, x, far, case.streams, evaluations=none, iteration=none)[
-            0
-        ]
+        counts = {"evaluations": none, "iteration": none}
+        with admitted(model, x, y, self.geometry) as case:
+            return confirmed(case.predictive, self.geometry, Goal(none), x, far, case.streams, **counts)[0]
 
 
 def test_the_first_of_several_crossings_and_how_many_there_were():

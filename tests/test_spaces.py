@@ -14,7 +14,7 @@ from equipoise.methods import ls_pgd, ls_trades, ls_udp, ls_udpr
 from equipoise.methods import udp as udp_training
 from equipoise.nets import build
 from equipoise.nets.split import split
-from equipoise.predictive import Ensemble, Single
+from equipoise.predictive import Ensemble, Single, frozen
 from equipoise.rng import Streams
 from equipoise.spaces import Input, Latent
 from equipoise.training import Recipe, fit
@@ -163,5 +163,5 @@ def test_what_cannot_be_split_is_refused():
 
 
 def test_the_input_is_a_space_too():
-    model = Single(lenet())
-    assert Input().enter(model, X, "eval") == (model, X) and Input().box is None
+    still = frozen(Single(lenet()))
+    assert Input().enter(still, X) == (still, X) and Input().box is None

@@ -24,22 +24,23 @@ from equipoise.geometry import Ball
 from equipoise.objectives import Objective
 from equipoise.perturbed import (
     AT_ONCE,
-    GLOBAL_STREAM,
     MODEL_STREAM,
+    Admitted,
     Goal,
     Perturbed,
-    admit,
+    admitted,
     at,
     confirmed,
     held_still,
+    judged,
     like,
     likely_classes,
     value_and_gradient,
 )
-from equipoise.predictive import couples_samples, predict, seeded, standing
-from equipoise.rng import Streams, fold
+from equipoise.predictive import Frozen, couples_samples, frozen, isolated, predict, seeded
+from equipoise.rng import Streams
 from equipoise.spaces import Input
-from equipoise.steps import Constant, Fixed, Normalized, Sign, Start, Steepest, Steps, StepSize, Zero
+from equipoise.steps import Boundary, Constant, Fixed, Normalized, Sign, Start, Steepest, Steps, StepSize, Uniform, Zero
 from equipoise.terms import Term
 from equipoise.types import (
     Here,
@@ -58,6 +59,7 @@ from equipoise.types import (
 Keep = Literal["last", "best", "first_success"]
 TargetRule = Literal["least_likely", "runner_up", "random"]
 
+_STARTS: dict[str, Start] = {"zero": Zero(), "uniform": Uniform(), "boundary": Boundary()}
 _START, _STEPS, _, _TARGET, _RESTART = range(5)  # what a stream is drawn for, beside MODEL_STREAM
 _CHECK_EVERY = 8  # steps between two looks at who has succeeded on an accelerator, where looking waits for the device
 
@@ -186,7 +188,7 @@ class Ascent:
     step: StepRule = Steepest()
     """Direction of the steps."""
     start: Start = Zero()
-    """Where to start."""
+    """Where to start; also by name, `zero`, `uniform` or `boundary`."""
     keep: Keep = "last"
     """Which point is the result: the last; the one with the best objective, start included; or the first that
     succeeds (else the best)."""
@@ -197,10 +199,14 @@ class Ascent:
     redraw: bool = False
     """Whether a random model is drawn anew at every step."""
     restarts: int = 1
-    """How often it starts again; of each sample's results the successful and then the highest is kept."""
+    """Number of starts: the first as `start` says; where that is the clean point, the others at uniformly random points
+    of the ball, since a second climb from the same point would be the same. Of each sample's results the successful
+    and then the highest is kept."""
     target: TargetRule | int | None = None
-    """Which class to climb towards; None for any but the true one. `random` draws it from the seed. A number n climbs
-    towards each of the n most likely other classes side by side, and any error is a success."""
+    """The class to climb towards, by number or by a rule (`random` draws it from the seed): the attack succeeds where
+    the model predicts it. Untargeted if None."""
+    num_targets: int | None = None
+    """Climb towards each of so many of the most likely other classes, side by side; any error is a success."""
     draws: int = 1
     """Of a random model, over how many draws the objective and its gradient are averaged at every step."""
     approach: tuple[tuple[float, float], ...] = ()
@@ -214,6 +220,16 @@ class Ascent:
 
     def __post_init__(self) -> None:
         size, steps = self.step_size, self.steps
+        require(
+            isinstance(self.objective, Objective),
+            f"objective is a {type(self.objective).__name__}: expected an Objective such as cross_entropy, or your "
+            "own, Objective('name', formula) with formula(here, clean, labels, target) -> one number per sample.",
+        )
+        start: Any = self.start
+        if isinstance(start, str):
+            if start not in _STARTS:
+                raise unknown("start", start, _STARTS)
+            object.__setattr__(self, "start", _STARTS[start])
         object.__setattr__(self, "step_size", Constant(float(size)) if isinstance(size, int | float) else size)
         require(not isinstance(steps, float), f"steps = {steps} is not a whole number.")
         object.__setattr__(self, "steps", Fixed(steps) if isinstance(steps, int) else steps)
@@ -227,8 +243,16 @@ class Ascent:
             if value not in options:
                 raise unknown(name, value, [str(o) for o in options])
         require(
-            not isinstance(self.target, int) or self.target >= 1,
-            f"target = {self.target} climbs towards nothing: expected a number of classes >= 1, or a rule.",
+            not isinstance(self.target, int) or self.target >= 0,
+            f"target = {self.target} is no class: expected the number of a class, from 0, or a rule.",
+        )
+        require(
+            self.num_targets is None or self.num_targets >= 1,
+            f"num_targets = {self.num_targets} climbs towards nothing: expected a number of classes >= 1.",
+        )
+        require(
+            self.num_targets is None or self.target is None,
+            f"both target = {self.target!r} and num_targets = {self.num_targets} were given: choose one.",
         )
         require(
             self.patience is None or (self.patience >= 0 and self.keep != "best"),
@@ -251,8 +275,8 @@ class Ascent:
             self.restarts == 1, f"restarts = {self.restarts}: a training method climbs once; restarts are for attacks."
         )
         require(
-            not isinstance(self.target, int),
-            f"target = {self.target}: a training method climbs once; several targets are for attacks.",
+            self.num_targets is None,
+            f"num_targets = {self.num_targets}: a training method climbs once; several targets are for attacks.",
         )
         return Term(objective, self) if isinstance(objective, Objective) else NotImplemented
 
@@ -276,13 +300,12 @@ class Ascent:
 
         Perturbed inputs, or what the space hands on of a perturbed code (in `Latent` the perturbation alone).
         """
-        with seeded(int(streams.keys[0]), x.device):
+        with seeded(int(streams.keys[0]), x.device), isolated(x.device):
             target = None
-            if self.target is not None and not isinstance(self.target, int):
-                target = choose_target(
-                    self.target, predict(predictive, x, streams.fold(MODEL_STREAM)), y, streams.fold(_TARGET)
-                )
-            inside, origin = self.space.enter(predictive, x, self.mode)
+            if self.target is not None:
+                clean = predict(predictive, x, streams.fold(MODEL_STREAM))
+                target = choose_target(self.target, clean, y, streams.fold(_TARGET))
+            inside, origin = self.space.enter(frozen(predictive, self.mode), x)
             case = _Case(inside, origin, y, target, None, streams, streams, Goal(y, target))
             return self.space.leave(origin, self._from_inside._climb(case).point)
 
@@ -321,78 +344,100 @@ class Ascent:
         """
         if not isinstance(self.space, Input):
             return self._attack_inside(model, x, y, target=target, seed=seed, index=index, batch_size=batch_size)
-        ready = admit(
-            model, x, y, self.geometry, target=target, seed=seed, index=index, batch_size=batch_size, start=start
+        ready = admitted(
+            model,
+            x,
+            y,
+            self.geometry,
+            target=target,
+            seed=seed,
+            index=index,
+            batch_size=batch_size,
+            start=start,
+            draws=self.mode == "train",
         )
-        with seeded(fold(seed, GLOBAL_STREAM), x.device):
-            towards = target is not None or self.target is not None
-            self.objective.check(ready.classes, y is not None, towards, ready.members)
+        with ready as case:
+            towards = target is not None or self.target is not None or self.num_targets is not None
+            self.objective.check(case.classes, y is not None, towards, case.members)
             require(
-                self.target is None or target is None,
-                f"both target={self.target!r} and target classes were given: choose one.",
+                target is None or (self.target is None and self.num_targets is None),
+                f"both target={self.target or self.num_targets!r} and target classes were given: choose one.",
             )
-            several = self.target if isinstance(self.target, int) else 1
-            couples = self._couples(ready.predictive)
+            same = 0 if y is None or target is None else int((y == target).sum())
+            require(
+                same == 0,
+                f"target holds the true class of {same} of {len(x)} samples: an attack climbs towards another class.",
+            )
+            several, couples = self.num_targets or 1, self._couples(case)
             require(
                 several == 1 or not couples,
-                f"target = {several}: in this model a sample's output depends on its batch, which several targets side "
-                "by side would change; choose one target.",
+                f"num_targets = {several}: in this model a sample's output depends on its batch, which several targets "
+                "side by side would change; choose one target.",
             )
             if x.device.type == "cpu":
                 batch_size = min(batch_size, AT_ONCE)  # more rows at a time only leave the cache
             size = len(x) if couples else max(batch_size // several, 1)
-            parts = [
-                self._attack(ready.predictive, x[b], at(y, b), at(target, b), ready.streams[b], at(start, b))
-                for b in progress.parts(torch.arange(len(x), device=x.device).split(size))
-            ]
-            return Perturbed.cat(parts)
+            return Perturbed.cat(
+                [self._attack(case, couples, at(y, b), at(target, b), at(start, b), b) for b in case.batches(size)]
+            )
 
     def _attack_inside(self, model: "nn.Module | Predictive", x: Points, y: Labels | None, **others: Any) -> Perturbed:
         """The same attack on the model's part that follows the space, from the codes of `x` in eval mode."""
-        ready = admit(model, x, y, Ball(self.geometry.norm, 0.0, self.geometry.box), index=others["index"])
-        inside, origin = self.space.enter(ready.predictive, x, "eval")
-        return self._from_inside(inside, origin, y, **others)
+        with admitted(model, x, y, Ball(self.geometry.norm, 0.0, self.geometry.box), index=others["index"]) as case:
+            inside, origin = self.space.enter(case.predictive, case.x)
+            return self._from_inside(inside, origin, y, **others)
 
     def _attack(
         self,
-        predictive: Predictive,
-        x: Points,
+        admission: Admitted,
+        couples: bool,
         y: Labels | None,
         target: Labels | None,
-        streams: Streams,
         start: Points | None,
+        rows: Tensor,
     ) -> Perturbed:
+        predictive, x, streams = admission.predictive, admission.x[rows], admission.streams[rows]
         clean = predict(predictive, x, streams.fold(MODEL_STREAM))
         goal = Goal(clean.labels if y is None else y, target)
-        if isinstance(self.target, int):
-            target = likely_classes(clean, goal.avoid, self.target)
+        if self.num_targets is not None:
+            target = likely_classes(clean, goal.avoid.clamp_min(0), self.num_targets)
         elif self.target is not None:
             target = choose_target(self.target, clean, y, streams.fold(_TARGET))
             goal = replace(goal, reach=target)
-        case = _Case(predictive, x, y, target, clean, streams, streams, goal, start)
+        case = _Case(predictive, x, y, target, clean, streams, streams, goal, start, couples)
         result, value = self._attempt(case, 0)
         for restart in range(1, self.restarts):
             # Samples that are already fooled stay as they are when the first success is all that is asked for.
             everyone = torch.arange(len(x), device=x.device)
-            rows = self._unfooled(predictive, result.success) if self.keep == "first_success" else everyone
+            rows = _unfooled(case, result.success) if self.keep == "first_success" else everyone
             if len(rows) == 0:
                 break
             again, new_value = self._attempt(case[rows], restart)
             old = result.take(rows)
-            better = torch.where(again.success == old.success, new_value > value[rows], again.success)
+            better = torch.where(again.errors == old.errors, new_value > value[rows], again.errors > old.errors)
+            better = torch.where(again.success == old.success, better, again.success)
             result = result.overwritten(rows, old.or_rather(again, better))
             value[rows] = torch.where(better, new_value, value[rows])
+        result = judged(predictive, self.geometry, goal, x, result, streams)
         return replace(result, evaluations=result.evaluations + 1)
 
     def _attempt(self, case: "_Case", restart: int) -> tuple[Perturbed, PerSample]:
         """One climb, its outcome verified in float32 and eval mode, and its objective."""
-        case = replace(case, attempt=case.streams.fold(_RESTART, restart), start=case.start if restart == 0 else None)
+        again = restart > 0 and isinstance(self.start, Zero)
+        case = replace(
+            case,
+            attempt=case.streams.fold(_RESTART, restart),
+            start=case.start if restart == 0 else None,
+            rule=Uniform() if again else self.start,
+        )
         found, target = self._climb(case), case.target
         if target is not None and target.ndim == 2:
             found = found.leading_row(target.shape[1])
             target = found.target
+        # In train mode the climb has moved the running statistics, with which the model is now judged.
+        still = frozen(case.predictive.original) if self.mode == "train" else case.predictive
         result, here = confirmed(
-            case.predictive,
+            replace(still, random=case.predictive.random),
             self.geometry,
             case.goal,
             case.x,
@@ -406,22 +451,16 @@ class Ascent:
         value = self.objective(here, case.clean, case.y, target)
         if self.precision == "bf16" and self.keep == "first_success":
             # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
-            again = self._unfooled(case.predictive, result.success | ~found.won)
+            again = _unfooled(case, result.success | ~found.won)
             if len(again):
                 slow, value[again] = replace(self, precision="32")._attempt(case[again], restart)
                 everyone = torch.ones_like(slow.success)
                 result = result.overwritten(again, result.take(again).or_rather(slow, everyone))
         return result, value
 
-    def _couples(self, predictive: Predictive) -> bool:
+    def _couples(self, case: "Admitted") -> bool:
         """Whether, in the mode of the climb, samples depend on each other."""
-        with standing(predictive.module, self.mode):
-            return couples_samples(predictive.module)
-
-    def _unfooled(self, predictive: Predictive, success: Bool[Tensor, " batch"]) -> Int[Tensor, " again"]:
-        """The samples to try again: the whole batch, if any, where samples depend on each other."""
-        again = ~success if not self._couples(predictive) or success.all() else torch.ones_like(success)
-        return again.nonzero()[:, 0]
+        return case.examined.coupled or couples_samples(case.predictive.original.module, self.mode)
 
     @torch.no_grad()
     def _climb(self, case: "_Case") -> _Outcome:
@@ -430,7 +469,7 @@ class Ascent:
         most = steps.most
         on_cpu = case.x.device.type == "cpu"
         with held_still(case.predictive, case.x, self.mode, self.precision) as draw:
-            independent = not couples_samples(case.predictive.module)
+            independent = not (case.couples or couples_samples(case.predictive.module, self.mode))
             streams = case.streams.fold(MODEL_STREAM)
             origin, predict = case.x, draw(streams)
             clean = predict(origin) if self.objective.needs_clean else None
@@ -550,7 +589,7 @@ class Ascent:
     def _rows(self, case: "_Case", origin: Points, clean: Prediction | None) -> _Rows:
         ball = self._phases[0].ball
         if case.start is None:
-            start = self.start.draw(case.attempt.fold(_START), origin, ball)
+            start = (case.rule or self.start).draw(case.attempt.fold(_START), origin, ball)
         else:
             start = ball.project(case.start, origin)
         slot = torch.arange(len(origin), device=origin.device)
@@ -622,7 +661,7 @@ class Ascent:
 class _Case:
     """A batch under attack."""
 
-    predictive: Predictive
+    predictive: Frozen
     x: Tensor
     y: Tensor | None
     target: Tensor | None  # one class per sample, or several to climb towards side by side
@@ -631,11 +670,18 @@ class _Case:
     attempt: Streams  # from which this attempt draws its starts and numbers of steps
     goal: Goal
     start: Tensor | None = None
+    couples: bool = False  # whether samples depend on each other
+    rule: Start | None = None  # where this attempt starts, if not as the ascent says
 
     def __getitem__(self, rows: Tensor) -> "_Case":
-        return _Case(
-            self.predictive, **{f.name: at(getattr(self, f.name), rows) for f in fields(self) if f.name != "predictive"}
-        )
+        whole = ("predictive", "couples", "rule")
+        return replace(self, **{f.name: at(getattr(self, f.name), rows) for f in fields(self) if f.name not in whole})
+
+
+def _unfooled(case: _Case, success: Bool[Tensor, " batch"]) -> Int[Tensor, " again"]:
+    """The samples to try again: the whole batch, if any, where samples depend on each other."""
+    again = ~success if not case.couples or success.all() else torch.ones_like(success)
+    return again.nonzero()[:, 0]
 
 
 def _still_climbing(steps: Int[Tensor, " batch"], most: int) -> list[int]:
@@ -643,12 +689,19 @@ def _still_climbing(steps: Int[Tensor, " batch"], most: int) -> list[int]:
     return (len(steps) - steps.bincount(minlength=most + 1).cumsum(0)).tolist()
 
 
-def choose_target(rule: TargetRule, clean: Prediction, y: Labels | None, streams: Streams) -> Labels:
-    """A class other than the true one (or, without labels, the predicted one): the least likely, the most likely of the
-    others, or any of them drawn uniformly.
+def choose_target(rule: TargetRule | int, clean: Prediction, y: Labels | None, streams: Streams) -> Labels:
+    """A class other than the true one (or, without labels, the predicted one): that of a number, the least likely, the
+    most likely of the others, or any of them drawn uniformly. Raises `EquipoiseError` for a number that is none.
     """
     scores = clean.scores.clone()
-    own = clean.labels if y is None else y
+    own = clean.labels.clamp_min(0) if y is None else y
+    if isinstance(rule, int):
+        require(rule < clean.classes, f"target = {rule} is no class: the model has {clean.classes}, numbered from 0.")
+        same = int((own == rule).sum())
+        require(
+            same == 0, f"target = {rule} is the class of {same} of {len(own)} samples: leave them out of the attack."
+        )
+        return torch.full_like(own, rule)
     if rule == "random":
         return (own + 1 + streams.integers(clean.classes - 1)) % clean.classes
     worst = torch.inf if rule == "least_likely" else -torch.inf

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -136,8 +137,10 @@ class FastInputGradients(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if _are_functorch_transforms_active():
-            return func(*args, **kwargs)  # a vectorised ensemble has its own rules for these operations
+        if _are_functorch_transforms_active() or _top_saved_tensors_default_hooks(True) is not None:
+            # A vectorised ensemble has its own rules for these operations; gradient checkpointing, which saves nothing,
+            # computes them again outside of this mode and expects to find what it found in it.
+            return func(*args, **kwargs)
         known = self._recalled(args[0]) if args else None
         if known is not None and known.put_together is None:
             if func in RECTIFIERS:

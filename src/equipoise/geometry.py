@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -47,14 +48,20 @@ class Box:
     def __post_init__(self) -> None:
         require(self.low < self.high, f"box: low = {self.low} must be smaller than high = {self.high}.")
 
+    @property
+    def scale(self) -> float:
+        """The width of the box, by which lengths given for pixels of [0, 1] are multiplied; 1 without bounds."""
+        width = self.high - self.low
+        return width if math.isfinite(width) else 1.0
+
     def clamp(self, x: Points) -> Points:
         """The nearest point of the box."""
         return x.clamp(self.low, self.high)
 
     def contains(self, x: Points, tolerance: float = 1e-6) -> Bool[Tensor, " batch"]:
-        """Which samples lie in the box, up to `tolerance` for rounding; NaN lies nowhere."""
-        flat = x.flatten(1)
-        return ((flat >= self.low - tolerance) & (flat <= self.high + tolerance)).all(1)
+        """Which samples lie in the box, up to `tolerance` times its width for rounding; NaN lies nowhere."""
+        flat, some = x.flatten(1), tolerance * self.scale
+        return ((flat >= self.low - some) & (flat <= self.high + some)).all(1)
 
 
 EVERYWHERE = Box(-math.inf, math.inf)
@@ -199,9 +206,10 @@ class Ball:
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
         require(
-            isinstance(self.eps, int | float),
+            isinstance(self.eps, int | float | np.floating | np.integer) and not isinstance(self.eps, bool),
             f"eps = {self.eps!r} is a {type(self.eps).__name__}: expected a number, such as 8/255.",
         )
+        object.__setattr__(self, "eps", float(self.eps) if not isinstance(self.eps, int) else self.eps)
         require(self.eps >= 0, f"eps = {self.eps} is not a radius: expected a number >= 0, such as 8/255.")
         if self.norm == "linf" and self.box.high - self.box.low < self.eps < math.inf:
             warnings.warn(
@@ -218,12 +226,12 @@ class Ball:
 
     def contains(self, x: Points, centre: Points) -> Bool[Tensor, " batch"]:
         """Which samples lie in the ball and the box: `‖x - c‖`, computed in float64, may exceed eps by what rounding to
-        float32 explains, `2⁻²³ (d^(1/p) max(1, ‖c‖_∞) + eps)` for d coordinates in the norm p; the box is exact; NaN
-        lies nowhere.
+        float32 explains, `2⁻²³ (d^(1/p) max(w, ‖c‖_∞) + eps)` for d coordinates in the norm p, w
+        the box's width but at most 1; the box is exact; NaN lies nowhere.
         """
         order = NORMS[self.norm].order
         move = (x.double() - centre.double()).flatten(1)
-        largest = centre.double().flatten(1).abs().amax(1).clamp_min(1.0)
+        largest = centre.double().flatten(1).abs().amax(1).clamp_min(min(self.box.scale, 1.0))
         rounding = _ULP * (move.shape[1] ** (1 / order) * largest + self.eps)
         return (norm_of(move, order) <= self.eps + rounding) & self.box.contains(x, 0.0)
 

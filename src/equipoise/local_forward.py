@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from equipoise._adjoints import FEW_CHANNELS, Quartered, pooled, whole
 from equipoise.calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, pair
 from equipoise.convolution import RECTIFIERS, faster_in_bf16
-from equipoise.predictive import Single
+from equipoise.predictive import Frozen, Single
 from equipoise.types import Points, Predict, Prediction, Predictive
 
 Span = tuple[int, int]
@@ -412,7 +412,10 @@ class LocalForward:
     def of(cls, predictive: Predictive, predict: Predict, x: Points) -> "LocalForward":
         """`predict` in a window on a CPU, if that is seen to give the same at the first samples of `x`; else whole."""
         plain = cls(predict)
-        if not isinstance(predictive, Single) or x.ndim != 4 or x.device.type != "cpu":
+        one = isinstance(predictive, Single) or (
+            isinstance(predictive, Frozen) and isinstance(predictive.predictive, Single)
+        )
+        if not one or x.ndim != 4 or x.device.type != "cpu":
             return plain
         few = x[:2]
         window, structure = _small(few), _Structure()
@@ -438,10 +441,8 @@ class LocalForward:
         new[:, :, top:bottom, left:right] = patch.reshape(new[:, :, top:bottom, left:right].shape)
         rows = torch.arange(len(few))
         here, _ = self._predict(self.stages(few), rows, new[:, :, top:bottom, left:right], window)
-        expected = self.predict_whole(new).logits
         tolerance = 0.05 if torch.is_autocast_enabled("cpu") else 1e-4
-        scale = float(expected.abs().max())
-        return bool(torch.allclose(here.logits, expected, rtol=0, atol=tolerance * scale + 1e-6))
+        return not bool(here.differs(self.predict_whole(new), tolerance).any())
 
     def stages(self, x: Images) -> list[Images]:
         """The images, and the outputs of what is kept, to be written over: copies."""

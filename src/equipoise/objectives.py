@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import require, unknown
-from equipoise.types import Labels, PerSample, Prediction
+from equipoise.types import Labels, PerSample, Prediction, distances_below, log_softmax
 
 Formula = Callable[..., PerSample]
+_FAR = 1e4  # nats to the largest logit from where a probability is 0 in any precision
 _SINGULAR = 1e-6  # keeps a logarithm finite where members agree, or another class is certain
 Divergence = Literal["clean||here", "here||clean", "soft-cross-entropy"]
 
@@ -159,8 +160,11 @@ def _cross_entropy(here: Prediction, clean: Prediction | None, labels: Any, targ
 
 
 def _entropy(here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None) -> PerSample:
-    log_p = here.log_probs
-    return -(log_p.exp() * log_p).sum(1)
+    # With d = max z - z and e = exp(-d), but 0 for the largest class: H = log(1 + Σ e) + Σ e d / (1 + Σ e). All terms
+    # are as small as H: nothing cancels, in the value or in the gradient, where one class is almost certain.
+    below, others = distances_below(here.scores)
+    total = others.sum(1)
+    return total.log1p() + (others * below.clamp_max(_FAR)).sum(1) / (1 + total)
 
 
 def _each(
@@ -181,7 +185,10 @@ def _each(
 
 
 def _variance(here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None) -> PerSample:
-    return here.logits.softmax(-1).var(0, correction=0).sum(1)
+    log_p = log_softmax(here.logits)
+    # Differences of probabilities near 1 are those of p - 1, which float32 resolves.
+    likely = log_p.exp().mean(0) > 0.5
+    return torch.where(likely, log_p.expm1(), log_p.exp()).var(0, correction=0).sum(1)
 
 
 def _logit_variance(
@@ -193,7 +200,7 @@ def _logit_variance(
 def _least_confidence(
     here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None
 ) -> PerSample:
-    return 1 - here.log_probs.amax(1).exp()
+    return -here.log_probs.amax(1).expm1()
 
 
 def _small_margin(
@@ -204,7 +211,7 @@ def _small_margin(
 
 
 def _log_diversity(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
-    p = here.logits.softmax(-1)
+    p = log_softmax(here.logits).exp()
     others = p.scatter(-1, labels[None, :, None].expand(len(p), -1, 1), 0.0)
     unit = others / torch.linalg.vector_norm(others, dim=-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
     gram = torch.einsum("mbc,nbc->bmn", unit, unit)
@@ -222,7 +229,7 @@ def _boosted_cross_entropy(
 def _misclassified_divergence(
     here: Prediction, clean: Prediction, labels: Labels, target: Labels | None, divergence: Divergence
 ) -> PerSample:
-    wrong = 1 - _pick(clean.log_probs, labels).exp()
+    wrong = -_pick(clean.log_probs, labels).expm1()
     return wrong * _divergence(here, clean, labels, target, divergence)
 
 
@@ -249,6 +256,9 @@ def _margin(here: Prediction, clean: Prediction | None, labels: Any, target: Lab
 def _dlr(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
     z = here.scores
     ordered = z.sort(1, descending=True).values
+    if bool(torch.isneginf(ordered[:, -1]).any()):  # a class that cannot be has no logit to measure the scale by
+        lowest = torch.where(ordered > -torch.inf, ordered, torch.inf).amin(1, keepdim=True)
+        ordered = torch.maximum(ordered, lowest)
     if target is not None:
         spread = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
         return (_pick(z, target) - _pick(z, labels)) / (spread + 1e-12)

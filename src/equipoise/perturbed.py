@@ -1,24 +1,40 @@
 """What every attack takes and what it returns: the checks of its input, and the outcome per sample.
 
-case = admit(model, x, y, geometry, seed=seed)            # refuses what cannot be attacked
-return confirmed(case.predictive, geometry, case.goal, x, found, ...)   # looks at the points found once more
+with admitted(model, x, y, geometry, seed=seed) as case:     # refuses what cannot be attacked
+    return confirmed(case.predictive, geometry, Goal(y), case.x, found, ...)     # looks at the points found once more
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
-from typing import Any
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
+from equipoise import progress
 from equipoise.convolution import FastInputGradients
 from equipoise.errors import NoGradient, require
 from equipoise.geometry import Ball
 from equipoise.native import shortcut
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, couples_samples, first_look, frozen_weights, predict, seeded, standing
+from equipoise.predictive import (
+    NOT_FINITE,
+    Examined,
+    Frozen,
+    as_predictive,
+    couples_samples,
+    cut,
+    examine,
+    frozen,
+    isolated,
+    laid_out,
+    predict,
+    seeded,
+    usable_precision,
+)
 from equipoise.rng import Streams, fold
 from equipoise.types import (
     Labels,
@@ -48,7 +64,8 @@ class Perturbed:
     x: Points
     """The perturbed inputs."""
     success: Bool[Tensor, " batch"]
-    """Whether the prediction in eval mode is wrong (with a target: is the target; without labels: has changed)."""
+    """Whether the prediction in eval mode is wrong (with a target: is the target; without labels: has changed); of a
+    random model, whether it is in more than half of the `draws`. A prediction that is not finite is no success."""
     distance: PerSample
     """Distance from the clean input in the attack's norm."""
     prediction: Labels
@@ -66,9 +83,28 @@ class Perturbed:
     crossings: Int[Tensor, " batch"]
     """How often the way back to the clean input was seen to change between right and wrong; 0 where nobody looked
     (`attacks.Bisected` does)."""
+    errors: Int[Tensor, " batch"] = cast(Any, None)
+    """In how many of the `draws` the model was wrong at `x`."""
+    draws: Int[Tensor, " batch"] = cast(Any, None)
+    """How often the model was asked to judge `x`: once, or several times if it is random."""
+    not_finite: Int[Tensor, " batch"] = cast(Any, None)
+    """How many of the draws were no prediction: NaN, or an infinite largest logit."""
+
+    def __post_init__(self) -> None:
+        once = {"errors": self.success.long(), "draws": torch.ones_like(self.success, dtype=torch.int64)}
+        for name, value in {**once, "not_finite": torch.zeros_like(once["draws"])}.items():
+            if getattr(self, name) is None:  # of an attack that asked once
+                object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def error_rate(self) -> PerSample:
+        """The share of draws in which the model was wrong at `x`: 0 or 1 unless it is random. The accuracy under this
+        attack, also of a random model, is `1 - error_rate.mean()`.
+        """
+        return self.errors.to(self.x.dtype) / self.draws
 
     def take(self, rows: "Tensor | slice") -> "Perturbed":
         """The outcome of some of the samples."""
@@ -107,28 +143,67 @@ class Goal:
     """The class that it should be; None for any but `avoid`."""
 
     def reached(self, here: Prediction) -> Bool[Tensor, " batch"]:
-        """Which predictions are a success."""
-        return here.labels != self.avoid if self.reach is None else here.labels == self.reach
+        """Which predictions are a success; one that is not finite is none."""
+        labels = here.labels
+        return (labels != self.avoid) & (labels >= 0) if self.reach is None else labels == self.reach
 
     def __getitem__(self, rows: "slice | Tensor") -> "Goal":
         return Goal(self.avoid[rows], at(self.reach, rows))
 
 
-@dataclass(frozen=True)
-class Admitted:
-    """Input that an attack can work on."""
+DRAWS = 20
+"""Fresh draws of a random model over which its predictions are judged."""
 
-    predictive: Predictive
-    """The model."""
+JUDGE_STREAM = 6
+"""The stream of those draws."""
+
+
+@dataclass(frozen=True, eq=False)
+class Admitted:
+    """Input that an attack can work on, and the model as it stands for it."""
+
+    predictive: Frozen
+    """The model as a private copy in eval mode."""
+    x: Points
+    """The clean points, without a graph."""
+    y: Labels | None
+    """The true labels."""
+    index: Int[Tensor, " batch"]
+    """The numbers of the samples, on which their random draws depend."""
     streams: Streams
     """The random streams of the samples."""
     classes: int
     """How many classes the model has."""
     members: int
     """How many members its prediction has."""
+    examined: Examined
+    """What was seen of the model."""
+
+    @property
+    def random(self) -> bool:
+        """Whether two calls of the model differ."""
+        return self.examined.random
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """The positions of the samples, so many at a time."""
+        return progress.parts(torch.arange(len(self.x), device=self.x.device).split(size))
+
+    def require_independent(self, name: str) -> None:
+        """Raise `EquipoiseError` for a model in which, in eval mode, a prediction depends on the batch."""
+        require(
+            not self.examined.coupled,
+            f"{name} moves every sample by itself, but in this model a prediction depends on its batch (such as by "
+            "batch-norm without running statistics): make predictions independent of the batch, for batch-norm by "
+            "track_running_stats=True.",
+        )
 
 
-def admit(
+_examined: ContextVar[Examined | None] = ContextVar("_examined", default=None)
+"""The model under attack, for the attacks of which an attack is made: it is copied and looked at once."""
+
+
+@contextmanager
+def admitted(
     model: "nn.Module | Predictive",
     x: Points,
     y: Labels | None,
@@ -139,34 +214,54 @@ def admit(
     index: Int[Tensor, " batch"] | None = None,
     batch_size: int = 512,
     start: Points | None = None,
-) -> Admitted:
-    """The model as a predictive and the samples' random streams, once the input has passed every check.
+    draws: bool = False,
+    part: bool = False,
+) -> Iterator[Admitted]:
+    """Check the input, copy and examine the model, and shut out what the caller's thread has set up (autocast,
+    inference mode, the global generators' state): everything that an attack does happens inside.
 
-    Raises `EquipoiseError` for a wrong type, shape, dtype, device, range, label or kind of output.
+    `draws` says that the model draws random numbers although, in eval mode, it does not; `part`, that `x` is a part of
+    the samples, of which none may have a finite prediction. Raises `EquipoiseError` for a
+    wrong type, shape, dtype, device, range, label or kind of output.
     """
     predictive = as_predictive(model)
     check_input(x, predictive.module, geometry)
     require(batch_size >= 1, f"batch_size = {batch_size} holds no sample: expected an integer >= 1.")
-    index = torch.arange(len(x)) if index is None else index
-    check_index(index, len(x))
-    streams = Streams.of(seed, index.to(x.device))
-    with seeded(fold(seed, GLOBAL_STREAM), x.device):
-        first = first_look(predictive, x, streams)
-    for name, labels in (("y", y), ("target", target)):
-        if isinstance(labels, Tensor):
-            where = labels.device
-            require(where == x.device, f"{name} is on {where} but x is on {x.device}: move one of them.")
-        check_labels(name, labels, len(x), first.classes)
-    require(
-        start is None or (isinstance(start, Tensor) and start.shape == x.shape and start.dtype == x.dtype),
-        f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",
-    )
-    return Admitted(predictive, streams, first.classes, len(first.logits))
+    with isolated(x.device):
+        x = cut(x)
+        index = torch.arange(len(x)) if index is None else index
+        check_index(index, len(x))
+        streams = Streams.of(seed, index.to(x.device))
+        original = predictive.original if isinstance(predictive, Frozen) else predictive
+        examined = _examined.get()
+        if examined is None or examined.still.original != original or examined.shape != x.shape[1:]:
+            examined = examine(predictive, x, streams, geometry.box)
+            if len(x) > 1 and not part and not bool(examined.first.finite.any()):
+                require(bool(predict(examined.still, x, streams).finite.any()), NOT_FINITE)
+        first = examined.first
+        for name, labels in (("y", y), ("target", target)):
+            if isinstance(labels, Tensor):
+                where = labels.device
+                require(where == x.device, f"{name} is on {where} but x is on {x.device}: move one of them.")
+            check_labels(name, labels, len(x), first.classes)
+        require(
+            start is None or (isinstance(start, Tensor) and start.shape == x.shape and start.dtype == x.dtype),
+            f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",
+        )
+        members = len(first.logits)
+        case = Admitted(examined.still, x, y, index, streams, first.classes, members, examined)
+        generators = seeded(fold(seed, GLOBAL_STREAM), x.device) if draws or examined.random else nullcontext()
+        token = _examined.set(examined)
+        try:
+            with generators:
+                yield case
+        finally:
+            _examined.reset(token)
 
 
 @torch.no_grad()
 def confirmed(
-    predictive: Predictive,
+    predictive: Frozen,
     geometry: Ball,
     goal: Goal,
     x: Points,
@@ -179,47 +274,82 @@ def confirmed(
     zero_gradients: Int[Tensor, " batch"] | None = None,
 ) -> tuple[Perturbed, Prediction]:
     """The outcome at the points found, and the prediction there: in eval mode and the model's own precision."""
-    here = predict(predictive, point, streams.fold(MODEL_STREAM))
+    here, errors, not_finite, label = _asked(predictive, goal, point, streams, MODEL_STREAM)
     none = torch.zeros_like(evaluations)
+    draws = DRAWS if predictive.random else 1
     result = Perturbed(
         x=point,
-        success=goal.reached(here) & geometry.contains(point, x),
+        success=(2 * errors > draws) & geometry.contains(point, x),
         distance=geometry.distance(point, x),
-        prediction=here.labels,
-        evaluations=evaluations + 1,
+        prediction=label,
+        evaluations=evaluations + draws,
         nan_gradients=none if nan_gradients is None else nan_gradients,
         zero_gradients=none if zero_gradients is None else zero_gradients,
         iteration=iteration,
         part=none,
         crossings=none,
+        errors=errors,
+        draws=torch.full_like(none, draws),
+        not_finite=not_finite,
     )
     return result, here
+
+
+@torch.no_grad()
+def judged(predictive: Frozen, geometry: Ball, goal: Goal, x: Points, result: Perturbed, streams: Streams) -> Perturbed:
+    """The outcome of a search, on a random model by fresh draws: those that chose the points were lucky ones."""
+    if not predictive.random:
+        return result
+    _, errors, not_finite, label = _asked(predictive, goal, result.x, streams, JUDGE_STREAM)
+    success = (2 * errors > DRAWS) & geometry.contains(result.x, x)
+    return replace(result, success=success, errors=errors, not_finite=not_finite, prediction=label)
+
+
+def prediction_of(predictive: Frozen, point: Points, streams: Streams, stream: int = MODEL_STREAM) -> Prediction:
+    """The prediction at points that counts; of a random model, the mean over `DRAWS` draws."""
+    keys = [streams.fold(stream, *([number] if number else [])) for number in range(DRAWS if predictive.random else 1)]
+    heres = [predict(predictive, point, key) for key in keys]
+    return heres[0] if len(heres) == 1 else Prediction(torch.cat([here.logits for here in heres]))
+
+
+def _asked(
+    predictive: Frozen, goal: Goal, point: Points, streams: Streams, stream: int
+) -> tuple[Prediction, Int[Tensor, " batch"], Int[Tensor, " batch"], Labels]:
+    """The prediction at points, in how many draws it is a success or not finite, and the label given most often."""
+    here = prediction_of(predictive, point, streams, stream)
+    if not predictive.random:
+        labels = here.labels
+        return here, goal.reached(here).long(), (labels < 0).long(), labels
+    draws = [Prediction(logits) for logits in here.logits.unflatten(0, (DRAWS, -1))]
+    labels = torch.stack([draw.labels for draw in draws])
+    errors = torch.stack([goal.reached(draw) for draw in draws]).sum(0)
+    return here, errors, (labels < 0).sum(0), labels.mode(0).values
 
 
 @contextmanager
 def held_still(
     predictive: Predictive, x: Points, mode: Mode = "eval", precision: Precision = "32"
 ) -> Iterator[Callable[[Streams], Predict]]:
-    """The model standing still in its mode, in the asked precision. Yields a function that draws its randomness from
+    """The model as a private copy in its mode, in the asked precision. Yields a function that draws its randomness from
     streams and returns its prediction, with constant weights and fast input gradients. Small convolutional networks
     are computed natively on a CPU (`equipoise.native`), which in float32 is faster than bf16: both are the same there.
     """
     kind = x.device.type
-    half = torch.autocast(kind, torch.bfloat16) if precision == "bf16" else nullcontext()
-    with standing(predictive.module, mode), half:
-        weights = frozen_weights(predictive.module, mode)
-        lighter = weights if precision == "32" else frozen_weights(predictive.module, mode, precision)
-        watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
+    module = (predictive.original if isinstance(predictive, Frozen) and mode == "train" else predictive).module
+    precision = usable_precision(module, x, precision)
+    full = frozen(predictive, mode, weights=laid_out(module))
+    light = full if precision == "32" else frozen(predictive, mode, weights=laid_out(module, precision))
+    weights = dict([*full.module.named_parameters(), *full.module.named_buffers()])
+    watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
+    fast, alone = FastInputGradients(), not couples_samples(full.module)
 
-        fast, alone = FastInputGradients(), not couples_samples(predictive.module)
+    def draw(streams: Streams) -> Predict:
+        predict = light.draw(streams)
+        if not (watched and alone):
+            return _watched(predict, fast) if watched else predict
+        return shortcut(full.draw(streams), _watched(predict, fast), weights)
 
-        def draw(streams: Streams) -> Predict:
-            predict = predictive.draw(streams, lighter)
-            if not (watched and alone):
-                return _watched(predict, fast) if watched else predict
-            full = predict if precision == "32" else predictive.draw(streams, weights)
-            return shortcut(full, _watched(predict, fast), weights)
-
+    with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
         yield draw
 
 
@@ -266,15 +396,32 @@ def value_and_gradient(
         )
         return torch.cat(values), torch.cat(gradients), Prediction(torch.cat([h.logits for h in heres], 1))
     with torch.enable_grad(), _no_gradient_named():
-        # Tensors made under inference mode cannot require gradients, their copies can. The model gets a copy that is no
-        # leaf, because its first layer may work in place.
-        leaf = (point.clone() if point.is_inference() else point.detach()).requires_grad_()
-        here = predict(leaf.clone())
+        point = cut(point).requires_grad_()
+        here = _live(predict, point)
         value = objective(here, clean, labels, target)
-        gradient = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
-    if gradient is None:
-        raise NoGradient(_WITHOUT_GRADIENT)
+        if not value.requires_grad:
+            raise NoGradient(_WITHOUT_GRADIENT)
+        try:
+            gradient = torch.autograd.grad(value.sum(), point, allow_unused=True)[0]
+        except RuntimeError as error:
+            if ".grad()" not in str(error) or "heckpoint" not in str(error):
+                raise
+            # Reentrant checkpointing knows no gradient but that of all leaves. Of these the point is the only one.
+            objective(_live(predict, point), clean, labels, target).sum().backward()
+            gradient = point.grad
+        if gradient is None:
+            raise NoGradient(_WITHOUT_GRADIENT)
     return value.detach(), gradient, here.detach()
+
+
+def _live(predict: Predict, point: Points) -> Prediction:
+    """The prediction with its graph, also of a model that begins with an operation in place."""
+    try:
+        return predict(point)
+    except RuntimeError as error:
+        if "in-place operation" not in str(error):
+            raise
+    return predict(point.clone())
 
 
 _WITHOUT_GRADIENT = (
@@ -302,18 +449,18 @@ def _no_gradient_named() -> Iterator[None]:
 
 
 def likely_classes(clean: Prediction, y: Labels, count: int) -> Int[Tensor, "batch targets"]:
-    """The `count` most likely classes other than `y` (all of them, if there are fewer), the most likely first."""
+    """The `count` most likely classes other than `y` (all of them, if there are fewer), the most likely first; in place
+    of one that cannot be (a score of `-inf`) the most likely once more.
+    """
     others = clean.scores.scatter(1, y[:, None], -torch.inf)
-    return others.argsort(dim=1, descending=True, stable=True)[:, : min(count, clean.classes - 1)]
+    value, chosen = others.sort(dim=1, descending=True, stable=True)
+    count = min(count, clean.classes - 1)
+    return torch.where(value[:, :count].isneginf(), chosen[:, :1], chosen[:, :count])
 
 
 def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
     """Raise `EquipoiseError` unless `x` is a batch that the model can take and the box contains."""
     box = geometry.box
-    require(
-        not torch.is_inference_mode_enabled(),
-        "an attack needs gradients, which torch.inference_mode() forbids: call it outside, or use torch.no_grad().",
-    )
     require(isinstance(x, Tensor), f"x is a {type(x).__name__}: expected a torch tensor of shape (batch, ...).")
     require(
         x.dtype in (torch.float32, torch.float64),
@@ -326,7 +473,11 @@ def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
     require(x.numel() > 0, f"x is empty (shape {tuple(x.shape)}): expected at least one sample.")
     weight = next((p for p in module.parameters() if p.is_floating_point()), None)
     if weight is not None:
-        require(weight.dtype == x.dtype, f"x is {x.dtype} but the model is {weight.dtype}: convert one of them.")
+        halves = (torch.bfloat16, torch.float16)  # such a model is given inputs of its precision, see `examine`
+        require(
+            weight.dtype == x.dtype or (x.dtype == torch.float32 and weight.dtype in halves),
+            f"x is {x.dtype} but the model is {weight.dtype}: convert one of them.",
+        )
         require(weight.device == x.device, f"x is on {x.device} but the model is on {weight.device}: move one of them.")
     require(bool(x.isfinite().all()), "x holds NaN or infinite values: clean the data first.")
     inside = box.contains(x)

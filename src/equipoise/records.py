@@ -46,6 +46,7 @@ class _Outcomes:
     """What follows from the outcome of each sample."""
 
     correct: Sequence[bool]
+    rates: Sequence[float] = ()
 
     @property
     def n(self) -> int:
@@ -54,13 +55,13 @@ class _Outcomes:
 
     @property
     def accuracy(self) -> float:
-        """Share of samples classified correctly, in [0, 1]."""
-        return sum(self.correct) / self.n
+        """Share of samples classified correctly, in [0, 1]; of a random model, the mean over samples and draws."""
+        return sum(self.rates or self.correct) / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `accuracy`."""
-        return wilson(sum(self.correct), self.n)
+        """95 % Wilson interval of `accuracy`; of a random model a conservative one, with the samples as trials."""
+        return wilson(min(sum(self.rates or self.correct), self.n), self.n)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class AttackResult(_Outcomes):
     eps: float
     """Radius of the ball, in pixel units of [0, 1]."""
     correct: Sequence[bool]
-    """Per sample, in the order of the data: still classified correctly."""
+    """Per sample, in the order of the data: still classified correctly (by a random model, in at least
+    half of the draws)."""
     distance: Sequence[float | None] = ()
     """Per sample: distance of the reported adversarial example, None where the attack failed."""
     prediction: Sequence[int] = ()
@@ -96,6 +98,12 @@ class AttackResult(_Outcomes):
     """Steps, summed over the samples, whose gradient was exactly zero."""
     seconds: float = 0.0
     """Wall-clock time."""
+    rates: Sequence[float] = ()
+    """Of a random model, per sample: the share of fresh draws in which it classifies the reported point correctly."""
+    choice: Sequence[float] = ()
+    """The same over as many other draws, by which the worst of several attacks is chosen."""
+    not_finite: int = 0
+    """Samples whose prediction at the reported point is not finite (NaN): neither right nor fooled."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +242,9 @@ def to_json(record: Record) -> dict[str, Any]:
     if isinstance(record, Evaluation):
         for name in ("results", "corruptions"):
             for entry, result in zip(data[name], getattr(record, name), strict=True):
+                for seldom in ("rates", "choice", "not_finite"):
+                    if not entry.get(seldom, True):
+                        del entry[seldom]
                 entry.update(figures(result))
         if record.corrupted is None:
             del data["corruptions"]
@@ -315,7 +326,7 @@ def _check(evaluation: Evaluation, where: str) -> None:
     require(all(isinstance(word, str) for word in words), f"{where} is damaged: a flag's text is no text.")
     require(len(evaluation.results) > 0, f"{where} is damaged: it has no results.")
     for number, result in enumerate(evaluation.results, 1):
-        counts = (result.evaluations, result.nan_gradients, result.zero_gradients)
+        counts = (result.evaluations, result.nan_gradients, result.zero_gradients, result.not_finite)
         whole = (
             isinstance(result.attack, str)
             and isinstance(result.norm, str)

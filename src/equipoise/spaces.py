@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from equipoise.geometry import EVERYWHERE, Box
-from equipoise.predictive import standing
+from equipoise.predictive import Frozen
 from equipoise.predictive.parts import parts
 from equipoise.rng import Streams
-from equipoise.types import Mode, Points, Predict, Prediction, Predictive, Weights
+from equipoise.types import Points, Predict, Prediction, Predictive, Weights
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Input:
         """None: that of the ball."""
         return None
 
-    def enter(self, predictive: Predictive, x: Points, mode: Mode) -> tuple[Predictive, Points]:
+    def enter(self, predictive: Frozen, x: Points) -> tuple[Frozen, Points]:
         """The model and the batch as they are."""
         return predictive, x
 
@@ -55,11 +55,12 @@ class Latent:
     box: Box = EVERYWHERE
     """Where codes may lie."""
 
-    def enter(self, predictive: Predictive, x: Points, mode: Mode) -> tuple[Predictive, Points]:
-        """The classifier part, and the codes of `x` in the given mode."""
-        encoder, classifier = parts(predictive, self.layer)
-        with torch.no_grad(), standing(predictive.module, mode):
-            return classifier, encoder(x)
+    def enter(self, predictive: Frozen, x: Points) -> tuple[Frozen, Points]:
+        """The classifier part, and the codes of `x` in the model's mode."""
+        encoder, classifier = parts(predictive.predictive, self.layer)
+        _, original = parts(predictive.original, self.layer)
+        with torch.no_grad():
+            return Frozen(classifier, original, predictive.random), encoder(x)
 
     def leave(self, origin: Points, point: Points) -> Points:
         """The perturbation `δ` alone: the network that is trained has other codes than the one that stood still, where
@@ -100,10 +101,11 @@ class OnManifold:
     box: Box = EVERYWHERE
     """Where codes may lie."""
 
-    def enter(self, predictive: Predictive, x: Points, mode: Mode) -> tuple[Predictive, Points]:
+    def enter(self, predictive: Frozen, x: Points) -> tuple[Frozen, Points]:
         """The model of codes, `f(dec(z))`, and the codes of `x`."""
+        still, original = (_Decoded(one, self.manifold) for one in (predictive.predictive, predictive.original))
         with torch.no_grad():
-            return _Decoded(predictive, self.manifold), self.manifold.encode(x)
+            return Frozen(still, original, predictive.random), self.manifold.encode(x)
 
     def leave(self, origin: Points, point: Points) -> Points:
         """The point as it is: the auto-encoder stands still."""

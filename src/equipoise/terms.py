@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, require
 from equipoise.objectives import Objective, each
+from equipoise.predictive import as_predictive
 from equipoise.rng import Streams, fold
 from equipoise.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 
@@ -224,6 +226,30 @@ class Method:
             return penalty if player is None else replace(penalty, player=made[player])
 
         return replace(self, penalties=tuple((weight, placed(penalty)) for weight, penalty in self.penalties))
+
+    def loss(
+        self,
+        model: "nn.Module | Predictive",
+        x: Points,
+        y: Labels,
+        *,
+        step: int,
+        seed: int = 0,
+        index: Int[Tensor, " batch"] | None = None,
+    ) -> Tensor:
+        """Return the mean loss of a batch, with its graph: all that a training loop of your own needs.
+
+            method.loss(net, x, y, step=step).backward()
+
+        The perturbed points are found first, on a copy of the model; `step` is the number of the step of training, so
+        that every step draws other starts and numbers of steps. With `index`, the numbers of the samples, draws belong
+        to samples instead of places in the batch. Raises `EquipoiseError` for a model that is none.
+        """
+        predictive = as_predictive(model)
+        index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
+        streams = Streams.of(fold(seed, step), index, batch=step)
+        losses, _ = self.losses(predictive, x, y, self.points(predictive, x, y, streams), streams)
+        return losses.mean()
 
     def losses(
         self, predictive: Predictive, x: Points, y: Labels, points: list[Points | None], streams: Streams

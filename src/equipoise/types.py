@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from equipoise.rng import Streams
@@ -20,18 +20,27 @@ PerSample = Float[Tensor, " batch"]
 Weights = dict[str, Tensor]
 
 
+_UNDERFLOW = 104.0
+"""Gap to the largest logit, in nats, beyond which a probability is 0 in float32."""
+_ROUNDING = 4
+"""Error of a margin by rounding, in machine epsilons of its logits, with some room."""
+_REPEATED = 1e-4
+"""Change of a logit between two calls, relative to the logits' spread, that is no longer rounding: a forward pass in
+float32 repeats itself to about 1e-6 whatever the order of its sums."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a predictive says of a batch."""
 
     logits: Float[Tensor, "members batch classes"]
-    """Logits of every member; a single network has `members = 1`."""
+    """Logits of every member; a single network has `members = 1`. `-inf` is a class that cannot be."""
 
     @cached_property
     def log_probs(self) -> Float[Tensor, "batch classes"]:
         """`log (1/M) Σ_m softmax(logits_m)`, computed in log space: finite for all finite logits (U, Sec. 2)."""
-        members = self.logits.log_softmax(-1)
-        mean = members[0] if len(members) == 1 else members.logsumexp(0) - math.log(len(members))
+        members = log_softmax(self.logits)
+        mean = members[0] if len(members) == 1 else _log_mean_exp(members)
         return mean.clamp_min(torch.finfo(mean.dtype).min)
 
     @property
@@ -41,8 +50,16 @@ class Prediction:
 
     @property
     def labels(self) -> Labels:
-        """The most probable class."""
-        return self.scores.argmax(-1)
+        """The most probable class; -1 where the prediction is not finite (NaN, or an infinite largest score), which is
+        neither right nor fooled.
+        """
+        top, label = self.scores.max(-1)
+        return torch.where(top.isfinite(), label, -1)
+
+    @property
+    def finite(self) -> Bool[Tensor, " batch"]:
+        """Which predictions are ones: no NaN, and a finite largest score."""
+        return self.scores.amax(-1).isfinite()
 
     @property
     def classes(self) -> int:
@@ -54,6 +71,40 @@ class Prediction:
         """What each member says alone."""
         return [Prediction(one[None]) for one in self.logits]
 
+    @property
+    def spread(self) -> PerSample:
+        """Size of the logits that matter: the largest distance from their mean among the classes whose probability is
+        not 0. A constant added to all logits, or a class ruled out by a logit of -1e9 or -inf, changes nothing.
+        """
+        scores = self.scores
+        top = scores.amax(-1, keepdim=True)
+        live = scores >= top - _UNDERFLOW
+        mean = torch.where(live, scores - top, 0).sum(-1) / live.sum(-1).clamp_min(1)  # from the largest down, so <= 0
+        lowest = torch.where(live, scores - top, 0).amin(-1)
+        return torch.maximum(-mean, mean - lowest)
+
+    def resolution(self, labels: Labels) -> PerSample:
+        """The error that rounding makes in the margin `max_{i≠y} z_i - z_y`, by the size of these two: another batch
+        size or device may move the margin by so much.
+        """
+        scores = self.scores
+        own = scores.gather(1, labels[:, None])[:, 0]
+        other = scores.scatter(1, labels[:, None], -torch.inf).amax(1)
+        sizes = torch.stack([own, other]).abs()
+        return _ROUNDING * torch.finfo(scores.dtype).eps * torch.where(sizes < torch.inf, sizes, 0).amax(0)
+
+    def differs(self, other: "Prediction", relative: float = _REPEATED) -> Bool[Tensor, " batch"]:
+        """On which samples another prediction is a different one: a logit has moved by more than rounding explains, and
+        by more than the share `relative` of its distance from the largest.
+        """
+        mine, theirs = self.scores.detach(), other.scores.detach()
+        below = mine.amax(-1, keepdim=True) - mine
+        live = (below <= _UNDERFLOW) | (theirs >= theirs.amax(-1, keepdim=True) - _UNDERFLOW)
+        eps = torch.finfo(mine.dtype).eps
+        rounding = relative * below + 64 * eps * (mine.abs() + torch.maximum(self.spread, other.spread)[:, None])
+        apart = (live & ~((mine - theirs).abs() <= rounding)).any(-1)
+        return torch.where(self.finite & other.finite, apart, self.finite != other.finite)
+
     def detach(self) -> "Prediction":
         """The same prediction, cut from the graph."""
         return Prediction(self.logits.detach())
@@ -61,6 +112,33 @@ class Prediction:
     def __getitem__(self, rows: "slice | Tensor") -> "Prediction":
         """The prediction of some of the samples."""
         return Prediction(self.logits[:, rows])
+
+
+def _log_mean_exp(log_p: Float[Tensor, "members batch classes"]) -> Float[Tensor, "batch classes"]:
+    """`log (1/M) Σ_m p_m`; of probabilities near 1 by `log(1 + (1/M) Σ_m (p_m - 1))`, in which nothing cancels."""
+    far = log_p.logsumexp(0) - math.log(len(log_p))
+    near = log_p.clamp_min(-1).expm1().mean(0).log1p()
+    return torch.where(log_p.amin(0) > -0.5, near, far)
+
+
+def log_softmax(z: Float[Tensor, "... classes"]) -> Float[Tensor, "... classes"]:
+    """Return `log softmax(z)`, with a gradient that is right where one class is almost certain.
+
+    With d the distances below the largest logit, `log p = -d - log(1 + Σ' exp(-d))`, the sum over the other classes.
+    The plain formula's gradient `g - p Σ g` loses the component of the largest logit to cancellation: from a gap of 17
+    nats on it is 0 in float32, while those of the other classes are not.
+    """
+    below, others = distances_below(z)
+    return -below - others.sum(-1, keepdim=True).log1p()
+
+
+def distances_below(
+    z: Float[Tensor, "... classes"],
+) -> tuple[Float[Tensor, "... classes"], Float[Tensor, "... classes"]]:
+    """Return `d = max z - z` and `exp(-d)`, the latter 0 for the (first) largest class itself."""
+    top, first = z.max(-1, keepdim=True)
+    below = (top - z).scatter(-1, first, 0)  # of the largest itself a constant: its two gradients would cancel
+    return below, (-below).exp().scatter(-1, first, 0)
 
 
 Predict = Callable[[Points], Prediction]
@@ -124,8 +202,8 @@ class Space(Protocol):
         """Where points of this space may lie: a `Box`, or None for that of the ball."""
         ...
 
-    def enter(self, predictive: Predictive, x: Points, mode: Mode) -> tuple[Predictive, Points]:
-        """The model as one of points of this space, and the points that belong to `x`."""
+    def enter(self, predictive: Any, x: Points) -> tuple[Any, Points]:
+        """A frozen model (`equipoise.predictive.Frozen`) as one of points of this space, and the points of `x`."""
         ...
 
     def leave(self, origin: Points, point: Points) -> Points:

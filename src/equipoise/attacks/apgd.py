@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from equipoise.ascent import Ascent, Keep
-from equipoise.attacks.gradient import usual_step_size
+from equipoise.attacks.gradient import make_ascent, usual_step_size
 from equipoise.errors import require
-from equipoise.geometry import Ball
+from equipoise.geometry import Ball, Box
 from equipoise.objectives import Objective, cross_entropy, dlr
 from equipoise.perturbed import like
 from equipoise.steps import Boundary, Gaussian, Memory, Start
@@ -148,6 +148,7 @@ def apgd(
     keep: Keep = "first_success",
     start: Start | None = None,
     approach: tuple[tuple[float, float], ...] | None = None,
+    box: Box = Box(),
     **options: Any,
 ) -> Ascent:
     """Auto-PGD on `objective`, by default the cross-entropy (`APGD-CE`).
@@ -156,17 +157,17 @@ def apgd(
     noise with steps of `eps`, the first 30 % of the steps in the ball of radius `3·eps` and the next 30 % in that of
     `2·eps` (Croce & Hein 2021). Also takes the fields of `Ascent`, such as `restarts`.
     """
-    ball, sparse = Ball(norm, eps), norm == "l1"
+    ball, sparse = Ball(norm, eps, box), norm == "l1"
     length = (1 if sparse else 2) * eps if eps > 0 else usual_step_size(eps, steps)
     if approach is None:
         approach = ((3, 0.3), (2, 0.3)) if sparse and eps > 0 else ()
-    return Ascent(
+    return make_ascent(
         objective,
         ball,
         length,
         steps,
         SparseAutoStep() if sparse else AutoStep(),
-        start=start or (Gaussian(1.0) if sparse else Boundary()),
+        start=start or (Gaussian(box.scale) if sparse else Boundary()),
         keep=keep,
         approach=approach,
         **options,
@@ -180,4 +181,4 @@ def apgd_t(
     and a sample leaves as soon as one of its climbs has fooled the model.
     """
     require(targets >= 1, f"targets = {targets} climbs towards nothing: expected an integer >= 1.")
-    return apgd(eps, norm, steps, objective, target=targets, **options)
+    return apgd(eps, norm, steps, objective, num_targets=targets, **options)

@@ -22,9 +22,9 @@ from equipoise.attacks.fab import FAB, fab
 from equipoise.attacks.gradient import cw
 from equipoise.attacks.square import square
 from equipoise.errors import EquipoiseError, require, unknown
-from equipoise.geometry import Ball
+from equipoise.geometry import Ball, Box
 from equipoise.objectives import cross_entropy, dlr, margin
-from equipoise.perturbed import Perturbed, admit
+from equipoise.perturbed import Goal, Perturbed, admitted, judged
 from equipoise.steps import Uniform
 from equipoise.types import Labels, Points, Precision, Predictive
 
@@ -95,24 +95,29 @@ class Chain:
         """
         if y is None:
             raise EquipoiseError("an attack that counts errors needs the labels y.")
-        ready = admit(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size)
-        index = torch.arange(len(x)) if index is None else index
-        result = None
-        rows = torch.arange(len(x), device=x.device)
-        for number, (name, attack) in enumerate(progress.parts(self.fitted(ready.classes).parts, self.names)):
-            again: dict[str, Any] = {"seed": seed, "index": index.to(x.device)[rows], "batch_size": batch_size}
-            found = progress.kept(name, partial(attack, model, x[rows], y[rows], **again))
-            found = replace(found, part=torch.full_like(found.part, number))
-            if result is None:
-                result = found
-            else:
-                before = result.take(rows)
-                result = result.overwritten(rows, before.or_rather(found, torch.ones_like(found.success)))
-            rows = (~result.success).nonzero()[:, 0]
-            if len(rows) == 0:
-                break
-        assert result is not None
-        return result
+        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
+            x, result = case.x, None
+            rows = torch.arange(len(x), device=x.device)
+            for number, (name, attack) in enumerate(progress.parts(self.fitted(case.classes).parts, self.names)):
+                again: dict[str, Any] = {
+                    "seed": seed,
+                    "index": case.index.to(x.device)[rows],
+                    "batch_size": batch_size,
+                }
+                found = progress.kept(name, partial(attack, model, x[rows], y[rows], **again))
+                found = replace(found, part=torch.full_like(found.part, number))
+                if result is None:
+                    result = found
+                else:
+                    before = result.take(rows)
+                    # A random model may err less at the new point than at the old one.
+                    better = found.success | (found.errors >= before.errors)
+                    result = result.overwritten(rows, before.or_rather(found, better))
+                rows = (~result.success).nonzero()[:, 0]
+                if len(rows) == 0:
+                    break
+            assert result is not None
+            return judged(case.predictive, self.geometry, Goal(y), x, result, case.streams)
 
 
 def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
@@ -129,19 +134,26 @@ def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
 def _fitted(name: str, attack: Ascent | FAB, classes: int) -> tuple[Ascent | FAB, list[str]]:
     """The attack for a model of so many classes, and what had to be changed."""
     notes = []
-    targets = attack.target if isinstance(attack, Ascent) else attack.targets
-    if isinstance(targets, int) and targets > classes - 1:
+    targets = attack.num_targets if isinstance(attack, Ascent) else attack.targets
+    if targets is not None and targets > classes - 1:
         notes.append(f"{name}: {classes - 1} targets instead of {targets}, the model has {classes} classes")
-        fewer = {"target" if isinstance(attack, Ascent) else "targets": classes - 1}
+        fewer = {"num_targets" if isinstance(attack, Ascent) else "targets": classes - 1}
         attack = replace(attack, **fewer)
-    if isinstance(attack, Ascent) and classes < attack.objective.classes[0 if attack.target is None else 1]:
-        kind = "targeted " if attack.target is not None else ""
+    towards = isinstance(attack, Ascent) and (attack.target is not None or attack.num_targets is not None)
+    if isinstance(attack, Ascent) and classes < attack.objective.classes[1 if towards else 0]:
+        kind = "targeted " if towards else ""
         notes.append(f"{name}: margin instead of {kind}{attack.objective.name}, the model has {classes} classes")
         attack = replace(attack, objective=margin)
     return attack, notes
 
 
-def autoattack(eps: float, norm: str = "linf", version: Version = "standard", precision: Precision = "32") -> Chain:
+def autoattack(
+    eps: float,
+    norm: str = "linf",
+    version: Version = "standard",
+    precision: Precision = "32",
+    box: Box = Box(),
+) -> Chain:
     """AutoAttack with the published budgets: 100 steps, 9 targets (5 of APGD-T in L1), 5000 queries; 5 restarts of
     APGD-CE in L1 (Croce & Hein 2020 and 2021).
 
@@ -149,7 +161,7 @@ def autoattack(eps: float, norm: str = "linf", version: Version = "standard", pr
     computes the attacks in bfloat16; every success is confirmed in float32. Raises `EquipoiseError`.
     """
     sparse = norm == "l1"
-    common: dict[str, Any] = {"norm": norm, "precision": precision}
+    common: dict[str, Any] = {"norm": norm, "precision": precision, "box": box}
     match version:
         case "standard":
             parts: list[tuple[str, Attack]] = [
@@ -177,14 +189,14 @@ def autoattack(eps: float, norm: str = "linf", version: Version = "standard", pr
     return Chain(tuple(parts))
 
 
-def cascade(eps: float, norm: str = "linf", precision: Precision = "32") -> Chain:
+def cascade(eps: float, norm: str = "linf", precision: Precision = "32", box: Box = Box()) -> Chain:
     """Ten steps on the margin and a short APGD-T, then every attack of AutoAttack `standard`, with the same draws.
 
     So whatever the standard sequence fools falls here too, and what falls to the cheap attacks costs little.
     """
-    common: dict[str, Any] = {"norm": norm, "precision": precision}
+    common: dict[str, Any] = {"norm": norm, "precision": precision, "box": box}
     cheap: tuple[tuple[str, Attack], ...] = (
         ("cw10", cw(eps, steps=10, start=Uniform(), keep="first_success", **common)),
         ("apgd-t20", apgd_t(eps, steps=20, targets=3, **common)),
     )
-    return Chain(cheap + autoattack(eps, norm, precision=precision).parts)
+    return Chain(cheap + autoattack(eps, norm, precision=precision, box=box).parts)

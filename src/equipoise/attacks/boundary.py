@@ -11,31 +11,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from equipoise import progress
-from equipoise.errors import require
 from equipoise.geometry import Ball, Rows
 from equipoise.objectives import Objective, margin
 from equipoise.perturbed import (
     AT_ONCE,
-    GLOBAL_STREAM,
     MODEL_STREAM,
     Goal,
     Perturbed,
-    admit,
+    admitted,
     at,
     confirmed,
     held_still,
+    judged,
     value_and_gradient,
 )
-from equipoise.predictive import couples_samples, predict, seeded, standing
-from equipoise.rng import Streams, fold
+from equipoise.predictive import Frozen, predict
+from equipoise.rng import Streams
 from equipoise.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 
-ROUNDING = 32
-"""The margin, in units of the scores' resolution, from which an error is one in every batch."""
-
 _ROUNDED = 16
-"""The same for distances, in units of theirs."""
+"""Shorter by less than so many units of a distance's resolution is not nearer: rounding differs from batch to batch."""
 
 
 def _difference(
@@ -49,14 +44,9 @@ difference = Objective("logit difference", _difference, needs_labels=True, targe
 """`z_t - z_y`: positive where the target class is more likely than the true one."""
 
 
-def resolution(here: Prediction) -> PerSample:
-    """The error that rounding makes in a margin, with some room."""
-    return ROUNDING * torch.finfo(here.scores.dtype).eps * here.scores.abs().amax(1)
-
-
 def clearly_wrong(here: Prediction, y: Labels) -> Bool[Tensor, " batch"]:
     """By more than rounding, lest the point be right in another batch or on another device."""
-    return margin(here, None, y) > resolution(here)
+    return (margin(here, None, y) > here.resolution(y)) & here.finite
 
 
 def usable(gradient: Rows) -> tuple[Rows, Bool[Tensor, " batch"], Bool[Tensor, " batch"]]:
@@ -157,36 +147,25 @@ def searched(
     sample has `each`. Raises `EquipoiseError` for unusable input, and for a model whose predictions in eval mode
     depend on the batch.
     """
-    case = admit(model, x, y, geometry, seed=seed, index=index, batch_size=batch_size)
-    independent(case.predictive, name)
-    rows = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
-    at_once = max(rows // min(each, case.classes - 1), 1)
-    with seeded(fold(seed, GLOBAL_STREAM), x.device):
+    with admitted(model, x, y, geometry, seed=seed, index=index, batch_size=batch_size) as case:
+        case.require_independent(name)
+        rows = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
+        at_once = max(rows // min(each, case.classes - 1), 1)
         return Perturbed.cat(
             [
-                _searched(run, geometry, case.predictive, x[b], at(y, b), case.streams[b])
-                for b in progress.parts(torch.arange(len(x), device=x.device).split(at_once))
+                _searched(run, geometry, case.predictive, case.x[b], at(y, b), case.streams[b])
+                for b in case.batches(at_once)
             ]
         )
 
 
-def independent(predictive: Predictive, name: str) -> None:
-    """Raise `EquipoiseError` for a model in which samples depend on each other in eval mode."""
-    with standing(predictive.module, "eval"):
-        require(
-            not couples_samples(predictive.module),
-            f"{name} moves every sample by itself, but in this model a prediction depends on its batch (batch-norm "
-            "without running statistics): give it running statistics.",
-        )
-
-
 def own_labels(predictive: Predictive, x: Points, y: Labels | None, streams: Streams) -> Labels:
-    """`y`, or without labels the classes predicted at `x`."""
-    return predict(predictive, x, streams.fold(MODEL_STREAM)).labels if y is None else y
+    """`y`, or without labels the classes predicted at `x` (0 where the prediction is not finite)."""
+    return predict(predictive, x, streams.fold(MODEL_STREAM)).labels.clamp_min(0) if y is None else y
 
 
 def _searched(
-    run: Callable[[Search], None], ball: Ball, predictive: Predictive, x: Points, y: Labels | None, streams: Streams
+    run: Callable[[Search], None], ball: Ball, predictive: Frozen, x: Points, y: Labels | None, streams: Streams
 ) -> Perturbed:
     """One batch."""
     goal = Goal(own_labels(predictive, x, y, streams))
@@ -195,6 +174,7 @@ def _searched(
     rows = (~best.success).nonzero()[:, 0]
     if len(rows) == 0:
         return best
+    everyone = (x, goal, streams)
     x, goal, streams = x[rows], goal[rows], streams[rows]
     counts = [torch.zeros_like(rows) for _ in range(4)]
     far = x.new_full((len(x),), torch.inf)
@@ -214,4 +194,5 @@ def _searched(
         nan_gradients=search.nan,
         zero_gradients=search.zero,
     )
-    return best.overwritten(rows, best.take(rows).or_rather(found, found.success))
+    result = best.overwritten(rows, best.take(rows).or_rather(found, found.success))
+    return judged(predictive, ball, everyone[1], everyone[0], result, everyone[2])

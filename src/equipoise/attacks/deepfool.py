@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise import progress
-from equipoise.attacks.boundary import Search, described, resolution, searched
+from equipoise.attacks.boundary import Search, described, searched
 from equipoise.errors import require
 from equipoise.geometry import NORMS, Ball, Box, norm_of
 from equipoise.hyperplane import move_onto
@@ -74,7 +74,7 @@ class DeepFool:
         ball, point = self.geometry, search.x
         targets = likely_classes(search.clean, search.y, self.targets)
         # Rounding may leave a point on the plane on the wrong side of it, however small the move.
-        least = resolution(search.clean)[:, None]
+        least = search.clean.resolution(search.y)[:, None]
         rows = torch.arange(len(point), device=point.device)
         for step in range(1, self.steps + 1):
             progress.report(step - 1, self.steps, "step")

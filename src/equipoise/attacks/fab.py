@@ -18,25 +18,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from equipoise import progress
-from equipoise.attacks.boundary import described, difference, usable
+from equipoise.attacks.boundary import clearly_wrong, described, difference, usable
 from equipoise.errors import EquipoiseError, require, unknown
-from equipoise.geometry import NORMS, Ball, norm_of
+from equipoise.geometry import NORMS, Ball, Box, norm_of
 from equipoise.hyperplane import move_onto
 from equipoise.perturbed import (
     AT_ONCE,
-    GLOBAL_STREAM,
     MODEL_STREAM,
     Goal,
     Perturbed,
-    admit,
+    admitted,
     confirmed,
     held_still,
+    judged,
     like,
     likely_classes,
     value_and_gradient,
 )
-from equipoise.predictive import couples_samples, seeded, standing
-from equipoise.rng import Streams, fold
+from equipoise.predictive import Frozen
+from equipoise.rng import Streams
 from equipoise.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
 
 _RESTART = 4
@@ -111,25 +111,18 @@ class FAB:
         """
         if y is None:
             raise EquipoiseError("fab needs the labels y: it looks for the nearest point of another class.")
-        case = admit(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size)
-        predictive = case.predictive
-        with standing(predictive.module, "eval"):
-            require(
-                not couples_samples(predictive.module),
-                "fab moves a sample towards many classes side by side, but in this model a prediction depends on its "
-                "batch (batch-norm without running statistics): give it running statistics, or attack it with pgd.",
-            )
-        rows = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
-        at_once = max(rows // min(self.targets, case.classes - 1), 1)
-        with seeded(fold(seed, GLOBAL_STREAM), x.device):
+        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
+            case.require_independent("fab")
+            rows = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
+            at_once = max(rows // min(self.targets, case.classes - 1), 1)
             return Perturbed.cat(
                 [
-                    self._attack(predictive, x[b], y[b], case.streams[b], at_once)
-                    for b in progress.parts(torch.arange(len(x), device=x.device).split(batch_size))
+                    self._attack(case.predictive, case.x[b], y[b], case.streams[b], at_once)
+                    for b in case.batches(batch_size)
                 ]
             )
 
-    def _attack(self, predictive: Predictive, x: Points, y: Labels, streams: Streams, at_once: int) -> Perturbed:
+    def _attack(self, predictive: Frozen, x: Points, y: Labels, streams: Streams, at_once: int) -> Perturbed:
         """All restarts on one batch, `at_once` samples at a time."""
         none = torch.zeros_like(y)
         best, clean = confirmed(predictive, self.geometry, Goal(y), x, x, streams, evaluations=none, iteration=none)
@@ -143,11 +136,11 @@ class FAB:
                 found = self._attempt(predictive, x[rows], y[rows], targets[rows], streams[rows], restart, reach)
                 better = found.success & (~old.success | (found.distance < old.distance))
                 best = best.overwritten(rows, old.or_rather(found, better))
-        return best
+        return judged(predictive, self.geometry, Goal(y), x, best, streams)
 
     def _attempt(
         self,
-        predictive: Predictive,
+        predictive: Frozen,
         x: Points,
         y: Labels,
         targets: Int[Tensor, "batch targets"],
@@ -203,7 +196,7 @@ class FAB:
         for step in range(1, self.steps + 1):
             progress.report(step - 1, self.steps, "step")
             rows.point = self._moved(rows, found)
-            rows.wrong = rows.looked_at(predict(rows.point), found)
+            rows.look(predict(rows.point), found)
             won = self._record(rows, each, step, found)
             if step == self.steps:
                 break
@@ -212,7 +205,7 @@ class FAB:
                 if len(left) == 0:
                     break
                 rows = rows[left]
-            share = torch.where(rows.wrong, self.beta, 1.0).to(x.dtype)
+            share = torch.ones_like(rows.value).masked_fill(rows.wrong, self.beta)
             rows.point = torch.lerp(rows.origin, rows.point, like(share, rows.point))
             rows.aim(predict, found)
         return found
@@ -240,11 +233,11 @@ class FAB:
         """Keep the best new point of every sample, if it is better than what was found; which samples have one."""
         score = torch.full_like(rows.value, float("inf"))
         if self.keep == "nearest":
-            wrong = rows.wrong.nonzero()[:, 0]
+            wrong = rows.clear.nonzero()[:, 0]
             score[wrong] = self.geometry.distance(rows.point[wrong], rows.origin[wrong])
         else:
             length = norm_of((rows.point - rows.origin).flatten(1), NORMS[self.geometry.norm].order)
-            near = (rows.wrong & (length <= 1.001 * self.geometry.eps + 1e-5)).nonzero()[:, 0]
+            near = (rows.clear & (length <= 1.001 * self.geometry.eps + 1e-5 * self.geometry.box.scale)).nonzero()[:, 0]
             score[near[self.geometry.contains(rows.point[near], rows.origin[near])]] = 0.0
         score, first = score.reshape(-1, each).min(1)
         won = score < found.score[rows.slot[::each]]
@@ -283,6 +276,7 @@ class _Rows:
     value: Tensor
     gradient: Tensor
     wrong: Tensor  # whether the last move crossed the boundary
+    clear: Tensor  # by more than rounding, so that the point counts
 
     @staticmethod
     def of(
@@ -292,24 +286,34 @@ class _Rows:
         origin = x[slot]
         point = origin if start is None else start.flatten(0, 1)
         none = torch.zeros_like(slot)
-        return _Rows(slot, origin, y[slot], targets.flatten(), point, none.to(x.dtype), origin.clone(), none.bool())
+        return _Rows(
+            slot, origin, y[slot], targets.flatten(), point, none.to(x.dtype), origin.clone(), none.bool(), none.bool()
+        )
 
     def __getitem__(self, rows: Tensor) -> "_Rows":
         return _Rows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-    def looked_at(self, here: Prediction, found: _Found) -> Bool[Tensor, " rows"]:
-        """At which points the model is wrong."""
+    def look(self, here: Prediction, found: _Found) -> None:
+        """At which points the model is wrong, and at which of them clearly."""
         found.evaluations.index_add_(0, self.slot, torch.ones_like(self.slot))
-        return here.labels != self.labels
+        self.wrong, self.clear = here.labels != self.labels, clearly_wrong(here, self.labels)
 
     def aim(self, predict: Predict, found: _Found) -> None:
         """The value of every point, and the gradient along which it moves next."""
-        self.value, self.gradient, here = value_and_gradient(
+        self.value, self.gradient, _ = value_and_gradient(
             difference, predict, self.point, None, self.labels, self.target
         )
-        self.looked_at(here, found)
+        found.evaluations.index_add_(0, self.slot, torch.ones_like(self.slot))
 
 
-def fab(eps: float, norm: str = "linf", steps: int = 100, targets: int = 9, restarts: int = 1, **options: Any) -> FAB:
+def fab(
+    eps: float,
+    norm: str = "linf",
+    steps: int = 100,
+    targets: int = 9,
+    restarts: int = 1,
+    box: Box = Box(),
+    **options: Any,
+) -> FAB:
     """Targeted FAB within `eps` (`FAB-T` of AutoAttack); also takes the other fields of `FAB`, such as `keep`."""
-    return FAB(Ball(norm, eps), steps, targets, restarts, **options)
+    return FAB(Ball(norm, eps, box), steps, targets, restarts, **options)

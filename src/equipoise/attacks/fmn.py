@@ -14,7 +14,7 @@ has no factor 1 + gamma in the last case: then an iterate may come to lie on the
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -39,16 +39,24 @@ class FMN:
     """Norm and box, and the radius within which a perturbation counts."""
     steps: int = 100
     """How many steps."""
-    step_size: float = 1.0
-    """First length of the steps in L2, alpha."""
-    last_step_size: float = 0.01
-    """Last length of the steps."""
+    step_size: float | None = None
+    """First length of the steps in L2, alpha: by default the box's width, in Linf ten times it, where a move of all
+    coordinates is long in L2 (as in the authors' library)."""
+    last_step_size: float | None = None
+    """Last length of the steps, by default a hundredth of the usual first."""
     gamma: float = 0.05
     """First rate at which the ball shrinks and grows."""
     last_gamma: float = 0.001
     """Last rate."""
 
     def __post_init__(self) -> None:
+        usual = (10.0 if self.geometry.norm == "linf" else 1.0) * self.geometry.box.scale
+        if self.step_size is None:
+            object.__setattr__(
+                self, "step_size", (10.0 if self.geometry.norm == "linf" else 1.0) * self.geometry.box.scale
+            )
+        if self.last_step_size is None:
+            object.__setattr__(self, "last_step_size", usual / 100)
         require(self.steps >= 1, f"steps = {self.steps}: expected a whole number >= 1.")
         for first, last in (("step_size", "last_step_size"), ("gamma", "last_gamma")):
             require(
@@ -102,7 +110,7 @@ class FMN:
                 torch.minimum(eps * (1 - gamma), search.distance),
                 torch.where(found, eps, ahead) * (1 + gamma),
             )
-            size = _cosine(self.step_size, self.last_step_size, step / self.steps)
+            size = _cosine(cast(float, self.step_size), cast(float, self.last_step_size), step / self.steps)
             point = ball.project(everywhere.steepest(point, gradient.reshape(x.shape), size), x, eps)
         wrong = search.look(point, rows)
         search.keep(point[wrong], rows[wrong], ball.distance(point, x)[wrong], self.steps)
@@ -114,9 +122,5 @@ def _cosine(first: float, last: float, share: float) -> float:
 
 
 def fmn(eps: float = float("inf"), norm: str = "l2", steps: int = 100, box: Box = Box(), **options: Any) -> FMN:
-    """FMN within `eps`, by default anywhere in the box; also takes the other fields of `FMN`.
-
-    The first step has length 1, in linf 10, where a move of all coordinates is long in L2 (as in its authors' library).
-    """
-    defaults = {"step_size": 10.0, "last_step_size": 0.1} if norm == "linf" else {}
-    return FMN(Ball(norm, eps, box), steps, **defaults | options)
+    """FMN within `eps`, by default anywhere in the box; also takes the other fields of `FMN`."""
+    return FMN(Ball(norm, eps, box), steps, **options)

@@ -6,7 +6,7 @@ Every function also takes the fields of `Ascent` by name, such as `start`, `keep
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from equipoise.ascent import Ascent, TargetRule
@@ -14,6 +14,19 @@ from equipoise.errors import EquipoiseError, unknown
 from equipoise.geometry import Ball, Box
 from equipoise.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
 from equipoise.steps import Constant, Gaussian, Start, StepSize, Uniform, UniformUpTo
+
+
+def make_ascent(*parts: Any, **options: Any) -> Ascent:
+    """An `Ascent` of these parts. Raises `EquipoiseError` for an option that it does not have."""
+    known = [field.name for field in fields(Ascent)]
+    for name in options:
+        if name == "random_start":
+            raise EquipoiseError(
+                "random_start is not an option: write start='uniform', or leave it out for the clean point."
+            )
+        if name not in known:
+            raise unknown("option", name, known)
+    return Ascent(*parts, **options)
 
 
 def usual_step_size(eps: float, steps: int, reach: float = 2.5) -> float:
@@ -27,7 +40,7 @@ def _step_size(step_size: StepSize | float | None, eps: float, steps: int, reach
 
 def fgsm(eps: float, norm: str = "linf", step_size: float | None = None, box: Box = Box(), **options: Any) -> Ascent:
     """Fast gradient sign method: `x + eps · sign(∇CE)`, for other norms the steepest step (Goodfellow et al. 2015)."""
-    return Ascent(cross_entropy, Ball(norm, eps, box), _step_size(step_size, eps, 1, 1.0), 1, **options)
+    return make_ascent(cross_entropy, Ball(norm, eps, box), _step_size(step_size, eps, 1, 1.0), 1, **options)
 
 
 def r_fgsm(
@@ -43,7 +56,7 @@ def r_fgsm(
     The gradient is taken at the random start, as in Wong et al. 2020; U (Eq. R-FGSM) writes it at x.
     """
     size = _step_size(step_size, eps, 1, 1.25)
-    return Ascent(cross_entropy, Ball(norm, eps, box), size, 1, start=start, **options)
+    return make_ascent(cross_entropy, Ball(norm, eps, box), size, 1, start=start, **options)
 
 
 def pgd(
@@ -55,7 +68,7 @@ def pgd(
     **options: Any,
 ) -> Ascent:
     """Projected gradient ascent of the cross-entropy (Madry et al. 2018; U, Eq. PGD: from the clean point)."""
-    return Ascent(cross_entropy, Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options)
+    return make_ascent(cross_entropy, Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options)
 
 
 def cw(
@@ -67,7 +80,7 @@ def cw(
     **options: Any,
 ) -> Ascent:
     """The margin of Carlini & Wagner 2017, climbed by projected gradient steps (R, Sec. 5.1)."""
-    return Ascent(margin, Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options)
+    return make_ascent(margin, Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options)
 
 
 def uta(
@@ -83,7 +96,7 @@ def uta(
 
     `uncertainty` is one of `equipoise.objectives.UNCERTAINTIES`, or an objective of your own.
     """
-    return Ascent(
+    return make_ascent(
         uncertainty_named(uncertainty), Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options
     )
 
@@ -107,14 +120,15 @@ def trades(
     steps: int = 10,
     norm: str = "linf",
     divergence: Divergence = "clean||here",
-    start: Start = Gaussian(0.001),
+    start: Start | None = None,
     box: Box = Box(),
     **options: Any,
 ) -> Ascent:
-    """TRADES' inner step: climb the divergence from the clean prediction, from Gaussian noise of 0.001, because its
-    gradient is 0 at the clean point (Zhang et al. 2019).
+    """TRADES' inner step: climb the divergence from the clean prediction, from Gaussian noise of 0.001 times the box's
+    width, because its gradient is 0 at the clean point (Zhang et al. 2019).
     """
-    return Ascent(
+    start = Gaussian(0.001 * box.scale) if start is None else start
+    return make_ascent(
         kl(divergence), Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, start=start, **options
     )
 

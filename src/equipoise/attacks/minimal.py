@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from equipoise.ascent import Ascent
 from equipoise.attacks.attack import Attack
-from equipoise.attacks.boundary import clearly_wrong, independent, own_labels
+from equipoise.attacks.boundary import clearly_wrong, own_labels
 from equipoise.errors import require
 from equipoise.geometry import Ball, Box
 from equipoise.objectives import Objective, cross_entropy
-from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Goal, Perturbed, admit, at, confirmed
-from equipoise.predictive import predict, seeded
-from equipoise.rng import Streams, fold
+from equipoise.perturbed import MODEL_STREAM, Goal, Perturbed, admitted, at, confirmed, judged
+from equipoise.predictive import Frozen, predict
+from equipoise.rng import Streams
 from equipoise.spaces import Input
 from equipoise.types import Labels, Points, Predictive
 
@@ -84,19 +84,18 @@ class Bisected:
         Results depend neither on `batch_size` nor on the order, up to float rounding.
         Raises `EquipoiseError` for unusable input and for models in which samples depend on each other.
         """
-        case = admit(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size)
-        independent(case.predictive, "bisection")
-        found = self.attack(model, x, y, seed=seed, index=index, batch_size=batch_size)
-        with seeded(fold(seed, GLOBAL_STREAM), x.device):
+        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
+            case.require_independent("bisection")
+            found = self.attack(model, x, y, seed=seed, index=index, batch_size=batch_size)
             return Perturbed.cat(
                 [
-                    self._moved_back(case.predictive, x[b], at(y, b), found.take(b), case.streams[b])
-                    for b in torch.arange(len(x), device=x.device).split(batch_size)
+                    self._moved_back(case.predictive, case.x[b], at(y, b), found.take(b), case.streams[b])
+                    for b in case.batches(batch_size)
                 ]
             )
 
     def _moved_back(
-        self, predictive: Predictive, x: Points, y: Labels | None, found: Perturbed, streams: Streams
+        self, predictive: Frozen, x: Points, y: Labels | None, found: Perturbed, streams: Streams
     ) -> Perturbed:
         """One batch of what was found; those that did not succeed stay."""
         found, rows = replace(found, part=torch.zeros_like(found.part)), found.success.nonzero()[:, 0]
@@ -135,11 +134,13 @@ class Bisected:
         )
         crossings = (seen[1:] != seen[:-1]).sum(0)
         near, old = replace(near, crossings=crossings), replace(old, crossings=crossings)
-        return found.overwritten(rows, old.or_rather(near, near.success))
+        return found.overwritten(
+            rows, judged(predictive, self.geometry, goal, x, old.or_rather(near, near.success), streams)
+        )
 
 
 def minimal_l2(
-    step_size: float = 0.02,
+    step_size: float | None = None,
     steps: int = 500,
     objective: Objective = cross_entropy,
     halvings: int = 20,
@@ -148,12 +149,14 @@ def minimal_l2(
     **options: Any,
 ) -> Bisected:
     """The L2 distance at which a sample is misclassified: normalised gradient steps without a radius until it is, then
-    back to the boundary (R, Sec. 6). In pixels of [0, 1]; it reaches as far as `steps · step_size`.
+    back to the boundary (R, Sec. 6). It reaches as far as `steps · step_size`; by default steps of .02 times the width
+    of the box.
 
     On the distance to the nearest boundary this is an upper bound, and for a linear model of two classes the distance
-    itself. With several classes the cross-entropy need not lead to the nearest: with `target=9, objective=margin` it
-    climbs towards each of the 9 likeliest side by side, and the first to arrive counts. Also takes the other fields of
-    `Ascent`, such as `precision`. It bounds nothing, so that every sample may fall: quote the distances.
+    itself. With several classes the cross-entropy need not lead to the nearest: with `num_targets=9, objective=margin`
+    it climbs towards each of the 9 likeliest side by side, and the first to arrive counts. Also takes the other
+    fields of `Ascent`, such as `precision`. It bounds nothing, so that every sample may fall: quote the distances.
     """
     options = {"keep": "first_success"} | options
+    step_size = 0.02 * box.scale if step_size is None else step_size
     return Bisected(Ascent(objective, Ball("l2", math.inf, box), step_size, steps, **options), halvings, looks)

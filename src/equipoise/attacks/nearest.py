@@ -24,9 +24,7 @@ from equipoise.attacks.gradient import fgsm, pgd
 from equipoise.attacks.minimal import Bisected
 from equipoise.errors import require
 from equipoise.geometry import Ball, Box
-from equipoise.perturbed import GLOBAL_STREAM, Goal, Perturbed, admit, at, confirmed
-from equipoise.predictive import seeded
-from equipoise.rng import fold
+from equipoise.perturbed import Goal, Perturbed, admitted, at, confirmed, judged
 from equipoise.types import Labels, Points, Predictive
 
 LADDER: dict[str, tuple[float, ...]] = {
@@ -34,7 +32,8 @@ LADDER: dict[str, tuple[float, ...]] = {
     "l2": tuple(2.0**k for k in range(-2, 4)),
     "l1": tuple(2.0**k for k in range(0, 6)),
 }
-"""Radii at which FGSM and PGD, which need one, are tried: moved back to the boundary, only their direction counts."""
+"""Radii at which FGSM and PGD, which need one, are tried, in multiples of the box's scale: moved back to the boundary,
+only their direction counts."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +101,16 @@ class Nearest:
         the order, up to float rounding. Raises `EquipoiseError` for input that the attacks cannot take.
         """
         common: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
-        case = admit(model, x, y, self.geometry, index=index, **common)
-        index = torch.arange(len(x)) if index is None else index
-        with seeded(fold(seed, GLOBAL_STREAM), x.device):
-            batches = torch.arange(len(x), device=x.device).split(batch_size)
-            y = torch.cat([own_labels(case.predictive, x[b], at(y, b), case.streams[b]) for b in batches])
-            none = torch.zeros_like(y)
+        with admitted(model, x, y, self.geometry, index=index, **common) as case:
+            x, batches = case.x, list(case.batches(batch_size))
+            avoid = torch.cat([own_labels(case.predictive, x[b], at(y, b), case.streams[b]) for b in batches])
+            none = torch.zeros_like(avoid)
             result = Perturbed.cat(
                 [
                     confirmed(
                         case.predictive,
                         self.geometry,
-                        Goal(y[b]),
+                        Goal(avoid[b]),
                         x[b],
                         x[b],
                         case.streams[b],
@@ -123,19 +120,20 @@ class Nearest:
                     for b in batches
                 ]
             )
-        rows = (~result.success).nonzero()[:, 0]
-        if len(rows) == 0:
-            return result
-        best = result.take(rows)
-        for number, (name, attack) in enumerate(progress.parts(self.parts, self.names)):
-            common["index"] = index.to(x.device)[rows]
-            found = progress.kept(name, partial(attack, case.predictive, x[rows], y[rows], **common))
-            if attack.geometry.norm != self.geometry.norm:
-                found = replace(found, distance=self.geometry.distance(found.x, x[rows]))
-            nearer = found.success & self.geometry.contains(found.x, x[rows])
-            nearer &= ~best.success | (found.distance < best.distance)
-            best = best.or_rather(replace(found, part=torch.full_like(found.part, number)), nearer)
-        return result.overwritten(rows, best)
+            rows = (~result.success).nonzero()[:, 0]
+            if len(rows) == 0:
+                return result
+            best = result.take(rows)
+            for number, (name, attack) in enumerate(progress.parts(self.parts, self.names)):
+                common["index"] = case.index.to(x.device)[rows]
+                found = progress.kept(name, partial(attack, model, x[rows], avoid[rows], **common))
+                if attack.geometry.norm != self.geometry.norm:
+                    found = replace(found, distance=self.geometry.distance(found.x, x[rows]))
+                nearer = found.success & self.geometry.contains(found.x, x[rows])
+                nearer &= ~best.success | (found.distance < best.distance)
+                best = best.or_rather(replace(found, part=torch.full_like(found.part, number)), nearer)
+            best = judged(case.predictive, self.geometry, Goal(avoid[rows]), x[rows], best, case.streams[rows])
+            return result.overwritten(rows, best)
 
 
 def share_won(attack: Composite, found: Perturbed) -> dict[str, float]:
@@ -170,7 +168,7 @@ def margin_attack(
     not count.
     """
     inner = search_norm or norm
-    at_radii = LADDER.get(inner, ()) if radii is None else tuple(radii)
+    at_radii = tuple(box.scale * r for r in LADDER.get(inner, ())) if radii is None else tuple(radii)
     for known in (norm, inner):
         Ball(known, eps, box)  # refuses an unknown norm
     require(len(at_radii) > 0, "radii holds none: give FGSM and PGD at least one radius.")

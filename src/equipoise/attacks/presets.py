@@ -12,16 +12,24 @@ from equipoise.ascent import Ascent
 from equipoise.attacks.autoattack import Chain
 from equipoise.attacks.gradient import cw, fgsm, pgd
 from equipoise.errors import require
+from equipoise.geometry import Box
 from equipoise.objectives import smoothed_cross_entropy
 from equipoise.steps import Gaussian
 
-_STARTS: dict[str, Any] = {"start": Gaussian(0.005), "restarts": 5}
+
+def _starts(options: dict[str, Any]) -> dict[str, Any]:
+    """R's five starts, with what was asked for in their place."""
+    return {"start": Gaussian(0.005 * _box(options).scale), "restarts": 5} | options
 
 
-def _radius(k: float) -> float:
-    """k/255."""
+def _box(options: dict[str, Any]) -> Box:
+    return options.get("box", Box())
+
+
+def _radius(k: float, options: dict[str, Any]) -> float:
+    """k/255 of the box's width."""
     require(k == 0 or k >= 1, f"k = {k} is in units of 1/255: expected a number >= 1, such as 8 for eps = 8/255.")
-    return k / 255
+    return k / 255 * _box(options).scale
 
 
 def _tenth(eps: float) -> float:
@@ -31,22 +39,22 @@ def _tenth(eps: float) -> float:
 
 def fgsm_k(k: float, **options: Any) -> Ascent:
     """`FGSMk`: one step of `eps = k/255` from a random start (R, Sec. 5.1)."""
-    return fgsm(_radius(k), **_STARTS | options)
+    return fgsm(_radius(k, options), **_starts(options))
 
 
 def pgd_k(p: int, k: float, **options: Any) -> Ascent:
     """`PGDp-k`: p steps of `k/2550` within `eps = k/255` (R, Sec. 5.1)."""
-    return pgd(_radius(k), _tenth(_radius(k)), p, **_STARTS | options)
+    return pgd(_radius(k, options), _tenth(_radius(k, options)), p, **_starts(options))
 
 
 def cw_k(p: int, k: float, **options: Any) -> Ascent:
     """`CWp-k`: as `pgd_k`, climbing the margin (R, Sec. 5.1)."""
-    return cw(_radius(k), _tenth(_radius(k)), p, **_STARTS | options)
+    return cw(_radius(k, options), _tenth(_radius(k, options)), p, **_starts(options))
 
 
 def pgd_l2(p: int = 20, eps: float = 0.5, **options: Any) -> Ascent:
     """`PGDp-eps` in L2, PGD20-0.5 by default (R, Table 4); the step, which R does not give, is `eps/10` here too."""
-    return pgd(eps, _tenth(eps), p, norm="l2", **_STARTS | options)
+    return pgd(eps, _tenth(eps), p, norm="l2", **_starts(options))
 
 
 def adaptive(eps: float, norm: str = "linf", steps: int = 40, **options: Any) -> Chain:
@@ -56,8 +64,8 @@ def adaptive(eps: float, norm: str = "linf", steps: int = 40, **options: Any) ->
 
     Steps of `max(1/510, 2·eps/K)` (R, Sec. 5.2.2), stopped at the first success; `Perturbed.part` is 10·g.
     """
-    size = max(1 / 510, 2 * eps / max(steps, 1))
-    chosen: dict[str, Any] = _STARTS | {"keep": "first_success"} | options
+    size = max(_box(options).scale / 510, 2 * eps / max(steps, 1))
+    chosen: dict[str, Any] = _starts({"keep": "first_success"} | options)
     climb = pgd(eps, size, steps, norm, **chosen)
     smoothings = [tenths / 10 for tenths in range(11)]
     return Chain(tuple((f"g={g:g}", replace(climb, objective=smoothed_cross_entropy(g))) for g in smoothings))

@@ -15,9 +15,9 @@ from equipoise import progress
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Ball, Box
 from equipoise.objectives import margin
-from equipoise.perturbed import AT_ONCE, GLOBAL_STREAM, MODEL_STREAM, Goal, Perturbed, admit, confirmed, held_still
-from equipoise.predictive import couples_samples, predict, seeded, standing
-from equipoise.rng import Streams, fold
+from equipoise.perturbed import AT_ONCE, MODEL_STREAM, Goal, Perturbed, admitted, confirmed, held_still, judged
+from equipoise.predictive import Frozen, predict
+from equipoise.rng import Streams
 from equipoise.types import Labels, PerSample, Points, Precision, Predictive
 
 _DRAW = 14  # what a stream is drawn for
@@ -66,25 +66,19 @@ class RandomSearch:
         points, nor on the order. `evaluations` is what the search would take one draw at a time.
         Raises `EquipoiseError` for unusable input and for models in which samples depend on each other.
         """
-        case = admit(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size)
         if y is None:
             raise EquipoiseError("random search needs labels: give the true classes as y.")
-        with standing(case.predictive.module, "eval"):
-            require(
-                not couples_samples(case.predictive.module),
-                "random search looks at many points of a sample side by side, but in this model a prediction depends "
-                "on its batch (batch-norm without running statistics): give it running statistics.",
-            )
-        at_once = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
-        with seeded(fold(seed, GLOBAL_STREAM), x.device):
+        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
+            case.require_independent("random search")
+            at_once = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
             return Perturbed.cat(
                 [
-                    self._attack(case.predictive, x[b], y[b], case.streams[b], at_once)
-                    for b in progress.parts(torch.arange(len(x), device=x.device).split(at_once))
+                    self._attack(case.predictive, case.x[b], y[b], case.streams[b], at_once)
+                    for b in case.batches(at_once)
                 ]
             )
 
-    def _attack(self, predictive: Predictive, x: Points, y: Labels, streams: Streams, at_once: int) -> Perturbed:
+    def _attack(self, predictive: Frozen, x: Points, y: Labels, streams: Streams, at_once: int) -> Perturbed:
         """The clean points, and the search for those that are not wrong already."""
         none = torch.zeros_like(y)
         clean, here = confirmed(predictive, self.geometry, Goal(y), x, x, streams, evaluations=none, iteration=none)
@@ -93,10 +87,11 @@ class RandomSearch:
             return clean
         least = margin(here, None, y)[rows]
         found = self._search(predictive, x[rows], y[rows], streams[rows], least, at_once)
-        return clean.overwritten(rows, clean.take(rows).or_rather(found, torch.ones_like(found.success)))
+        result = clean.overwritten(rows, clean.take(rows).or_rather(found, torch.ones_like(found.success)))
+        return judged(predictive, self.geometry, Goal(y), x, result, streams)
 
     def _search(
-        self, predictive: Predictive, x: Points, y: Labels, streams: Streams, value: PerSample, at_once: int
+        self, predictive: Frozen, x: Points, y: Labels, streams: Streams, value: PerSample, at_once: int
     ) -> Perturbed:
         """Draw `at_once` points at a time, the more per sample the fewer are left. The best so far has the `value`."""
         point, number, tried = x.clone(), torch.zeros_like(y), 0

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from equipoise import progress
 from equipoise.convolution import mostly_wide
 from equipoise.errors import EquipoiseError, require, unknown
-from equipoise.geometry import NORMS, Ball
+from equipoise.geometry import NORMS, Ball, Box
 from equipoise.local_forward import Change, Images, LocalForward, Span, Window
 from equipoise.objectives import margin
-from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Goal, Perturbed, admit, confirmed, held_still
-from equipoise.predictive import couples_samples, predict, seeded, standing
+from equipoise.perturbed import MODEL_STREAM, Goal, Perturbed, admitted, confirmed, held_still, judged, prediction_of
+from equipoise.predictive import Frozen
 from equipoise.rng import Streams, fold
 from equipoise.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
 
@@ -37,8 +37,6 @@ _BLOCK = 64  # iterations whose draws are made together: as many as an integer h
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10 000 iterations
 _TILES = 5  # in each direction, of the start for L2 and L1
 _CROWDED = 0.9  # share of the rows still searching below which the others are cleared away, which costs a copy
-# In units of the logits' resolution: less is no progress, lest it depend on how samples are batched.
-_ROUNDING = 32
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class Square:
     """Iterations over which the windows shrink; with fewer queries they stay larger (as in AutoAttack)."""
     restarts: int = 1
     """How often it starts again, for the samples that are not yet fooled."""
+    draws: int = 1
+    """Of a random model, over how many draws the margin is averaged at every query."""
     precision: Precision = "32"
     """`bf16` computes the search in bfloat16, unless that is slower (on a CPU, if most convolutions have few filters);
     every success is then confirmed in float32."""
@@ -65,6 +65,7 @@ class Square:
         require(self.horizon >= 1, f"horizon = {self.horizon} is over at once: expected an integer >= 1.")
         require(0 < self.p_init <= 1, f"p_init = {self.p_init} is no share of the image: expected 0 < p_init <= 1.")
         require(self.restarts >= 1, f"restarts = {self.restarts} runs nothing: expected an integer >= 1.")
+        require(self.draws >= 1, f"draws = {self.draws} evaluates nothing: expected an integer >= 1.")
         if self.precision not in get_args(Precision):
             raise unknown("precision", self.precision, get_args(Precision))
 
@@ -94,20 +95,14 @@ class Square:
         smallest margin. Results do not depend on `batch_size` or order, up to float rounding.
         Raises `EquipoiseError` for unusable input and for models in which samples depend on each other.
         """
-        ready = admit(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size)
         if y is None:
             raise EquipoiseError("square needs labels: give the true classes as y.")
-        with standing(ready.predictive.module, "eval"):
-            require(
-                not couples_samples(ready.predictive.module),
-                "square searches each sample by itself, but in this model a sample's output depends on its batch: give "
-                "its batch-norm layers running statistics (track_running_stats=True).",
-            )
-        with seeded(fold(seed, GLOBAL_STREAM), x.device):
+        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
+            case.require_independent("square")
             return Perturbed.cat(
                 [
-                    self._attack(_Case(self, ready.predictive, x[b], y[b], ready.streams[b], seed))
-                    for b in progress.parts(torch.arange(len(x), device=x.device).split(batch_size))
+                    self._attack(_Case(self, case.predictive, case.x[b], y[b], case.streams[b], seed))
+                    for b in case.batches(batch_size)
                 ]
             )
 
@@ -122,7 +117,7 @@ class Square:
             better = again.success | (new > value[rows]) | (restart == 0)
             result = result.overwritten(rows, result.take(rows).or_rather(again, better))
             value[rows] = torch.where(better, new, value[rows])
-        return result
+        return judged(case.predictive, self.geometry, Goal(case.y), case.x, result, case.streams)
 
     def share(self, iteration: int) -> float:
         """The share of the image that a window covers: halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the
@@ -145,7 +140,7 @@ class _Case:
     """Samples that are attacked together."""
 
     attack: Square
-    predictive: Predictive
+    predictive: Frozen
     x: Points
     y: Labels
     streams: Streams
@@ -177,12 +172,20 @@ class _Case:
         """One search."""
         point, found, spent = self.x.clone(), torch.zeros_like(self.y), torch.zeros_like(self.y)
         with held_still(self.predictive, self.x, "eval", self._precision()) as draw:
-            drawn = draw(self.streams.fold(MODEL_STREAM))
+            streams = [self.streams.fold(MODEL_STREAM, *([n] if n else [])) for n in range(self.attack.draws)]
+            drawn = _averaged([draw(one) for one in streams])
             search = _Search.of(self, drawn, fold(self.seed, _RESTART, restart), self.streams.fold(_RESTART, restart))
             for rows in search.run(self.attack):
                 point[rows.slot] = rows.stages[0].reshape(-1, *self.x.shape[1:])
                 found[rows.slot], spent[rows.slot] = rows.found, rows.spent
         return self.outcome(point, found, spent)
+
+
+def _averaged(predicts: list[Predict]) -> Predict:
+    """The mean prediction over several draws of a model."""
+    if len(predicts) == 1:
+        return predicts[0]
+    return lambda x: Prediction(torch.cat([predict(x).logits for predict in predicts]))
 
 
 @dataclass
@@ -229,7 +232,7 @@ class _Search:
             return predict if x.ndim == 4 else lambda images: predict(images.reshape(-1, *x.shape[1:]))
 
         def truth(point: Points) -> Prediction:
-            return predict(case.predictive, point, case.streams.fold(MODEL_STREAM))
+            return prediction_of(case.predictive, point, case.streams)
 
         local = LocalForward.of(case.predictive, flat(drawn), x)
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
@@ -297,8 +300,8 @@ class _Search:
             point[:, :, slice(*window[0]), slice(*window[1])] = patch[fooled]
             value[fooled] = margin(self.truth(point), None, labels[fooled])
             rows.spent[which[fooled]] += 1
-        least = _ROUNDING * torch.finfo(value.dtype).eps * here.scores.abs().amax(1)
-        better = ((value > 0) | (value > rows.value[which] + least)).nonzero()[:, 0]
+        # Less than rounding is no progress, lest it depend on how samples are batched.
+        better = ((value > 0) | (value > rows.value[which] + here.resolution(labels))).nonzero()[:, 0]
         if len(better):
             kept = which[better]
             self.local.write(rows.stages, kept, [(change[better], where) for change, where in changes])
@@ -434,9 +437,9 @@ def _hill(height: int, width: int, p: int) -> Tensor:
     return heights / torch.linalg.vector_norm(heights, p)
 
 
-def square(eps: float, norm: str = "linf", queries: int = 5000, **options: Any) -> Square:
+def square(eps: float, norm: str = "linf", queries: int = 5000, box: Box = Box(), **options: Any) -> Square:
     """Square attack (Andriushchenko et al. 2020) within `queries` queries per sample.
 
-    `eps` is in pixels of [0, 1], `norm` linf, l2 or l1; also takes the other fields of `Square` by name.
+    `eps` is in the units of the input, `norm` linf, l2 or l1; also takes the other fields of `Square` by name.
     """
-    return Square(Ball(norm, eps), queries, **options)
+    return Square(Ball(norm, eps, box), queries, **options)

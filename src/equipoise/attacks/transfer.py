@@ -16,9 +16,8 @@ from equipoise.attacks.attack import Attack
 from equipoise.attacks.autoattack import Chain
 from equipoise.errors import EquipoiseError, require
 from equipoise.geometry import Ball
-from equipoise.perturbed import GLOBAL_STREAM, Goal, Perturbed, admit, confirmed
-from equipoise.predictive import as_predictive, seeded
-from equipoise.rng import fold
+from equipoise.perturbed import Goal, Perturbed, admitted, confirmed
+from equipoise.predictive import as_predictive
 from equipoise.spaces import Input
 from equipoise.types import Labels, Points, Predictive
 
@@ -79,23 +78,23 @@ class Transfer:
         if y is None:
             raise EquipoiseError("a transferred attack counts errors and needs the labels y.")
         common: dict[str, Any] = {"seed": seed, "index": index, "batch_size": batch_size}
-        case = admit(model, x, y, self.geometry, **common)
-        try:
-            classes = admit(self.proxy, x, y, self.geometry, **common).classes
-            require(
-                classes == case.classes,
-                f"it has {classes} classes, the model under test has {case.classes}: a label would mean two things.",
-            )
-            made = self.attack(self.proxy, x, y, **common)
-        except EquipoiseError as error:
-            raise EquipoiseError(f"the proxy {self.name!r}: {error}") from error
-        with seeded(fold(seed, GLOBAL_STREAM), x.device):
-            judged = [
+        with admitted(model, x, y, self.geometry, **common) as case:
+            try:
+                with admitted(self.proxy, x, y, self.geometry, **common) as proxy:
+                    require(
+                        proxy.classes == case.classes,
+                        f"it has {proxy.classes} classes, the model under test has {case.classes}: a label would mean "
+                        "two things.",
+                    )
+                    made = self.attack(self.proxy, x, y, **common)
+            except EquipoiseError as error:
+                raise EquipoiseError(f"the proxy {self.name!r}: {error}") from error
+            judgements = [
                 confirmed(
                     case.predictive,
                     self.geometry,
                     Goal(y[b]),
-                    x[b],
+                    case.x[b],
                     made.x[b],
                     case.streams[b],
                     evaluations=made.evaluations[b],
@@ -103,9 +102,9 @@ class Transfer:
                     nan_gradients=made.nan_gradients[b],
                     zero_gradients=made.zero_gradients[b],
                 )[0]
-                for b in torch.arange(len(x), device=x.device).split(batch_size)
+                for b in case.batches(batch_size)
             ]
-        return Perturbed.cat(judged)
+        return Perturbed.cat(judgements)
 
 
 def transfer(proxy: "nn.Module | Predictive", attack: Attack, name: str, sha256: str = "") -> Attack:

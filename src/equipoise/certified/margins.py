@@ -14,7 +14,7 @@ from equipoise.certified.propagation import enclosures, minimum
 from equipoise.certified.regions import Region, check_region
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Ball, Box
-from equipoise.perturbed import admit
+from equipoise.perturbed import admitted
 from equipoise.predictive import Single, predict
 from equipoise.types import Labels, PerSample, Points, Predictive
 
@@ -175,7 +175,8 @@ def _admitted(model: Any, x: Points, y: Labels | None, geometry: Ball, method: s
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     check_region(geometry)
-    predictive = admit(model, x, y, geometry).predictive
+    with admitted(model, x, y, geometry) as admission:
+        predictive = admission.predictive.predictive
     if not isinstance(predictive, Single):
         raise EquipoiseError(
             f"cannot bound a {type(predictive).__name__}: certificates are for one network that returns logits."

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from equipoise.errors import require
 from equipoise.geometry import EVERYWHERE, Ball
-from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, admit
-from equipoise.predictive import couples_samples, frozen_weights, full_precision, seeded, standing
-from equipoise.rng import Streams, fold
+from equipoise.perturbed import MODEL_STREAM, admitted
+from equipoise.predictive import full_precision
+from equipoise.rng import Streams
 from equipoise.types import Labels, Points, Predict, Predictive
 
 BATCH_SIZE = 256
@@ -54,24 +54,17 @@ def in_blocks(
     lie anywhere, not only in [0, 1]. Raises `EquipoiseError` for input that the model cannot take, and for a model in
     which samples depend on each other even in eval mode.
     """
-    ready = admit(model, x, y, Ball("linf", 0.0, EVERYWHERE), seed=seed, index=index, batch_size=batch_size)
-    module, kind = ready.predictive.module, x.device.type
-    with (
-        standing(module, "eval"),
-        torch.autocast(kind, enabled=False),
-        full_precision(),
-        seeded(fold(seed, GLOBAL_STREAM), x.device),
-    ):
+    ready = admitted(model, x, y, Ball("linf", 0.0, EVERYWHERE), seed=seed, index=index, batch_size=batch_size)
+    with ready as case, full_precision():
         require(
-            not couples_samples(module),
-            "in this model a sample's output depends on its batch, so it has no derivative of its own: give its "
-            "batch-norm layers running statistics (track_running_stats=True).",
+            not case.examined.coupled,
+            "in this model a sample's output depends on its batch, so it has no derivative of its own: make its "
+            "predictions independent of the batch, for batch-norm by track_running_stats=True.",
         )
-        weights = frozen_weights(module, "eval")
 
         def block(rows: Tensor) -> Block:
-            streams = ready.streams[rows]
-            predict = ready.predictive.draw(streams.fold(MODEL_STREAM), weights)
-            return Block(predict, rows, streams, ready.classes, ready.members)
+            streams = case.streams[rows]
+            predict = case.predictive.draw(streams.fold(MODEL_STREAM))
+            return Block(predict, rows, streams, case.classes, case.members)
 
         return [work(block(rows)) for rows in torch.arange(len(x), device=x.device).split(batch_size)]

@@ -1,11 +1,12 @@
 """Accuracy of a model, clean and under attacks, sample by sample."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from equipoise.attacks import fitted
 from equipoise.attacks.attack import Composite
 from equipoise.errors import require
 from equipoise.evaluation.suites import Attack, Suite
-from equipoise.evaluation.verify import predict, verify_outcome
-from equipoise.geometry import Ball, Box
-from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, check_index, check_input, check_labels
-from equipoise.predictive import as_predictive, couples_samples, first_look, seeded, standing
+from equipoise.evaluation.verify import Verified, verify_outcome
+from equipoise.geometry import EVERYWHERE, Ball, Box
+from equipoise.perturbed import DRAWS, GLOBAL_STREAM, MODEL_STREAM, Admitted, admitted, check_index
+from equipoise.predictive import Frozen, as_predictive, cut, frozen, seeded
 from equipoise.progress import kept as kept_before
 from equipoise.progress import listening
 from equipoise.proportions import mcnemar
@@ -29,6 +30,8 @@ from equipoise.spaces import Input
 from equipoise.types import Labels, Points, Predictive
 
 WORST = "worst case"
+PER_SAMPLE = ("correct", "distance", "prediction", "winner", "iteration", "queries", "rates", "choice")
+"""What an `AttackResult` has one of for every sample, if any."""
 _SHARE = 0.01  # share of gradients that is worth a warning
 _LEVEL = 0.05  # of the paired tests between attacks
 
@@ -74,8 +77,9 @@ def evaluate(
     Raises `EquipoiseError` for input that no attack could take.
     """
     require(isinstance(x, Tensor) and isinstance(y, Tensor), "evaluate needs x and y as torch tensors.")
+    attacks = as_suite(attacks)
     require(batch_size >= 1, f"batch_size = {batch_size}: expected an integer >= 1.")
-    predictive = as_predictive(model)
+    predictive = _snapshot(model)
     x, y = check_samples(predictive, x, y, attacks)
     batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
     return evaluate_batches(predictive, batches, attacks, seed=seed, index=index, total=len(x), progress=progress)
@@ -96,7 +100,7 @@ def evaluate_batches(
     Batches are pairs `(x, y)`; they are moved to the model's device. `total` is the number of samples, if known, for
     the progress. Raises `EquipoiseError` as `evaluate` does, naming the first batch that cannot be used.
     """
-    predictive = as_predictive(model)
+    predictive, attacks = _snapshot(model), as_suite(attacks)
     require(isinstance(batches, Iterable), f"batches is a {type(batches).__name__}: expected pairs (x, y), one by one.")
     blocks, start = [], 0
     for batch in batches:
@@ -120,8 +124,38 @@ def evaluate_batches(
     return with_worst_cases(joined(blocks))
 
 
-def check_samples(predictive: Predictive, x: Points, y: Labels, attacks: Suite) -> tuple[Points, Labels]:
-    """The samples on the model's device. Raises `EquipoiseError` for what no attack could take."""
+def as_suite(attacks: Any) -> Suite:
+    """Named attacks as pairs: a single attack or a dictionary is taken for what it is meant to be. Raises
+    `EquipoiseError` for names without radii and for anything else.
+    """
+    if isinstance(attacks, Attack):
+        return [(getattr(attacks, "name", type(attacks).__name__.lower()), attacks)]
+    if isinstance(attacks, Mapping):
+        attacks = list(attacks.items())
+    several = isinstance(attacks, Iterable) and not isinstance(attacks, str)
+    pairs: list[Any] = list(attacks) if several else [attacks]
+    for pair in pairs:
+        require(
+            isinstance(pair, tuple | list)
+            and len(pair) == 2
+            and isinstance(pair[0], str)
+            and isinstance(pair[1], Attack),
+            f"attacks holds {pair!r:.80}: expected pairs of a name and an attack, such as "
+            "[('pgd', attacks.pgd(8 / 255))], or suite(['pgd', 'autoattack'], eps=[8 / 255]).",
+        )
+    return pairs
+
+
+def _snapshot(model: "nn.Module | Predictive") -> Frozen:
+    """The model with the weights of now: while it is evaluated, another thread may go on training it."""
+    predictive = as_predictive(model)
+    return predictive if isinstance(predictive, Frozen) else frozen(predictive, weights=lambda w: cut(w).clone())
+
+
+def check_samples(
+    predictive: Predictive, x: Points, y: Labels, attacks: Suite, part: bool = False
+) -> tuple[Points, Labels]:
+    """The samples, or a `part` of them, on the model's device. Raises `EquipoiseError` for unusable ones."""
     weight = next(predictive.module.parameters(), None)
     x, y = (x, y) if weight is None else (x.to(weight.device), y.to(weight.device))
     box = attacks[0][1].geometry.box if attacks else Box()
@@ -131,16 +165,14 @@ def check_samples(predictive: Predictive, x: Points, y: Labels, attacks: Suite) 
             f"{name} perturbs a latent space: robustness is measured in the input, where the threat is; leave out its "
             "space. (Called by itself it attacks the codes.)",
         )
-    check_input(x, predictive.module, Ball("linf", 0.0, box))
-    with seeded(0, x.device):
-        check_labels("y", y, len(x), first_look(predictive, x).classes)
-    with standing(predictive.module, "eval"):
+    with admitted(predictive, x, y, Ball("linf", 0.0, box), part=part) as case:
         require(
-            not couples_samples(predictive.module),
-            "in this model a sample's prediction depends on its batch also in eval mode (batch-norm without running "
-            "statistics), so its accuracy would depend on the batch size: give it running statistics.",
+            not case.examined.coupled,
+            "in this model a sample's prediction depends on its batch also in eval mode (such as by batch-norm without "
+            "running statistics), so its accuracy would depend on the batch size: give batch-norm running statistics, "
+            "or make predictions independent of the batch.",
         )
-    return x, y
+        return case.x, y
 
 
 def evaluate_block(
@@ -156,14 +188,18 @@ def evaluate_block(
 ) -> Block:
     """One batch: without an attack, then under each attack those that were right. `images` keeps what was found."""
     predictive = as_predictive(model)
-    x, y = check_samples(predictive, x, y, attacks)
+    x, y = check_samples(predictive, x, y, attacks, part=True)
     check_index(index, len(x))
     index = index.to(x.device)
-    with seeded(fold(seed, GLOBAL_STREAM, int(index[0])), x.device):
-        return _evaluated(predictive, x, y, attacks, index, seed, images, progress)
+    box = attacks[0][1].geometry.box if attacks else Box()
+    with admitted(predictive, x, y, Ball("linf", 0.0, box), seed=seed, index=index, part=True) as case:
+        generators = seeded(fold(seed, GLOBAL_STREAM, int(index[0])), x.device) if case.random else nullcontext()
+        with generators:
+            return _evaluated(case, predictive, x, y, attacks, index, seed, images, progress)
 
 
 def _evaluated(
+    case: Admitted,
     predictive: Predictive,
     x: Points,
     y: Labels,
@@ -173,9 +209,9 @@ def _evaluated(
     images: bool,
     progress: Progress | None,
 ) -> Block:
-    """The block, with the global generators seeded."""
+    """The block, with the global generators seeded if the model draws from them."""
     streams = Streams.of(seed, index).fold(MODEL_STREAM)
-    classes = first_look(predictive, x, streams).classes
+    draws = DRAWS if case.random else 1
     # Looking at clean samples costs next to nothing: an estimate of the remaining time counts the attacks.
     total, done = len(x) * max(len(attacks), 1), 0
 
@@ -187,27 +223,30 @@ def _evaluated(
 
     report("clean", 0)
     begin = time.perf_counter()
-    clean = predict(predictive, x, streams)
-    right = (clean == y).tolist()
+    clean = verify_outcome(case.predictive, x, x, y, Ball("linf", 0.0, EVERYWHERE), streams, draws=draws)
+    right = (clean.rates >= 0.5).tolist()
     found = [
         AttackResult(
             "clean",
             attacks[0][1].geometry.norm if attacks else "linf",
             0.0,
             right,
-            prediction=clean.tolist(),
+            prediction=clean.prediction.tolist(),
             winner=[None if r else "clean" for r in right],
-            evaluations=len(x),
+            evaluations=draws * len(x),
             seconds=time.perf_counter() - begin,
+            rates=clean.rates.tolist() if case.random else (),
+            choice=clean.choice.tolist() if case.random else (),
+            not_finite=int((clean.prediction < 0).sum()),
         )
     ]
     report("clean", 0 if attacks else len(x))
     points = []
     for name, attack in attacks:
-        attack, notes = fitted(name, attack, classes)
+        attack, notes = fitted(name, attack, case.classes)
         where = f"{name} {attack.geometry.norm} {attack.geometry.eps:g}"
         with _heard(progress, where, done, len(x), total):
-            result, kept = _run(name, attack, notes, predictive, x, y, clean, index, seed, images)
+            result, kept = _run(name, attack, notes, case, predictive, x, y, clean, index, seed, images)
         found.append(result)
         points.append(kept)
         report(where, len(x))
@@ -225,47 +264,55 @@ def _run(
     name: str,
     attack: Attack,
     notes: Sequence[str],
+    case: Admitted,
     model: Predictive,
     x: Points,
     y: Labels,
-    clean: Labels,
+    clean: Verified,
     index: Int[Tensor, " batch"],
     seed: int,
     images: bool,
 ) -> tuple[AttackResult, dict[str, np.ndarray]]:
     """One attack on the samples that are right; the others are wrong already."""
     begin = time.perf_counter()
-    correct, prediction = clean == y, clean.clone()
-    distance = torch.where(correct, torch.inf, 0.0).double()
+    draws = DRAWS if case.random else 1
+    correct, prediction, rates, choice = clean.rates >= 0.5, clean.prediction.clone(), clean.rates, clean.choice
+    attacked = rates > 0  # a random model may be right at times where it is mostly wrong
+    distance = torch.zeros(len(y), dtype=torch.float64, device=y.device).masked_fill(correct, torch.inf)
     names = attack.names if isinstance(attack, Composite) else (name,)
     winner: list[str | None] = [None if right else "clean" for right in correct.tolist()]
     iteration: list[int | None] = [None if right else 0 for right in correct.tolist()]
     queries = torch.ones_like(y)
-    nan = zero = refused = 0
-    rows = correct.nonzero()[:, 0]
+    nan = zero = refused = lost = 0
+    rows = attacked.nonzero()[:, 0]
     kept = {"rows": np.zeros(0, np.int64), "x": x[:0].cpu().numpy()}
     if len(rows):
         search = partial(attack, model, x[rows], y[rows], seed=seed, index=index[rows], batch_size=len(x))
         found = kept_before(name, search)
         streams = Streams.of(seed, index[rows]).fold(MODEL_STREAM)
-        checked = verify_outcome(model, x[rows], found.x, y[rows], attack.geometry, streams)
-        correct[rows] = ~checked.success
-        distance[rows] = torch.where(checked.success, checked.distance, torch.inf)
-        wrong = found.success & ~checked.success
-        prediction[rows] = torch.where(wrong, clean[rows], checked.prediction)
-        queries[rows] += found.evaluations + 1
+        checked = verify_outcome(case.predictive, x[rows], found.x, y[rows], attack.geometry, streams, draws=draws)
+        before = correct[rows]
+        correct[rows] = before & ~checked.success
+        distance[rows] = torch.where(before, torch.where(checked.success, checked.distance, torch.inf), 0.0)
+        wrong = found.success & ~checked.success & ~torch.tensor(case.random, device=x.device)
+        unusable = wrong | (checked.prediction < 0)
+        prediction[rows] = torch.where(unusable, clean.prediction[rows], checked.prediction)
+        rates = rates.index_copy(0, rows, torch.where(checked.fair, checked.rates, rates[rows]))
+        choice = choice.index_copy(0, rows, torch.where(checked.fair, checked.choice, choice[rows]))
+        lost = int((checked.prediction < 0).sum())
+        queries[rows] += found.evaluations + draws
         refused, nan, zero = int(wrong.sum()), int(found.nan_gradients.sum()), int(found.zero_gradients.sum())
         for row, part, step in zip(
-            rows[checked.success].tolist(),
-            found.part[checked.success].tolist(),
-            found.iteration[checked.success].tolist(),
+            rows[checked.success & before].tolist(),
+            found.part[checked.success & before].tolist(),
+            found.iteration[checked.success & before].tolist(),
             strict=True,
         ):
             winner[row], iteration[row] = names[part], step
         if images:
             kept = {
-                "rows": rows[checked.success].cpu().numpy(),
-                "x": found.x[checked.success].cpu().numpy(),
+                "rows": rows[checked.success & before].cpu().numpy(),
+                "x": found.x[checked.success & before].cpu().numpy(),
             }
     result = AttackResult(
         attack=name,
@@ -284,6 +331,9 @@ def _run(
         nan_gradients=nan,
         zero_gradients=zero,
         seconds=time.perf_counter() - begin,
+        rates=rates.tolist() if case.random else (),
+        choice=choice.tolist() if case.random else (),
+        not_finite=lost,
     )
     return result, kept
 
@@ -294,14 +344,14 @@ def joined(blocks: Sequence[Sequence[AttackResult]]) -> list[AttackResult]:
 
 
 def _concatenated(parts: Sequence[AttackResult]) -> AttackResult:
-    lists = ("correct", "distance", "prediction", "winner", "iteration", "queries")
-    sums = ("evaluations", "nan_gradients", "zero_gradients", "seconds")
+    lists = PER_SAMPLE
+    sums = ("evaluations", "nan_gradients", "zero_gradients", "seconds", "not_finite")
     settings = {k: v for k, v in parts[0].settings.items() if k != "refused"}
     refused = sum(part.settings.get("refused", 0) for part in parts)
     return replace(
         parts[0],
         settings=settings | ({"refused": refused} if refused else {}),
-        **{name: [value for part in parts for value in getattr(part, name)] for name in lists},
+        **{name: [value for part in parts for value in getattr(part, name)] or () for name in lists},
         **{name: sum(getattr(part, name) for part in parts) for name in sums},
     )
 
@@ -327,10 +377,16 @@ def by_ball(attacks: Suite) -> Suite:
 
 
 def _worst(results: Sequence[AttackResult]) -> AttackResult:
-    """Per sample the nearest success of several attacks on one ball."""
+    """Per sample the nearest success of several attacks on one ball; of a random model, the attack that was the worst
+    over draws that do not count.
+    """
     choices = [
         min(enumerate(of_sample), key=lambda choice: float("inf") if choice[1] is None else choice[1])
         for of_sample in zip(*(r.distance for r in results), strict=True)
+    ]
+    worst = [
+        min(range(len(results)), key=of_sample.__getitem__)
+        for of_sample in zip(*(r.choice for r in results), strict=True)
     ]
     return AttackResult(
         attack=WORST,
@@ -347,6 +403,9 @@ def _worst(results: Sequence[AttackResult]) -> AttackResult:
         nan_gradients=sum(r.nan_gradients for r in results),
         zero_gradients=sum(r.zero_gradients for r in results),
         seconds=sum(r.seconds for r in results),
+        rates=[results[best].rates[i] for i, best in enumerate(worst)] or (),
+        choice=[results[best].choice[i] for i, best in enumerate(worst)] or (),
+        not_finite=max(r.not_finite for r in results),
     )
 
 
@@ -362,11 +421,24 @@ def _does_more_harm(a: AttackResult, b: AttackResult) -> bool:
 def cautions(results: Sequence[AttackResult]) -> list[str]:
     """What a reader should know before citing these numbers: signs that an attack was weaker than the model is."""
     found = []
+    clean = next((r for r in results if r.attack == "clean"), None)
+    if clean is not None and clean.not_finite:
+        found.append(
+            f"the prediction of {clean.not_finite} of {clean.n} samples is not finite (NaN or infinite logits): they "
+            "count as neither right nor fooled."
+        )
+    if clean is not None and clean.rates:
+        found.append(f"the model is random: accuracies are means over {DRAWS} fresh draws, clean and attacked alike.")
     attacks = [r for r in results if r.attack not in ("clean", WORST)]
     for r in attacks:
         where = f"{r.attack}, {r.norm} eps {r.eps:g}"
         if r.eps == 0:
             found.append(f"{where}: a ball of radius 0 allows no attack; this is clean accuracy.")
+        if r.not_finite:
+            found.append(
+                f"{where}: at {r.not_finite} of the points it found the prediction is not finite (NaN or infinite "
+                "logits); these are neither right nor fooled, so that robustness may be overstated."
+            )
         if refused := r.settings.get("refused"):
             found.append(f"{where}: {refused} successes that it claimed failed the check and do not count.")
         for count, kind in ((r.nan_gradients, "held a NaN or an infinity"), (r.zero_gradients, "were exactly 0")):

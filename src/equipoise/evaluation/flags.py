@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from equipoise.errors import NoGradient, require
 from equipoise.geometry import Ball, Box
 from equipoise.objectives import Objective, cross_entropy, margin
-from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, admit, like, value_and_gradient
-from equipoise.predictive import as_predictive, couples_samples, full_precision, seeded, standing
+from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, admitted, like, value_and_gradient
+from equipoise.predictive import as_predictive, couples_samples, full_precision, seeded
 from equipoise.proportions import mcnemar, wilson
 from equipoise.records import AttackResult, Flag
 from equipoise.rng import Streams, fold
@@ -148,11 +148,10 @@ def _looked_at(
     predictive: Predictive, x: Points, y: Labels, box: Box, reported: float | None, samples: int, seed: int
 ) -> Iterator["_Case"]:
     """The samples that are looked at, once the input has passed every check; the model stays as it was."""
-    with _untouched(predictive.module):
-        streams = admit(predictive, x, y, Ball("linf", 0.0, box), seed=seed).streams
+    with admitted(predictive, x, y, Ball("linf", 0.0, box), seed=seed) as admission:
         n = min(samples, len(x))
         rows = torch.arange(n, device=x.device) * len(x) // n
-        yield _Case(predictive, x, y, streams, box, reported, rows, seed)
+        yield _Case(admission.predictive, admission.x, y, admission.streams, box, reported, rows, seed)
 
 
 def judge(results: Sequence[AttackResult]) -> list[Flag]:
@@ -614,25 +613,6 @@ def _black_box_wins(norm: str, eps: float, results: Sequence[AttackResult]) -> F
 def is_black_box(attack: str) -> bool:
     """Whether the attack of that name looks at no gradient of the model it is judged on."""
     return " from " in attack or attack.rstrip("0123456789") in BLACK_BOX
-
-
-@contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
-    """Eval mode, and on the way out everything as it was: modes, buffers and the parameters' gradients."""
-    buffers = [(m, name, b, b.clone()) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
-    gradients = [(p, p.grad) for p in module.parameters()]
-    for p, _ in gradients:
-        p.grad = None
-    try:
-        with standing(module, "eval"):
-            yield
-    finally:
-        for p, gradient in gradients:
-            p.grad = gradient
-        for m, name, buffer, content in buffers:
-            setattr(m, name, buffer)
-            if not torch.equal(buffer, content):
-                buffer.copy_(content)
 
 
 @contextmanager

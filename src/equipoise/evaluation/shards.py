@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation.corrupted import joined_corruptions
-from equipoise.evaluation.evaluate import WORST, cautions, joined, with_worst_cases
+from equipoise.evaluation.evaluate import PER_SAMPLE, WORST, cautions, joined, with_worst_cases
 from equipoise.evaluation.flags import judge
 from equipoise.evaluation.journal import images_of, joined_points, read_points, save_points
 from equipoise.records import AttackResult, CorruptionResult, Evaluation, load, save
@@ -172,8 +172,7 @@ def _in_order(result: CorruptionResult, order: Sequence[int]) -> CorruptionResul
 def _ordered(parts: Sequence[AttackResult], order: Sequence[int]) -> AttackResult:
     """The results of one attack on all shards, in the order of the samples."""
     (whole,) = joined([[part] for part in parts])
-    lists = ("correct", "distance", "prediction", "winner", "iteration", "queries")
-    columns = {name: list(getattr(whole, name)) for name in lists}
+    columns = {name: list(getattr(whole, name)) for name in PER_SAMPLE}
     return replace(
         whole, **{name: [column[i] for i in order] if column else column for name, column in columns.items()}
     )

@@ -148,7 +148,7 @@ def _of_ascent(ascent: Ascent) -> float:
     steps = ascent.steps
     most = steps if isinstance(steps, int) else steps.most
     alike = isinstance(steps, int | Fixed) or ascent.mode == "train"
-    targets = ascent.target if isinstance(ascent.target, int) else 1
+    targets = ascent.num_targets or 1
     each = _BEHIND if isinstance(ascent.space, Latent) else 1.0
     return each * (most if alike else (most + 1) / 2) * ascent.restarts * ascent.draws * targets
 

@@ -6,26 +6,35 @@ Every predictive works wherever a network does: in every attack, every training 
 from equipoise.predictive.deep_kernel_gp import DeepKernelGP, kl_to_prior
 from equipoise.predictive.dropout import MonteCarloDropout
 from equipoise.predictive.ensemble import Ensemble
+from equipoise.predictive.frozen import Frozen, called_with, cut, frozen
 from equipoise.predictive.parts import Splittable, parts
 from equipoise.predictive.single import (
+    NOT_FINITE,
+    Examined,
     Single,
     as_predictive,
-    called_with,
     check_outputs,
     couples_samples,
+    examine,
     first_look,
     frozen_weights,
     full_precision,
+    isolated,
+    laid_out,
     predict,
     reseed,
     seeded,
     standing,
+    usable_precision,
     with_module,
 )
 
 __all__ = [
+    "NOT_FINITE",
     "DeepKernelGP",
     "Ensemble",
+    "Examined",
+    "Frozen",
     "MonteCarloDropout",
     "Single",
     "Splittable",
@@ -33,14 +42,20 @@ __all__ = [
     "called_with",
     "check_outputs",
     "couples_samples",
+    "cut",
+    "examine",
     "first_look",
+    "frozen",
     "frozen_weights",
     "full_precision",
+    "isolated",
     "kl_to_prior",
+    "laid_out",
     "parts",
     "predict",
     "reseed",
     "seeded",
     "standing",
+    "usable_precision",
     "with_module",
 ]

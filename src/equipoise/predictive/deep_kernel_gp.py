@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.nets.split import split
-from equipoise.predictive.single import called_with, seeded
+from equipoise.predictive.frozen import called_with
+from equipoise.predictive.single import seeded
 from equipoise.rng import Streams
 from equipoise.types import Labels, Points, Predict, Prediction, Weights
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from equipoise.errors import require
 from equipoise.nets.split import split
+from equipoise.predictive.frozen import called_with
 from equipoise.predictive.single import Single
 from equipoise.rng import Streams
 from equipoise.types import Points, Predict, Prediction, Weights
@@ -69,7 +70,8 @@ class MonteCarloDropout:
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
         """All members as a function to a `Prediction`, their masks frozen; without streams, those of seed 0."""
-        network = Single(self.module, self.outputs).draw(None, weights)
+        module = self.module if weights is None else called_with(self.module, weights)
+        network = Single(module, self.outputs).draw()
 
         @cache
         def kept(member: int, number: int, p: float, rows: int | None, shape: tuple[int, ...]) -> Kept:
@@ -85,7 +87,7 @@ class MonteCarloDropout:
                 on = kept(member, next(numbers), layer.p, rows, shape).to(input.device)
                 return input * on * (1 / (1 - layer.p) if layer.p < 1 else 1)
 
-            with _masked(self.module, mask):
+            with _masked(module, mask):
                 return network(x)
 
         def predict(x: Points) -> Prediction:

@@ -52,6 +52,12 @@ class Ensemble:
     """Whether every member has an input of its own: batches of shape (batch, members, ...)."""
 
     def __post_init__(self) -> None:
+        kind = type(self.module)
+        one = issubclass(kind, nn.Module) and not issubclass(kind, nn.ModuleList | nn.Sequential)
+        require(
+            not one and self.outputs in ("logits", "probabilities"),
+            "an ensemble takes its members as one list: write Ensemble([first, second]).",
+        )
         members = list(self.module)
         require(len(members) >= 1, "an ensemble needs at least one network.")
         for member in members:

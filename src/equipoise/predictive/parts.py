@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from equipoise.errors import EquipoiseError
+from equipoise.predictive.frozen import Frozen
 from equipoise.types import Predictive
 
 
@@ -19,6 +20,8 @@ class Splittable(Protocol):
 
 def parts(predictive: Predictive, layer: str) -> tuple[nn.Module, Predictive]:
     """The encoder that ends with `layer`, and the predictive that follows. Raises `EquipoiseError` if it has none."""
+    if isinstance(predictive, Frozen):
+        predictive = predictive.predictive
     if isinstance(predictive, Splittable):
         return predictive.split(layer)
     raise EquipoiseError(

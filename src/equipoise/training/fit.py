@@ -16,7 +16,7 @@ from equipoise.data import Dataset
 from equipoise.errors import EquipoiseError, require
 from equipoise.nets import count_parameters
 from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, first_look, with_module
+from equipoise.predictive import as_predictive, first_look, frozen, with_module
 from equipoise.provenance import provenance
 from equipoise.records import Run
 from equipoise.terms import Method, Term, as_method
@@ -133,7 +133,7 @@ def prepare(
     method.check(len(data.classes), len(first.logits))
     for place in method.places:
         if isinstance(place, Ascent):
-            place.space.enter(predictive, data.train.x[:2].to(weight.device), "eval")
+            place.space.enter(frozen(predictive), data.train.x[:2].to(weight.device))
         if isinstance(place, Corrupted):
             place.check(data.train.x[:2])
     require(

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from equipoise.predictive import frozen_weights, standing
+from equipoise.predictive import frozen
 from equipoise.records import write_atomically
 from equipoise.rng import Streams
 from equipoise.terms import Player
@@ -47,8 +47,8 @@ class Seat:
 
     def _step(self, predictive: Predictive, x: Points, streams: Streams, total: int) -> None:
         """One of them; the classifier stands still, in eval mode."""
-        with standing(predictive.module, "eval"), self.fabric.autocast():
-            predict = predictive.draw(streams, frozen_weights(predictive.module, "eval"))
+        predict = frozen(predictive).draw(streams)
+        with self.fabric.autocast():
             losses, shown = self.player.losses(predict, x)
         self.optimizer.zero_grad()
         (losses.sum() / total).backward()

@@ -1,0 +1,262 @@
+"""No attack touches the caller's model or depends on what the caller's thread has set up. Every row of the contract."""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from equipoise import methods
+from equipoise.attacks import pgd
+from equipoise.data import Dataset, Split
+from equipoise.evaluation import evaluate
+from equipoise.perturbed import Perturbed
+from equipoise.training import Recipe, fit
+
+_SPEC = util.spec_from_file_location("every_attack", Path(__file__).with_name("test_every_attack.py"))
+assert _SPEC is not None and _SPEC.loader is not None
+_ROWS = util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_ROWS)
+
+X = torch.rand(6, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+Y = torch.tensor([0, 1, 2, 3, 4, 0])
+
+
+class Net(nn.Module):
+    """A network written as networks are: a convolution, batch-norm, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(64, 5)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x))).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.fc(self.features(x))
+
+
+class Checkpointed(Net):
+    """Recomputes its features in the backward pass."""
+
+    reentrant = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.fc(checkpoint(self.features, x, use_reentrant=self.reentrant))
+
+
+class CheckpointedReentrant(Checkpointed):
+    """The same with the older kind of checkpoints, which knows no gradient of chosen inputs."""
+
+    reentrant = True
+
+
+class Closures(Net):
+    """Reaches its layers through a function that holds the module, a bound method and a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = lambda x: self.fc(x)
+        self.write, self.layers = self.features, [self.fc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.write(x)
+        return self.read(h) + 2 * self.layers[0](h)
+
+
+class Remembering(Net):
+    """Keeps what it computes: a feature map, and a hook that writes to the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.last = {}, None
+        self.conv.register_forward_hook(lambda module, args, out: self.seen.update(out=out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = super().forward(x)
+        assert self.seen["out"].shape[0] == len(x)
+        return self.last
+
+
+class Recurrent(nn.Module):
+    """An LSTM over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(4, 6, batch_first=True, dropout=0.0), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.fc(self.lstm(x[:, 0])[0][:, -1])
+
+
+def made(kind: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return kind()
+
+
+def with_weight_norm() -> nn.Module:
+    net = Net()
+    nn.utils.parametrizations.weight_norm(net.conv)
+    nn.utils.parametrizations.spectral_norm(net.fc)
+    return net.eval()
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "plain": Net,
+    "checkpointed": Checkpointed,
+    "reentrant checkpoints": CheckpointedReentrant,
+    "closures": Closures,
+    "hooks": Remembering,
+    "weight norm": with_weight_norm,
+    "recurrent": Recurrent,
+    "half": lambda: Net().bfloat16(),
+    "data parallel": lambda: nn.DataParallel(Net()),
+    "compiled": lambda: torch.compile(Net()),  # pyright: ignore[reportReturnType]
+    "a compiled part": lambda: nn.Sequential(nn.Identity(), torch.compile(Net())),  # pyright: ignore[reportArgumentType]
+}
+LIKE_PLAIN = ("checkpointed", "reentrant checkpoints", "closures", "hooks", "data parallel", "compiled")
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+AROUND: dict[str, Callable[[], object]] = {
+    "autocast to float16": lambda: torch.autocast("cpu", torch.float16),
+    "autocast to bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "default dtype": default_dtype,
+    "deterministic": deterministic,
+    "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
+}
+
+
+def state_of(model: nn.Module) -> list[object]:
+    """What a caller would notice: the same tensor objects with the same content, gradients, modes, random numbers."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [
+        *((name, id(t), t.requires_grad, t.grad is None, t.detach().clone().tolist()) for name, t in tensors),
+        *((name, m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()),
+        torch.get_rng_state().tolist(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+    ]
+
+
+def attacked(row: str, model: nn.Module, **options: object) -> Perturbed:
+    return _ROWS.ROWS[row]("linf")(model, X, Y, seed=3, **options)
+
+
+def same(first: Perturbed, second: Perturbed) -> bool:
+    return torch.equal(first.x, second.x) and torch.equal(first.success, second.success)
+
+
+NOT_TRAINING = [row for row in _ROWS.ROWS if row != "train mode"]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of reentrant checkpoints without gradient
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # of the import of torch.compile
+@pytest.mark.parametrize("row", NOT_TRAINING)
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_kind_of_model_is_left_as_it_was(row: str, kind: str) -> None:
+    model = made(MODELS[kind])
+    if kind != "weight norm":
+        model.train()  # and it is attacked in eval mode
+    before = state_of(model)
+    found = attacked(row, model)
+    assert state_of(model) == before
+    if kind in LIKE_PLAIN:
+        plain = attacked(row, made(Net))
+        if "checkpoint" in kind or kind == "closures":  # equal up to rounding, which moves the points of some attacks
+            assert torch.equal(found.success, plain.success) and (found.x - plain.x).abs().mean() < 0.01
+        else:
+            assert same(found, plain)
+
+
+@pytest.mark.parametrize("row", NOT_TRAINING)
+@pytest.mark.parametrize("around", AROUND)
+def test_what_the_thread_has_set_up_changes_nothing(row: str, around: str) -> None:
+    model = made(Net)
+    expected = attacked(row, model)
+    warns = pytest.warns(UserWarning, match="Anomaly") if around == "anomaly detection" else nullcontext()
+    with warns, AROUND[around]():  # pyright: ignore[reportGeneralTypeIssues]
+        found = attacked(row, model)
+    assert same(found, expected) and not found.x.is_inference() and not found.x.requires_grad
+
+
+@pytest.mark.parametrize("row", NOT_TRAINING)
+def test_threads_attack_one_model_at_once(row: str) -> None:
+    model = made(Net)
+    before, expected = state_of(model), attacked(row, model)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: attacked(row, model), range(6)))
+    assert state_of(model) == before and all(same(one, expected) for one in found)
+
+
+def test_training_and_evaluating_one_model_at_once() -> None:
+    """The evaluation sees the weights of its start; the training ends with the weights of one that was alone."""
+    points = torch.rand(256, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    labels = (points[:, 0, 0] * 1.2499).sum(1).long().clamp_max(4)
+    split = Split(points, labels)
+    data = Dataset("points", split, split, tuple("abcde"))
+    recipe = Recipe(epochs=3, batch_size=32, device="cpu")
+    alone, shared = made(Net), made(Net)
+    fit(methods.udp(0.1, 0.02, 4), alone, data, recipe)
+    suite = [("pgd", pgd(0.1, steps=5, keep="first_success"))]
+    with ThreadPoolExecutor(1) as pool:
+        evaluations = [pool.submit(evaluate, shared, points, labels, suite) for _ in range(4)]
+        fit(methods.udp(0.1, 0.02, 4), shared, data, recipe)
+        results = [evaluation.result() for evaluation in evaluations]
+    assert all(
+        torch.equal(a, b) for a, b in zip(alone.state_dict().values(), shared.state_dict().values(), strict=True)
+    )
+    assert all(type(p) is nn.Parameter and p.requires_grad for p in shared.parameters())
+    assert all(0 <= r[-1].accuracy <= r[0].accuracy <= 1 and not r[-1].settings.get("refused") for r in results)
+
+
+def test_a_layer_out_of_reach_is_refused() -> None:
+    class Out(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(32, 5)
+            held = iter([self.fc])
+            layer = next(held)
+            self.call = _Opaque(layer)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.call(x.flatten(1))
+
+    class _Opaque:
+        __slots__ = ("layer",)
+
+        def __init__(self, layer: nn.Module) -> None:
+            self.layer = layer
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    with pytest.raises(ValueError, match="computes with a layer of its own that it reaches in a way that cannot be"):
+        pgd(0.1)(Out(), X, Y)
+    assert math.isfinite(float(made(Net)(X).sum()))
