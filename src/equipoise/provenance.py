@@ -4,14 +4,30 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 
 from equipoise.records import Provenance
+
+_options: ContextVar[Mapping[str, Any] | None] = ContextVar("_options", default=None)
+
+
+@contextmanager
+def recorded_options(options: Mapping[str, Any]) -> Iterator[None]:
+    """Store `options`, JSON-ready, in every provenance that is made inside: what a person asked for, as data."""
+    token = _options.set(options)
+    try:
+        yield
+    finally:
+        _options.reset(token)
 
 
 def provenance(seed: int, device: "torch.device | str", command: str = "") -> Provenance:
@@ -33,6 +49,7 @@ def provenance(seed: int, device: "torch.device | str", command: str = "") -> Pr
         device=_in_words(torch.device(device)),
         threads=torch.get_num_threads(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        options=_options.get() or {},
     )
 
 

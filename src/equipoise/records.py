@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +40,9 @@ class Provenance:
     """Threads torch used."""
     date: str
     """UTC, ISO 8601."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What was typed, as data: the name of the command (`command`) and every option. Empty for a call from Python, and
+    in records of earlier versions."""
 
 
 class _Outcomes:
@@ -235,10 +238,13 @@ _KINDS: dict[str, type[Record]] = {"evaluation": Evaluation, "run": Run}
 def to_json(record: Record) -> dict[str, Any]:
     """The record as JSON-ready data, with its kind, schema number, and each evaluation result's summary figures.
 
-    `corruptions` are there only if there are any, so that records without them stay as they always were.
+    `corruptions` and the options of the provenance are there only if there are any, so that records without them stay
+    as they always were.
     """
     kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
     data = {"kind": kind, "schema": SCHEMA, **asdict(record)}
+    if not record.provenance.options:
+        del data["provenance"]["options"]
     if isinstance(record, Evaluation):
         for name in ("results", "corruptions"):
             for entry, result in zip(data[name], getattr(record, name), strict=True):
@@ -296,8 +302,10 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     except (KeyError, TypeError, AttributeError) as error:
         raise EquipoiseError(f"{where} is not a complete {data['kind']} record: {error}.") from error
     require(
-        isinstance(record.provenance.command, str) and _integer(record.provenance.seed),
-        f"{where} is damaged: its command is no text or its seed no integer.",
+        isinstance(record.provenance.command, str)
+        and _integer(record.provenance.seed)
+        and isinstance(record.provenance.options, Mapping),
+        f"{where} is damaged: its command is no text, its seed no integer or its options no table.",
     )
     if isinstance(record, Evaluation):
         _check(record, where)
@@ -419,10 +427,54 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two requests, both JSON-ready, one phrase each: `pgd linf 0.1, steps: 20 before, 2
+    now`.
+    """
+    return [
+        f"{', '.join(path)}: {_brief(old)} before, {_brief(new)} now"
+        for path, old, new in _changes(json.loads(json.dumps(before)), json.loads(json.dumps(now)), ())
+    ]
+
+
+_ABSENT = object()
+
+
+def _changes(before: Any, now: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in {**before, **now}:
+            yield from _changes(before.get(key, _ABSENT), now.get(key, _ABSENT), (*path, key))
+    elif before is _ABSENT or now is _ABSENT or before != now:
+        yield path, before, now
+
+
+def _brief(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    if isinstance(value, Mapping | list) and len(str(value)) > 40:
+        return "present"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) < 64 else f"{text[:12]}..."  # a SHA-256
+
+
+def require_same(path: str | os.PathLike[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `EquipoiseError` naming what differs unless the finished result at `path`, the outcome of the request
+    `before`, is that of the request `now` too.
+    """
+    told = differences(before, now)
+    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    require(
+        not told,
+        f"{path} already holds another result ({'; '.join(told[:3])}{more}): add --overwrite to replace it, or choose "
+        "another place with --out.",
+    )
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, durable: bool = True) -> Path:
     """Write `content` to `path` so that `path` holds either its old content or all of the new, also after a crash.
 
     Text is written in UTF-8; the bytes of a file name in another encoding are written as escapes.
+    Without `durable` that holds when a process is killed, but not when the machine loses power, and takes less time.
     Raises `EquipoiseError` if it cannot be written (no space, no permission); nothing is left behind then.
     """
     path = Path(path)
@@ -437,8 +489,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
         real.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(real)
     except OSError as error:
         raise EquipoiseError(f"cannot write {path}: {reason(error)}; {advice(error)}.") from error

@@ -1,27 +1,31 @@
 """An evaluation that can be stopped: finished blocks on disk, and the adversarial images in one file at the end.
 
 Beside the record `aa.json` lies `aa.json.partial/` while the evaluation runs, with what is being evaluated
-(`evaluation.json`) and a file for every finished block. Each is written atomically, so that after a kill at any moment
-what is there is whole. A block carries a seal, and one whose seal does not fit, because it is damaged or belongs
-elsewhere, counts as not finished.
+(`evaluation.json`), a file for every finished block, and for the block under way one for every finished attack and
+every finished part of a composite attack. Each is written atomically, so that after a kill at any moment what is there
+is whole. A block or a part carries a seal, and one whose seal does not fit, because it is damaged or belongs elsewhere,
+counts as not finished.
 """
 
 import hashlib
 import io
 import json
 import shutil
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation.evaluate import Block
+from equipoise.perturbed import Perturbed
 from equipoise.records import AttackResult, CorruptionResult, write_atomically
 
 Points = Mapping[str, np.ndarray]
@@ -37,38 +41,51 @@ class Journal:
     """Everything the outcome depends on."""
 
     @classmethod
-    def open(cls, out: "Path | str", what: Mapping[str, Any], resume: bool = False) -> "Journal":
-        """The journal of the evaluation whose record will be `out`.
+    def of(cls, out: "Path | str", what: Mapping[str, Any]) -> "Journal":
+        """The journal of the evaluation whose record will be `out`. `what` is everything the outcome depends on."""
+        return cls(Path(f"{out}.partial"), json.loads(json.dumps(what)))
 
-        `what` is everything the outcome depends on. Raises `EquipoiseError` if an unfinished evaluation lies there and
-        `resume` is not set, if nothing says what it is of, or if it is of something else than `what`, naming the
-        difference.
+    @property
+    def is_begun(self) -> bool:
+        """Whether this evaluation, and no other, was begun here."""
+        try:
+            return json.loads(self._header.read_bytes()) == self.what
+        except (OSError, ValueError):
+            return False
+
+    def claim(self, resume: bool = False, overwrite: bool = False) -> None:
+        """See to it that the folder is free, or that the evaluation in it is to be continued.
+
+        Raises `EquipoiseError` if an unfinished evaluation lies there and `resume` is not set, if nothing says what it
+        is of, or if it is of something else, naming the difference. With `overwrite` such a one is removed.
         """
-        journal = cls(Path(f"{out}.partial"), json.loads(json.dumps(what)))
-        folder, header, what = journal.folder, journal._header, journal.what
-        if any(file.name != header.name for file in folder.rglob("*.json")):
-            require(
-                resume,
-                f"an unfinished evaluation lies in {folder}: continue it with --resume, or remove that folder.",
-            )
-            require(
-                header.is_file(),
-                f"{header} is missing, which says what the finished blocks beside it are of: remove {folder} and "
-                "evaluate anew.",
-            )
-            try:
-                before = json.loads(header.read_bytes())
-            except ValueError:
-                before = None
-            if not isinstance(before, dict):
-                raise EquipoiseError(f"{header} is damaged: remove {folder} and evaluate anew.")
-            changed = [key for key in {**what, **before} if what.get(key) != before.get(key)]
-            require(
-                not changed,
-                f"{folder} is of another evaluation, with other {', '.join(changed)}: give the same options as then, "
-                "or remove that folder.",
-            )
-        return journal
+        folder, header, what = self.folder, self._header, self.what
+        if not any(file.name != header.name for kind in ("json", "pt") for file in folder.rglob(f"*.{kind}")):
+            return
+        if overwrite and not (resume and self.is_begun):
+            self.discard()
+            return
+        require(
+            resume,
+            f"an unfinished evaluation lies in {folder}: continue it with --resume, or remove that folder.",
+        )
+        require(
+            header.is_file(),
+            f"{header} is missing, which says what the finished blocks beside it are of: remove {folder} and "
+            "evaluate anew.",
+        )
+        try:
+            before = json.loads(header.read_bytes())
+        except ValueError:
+            before = None
+        if not isinstance(before, dict):
+            raise EquipoiseError(f"{header} is damaged: remove {folder} and evaluate anew.")
+        changed = [key for key in {**what, **before} if what.get(key) != before.get(key)]
+        require(
+            not changed,
+            f"{folder} is of another evaluation, with other {', '.join(changed)}: give the same options as then, "
+            "or remove that folder.",
+        )
 
     def begin(self) -> None:
         """Write down what is being evaluated."""
@@ -106,6 +123,23 @@ class Journal:
         content = {"seal": self._seal(number, [*entries, *corruptions], packed), "results": entries}
         content |= {"corruptions": corruptions} if corruptions else {}
         write_atomically(results, (json.dumps(content) + "\n").encode())
+        self.parts(number).discard()
+
+    def parts(self, number: int) -> "Parts":
+        """The finished parts of the block of that number, which is under way."""
+        return Parts(self, number)
+
+    def progress(self, numbers: Sequence[int]) -> str:
+        """What is kept of the blocks of these numbers, in words."""
+        blocks = sum(self._files(number)[0].is_file() for number in numbers)
+        parts = len(list(self.folder.glob("block-*.pt")))
+        found = [f"{blocks} of {len(numbers)} blocks"] if blocks else []
+        found += [f"{parts} finished attack{'s' * (parts > 1)} of the block under way"] if parts else []
+        return (
+            f"{' and '.join(found)} {'are' if blocks + parts > 1 else 'is'} kept"
+            if found
+            else "nothing is finished yet"
+        )
 
     def discard(self) -> None:
         """Remove all of it, once the record is written."""
@@ -123,6 +157,71 @@ class Journal:
 
     def _files(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"block-{number:06d}.json", self.folder / f"block-{number:06d}.npz"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the attacks on one block have found so far: a store of `equipoise.progress.keeping`."""
+
+    journal: Journal
+    """Where they are kept."""
+    number: int
+    """The number of the block."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long those that were read had taken, by the place of the attack: the first part of a path."""
+    begun: dict[tuple[str, ...], float] = field(default_factory=dict)
+    """When those that were not there were asked for, on the clock of `_clock`."""
+
+    def read(self, path: tuple[str, ...]) -> Perturbed | None:
+        """Return what was kept at `path`, or None if there is nothing that is whole and of this block."""
+        try:
+            seal, packed = self._file(path).read_bytes().split(b"\n", 1)
+            if seal == self._seal(path, packed):
+                found = torch.load(io.BytesIO(packed), weights_only=True)
+                self.seconds[path[0]] = self.seconds.get(path[0], 0.0) + found["seconds"]
+                return Perturbed(**found["value"])
+        except (OSError, ValueError, TypeError):  # not there, damaged, or of another version
+            pass
+        self.begun[path] = self._clock(path)
+        return None
+
+    def write(self, path: tuple[str, ...], value: object) -> None:
+        """Keep what an attack found, in place of the parts inside it, which are needed no more."""
+        if not isinstance(value, Perturbed):
+            return
+        self.journal.begin()
+        buffer, spent = io.BytesIO(), self._clock(path) - self.begun[path]
+        torch.save({"value": {f.name: getattr(value, f.name) for f in fields(value)}, "seconds": spent}, buffer)
+        packed = buffer.getvalue()
+        write_atomically(self._file(path), self._seal(path, packed) + b"\n" + packed, durable=False)
+        for file in self.journal.folder.glob(f"{self._file(path).stem}.*.pt"):
+            file.unlink()
+
+    def discard(self) -> None:
+        """Remove all of them, once the block is written."""
+        for file in self.journal.folder.glob(f"block-{self.number:06d}.*.pt"):
+            file.unlink()
+
+    def timed(self, block: Block) -> Block:
+        """The block, its attacks with the time that was spent on what had been kept."""
+        clean, *attacked = block.results
+        before = {int(place.split("-", 1)[0]): seconds for place, seconds in self.seconds.items()}
+        return replace(
+            block,
+            results=[clean, *(replace(r, seconds=r.seconds + before.get(i, 0.0)) for i, r in enumerate(attacked))],
+        )
+
+    def _clock(self, path: tuple[str, ...]) -> float:
+        """Seconds, to which reading a part of an attack adds what that part had taken."""
+        return time.monotonic() + self.seconds.get(path[0], 0.0)
+
+    def _file(self, path: tuple[str, ...]) -> Path:
+        places = ".".join(name.split("-", 1)[0] for name in path)
+        return self.journal.folder / f"block-{self.number:06d}.{places}.pt"
+
+    def _seal(self, path: tuple[str, ...], packed: bytes) -> bytes:
+        text = json.dumps([self.journal.what, self.number, path], sort_keys=True)
+        return hashlib.sha256(text.encode() + b"\n" + packed).hexdigest().encode()
 
 
 def _packed(points: Sequence[Points]) -> bytes:

@@ -1,7 +1,10 @@
 """Evaluations as records: of any model on a dataset, and the standard one that follows every training."""
 
 import io
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -9,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from equipoise.data import Dataset
+from equipoise.attacks import fitted
+from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation.audit import fingerprint
 from equipoise.evaluation.corrupted import Corruptions, joined_corruptions, on_corruptions
 from equipoise.evaluation.evaluate import (
+    WORST,
     Block,
     Progress,
     by_ball,
@@ -26,14 +31,16 @@ from equipoise.evaluation.evaluate import (
     with_worst_cases,
 )
 from equipoise.evaluation.flags import judge, probe
-from equipoise.evaluation.journal import Journal, joined_points, save_points
+from equipoise.evaluation.journal import Journal, images_of, joined_points, save_points
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard
 from equipoise.evaluation.suites import Suite, suite
 from equipoise.geometry import Box
-from equipoise.predictive import as_predictive
+from equipoise.locks import locked
+from equipoise.predictive import as_predictive, first_look, seeded
+from equipoise.progress import keeping
 from equipoise.provenance import provenance
-from equipoise.records import Evaluation, Provenance, Run, save, write_atomically
+from equipoise.records import Evaluation, Provenance, Run, load, require_same, save, write_atomically
 from equipoise.training import load_run
 from equipoise.types import Precision, Predictive
 
@@ -55,6 +62,7 @@ def assess(
     progress: Progress | None = None,
     out: "Path | str | None" = None,
     resume: bool = False,
+    overwrite: bool = False,
     images: bool = False,
     shard: Shard = WHOLE,
     reported: float | None = None,
@@ -64,11 +72,12 @@ def assess(
 
     The samples are the start of a fixed stratified order: the same ones for every model, and those of a smaller number
     are among those of a larger. They are worked on in blocks of `batch_size`, each on its own, of which a shard has
-    every n-th. With `out`, where the record will be written, every finished block is kept beside it, and `resume`
-    continues with those that are missing, to the same record; `images` stores the adversarial images there too (the
-    caller then saves the record). `reported` is an accuracy to compare with, in [0, 1]. `corruptions` are measured on
-    too; published images are of the whole test set, from which the same samples are taken.
-    Raises `EquipoiseError` as `evaluate` does.
+    every n-th. With `out`, where the record is written, every finished block is kept beside it, and of the block under
+    way every finished attack; `resume` continues with those that are missing, to the same record. A record that is
+    there already is returned if it answers the same request, else replaced only with `overwrite`. `images` stores the
+    adversarial images beside it too. `reported` is an accuracy to compare with, in [0, 1]. `corruptions` are measured
+    on too; published images are of the whole test set, from which the same samples are taken.
+    Raises `EquipoiseError` as `evaluate` does, and if another process evaluates to `out`.
     """
     require(examples >= 0, f"examples = {examples}: expected a number of test samples, or 0 for all.")
     require(batch_size >= 1, f"batch_size = {batch_size}: expected an integer >= 1.")
@@ -79,9 +88,9 @@ def assess(
     device = torch.device("cpu") if weight is None else weight.device
     attacks = by_ball(attacks)  # the order of the results, which the stored images share
     x, y = check_samples(predictive, test.x, test.y, attacks)
-    box = attacks[0][1].geometry.box if attacks else Box()
+    with seeded(0, x.device):
+        classes = first_look(predictive, x).classes
     corruptions = None if corruptions is None else corruptions.of(data, examples)
-    doubts = probe(predictive, x, y, box=box, reported=reported, seed=seed)
     came_from = provenance(seed, device, command)
     everything = essentials(
         predictive,
@@ -97,48 +106,145 @@ def assess(
         corruptions=corruptions,
     )
     blocks = shard.of(torch.arange(len(test)).split(batch_size))
-    journal = None if out is None else Journal.open(out, everything, resume)
+    with nullcontext() if out is None else locked(out):
+        journal = None
+        if out is not None:
+            journal = Journal.of(out, everything)
+            asked = [(name, fitted(name, attack, classes)[0]) for name, attack in attacks]
+            before = finished(out, everything, asked, overwrite or (resume and journal.is_begun))
+            if before is not None:
+                return before
+            journal.claim(resume, overwrite)
+        box = attacks[0][1].geometry.box if attacks else Box()
+        doubts = probe(predictive, x, y, box=box, reported=reported, seed=seed)
+        found = _evaluated(predictive, test, attacks, blocks, journal, seed, batch_size, images, corruptions, progress)
+        results = with_worst_cases(joined([block.results for block in found]))
+        record = Evaluation(
+            target=target,
+            data=everything["data"] | ({} if shard == WHOLE else {"shard": str(shard)}),
+            results=results,
+            provenance=came_from,
+            weights=weights,
+            warnings=cautions(results),
+            flags=[*doubts, *judge(results)],
+            model=everything["model"],
+            index=torch.cat([rows for _, rows in blocks]).tolist(),
+            corruptions=joined_corruptions([block.corruptions for block in found]),
+        )
+        if journal is None or out is None:
+            return record
+        if images:
+            offsets = accumulate((len(rows) for _, rows in blocks), initial=0)
+            places = [range(start, start + len(rows)) for start, (_, rows) in zip(offsets, blocks, strict=False)]
+            points = joined_points([(block.points, where) for block, where in zip(found, places, strict=True)])
+            record = replace(record, images=save_points(out, points))
+        save(out, record)
+        journal.discard()
+    return record
+
+
+def _evaluated(
+    predictive: Predictive,
+    test: Split,
+    attacks: Suite,
+    blocks: Sequence[tuple[int, Tensor]],
+    journal: Journal | None,
+    seed: int,
+    batch_size: int,
+    images: bool,
+    corruptions: Corruptions | None,
+    progress: Progress | None,
+) -> list[Block]:
+    """All blocks, those in the journal as they are. Raises `KeyboardInterrupt` with what is kept of them, in words."""
     kept = {} if journal is None else {number: journal.read(number) for number, _ in blocks}
     # What had been finished counts as done at the start, so that the progress from there on is work.
     done = sum(len(rows) for number, rows in blocks if kept.get(number))
     total = sum(len(rows) for _, rows in blocks)
     found: list[Block] = []
-    for number, rows in blocks:
-        block = kept.get(number)
-        if block is None:
-            x, y = test.x[rows.to(test.x.device)], test.y[rows.to(test.y.device)]
-            within = _within(progress, done, len(rows), total)
-            block = evaluate_block(predictive, x, y, attacks, index=rows, seed=seed, images=images, progress=within)
-            if corruptions is not None:
-                on_them = on_corruptions(predictive, x, y, corruptions, seed=seed, index=rows, batch_size=batch_size)
-                block = replace(block, corruptions=on_them)
-            if journal is not None:
-                journal.write(number, block)
-            done += len(rows)
-        found.append(block)
-    results = with_worst_cases(joined([block.results for block in found]))
-    record = Evaluation(
-        target=target,
-        data=everything["data"] | ({} if shard == WHOLE else {"shard": str(shard)}),
-        results=results,
-        provenance=came_from,
-        weights=weights,
-        warnings=cautions(results),
-        flags=[*doubts, *judge(results)],
-        model=everything["model"],
-        index=torch.cat([rows for _, rows in blocks]).tolist(),
-        corruptions=joined_corruptions([block.corruptions for block in found]),
-    )
-    if journal is None or out is None:
-        return record
-    if images:
-        offsets = accumulate((len(rows) for _, rows in blocks), initial=0)
-        places = [range(start, start + len(rows)) for start, (_, rows) in zip(offsets, blocks, strict=False)]
-        points = joined_points([(block.points, where) for block, where in zip(found, places, strict=True)])
-        record = replace(record, images=save_points(out, points))
-    save(out, record)
-    journal.discard()
-    return record
+    try:
+        for number, rows in blocks:
+            block = kept.get(number)
+            if block is None:
+                x, y = test.x[rows.to(test.x.device)], test.y[rows.to(test.y.device)]
+                within = _within(progress, done, len(rows), total)
+                parts = None if journal is None else journal.parts(number)
+                with nullcontext() if parts is None else keeping(parts):
+                    block = evaluate_block(
+                        predictive, x, y, attacks, index=rows, seed=seed, images=images, progress=within
+                    )
+                block = block if parts is None else parts.timed(block)
+                if corruptions is not None:
+                    on_them = on_corruptions(
+                        predictive, x, y, corruptions, seed=seed, index=rows, batch_size=batch_size
+                    )
+                    block = replace(block, corruptions=on_them)
+                if journal is not None:
+                    journal.write(number, block)
+                done += len(rows)
+            found.append(block)
+    except KeyboardInterrupt as stop:
+        if journal is not None and not stop.args:
+            stop.args = (journal.progress([number for number, _ in blocks]),)
+        raise
+    return found
+
+
+def finished(
+    out: "Path | str", everything: Mapping[str, Any], attacks: Suite, overwrite: bool = False
+) -> Evaluation | None:
+    """Return the finished record at `out` if it is what `everything` (`essentials`) asks for, None if there is none.
+
+    `attacks` are as fitted to the model. Raises `EquipoiseError` if something else is there and may not be overwritten.
+    """
+    path = Path(out)
+    others = [file for file in (path, images_of(path)) if os.path.lexists(file)]
+    if overwrite or not others:
+        return None
+    if path not in others:
+        raise EquipoiseError(
+            f"{others[0]}, where the adversarial images would be written, is of another record: add --overwrite to "
+            "replace it, or choose another place with --out."
+        )
+    try:
+        record = load(path)
+    except EquipoiseError as error:
+        raise EquipoiseError(
+            f"{path} exists and is no record that can be read: choose another place with --out, or add --overwrite to "
+            "replace it."
+        ) from error
+    before = asked_for(record) if isinstance(record, Evaluation) else {"kind": "run"}
+    neutral = ("batch_size", "torch", "device", "threads")  # change the last bits of a result, not what was asked for
+    now = {key: value for key, value in everything.items() if key not in neutral}
+    now["attacks"] = [{"name": name, **attack.settings()} for name, attack in attacks]
+    require_same(path, before, _comparable(json.loads(json.dumps(now))))
+    return record if isinstance(record, Evaluation) else None
+
+
+def asked_for(record: Evaluation) -> dict[str, Any]:
+    """What a record is the answer to, in the form of `essentials`, as far as the record tells."""
+    told = [{"name": r.attack, **r.settings} for r in record.results if r.attack not in ("clean", WORST)]
+    everything = {
+        "target": record.target,
+        "weights": record.weights,
+        "data": {key: value for key, value in record.data.items() if key != "shard"},
+        "model": record.model,
+        "attacks": told,
+        "seed": record.provenance.seed,
+        "shard": record.data.get("shard", str(WHOLE)),
+        "images": bool(record.images),
+    }
+    sources = {r.corruption: r.source for r in record.corruptions}
+    return _comparable(everything | ({"corruptions": sources} if sources else {}))
+
+
+def _comparable(everything: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with every attack by its name and ball, and without what only the outcome tells."""
+    by_name = {}
+    for attack in everything["attacks"]:
+        settings = {k: v for k, v in attack.items() if k not in ("name", "refused", "notes")}
+        ball = settings.get("geometry", {})
+        by_name[f"{attack['name']} {ball.get('norm')} {ball.get('eps', 0.0):.6g}"] = settings
+    return {**everything, "attacks": by_name}
 
 
 def essentials(
