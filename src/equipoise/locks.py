@@ -21,9 +21,10 @@ _ATTEMPTS = 8  # how often the file is found to have been removed by its last ho
 
 
 @contextmanager
-def locked(place: "Path | str") -> Iterator[None]:
+def locked(place: "Path | str", patience: float = 0.0) -> Iterator[None]:
     """Hold `place`, a file or folder which need not exist yet, against all other processes that ask for it here.
 
+    A holder has `patience` seconds to let go.
     Two files lie beside it meanwhile, `.NAME.lock` and `.NAME.owner`. Not reentrant. Raises `EquipoiseError` if
     another process holds the place, naming it, or if nothing can be written beside the place. A file system without
     locks is said in a warning.
@@ -32,7 +33,7 @@ def locked(place: "Path | str") -> Iterator[None]:
     lock_file, owner_file = (real.with_name(f".{real.name}.{kind}") for kind in ("lock", "owner"))
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
-        lock = _acquired(lock_file)
+        lock = _acquired(lock_file, patience)
         if lock is None:
             raise EquipoiseError(
                 f"{place} is in use by {_owner(owner_file)}: wait until it has ended, end it, or choose another place "
@@ -61,7 +62,7 @@ def locked(place: "Path | str") -> Iterator[None]:
         lock.release()
 
 
-def _acquired(file: Path) -> FileLock | None:
+def _acquired(file: Path, patience: float) -> FileLock | None:
     """The lock on the file that has this name now, or None if somebody else holds it.
 
     A holder removes the file before it lets go, so that a lock can be acquired on a file without a name, which keeps
@@ -70,7 +71,7 @@ def _acquired(file: Path) -> FileLock | None:
     for _ in range(_ATTEMPTS):
         lock, again = FileLock(file, is_singleton=False), FileLock(file, is_singleton=False)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except Timeout:
             return None
         try:

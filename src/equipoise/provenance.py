@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,6 +52,11 @@ def provenance(seed: int, device: "torch.device | str", command: str = "") -> Pr
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         options=_options.get() or {},
     )
+
+
+def recommanded(before: Provenance, command: str) -> Provenance:
+    """The provenance of parts of a whole as that of the whole, which `command` and the options of this command made."""
+    return replace(before, command=command, options=_options.get() or {})
 
 
 def _commit() -> str | None:

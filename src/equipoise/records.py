@@ -501,6 +501,25 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, dura
     return path
 
 
+def write_once(path: str | os.PathLike[str], content: bytes, overwrite: bool = False, option: str = "--out") -> Path:
+    """Write `content` to `path` unless it is there already. Raises `EquipoiseError` if other content is there and may
+    not be overwritten; `option` is the one that names the place.
+    """
+    path = Path(path)
+    try:
+        there = path.read_bytes() if os.path.lexists(path) else None
+    except OSError as error:
+        raise EquipoiseError(f"cannot read {path}: {reason(error)}; choose another place with {option}.") from error
+    if there == content:
+        return path
+    require(
+        overwrite or there is None,
+        f"{path} exists already, with other content: add --overwrite to replace it, or choose another place with "
+        f"{option}.",
+    )
+    return write_atomically(path, content)
+
+
 def make_room(folder: Path) -> None:
     """Make `folder` where there is none, and see that it can be written: better refused now than after hours of work.
 

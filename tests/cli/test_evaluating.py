@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -14,9 +15,7 @@ import numpy as np
 import pytest
 
 from equipoise.cli import main
-from equipoise.cli.evaluating import _from_here, _usual_place
-from equipoise.cli.options import Evaluate
-from equipoise.evaluation import Shard
+from equipoise.cli.evaluating import _from_here
 from equipoise.records import digest, load
 
 OWN = """
@@ -90,7 +89,7 @@ def test_autoattack_and_cascade_as_typed(mine):
     standard = load("aa.json").results[1]
     assert entry["autoattack_acc"] == f"{100 * standard.accuracy:.2f}" and entry["threat_model"] == "Linf"
     assert entry["clean_acc"] == "100.00" and entry["eps"] == 0.02 and entry["n_examples"] == 8
-    as_typed("evaluate", "own_nets:make", "--attacks", "cascade", *words, "--norm", "l2")
+    as_typed("evaluate", "own_nets:make", "--attacks", "cascade", *words, "--norm", "l2", "--overwrite")
     assert load("aa.json").results[1].norm == "l2"
     assert ask("verify", "aa.json") == 0
 
@@ -248,12 +247,12 @@ def test_ctrl_c_ends_the_processes_and_leaves_what_can_be_continued(mine):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
-    assert process.returncode == 130 and said.startswith("interrupted; continue with: equipoise evaluate own_nets:make")
+    told, again = said.split("; continue with: equipoise ")
+    assert process.returncode == 130 and re.fullmatch(r"interrupted; \d+ of 10 blocks.* (is|are) kept", told)
     for pid in (mine / "pids").read_text().split():
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
-    again = shlex.split(said.removeprefix("interrupted; continue with: equipoise "))
-    as_typed(*again)
+    as_typed(*shlex.split(again))
     assert load("aa.json").results[0].n == 40
 
 
@@ -276,10 +275,68 @@ def test_what_could_not_be_written_is_refused_before_the_work(mine, words, messa
     assert message in capsys.readouterr().err and sorted(mine.iterdir()) == before
 
 
-def test_the_usual_place_without_attacks_says_clean():
-    for attacks in ((), ("clean",)):
-        place = _usual_place(Evaluate("runs/a", attacks=attacks), True, "linf", Shard())
-        assert place == Path("runs/a/evaluation-clean-linf.json")
+def test_the_usual_places_tell_evaluations_apart(mine, capsys):
+    assert (
+        ask("train", "standard", "--data", "digits", "--epochs", "1", "--out", "run", "--evaluate-examples", "0") == 0
+    )
+    asked = {
+        "run --attacks clean": "run/evaluation-clean-linf.json",
+        "run --attacks fgsm pgd2 --eps 0.1 0.05": "run/evaluation-fgsm-pgd2-linf-0.05-0.1.json",
+        "run --attacks fgsm pgd2 --eps 0.2": "run/evaluation-fgsm-pgd2-linf-0.2.json",
+        "run --attacks fgsm --eps 0.2 --norm l2": "run/evaluation-fgsm-l2-0.2.json",
+        "run --attacks fgsm --eps 0.2 --weights last": "run/evaluation-fgsm-linf-0.2-last.json",
+        "own_nets:make --data my.npz --attacks fgsm --eps 8/255": "eval-own_nets-make-my-fgsm-linf-0.0313725.json",
+        "own_nets:other --data my.npz --attacks fgsm --eps 8/255": "eval-own_nets-other-my-fgsm-linf-0.0313725.json",
+        "own_nets:make --data my.npz --attacks fgsm --eps .1 --shard 1/2 --batch-size 8": (
+            "eval-own_nets-make-my-fgsm-linf-0.1-1of2.json"
+        ),
+        "own_nets:make --data my.npz --attacks fgsm --eps .1 --shard 2/2 --batch-size 8": (
+            "eval-own_nets-make-my-fgsm-linf-0.1-2of2.json"
+        ),
+    }
+    with Path("own_nets.py").open("a") as source:
+        source.write("\nother = make\n")
+    shutil.rmtree("__pycache__", ignore_errors=True)
+    sys.modules.pop("own_nets", None)
+    for words, place in asked.items():
+        assert ask("evaluate", *words.split(), "--examples", "20") == 0 and Path(place).is_file(), words
+    halves = sorted(mine.glob("*of2.json"))
+    assert ask("merge", *halves) == 0 and Path("eval-own_nets-make-my-fgsm-linf-0.1.json").is_file()
+
+
+def test_a_finished_record_is_kept_or_answers(mine, capsys):
+    assert ask(*WORDS, "--out", "aa.json") == 0
+    content = Path("aa.json").read_bytes()
+    capsys.readouterr()
+    for more in ([], ["--resume"], ["--processes", "2"], ["--robustbench", "rb.json", "--eps", "0.05"]):
+        assert ask(*WORDS, "--out", "aa.json", *more) == 0
+        assert "finished before: aa.json, digest" in capsys.readouterr().out
+    assert Path("rb.json").is_file()
+    Path("rb.json").write_text("mine")
+    assert ask(*WORDS, "--out", "aa.json", "--robustbench", "rb.json") == 2
+    assert "rb.json exists already, with other content: add --overwrite" in capsys.readouterr().err
+    for more, told in (
+        (["--eps", "0.1"], "apgd-ce5 linf 0.05: present before, absent now"),
+        (["--seed", "1"], "seed: 0 before, 1 now"),
+        (["--seed", "1", "--processes", "2"], "seed: 0 before, 1 now"),
+        (["--no-images", "--resume"], "images: True before, False now"),
+    ):
+        assert ask(*WORDS, "--out", "aa.json", *more) == 2
+        said = capsys.readouterr().err
+        assert told in said and "add --overwrite to replace it, or choose another place with --out" in said
+    assert Path("aa.json").read_bytes() == content and Path("rb.json").read_text() == "mine"
+    assert not Path("aa.json.partial").exists()
+    assert ask(*WORDS, "--out", "aa.json", "--seed", "1", "--overwrite", "--robustbench", "rb.json") == 0
+    assert load("aa.json").provenance.seed == 1 and Path("rb.json").read_text() != "mine"
+    for i in (1, 2):
+        assert ask(*WORDS, "--shard", f"{i}/2", "--out", f"{i}.json") == 0
+    capsys.readouterr()
+    assert ask("merge", "1.json", "2.json", "--out", "aa.json") == 2
+    assert "seed: 1 before, 0 now" in capsys.readouterr().err
+    assert ask("merge", "1.json", "2.json", "--out", "aa.json", "--overwrite") == 0
+    assert load("aa.json").provenance.seed == 0
+    assert ask("merge", "1.json", "2.json") == 2
+    assert "say where to write the whole record, with --out" in capsys.readouterr().err
 
 
 def test_the_time_that_is_left_follows_from_the_work_of_this_process():

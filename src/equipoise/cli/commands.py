@@ -25,6 +25,7 @@ from equipoise.cli.options import (
     net_options,
 )
 from equipoise.cli.processes import is_main_process
+from equipoise.cli.recorded import as_data
 from equipoise.cli.reproducing import list_experiments, reproduce
 from equipoise.cli.resuming import lasting
 from equipoise.cli.scoring import score
@@ -35,6 +36,7 @@ from equipoise.evaluation import evaluate_run
 from equipoise.experiments import RECORD, keep_numbers, reproduction
 from equipoise.generators import Manifold, auto_encoder
 from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive, kl_to_prior
+from equipoise.provenance import recorded_options
 from equipoise.records import write_atomically
 from equipoise.terms import Method
 from equipoise.training import MANIFOLD_FILE, build_model, training_split
@@ -44,7 +46,15 @@ from equipoise.training.job import Job
 
 
 def run(options: Command, command: str) -> int:
-    """Do what was typed, and return the exit code; `command` is the text of it, for the records."""
+    """Do what was typed, and return the exit code; `command` is the text of it, for the records.
+
+    SIGINT and SIGTERM raise `Interrupted`, a `KeyboardInterrupt`, whatever is being done.
+    """
+    with listening(None), recorded_options(as_data(options)):
+        return _run(options, command)
+
+
+def _run(options: Command, command: str) -> int:
     match options:
         case Train():
             train(options, command)

@@ -2,18 +2,15 @@
 
 import json
 import math
-import os
+import re
 import shlex
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,25 +19,32 @@ from equipoise import nets
 from equipoise.attacks import fitted, transfer
 from equipoise.cli.display import accuracies, corrupted, evaluation_progress, say, stages
 from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, parse
+from equipoise.cli.recorded import from_data
+from equipoise.cli.workers import noting, own_note, progress_of, require_alive, workers
 from equipoise.corruptions import chosen, load_published
 from equipoise.data import Dataset, load
-from equipoise.errors import EquipoiseError, require
+from equipoise.errors import require
 from equipoise.evaluation import WORST, Corruptions, Progress, Shard, assess, audit, merge, radii, suite
 from equipoise.evaluation.audit import fingerprint, read
 from equipoise.evaluation.evaluate import by_ball
 from equipoise.evaluation.flags import is_black_box
-from equipoise.evaluation.journal import Journal
+from equipoise.evaluation.journal import Journal, note_kept
+from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.runs import essentials
+from equipoise.evaluation.shards import merged
 from equipoise.evaluation.suites import Suite
 from equipoise.interop import robustbench
+from equipoise.locks import locked
 from equipoise.predictive import as_predictive, first_look
 from equipoise.provenance import provenance
-from equipoise.records import Evaluation, Run, digest, write_atomically
+from equipoise.records import Evaluation, Run, digest, write_once
 from equipoise.training import Recipe, load_run, load_weights
 from equipoise.types import Predictive
 
 _SHOWN = 20  # mismatches of a record that are printed
 _PAUSE = 0.1  # seconds between two looks at the processes
+_PATIENCE = 10.0  # seconds for the processes of an earlier call to be gone
+_FINE = 1000  # units of progress per block
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def evaluate(options: Evaluate, command: str) -> None:
     norm = norm_of(options.norm, recorded)
     attacks = _attacks(options, recorded, norm)
     corruptions = _corruptions(options)
-    out = options.out or _usual_place(options, recorded is not None, norm, shard)
+    out = options.out or _usual_place(options, subject, attacks, norm, shard)
     require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
     if options.robustbench is not None:
         place = options.robustbench
@@ -91,8 +95,15 @@ def evaluate(options: Evaluate, command: str) -> None:
         require(place.resolve() != out.resolve(), f"--robustbench {place} would overwrite the record: choose another.")
         require(len(attacks) > 0, "a RobustBench entry needs an attack: evaluate with --attacks autoattack.")
         require(shard.count == 1, f"--robustbench is of a whole evaluation, not of shard {shard}: leave it out.")
+        require(
+            options.overwrite or out.is_file() or not place.exists(),
+            f"--robustbench {place} exists already: add --overwrite to replace it, or choose another.",
+        )
     weights = options.weights if recorded else "given"
-    progress = _from_here(evaluation_progress(f"evaluating {options.target}"))
+    note = own_note()
+    progress = noting(note) if note else _from_here(evaluation_progress(f"evaluating {options.target}"))
+    stamp = _stamp(out)
+    device = Recipe(device=options.device).pick_device()
     if options.processes > 1:
         require(options.examples >= 0, f"--examples {options.examples}: expected a number of samples, or 0 for all.")
         require(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected an integer >= 1.")
@@ -100,7 +111,7 @@ def evaluate(options: Evaluate, command: str) -> None:
             subject.model,
             subject.data,
             attacks,
-            provenance(options.seed, Recipe(device=options.device).pick_device(), command),
+            provenance(options.seed, device, command),
             target=options.target,
             examples=options.examples,
             weights=weights,
@@ -108,7 +119,9 @@ def evaluate(options: Evaluate, command: str) -> None:
             images=options.images,
             corruptions=corruptions,
         )
-        evaluation = _in_processes(options, out, command, what, progress)
+        classes = first_look(as_predictive(subject.model), subject.data.test.x.to(device)).classes
+        request = comparable(what, by_ball(attacks), classes)
+        evaluation = _in_processes(options, out, command, what, request, progress)
     else:
         evaluation = assess(
             subject.model,
@@ -123,6 +136,7 @@ def evaluate(options: Evaluate, command: str) -> None:
             progress=progress,
             out=out,
             resume=options.resume,
+            overwrite=options.overwrite,
             images=options.images,
             shard=shard,
             reported=options.reported,
@@ -130,17 +144,26 @@ def evaluate(options: Evaluate, command: str) -> None:
         )
     show(evaluation)
     if options.robustbench is not None:
-        content = json.dumps(robustbench(evaluation), indent=1) + "\n"
-        say(f"wrote {write_atomically(options.robustbench, content.encode())}")
-    say(f"wrote {out}, digest {digest(evaluation)[:16]}")
+        entry = (json.dumps(robustbench(evaluation), indent=1) + "\n").encode()
+        say(f"wrote {write_once(options.robustbench, entry, options.overwrite, '--robustbench')}")
+    say(f"{'wrote' if _stamp(out) != stamp else 'finished before:'} {out}, digest {digest(evaluation)[:16]}")
 
 
-def _usual_place(options: Evaluate, trained: bool, norm: str, shard: Shard) -> Path:
-    suffix = "-last" if options.weights == "last" else ""
-    part = "" if shard.count == 1 else f"-{shard.number}of{shard.count}"
-    names = "-".join(dict.fromkeys([*(options.attacks or ["clean"]), *options.corruptions]))
-    inside = Path(options.target) / f"evaluation-{names}-{norm}{suffix}{part}.json"
-    return inside if trained else Path(f"eval{part}.json")
+def _stamp(file: Path) -> int | None:
+    """When a file was written; None if there is none."""
+    return file.stat().st_mtime_ns if file.is_file() else None
+
+
+def _usual_place(options: Evaluate, subject: Subject, attacks: Suite, norm: str, shard: Shard) -> Path:
+    """Where the record goes: a name that tells model, data, attacks, norm and radii apart."""
+    names = dict.fromkeys([*(options.attacks or ["clean"]), *options.corruptions])
+    eps = dict.fromkeys(f"{attack.geometry.eps:.6g}" for _, attack in attacks)
+    part = [] if shard.count == 1 else [f"{shard.number}of{shard.count}"]
+    last = ["last"] if options.weights == "last" else []
+    if subject.recorded:
+        return Path(options.target) / f"evaluation-{'-'.join([*names, norm, *eps, *last, *part])}.json"
+    own = [options.target, *([options.checkpoint.stem] if options.checkpoint else []), Path(subject.data.name).stem]
+    return Path(f"eval-{re.sub(r'[^A-Za-z0-9_.+-]+', '-', '-'.join([*own, *names, norm, *eps, *part]))}.json")
 
 
 def norm_of(typed: str | None, recorded: Run | None) -> str:
@@ -194,7 +217,12 @@ def _from_here(progress: Progress) -> Progress:
 
 
 def _in_processes(
-    options: Evaluate, out: Path, command: str, what: Mapping[str, Any], progress: Progress
+    options: Evaluate,
+    out: Path,
+    command: str,
+    what: Mapping[str, Any],
+    request: Mapping[str, Any],
+    progress: Progress,
 ) -> Evaluation:
     """The shards of the evaluation, each computed by a process of its own, put together.
 
@@ -203,73 +231,67 @@ def _in_processes(
     count = options.processes
     blocks = range(math.ceil(what["data"]["n"] / options.batch_size))
     sizes = [len(Shard(number, count).of(blocks)) for number in range(1, count + 1)]
-    journal = Journal.open(out, {**what, "processes": count}, options.resume)
-    journal.begin()
-    places = [journal.folder / f"{number}of{count}.json" for number in range(1, count + 1)]
-    with ExitStack() as stack:
-        workers: dict[int, tuple[subprocess.Popen[bytes], BinaryIO]] = {}
-        for number, place in enumerate(places, 1):
-            if not place.is_file():
-                said = stack.enter_context(tempfile.TemporaryFile())
-                workers[number] = (_worker(command, number, count, place, said), said)
-                stack.callback(_end, workers[number][0])
-        while any(worker.poll() is None for worker, _ in workers.values()):
-            _require_alive(workers, count)
-            done = [
-                size if place.is_file() else len(list(Path(f"{place}.partial").glob("block-*.json")))
-                for size, place in zip(sizes, places, strict=True)
-            ]
-            progress(f"{count} processes", sum(done), len(blocks))
-            time.sleep(_PAUSE)
-        _require_alive(workers, count)
-    progress(f"{count} processes", len(blocks), len(blocks))
-    whole = merge(places, out, command)
-    journal.discard()
+    journal = Journal.of(out, {**what, "processes": count})
+    places = {number: journal.folder / f"{number}of{count}.json" for number in range(1, count + 1)}
+    notes = {number: place.with_suffix(".progress") for number, place in places.items()}
+    with locked(out):
+        before = finished(out, request, options.overwrite or (options.resume and journal.is_begun))
+        if before is not None:
+            return before
+        journal.claim(options.resume, options.overwrite)
+        journal.begin()
+        for place in places.values():  # processes of an earlier call that was killed end within seconds
+            with locked(place, _PATIENCE):
+                pass
+        commands = {n: _shard_words(command, n, count, place) for n, place in places.items() if not place.is_file()}
+
+        def look() -> None:
+            shares = [1.0 if places[n].is_file() else progress_of(notes[n]) for n in places]
+            done = sum(size * share for size, share in zip(sizes, shares, strict=True))
+            progress(f"{count} processes", int(_FINE * done), _FINE * len(blocks))
+
+        try:
+            with workers(commands, notes, max(torch.get_num_threads() // count, 1)) as started:
+                while any(worker.process.poll() is None for worker in started.values()):
+                    require_alive(started, count)
+                    look()
+                    time.sleep(_PAUSE)
+                require_alive(started, count)
+        except KeyboardInterrupt as stop:
+            note_kept(stop, *_finished(list(places.values()), sizes))
+            raise
+        look()
+        whole = merged(list(places.values()), out, command, overwrite=True)
+        journal.discard()
     return whole
 
 
-def _worker(command: str, number: int, count: int, place: Path, said: BinaryIO) -> "subprocess.Popen[bytes]":
+def _finished(places: Sequence[Path], sizes: Sequence[int]) -> tuple[int, int, int]:
+    """How many blocks several processes have finished, of how many, and how many attacks on others."""
+    folders = [Path(f"{place}.partial") for place in places]
+    blocks = sum(
+        size if place.is_file() else len(list(folder.glob("block-*.json")))
+        for size, place, folder in zip(sizes, places, folders, strict=True)
+    )
+    return blocks, sum(sizes), sum(len(list(folder.glob("block-*.pt"))) for folder in folders)
+
+
+def _shard_words(command: str, number: int, count: int, place: Path) -> list[str]:
+    """The command line of one of the processes that share the work of `command`."""
     typed = iter(shlex.split(command)[1:])
     words = []
     for word in typed:
         if word == "--robustbench":  # of the whole alone
             next(typed, None)
-        elif not word.startswith("--robustbench="):
+        elif not word.startswith("--robustbench=") and word != "--overwrite":
             words.append(word)
-    extra = ["--processes", "1", "--shard", f"{number}/{count}", "--out", str(place), "--resume"]
-    threads = max(torch.get_num_threads() // count, 1)
-    return subprocess.Popen(
-        [sys.executable, "-m", "equipoise.cli", *words, *extra],
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        stdout=subprocess.DEVNULL,
-        stderr=said,
-    )
-
-
-def _end(worker: "subprocess.Popen[bytes]") -> None:
-    worker.terminate()
-    worker.wait()
-
-
-def _require_alive(workers: "Mapping[int, tuple[subprocess.Popen[bytes], BinaryIO]]", count: int) -> None:
-    """Raises `EquipoiseError` with what the first worker that failed had to say."""
-    for number, (worker, said) in workers.items():
-        if worker.poll():
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines()
-            last = lines[-1] if lines else "without a message"
-            own = last.startswith("error: ")
-            raise EquipoiseError(
-                last.removeprefix("error: ")
-                if own
-                else f"process {number} of {count} ended with code {worker.returncode}: {last}"
-            )
+    return [*words, "--processes", "1", "--shard", f"{number}/{count}", "--out", str(place), "--resume"]
 
 
 def verify(options: Verify) -> None:
     """Check a record against its stored images, and say what came of it. Raises `EquipoiseError` if it is not true."""
     record = read(options.record)
-    typed = _typed(record)
+    typed = _typed(record, options.record)
     subject = subject_of(_as_typed(options, record, typed))
     data, told = subject.data, record.data
     require(
@@ -308,8 +330,14 @@ def verify(options: Verify) -> None:
     )
 
 
-def _typed(record: Evaluation) -> Evaluate | None:
-    """The options that the record's command names, if it is one of `equipoise evaluate`."""
+def _typed(record: Evaluation, where: Path) -> Evaluate | None:
+    """The options of `equipoise evaluate` that the record was made with; None if a call from Python made it.
+
+    Records of the first version have the text of the command instead. Raises `EquipoiseError` for options that are no
+    such ones.
+    """
+    if record.provenance.options.get("command") == "evaluate":
+        return from_data(Evaluate, record.provenance.options, str(where))
     try:
         words = shlex.split(record.provenance.command)
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # what is wrong with it is nobody's mistake
@@ -356,9 +384,18 @@ def _essence(attacks: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
 
 def merge_records(options: Merge) -> None:
     """Put the records of all shards together."""
-    whole = merge(options.records, options.out)
+    require(len(options.records) > 0, "there is nothing to merge: give the records of all shards.")
+    first = options.records[0]
+    usual = re.sub(r"-\d+of\d+$", "", first.stem)
+    require(
+        options.out is not None or usual != first.stem,
+        f"say where to write the whole record, with --out: the name of {first} does not tell.",
+    )
+    out = options.out or first.with_name(f"{usual}{first.suffix}")
+    require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
+    whole = merge(options.records, out, overwrite=options.overwrite)
     show(whole)
-    say(f"wrote {options.out}, digest {digest(whole)[:16]}")
+    say(f"wrote {out}, digest {digest(whole)[:16]}")
 
 
 def show(*evaluations: Evaluation) -> None:
@@ -404,19 +441,25 @@ def _data_of(options: Evaluate, recorded: Run | None) -> Dataset:
     """The dataset asked for, or else that of the run, found as its training found it and checked to be the same."""
     if options.data is not None or recorded is None:
         return load(str(options.data), options.data_root)
-    name, root = recorded.data["name"], options.data_root
-    words = shlex.split(recorded.provenance.command)
-    if words[:2] == ["equipoise", "train"]:
-        typed = parse(words[1:])
-        if isinstance(typed, Train):
-            name, root = typed.data, root or typed.data_root
-    data = load(name, root)
+    name, root = _place_of_data(recorded)
+    data = load(name, options.data_root or root)
     require(
         data.sha256 == recorded.data["sha256"],
         f"{name} is not the data that {options.target} was trained on (SHA-256 {data.sha256}, then "
         f"{recorded.data['sha256']}): give other data with --data if that is meant.",
     )
     return data
+
+
+def _place_of_data(recorded: Run) -> tuple[str, Path | None]:
+    """The name of a run's dataset or file, and where it was looked for, as typed when it was trained."""
+    typed = recorded.provenance.options
+    if typed.get("command") == "train" and isinstance(typed.get("data"), str):
+        root = typed.get("data_root")
+        return typed["data"], Path(root) if isinstance(root, str) else None
+    words = shlex.split(recorded.provenance.command)  # of the first version, which stored the text alone
+    options = parse(words[1:]) if words[:2] == ["equipoise", "train"] else None
+    return (options.data, options.data_root) if isinstance(options, Train) else (recorded.data["name"], None)
 
 
 def _require_fit(recorded: Run, data: Dataset) -> None:

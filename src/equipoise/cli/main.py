@@ -62,7 +62,8 @@ def _outcome(argv: list[str]) -> int:
     except KeyboardInterrupt as error:
         code = 128 + getattr(error, "signal", signal.SIGINT)
         again = _again(argv) if getattr(error, "kept", True) else ""
-        return _fail(f"interrupted; continue with: {again}" if again else "interrupted.", "", code)
+        told = "; ".join(["interrupted", *getattr(error, "__notes__", ())])
+        return _fail(f"{told}; continue with: {again}" if again else f"{told}.", "", code)
     except MemoryError:
         return _fail(_NO_MEMORY)
     except OSError as error:

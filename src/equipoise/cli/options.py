@@ -135,6 +135,8 @@ class Evaluate:
     """Store the adversarial images beside the record, for `equipoise verify`."""
     resume: bool = False
     """Continue an evaluation that was stopped, to the same record."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the record in --out, if it answers another request; the same request is answered from it."""
     shard: str = "1/1"
     """Which part to compute, as i/n; `equipoise merge` puts the records of all n together."""
     processes: int = 1
@@ -154,7 +156,7 @@ class Evaluate:
     precision: Precision = "32"
     """bf16 computes the attacks in bfloat16; every success is confirmed in float32."""
     out: Path | None = None
-    """Where the record is written; by default inside the run, or eval.json."""
+    """Where the record is written; by default named by what is evaluated, inside the run or in the current folder."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ class Report:
     `equipoise reproduce`."""
     out: Path = Path("report.html")
     """Where the report is written."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the page in --out, if it is another one."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +205,10 @@ class Merge:
 
     records: Positional[tuple[Path, ...]]
     """The records that `equipoise evaluate --shard i/n` wrote."""
-    out: Path = Path("eval.json")
-    """Where the whole record is written."""
+    out: Path | None = None
+    """Where the whole record is written; by default beside the first shard, under its name without -1of2."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the record in --out, if it is of another evaluation."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +248,8 @@ class Audit:
     """Where to compute; auto takes a GPU if there is one."""
     out: Path = Path("audit.html")
     """Where the page is written; the record beside it, as .json."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the page and the record in --out, if they answer another request."""
 
 
 Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study | Experiments | Reproduce

@@ -90,6 +90,8 @@ class Score:
     """Where to compute; auto takes a GPU if there is one."""
     out: Path = Path("score.json")
     """Where the record is written, with every sample's value; a page with the curve beside it, as .html."""
+    overwrite: FlagCreatePairsOff[bool] = False
+    """Replace the record in --out, if it answers another request; the same request is answered from it."""
 
 
 def score(options: Score, command: str) -> None:

@@ -27,6 +27,7 @@ from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation.evaluate import Block
 from equipoise.perturbed import Perturbed
 from equipoise.records import AttackResult, CorruptionResult, write_atomically
+from equipoise.training.interruption import Interrupted
 
 Points = Mapping[str, np.ndarray]
 
@@ -129,17 +130,9 @@ class Journal:
         """The finished parts of the block of that number, which is under way."""
         return Parts(self, number)
 
-    def progress(self, numbers: Sequence[int]) -> str:
-        """What is kept of the blocks of these numbers, in words."""
-        blocks = sum(self._files(number)[0].is_file() for number in numbers)
-        parts = len(list(self.folder.glob("block-*.pt")))
-        found = [f"{blocks} of {len(numbers)} blocks"] if blocks else []
-        found += [f"{parts} finished attack{'s' * (parts > 1)} of the block under way"] if parts else []
-        return (
-            f"{' and '.join(found)} {'are' if blocks + parts > 1 else 'is'} kept"
-            if found
-            else "nothing is finished yet"
-        )
+    def finished(self, numbers: Sequence[int]) -> tuple[int, int]:
+        """How many of the blocks of these numbers are finished, and how many attacks on others."""
+        return sum(self._files(n)[0].is_file() for n in numbers), len(list(self.folder.glob("block-*.pt")))
 
     def discard(self) -> None:
         """Remove all of it, once the record is written."""
@@ -157,6 +150,16 @@ class Journal:
 
     def _files(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"block-{number:06d}.json", self.folder / f"block-{number:06d}.npz"
+
+
+def note_kept(stop: KeyboardInterrupt, blocks: int, of: int, attacks: int) -> None:
+    """Add to an interrupt what is kept of an evaluation of `of` blocks: so many, and attacks on those under way."""
+    found = [f"{blocks} of {of} blocks"] if blocks else []
+    found += [f"{attacks} finished attack{'s' * (attacks > 1)} on what is under way"] if attacks else []
+    kept = f"{' and '.join(found)} {'are' if blocks + attacks > 1 else 'is'} kept"
+    stop.add_note(kept if found else "nothing was finished yet")
+    if isinstance(stop, Interrupted):
+        stop.kept = bool(found)
 
 
 @dataclass(frozen=True)

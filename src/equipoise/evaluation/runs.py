@@ -1,9 +1,7 @@
 """Evaluations as records: of any model on a dataset, and the standard one that follows every training."""
 
 import io
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
@@ -14,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import fitted
 from equipoise.data import Dataset, Split
 from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation.audit import fingerprint
 from equipoise.evaluation.corrupted import Corruptions, joined_corruptions, on_corruptions
 from equipoise.evaluation.evaluate import (
-    WORST,
     Block,
     Progress,
     by_ball,
@@ -31,7 +27,8 @@ from equipoise.evaluation.evaluate import (
     with_worst_cases,
 )
 from equipoise.evaluation.flags import judge, probe
-from equipoise.evaluation.journal import Journal, images_of, joined_points, save_points
+from equipoise.evaluation.journal import Journal, joined_points, note_kept, save_points
+from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard
 from equipoise.evaluation.suites import Suite, suite
@@ -40,7 +37,7 @@ from equipoise.locks import locked
 from equipoise.predictive import as_predictive, first_look, seeded
 from equipoise.progress import keeping
 from equipoise.provenance import provenance
-from equipoise.records import Evaluation, Provenance, Run, load, require_same, save, write_atomically
+from equipoise.records import Evaluation, Provenance, Run, save, write_atomically
 from equipoise.training import load_run
 from equipoise.types import Precision, Predictive
 
@@ -110,8 +107,8 @@ def assess(
         journal = None
         if out is not None:
             journal = Journal.of(out, everything)
-            asked = [(name, fitted(name, attack, classes)[0]) for name, attack in attacks]
-            before = finished(out, everything, asked, overwrite or (resume and journal.is_begun))
+            request = comparable(everything, attacks, classes)
+            before = finished(out, request, overwrite or (resume and journal.is_begun))
             if before is not None:
                 return before
             journal.claim(resume, overwrite)
@@ -155,7 +152,7 @@ def _evaluated(
     corruptions: Corruptions | None,
     progress: Progress | None,
 ) -> list[Block]:
-    """All blocks, those in the journal as they are. Raises `KeyboardInterrupt` with what is kept of them, in words."""
+    """All blocks, those in the journal as they are. An interrupt gets a note that says what is kept."""
     kept = {} if journal is None else {number: journal.read(number) for number, _ in blocks}
     # What had been finished counts as done at the start, so that the progress from there on is work.
     done = sum(len(rows) for number, rows in blocks if kept.get(number))
@@ -183,68 +180,11 @@ def _evaluated(
                 done += len(rows)
             found.append(block)
     except KeyboardInterrupt as stop:
-        if journal is not None and not stop.args:
-            stop.args = (journal.progress([number for number, _ in blocks]),)
+        if journal is not None:
+            done_blocks, attacks_on_others = journal.finished([number for number, _ in blocks])
+            note_kept(stop, done_blocks, len(blocks), attacks_on_others)
         raise
     return found
-
-
-def finished(
-    out: "Path | str", everything: Mapping[str, Any], attacks: Suite, overwrite: bool = False
-) -> Evaluation | None:
-    """Return the finished record at `out` if it is what `everything` (`essentials`) asks for, None if there is none.
-
-    `attacks` are as fitted to the model. Raises `EquipoiseError` if something else is there and may not be overwritten.
-    """
-    path = Path(out)
-    others = [file for file in (path, images_of(path)) if os.path.lexists(file)]
-    if overwrite or not others:
-        return None
-    if path not in others:
-        raise EquipoiseError(
-            f"{others[0]}, where the adversarial images would be written, is of another record: add --overwrite to "
-            "replace it, or choose another place with --out."
-        )
-    try:
-        record = load(path)
-    except EquipoiseError as error:
-        raise EquipoiseError(
-            f"{path} exists and is no record that can be read: choose another place with --out, or add --overwrite to "
-            "replace it."
-        ) from error
-    before = asked_for(record) if isinstance(record, Evaluation) else {"kind": "run"}
-    neutral = ("batch_size", "torch", "device", "threads")  # change the last bits of a result, not what was asked for
-    now = {key: value for key, value in everything.items() if key not in neutral}
-    now["attacks"] = [{"name": name, **attack.settings()} for name, attack in attacks]
-    require_same(path, before, _comparable(json.loads(json.dumps(now))))
-    return record if isinstance(record, Evaluation) else None
-
-
-def asked_for(record: Evaluation) -> dict[str, Any]:
-    """What a record is the answer to, in the form of `essentials`, as far as the record tells."""
-    told = [{"name": r.attack, **r.settings} for r in record.results if r.attack not in ("clean", WORST)]
-    everything = {
-        "target": record.target,
-        "weights": record.weights,
-        "data": {key: value for key, value in record.data.items() if key != "shard"},
-        "model": record.model,
-        "attacks": told,
-        "seed": record.provenance.seed,
-        "shard": record.data.get("shard", str(WHOLE)),
-        "images": bool(record.images),
-    }
-    sources = {r.corruption: r.source for r in record.corruptions}
-    return _comparable(everything | ({"corruptions": sources} if sources else {}))
-
-
-def _comparable(everything: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with every attack by its name and ball, and without what only the outcome tells."""
-    by_name = {}
-    for attack in everything["attacks"]:
-        settings = {k: v for k, v in attack.items() if k not in ("name", "refused", "notes")}
-        ball = settings.get("geometry", {})
-        by_name[f"{attack['name']} {ball.get('norm')} {ball.get('eps', 0.0):.6g}"] = settings
-    return {**everything, "attacks": by_name}
 
 
 def essentials(

@@ -12,6 +12,9 @@ from equipoise.evaluation.corrupted import joined_corruptions
 from equipoise.evaluation.evaluate import PER_SAMPLE, WORST, cautions, joined, with_worst_cases
 from equipoise.evaluation.flags import judge
 from equipoise.evaluation.journal import images_of, joined_points, read_points, save_points
+from equipoise.evaluation.requests import asked_for, finished
+from equipoise.locks import locked
+from equipoise.provenance import recommanded
 from equipoise.records import AttackResult, CorruptionResult, Evaluation, load, save
 
 T = TypeVar("T")
@@ -56,13 +59,22 @@ class Shard:
 WHOLE = Shard()
 
 
-def merge(paths: Sequence["Path | str"], out: "Path | str", command: str | None = None) -> Evaluation:
+def merge(
+    paths: Sequence["Path | str"], out: "Path | str", command: str | None = None, *, overwrite: bool = False
+) -> Evaluation:
     """Write to `out` the record, and its images, that one process would have written from those of all its shards.
 
-    `command` is what the record says it was made by, by default what made the first shard. Raises `EquipoiseError` if
-    a file is not the record of a shard with its images, if they are not of one evaluation, if a shard is missing or
-    given twice, or if `out` would overwrite one of them.
+    `command` is what the record says it was made by, by default what made the first shard. A record at `out` that
+    answers the same request stays as it is, and is returned. Raises `EquipoiseError` if a file is not the record of a
+    shard with its images, if they are not of one evaluation, if a shard is missing or given twice, if `out` would
+    overwrite one of them, or if another record is there and `overwrite` is not set.
     """
+    with locked(out):
+        return merged(paths, out, command, overwrite)
+
+
+def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None, overwrite: bool) -> Evaluation:
+    """`merge` by somebody who holds the lock of `out`."""
     require(len(paths) > 0, "there is nothing to merge: give the records of all shards.")
     records = [_shard_at(path) for path in paths]
     images = _images_at(paths, records)
@@ -102,8 +114,11 @@ def merge(paths: Sequence["Path | str"], out: "Path | str", command: str | None 
         index=sorted(index),
         images={},
         corruptions=[_in_order(r, order) for r in joined_corruptions([record.corruptions for record in records])],
-        provenance=first.provenance if command is None else replace(first.provenance, command=command),
+        provenance=first.provenance if command is None else recommanded(first.provenance, command),
     )
+    before = finished(out, asked_for(whole) | {"images": bool(images)}, overwrite)
+    if before is not None:
+        return before
     if images:
         points = [(read_points(file), record.index) for file, record in zip(images, records, strict=True)]
         whole = replace(whole, images=save_points(out, joined_points(points)))

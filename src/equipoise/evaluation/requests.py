@@ -1,0 +1,77 @@
+"""What an evaluation was asked for, so that a finished record answers the same request and no other replaces it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from equipoise.attacks import fitted
+from equipoise.errors import EquipoiseError
+from equipoise.evaluation.evaluate import WORST
+from equipoise.evaluation.journal import images_of
+from equipoise.evaluation.suites import Suite
+from equipoise.records import Evaluation, load, require_same
+
+_NEUTRAL = ("batch_size", "torch", "device", "threads", "processes")
+"""Change the last bits of a result, or how it is computed, but not what was asked for."""
+
+
+def finished(out: "Path | str", request: Mapping[str, Any], overwrite: bool = False) -> Evaluation | None:
+    """Return the finished record at `out` if it answers the request, as `comparable` describes it; None if there is
+    none, or with `overwrite`.
+
+    Raises `EquipoiseError` if anything else is there.
+    """
+    path = Path(out)
+    there = [file for file in (path, images_of(path)) if os.path.lexists(file)]
+    if overwrite or not there:
+        return None
+    if path not in there:
+        raise EquipoiseError(
+            f"{there[0]}, where the adversarial images would be written, is of another record: add --overwrite to "
+            "replace it, or choose another place with --out."
+        )
+    try:
+        record = load(path)
+    except EquipoiseError as error:
+        raise EquipoiseError(
+            f"{path} exists and is no record that can be read: choose another place with --out, or add --overwrite to "
+            "replace it."
+        ) from error
+    require_same(path, asked_for(record) if isinstance(record, Evaluation) else {"kind": "run"}, request)
+    return record if isinstance(record, Evaluation) else None
+
+
+def asked_for(record: Evaluation) -> dict[str, Any]:
+    """Return the request that a record answers, in the form of `comparable`."""
+    attacks = [{"name": r.attack, **r.settings} for r in record.results if r.attack not in ("clean", WORST)]
+    request = {
+        "target": record.target,
+        "weights": record.weights,
+        "data": {key: value for key, value in record.data.items() if key != "shard"},
+        "model": record.model,
+        "attacks": _by_name(attacks),
+        "seed": record.provenance.seed,
+        "shard": record.data.get("shard", "1/1"),
+        "images": bool(record.images),
+    }
+    sources = {result.corruption: result.source for result in record.corruptions}
+    return request | ({"corruptions": sources} if sources else {})
+
+
+def comparable(essentials: Mapping[str, Any], attacks: Suite, classes: int) -> dict[str, Any]:
+    """Return the request behind `essentials`, with the attacks as fitted to a model of so many classes."""
+    asked = [{"name": name, **fitted(name, attack, classes)[0].settings()} for name, attack in attacks]
+    request = {key: value for key, value in essentials.items() if key not in _NEUTRAL}
+    return json.loads(json.dumps(request | {"attacks": _by_name(asked)}))
+
+
+def _by_name(attacks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Every attack's settings by its name and ball, without what only the outcome tells."""
+    found = {}
+    for attack in attacks:
+        settings = {key: value for key, value in attack.items() if key not in ("name", "refused", "notes")}
+        ball = settings.get("geometry", {})
+        found[f"{attack['name']} {ball.get('norm')} {ball.get('eps', 0.0):.6g}"] = settings
+    return found
