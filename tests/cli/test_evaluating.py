@@ -74,6 +74,39 @@ def test_evaluate_verify_and_a_changed_record(mine, capsys):
     assert f"sample {row}: class" in said.out and "aa.json does not hold: 3 of its statements" in said.err
 
 
+def test_a_record_of_the_first_version_still_holds(mine, capsys):
+    for file in (Path(__file__).parent / "records").iterdir():
+        shutil.copy(file, mine)
+    record = load("first-version.json")
+    assert not record.provenance.options and record.provenance.command.startswith("equipoise evaluate own_nets:make")
+    assert ask("verify", "first-version.json") == 0
+    assert "first-version.json holds: 18 claims" in capsys.readouterr().out
+    words = "evaluate own_nets:make --data my.npz --attacks apgd-ce5 --eps 0.05 --examples 10 --out first-version.json"
+    assert ask(*words.split()) == 0
+    assert "finished before: first-version.json" in capsys.readouterr().out
+
+
+def test_verify_reads_options_not_the_text_of_a_command(mine, capsys):
+    words = "evaluate own_nets:make --data my.npz --attacks fgsm --eps 1/20 --examples 10 --out aa.json"
+    assert ask(*words.split()) == 0
+    data = json.loads(Path("aa.json").read_text())
+    assert data["provenance"]["options"] | {"eps": [0.05], "attacks": ["fgsm"]} == data["provenance"]["options"]
+    data["provenance"]["command"] = "equipoise evaluate nothing --like 'this"
+    Path("aa.json").write_text(json.dumps(data))
+    assert ask("verify", "aa.json") == 0
+    for key, value, told in (
+        ("eps", [0.06], "its attacks, with their settings, are not those that its command asks for"),
+        ("seed", 4, "its command asks for seed 4, it has 0"),
+        ("eps", 0.05, "aa.json is damaged: its options hold 0.05 where tuple was expected"),
+    ):
+        changed = json.loads(json.dumps(data))
+        changed["provenance"]["options"][key] = value
+        Path("aa.json").write_text(json.dumps(changed))
+        capsys.readouterr()
+        assert ask("verify", "aa.json") == 2
+        assert told in "".join(capsys.readouterr())
+
+
 def as_typed(*words: object) -> str:
     """What a process of its own prints, without the checks of annotations that these tests add."""
     env = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "OMP_NUM_THREADS": "1"}
@@ -229,10 +262,13 @@ def test_the_first_process_that_fails_ends_the_others(mine, how, message):
     assert (done.returncode, done.stderr) == (2, message) and time.monotonic() - begin < 60
 
 
-def test_ctrl_c_ends_the_processes_and_leaves_what_can_be_continued(mine):
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGINT, 2), (signal.SIGTERM, 2), (signal.SIGKILL, 2), (signal.SIGTERM, 1)]
+)
+def test_a_signal_ends_all_processes_and_leaves_what_can_be_continued(mine, number, processes):
     noted = f"open({str(mine)!r} + '/pids', 'a').write(str(os.getpid()) + ' ')"
     (mine / "own_nets.py").write_text(f"import os, sys\n{OWN}".replace("def make():", f"def make():\n    {noted}"))
-    words = [*WORDS, "--attacks", "square1500", "--batch-size", "4", "--processes", "2", "--out", "aa.json"]
+    words = [*WORDS, "--attacks", "square1500", "--batch-size", "4", "--processes", str(processes), "--out", "aa.json"]
     env = {"PYTHONPATH": os.pathsep.join(map(str, [mine, *sys.path])), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "equipoise.cli", *words],
@@ -242,18 +278,32 @@ def test_ctrl_c_ends_the_processes_and_leaves_what_can_be_continued(mine):
         text=True,
     )
     deadline = time.monotonic() + 100
-    while not list((mine / "aa.json.partial").glob("*/block-*.json")):
+    running, pids = (1 if processes == 1 else 3), []
+    while len(pids) < running or not list((mine / "aa.json.partial").rglob("block-*.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+        pids = [int(pid) for pid in (mine / "pids").read_text().split()] if (mine / "pids").is_file() else []
+    process.send_signal(number)
+    begin = time.monotonic()
     said = process.communicate()[1]
-    told, again = said.split("; continue with: equipoise ")
-    assert process.returncode == 130 and re.fullmatch(r"interrupted; \d+ of 10 blocks.* (is|are) kept", told)
-    for pid in (mine / "pids").read_text().split():
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(pid), 0)
+    again = shlex.join([*words, "--resume"])
+    if number != signal.SIGKILL:
+        told, again = said.split("; continue with: equipoise ")
+        assert process.returncode == 128 + number
+        assert re.fullmatch(r"interrupted; \d+ of 10 blocks.* (is|are) kept", told)
+    while any(_lives(pid) for pid in pids):
+        assert time.monotonic() - begin < 5
+        time.sleep(0.05)
     as_typed(*shlex.split(again))
     assert load("aa.json").results[0].n == 40
+    assert not list(mine.glob("aa.json.*")) and not list(mine.glob(".*"))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Options are stored as data: what was typed comes back as it was, and what nobody could have typed is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from equipoise.cli.options import Audit, Evaluate, Score, parse
+from equipoise.cli.recorded import as_data, from_data
+from equipoise.errors import EquipoiseError
+
+FULL = Evaluate(
+    "runs/a",
+    attacks=("pgd", "square10"),
+    eps=(0.5, float("inf")),
+    norm="l2",
+    steps=3,
+    step_size=0.25,
+    data_root=Path("here"),
+    net_option=("width=3",),
+    images=False,
+    transfer_from=(Path("b"), Path("c")),
+    reported=1.0,
+    out=Path("é x.json"),
+)
+
+
+@pytest.mark.parametrize("options", [Evaluate("net:make"), FULL, Audit("runs/a", eps=0.1), Score("runs/a")])
+def test_options_come_back_as_they_were(options):
+    data = json.loads(json.dumps(as_data(options)))
+    assert from_data(type(options), data, "aa.json") == options
+
+
+def test_options_of_every_command_are_json():
+    for line in (
+        "train udp --data digits --eps 8/255",
+        "train hein --data digits",
+        "verify aa.json",
+        "merge a.json b.json",
+        "study due",
+        "reproduce udp-table-1 --data mnist=a.npz",
+        "report runs/a",
+        "experiments",
+    ):
+        options = parse(line.split())
+        data = as_data(options)
+        assert json.loads(json.dumps(data)) == data and data["command"] == line.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"command": "train"}, "its options are not those of equipoise evaluate"),
+        ({"strange": 1}, "its options are not those of equipoise evaluate"),
+        ({"eps": "0.1"}, "its options hold '0.1' where tuple was expected"),
+        ({"eps": [True]}, "its options hold True where float was expected"),
+        ({"norm": "l3"}, "its options hold 'l3' where Literal was expected"),
+        ({"target": None}, "its options hold None where str was expected"),
+        ({"images": 1}, "its options hold 1 where bool was expected"),
+        ({"data_root": 3}, "its options hold 3 where Path was expected"),
+    ],
+)
+def test_options_that_nobody_typed_are_refused(change, message):
+    with pytest.raises(EquipoiseError, match=f"aa.json is damaged: {message}"):
+        from_data(Evaluate, as_data(FULL) | change, "aa.json")
+
+
+def test_options_that_are_missing_have_their_defaults():
+    assert from_data(Evaluate, {"command": "evaluate", "target": "a"}, "aa.json") == replace(Evaluate("a"))
