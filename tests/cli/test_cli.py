@@ -365,7 +365,7 @@ def test_from_nothing_to_a_report(here, capsys):
 
     words = said("evaluate runs/udp --attacks clean pgd3 --norm l2 --eps 0.2 8/255 --examples 30 --weights last")
     assert ask(*words) == 0
-    written = load("runs/udp/evaluation-clean-pgd3-l2-last.json")
+    written = load("runs/udp/evaluation-clean-pgd3-l2-0.0313725-0.2-last.json")
     assert isinstance(written, Evaluation)
     assert [(r.attack, r.eps) for r in written.results] == [("clean", 0.0), ("pgd3", 8 / 255), ("pgd3", 0.2)]
     assert written.data["sha256"] == run.data["sha256"] and written.weights == "last"
@@ -448,8 +448,9 @@ def test_data_of_the_user_are_found_again_when_a_run_is_evaluated(mine, capsys):
 def test_a_model_of_the_user(mine, capsys):
     words = ["evaluate", "own_nets:make", "--data", "my.npz", "--attacks", "pgd", "--eps", "0.1"]
     assert ask(*words) == 0
-    assert "wrote eval.json" in capsys.readouterr().out
-    found = load("eval.json")
+    place = "eval-own_nets-make-my-pgd-linf-0.1.json"
+    assert f"wrote {place}" in capsys.readouterr().out
+    found = load(place)
     clean, attacked = found.results
     assert found.target == "own_nets:make" and found.weights == "given"
     assert clean.accuracy == 1.0 and clean.n == 20
@@ -469,7 +470,10 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(mine, capsys,
     monkeypatch.setattr(records.os, "fsync", full)
     assert ask("evaluate", "own_nets:make", "--data", "my.npz", "--eps", "0.1") == 2
     err = capsys.readouterr().err
-    assert "cannot write eval.json" in err and "No space left on device; free some space" in err
+    assert (
+        "cannot write eval-own_nets-make-my-fgsm-pgd-linf-0.1.json" in err
+        and "No space left on device; free some space" in err
+    )
     assert "Traceback" not in err
     assert not [file for file in mine.rglob("*") if file.is_file() and "eval" in str(file)]
 
@@ -579,7 +583,7 @@ def test_durations(seconds, text):
 
 def test_records_are_json(mine):
     assert ask("evaluate", "own_nets:make", "--data", "my.npz", "--eps", "8/255") == 0
-    data = json.loads(Path("eval.json").read_text())
+    data = json.loads(Path("eval-own_nets-make-my-fgsm-pgd-linf-0.0313725.json").read_text())
     assert data["kind"] == "evaluation" and data["results"][0]["interval"][0] > 0.8
     assert data["results"][1]["settings"]["geometry"]["eps"] == 8 / 255
 

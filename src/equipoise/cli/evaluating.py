@@ -160,10 +160,16 @@ def _usual_place(options: Evaluate, subject: Subject, attacks: Suite, norm: str,
     eps = dict.fromkeys(f"{attack.geometry.eps:.6g}" for _, attack in attacks)
     part = [] if shard.count == 1 else [f"{shard.number}of{shard.count}"]
     last = ["last"] if options.weights == "last" else []
+    data = [Path(subject.data.name).stem] if options.data is not None else []
     if subject.recorded:
-        return Path(options.target) / f"evaluation-{'-'.join([*names, norm, *eps, *last, *part])}.json"
-    own = [options.target, *([options.checkpoint.stem] if options.checkpoint else []), Path(subject.data.name).stem]
-    return Path(f"eval-{re.sub(r'[^A-Za-z0-9_.+-]+', '-', '-'.join([*own, *names, norm, *eps, *part]))}.json")
+        return Path(options.target) / f"evaluation-{_slug(*data, *names, norm, *eps, *last, *part)}.json"
+    weights = [options.checkpoint.stem] if options.checkpoint else []
+    return Path(f"eval-{_slug(options.target, *weights, *data, *names, norm, *eps, *part)}.json")
+
+
+def _slug(*words: str) -> str:
+    """The words in one, as a part of a file name."""
+    return re.sub(r"[^\w.+-]+", "-", "-".join(words))
 
 
 def norm_of(typed: str | None, recorded: Run | None) -> str:
