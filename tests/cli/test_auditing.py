@@ -43,7 +43,12 @@ def test_an_audit_is_a_page_and_a_record(here, capsys):
     assert all(low <= y <= high for low, y, high in zip(first["low"], first["y"], first["high"], strict=True))
     page = (here / "audit.html").read_text()
     assert "<svg" in page and record["model"]["sha256"][:16] in page and "digits, 359 test samples" in page
-    assert main(["audit", "a", "--eps", "0.1", "--minutes", "0.01", "--out", "audit.html"]) == 0  # in its own place
+    words = ["audit", "a", "--eps", "0.1", "--minutes", "0.01", "--out", "audit.html"]
+    assert main([*words, "--transfer-from", "b"]) == 0
+    assert "finished before: audit.html and audit.json" in capsys.readouterr().out
+    assert main(words) == 2
+    assert "audit.json already holds another result (--transfer-from: b before, absent now)" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
     capsys.readouterr()
     for command in ("verify", "report"):
         assert main([command, "audit.json"]) == 2

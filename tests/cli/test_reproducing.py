@@ -259,7 +259,8 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_ends_the_workers_and_says_how_to_continue(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_workers_and_says_how_to_continue(tmp_path, number):
     pytest.importorskip("ray", reason="several workers need Ray")
     env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     driver = subprocess.Popen(
@@ -272,9 +273,9 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_continue(tmp_path):
         for state in (tmp_path / "out").glob("training-*/progress.json"):
             pids.add(json.loads(state.read_bytes())["pid"])
         time.sleep(0.1)
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(number)
     out, err = driver.communicate(timeout=60)
-    assert driver.returncode == 130
+    assert driver.returncode == 128 + number
     again = "equipoise reproduce toy --synthetic --workers 2 --out out"
     assert err == f"interrupted; continue with: {again}\n"
     assert (

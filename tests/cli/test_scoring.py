@@ -100,14 +100,30 @@ def test_the_result_does_not_depend_on_batches(here):
 
 @pytest.mark.parametrize("name", ["average", "fixed"])
 def test_a_score_of_ones_own(here, name):
-    assert main(f"score run --score my_scores_of_digits:{name} --examples 10 --out mine.json".split()) == 0
-    found = json.loads((here / "mine.json").read_text())["scores"]["mine"]
+    assert main(f"score run --score my_scores_of_digits:{name} --examples 10 --out {name}.json".split()) == 0
+    found = json.loads((here / f"{name}.json").read_text())["scores"]["mine"]
     assert 0 < found["value"] <= 0.3 and found["settings"]["H"] == "identity" and len(found["curve"]["eps"]) == 4
 
 
-def test_r1_looks_at_noise(here):
-    assert main(["score", "run", "--score", "r1", "--examples", "6", "--out", "r1.json"]) == 0
-    assert json.loads((here / "r1.json").read_text())["scores"]["r1"]["value"] > 0
+def test_r1_looks_at_noise_and_its_record_is_not_replaced_unasked(here, capsys):
+    words = ["score", "run", "--score", "r1", "--examples", "6", "--out", "r1.json"]
+    assert main(words) == 0
+    content = (here / "r1.json").read_bytes()
+    value = json.loads(content)["scores"]["r1"]["value"]
+    assert value > 0
+    capsys.readouterr()
+    assert main([*words, "--batch-size", "3"]) == 0
+    out = capsys.readouterr().out
+    assert f"r1 is {value:.4g}" in out and "finished before: r1.json" in out
+    for more, told in (("--seed 1", "--seed: 0 before, 1 now"), ("--norm linf", "--norm: l2 before, linf now")):
+        assert main([*words, *more.split()]) == 2
+        assert f"r1.json already holds another result ({told}" in capsys.readouterr().err
+    assert (here / "r1.json").read_bytes() == content
+    assert main([*words, "--seed", "1", "--overwrite"]) == 0
+    assert (here / "r1.json").read_bytes() != content
+    (here / "notes.html").write_text("mine")
+    assert main([*words[:-1], "notes.json"]) == 2
+    assert "notes.html exists, and does not say which request it answers" in capsys.readouterr().err
 
 
 def test_refuses_to_certify_an_ensemble_before_anything_is_computed(here, capsys):

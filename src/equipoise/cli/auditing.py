@@ -9,6 +9,7 @@ from rich.table import Table
 from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.evaluating import norm_of, subject_of
 from equipoise.cli.options import Audit, Evaluate
+from equipoise.cli.recorded import answered
 from equipoise.diagnostics.verdict import investigate
 from equipoise.errors import require
 from equipoise.evaluation import radii
@@ -50,6 +51,15 @@ def audit(options: Audit, command: str) -> int:
     eps = _radius(options, recorded, norm)
     proxy = None if options.transfer_from is None else load_run(options.transfer_from, device=device)[0]
     test = subject.data.test.limit(2000).to(device)
+    about = {
+        "data": {"name": subject.data.name, "sha256": subject.data.sha256, "split": "test", "n": len(test)},
+        "model": {"weights": options.weights if recorded else "given", **fingerprint(subject.model)},
+    }
+    before = answered(record, out, options, about, options.overwrite)
+    if before is not None:
+        say(str(before["verdict"]))
+        say(f"finished before: {out} and {record}")
+        return MASKED if before["masked"] else UNDECIDED if before["undecided"] else 0
     verdict = investigate(
         subject.model,
         test.x,
@@ -67,8 +77,8 @@ def audit(options: Audit, command: str) -> int:
     moving("")
     verdict = replace(
         verdict,
-        data={"name": subject.data.name, "sha256": subject.data.sha256, "split": "test", "n": len(test)},
-        model={"weights": options.weights if recorded else "given", **fingerprint(subject.model)},
+        data=about["data"],
+        model=about["model"],
         provenance=asdict(provenance(options.seed, device, command)),
     )
     write_atomically(out, page(verdict))

@@ -1,7 +1,9 @@
 """What the commands do: read the input, call the library, print what came out."""
 
+import os
 import shlex
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from equipoise import nets
@@ -37,7 +39,7 @@ from equipoise.experiments import RECORD, keep_numbers, reproduction
 from equipoise.generators import Manifold, auto_encoder
 from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive, kl_to_prior
 from equipoise.provenance import recorded_options
-from equipoise.records import write_atomically
+from equipoise.records import write_once
 from equipoise.terms import Method
 from equipoise.training import MANIFOLD_FILE, build_model, training_split
 from equipoise.training.fit import claim, launch, prepare
@@ -85,7 +87,12 @@ def _report(options: Report) -> Path:
     if not experiments:
         from equipoise.report import report
 
-        return report(options.runs, options.out)
+        if options.overwrite or not os.path.lexists(options.out):
+            return report(options.runs, options.out)
+        require(not options.out.is_dir(), f"--out {options.out} is a directory: expected a file, such as report.html.")
+        with TemporaryDirectory() as folder:
+            written = report(options.runs, Path(folder, options.out.name)).read_bytes()
+        return write_once(options.out, written)
     require(
         len(options.runs) == 1,
         f"{experiments[0]} holds an experiment, whose page stands alone: give it by itself.",
@@ -95,7 +102,7 @@ def _report(options: Report) -> Path:
     found = reproduction(experiments[0])
     say(f"{found.source}: {found.verdict}")
     say(f"wrote {keep_numbers(experiments[0], found)}")
-    return write_atomically(options.out, page(found))
+    return write_once(options.out, page(found).encode("utf-8", "backslashreplace"), options.overwrite)
 
 
 def train(options: Train, command: str) -> None:

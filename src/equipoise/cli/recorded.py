@@ -1,5 +1,7 @@
 """The options of a command as data, for records, and back."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -7,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from equipoise.errors import EquipoiseError
+from equipoise.records import require_same
 
 T = TypeVar("T")
 
@@ -34,6 +37,39 @@ def from_data(kind: type[T], data: Mapping[str, Any], where: str) -> T:
         return kind(**{name: _typed(value, hints[name]) for name, value in given.items()})
     except TypeError as error:
         raise EquipoiseError(f"{where} is damaged: its options hold {error}.") from error
+
+
+_NEUTRAL = ("command", "out", "overwrite", "resume", "device", "batch_size", "data_root", "checkpoint", "processes")
+"""Options that say where, whether and how, but not what is computed."""
+
+
+def answered(
+    record: Path, page: Path, options: Any, facts: Mapping[str, Any], overwrite: bool
+) -> "Mapping[str, Any] | None":
+    """Return the finished record if it answers the request `options`; None if nothing is there, or with `overwrite`.
+
+    `facts` are entries of the record that a request for the same has the same: the model, the data. Raises
+    `EquipoiseError` naming what differs if another result is at `record`, or if a page without a record is at `page`.
+    """
+    if overwrite or not (os.path.lexists(record) or os.path.lexists(page)):
+        return None
+    try:
+        found = json.loads(record.read_bytes())
+        before = found["provenance"]["options"]
+        then = _flags(before) | {name: found[name] for name in facts}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        there = record if os.path.lexists(record) else page
+        raise EquipoiseError(
+            f"{there} exists, and does not say which request it answers: add --overwrite to replace it, or choose "
+            "another place with --out."
+        ) from error
+    require_same(record, then, _flags(as_data(options)) | dict(facts))
+    return found
+
+
+def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, by flag; nothing where nothing was typed."""
+    return {f"--{k.replace('_', '-')}": v for k, v in options.items() if k not in _NEUTRAL and v not in (None, [], ())}
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from equipoise import nets, scores
 from equipoise.certified import certified
 from equipoise.cli.display import duration, moving, say, share_progress
+from equipoise.cli.recorded import answered
 from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.evaluation.audit import fingerprint
 from equipoise.findings import Study
@@ -115,6 +116,16 @@ def score(options: Score, command: str) -> None:
     test = subject.data.test
     test = (test.limit(options.examples, options.seed) if options.examples else test).to(device)
     chosen = _chosen(options, tuple(test.x.shape[1:]))
+    about = {
+        "model": fingerprint(subject.model),
+        "data": {"name": subject.data.name, "sha256": subject.data.sha256, "split": "test", "n": len(test)},
+    }
+    before = answered(out, out.with_suffix(".html"), options, about, options.overwrite)
+    if before is not None:
+        for name, one in before["scores"].items():
+            say(f"{name} is {one['value']:.4g}")
+        say(f"finished before: {out}")
+        return
     if options.certified:
         certified(subject.model, test.x[:1], None, Ball(options.norm, 0.0), "ibp")  # can it be bounded at all?
     began = time.monotonic()
@@ -148,8 +159,7 @@ def score(options: Score, command: str) -> None:
         "schema": 1,
         "target": options.target,
         "weights": options.weights if subject.recorded else "given",
-        "model": fingerprint(subject.model),
-        "data": {"name": subject.data.name, "sha256": subject.data.sha256, "split": "test", "n": len(test)},
+        **about,
         "scores": {name: _record(estimate) for name, estimate in found.items()},
         "provenance": origin,
         "seconds": seconds,

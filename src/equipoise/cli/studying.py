@@ -8,6 +8,7 @@ import torch
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from equipoise.cli.display import duration, moving, numbers, say, share_progress
+from equipoise.cli.recorded import answered
 from equipoise.errors import require, unknown
 from equipoise.findings import Study as Record
 from equipoise.nets.lenet import WIDEST
@@ -15,6 +16,8 @@ from equipoise.provenance import provenance
 from equipoise.records import make_room
 from equipoise.report.figures import canvas
 from equipoise.studies import STUDIES, Entry, Options, save
+
+RECORD = "study.json"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ def study(options: Study, command: str) -> None:
     entry, out = STUDIES[options.name], options.out or Path("studies", options.name)
     refuse_unused(entry, options)
     canvas(1, 1)  # is matplotlib there?
+    if (out / RECORD).is_file() and answered(out / RECORD, out / RECORD, options, {}, options.overwrite) is not None:
+        say(f"finished before: {out}")
+        return
     claim(out, options.overwrite)
     asked = Options(**{f.name: getattr(options, f.name) for f in fields(Options)})
     say(f"{entry.name}: {entry.question} ({entry.source})")

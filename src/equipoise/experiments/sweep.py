@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import platform
+import signal
 import socket
+import threading
 import time
 import traceback
 import warnings
@@ -427,7 +429,8 @@ def _on_ray(setting: Setting, workers: int | None, address: str | None) -> Itera
                 # Ray prints into our output that a worker died, which we see to, and has no option against it.
                 inside.print_to_stdstream = lambda *_, **__: None
                 try:
-                    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+                    with _signals_as_they_were():
+                        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
                 except (ConnectionError, RuntimeError, ValueError) as error:
                     where = "this machine" if address is None else address
                     raise EquipoiseError(
@@ -445,6 +448,18 @@ def _on_ray(setting: Setting, workers: int | None, address: str | None) -> Itera
             ray.shutdown()
             inside.print_to_stdstream = printing
         _restore(before)
+
+
+@contextmanager
+def _signals_as_they_were() -> Iterator[None]:
+    """Leave SIGINT and SIGTERM to whoever handled them: Ray takes SIGTERM, and prints its native stack at one."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _restore(environment: Mapping[str, str | None]) -> None:

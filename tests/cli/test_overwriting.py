@@ -1,0 +1,58 @@
+"""Studies and reports replace nothing unasked; an empty path is refused everywhere."""
+
+from pathlib import Path
+
+import pytest
+
+from equipoise.cli import main
+from equipoise.cli.options import parse
+from equipoise.findings import Findings, Number
+from equipoise.studies import STUDIES, Entry
+
+
+def test_a_study_is_answered_or_kept(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(options, tell):
+        ran.append(options.seed)
+        return Findings((Number("one", (float(options.seed),), "seeds"),), (), verdict="seen")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(STUDIES, "toy", Entry("toy", "Is it?", "nowhere", run))
+    assert main(["study", "toy", "--out", "s"]) == 0
+    content = {file.name: file.read_bytes() for file in Path("s").iterdir()}
+    capsys.readouterr()
+    assert main(["study", "toy", "--out", "s"]) == 0
+    assert "finished before: s" in capsys.readouterr().out and ran == [0]
+    assert main(["study", "toy", "--out", "s", "--seed", "3"]) == 2
+    assert "study.json already holds another result (--seed: 0 before, 3 now)" in capsys.readouterr().err
+    assert content == {file.name: file.read_bytes() for file in Path("s").iterdir()} and ran == [0]
+    assert main(["study", "toy", "--out", "s", "--seed", "3", "--overwrite"]) == 0 and ran == [0, 3]
+
+
+def test_a_report_is_written_again_only_if_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["train", "standard", "--data", "digits", "--epochs", "1", "--evaluate-examples", "0", "--out", "r"]) == 0
+    )
+    assert main(["report", "r", "--out", "page.html"]) == 0
+    content = Path("page.html").read_bytes()
+    assert main(["report", "r", "--out", "page.html"]) == 0, "the same page once more"
+    assert main(["evaluate", "r", "--attacks", "clean", "--examples", "20"]) == 0
+    capsys.readouterr()
+    assert main(["report", "r", "--out", "page.html"]) == 2
+    assert "page.html exists already, with other content: add --overwrite to replace it" in capsys.readouterr().err
+    assert Path("page.html").read_bytes() == content
+    assert main(["report", "r", "--out", "page.html", "--overwrite"]) == 0
+    assert Path("page.html").read_bytes() != content
+
+
+@pytest.mark.parametrize(
+    "command", ["train standard", "evaluate a", "audit a", "score a", "merge a", "report a", "study due", "reproduce a"]
+)
+def test_an_empty_path_is_refused(command, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse([*command.split(), "--out", ""])
+    assert leaving.value.code == 2 and "expected a path, got an empty text" in " ".join(
+        "".join(capsys.readouterr()).split()
+    )
