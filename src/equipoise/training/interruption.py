@@ -72,8 +72,13 @@ def listening(stop: Stop | None) -> Iterator[None]:
         before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) in usual}
     for number in before:
         signal.signal(number, handle)
+    _heard.clear()
     try:
         yield
+    except KeyboardInterrupt as error:
+        if isinstance(error, Interrupted) or not _heard:
+            raise
+        raise Interrupted(_heard[0]) from error  # Ray raises a plain one in its place
     finally:
         if stop is not None:
             stop.settle()
@@ -81,5 +86,9 @@ def listening(stop: Stop | None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+_heard: list[int] = []
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
+    _heard.append(number)
     raise Interrupted(number)
