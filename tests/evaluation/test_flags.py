@@ -350,6 +350,8 @@ def test_the_samples_come_from_all_of_the_data(mlp):
 ABSENT = {
     "-1e9 for a class": lambda z: torch.cat([z, torch.full_like(z[:, :1], -1e9)], 1),
     "-1e9 for most classes": lambda z: torch.cat([z, torch.full_like(z, -1e9), torch.full_like(z, -1e9)], 1),
+    "-inf for a class": lambda z: torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], 1),
+    "-inf for most classes": lambda z: torch.cat([z, torch.full_like(z, -torch.inf), torch.full_like(z, -1e9)], 1),
     "a constant": lambda z: z + 1000,
     "a negative constant": lambda z: z - 1000,
     "other constants": lambda z: z + 100 * z.detach().amax(1, keepdim=True).sign() - 50,
@@ -399,11 +401,11 @@ def nowhere(value: float) -> nn.Module:
 def test_logits_that_are_not_finite_are_counted_in_any_order(value):
     x, y = X[:500], Y[:500]
     bad = x[:, 0, 3, 4] > 0.95
-    x, y = torch.cat([x[~bad], x[bad]]), torch.cat([y[~bad], y[bad]])
-    flags = {flag.name: flag for flag in probe(nowhere(value), x, y)}
-    flag = flags["logits that are not finite"]
-    assert flag.figure.startswith(f"on {int(bad.sum())} of 500 samples") and int(bad.sum()) > 20
-    assert set(flags) == {flag.name}
+    for order in (bad.long().argsort(stable=True), (~bad).long().argsort(stable=True)):
+        flags = {flag.name: flag for flag in probe(nowhere(value), x[order], y[order])}
+        flag = flags["logits that are not finite"]
+        assert flag.figure.startswith(f"on {int(bad.sum())} of 500 samples") and int(bad.sum()) > 20
+        assert set(flags) == {flag.name}
 
 
 def test_nan_gradients_have_a_flag_of_their_own(mlp):
@@ -413,6 +415,23 @@ def test_nan_gradients_have_a_flag_of_their_own(mlp):
     assert "cross-entropy on 64 and that of the margin on 64 of 64" in flags["gradients that are not finite"].figure
     some = nn.Sequential(Function(lambda x: torch.where(x[:, :, :1, :1] == 0, x + (0 * x).sqrt(), x)), mlp)
     assert "gradients that are not finite" in names(probe(some, X[TEST], Y[TEST]))
+
+
+COUPLED = {
+    "the mean of the batch": lambda z: z + 0.5 * z.mean(0, keepdim=True),
+    "the largest of the batch": lambda z: z - 0.01 * z.amax(0),
+    "sorted by the batch": lambda z: z + 0.1 * z[:, 0].argsort().argsort().to(z)[:, None] * z.sign(),
+    "batch-norm": nn.BatchNorm1d(10, track_running_stats=False),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_a_batch_that_reaches_into_predictions_is_flagged(mlp, name, scale):
+    """By a formula or by a layer; also at another scale of the logits."""
+    last = COUPLED[name] if name == "batch-norm" else Function(COUPLED[name])
+    found = names(probe(nn.Sequential(mlp, last, Function(lambda z: scale * z)), X[TEST], Y[TEST]))
+    assert "batch-dependent model" in found and "randomised model" not in found
 
 
 def test_outputs_of_a_sigmoid_are_flagged(mlp):

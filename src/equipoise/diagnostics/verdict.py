@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent
+from equipoise.ascent import Ascent, Keep
 from equipoise.attacks import Square, adaptive, cw, pgd, random_search, transfer
 from equipoise.attacks.attack import Attack
 from equipoise.data.dataset import stratified_order
@@ -34,21 +34,20 @@ from equipoise.diagnostics.masking import (
 from equipoise.diagnostics.surfaces import surface
 from equipoise.errors import EquipoiseWarning, NoGradient, require
 from equipoise.evaluation import probe
-from equipoise.evaluation.audit import repeats
 from equipoise.evaluation.flags import gradient_errors
 from equipoise.findings import Lines, Picture
 from equipoise.geometry import Ball, Box
-from equipoise.perturbed import GLOBAL_STREAM, MODEL_STREAM, Perturbed
-from equipoise.predictive import as_predictive, predict, seeded
-from equipoise.rng import Streams, fold
+from equipoise.perturbed import Goal, Perturbed, admitted, confirmed
+from equipoise.predictive import as_predictive, seeded
+from equipoise.rng import Streams
 from equipoise.steps import Uniform
-from equipoise.types import Labels, Points, Predictive
+from equipoise.types import Labels, Points, Predict, Prediction, Predictive, Weights
 from equipoise.verdicts import Sign, Verdict
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and which share of the whole is over."""
 
-STEPS, RESTARTS, QUERIES, DRAWS, SMOOTHED, SURFACES, SHORT, COMPARED = 40, 10, 1000, 1000, 20, 32, 10, 64
+STEPS, RESTARTS, QUERIES, DRAWS, SMOOTHED, SURFACES, SHORT, COMPARED, AVERAGED = 40, 10, 1000, 1000, 20, 32, 10, 64, 10
 OTHER_STEPS = (5, 10, 20, 80, 160)
 _FORWARD = 0.4  # what a prediction costs, in gradients
 _FEWEST, _MOST = 100, 1000
@@ -56,10 +55,11 @@ _WORTH = 0.1  # how many more samples, relative to those before, are worth anoth
 _SHARE_OF_A_ROUND = 0.9  # of what is still to be done, as far as progress can know before a round
 _WIDE = {"linf": 150 / 255, "l2": 0.3, "l1": 0.3}  # radius at which nothing is left: of a coordinate, √d, d
 _BLACK = "R, Sec. 5.2.1; Athalye et al. 2018"
-_ADVICE = "Carlini et al. 2019"
+_ADVICE, _ATHALYE = "Carlini et al. 2019", "Athalye et al. 2018"
 _GRADIENT = "non-differentiable model"
 _PLAIN, _MARGIN, _ONCE, _OFTEN = f"PGD-{STEPS}", "PGD on the margin", "1 random start", f"{RESTARTS} random starts"
 _SQUARE, _DRAWN, _SMOOTH, _MOVED = f"Square-{QUERIES}", f"{DRAWS} random points", "PGD on smoothed labels", "transfer"
+_ONE_DRAW, _AVERAGED = "PGD on one draw", f"PGD on the mean over {AVERAGED} draws"
 _BRIEF, _BRIEF_MOVED = f"PGD-{SHORT} with steps of eps/{SHORT}", "the same on the proxy"
 
 Plan = dict[str, tuple[float, Attack]]
@@ -143,7 +143,10 @@ def investigate(
     begin, predictive, ball = time.monotonic(), as_predictive(model), Ball(norm, eps, box)
     flags = probe(predictive, x, y, box=box, seed=seed)
     everyone = _Case(predictive, x, y, torch.arange(len(x), device=x.device), seed, batch_size)
-    right = _right(everyone)
+    unharmed = _unharmed(everyone, ball)
+    lost = (unharmed.errors + unharmed.not_finite) / unharmed.draws
+    clean, random = 1 - float(lost.mean()), bool((unharmed.draws > 1).any())
+    right = (lost <= 0.5).nonzero()[:, 0]
     require(
         len(right) >= 20,
         f"only {len(right)} of {len(x)} samples are classified right: give at least 20, or another model.",
@@ -157,15 +160,16 @@ def investigate(
         plan |= {_MOVED: (STEPS, transfer(proxy, _pgd(ball, keep="best"), proxy_name))}
     refusal = _refusal(case[:2], ball)
     if gradients := not refusal:
-        plan |= _with_gradients(ball, x[0].numel())
+        plan |= _with_gradients(ball, x[0].numel(), "last" if random else "first_success")
+        if random:
+            plan |= _over_draws(predictive, ball)
         if proxy is not None:
             plan |= {_BRIEF: (SHORT, _brief(ball)), _BRIEF_MOVED: (SHORT, transfer(proxy, _brief(ball), proxy_name))}
     else:
         skipped.append("attacks that follow gradients: the model gives none.")
-    if _draw_is_known(case[:8]):
-        known = [flag for flag in flags if flag.name == "randomised model"]
+    if not random and (known := [flag for flag in flags if flag.name == "randomised model"]):
         flags = [flag for flag in flags if flag not in known]
-        skipped += ["other draws of this random model: every attack knew the one it was judged on." for _ in known]
+        skipped.append("other draws of this random model: every attack knew the one it was judged on.")
     case = case[:_MOST]
     first = _affordable(case, plan, minutes, _pgd(ball, 5, keep="best") if gradients else Square(ball, 12))
 
@@ -175,20 +179,24 @@ def investigate(
     if gradients:
         by_eps = {r: broken[_at(r)] for r in _radii(ball, x[0].numel())} | {eps: broken[_PLAIN]}
         by_steps = {steps: broken[f"PGD-{steps}"] for steps in (STEPS, *OTHER_STEPS)}
-        lost = (found[_PLAIN].zero_gradients + found[_PLAIN].nan_gradients > 0).cpu().numpy()
-        few = case[:SURFACES]
-        ground = surface(predictive, few.x, few.y, reach=eps, points=21, batch_size=batch_size, seed=seed)
-        signs += _seen_with_gradients(broken, by_eps, lost, ground.stuck)
-        pictures = [_curves(by_eps, by_steps), ground.picture()]
-    within = [broken[name] for name, (_, attack) in plan.items() if attack.geometry.eps <= eps]
-    clean = len(right) / len(x)
+        blind = (found[_PLAIN].zero_gradients + found[_PLAIN].nan_gradients > 0).cpu().numpy()
+        signs += _seen_with_gradients(broken, by_eps, blind)
+        pictures = [_curves(by_eps, by_steps)]
+        if random:
+            skipped.append("the loss surface and finite differences: they compare calls, of which no two agree.")
+        else:
+            few = case[:SURFACES]
+            ground = surface(predictive, few.x, few.y, reach=eps, points=21, batch_size=batch_size, seed=seed)
+            signs.append(_holes(ground.stuck))
+            pictures.append(ground.picture())
+    within = [found[name] for name, (_, attack) in plan.items() if attack.geometry.eps <= eps]
     return Verdict(
         target=target,
         norm=norm,
         eps=eps,
         n=len(case.x),
         clean=clean,
-        robust=clean * float((~np.any(within, 0)).mean()),
+        robust=len(right) / len(x) * _left(within, random),
         signs=decided([*signs, *_of_gradient(everyone, box, refusal)]),
         level=LEVEL,
         settings={
@@ -228,17 +236,47 @@ def _without_gradients(ball: Ball) -> Plan:
     }
 
 
-def _with_gradients(ball: Ball, features: int) -> Plan:
-    """Attacks that follow it."""
-    plan: Plan = {f"PGD-{k}": (k, _pgd(ball, k)) for k in (STEPS, *OTHER_STEPS)}
-    plan[_MARGIN] = STEPS, cw(ball.eps, None, STEPS, ball.norm, ball.box, keep="first_success")
-    plan[_ONCE] = STEPS, _pgd(ball, start=Uniform())
-    plan[_OFTEN] = STEPS * RESTARTS, _pgd(ball, start=Uniform(), restarts=RESTARTS)
-    plan[_SMOOTH] = 11 * SMOOTHED, adaptive(ball.eps, ball.norm, SMOOTHED, restarts=1, box=ball.box)
+def _with_gradients(ball: Ball, features: int, keep: Keep) -> Plan:
+    """Attacks that follow it. Of a random model the last point counts: its first success or best is a lucky draw."""
+    plan: Plan = {f"PGD-{k}": (k, _pgd(ball, k, keep=keep)) for k in (STEPS, *OTHER_STEPS)}
+    plan[_MARGIN] = STEPS, cw(ball.eps, None, STEPS, ball.norm, ball.box, keep=keep)
+    plan[_ONCE] = STEPS, _pgd(ball, start=Uniform(), keep=keep)
+    plan[_OFTEN] = STEPS * RESTARTS, _pgd(ball, start=Uniform(), restarts=RESTARTS, keep=keep)
+    plan[_SMOOTH] = 11 * SMOOTHED, adaptive(ball.eps, ball.norm, SMOOTHED, restarts=1, box=ball.box, keep=keep)
     for radius in _radii(ball, features):
         steps = 100 if radius > 4 * ball.eps else STEPS
-        plan[_at(radius)] = steps, _pgd(replace(ball, eps=radius), steps)
+        plan[_at(radius)] = steps, _pgd(replace(ball, eps=radius), steps, keep=keep)
     return plan
+
+
+def _over_draws(predictive: Predictive, ball: Ball) -> Plan:
+    """Attacks on a random model: on one draw of it, and on the average over fresh draws (Athalye et al. 2018, EOT)."""
+    return {
+        _ONE_DRAW: (STEPS, transfer(OneDraw(predictive), _pgd(ball, keep="last"), "one draw")),
+        _AVERAGED: (STEPS * AVERAGED, _pgd(ball, keep="last", draws=AVERAGED, redraw=True)),
+    }
+
+
+@dataclass(frozen=True)
+class OneDraw:
+    """A random model held to one draw: at every call the global generators start from the same state."""
+
+    predictive: Predictive
+
+    @property
+    def module(self) -> nn.Module:
+        """The module of the model."""
+        return self.predictive.module
+
+    def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
+        """The prediction function of that draw."""
+        predict = self.predictive.draw(streams, weights)
+
+        def again(x: Points) -> Prediction:
+            with seeded(0, x.device):
+                return predict(x)
+
+        return again
 
 
 def _at(radius: float) -> str:
@@ -282,9 +320,7 @@ def _seen_without_gradients(broken: Mapping[str, Broken], n: int) -> list[Sign]:
     return signs
 
 
-def _seen_with_gradients(
-    broken: Mapping[str, Broken], by_eps: Mapping[float, Broken], lost: Broken, stuck: Broken
-) -> list[Sign]:
+def _seen_with_gradients(broken: Mapping[str, Broken], by_eps: Mapping[float, Broken], lost: Broken) -> list[Sign]:
     """The signs that following the gradient shows."""
 
     def outcome(name: str) -> tuple[str, Broken]:
@@ -292,46 +328,71 @@ def _seen_with_gradients(
 
     curves, largest = "R, Sec. 5.2.2", max(by_eps)
     nowhere = "no gradient, or none that is finite, at some step"
-    falls = "the loss falls on the way along the gradient's sign"
     signs = []
     if _BRIEF_MOVED in broken:
         name = "transfer beats white box when both are short"
         signs.append(beaten(name, outcome(_BRIEF), outcome(_BRIEF_MOVED), "R, Sec. 5.1"))
+    if random := _AVERAGED in broken:
+        name = "an average over draws breaks more than one draw"
+        signs.append(gained(name, outcome(_ONE_DRAW), outcome(_AVERAGED), _ATHALYE, MANY))
     return [
         *signs,
         present("accuracy does not reach 0", f"right at {_at(largest)}", ~by_eps[largest], curves),
         rising("a larger ball breaks fewer", by_eps, curves),
-        gained("more steps go on helping", outcome("PGD-80"), outcome("PGD-160"), curves, FEW),
+        gained("more steps go on helping", outcome("PGD-80"), outcome("PGD-160"), curves, SOME if random else FEW),
         gained("restarts go on helping", outcome(_ONCE), outcome(_OFTEN), _ADVICE),
         differ("loss and margin disagree", outcome(_PLAIN), outcome(_MARGIN), _ADVICE, MANY),
         gained("an adaptive loss breaks more", outcome(_PLAIN), outcome(_SMOOTH), curves, MANY),
-        present("gradients vanish", nowhere, lost, "Athalye et al. 2018"),
-        present("holes in the loss surface", falls, stuck, "R, App. C.2", HALF),
+        present("gradients vanish", nowhere, lost, _ATHALYE),
     ]
+
+
+def _holes(stuck: Broken) -> Sign:
+    falls = "the loss falls on the way along the gradient's sign"
+    return present("holes in the loss surface", falls, stuck, "R, App. C.2", HALF)
 
 
 def _of_gradient(everyone: _Case, box: Box, refusal: str) -> list[Sign]:
     """Whether the gradient leads nowhere: the graph does not reach the input, which is a fact, or finite differences
     disagree, which is tested. Nothing where they cannot be compared.
     """
-    source = "Athalye et al. 2018"
     if refusal:
-        return [Sign(_GRADIENT, f"no gradient reaches the input: {refusal}", "seen at all", None, source)]
+        return [Sign(_GRADIENT, f"no gradient reaches the input: {refusal}", "seen at all", None, _ATHALYE)]
     along, around = gradient_errors(
         everyone.predictive, everyone.x, everyone.y, box=box, samples=COMPARED, seed=everyone.seed
     )
     if not len(along):
         return []
-    return [misleading(_GRADIENT, along.cpu().numpy(), around.cpu().numpy(), source)]
+    return [misleading(_GRADIENT, along.cpu().numpy(), around.cpu().numpy(), _ATHALYE)]
 
 
-def _right(case: _Case) -> Tensor:
-    """Which samples are right without an attack, with the model drawn as attacks draw it."""
-    streams = Streams.of(case.seed, case.index).fold(MODEL_STREAM)
-    with seeded(fold(case.seed, GLOBAL_STREAM), case.x.device):
-        rows = torch.arange(len(case.x), device=case.x.device).split(case.batch_size)
-        labels = torch.cat([predict(case.predictive, case.x[part], streams[part]).labels for part in rows])
-    return (labels == case.y).nonzero()[:, 0]
+def _unharmed(case: _Case, ball: Ball) -> Perturbed:
+    """How the clean samples are classified: the outcome of an attack that leaves them where they are."""
+    ready = admitted(case.predictive, case.x, case.y, ball, seed=case.seed, index=case.index)
+    none = torch.zeros_like(case.y)
+    with ready as it:
+        parts = [
+            confirmed(
+                it.predictive,
+                ball,
+                Goal(case.y[b]),
+                it.x[b],
+                it.x[b],
+                it.streams[b],
+                evaluations=none[b],
+                iteration=none[b],
+            )[0]
+            for b in it.batches(case.batch_size)
+        ]
+    return Perturbed.cat(parts)
+
+
+def _left(outcomes: Sequence[Perturbed], random: bool) -> float:
+    """The accuracy that is left on the attacked samples. In the worst case for each; of a random model, under the one
+    attack that leaves the least, as the worst of many draws is a lucky one.
+    """
+    rates = torch.stack([outcome.error_rate for outcome in outcomes])
+    return 1 - float(rates.mean(1).amax() if random else rates.amax(0).mean())
 
 
 def _refusal(case: _Case, ball: Ball) -> str:
@@ -341,11 +402,6 @@ def _refusal(case: _Case, ball: Ball) -> str:
     except NoGradient as error:
         return str(error)
     return ""
-
-
-def _draw_is_known(case: _Case) -> bool:
-    """Whether a random model takes its randomness from the streams, and so the same in an attack and its judgement."""
-    return repeats(case.predictive, case.x, Streams.of(case.seed, case.index).fold(MODEL_STREAM))
 
 
 def _affordable(case: _Case, plan: Plan, minutes: float, short: Attack) -> int:

@@ -54,6 +54,9 @@ tell an error of 50 %, and a hundred are still far too few for a step to average
 ROUNDING = 8.0
 """Rounding error of a logit in units of the machine epsilon times the largest logit."""
 
+ALONE = 8
+"""Samples that are predicted by themselves, to see whether a prediction depends on its batch."""
+
 COARSE = 1 / 128
 """Step per pixel of the coarse comparison, as a share of the box: smaller than the usual radii, and along random signs,
 to which a network responds nearly linearly. A gradient that says nothing about such a step is no guide to an attack."""
@@ -217,7 +220,7 @@ class _Case:
     @cached_property
     def finite(self) -> Bool[Tensor, " rows"]:
         """Which of the samples have logits from which a class follows."""
-        return _name_a_class(self.clean)
+        return Prediction(self.clean[None]).finite
 
     @cached_property
     def gap(self) -> float:
@@ -261,7 +264,7 @@ class _Case:
 
     def correct(self, scores: Scores) -> Bool[Tensor, " all"]:
         """Which of all the samples these logits classify correctly."""
-        return (scores.argmax(1) == self.all_y) & _name_a_class(scores)
+        return Prediction(scores[None]).labels == self.all_y
 
     @torch.no_grad()
     def all_scores(self) -> Scores:
@@ -272,30 +275,48 @@ class _Case:
                 found.append(predict(self.all_x[rows]).scores)
         return torch.cat(found)
 
+    @cached_property
+    def random(self) -> bool:
+        """Whether two calls differ on any of the samples."""
+        return any(bool(self.changes(self.scores(self.x, call))[0].any()) for call in (1, 2))
+
+    @torch.no_grad()
+    def alone(self) -> Scores:
+        """The logits of the first of the samples, each by itself; together where a layer needs several."""
+        few = torch.arange(min(ALONE, self.n), device=self.x.device)
+        found = []
+        for rows in few.split(len(few) if couples_samples(self.predictive.module) else 1):
+            with self.drawn(self.streams[rows], 0) as predict:
+                found.append(predict(self.x[rows]).scores)
+        return torch.cat(found)
+
+    @cached_property
+    def coupled(self) -> bool:
+        """Whether the logits of a sample depend on what else is in its batch; that is not known of a random model."""
+        if couples_samples(self.predictive.module):
+            return True
+        return not self.random and bool(self.changes(self.alone())[0].any())
+
     def changes(self, other: Scores) -> tuple[Bool[Tensor, " rows"], float]:
-        """On which samples other logits differ from the clean ones by more than rounding, and the largest change.
+        """On which of the first samples other logits differ from the clean ones by more than rounding, and the largest
+        change.
 
         Compared are differences to the logit of the class that is predicted, each at its own size but at least at that
         of the median gap: then neither a class that is absent (-1e9 or -inf) nor a constant added to all logits hides
         a change of the others.
         """
-        top = self.labels[:, None]
-        mine, others = self.clean - self.clean.gather(1, top), other - other.gather(1, top)
+        clean, top = self.clean[: len(other)], self.labels[: len(other), None]
+        mine, others = clean - clean.gather(1, top), other - other.gather(1, top)
         change, size = (others - mine).abs(), torch.maximum(mine.abs(), others.abs()).clamp_min(self.gap)
-        largest = torch.maximum(self.clean.abs(), self.clean.gather(1, top).abs())
+        largest = torch.maximum(clean.abs(), clean.gather(1, top).abs())
         rounding = ROUNDING * torch.finfo(other.dtype).eps * largest
         appeared = mine.isfinite() != others.isfinite()
         moved = (change > CHANGE * size + rounding) | appeared
         return moved.any(1), float(change[moved & change.isfinite()].amax()) if (moved & ~appeared).any() else 0.0
 
 
-def _name_a_class(scores: Scores) -> Bool[Tensor, " batch"]:
-    """Whether a class follows from logits: none is NaN or +inf, and not all are -inf, which an absent class may be."""
-    return scores.amax(1).isfinite()
-
-
 def _not_finite(case: _Case) -> Flag | None:
-    lost = int((~_name_a_class(case.everywhere)).sum())
+    lost = int((~Prediction(case.everywhere[None]).finite).sum())
     if not lost:
         return None
     return Flag(
@@ -336,6 +357,19 @@ def _randomised(case: _Case) -> Flag | None:
         f"logits change by up to {max(sizes):.2g} between calls, on {n} of {case.n} samples",
         "attack the average over draws (expectation over transformation, attack `autoattack-rand`) and report the mean "
         "over draws",
+    )
+
+
+def _batch_dependent(case: _Case) -> Flag | None:
+    if not case.coupled:
+        return None
+    moved, size = case.changes(case.alone())
+    return Flag(
+        "batch-dependent model",
+        f"logits change by up to {size:.2g} from a small batch to one of {case.n}, on {int(moved.sum())} of "
+        f"{len(moved)} samples",
+        "accuracies then depend on the batch size and on the order of the data: give batch-norm running statistics, "
+        "compute nothing over the first dimension",
     )
 
 
@@ -413,7 +447,7 @@ def _not_differentiable(case: _Case) -> Flag | None:
 def _gradient_errors(case: _Case) -> tuple[PerSample, PerSample]:
     """The errors of `gradient_errors`."""
     x = case.x
-    if couples_samples(case.predictive.module) or bool(case.changes(case.scores(x))[0].any()):
+    if case.coupled or case.random:
         return x.new_zeros(0), x.new_zeros(0)  # such a margin depends on more than its sample's input
     width = case.box.high - case.box.low
     noise = case.streams.fold(_JITTER_STREAM).uniform(*x.shape[1:], dtype=x.dtype)
@@ -434,7 +468,7 @@ def _gradient_errors(case: _Case) -> tuple[PerSample, PerSample]:
     # With a gradient that is not 0, but no change beyond rounding seen or expected, there is nothing to compare.
     largest = torch.cat([torch.cat(change).abs() for change in (*fine, coarse)]).amax(0)
     hidden = (gradient.flatten(1) != 0).any(1) & (largest < SIGNALS[0] * rounding)
-    known = ~hidden & case.finite & _name_a_class(here) & gradient.flatten(1).isfinite().all(1)
+    known = ~hidden & case.finite & Prediction(here[None]).finite & gradient.flatten(1).isfinite().all(1)
     along = torch.stack([_relative(*change) for change in fine]).amin(0)
     return along[known], _relative(*coarse)[known]
 
@@ -581,6 +615,7 @@ PROBES: tuple[Callable[[_Case], Flag | None], ...] = (
     _double_normalisation,
     _not_finite,
     _randomised,
+    _batch_dependent,
     _looping,
     _probabilities,
     _extreme_logits,
