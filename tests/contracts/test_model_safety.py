@@ -1,9 +1,8 @@
 """No attack touches the caller's model or depends on what the caller's thread has set up. Every row of the contract."""
 
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 
@@ -200,8 +199,7 @@ def test_every_kind_of_model_is_left_as_it_was(row: str, kind: str) -> None:
 def test_what_the_thread_has_set_up_changes_nothing(row: str, around: str) -> None:
     model = made(Net)
     expected = attacked(row, model)
-    warns = pytest.warns(UserWarning, match="Anomaly") if around == "anomaly detection" else nullcontext()
-    with warns, AROUND[around]():  # pyright: ignore[reportGeneralTypeIssues]
+    with AROUND[around]():  # pyright: ignore[reportGeneralTypeIssues]
         found = attacked(row, model)
     assert same(found, expected) and not found.x.is_inference() and not found.x.requires_grad
 
@@ -215,12 +213,13 @@ def test_threads_attack_one_model_at_once(row: str) -> None:
     assert state_of(model) == before and all(same(one, expected) for one in found)
 
 
+@pytest.mark.filterwarnings("ignore::equipoise.errors.EquipoiseWarning")  # so few samples teach nothing
 def test_training_and_evaluating_one_model_at_once() -> None:
     """The evaluation sees the weights of its start; the training ends with the weights of one that was alone."""
     points = torch.rand(256, 2, 4, 4, generator=torch.Generator().manual_seed(2))
     labels = (points[:, 0, 0] * 1.2499).sum(1).long().clamp_max(4)
     split = Split(points, labels)
-    data = Dataset("points", split, split, tuple("abcde"))
+    data = Dataset("points", split, split, tuple("abcde"), sha256="0" * 64)
     recipe = Recipe(epochs=3, batch_size=32, device="cpu")
     alone, shared = made(Net), made(Net)
     fit(methods.udp(0.1, 0.02, 4), alone, data, recipe)
@@ -259,4 +258,3 @@ def test_a_layer_out_of_reach_is_refused() -> None:
 
     with pytest.raises(ValueError, match="computes with a layer of its own that it reaches in a way that cannot be"):
         pgd(0.1)(Out(), X, Y)
-    assert math.isfinite(float(made(Net)(X).sum()))
