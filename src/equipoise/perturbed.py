@@ -225,10 +225,11 @@ def admitted(
     wrong type, shape, dtype, device, range, label or kind of output.
     """
     predictive = as_predictive(model)
+    x = cut(x) if isinstance(x, Tensor) else x
     check_input(x, predictive.module, geometry)
     require(batch_size >= 1, f"batch_size = {batch_size} holds no sample: expected an integer >= 1.")
     with isolated(x.device):
-        x = cut(x)
+        x = cut(x)  # outside of inference mode
         index = torch.arange(len(x)) if index is None else index
         check_index(index, len(x))
         streams = Streams.of(seed, index.to(x.device))

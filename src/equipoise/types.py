@@ -22,8 +22,9 @@ Weights = dict[str, Tensor]
 
 _UNDERFLOW = 104.0
 """Gap to the largest logit, in nats, beyond which a probability is 0 in float32."""
-_ROUNDING = 4
-"""Error of a margin by rounding, in machine epsilons of its logits, with some room."""
+_SUMMED, _STORED = 32, 4
+"""Errors of a margin by rounding, with some room, in machine epsilons: by summing up logits of this size, and by
+storing them beside a constant that all logits share."""
 _REPEATED = 1e-4
 """Change of a logit between two calls, relative to the logits' spread, that is no longer rounding: a forward pass in
 float32 repeats itself to about 1e-6 whatever the order of its sums."""
@@ -84,14 +85,15 @@ class Prediction:
         return torch.maximum(-mean, mean - lowest)
 
     def resolution(self, labels: Labels) -> PerSample:
-        """The error that rounding makes in the margin `max_{i≠y} z_i - z_y`, by the size of these two: another batch
-        size or device may move the margin by so much.
+        """The error that rounding makes in the margin `max_{i≠y} z_i - z_y`, by the size of these two, without a
+        constant that all logits share: another batch size or device may move the margin by so much.
         """
         scores = self.scores
         own = scores.gather(1, labels[:, None])[:, 0]
         other = scores.scatter(1, labels[:, None], -torch.inf).amax(1)
         sizes = torch.stack([own, other]).abs()
-        return _ROUNDING * torch.finfo(scores.dtype).eps * torch.where(sizes < torch.inf, sizes, 0).amax(0)
+        size = torch.where(sizes < torch.inf, sizes, 0).amax(0)
+        return torch.finfo(scores.dtype).eps * (_SUMMED * torch.minimum(size, self.spread) + _STORED * size)
 
     def differs(self, other: "Prediction", relative: float = _REPEATED) -> Bool[Tensor, " batch"]:
         """On which samples another prediction is a different one: a logit has moved by more than rounding explains, and
