@@ -76,7 +76,7 @@ METHODS = {
     "uta": methods.uta(0.1, 0.02, 6),
     "udpr": methods.udpr(0.1, 0.02, 6),
     "trades": methods.trades(0.05, 0.02, 4, beta=2.0),
-    "udp-trades": methods.udp_trades(0.1, 0.02, 4, beta=2.0),
+    "udp-trades": methods.udp_trades(0.1, 0.02, 4),
     "own": cross_entropy - 0.1 * entropy + 0.5 * (cross_entropy @ attacks.cw(0.05, 0.02, 3, norm="l2")),
 }
 
