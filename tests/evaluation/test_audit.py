@@ -346,5 +346,5 @@ def test_a_command_that_names_no_options_is_left_aside(command, target, honest, 
     from equipoise.cli.evaluating import _typed
 
     record = load(honest)
-    typed = _typed(replace(record, provenance=replace(record.provenance, command=command)))
+    typed = _typed(replace(record, provenance=replace(record.provenance, command=command)), honest)
     assert (typed and typed.target) == target and capsys.readouterr() == ("", "")
