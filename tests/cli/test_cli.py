@@ -135,7 +135,8 @@ OWN = {
     "r-fgsm": {*BALL, *LOSS, "step_size"},
     "n-fgsm": {*BALL, *LOSS, "step_size", "noise"},
     "gradalign": {*BALL, *LOSS, "weight"},
-    "r2": {*LOSS, "weight", "softness", "halvings", "crossing", "scores", "generator_lr", "generator"},
+    "r2": {*LOSS, "weight", "clean", "softness", "halvings", "crossing", "scores"}
+    | {"generator_lr", "generator_steps", "generator"},
     "pgd": {*CLIMB, *LOSS},
     "friendly": {*CLIMB, *LOSS, "tau"},
     "pat": {*CLIMB, *LOSS, "clean_share"},
