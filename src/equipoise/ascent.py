@@ -292,8 +292,10 @@ class Ascent:
         return cast(Steps, self.steps), cast(StepSize, self.step_size)
 
     def settings(self) -> dict[str, Any]:
-        """Every field as JSON-ready data, for records."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        """Every field as JSON-ready data, for records; `target` is how many targets, a rule, or `{"class": number}`."""
+        found = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "num_targets"}
+        target = {"class": self.target} if isinstance(self.target, int) else self.target
+        return found | {"target": target if self.num_targets is None else self.num_targets}
 
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
         """What a training method evaluates its objective at: one climb, nothing checked or verified.

@@ -60,6 +60,7 @@ def test_r4_along_a_manifold_with_either_radii(here):
     data = load("digits")
     fit_manifold(auto_encoder(data.shape, 4, 4), data, Recipe(epochs=1), out=here / "manifold.safetensors")
     words = "score run --score r4 --examples 8 --samples 20 --sigma 0.5 --manifold manifold.safetensors --out r4.json"
+    words += " --overwrite"  # the second takes the place of the first
     found = {}
     for radii in ("uniform", "distances"):
         assert main([*words.split(), "--radii", radii]) == 0

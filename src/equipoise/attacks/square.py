@@ -76,7 +76,8 @@ class Square:
         """Every field as JSON-ready data, for records."""
         ball = self.geometry
         where = {"norm": ball.norm, "eps": ball.eps, "box": {"low": ball.box.low, "high": ball.box.high}}
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"geometry": where}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "draws" or self.draws > 1}
+        return found | {"geometry": where}
 
     @torch.no_grad()
     def __call__(
