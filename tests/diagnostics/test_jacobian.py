@@ -18,7 +18,7 @@ from equipoise.diagnostics.jacobian import (
     normalised_margin,
     spectral_norm,
 )
-from equipoise.errors import EquipoiseError, EquipoiseWarning
+from equipoise.errors import EquipoiseError, EquipoiseWarning, NoGradient
 from equipoise.geometry import EVERYWHERE
 from equipoise.nets import MLP
 from equipoise.predictive import Ensemble, MonteCarloDropout
@@ -274,8 +274,14 @@ def test_refuses_a_model_without_gradient():
         def forward(self, x):
             return x.detach().flatten(1)
 
-    with pytest.raises(EquipoiseError, match="has no gradient"):
+    with pytest.raises(NoGradient, match="has no gradient"):
         spectral_norm(Cut(), torch.rand(2, 3))
+
+
+def test_a_first_layer_may_work_in_place():
+    x, net = torch.rand(4, 3), seeded(lambda: nn.Linear(3, 4))
+    in_place, by_copy = (spectral_norm(nn.Sequential(nn.ReLU(inplace=yes), net), x) for yes in (True, False))
+    assert np.array_equal(in_place, by_copy)
 
 
 class Once(torch.autograd.Function):

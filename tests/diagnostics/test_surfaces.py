@@ -130,6 +130,19 @@ def test_rounding_makes_no_holes():
     assert not found.stuck.any()
 
 
+@pytest.mark.parametrize("fill", [-1e9, -np.inf])
+def test_an_absent_class_hides_no_hole(fill):
+    class Absent(Wave):
+        def forward(self, x):
+            z = super().forward(x)
+            return torch.cat([z, torch.full_like(z[:, :1], fill)], 1)
+
+    x, _ = inputs(dtype=torch.float32)
+    y = torch.zeros(5, dtype=torch.long)
+    plain, found = (surface(model, x, y, reach=0.1, points=11) for model in (Wave(), Absent()))
+    assert plain.stuck.all() and (found.stuck == plain.stuck).all() and np.allclose(found.holes, plain.holes)
+
+
 def test_roughness_of_known_maps():
     t = np.linspace(-1, 1, 401)
     first, second = np.meshgrid(t, t)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
-from equipoise.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.errors import EquipoiseError, EquipoiseWarning, NoGradient, require
 from equipoise.objectives import margin
 from equipoise.types import Labels, PerSample, Points, Predict, Predictive
 
@@ -211,8 +211,9 @@ class _Jacobian:
 def _traced(predict: Predict, x: Points) -> tuple[Points, Float[Tensor, "batch classes"]]:
     """A point and the outputs there, with their graph."""
     point = x.detach().requires_grad_()
-    scores = predict(point).scores
-    require(scores.requires_grad, "the model's output has no gradient: it detaches its input or uses no_grad.")
+    scores = predict(point.clone()).scores  # no leaf, as a first layer may work in place
+    if not scores.requires_grad:
+        raise NoGradient("the model's output has no gradient: it detaches its input or uses no_grad.")
     return point, scores
 
 

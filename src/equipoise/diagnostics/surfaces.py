@@ -19,7 +19,7 @@ from equipoise.perturbed import value_and_gradient
 from equipoise.types import Labels, Points, Prediction, Predictive
 
 _DIRECTION = 22  # the stream from which d2 is drawn
-_ROUNDING = 8.0  # rounding error of a loss, in units of the machine epsilon times the largest output
+_ROUNDING = 8.0  # rounding error of a loss, in units of the machine epsilon times the logits that it compares
 
 Maps = Float[np.ndarray, "samples rows columns"]
 
@@ -151,9 +151,11 @@ def _outer(e: np.ndarray, direction: Points) -> Float[Tensor, "batch points ..."
 
 
 def _line(block: Block, points: Float[Tensor, "batch points ..."], y: Labels) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, margin and largest output along a line of points of each sample."""
+    """Loss, margin and size of the logits that they compare along a line of points of each sample."""
     batch, count = points.shape[:2]
     here = Prediction(block.predict(points.flatten(0, 1)).logits.double())
     labels = y.repeat_interleave(count)
-    values = cross_entropy(here, labels=labels), -margin(here, labels=labels), here.scores.abs().amax(1)
+    # Not the largest of all: a class that is absent, with a logit of -1e9, is compared with none.
+    compared = torch.maximum(here.scores.gather(1, labels[:, None])[:, 0].abs(), here.scores.amax(1).abs())
+    values = cross_entropy(here, labels=labels), -margin(here, labels=labels), compared
     return tuple(v.reshape(batch, count) for v in values)  # pyright: ignore[reportReturnType]
