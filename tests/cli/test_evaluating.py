@@ -176,6 +176,8 @@ def test_a_killed_evaluation_is_resumed_to_the_same_record(mine, capsys):
         (["merge"], "records"),
         (["verfy", "aa.json"], "did you mean 'verify'"),
         ([*WORDS, "--reported", "85"], "reported = 85"),
+        (["evaluate", "own_nets.py", "--data", "my.npz"], "name the function in it that makes the model, as own_nets:"),
+        (["evaluate", "my.npz", "--data", "my.npz"], "as package.module:function --checkpoint my.npz"),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(mine, words, message, capsys):

@@ -38,6 +38,7 @@ from equipoise.locks import locked
 from equipoise.predictive import as_predictive, first_look
 from equipoise.provenance import provenance
 from equipoise.records import Evaluation, Run, digest, write_once
+from equipoise.report.report import cautions
 from equipoise.training import Recipe, load_run, load_weights
 from equipoise.types import Predictive
 
@@ -416,15 +417,34 @@ def show(*evaluations: Evaluation) -> None:
             say(table)
         if table := corrupted(evaluation):
             say(table)
+    for caution in dict.fromkeys(c for e in evaluations for c in _rests_on(e)):
+        say(f"note: {caution}")
     for warning in dict.fromkeys(w for e in evaluations for w in e.warnings):
         say(f"note: {warning}")
     for flag in dict.fromkeys(str(f) for e in evaluations for f in e.flags):
         say(f"flag: {flag}")
 
 
+def _rests_on(evaluation: Evaluation) -> list[str]:
+    """What to say beside accuracies under attack: that the attacks are weak, or the samples few."""
+    _, *attacked = evaluation.results
+    if not attacked:
+        return []
+    widest = max(attacked, key=lambda result: result.interval[1] - result.interval[0])
+    return cautions(widest, [result for result in attacked if result.attack != WORST])
+
+
 def _require_factory(options: Evaluate) -> None:
     target = options.target
     require(not Path(target).is_dir(), f"{target} is not a run directory: it has no run.json.")
+    if Path(target).is_file():
+        stem = Path(target).stem
+        raise EquipoiseError(
+            f"{target} is a source file: name the function in it that makes the model, as {stem}:FUNCTION."
+            if Path(target).suffix == ".py"
+            else f"{target} is a file, and a network is needed to load weights into: name the function that makes it, "
+            f"as package.module:function --checkpoint {target}; a run of equipoise is evaluated by its folder."
+        )
     require(
         ":" in target or target in nets.names(),
         f"there is no run directory {target}; expected one that `equipoise train` wrote, or a model as "

@@ -124,7 +124,7 @@ class Evaluate:
     weights: Literal["best", "last"] = "best"
     """Which weights of a run."""
     checkpoint: Path | None = None
-    """Weights for a package.module:factory, a safetensors file."""
+    """Weights for a package.module:factory: a safetensors file, or a state_dict that torch.save wrote."""
     net_option: tuple[str, ...] = ()
     """Arguments of a package.module:factory, as key=value."""
     seed: int = 0
@@ -237,7 +237,7 @@ class Audit:
     weights: Literal["best", "last"] = "best"
     """Which weights of a run."""
     checkpoint: Path | None = None
-    """Weights for a package.module:factory, a safetensors file."""
+    """Weights for a package.module:factory: a safetensors file, or a state_dict that torch.save wrote."""
     net_option: tuple[str, ...] = ()
     """Arguments of a package.module:factory, as key=value."""
     batch_size: int = 256

@@ -80,7 +80,7 @@ class Score:
     weights: Literal["best", "last"] = "best"
     """Which weights of a run."""
     checkpoint: Path | None = None
-    """Weights for a package.module:factory, a safetensors file."""
+    """Weights for a package.module:factory: a safetensors file, or a state_dict that torch.save wrote."""
     net_option: tuple[str, ...] = ()
     """Arguments of a package.module:factory, as key=value."""
     batch_size: int = 64

@@ -19,6 +19,7 @@ from equipoise.evaluation.corrupted import Corruptions, joined_corruptions, on_c
 from equipoise.evaluation.evaluate import (
     Block,
     Progress,
+    as_suite,
     by_ball,
     cautions,
     check_samples,
@@ -76,8 +77,15 @@ def assess(
     on too; published images are of the whole test set, from which the same samples are taken.
     Raises `EquipoiseError` as `evaluate` does, and if another process evaluates to `out`.
     """
-    require(examples >= 0, f"examples = {examples}: expected a number of test samples, or 0 for all.")
-    require(batch_size >= 1, f"batch_size = {batch_size}: expected an integer >= 1.")
+    require(
+        isinstance(data, Dataset),
+        f"assess needs an equipoise.data.Dataset, which has a name and a test set, not {type(data).__name__}: load one "
+        "by equipoise.data.load, or call evaluate with inputs and labels.",
+    )
+    for name, value, least in (("examples", examples, 0), ("batch_size", batch_size, 1)):
+        require(isinstance(value, int) and value >= least, f"{name} = {value!r}: expected a whole number >= {least}.")
+    require(out is None or str(out) not in ("", "."), "out is empty: give the file that the record is written to.")
+    attacks = as_suite(attacks)
     require(out is not None or not (images or resume), "give out: images and unfinished blocks lie beside the record.")
     test = data.test.limit(examples) if examples else data.test
     predictive = as_predictive(model)
