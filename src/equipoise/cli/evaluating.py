@@ -23,7 +23,7 @@ from equipoise.cli.recorded import from_data
 from equipoise.cli.workers import noting, own_note, progress_of, require_alive, workers
 from equipoise.corruptions import chosen, load_published
 from equipoise.data import Dataset, load
-from equipoise.errors import require
+from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import WORST, Corruptions, Progress, Shard, assess, audit, merge, radii, suite
 from equipoise.evaluation.audit import fingerprint, read
 from equipoise.evaluation.evaluate import by_ball
@@ -38,6 +38,7 @@ from equipoise.locks import locked
 from equipoise.predictive import as_predictive, first_look
 from equipoise.provenance import provenance
 from equipoise.records import Evaluation, Run, digest, write_once
+from equipoise.records import load as load_record
 from equipoise.report.report import cautions
 from equipoise.training import Recipe, load_run, load_weights
 from equipoise.types import Predictive
@@ -393,6 +394,7 @@ def merge_records(options: Merge) -> None:
     """Put the records of all shards together."""
     require(len(options.records) > 0, "there is nothing to merge: give the records of all shards.")
     first = options.records[0]
+    load_record(first)  # a record that cannot be read is named before its place is asked for
     usual = re.sub(r"-\d+of\d+$", "", first.stem)
     require(
         options.out is not None or usual != first.stem,
