@@ -32,6 +32,7 @@ from equipoise.attacks import (
     pgd,
     pgd_k,
     pgd_l2,
+    published_margin_attack,
     random_search,
     square,
     targeted,
@@ -79,6 +80,7 @@ ROWS = {
     "fgsm_k": lambda norm: fgsm_k(20, norm=norm),
     "cw_k": lambda norm: cw_k(4, 20, norm=norm),
     "pgd_l2": lambda norm: pgd_l2(4, 0.3),
+    "published_margin_attack": lambda norm: published_margin_attack(steps=5, halvings=9, looks=4),
     "margin_attack": lambda norm: margin_attack(norm, radii=(EPS[norm],), steps=5, halvings=9, looks=4),
     "autoattack": lambda norm: autoattack(EPS[norm], norm),
     "cascade": lambda norm: cascade(EPS[norm], norm),
@@ -87,7 +89,13 @@ ROWS = {
 EPS = {"linf": 0.08, "l2": 0.3, "l1": 1.0}
 
 
-ONE_NORM = {"minimal_l2": "l2", "pgd_l2": "l2", "autoattack": "linf", "cascade": "linf"}
+ONE_NORM = {
+    "minimal_l2": "l2",
+    "published_margin_attack": "l2",
+    "pgd_l2": "l2",
+    "autoattack": "linf",
+    "cascade": "linf",
+}
 """Rows that exist in one norm, or whose budget is long and whose parts have rows of their own."""
 EVERY = [(name, norm) for name in ROWS for norm in EPS if ONE_NORM.get(name, norm) == norm]
 

@@ -197,10 +197,10 @@ def test_every_kind_of_model_is_left_as_it_was(row: str, kind: str) -> None:
 @pytest.mark.parametrize("row", NOT_TRAINING)
 @pytest.mark.parametrize("around", AROUND)
 def test_what_the_thread_has_set_up_changes_nothing(row: str, around: str) -> None:
-    model = made(Net)
-    expected = attacked(row, model)
+    model, attack = made(Net), _ROWS.ROWS[row]("linf")
+    expected = attack(model, X, Y, seed=3)
     with AROUND[around]():  # pyright: ignore[reportGeneralTypeIssues]
-        found = attacked(row, model)
+        found = attack(model, X, Y, seed=3)
     assert same(found, expected) and not found.x.is_inference() and not found.x.requires_grad
 
 

@@ -422,7 +422,7 @@ def test_the_worst_case_is_over_all_that_was_tried_within_the_radius(base, digit
         success = torch.zeros(len(self.x), dtype=torch.bool)
         success[len(tried) % 100] = attack.geometry.eps <= EPS
         none = torch.zeros(len(self.x), dtype=torch.long)
-        return SimpleNamespace(success=success, zero_gradients=none, nan_gradients=none)
+        return SimpleNamespace(success=success, error_rate=success.float(), zero_gradients=none, nan_gradients=none)
 
     monkeypatch.setattr(_Case, "attack", one_each)
     verdict = investigate(base, *few(digits), EPS, minutes=60)

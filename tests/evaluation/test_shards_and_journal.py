@@ -217,7 +217,10 @@ def test_merge_unites_the_flags_and_names_the_command(tmp_path, halves):
     named = merge(halves, tmp_path / "out.json", "equipoise evaluate all")
     assert [flag for flag in named.flags if flag in (both, late)] == [both, late]
     assert load(tmp_path / "out.json").provenance.command == "equipoise evaluate all"
-    assert merge(halves, tmp_path / "out.json").provenance.command == load(halves[0]).provenance.command
+    before = (tmp_path / "out.json").read_bytes()
+    assert merge(halves, tmp_path / "out.json").provenance == named.provenance
+    assert (tmp_path / "out.json").read_bytes() == before, "a record of the same parts stays as it is"
+    assert merge(halves, tmp_path / "new.json").provenance.command == load(halves[0]).provenance.command
 
 
 def test_a_robustbench_entry_is_of_one_ball():

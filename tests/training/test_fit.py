@@ -539,12 +539,6 @@ def test_a_learning_rate_can_peak_in_the_middle_and_decay_by_another_factor() ->
     assert [steps.learning_rate(t) for t in (0, 0.6, 0.9)] == pytest.approx([1, 1 / 15, 1 / 225])
 
 
-def test_a_record_without_a_new_field_is_of_its_default() -> None:
-    recorded = {k: v for k, v in vars(Recipe(milestones=(0.5,))).items() if k not in ("decay", "lr_peak")}
-    assert Recipe(milestones=(0.5,)).differences(recorded | {"milestones": [0.5]}) == []
-    assert Recipe(milestones=(0.5,), decay=0.3).differences(recorded | {"milestones": [0.5]}) == ["decay"]
-
-
 def test_the_datas_usual_share_is_held_out_and_recorded() -> None:
     data = dataclasses.replace(blobs(), validation=0.25)
     run = fit(methods.standard(), mlp(), data, Recipe(epochs=1, valid_steps=1))

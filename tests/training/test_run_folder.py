@@ -190,6 +190,19 @@ def test_a_refused_resumption_names_what_differs(field: str, value: object, told
         )
 
 
+def test_a_record_without_a_new_field_is_of_its_default(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    record = json.loads(file.read_text())
+    for field in ("decay", "milestones"):
+        del record["recipe"][field]
+    file.write_text(json.dumps(record))
+    assert train(tmp_path / "run", dataclasses.replace(FAST, epochs=3), resume=True).status == "finished"
+    with pytest.raises(EquipoiseError, match=r"it was started with decay = 0.1, not 0.3; give"):
+        file.write_text(json.dumps(record))
+        train(tmp_path / "run", dataclasses.replace(FAST, epochs=3, decay=0.3), resume=True)
+
+
 def test_weights_of_other_programs(tmp_path: Path) -> None:
     net, again = nn.Sequential(nn.Linear(6, 2)), nn.Sequential(nn.Linear(6, 2))
     x = data().test.x

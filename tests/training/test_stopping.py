@@ -46,6 +46,17 @@ def stat(pid: int) -> list[str]:
         return ["Z", "0"]
 
 
+def ended(pids: list[int], seconds: float = 5) -> bool:
+    """Whether all these processes end within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while alive := [pid for pid in pids if stat(pid)[0] != "Z"]:
+        if time.monotonic() > deadline:
+            print("still there:", *(Path(f"/proc/{pid}/cmdline").read_text() for pid in alive))
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def children(pid: int) -> list[int]:
     pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
     return [child for child in pids if stat(child)[1] == str(pid)]
@@ -81,7 +92,7 @@ def test_sigint_to_the_parent_alone_ends_all_processes(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT and "Traceback" not in err
-    assert [pid for pid in family if stat(pid)[0] != "Z"] == []
+    assert ended(family)
     assert status(tmp_path / "run") == "failed: interrupted"
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
 
@@ -98,7 +109,7 @@ def test_a_killed_process_and_a_stray_environment(tmp_path: Path) -> None:
     assert process.returncode == 2 and "Traceback" not in err
     assert "training" in out, "a stray RANK makes nothing mute"
     assert "one of the 2 training processes was killed (SIGKILL)" in " ".join(err.split())
-    assert [pid for pid in family if stat(pid)[0] != "Z"] == []
+    assert ended(family)
     assert status(tmp_path / "run").startswith("failed: one of the 2 training processes was killed")
 
 

@@ -187,15 +187,24 @@ def margin_attack(
 
 
 def published_margin_attack(
-    eps: float = math.inf, *, radius: float = 0.3, step_size: float = 0.01, steps: int = 40, **options: Any
+    eps: float = math.inf,
+    *,
+    radius: float | None = None,
+    step_size: float | None = None,
+    steps: int = 40,
+    box: Box = Box(),
+    **options: Any,
 ) -> Nearest:
-    """`margin_attack` with distances in L2 and with FGSM and PGD in a Linf ball of one `radius`, .3 with 40 steps of
-    .01 by default: the reading of F under which BG wins as many of the points as F Table 2 prints.
+    """`margin_attack` with distances in L2 and with FGSM and PGD in a Linf ball of one `radius`, by default 40 steps of
+    .01 in one of .3, in widths of the box: the reading of F under which BG wins as many points as F Table 2 prints.
 
     In L2 balls of several radii FGSM and PGD come nearer than BG, and F's R2 is 10 to 33 % larger than theirs. Also
     takes the other options of `margin_attack`.
     """
-    return margin_attack("l2", eps, radii=(radius,), steps=steps, step_size=step_size, search_norm="linf", **options)
+    radius = 0.3 * box.scale if radius is None else radius
+    step_size = 0.01 * box.scale if step_size is None else step_size
+    reading: dict[str, Any] = {"radii": (radius,), "steps": steps, "step_size": step_size, "search_norm": "linf"}
+    return margin_attack("l2", eps, box=box, **reading, **options)
 
 
 def nearest(norm: str = "l2", eps: float = math.inf, *, steps: int = 100, box: Box = Box(), **options: Any) -> Nearest:

@@ -104,7 +104,7 @@ class Transfer:
                 )[0]
                 for b in case.batches(batch_size)
             ]
-        return Perturbed.cat(judgements)
+            return Perturbed.cat(judgements)
 
 
 def transfer(proxy: "nn.Module | Predictive", attack: Attack, name: str, sha256: str = "") -> Attack:

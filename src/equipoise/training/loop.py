@@ -572,7 +572,8 @@ def require_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
     named: dict[str, str] = {}
     others: list[str] = []
     for kind in ("recipe", "method", "net", "data"):
-        old, new = _flat(then.get(kind, {})), _flat(now[kind])
+        usual = vars(Recipe()) if kind == "recipe" else {}  # of a record that was written before there was the field
+        old, new = _flat(usual | then.get(kind, {})), _flat(now[kind])
         free = MAY_CHANGE if kind == "recipe" else ()
         differ = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in free]
         shown = [key for key in differ if key not in _DERIVED]
