@@ -11,7 +11,9 @@ import pytest
 from equipoise.data import available, load
 from equipoise.data.load import SOURCES, published
 from equipoise.errors import EquipoiseError
-from equipoise.files import advice, cache_folder, reason
+from equipoise.files import advice, cache_folder, folder_made, reason
+from equipoise.locks import locked
+from equipoise.records import require_room, write_atomically
 
 
 @pytest.fixture
@@ -43,6 +45,28 @@ def test_finding_the_folder_needs_no_heavy_library():
     code = "import sys; from equipoise.files import cache_folder; cache_folder(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_folders_that_stay_empty_are_removed_and_no_others(tmp_path):
+    (tmp_path / "there").mkdir()
+    with folder_made(tmp_path / "there" / "a" / "b"):
+        assert (tmp_path / "there" / "a" / "b").is_dir()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with folder_made(tmp_path / "new" / "deep"):
+        (tmp_path / "new" / "kept.txt").write_text("kept")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["kept.txt", "new", "there"]
+    with pytest.raises(OSError, match="Not a directory"), folder_made(tmp_path / "new" / "kept.txt" / "x"):
+        pass
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["kept.txt", "new", "there"]
+
+
+def test_what_cannot_be_written_leaves_no_folder(tmp_path):
+    require_room(tmp_path / "a" / "b")
+    with locked(tmp_path / "c" / "d" / "x.json"):
+        assert (tmp_path / "c" / "d").is_dir()
+    with pytest.raises(EquipoiseError, match="cannot write"):
+        write_atomically(tmp_path / "e" / ("x" * 300), b"")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 200  # characters of a name in a message
+
 
 class EquipoiseError(ValueError):
     """Input that cannot be used. The message is one sentence for the user; the command line prints it, exit code 2."""
@@ -25,6 +27,7 @@ def require(condition: bool, message: str) -> None:
 def unknown(kind: str, name: object, options: Iterable[str]) -> EquipoiseError:
     """The error for a name that is none of `options`, with the nearest one suggested."""
     options = sorted(options)
+    shown = repr(name) if len(repr(name)) <= _LONGEST else f"{repr(name)[:_LONGEST]}..."
     near = get_close_matches(str(name).lower(), options, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return EquipoiseError(f"unknown {kind} {name!r}: {hint}Choose one of {', '.join(options)}.")
+    return EquipoiseError(f"unknown {kind} {shown}: {hint}Choose one of {', '.join(options)}.")

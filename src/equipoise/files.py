@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,6 +21,29 @@ def cache_folder() -> Path | None:
         return Path.home() / ".cache" / "equipoise"
     except RuntimeError:  # no $HOME, and a user that the system does not know
         return None
+
+
+@contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """Within the context `folder` is there, with its parents; those that were not, and are empty at the end, go again.
+
+    Raises `OSError` if it cannot be made.
+    """
+    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]  # the innermost first
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for place in made:
+            try:
+                place.rmdir()
+            except OSError:  # it holds something, or was never made
+                continue
+
+
+def printable(text: object) -> str:
+    """Return the text with control characters and bytes that are not UTF-8 escaped, so that it is one line."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def reason(error: OSError) -> str:

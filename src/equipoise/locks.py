@@ -9,13 +9,14 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from equipoise.errors import EquipoiseError, EquipoiseWarning
+from equipoise.files import folder_made
 
 _ATTEMPTS = 8  # how often the file is found to have been removed by its last holder while we waited for it
 
@@ -24,42 +25,45 @@ _ATTEMPTS = 8  # how often the file is found to have been removed by its last ho
 def locked(place: "Path | str", patience: float = 0.0) -> Iterator[None]:
     """Hold `place`, a file or folder which need not exist yet, against all other processes that ask for it here.
 
-    A holder has `patience` seconds to let go.
-    Two files lie beside it meanwhile, `.NAME.lock` and `.NAME.owner`. Not reentrant. Raises `EquipoiseError` if
-    another process holds the place, naming it, or if nothing can be written beside the place. A file system without
-    locks is said in a warning.
+    A holder has `patience` seconds to let go. Two files lie beside it meanwhile, `.NAME.lock` and `.NAME.owner`;
+    folders that were made for them and stay empty are removed. Not reentrant. Raises `EquipoiseError` if another
+    process holds the place, naming it, or if nothing can be written beside the place. A file system without locks is
+    said in a warning.
     """
     real = Path(place).resolve()
     lock_file, owner_file = (real.with_name(f".{real.name}.{kind}") for kind in ("lock", "owner"))
-    try:
-        real.parent.mkdir(parents=True, exist_ok=True)
-        lock = _acquired(lock_file, patience)
-        if lock is None:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder_made(real.parent))
+            lock = _acquired(lock_file, patience)
+            if lock is None:
+                raise EquipoiseError(
+                    f"{place} is in use by {_owner(owner_file)}: wait until it has ended, end it, or choose another "
+                    "place with --out."
+                )
+        except OSError as error:
             raise EquipoiseError(
-                f"{place} is in use by {_owner(owner_file)}: wait until it has ended, end it, or choose another place "
-                "with --out."
+                f"cannot write into {real.parent}: {error.strerror}; choose another place with --out."
+            ) from error
+        except NotImplementedError:
+            warnings.warn(
+                f"the file system of {real.parent} has no locks: see to it that nothing else writes to {place} "
+                "meanwhile.",
+                EquipoiseWarning,
+                stacklevel=3,
             )
-    except OSError as error:
-        raise EquipoiseError(
-            f"cannot write into {real.parent}: {error.strerror}; choose another place with --out."
-        ) from error
-    except NotImplementedError:
-        text = (
-            f"the file system of {real.parent} has no locks: see to it that nothing else writes to {place} meanwhile."
-        )
-        warnings.warn(text, EquipoiseWarning, stacklevel=3)
-        yield
-        return
-    try:
-        with suppress(OSError):  # the owner is only told to others
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()[:19]}
-            owner_file.write_text(json.dumps(owner))
-        yield
-    finally:
-        for file in (owner_file, lock_file):  # while the lock is held
-            with suppress(OSError):
-                file.unlink()
-        lock.release()
+            yield
+            return
+        try:
+            with suppress(OSError):  # the owner is only told to others
+                owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()[:19]}
+                owner_file.write_text(json.dumps(owner))
+            yield
+        finally:
+            for file in (owner_file, lock_file):  # while the lock is held
+                with suppress(OSError):
+                    file.unlink()
+            lock.release()
 
 
 def _acquired(file: Path, patience: float) -> FileLock | None:

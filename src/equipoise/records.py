@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from equipoise.errors import EquipoiseError, require
-from equipoise.files import advice, reason
+from equipoise.files import advice, folder_made, reason
 from equipoise.proportions import wilson
 
 SCHEMA = 1
@@ -486,18 +486,19 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, dura
     )
     temporary = real.with_name(f".{real.name}.{os.getpid()}.tmp")
     try:
-        real.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(real)
+        with folder_made(real.parent):
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
+                temporary.replace(real)
+            finally:
+                with suppress(OSError):  # after success it is gone already
+                    temporary.unlink()
     except OSError as error:
         raise EquipoiseError(f"cannot write {path}: {reason(error)}; {advice(error)}.") from error
-    finally:
-        with suppress(OSError):  # after success it is gone already; a folder that cannot be reached holds none
-            temporary.unlink()
     return path
 
 
@@ -520,14 +521,13 @@ def write_once(path: str | os.PathLike[str], content: bytes, overwrite: bool = F
     return write_atomically(path, content)
 
 
-def make_room(folder: Path) -> None:
-    """Make `folder` where there is none, and see that it can be written: better refused now than after hours of work.
+def require_room(folder: Path) -> None:
+    """See that files can be written into `folder`, which need not exist: better refused now than after hours of work.
 
-    Raises `EquipoiseError` if it cannot.
+    Nothing is left behind. Raises `EquipoiseError` if they cannot.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        with folder_made(folder), TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise EquipoiseError(f"cannot write into {folder}: {reason(error)}; {advice(error)}.") from error

@@ -41,7 +41,7 @@ LONG = 600.0
 """Seconds after which a command counts as hanging."""
 VOLATILE = {
     "seconds", "date", "started", "finished", "command", "device", "machine", "threads", "versions", "host", "pid",
-    "commit", "sittings", "processes", "environment", "words",
+    "commit", "estimate", "sittings", "processes", "environment", "words",
 }  # fmt: skip
 """Fields of records that tell when, where and how, not what."""
 

@@ -269,6 +269,13 @@ def test_what_the_system_refuses_is_one_sentence(monkeypatch, capsys, error, mes
     assert message in err and err.count("\n") == 1 and ("free some space" in err) is False
 
 
+def test_a_message_is_one_line_whatever_is_in_it(capsys):
+    assert main(["report", "a\nb\x1b[31m\udce9"]) == 2
+    assert capsys.readouterr().err.startswith("error: a\\nb\\x1b[31m\\udce9 does not exist")
+    assert main(["y" * 5000]) == 2
+    assert len(capsys.readouterr().err) < 500
+
+
 def test_a_folder_that_has_vanished(here):
     (here / "gone").mkdir()
     done = shell("cd gone && rmdir ../gone && equipoise evaluate x --data digits --eps 0.1")

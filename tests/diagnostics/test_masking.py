@@ -489,6 +489,10 @@ def test_what_cannot_be_audited_is_refused(base, digits):
         investigate(base, x, y, 0.1, minutes=0)
     with pytest.raises(EquipoiseError, match=r"samples are classified right: give at least 20, or another model"):
         investigate(base, x[:100], (y[:100] + 1) % 10, 0.1)
+    for constant in (lambda z: 0 * z, lambda z: 0 * z + torch.randn(10)):  # the second one errs by chance
+        model = Around(base, after=lambda z, f=constant: f(z) + 1.5 * nn.functional.one_hot(torch.tensor(2), 10))
+        with pytest.raises(EquipoiseError, match=r"the model says class 2 of all \d+ samples, which are of 10 classes"):
+            investigate(model, x, y, 0.1)
     said = []
     with pytest.raises(EquipoiseError, match=r"the proxy 'b': it has 3 classes, the model under test has 10"):
         other = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))

@@ -15,7 +15,7 @@ from equipoise.errors import require
 from equipoise.evaluation import radii
 from equipoise.evaluation.audit import fingerprint
 from equipoise.provenance import provenance
-from equipoise.records import Run, make_room, write_atomically
+from equipoise.records import Run, require_room, write_atomically
 from equipoise.report.figures import canvas
 from equipoise.report.masking import clearest_first, p_value, page
 from equipoise.training import Recipe, load_run
@@ -114,7 +114,7 @@ def _claimed(out: Path) -> tuple[Path, Path]:
         not record.exists() or _is_audit(record),
         f"--out {out} would replace {record}, which is no record of an audit: choose another name.",
     )
-    make_room(out.parent)
+    require_room(out.parent)
     return out, record
 
 

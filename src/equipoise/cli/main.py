@@ -14,7 +14,7 @@ from equipoise.cli import overview
 from equipoise.cli.console import laid_out, steady_streams
 from equipoise.cli.processes import is_main_process
 from equipoise.errors import EquipoiseError, EquipoiseWarning
-from equipoise.files import advice, reason
+from equipoise.files import advice, printable, reason
 
 _USAGE = 2
 _LONGEST = 200  # characters of a file name in a message
@@ -85,7 +85,7 @@ def _again(argv: Sequence[str]) -> str:
 
 def _fail(message: str, prefix: str = "error: ", code: int = _USAGE) -> int:
     if is_main_process():
-        print(laid_out(f"{prefix}{message}", sys.stderr), file=sys.stderr)
+        print(laid_out(printable(f"{prefix}{message}"), sys.stderr), file=sys.stderr)
     return code
 
 
@@ -108,7 +108,7 @@ def _short_warnings() -> Iterator[None]:
             if not issubclass(category, EquipoiseWarning):
                 usual(message, category, *rest)
             elif is_main_process():
-                said = laid_out(f"warning: {message}", sys.stderr)
+                said = laid_out(printable(f"warning: {message}"), sys.stderr)
                 print(f"\r\x1b[2K{said}" if sys.stderr.isatty() else said, file=sys.stderr)
 
         warnings.simplefilter("always", EquipoiseWarning)

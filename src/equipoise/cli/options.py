@@ -312,7 +312,7 @@ _LARGEST_LINF_LEVEL = 16
 
 def _question(norm: str, eps: float) -> str:
     level = eps * 255
-    in_levels = 1 <= round(level) <= _LARGEST_LINF_LEVEL and math.isclose(level, round(level), rel_tol=1e-6)
+    in_levels = 0.5 < level < _LARGEST_LINF_LEVEL + 0.5 and math.isclose(level, round(level), rel_tol=1e-6)
     if norm != "linf" and in_levels:
         usual = "0.25 to 1 for CIFAR-10 and 1 to 2 for MNIST" if norm == "l2" else "5 to 12 for CIFAR-10"
         return (

@@ -22,7 +22,7 @@ from equipoise.findings import Study
 from equipoise.geometry import Ball, NormName
 from equipoise.penalties import Radii
 from equipoise.provenance import provenance
-from equipoise.records import make_room, write_atomically
+from equipoise.records import require_room, write_atomically
 from equipoise.report.figures import canvas
 from equipoise.report.studies import page
 from equipoise.scores import Estimate
@@ -106,7 +106,7 @@ def score(options: Score, command: str) -> None:
     out = options.out
     require(not out.is_dir(), f"--out {out} is a directory: expected a file, such as r2.json.")
     require(out.suffix == ".json", f"--out {out}: expected a file that ends in .json.")
-    make_room(out.parent)
+    require_room(out.parent)
     require(options.examples >= 0, f"--examples {options.examples}: expected a number of samples, or 0 for all.")
     require(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected an integer >= 1.")
     canvas(1, 1)  # is matplotlib there?

@@ -13,7 +13,7 @@ from equipoise.errors import require, unknown
 from equipoise.findings import Study as Record
 from equipoise.nets.lenet import WIDEST
 from equipoise.provenance import provenance
-from equipoise.records import make_room
+from equipoise.records import require_room
 from equipoise.report.figures import canvas
 from equipoise.studies import STUDIES, Entry, Options, save
 
@@ -113,4 +113,4 @@ def claim(out: Path, overwrite: bool) -> None:
         not holds_study or overwrite,
         f"{out} already holds a study: add --overwrite to replace it, or choose another place with --out.",
     )
-    make_room(out)
+    require_room(out)

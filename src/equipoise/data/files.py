@@ -21,6 +21,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from equipoise.errors import EquipoiseError, require
+from equipoise.files import printable
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 """How the names of archives that `opened` reads end."""
@@ -45,11 +46,6 @@ _UNREADABLE: Kind = ("unreadable file", "")
 _SPECIAL: Kind = ("device", " or pipe")
 _REPLACED: Kind = ("member", " replaced by a later one of the same name")
 _TAIL: Kind = ("part", " after the end of the archive")
-
-
-def printable(text: object) -> str:
-    """Return the text with control characters and bytes that are not UTF-8 escaped, so that it can be printed."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from equipoise.data.dataset import Dataset, Split, stratified_order
-from equipoise.data.files import content, is_archive, members, printable, reason
+from equipoise.data.files import content, is_archive, members, reason
 from equipoise.data.formats import (
     Arrays,
     Contents,
@@ -26,7 +26,7 @@ from equipoise.data.formats import (
     read_svhn,
 )
 from equipoise.errors import EquipoiseError, EquipoiseWarning, require, unknown
-from equipoise.files import cache_folder
+from equipoise.files import cache_folder, printable
 from equipoise.records import write_atomically
 
 _UNLIKE = 50  # times the largest value of one split that of the other is, from where their scales may differ

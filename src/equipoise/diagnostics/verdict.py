@@ -135,8 +135,8 @@ def investigate(
     same task, for transferred attacks. The verdict names every sign with its figure and its threshold. Every sign is a
     test, so that an honest model is accused with probability 0.05 at most, but for one: that no graph leads from the
     output to the input. Such a model is attacked without gradients. What `probe` remarks becomes a warning.
-    Raises `EquipoiseError` for input that cannot be attacked, no radius, and fewer than 20 samples that are right; an
-    error of the model itself is raised as it is.
+    Raises `EquipoiseError` for input that cannot be attacked, no radius, fewer than 20 samples that are right, and one
+    class predicted for samples of several; an error of the model itself is raised as it is.
     """
     require(0 < eps < float("inf"), f"eps = {eps}: give the radius at which the model is said to be robust.")
     require(minutes > 0, f"minutes = {minutes}: expected a number > 0.")
@@ -150,6 +150,12 @@ def investigate(
     require(
         len(right) >= 20,
         f"only {len(right)} of {len(x)} samples are classified right: give at least 20, or another model.",
+    )
+    classes, said = len(y.unique()), unharmed.prediction.unique()
+    require(
+        len(said) > 1 or classes == 1,
+        f"the model says class {int(said[0])} of all {len(x)} samples, which are of {classes} classes: nothing can be "
+        "learned from attacks on a constant prediction; train it first.",
     )
     case, skipped = everyone[right[stratified_order(y[right], 0).to(x.device)]], []
     plan = _without_gradients(ball)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from equipoise.errors import EquipoiseError, require
 from equipoise.locks import locked
-from equipoise.records import Run, changed_weights, load, make_room
+from equipoise.records import Run, changed_weights, load, require_room
 from equipoise.training.interruption import Interrupted
 from equipoise.training.manifold import MANIFOLD_FILE
 
@@ -44,7 +44,8 @@ def claimed(out: "Path | None", *, resume: bool = False, overwrite: bool = False
     require(out.exists() or not resume, f"nothing to resume in {out}: it holds no run.")
     new = not out.exists()
     with locked(out):
-        make_room(out)
+        require_room(out)
+        out.mkdir(parents=True, exist_ok=True)
         if (out / _MOVING).exists() or (overwrite and (out / _REPLACED).exists()):
             _put_back(out)
         for file in _leftovers(out):
