@@ -1,5 +1,6 @@
 """No attack touches the caller's model or depends on what the caller's thread has set up. Every row of the contract."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -82,6 +83,14 @@ class Remembering(Net):
         self.last = super().forward(x)
         assert self.seen["out"].shape[0] == len(x)
         return self.last
+
+
+class Noise(nn.Module):
+    """Adds noise that it draws from the global generator, and takes its time."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        time.sleep(0.001)
+        return z + torch.randn_like(z)
 
 
 class Recurrent(nn.Module):
@@ -218,6 +227,17 @@ def test_threads_attack_one_model_at_once() -> None:
         found = list(pool.map(lambda row: attacked(row, model), rows))
     assert state_of(model) == before
     assert [row for row, one in zip(rows, found, strict=True) if not same(one, undisturbed(row))] == []
+
+
+def test_random_models_in_threads_draw_what_they_draw_alone() -> None:
+    """The generators belong to the process: neither the numbers of another thread nor their state are touched."""
+
+    models = [nn.Sequential(made(Net), Noise()) for _ in range(24)]
+    attack = pgd(0.1, steps=2, keep="best")
+    alone, state = attack(models[0], X, Y, seed=3), torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda model: attack(model, X, Y, seed=3), models))
+    assert all(same(one, alone) for one in found) and torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.filterwarnings("ignore::equipoise.errors.EquipoiseWarning")  # so few samples teach nothing
