@@ -16,9 +16,9 @@ from typing import Any
 
 from PIL import Image
 
-from equipoise.experiments import in_words, reproduction
 from equipoise.report.studies import draw
-from equipoise.reproduction import ShownOutcome
+from equipoise.reproduce import in_words, reproduction
+from equipoise.results.reproduction import ShownOutcome
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "reproductions"

@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # runs from a checko
 import textbook
 
 from equipoise import methods, nets
-from equipoise.ascent import _START, _STEPS, Ascent
-from equipoise.predictive import as_predictive
-from equipoise.provenance import provenance
-from equipoise.rng import Streams
-from equipoise.terms import Method
+from equipoise.attacks.ascent import _START, _STEPS, Ascent
+from equipoise.core.rng import Streams
+from equipoise.losses.terms import Method
+from equipoise.models import as_predictive
+from equipoise.results.provenance import provenance
 
 MAKE = {"udp": methods.udp, "udpr": methods.udpr, "pgd": methods.pgd_at, "trades": methods.trades}
 

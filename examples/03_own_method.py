@@ -2,8 +2,8 @@
 
 from equipoise import Ascent, Ball, data, nets
 from equipoise.attacks import pgd, udp
-from equipoise.objectives import cross_entropy, entropy, kl, margin
-from equipoise.steps import Momentum, Triangular, Uniform, UniformUpTo
+from equipoise.attacks.steps import Momentum, Triangular, Uniform, UniformUpTo
+from equipoise.losses.objectives import cross_entropy, entropy, kl, margin
 from equipoise.training import Recipe, fit
 
 digits = data.load("digits")

@@ -20,4 +20,4 @@ for epoch in range(5):
     print(f"epoch {epoch + 1}: clean {clean.accuracy:.1%}   robust {robust.accuracy:.1%} of {robust.n}")
 
 # With Lightning it is one line, and robust_accuracy/quick/0.05 is logged:
-#   Trainer(callbacks=[equipoise.interop.lightning_callback([("quick", quick)])])
+#   Trainer(callbacks=[equipoise.evaluation.interop.lightning_callback([("quick", quick)])])

@@ -4,8 +4,8 @@ from torch import nn
 
 from equipoise import data, methods, nets
 from equipoise.attacks import pgd, udp
-from equipoise.objectives import UNCERTAINTIES
-from equipoise.predictive import Ensemble, MonteCarloDropout
+from equipoise.losses.objectives import UNCERTAINTIES
+from equipoise.models import Ensemble, MonteCarloDropout
 from equipoise.training import Recipe, fit
 
 digits = data.load("digits")

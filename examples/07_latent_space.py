@@ -1,8 +1,8 @@
 """Perturbations in a latent space: encoder and classifier are trained together, robustness is measured in the input."""
 
 from equipoise import attacks, data, methods, nets
+from equipoise.attacks.spaces import Latent
 from equipoise.evaluation import evaluate
-from equipoise.spaces import Latent
 from equipoise.training import Recipe, fit
 
 digits = data.load("digits")

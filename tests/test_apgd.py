@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from equipoise.attacks import pgd
 from equipoise.attacks.apgd import AutoStep, apgd, apgd_t, checkpoints
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.steps import Boundary, Uniform, UniformUpTo
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.types import Prediction
 from equipoise.geometry import Ball
-from equipoise.objectives import cross_entropy, dlr, margin
-from equipoise.steps import Boundary, Uniform, UniformUpTo
-from equipoise.types import Prediction
+from equipoise.losses.objectives import cross_entropy, dlr, margin
 
 EPS = {"linf": 0.17, "l2": 0.8, "l1": 2.6}
 

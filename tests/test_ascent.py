@@ -12,15 +12,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent, choose_target
 from equipoise.attacks import cw, fgsm, pgd, targeted, trades, udp, uta
-from equipoise.errors import EquipoiseError
-from equipoise.geometry import Ball, Box
-from equipoise.objectives import cross_entropy, dlr, entropy, kl, margin
-from equipoise.perturbed import Perturbed, value_and_gradient
-from equipoise.predictive import Single
-from equipoise.rng import Streams
-from equipoise.steps import (
+from equipoise.attacks.ascent import Ascent, choose_target
+from equipoise.attacks.result import Perturbed, value_and_gradient
+from equipoise.attacks.steps import (
     Constant,
     Fixed,
     Gaussian,
@@ -32,7 +27,12 @@ from equipoise.steps import (
     Uniform,
     UniformUpTo,
 )
-from equipoise.types import Prediction
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
+from equipoise.core.types import Prediction
+from equipoise.geometry import Ball, Box
+from equipoise.losses.objectives import cross_entropy, dlr, entropy, kl, margin
+from equipoise.models import Single
 
 F64 = torch.float64
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent
 from equipoise.attacks import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.ascent import Ascent
+from equipoise.attacks.steps import Constant, Fixed, Gaussian, Triangular, Uniform, UniformUpTo, Zero
+from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import Ball
-from equipoise.objectives import cross_entropy, entropy, kl, margin
-from equipoise.steps import Constant, Fixed, Gaussian, Triangular, Uniform, UniformUpTo, Zero
+from equipoise.losses.objectives import cross_entropy, entropy, kl, margin
 
 
 @pytest.fixture(scope="module")

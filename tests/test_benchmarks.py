@@ -14,7 +14,7 @@ import textbook
 import training_step
 from training_step import Case, Ours, Textbook, compare
 
-from equipoise.rng import Streams
+from equipoise.core.rng import Streams
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
 from equipoise.attacks import BG, FMN, Attack, Bisected, DeepFool, bg, deepfool, fmn
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.result import Perturbed
+from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import EVERYWHERE, Ball, Box
-from equipoise.perturbed import Perturbed
 
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 ATTACKS = {"bg": bg, "deepfool": deepfool, "fmn": fmn}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from equipoise.calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, pair
+from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, pair
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from equipoise.certified import METHODS, Region, bounds, certified, certified_ma
 from equipoise.certified.layers import Max, ReLU
 from equipoise.certified.margins import _Case, _rounded_down
 from equipoise.certified.propagation import _of_input, _of_rows, enclosures
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
 from equipoise.geometry import NORMS, Ball, Box
+from equipoise.models import Ensemble, MonteCarloDropout, Single
 from equipoise.nets import MLP, Normalize, build
-from equipoise.predictive import Ensemble, MonteCarloDropout, Single
-from equipoise.rng import Streams
 
 WIDE = Box(-10, 10)
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}

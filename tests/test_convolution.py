@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from equipoise import nets
-from equipoise._adjoints import Product
-from equipoise.convolution import AffineNormalization, FastInputGradients
+from equipoise.kernels._backward_kernels import Product
+from equipoise.kernels.input_gradients import AffineNormalization, FastInputGradients
 
 F64 = torch.float64
 

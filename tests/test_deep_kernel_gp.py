@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import pgd, udp
-from equipoise.errors import EquipoiseError
-from equipoise.nets import Normalize
-from equipoise.nets.due import FCResNet, WideResNetFeatures
-from equipoise.objectives import cross_entropy, each, entropy
-from equipoise.perturbed import held_still, value_and_gradient
-from equipoise.predictive import as_predictive, frozen_weights
-from equipoise.predictive.deep_kernel_gp import (
+from equipoise.attacks.result import held_still, value_and_gradient
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
+from equipoise.losses.objectives import cross_entropy, each, entropy
+from equipoise.losses.terms import as_method
+from equipoise.models import as_predictive, frozen_weights
+from equipoise.models.deep_kernel_gp import (
     DeepKernelGP,
     DeepKernelGPModule,
     SparseGP,
     deep_kernel_gp,
     kl_to_prior,
 )
-from equipoise.rng import Streams
-from equipoise.terms import as_method
+from equipoise.nets import Normalize
+from equipoise.nets.due import FCResNet, WideResNetFeatures
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -316,7 +316,7 @@ def test_a_wide_resnet_can_carry_it():
 def test_importing_needs_no_gpytorch_and_building_refuses_without():
     code = (
         "import sys; sys.modules['gpytorch'] = None\n"
-        "from equipoise.predictive.deep_kernel_gp import SparseGP\n"
+        "from equipoise.models.deep_kernel_gp import SparseGP\n"
         "try: SparseGP(2, 2)\n"
         "except ValueError as error: print(error)\n"
     )

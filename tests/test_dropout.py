@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import pgd, udp
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
+from equipoise.core.types import Predictive
+from equipoise.models import as_predictive, frozen_weights
+from equipoise.models.dropout import MonteCarloDropout
+from equipoise.models.parts import parts
 from equipoise.nets import build
-from equipoise.predictive import as_predictive, frozen_weights
-from equipoise.predictive.dropout import MonteCarloDropout
-from equipoise.predictive.parts import parts
-from equipoise.rng import Streams
-from equipoise.types import Predictive
 
 ROWS = torch.arange(6)
 STREAMS = Streams.of(3, ROWS)

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from equipoise.attacks import pgd, udp
-from equipoise.errors import EquipoiseError
-from equipoise.methods import standard, trades
-from equipoise.methods import udp as udp_training
+from equipoise.attacks.spaces import Latent
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
+from equipoise.core.types import Prediction
+from equipoise.losses.objectives import mutual_information
+from equipoise.models import Ensemble, Single, frozen_weights, with_module
 from equipoise.nets import build
-from equipoise.objectives import mutual_information
-from equipoise.predictive import Ensemble, Single, frozen_weights, with_module
-from equipoise.rng import Streams
-from equipoise.spaces import Latent
 from equipoise.training import Recipe, build_model, fit
-from equipoise.types import Prediction
+from equipoise.training.methods import standard, trades
+from equipoise.training.methods import udp as udp_training
 
 X, Y = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
 

@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from equipoise.attacks.fab import FAB, fab
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import Ball, Box
 
 EPS = {"linf": 0.06, "l2": 0.3, "l1": 0.9}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.files import advice, cache_folder, folder_made, reason
+from equipoise.core.locks import locked
 from equipoise.data import available, load
 from equipoise.data.load import SOURCES, published
-from equipoise.errors import EquipoiseError
-from equipoise.files import advice, cache_folder, folder_made, reason
-from equipoise.locks import locked
-from equipoise.records import require_room, write_atomically
+from equipoise.results.records import require_room, write_atomically
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_without_a_home_datasets_on_disk_are_read_and_a_download_is_refused_with
 
 
 def test_finding_the_folder_needs_no_heavy_library():
-    code = "import sys; from equipoise.files import cache_folder; cache_folder(); print('torch' in sys.modules)"
+    code = "import sys; from equipoise.core.files import cache_folder; cache_folder(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

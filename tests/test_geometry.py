@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
 from torch import Tensor
 
-from equipoise.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.rng import Streams
 from equipoise.geometry import EVERYWHERE, NORMS, Ball, Box
-from equipoise.rng import Streams
 
 NAMES = list(NORMS)
 F64 = torch.float64
@@ -66,7 +66,7 @@ def situations(draw):
     return draw(arrays(features, -far, far)), draw(arrays(features, 0, 1)), eps
 
 
-@pytest.mark.filterwarnings("ignore::equipoise.errors.EquipoiseWarning")
+@pytest.mark.filterwarnings("ignore::equipoise.core.errors.EquipoiseWarning")
 @pytest.mark.parametrize("name", NAMES)
 @given(situation=situations())
 def test_projection_against_bisection(name, situation):
@@ -112,7 +112,7 @@ def test_projection_against_a_general_solver(name, seed):
     assert np.abs(found.numpy() - expected).max() < 1e-5
 
 
-@pytest.mark.filterwarnings("ignore::equipoise.errors.EquipoiseWarning")
+@pytest.mark.filterwarnings("ignore::equipoise.core.errors.EquipoiseWarning")
 @pytest.mark.parametrize("name", NAMES)
 @given(situation=situations(), shift=st.floats(-1, 1), seed=st.integers(0, 1000))
 def test_projection_is_nonexpansive(name, situation, shift, seed):

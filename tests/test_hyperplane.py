@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq, linprog
 
-from equipoise import hyperplane
-from equipoise.geometry import EVERYWHERE, Box
-from equipoise.hyperplane import move_onto
+from equipoise.geometry import EVERYWHERE, Box, hyperplane
+from equipoise.geometry.hyperplane import move_onto
 
 NORMS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
 

@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from equipoise.attacks import Chain, apgd_t, fab, square
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate, evaluate_batches, suite
-from equipoise.interop import lightning_callback, robustbench
-from equipoise.records import AttackResult, Evaluation, Flag, Provenance
+from equipoise.evaluation.interop import lightning_callback, robustbench
+from equipoise.results.records import AttackResult, Evaluation, Flag, Provenance
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the import of a project that is not this one

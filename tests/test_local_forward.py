@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equipoise import local_forward
-from equipoise._adjoints import Quartered
-from equipoise.local_forward import LocalForward
+from equipoise.attacks.result import held_still
+from equipoise.core.rng import Streams
+from equipoise.core.types import Prediction
+from equipoise.kernels import windowed as local_forward
+from equipoise.kernels._backward_kernels import Quartered
+from equipoise.kernels.windowed import LocalForward
+from equipoise.models import Single
 from equipoise.nets import Normalize, build
-from equipoise.perturbed import held_still
-from equipoise.predictive import Single
-from equipoise.rng import Streams
-from equipoise.types import Prediction
 
 F64 = torch.float64
 
@@ -24,7 +24,7 @@ F64 = torch.float64
 def local_of(net: nn.Module, x: Tensor) -> LocalForward:
     single = Single(net.eval())
     with torch.no_grad():
-        return LocalForward.of(single, single.draw(), x)
+        return LocalForward.of(single.draw(), x)
 
 
 @pytest.fixture

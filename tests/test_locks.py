@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.errors import EquipoiseError, EquipoiseWarning
-from equipoise.locks import locked
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.locks import locked
 
 HOLD = """
 import sys, time
-from equipoise.locks import locked
+from equipoise.core.locks import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -90,7 +90,7 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
     def without(self: object, timeout: float) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr("equipoise.locks.FileLock.acquire", without)
+    monkeypatch.setattr("equipoise.core.locks.FileLock.acquire", without)
     with (
         pytest.warns(EquipoiseWarning, match="has no locks: see to it that nothing else writes"),
         locked(tmp_path / "a"),

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from equipoise import methods
 from equipoise.attacks import udp
-from equipoise.predictive import Single
-from equipoise.rng import Streams
-from equipoise.steps import Gaussian, Uniform
+from equipoise.attacks.steps import Gaussian, Uniform
+from equipoise.core.rng import Streams
+from equipoise.models import Single
 
 F64 = torch.float64
 EPS, SIZE, K = 0.15, 0.03, 6

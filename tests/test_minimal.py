@@ -9,14 +9,14 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent
 from equipoise.attacks import Bisected, Chain, fab, fgsm, minimal_l2, pgd, random_search, uta
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.ascent import Ascent
+from equipoise.attacks.result import Goal, Perturbed, admitted, confirmed
+from equipoise.attacks.spaces import Latent
+from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate, verify_outcome
 from equipoise.geometry import EVERYWHERE, Ball, Box
-from equipoise.objectives import cross_entropy, margin
-from equipoise.perturbed import Goal, Perturbed, admitted, confirmed
-from equipoise.spaces import Latent
+from equipoise.losses.objectives import cross_entropy, margin
 
 STEP = 0.02
 

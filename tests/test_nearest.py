@@ -22,7 +22,7 @@ from equipoise.attacks import (
     published_margin_attack,
     share_won,
 )
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate
 from equipoise.geometry import EVERYWHERE, Ball, Box
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.objectives import (
+from equipoise.core.types import Prediction, log_softmax
+from equipoise.losses.objectives import (
     boosted_cross_entropy,
     cross_entropy,
     dlr,
@@ -20,7 +21,6 @@ from equipoise.objectives import (
     small_margin,
     smoothed_cross_entropy,
 )
-from equipoise.types import Prediction, log_softmax
 
 GAPS = (0.0, 1e-3, 1.0, 5.0, 12.0, 17.0, 30.0, 60.0, 80.0)
 FORMULAS = {

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from equipoise.errors import EquipoiseError
-from equipoise.objectives import (
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.types import Prediction
+from equipoise.losses.objectives import (
     UNCERTAINTIES,
     Objective,
     boosted_cross_entropy,
@@ -27,7 +28,6 @@ from equipoise.objectives import (
     smoothed_cross_entropy,
     uncertainty_named,
 )
-from equipoise.types import Prediction
 
 F64 = torch.float64
 DIVERGENCES = ("clean||here", "here||clean", "soft-cross-entropy")

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from equipoise import attacks, methods
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.spaces import OnManifold
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
 from equipoise.evaluation import evaluate
 from equipoise.generators import Manifold, auto_encoder
 from equipoise.geometry import Box
+from equipoise.models import Ensemble, Single
 from equipoise.nets import build
-from equipoise.penalties import CrossLipschitz, ManifoldAgreement, radial_weights
-from equipoise.predictive import Ensemble, Single
-from equipoise.rng import Streams
-from equipoise.spaces import OnManifold
 from equipoise.training import Recipe, fit, fit_manifold
+from equipoise.training.penalties import CrossLipschitz, ManifoldAgreement, radial_weights
 
 F64 = torch.float64
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=F64)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from equipoise.errors import EquipoiseError
-from equipoise.objectives import cross_entropy, entropy
-from equipoise.predictive import (
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.types import Predictive
+from equipoise.losses.objectives import cross_entropy, entropy
+from equipoise.models import (
     Single,
     as_predictive,
     called_with,
@@ -22,7 +23,6 @@ from equipoise.predictive import (
     seeded,
     standing,
 )
-from equipoise.types import Predictive
 
 
 def net() -> nn.Sequential:

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent
 from equipoise.attacks import Chain, adaptive, cw_k, fgsm_k, pgd_k, pgd_l2
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.ascent import Ascent
+from equipoise.attacks.steps import Constant, Fixed, Gaussian
+from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import Ball
-from equipoise.objectives import cross_entropy, margin, smoothed_cross_entropy
-from equipoise.steps import Constant, Fixed, Gaussian
+from equipoise.losses.objectives import cross_entropy, margin, smoothed_cross_entropy
 
 
 def test_what_they_are():

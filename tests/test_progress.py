@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from equipoise.progress import keeping, kept, listening, parts, report
+from equipoise.core.progress import keeping, kept, listening, parts, report
 
 
 def _steps(n: int) -> None:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from equipoise.errors import EquipoiseError
-from equipoise.proportions import binomial_tail, mcnemar, wilson
+from equipoise.core.errors import EquipoiseError
+from equipoise.results.statistics import binomial_tail, mcnemar, wilson
 
 
 @given(st.data())

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from equipoise.attacks import Chain, RandomSearch, pgd, random_search
 from equipoise.attacks.random_search import _DRAW
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
 from equipoise.geometry import EVERYWHERE, Ball, Box
-from equipoise.rng import Streams
 
 FEATURES = 6
 

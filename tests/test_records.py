@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.errors import EquipoiseError
-from equipoise.proportions import wilson
-from equipoise.records import (
+from equipoise.core.errors import EquipoiseError
+from equipoise.results.records import (
     AttackResult,
     Evaluation,
     Flag,
@@ -22,6 +21,7 @@ from equipoise.records import (
     to_json,
     write_atomically,
 )
+from equipoise.results.statistics import wilson
 
 PROVENANCE = Provenance(
     "equipoise train udp", 3, {"torch": "2.13.0"}, "abc123+", "a processor", 2, "2025-01-02T03:04:05Z"

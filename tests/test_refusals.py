@@ -10,11 +10,11 @@ from torch import nn
 
 from equipoise import attacks
 from equipoise.attacks import cw, pgd, targeted, udp, uta
-from equipoise.errors import EquipoiseError, EquipoiseWarning, NoGradient, require, unknown
+from equipoise.attacks.result import value_and_gradient
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, NoGradient, require, unknown
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import cross_entropy, dlr
-from equipoise.perturbed import value_and_gradient
-from equipoise.predictive import Single
+from equipoise.losses.objectives import cross_entropy, dlr
+from equipoise.models import Single
 
 ATTACK = pgd(0.1, 0.02, 2)
 X, Y = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])

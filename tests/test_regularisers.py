@@ -10,15 +10,15 @@ from torch import nn
 
 from equipoise import attacks, methods
 from equipoise.cli import main
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
 from equipoise.geometry import Ball
+from equipoise.losses.objectives import cross_entropy, entropy, regularised
+from equipoise.models import Ensemble, Single
 from equipoise.nets import build
-from equipoise.objectives import cross_entropy, entropy, regularised
-from equipoise.penalties import GradientAlignment
-from equipoise.predictive import Ensemble, Single
-from equipoise.rng import Streams
 from equipoise.training import Recipe, fit
 from equipoise.training.awp import perturbed_weights
+from equipoise.training.penalties import GradientAlignment
 
 F64 = torch.float64
 X = torch.rand(9, 6, generator=torch.Generator().manual_seed(0), dtype=F64)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.rng import Streams, fold
+from equipoise.core.rng import Streams, fold
 
 SEEDS = st.integers(-(2**70), 2**70)
 

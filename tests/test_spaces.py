@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from equipoise.attacks import cw, pgd, trades, udp
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.spaces import Input, Latent
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
 from equipoise.evaluation import evaluate
 from equipoise.geometry import EVERYWHERE, Ball, Box
-from equipoise.methods import ls_pgd, ls_trades, ls_udp, ls_udpr
-from equipoise.methods import udp as udp_training
+from equipoise.models import Ensemble, Single, frozen
 from equipoise.nets import build
 from equipoise.nets.split import split
-from equipoise.predictive import Ensemble, Single, frozen
-from equipoise.rng import Streams
-from equipoise.spaces import Input, Latent
 from equipoise.training import Recipe, fit
+from equipoise.training.methods import ls_pgd, ls_trades, ls_udp, ls_udpr
+from equipoise.training.methods import udp as udp_training
 
 X, Y = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
 STREAMS = Streams.of(0, torch.arange(8))

@@ -13,10 +13,10 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from equipoise.attacks.square import _HALVINGS, _RESTART, _SIGN, _START, _WINDOW, Square, hills, square
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams, fold
 from equipoise.geometry import Ball, Box
 from equipoise.nets import build
-from equipoise.rng import Streams, fold
 
 EPS = {"linf": 0.08, "l2": 0.6, "l1": 3.0}
 LOGITS = 1e-6

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.steps import Constant, Fixed, Gaussian, Momentum, Triangular, Uniform, UniformUpTo, Zero
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
+from equipoise.core.types import Here
 from equipoise.geometry import Ball
-from equipoise.rng import Streams
-from equipoise.steps import Constant, Fixed, Gaussian, Momentum, Triangular, Uniform, UniformUpTo, Zero
-from equipoise.types import Here
 
 
 @given(size=st.floats(1e-4, 1), peak=st.floats(1e-4, 1), steps=st.integers(1, 50))

@@ -9,11 +9,11 @@ from torch import nn
 
 from equipoise import attacks
 from equipoise.attacks import pgd, trades, udp
-from equipoise.errors import EquipoiseError
-from equipoise.objectives import cross_entropy, dlr, entropy, kl, smoothed_cross_entropy
-from equipoise.predictive import Single
-from equipoise.rng import Streams
-from equipoise.terms import Method, Mover, Term, as_method
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
+from equipoise.losses.objectives import cross_entropy, dlr, entropy, kl, smoothed_cross_entropy
+from equipoise.losses.terms import Method, Mover, Term, as_method
+from equipoise.models import Single
 
 F64 = torch.float64
 PGD, UDP = pgd(0.1, 0.02, 5), udp(0.1, 0.02, 5)

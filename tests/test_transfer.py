@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import Chain, Transfer, apgd, autoattack, fgsm, pgd, random_search, transfer
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.spaces import Latent
+from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate, fingerprint, suite
 from equipoise.geometry import Ball
-from equipoise.predictive import Ensemble
-from equipoise.spaces import Latent
+from equipoise.models import Ensemble
 
 EPS = 0.1
 

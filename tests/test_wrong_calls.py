@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from equipoise import attacks, methods
-from equipoise.ascent import Ascent
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.ascent import Ascent
+from equipoise.attacks.steps import Uniform
+from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import cross_entropy
-from equipoise.predictive import Ensemble
-from equipoise.steps import Uniform
+from equipoise.losses.objectives import cross_entropy
+from equipoise.models import Ensemble
 
 pytestmark = pytest.mark.unchecked  # annotations are not what tells a user
 X = torch.rand(8, 6, generator=torch.Generator().manual_seed(0))

@@ -8,14 +8,16 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from equipoise import attacks, methods, objectives
-    from equipoise.ascent import Ascent
-    from equipoise.errors import EquipoiseError, EquipoiseWarning
+    from equipoise import attacks, losses, models, nets
+    from equipoise.attacks import spaces, steps
+    from equipoise.attacks.ascent import Ascent
+    from equipoise.attacks.result import Perturbed
+    from equipoise.core.errors import EquipoiseError, EquipoiseWarning
+    from equipoise.core.types import Prediction
     from equipoise.geometry import Ball, Box
-    from equipoise.perturbed import Perturbed
-    from equipoise.predictive import Single, as_predictive
-    from equipoise.terms import Method, Term
-    from equipoise.types import Prediction
+    from equipoise.losses import Method, Term
+    from equipoise.models import Single, as_predictive
+    from equipoise.training import methods
 
     __version__: str
 
@@ -32,30 +34,39 @@ __all__ = [
     "Term",
     "as_predictive",
     "attacks",
+    "losses",
     "methods",
-    "objectives",
+    "models",
+    "nets",
+    "spaces",
+    "steps",
 ]
 _HOMES = {
-    "Ascent": "ascent",
+    "Ascent": "attacks.ascent",
     "Ball": "geometry",
     "Box": "geometry",
-    "EquipoiseError": "errors",
-    "EquipoiseWarning": "errors",
-    "Method": "terms",
-    "Perturbed": "perturbed",
-    "Prediction": "types",
-    "Single": "predictive",
-    "Term": "terms",
-    "as_predictive": "predictive",
+    "EquipoiseError": "core.errors",
+    "EquipoiseWarning": "core.errors",
+    "Method": "losses",
+    "Perturbed": "attacks.result",
+    "Prediction": "core.types",
+    "Single": "models",
+    "Term": "losses",
+    "as_predictive": "models",
+    "methods": "training",
+    "spaces": "attacks",
+    "steps": "attacks",
 }
-"""The module of each public name."""
+"""Where each public name lives."""
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         found = _version()
     elif name in _HOMES:
-        found = getattr(import_module(f"equipoise.{_HOMES[name]}"), name)
+        home = f"equipoise.{_HOMES[name]}"
+        found = import_module(f"{home}.{name}") if name.islower() and find_spec(f"{home}.{name}") else None
+        found = getattr(import_module(home), name) if found is None else found
     elif not name.startswith("_") and find_spec(f"equipoise.{name}") is not None:
         found = import_module(f"equipoise.{name}")
     else:

@@ -2,10 +2,11 @@
 
 import sys
 
-from equipoise import experiments, methods
+from equipoise import methods
+from equipoise import reproduce as experiments
 from equipoise.cli import main
-from equipoise.experiments import Cell, Evaluated, Experiment, Net, Table, Training, call, clean
-from equipoise.experiments import outcome as outcomes
+from equipoise.reproduce import Cell, Evaluated, Experiment, Net, Table, Training, call, clean
+from equipoise.reproduce import outcome as outcomes
 from equipoise.training import Recipe
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from equipoise.cli import main
-from equipoise.records import Evaluation, load
+from equipoise.results.records import Evaluation, load
 
 pytestmark = pytest.mark.unchecked
 

@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 import equipoise
-from equipoise import records
 from equipoise.cli import commands, main
 from equipoise.cli.display import duration
 from equipoise.cli.method_options import METHODS, build_method, full_name, parameters
 from equipoise.cli.options import Evaluate, Report, Train, fraction, net_options, parse
-from equipoise.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.generators import Manifold
-from equipoise.records import Evaluation, Run, load
+from equipoise.results import records
+from equipoise.results.records import Evaluation, Run, load
 
 FACTORY = """
 import torch

@@ -18,7 +18,7 @@ from equipoise.cli import commands, main
 from equipoise.cli import options as typed
 from equipoise.cli.console import Steady, columns, laid_out
 from equipoise.cli.overview import COMMANDS, overview
-from equipoise.records import Evaluation, load
+from equipoise.results.records import Evaluation, load
 
 EVALUATE = ["evaluate", "nets_here:make", "--data", "my.npz", "--attacks", "clean", "pgd", "--eps", "0.1"]
 

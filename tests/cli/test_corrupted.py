@@ -11,7 +11,7 @@ import torch
 
 from equipoise.cli import main
 from equipoise.corruptions import CORRUPTIONS
-from equipoise.records import digest, load
+from equipoise.results.records import digest, load
 
 OWN = """
 import torch

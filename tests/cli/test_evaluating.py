@@ -16,7 +16,7 @@ import pytest
 
 from equipoise.cli import main
 from equipoise.cli.evaluating import _from_here
-from equipoise.records import digest, load
+from equipoise.results.records import digest, load
 
 OWN = """
 import torch
@@ -253,7 +253,7 @@ def test_processes_continue_only_what_was_asked(mine):
     ("how", "message"),
     [
         ("raise ValueError('boom')", "error: net 'own_nets:make' could not be made: ValueError: boom.\n"),
-        ("from equipoise.errors import EquipoiseError as E; raise E('no luck.')", "error: no luck.\n"),
+        ("from equipoise.core.errors import EquipoiseError as E; raise E('no luck.')", "error: no luck.\n"),
     ],
 )
 def test_the_first_process_that_fails_ends_the_others(mine, how, message):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from equipoise.cli import main
 from equipoise.cli.manifolds import tiled
-from equipoise.records import load
+from equipoise.results.records import load
 from equipoise.training import load_manifold
 from equipoise.training.checkpoint import load_tensors
 

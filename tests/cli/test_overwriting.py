@@ -6,8 +6,8 @@ import pytest
 
 from equipoise.cli import main
 from equipoise.cli.options import parse
-from equipoise.findings import Findings, Number
-from equipoise.studies import STUDIES, Entry
+from equipoise.reproduce.studies import STUDIES, Entry
+from equipoise.results.findings import Findings, Number
 
 
 def test_a_study_is_answered_or_kept(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from equipoise.cli.options import Audit, Evaluate, Score, parse
 from equipoise.cli.recorded import as_data, from_data
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 
 FULL = Evaluate(
     "runs/a",

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from equipoise import experiments, methods
+from equipoise import methods
+from equipoise import reproduce as experiments
 from equipoise.cli import main, reproducing
 from equipoise.cli.options import parse
-from equipoise.experiments import (
+from equipoise.reproduce import (
     Cell,
     Chart,
     Evaluated,
@@ -33,11 +34,11 @@ from equipoise.experiments import (
     names,
     outcome,
 )
-from equipoise.records import load
-from equipoise.reproduction import agreement
+from equipoise.results.records import load
+from equipoise.results.reproduction import agreement
 from equipoise.training import Recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore::equipoise.errors.EquipoiseWarning")  # so little trains nothing
+pytestmark = pytest.mark.filterwarnings("ignore::equipoise.core.errors.EquipoiseWarning")  # so little trains nothing
 
 
 def evaluated(seed: int, epochs: int = 100, data: str = "mnist") -> Evaluated:
@@ -251,7 +252,7 @@ DRIVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from test_reproducing import Experiment, parts
-from equipoise import experiments
+from equipoise import reproduce as experiments
 from equipoise.cli import main
 if __name__ == "__main__":
     endless = Experiment("toy", "An endless toy", "nowhere", lambda variant: parts(variant, 10**6))

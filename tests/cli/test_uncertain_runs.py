@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from equipoise.cli import main
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset
-from equipoise.errors import EquipoiseError
-from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout
-from equipoise.records import Run, load
+from equipoise.models import DeepKernelGP, Ensemble, MonteCarloDropout
+from equipoise.results.records import Run, load
 from equipoise.training import load_run
 
 DROPOUT = """
@@ -102,7 +102,7 @@ def test_a_gaussian_process_starts_without_the_samples_held_out(here, monkeypatc
 
 def test_a_factory_may_return_an_ensemble(here, capsys):
     (here / "own_ensemble.py").write_text(
-        "from equipoise import nets\nfrom equipoise.predictive import Ensemble\n"
+        "from equipoise import nets\nfrom equipoise.models import Ensemble\n"
         "def make(shape, members=2):\n"
         "    return Ensemble([nets.build('mlp', shape, 10, seed=s) for s in range(members)])\n"
     )

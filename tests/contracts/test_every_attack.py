@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import attacks
-from equipoise.ascent import Ascent
 from equipoise.attacks import (
     ATTACKS,
     Bisected,
@@ -38,10 +37,11 @@ from equipoise.attacks import (
     targeted,
     transfer,
 )
+from equipoise.attacks.ascent import Ascent
+from equipoise.attacks.result import Perturbed
+from equipoise.attacks.steps import Momentum, Triangular, Uniform
+from equipoise.core.types import Prediction
 from equipoise.evaluation import Attack
-from equipoise.perturbed import Perturbed
-from equipoise.steps import Momentum, Triangular, Uniform
-from equipoise.types import Prediction
 
 
 class Proxy(nn.Module):

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from equipoise import methods
-from equipoise.ascent import Ascent
+from equipoise.attacks.ascent import Ascent
+from equipoise.core.rng import Streams
 from equipoise.generators import AdversarialGenerator, Manifold
-from equipoise.objectives import regularised
-from equipoise.predictive import Single, frozen
-from equipoise.rng import Streams
-from equipoise.terms import Method
+from equipoise.losses.objectives import regularised
+from equipoise.losses.terms import Method
+from equipoise.models import Single, frozen
 
 OPTIONS = {"step_size": 0.03, "steps": 3}
 ROWS = {

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from equipoise.core.rng import Streams
 from equipoise.geometry import NORMS, Ball, Box
-from equipoise.rng import Streams
 
 EVERY = list(NORMS)
 

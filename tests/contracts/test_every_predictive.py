@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise.ascent import value_and_gradient
 from equipoise.attacks import pgd, udp
+from equipoise.attacks.ascent import value_and_gradient
+from equipoise.attacks.result import MODEL_STREAM
+from equipoise.attacks.steps import Uniform
+from equipoise.core.rng import Streams
+from equipoise.core.types import Prediction, Predictive
+from equipoise.losses.objectives import cross_entropy, entropy
+from equipoise.models import Ensemble, MonteCarloDropout, Single, as_predictive, frozen_weights
+from equipoise.models.deep_kernel_gp import deep_kernel_gp
 from equipoise.nets import FCResNet
-from equipoise.objectives import cross_entropy, entropy
-from equipoise.perturbed import MODEL_STREAM
-from equipoise.predictive import Ensemble, MonteCarloDropout, Single, as_predictive, frozen_weights
-from equipoise.predictive.deep_kernel_gp import deep_kernel_gp
-from equipoise.rng import Streams
-from equipoise.steps import Uniform
-from equipoise.types import Prediction, Predictive
 
 
 def network(seed: int = 0) -> nn.Module:

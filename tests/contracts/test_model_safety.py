@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from equipoise import methods
 from equipoise.attacks import pgd
+from equipoise.attacks.result import Perturbed
 from equipoise.data import Dataset, Split
 from equipoise.evaluation import evaluate
-from equipoise.perturbed import Perturbed
 from equipoise.training import Recipe, fit
 
 _SPEC = util.spec_from_file_location("every_attack", Path(__file__).with_name("test_every_attack.py"))
@@ -240,7 +240,7 @@ def test_random_models_in_threads_draw_what_they_draw_alone() -> None:
     assert all(same(one, alone) for one in found) and torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.filterwarnings("ignore::equipoise.errors.EquipoiseWarning")  # so few samples teach nothing
+@pytest.mark.filterwarnings("ignore::equipoise.core.errors.EquipoiseWarning")  # so few samples teach nothing
 def test_training_and_evaluating_one_model_at_once() -> None:
     """The evaluation sees the weights of its start; the training ends with the weights of one that was alone."""
     points = torch.rand(256, 2, 4, 4, generator=torch.Generator().manual_seed(2))

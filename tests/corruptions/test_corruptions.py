@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage, stats
 
-from equipoise.corrupted import Corrupted
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
 from equipoise.corruptions import CORRUPTIONS, corrupt
 from equipoise.corruptions.blur import _shuffled
 from equipoise.corruptions.canvas import blurred
 from equipoise.corruptions.weather import plasma
 from equipoise.data import load
-from equipoise.errors import EquipoiseError
-from equipoise.objectives import cross_entropy
-from equipoise.predictive import Single
-from equipoise.rng import Streams
+from equipoise.losses.objectives import cross_entropy
+from equipoise.models import Single
+from equipoise.training.corruption import Corrupted
 
 STILL = {"scale", "brightness", "stripe", "canny_edges"}  # nothing random
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.corruptions import CORRUPTIONS, load_published
-from equipoise.errors import EquipoiseError
 
 
 def write(root: Path, names=tuple(CORRUPTIONS), n: int = 5) -> dict[str, np.ndarray]:

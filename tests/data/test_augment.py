@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
 from equipoise.data import crop_and_flip
-from equipoise.errors import EquipoiseError
-from equipoise.rng import Streams
 
 
 def reference(x: torch.Tensor, streams: Streams, pad: int) -> torch.Tensor:

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
 from equipoise.data.dataset import stratified_order
 from equipoise.data.load import SOURCES
-from equipoise.errors import EquipoiseError
 
 
 def numbered(y: list[int] | torch.Tensor) -> Split:

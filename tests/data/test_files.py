@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.data.files import content, members, unpickle
-from equipoise.errors import EquipoiseError
 
 
 def everything(name: PurePosixPath) -> bool:

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.data import Dataset, load
 from equipoise.data.files import MOST, members, unpickle
 from equipoise.data.formats import read_idx, read_mat
-from equipoise.errors import EquipoiseError, EquipoiseWarning
 
 CLASSES = ("cat", "dog", "emu")
 

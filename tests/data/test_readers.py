@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.data import Dataset, load, names
 from equipoise.data.formats import read_idx
 from equipoise.data.load import SOURCES, Source, published
-from equipoise.errors import EquipoiseError, EquipoiseWarning
 
 MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

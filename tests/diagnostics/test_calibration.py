@@ -10,6 +10,7 @@ from scipy.stats import norm
 from sklearn.metrics import brier_score_loss, log_loss
 from torch import nn
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.diagnostics.calibration import (
     auroc,
     binned,
@@ -19,9 +20,8 @@ from equipoise.diagnostics.calibration import (
     error_by_chance,
     ood_auroc,
 )
-from equipoise.errors import EquipoiseError
+from equipoise.models import Ensemble
 from equipoise.nets import MLP
-from equipoise.predictive import Ensemble
 
 
 def predictions(n: int = 500, classes: int = 4, seed: int = 0):

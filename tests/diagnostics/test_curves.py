@@ -9,6 +9,7 @@ from scipy.stats import binom
 from torch import nn
 
 from equipoise.attacks import pgd
+from equipoise.core.errors import EquipoiseError
 from equipoise.diagnostics.curves import (
     Curve,
     accuracy_against_eps,
@@ -18,11 +19,10 @@ from equipoise.diagnostics.curves import (
     lines,
     monotone,
 )
-from equipoise.errors import EquipoiseError
-from equipoise.findings import Picture
+from equipoise.models import MonteCarloDropout
 from equipoise.nets import MLP
-from equipoise.predictive import MonteCarloDropout
 from equipoise.report.studies import draw
+from equipoise.results.findings import Picture
 
 
 def linear() -> nn.Linear:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from equipoise.attacks import pgd
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, NoGradient
 from equipoise.diagnostics.jacobian import (
     correlation,
     decision_margin,
@@ -18,10 +19,9 @@ from equipoise.diagnostics.jacobian import (
     normalised_margin,
     spectral_norm,
 )
-from equipoise.errors import EquipoiseError, EquipoiseWarning, NoGradient
 from equipoise.geometry import EVERYWHERE
+from equipoise.models import Ensemble, MonteCarloDropout
 from equipoise.nets import MLP
-from equipoise.predictive import Ensemble, MonteCarloDropout
 
 
 def seeded(build):

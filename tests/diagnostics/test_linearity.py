@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.diagnostics.jacobian import correlation
 from equipoise.diagnostics.linearity import Explained, explain
-from equipoise.errors import EquipoiseError
 from equipoise.geometry import EVERYWHERE
 
 

@@ -13,17 +13,17 @@ from scipy.stats import binom, binomtest
 from torch import Tensor, nn
 
 from equipoise import methods, nets
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.data import load
-from equipoise.diagnostics.masking import beaten, decided, differ, gained, misleading, present, rising
-from equipoise.diagnostics.verdict import _Case, investigate
-from equipoise.errors import EquipoiseError, EquipoiseWarning
-from equipoise.objectives import regularised
-from equipoise.predictive import MonteCarloDropout
+from equipoise.losses.objectives import regularised
+from equipoise.losses.terms import Method
+from equipoise.masking.investigate import _Case, investigate
+from equipoise.masking.sign_tests import beaten, decided, differ, gained, misleading, present, rising
+from equipoise.models import MonteCarloDropout
 from equipoise.report.masking import p_value, page
-from equipoise.studies.images import images
-from equipoise.terms import Method
+from equipoise.reproduce.studies.images import images
+from equipoise.results.masking import Sign, Verdict
 from equipoise.training import Recipe, fit
-from equipoise.verdicts import Sign, Verdict
 
 EPS = 0.1
 
@@ -173,7 +173,7 @@ def few(digits, n: int = 125) -> tuple[Tensor, Tensor]:
 def brief(monkeypatch):
     """Attacks that are over sooner, where it does not matter what they find."""
     for name, number in {"QUERIES": 50, "DRAWS": 50, "RESTARTS": 2}.items():
-        monkeypatch.setattr(f"equipoise.diagnostics.verdict.{name}", number)
+        monkeypatch.setattr(f"equipoise.masking.investigate.{name}", number)
 
 
 def trained(method: Method, digits, epochs: int = 12, **options) -> nn.Module:
@@ -315,7 +315,7 @@ def test_a_crash_is_not_taken_for_a_missing_gradient(base, digits):
 def test_what_time_is_left_goes_to_more_samples(base, digits, brief, monkeypatch):
     """And each sample has the same outcome as if all had been attacked at once."""
     whole = investigate(base, *few(digits), EPS, minutes=60)
-    monkeypatch.setattr("equipoise.diagnostics.verdict._affordable", lambda *_: 20)
+    monkeypatch.setattr("equipoise.masking.investigate._affordable", lambda *_: 20)
     shares = []
     rounds = investigate(base, *few(digits), EPS, minutes=60, progress=lambda what, share: shares.append(share))
     assert rounds.n == whole.n > 100 and rounds.signs == whole.signs and rounds.robust == whole.robust
@@ -434,7 +434,7 @@ def test_the_worst_case_is_over_all_that_was_tried_within_the_radius(base, digit
 @pytest.mark.unchecked
 def test_samples_sorted_by_class_are_taken_from_all_classes(base, digits, monkeypatch):
     seen = []
-    monkeypatch.setattr("equipoise.diagnostics.verdict._FEWEST", 30)
+    monkeypatch.setattr("equipoise.masking.investigate._FEWEST", 30)
     run = _Case.run
     monkeypatch.setattr(_Case, "run", lambda self, *rest: (seen.append(self.y), run(self, *rest))[1])
     order = digits.test.y.argsort(stable=True)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.diagnostics.surfaces import Surface, roughness, surface
-from equipoise.errors import EquipoiseError
+from equipoise.models import Ensemble
 from equipoise.nets import MLP
-from equipoise.predictive import Ensemble
 from equipoise.report.studies import draw
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError
 from equipoise.evaluation import Audit, Shard, assess, audit, suite
-from equipoise.predictive import MonteCarloDropout
-from equipoise.records import Flag, digest, from_json, load
+from equipoise.models import MonteCarloDropout
+from equipoise.results.records import Flag, digest, from_json, load
 
 CLASSES, N = 4, 24
 X = torch.rand(2 * N, 1, 4, 4, generator=torch.Generator().manual_seed(1))

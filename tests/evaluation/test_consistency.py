@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import apgd_t, fab
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate, evaluate_batches, suite, verify_outcome
 from equipoise.geometry import Ball
-from equipoise.predictive import full_precision
+from equipoise.models import full_precision
 
 
 def data(classes: int, n: int = 60) -> tuple[nn.Linear, Tensor, Tensor]:

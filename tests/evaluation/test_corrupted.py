@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.corruptions import CORRUPTIONS, Published, corrupt
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError
 from equipoise.evaluation import Corruptions, Shard, assess, audit, merge, on_corruptions
 from equipoise.evaluation.runs import essentials
-from equipoise.proportions import wilson
-from equipoise.records import CorruptionResult, MeanResult, digest, from_json, load, save, to_json
+from equipoise.results.records import CorruptionResult, MeanResult, digest, from_json, load, save, to_json
+from equipoise.results.statistics import wilson
 
 FEW = ("fog", "impulse_noise", "canny_edges")
 
@@ -187,7 +187,7 @@ def test_refuses_what_is_no_image_and_damaged_records(tmp_path):
 
 
 def test_what_an_evaluation_is_of_says_which():
-    from equipoise.provenance import provenance
+    from equipoise.results.provenance import provenance
 
     origin = provenance(0, torch.device("cpu"), "")
     without = essentials(model(), data(), [], origin, target="m")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from equipoise.attacks import pgd
-from equipoise.errors import EquipoiseError
+from equipoise.attacks.result import Perturbed
+from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import WORST, cautions, evaluate, samples, suite, verify_outcome
 from equipoise.geometry import Ball
-from equipoise.perturbed import Perturbed
-from equipoise.records import AttackResult
+from equipoise.results.records import AttackResult
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
 EPS = {"linf": 0.03, "l2": 0.08, "l1": 0.12}

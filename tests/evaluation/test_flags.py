@@ -11,15 +11,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equipoise.errors import EquipoiseError
-from equipoise.evaluation.flags import judge, probe
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
+from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.evaluation.suites import PUBLISHED
 from equipoise.geometry import Box
+from equipoise.masking.probe import judge, probe
+from equipoise.models import Single
 from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18
-from equipoise.predictive import Single
-from equipoise.records import AttackResult, Flag
-from equipoise.rng import Streams
-from equipoise.types import Points, Predict, Prediction, Weights
+from equipoise.results.records import AttackResult, Flag
 
 DIGITS = load_digits()
 X = torch.tensor(DIGITS.images, dtype=torch.float32)[:, None] / 16

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from equipoise.attacks import Chain, apgd, fab, pgd, square
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.locks import locked
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError
 from equipoise.evaluation import assess, suite
-from equipoise.locks import locked
-from equipoise.records import Evaluation, digest, load, save
+from equipoise.results.records import Evaluation, digest, load, save
 
 EPS = 0.05
 CALLS: Counter[str] = Counter()

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from equipoise.attacks import Chain, apgd, apgd_t, autoattack, cascade, fab, square
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError
 from equipoise.evaluation import Shard, assess, audit, evaluate, evaluate_batches, merge, read_points, suite
-from equipoise.records import Evaluation, digest, load, save
+from equipoise.results.records import Evaluation, digest, load, save
 
 
 def problem(classes: int = 5, seed: int = 0) -> tuple[nn.Module, Dataset]:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError
 from equipoise.evaluation import Shard, assess, merge, runs, suite
-from equipoise.interop import robustbench
-from equipoise.records import AttackResult, Evaluation, Flag, Provenance, digest, load, save
+from equipoise.evaluation.interop import robustbench
+from equipoise.results.records import AttackResult, Evaluation, Flag, Provenance, digest, load, save
 
 BLOCKS = 4
 

@@ -19,8 +19,8 @@ from equipoise.attacks import (
     random_search,
     transfer,
 )
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError
 from equipoise.evaluation import assess, audit, evaluate, fingerprint, suite
 
 

@@ -8,9 +8,11 @@ import pytest
 from scipy.stats import binomtest
 
 import equipoise
-from equipoise import methods, objectives
-from equipoise.errors import EquipoiseError
-from equipoise.experiments import (
+from equipoise import methods
+from equipoise.core.errors import EquipoiseError
+from equipoise.generators import auto_encoder
+from equipoise.losses import objectives
+from equipoise.reproduce import (
     Cell,
     Evaluated,
     Experiment,
@@ -28,11 +30,10 @@ from equipoise.experiments import (
     robust,
     trade_off,
 )
-from equipoise.experiments.tasks import code_version, key
-from equipoise.findings import Findings, Number, Study
-from equipoise.generators import auto_encoder
-from equipoise.provenance import provenance
-from equipoise.records import AttackResult, Evaluation
+from equipoise.reproduce.tasks import code_version, key
+from equipoise.results.findings import Findings, Number, Study
+from equipoise.results.provenance import provenance
+from equipoise.results.records import AttackResult, Evaluation
 from equipoise.training import Recipe
 
 UDP = call(methods.udp, eps=0.2, step_size=0.02, steps=10)

@@ -12,11 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise import methods, objectives
+from equipoise import methods
 from equipoise.attacks import published_margin_attack
+from equipoise.core.errors import EquipoiseWarning
+from equipoise.core.rng import Streams
 from equipoise.data import load
-from equipoise.errors import EquipoiseWarning
-from equipoise.experiments import (
+from equipoise.generators import auto_encoder
+from equipoise.losses import objectives
+from equipoise.losses.terms import as_method
+from equipoise.reproduce import (
     Cell,
     Chart,
     DataManifold,
@@ -34,16 +38,13 @@ from equipoise.experiments import (
     names,
     number,
 )
-from equipoise.experiments import measures_rf as measures
-from equipoise.experiments.experiment import cells
-from equipoise.experiments.printed import printed, rounding
-from equipoise.experiments.tasks import key, result
-from equipoise.findings import Findings, Number, Study
-from equipoise.generators import auto_encoder
-from equipoise.penalties import radial_weights
-from equipoise.rng import Streams
-from equipoise.terms import as_method
+from equipoise.reproduce import measures_rf as measures
+from equipoise.reproduce.experiment import cells
+from equipoise.reproduce.printed import printed, rounding
+from equipoise.reproduce.tasks import key, result
+from equipoise.results.findings import Findings, Number, Study
 from equipoise.training import Recipe
+from equipoise.training.penalties import radial_weights
 
 OURS = [name for name in names() if name.startswith(("rethinking", "framework"))]
 

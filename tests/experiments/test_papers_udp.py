@@ -10,9 +10,14 @@ import torch
 from torch import nn
 
 from equipoise import methods
-from equipoise.ascent import Ascent
+from equipoise.attacks.ascent import Ascent
+from equipoise.attacks.spaces import Latent
+from equipoise.attacks.steps import Constant, Fixed, Gaussian, Triangular, UniformUpTo, Zero
+from equipoise.core.rng import Streams
 from equipoise.data import Dataset, Split
-from equipoise.experiments import (
+from equipoise.models import as_predictive
+from equipoise.nets import build, count_parameters
+from equipoise.reproduce import (
     Cell,
     Chart,
     Evaluated,
@@ -29,14 +34,9 @@ from equipoise.experiments import (
     names,
     number,
 )
-from equipoise.experiments.experiment import cells
-from equipoise.experiments.tasks import datasets, key, result
-from equipoise.nets import build, count_parameters
-from equipoise.predictive import as_predictive
-from equipoise.rng import Streams
-from equipoise.spaces import Latent
-from equipoise.steps import Constant, Fixed, Gaussian, Triangular, UniformUpTo, Zero
-from equipoise.studies import STUDIES
+from equipoise.reproduce.experiment import cells
+from equipoise.reproduce.studies import STUDIES
+from equipoise.reproduce.tasks import datasets, key, result
 from equipoise.training import Recipe, training_split
 
 

@@ -23,9 +23,10 @@ from filelock import FileLock
 from torch import nn
 
 from equipoise import data, methods
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import assess, suite
-from equipoise.experiments import (
+from equipoise.nets import build, registry
+from equipoise.reproduce import (
     Cell,
     Evaluated,
     Experiment,
@@ -47,14 +48,13 @@ from equipoise.experiments import (
     names,
     sweep,
 )
-from equipoise.experiments.experiment import cells
-from equipoise.experiments.stand_in import KINDS, stand_in
-from equipoise.experiments.tasks import result
-from equipoise.nets import build, registry
-from equipoise.records import Evaluation, digest
+from equipoise.reproduce.experiment import cells
+from equipoise.reproduce.stand_in import KINDS, stand_in
+from equipoise.reproduce.tasks import result
+from equipoise.results.records import Evaluation, digest
 from equipoise.training import Recipe, fit, load_run
 
-pytestmark = pytest.mark.filterwarnings("ignore::equipoise.errors.EquipoiseWarning")  # so little trains nothing
+pytestmark = pytest.mark.filterwarnings("ignore::equipoise.core.errors.EquipoiseWarning")  # so little trains nothing
 
 autoattack = import_module("equipoise.attacks.autoattack")  # a function has taken its name
 
@@ -205,7 +205,7 @@ def test_the_folder_is_readable_without_the_library(here):
         assert done["seconds"] > 0 and done["provenance"]["command"] == "a test" and done["sittings"] == 1
         assert not (place / "progress.json").exists()
     words = read(here.folder / about["tasks"][0]["folder"] / "task.json")["task"]
-    assert words["method"] == {"call": "equipoise.methods:udp", "eps": 0.1, "step_size": 0.02, "steps": 5}
+    assert words["method"] == {"call": "equipoise.training.methods:udp", "eps": 0.1, "step_size": 0.02, "steps": 5}
 
 
 def test_the_progress_is_that_of_the_grid(here):
@@ -380,7 +380,7 @@ LONG = plan(2, epochs=6, samples=1400)
 DRIVER = """
 import sys
 from pathlib import Path
-from equipoise.experiments import Setting, sweep
+from equipoise.reproduce import Setting, sweep
 sys.path.insert(0, sys.argv[2])
 import test_sweep
 if __name__ == "__main__":

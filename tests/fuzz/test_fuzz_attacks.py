@@ -44,9 +44,9 @@ from equipoise.attacks import (
     targeted,
     transfer,
 )
-from equipoise.errors import EquipoiseError, EquipoiseWarning
+from equipoise.attacks.steps import Momentum, Uniform
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.geometry import Box
-from equipoise.steps import Momentum, Uniform
 
 sys.path.insert(0, str(Path(__file__).parent))
 

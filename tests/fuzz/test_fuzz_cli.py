@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from equipoise.cli import auditing, main, options, reproducing, scoring, studying
 from equipoise.cli.method_options import Choice
 from equipoise.cli.overview import COMMANDS
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.training import Recipe
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.unchecked]

@@ -10,10 +10,10 @@ from hypothesis import given
 from torch import Tensor
 
 from equipoise.attacks import apgd, fab, pgd, square
-from equipoise.errors import EquipoiseError, EquipoiseWarning
+from equipoise.attacks.steps import Uniform
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.evaluation import Suite, evaluate
 from equipoise.geometry import Box
-from equipoise.steps import Uniform
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.data import Dataset, load
 from equipoise.data.load import SOURCES, published
-from equipoise.errors import EquipoiseError, EquipoiseWarning
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.unchecked]
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from equipoise import methods
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.generators import AdversarialGenerator, Adversary, GeneratedMargin
-from equipoise.predictive import Ensemble, as_predictive
-from equipoise.predictive.single import frozen_weights
+from equipoise.models import Ensemble, as_predictive
+from equipoise.models.single import frozen_weights
 
 SHAPES = [(1, 8, 8), (3, 9, 11), (1, 28, 28), (3, 4, 4), (12,), (1,)]
 

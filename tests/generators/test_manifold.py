@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError
 from equipoise.generators import Manifold, auto_encoder, squared_mmd
-from equipoise.rng import Streams
 from equipoise.training import Recipe, fit_manifold, load_manifold
 from equipoise.training.checkpoint import load_tensors, save_tensors
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from equipoise import methods, nets
 from equipoise.attacks import apgd_t, fab, pgd, square, udp
-from equipoise.errors import EquipoiseError, EquipoiseWarning
-from equipoise.native import build, chain, compiler
-from equipoise.native.chain import Shortcut
+from equipoise.attacks.result import held_still, value_and_gradient
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.rng import Streams
+from equipoise.kernels.native import build, chain, compiler
+from equipoise.kernels.native.chain import Shortcut
+from equipoise.losses.objectives import margin
+from equipoise.models import as_predictive
 from equipoise.nets import Normalize
-from equipoise.objectives import margin
-from equipoise.perturbed import held_still, value_and_gradient
-from equipoise.predictive import as_predictive
-from equipoise.rng import Streams
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise import native
 from equipoise.geometry import Box
-from equipoise.hyperplane import move_onto
+from equipoise.geometry.hyperplane import move_onto
+from equipoise.kernels import native
 
 pytestmark = pytest.mark.skipif(native.compiler() is None, reason="there is no C compiler")
 F32, F64 = torch.float32, torch.float64

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.nets import Normalize
 from equipoise.nets.due import BoundedResidual, FCResNet, WideResNetFeatures
 from equipoise.nets.lipschitz import BoundedBatchNorm2d, BoundedNorm, bounded

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18, ResNet18, build, count_parameters, split
 
 MNIST, SVHN = (1, 28, 28), (3, 32, 32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 from equipoise.nets import Normalize, build, extractors, names
 
 OWN = """

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
+from equipoise.models import frozen_weights
 from equipoise.nets import LeNet, Normalize, Staged, build, split, stages
-from equipoise.predictive import frozen_weights
 
 LENET = ["conv1", "conv2", "fc1", "fc2", "logits"]
 BLOCKS = [f"block{i}" for i in range(1, 9)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from equipoise.records import AttackResult, Evaluation, Provenance, Run, save
+from equipoise.results.records import AttackResult, Evaluation, Provenance, Run, save
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

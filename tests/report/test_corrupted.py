@@ -6,8 +6,8 @@ from html import unescape
 
 from scipy.stats import binomtest
 
-from equipoise.records import CorruptionResult, save
 from equipoise.report import report
+from equipoise.results.records import CorruptionResult, save
 
 CLEAN = {("clean", "linf", 0.0): 190}
 

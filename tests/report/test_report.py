@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binomtest
 
-from equipoise.errors import EquipoiseError
-from equipoise.records import AttackResult, Flag, load, save
+from equipoise.core.errors import EquipoiseError
 from equipoise.report import report
 from equipoise.report.chains import descent, stages
 from equipoise.report.pages import duration, radius, value
 from equipoise.report.report import standing
+from equipoise.results.records import AttackResult, Flag, load, save
 
 SHA = "0123456789abcdef" * 4
 WINNERS = ["clean", "fast", "fast", "fast", "slow", "slow", None, None, None, None]

@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from equipoise.findings import Findings, Lines, Number, Picture, Series, Study
 from equipoise.report.reproduction import mark, page
-from equipoise.reproduction import (
+from equipoise.results.findings import Findings, Lines, Number, Picture, Series, Study
+from equipoise.results.reproduction import (
     ChartOutcome,
     Generator,
     Outcome,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from equipoise.errors import EquipoiseError
-from equipoise.records import Provenance
+from equipoise.core.errors import EquipoiseError
 from equipoise.report import report
 from equipoise.report.reading import PICTURES
+from equipoise.results.records import Provenance
 
 PROVENANCE = Provenance("equipoise score", 7, {"torch": "2.13.0"}, "0123abc", "a processor", 2, "2025-01-02T03:04:05Z")
 CLEAN = {("clean", "linf", 0.0): 190}

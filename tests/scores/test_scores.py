@@ -9,10 +9,10 @@ from scipy import integrate, special, stats
 from torch import nn
 
 from equipoise.attacks import bg, minimal_l2
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import Streams
 from equipoise.generators import Manifold
 from equipoise.geometry import Box
-from equipoise.rng import Streams
 from equipoise.scores import (
     Certified,
     Distances,

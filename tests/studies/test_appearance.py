@@ -9,11 +9,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from equipoise.attacks import pgd, uta
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Split, load
-from equipoise.errors import EquipoiseError
-from equipoise.findings import Histogram, Images, Number
-from equipoise.studies import Options
-from equipoise.studies.appearance import STEP_SIZE, STEPS, Seen, _numbers, _verdict, correct, look, run
+from equipoise.reproduce.studies import Options
+from equipoise.reproduce.studies.appearance import STEP_SIZE, STEPS, Seen, _numbers, _verdict, correct, look, run
+from equipoise.results.findings import Histogram, Images, Number
 
 
 def silent(what: str, share: float) -> None:

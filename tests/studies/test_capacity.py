@@ -8,14 +8,24 @@ import pytest
 import torch
 from scipy import stats
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, load
-from equipoise.errors import EquipoiseError
-from equipoise.findings import Lines, Number
-from equipoise.methods import standard
 from equipoise.nets import build
-from equipoise.studies import Options
-from equipoise.studies.capacity import _numbers, _verdict, run
-from equipoise.studies.images import accuracy, band, dataset, difference, direction, images, recipe, seeds, train
+from equipoise.reproduce.studies import Options
+from equipoise.reproduce.studies.capacity import _numbers, _verdict, run
+from equipoise.reproduce.studies.images import (
+    accuracy,
+    band,
+    dataset,
+    difference,
+    direction,
+    images,
+    recipe,
+    seeds,
+    train,
+)
+from equipoise.results.findings import Lines, Number
+from equipoise.training.methods import standard
 
 
 def silent(what: str, share: float) -> None:

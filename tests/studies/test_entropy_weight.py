@@ -1,11 +1,11 @@
 """The weight of the entropy against accuracy."""
 
 from equipoise.data import load
-from equipoise.findings import Lines
-from equipoise.methods import entm
-from equipoise.studies import Options
-from equipoise.studies.entropy_weight import _numbers, _verdict, run
-from equipoise.studies.images import accuracy, images, recipe, train
+from equipoise.reproduce.studies import Options
+from equipoise.reproduce.studies.entropy_weight import _numbers, _verdict, run
+from equipoise.reproduce.studies.images import accuracy, images, recipe, train
+from equipoise.results.findings import Lines
+from equipoise.training.methods import entm
 
 
 def test_quick_run() -> None:

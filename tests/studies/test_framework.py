@@ -16,12 +16,12 @@ from scipy import stats
 
 from equipoise.cli.studying import Study as Asked
 from equipoise.cli.studying import study as run_study
-from equipoise.errors import EquipoiseError
-from equipoise.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
+from equipoise.core.errors import EquipoiseError
 from equipoise.report.pages import light
 from equipoise.report.studies import figure, interval, mean, page
-from equipoise.studies import STUDIES, Entry, Options, Tell, load, save
-from equipoise.studies.images import difference, direction
+from equipoise.reproduce.studies import STUDIES, Entry, Options, Tell, load, save
+from equipoise.reproduce.studies.images import difference, direction
+from equipoise.results.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
 
 PROVENANCE = {
     "command": "equipoise study made-up", "seed": 3, "versions": {"torch": "2"}, "commit": None, "device": "cpu",
@@ -201,7 +201,7 @@ def test_every_study_is_registered() -> None:
     assert tuple(STUDIES) == NAMES
     for name, entry in STUDIES.items():
         assert entry.name == name and entry.question.endswith("?") and entry.source
-        assert callable(import_module(f"equipoise.studies.{name.replace('-', '_')}").run)
+        assert callable(import_module(f"equipoise.reproduce.studies.{name.replace('-', '_')}").run)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.findings import Histogram
-from equipoise.studies import Options
-from equipoise.studies.opposite_class import _verdict, nearest_of_another_class, run
+from equipoise.reproduce.studies import Options
+from equipoise.reproduce.studies.opposite_class import _verdict, nearest_of_another_class, run
+from equipoise.results.findings import Histogram
 
 
 def brute_force(x: np.ndarray, y: np.ndarray, norm: str) -> np.ndarray:

@@ -8,12 +8,21 @@ from hypothesis import strategies as st
 
 from equipoise.attacks import pgd
 from equipoise.data import Dataset, load
-from equipoise.findings import Lines
-from equipoise.methods import fgsm_at
-from equipoise.predictive import as_predictive
-from equipoise.studies import Options
-from equipoise.studies.images import accuracy, images
-from equipoise.studies.overfitting import FOLLOWED, Size, _numbers, _verdict, follow, largest_drop, overfits, run
+from equipoise.models import as_predictive
+from equipoise.reproduce.studies import Options
+from equipoise.reproduce.studies.images import accuracy, images
+from equipoise.reproduce.studies.overfitting import (
+    FOLLOWED,
+    Size,
+    _numbers,
+    _verdict,
+    follow,
+    largest_drop,
+    overfits,
+    run,
+)
+from equipoise.results.findings import Lines
+from equipoise.training.methods import fgsm_at
 
 
 def silent(what: str, share: float) -> None:

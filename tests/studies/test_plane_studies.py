@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise.ascent import Ascent
+from equipoise.attacks.ascent import Ascent
 from equipoise.data import Split
-from equipoise.findings import Findings, Regions
-from equipoise.objectives import each
-from equipoise.predictive.deep_kernel_gp import KLToPrior
-from equipoise.studies import STUDIES, Options, due, plane
-from equipoise.studies.lms5 import PAPERS, shuffled
-from equipoise.studies.narrow_corridor import best_of_the_others
-from equipoise.studies.plane import Sizes, Training, agreement, attack, crossed, method, network, train
-from equipoise.studies.processes import run_all
-from equipoise.studies.toys import Toy, lms5, two_distance
+from equipoise.losses.objectives import each
+from equipoise.models.deep_kernel_gp import KLToPrior
+from equipoise.reproduce.studies import STUDIES, Options, due, plane
+from equipoise.reproduce.studies.lms5 import PAPERS, shuffled
+from equipoise.reproduce.studies.narrow_corridor import best_of_the_others
+from equipoise.reproduce.studies.plane import Sizes, Training, agreement, attack, crossed, method, network, train
+from equipoise.reproduce.studies.processes import run_all
+from equipoise.reproduce.studies.toys import Toy, lms5, two_distance
+from equipoise.results.findings import Findings, Regions
 
 TINY = Sizes(points=40, widths=(8,), steps=6, batch_size=16)
 FIGURES = {

@@ -12,7 +12,7 @@ import pytest
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from equipoise.studies.processes import run_all
+from equipoise.reproduce.studies.processes import run_all
 
 def work(task):
     Path(sys.argv[1], str(os.getpid())).touch()

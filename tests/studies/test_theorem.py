@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from equipoise.findings import Number
-from equipoise.studies import STUDIES, Options
-from equipoise.studies.theorem import Setting, _verdict, algorithm, contraction, model
+from equipoise.reproduce.studies import STUDIES, Options
+from equipoise.reproduce.studies.theorem import Setting, _verdict, algorithm, contraction, model
+from equipoise.results.findings import Number
 
 ASK = Options(quick=True)
 

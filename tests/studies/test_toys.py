@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.errors import EquipoiseError
-from equipoise.studies.toys import TOYS, Toy, lms5, narrow_corridor, two_distance
+from equipoise.core.errors import EquipoiseError
+from equipoise.reproduce.studies.toys import TOYS, Toy, lms5, narrow_corridor, two_distance
 
 NAMES = sorted(TOYS)
 

@@ -7,11 +7,19 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split, load
-from equipoise.errors import EquipoiseError
 from equipoise.nets import LeNet, split
-from equipoise.studies import Options
-from equipoise.studies.transfer import _numbers, _verdict, features, halves, linear_probe, run, source_and_target
+from equipoise.reproduce.studies import Options
+from equipoise.reproduce.studies.transfer import (
+    _numbers,
+    _verdict,
+    features,
+    halves,
+    linear_probe,
+    run,
+    source_and_target,
+)
 
 
 def silent(what: str, share: float) -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from equipoise import attacks, methods
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.rng import Streams, fold
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError, EquipoiseWarning
-from equipoise.objectives import cross_entropy, entropy
-from equipoise.predictive import as_predictive
-from equipoise.rng import Streams, fold
+from equipoise.losses.objectives import cross_entropy, entropy
+from equipoise.models import as_predictive
 from equipoise.training import Progress, Recipe, fit, load_run, load_weights
 from equipoise.training.checkpoint import load_tensors
 from equipoise.training.judgement import alarms_of

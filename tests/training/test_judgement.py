@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from equipoise import methods
+from equipoise.core.errors import EquipoiseWarning
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseWarning
 from equipoise.training import Recipe, fit, load_run, load_weights
 from equipoise.training.judgement import alarms_of, improves
 
@@ -141,7 +141,7 @@ def test_alarms_that_differ_in_their_number_are_one() -> None:
 
 def test_the_record_of_a_network_of_the_library_builds_it_again(tmp_path: Path) -> None:
     from equipoise import nets
-    from equipoise.predictive import Ensemble
+    from equipoise.models import Ensemble
 
     plain = nets.build("mlp", (6,), 3, seed=1, normalize=([0.5], [0.2]), widths=(8, 4))
     ensemble = Ensemble([nets.build("mlp", (6,), 3, seed=seed, widths=(8,)) for seed in range(2)])

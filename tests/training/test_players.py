@@ -10,16 +10,16 @@ from torch import nn
 
 from equipoise import methods
 from equipoise.cli.main import main
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import fold
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError
 from equipoise.generators import AdversarialGenerator, Adversary, GeneratedMargin
-from equipoise.objectives import cross_entropy
-from equipoise.rng import fold
-from equipoise.terms import as_method
+from equipoise.losses.objectives import cross_entropy
+from equipoise.losses.terms import as_method
 from equipoise.training import Progress, Recipe, fit, load_generator
 from equipoise.training.checkpoint import load_tensors
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*no better than chance:equipoise.errors.EquipoiseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*no better than chance:equipoise.core.errors.EquipoiseWarning")
 FAST = Recipe(epochs=3, batch_size=12, lr=0.01, validation=0.2, valid_steps=2)
 
 

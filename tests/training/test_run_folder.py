@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from equipoise import methods, nets
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.locks import locked
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError, EquipoiseWarning
-from equipoise.locks import locked
-from equipoise.records import Run, load
 from equipoise.report import report
+from equipoise.results.records import Run, load
 from equipoise.training import Progress, Recipe, fit, load_run, load_weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*no better than chance:equipoise.errors.EquipoiseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*no better than chance:equipoise.core.errors.EquipoiseWarning")
 FAST = Recipe(epochs=2, batch_size=20, lr=0.1, validation=0.25, valid_steps=1)
 
 

@@ -1,7 +1,7 @@
 """Named attacks. Call them as `attack(model, x, y, seed=0) -> Perturbed`; those that follow a gradient are ascents."""
 
-from equipoise.ascent import Ascent
 from equipoise.attacks.apgd import apgd, apgd_t
+from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack
 from equipoise.attacks.autoattack import Chain, autoattack, cascade, fitted
 from equipoise.attacks.bg import BG, bg
@@ -13,9 +13,9 @@ from equipoise.attacks.minimal import Bisected, minimal_l2
 from equipoise.attacks.nearest import Nearest, margin_attack, nearest, published_margin_attack, share_won
 from equipoise.attacks.presets import adaptive, cw_k, fgsm_k, pgd_k, pgd_l2
 from equipoise.attacks.random_search import RandomSearch, random_search
+from equipoise.attacks.result import Perturbed
 from equipoise.attacks.square import Square, square
 from equipoise.attacks.transfer import Transfer, transfer
-from equipoise.perturbed import Perturbed
 
 __all__ = [
     "ATTACKS",

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.ascent import Ascent, Keep
+from equipoise.attacks.ascent import Ascent, Keep
 from equipoise.attacks.gradient import make_ascent, usual_step_size
-from equipoise.errors import require
+from equipoise.attacks.result import like
+from equipoise.attacks.steps import Boundary, Gaussian, Memory, Start
+from equipoise.core.errors import require
+from equipoise.core.types import Here, Points
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import Objective, cross_entropy, dlr
-from equipoise.perturbed import like
-from equipoise.steps import Boundary, Gaussian, Memory, Start
-from equipoise.types import Here, Points
+from equipoise.losses.objectives import Objective, cross_entropy, dlr
 
 
 @cache

@@ -5,9 +5,9 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from equipoise.attacks.result import Perturbed
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.geometry import Ball
-from equipoise.perturbed import Perturbed
-from equipoise.types import Labels, Points, Predictive
 
 
 @runtime_checkable

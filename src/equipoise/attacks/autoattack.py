@@ -14,19 +14,19 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise import progress
-from equipoise.ascent import Ascent
 from equipoise.attacks.apgd import apgd, apgd_t
+from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, Wrapped
 from equipoise.attacks.fab import FAB, fab
 from equipoise.attacks.gradient import cw
+from equipoise.attacks.result import Goal, Perturbed, admitted, judged
 from equipoise.attacks.square import square
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.attacks.steps import Uniform
+from equipoise.core import progress
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.types import Labels, Points, Precision, Predictive
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import cross_entropy, dlr, margin
-from equipoise.perturbed import Goal, Perturbed, admitted, judged
-from equipoise.steps import Uniform
-from equipoise.types import Labels, Points, Precision, Predictive
+from equipoise.losses.objectives import cross_entropy, dlr, margin
 
 Version = Literal["standard", "rand", "plus"]
 

@@ -4,9 +4,9 @@ With `v = ∇(z_t - z_y)(x)` and the gap `c = z_y - z_t` at a sample of class y,
 
     d(s) = argmin ‖d‖  with  v·d = s·c  and  x + d in the box
 
-for s = 1 (`equipoise.hyperplane`, in closed form). As the classifier is not linear, s grows by a factor until the
-prediction changes and is then bisected; of all classes the nearest point is the result. The gradients of all classes
-are taken once, at the clean point.
+for s = 1 (`equipoise.geometry.hyperplane`, in closed form). As the classifier is not linear, s grows by a factor until
+the prediction changes and is then bisected; of all classes the nearest point is the result. The gradients of all
+classes are taken once, at the clean point.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise import progress
 from equipoise.attacks.boundary import Search, described, searched
-from equipoise.errors import require
+from equipoise.attacks.result import Perturbed, likely_classes
+from equipoise.core import progress
+from equipoise.core.errors import require
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.geometry import Ball, Box
-from equipoise.hyperplane import move_onto
-from equipoise.perturbed import Perturbed, likely_classes
-from equipoise.types import Labels, Points, Predictive
+from equipoise.geometry.hyperplane import move_onto
 
 _SETTLED = 2.0**-20
 """Relative width of the bracket of s at which bisection ends."""

@@ -11,9 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from equipoise.geometry import Ball, Rows
-from equipoise.objectives import Objective, margin
-from equipoise.perturbed import (
+from equipoise.attacks.result import (
     AT_ONCE,
     MODEL_STREAM,
     Goal,
@@ -25,9 +23,11 @@ from equipoise.perturbed import (
     judged,
     value_and_gradient,
 )
-from equipoise.predictive import Frozen, predict
-from equipoise.rng import Streams
-from equipoise.types import Labels, PerSample, Points, Predict, Prediction, Predictive
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
+from equipoise.geometry import Ball, Rows
+from equipoise.losses.objectives import Objective, margin
+from equipoise.models import Frozen, predict
 
 _ROUNDED = 16
 """Shorter by less than so many units of a distance's resolution is not nearer: rounding differs from batch to batch."""

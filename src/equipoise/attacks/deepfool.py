@@ -6,7 +6,7 @@ At the iterate `x_i` of a sample of class y, with the values and gradients of `z
     x_{i+1} = x_i + d_t  for the class t of the shortest move
 
 until the prediction changes. The original knows no box and clips; here the move is the shortest within it
-(`equipoise.hyperplane`); where none binds, both are the same.
+(`equipoise.geometry.hyperplane`); where none binds, both are the same.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise import progress
 from equipoise.attacks.boundary import Search, described, searched
-from equipoise.errors import require
+from equipoise.attacks.result import Perturbed, likely_classes
+from equipoise.core import progress
+from equipoise.core.errors import require
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.geometry import NORMS, Ball, Box, norm_of
-from equipoise.hyperplane import move_onto
-from equipoise.perturbed import Perturbed, likely_classes
-from equipoise.types import Labels, Points, Predictive
+from equipoise.geometry.hyperplane import move_onto
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Where an ascent stays in a ball and climbs, FAB stays near the boundary and comes back. With `f = z_t - z_y` (logits of
 a target class and the true one) linear about the iterate `x_i`, let `d1` be the shortest move of `x_i` onto `f = 0`
-within the box, and `d2` that of the clean point `x_0` (`equipoise.hyperplane`). Then
+within the box, and `d2` that of the clean point `x_0` (`equipoise.geometry.hyperplane`). Then
 
     a = min(‖d1‖ / (‖d1‖ + ‖d2‖), alpha_max)
     x_{i+1} = clip( (1 - a)(x_i + eta·d1) + a(x_0 + eta·d2) )
@@ -17,12 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from equipoise import progress
 from equipoise.attacks.boundary import clearly_wrong, described, difference, usable
-from equipoise.errors import EquipoiseError, require, unknown
-from equipoise.geometry import NORMS, Ball, Box, norm_of
-from equipoise.hyperplane import move_onto
-from equipoise.perturbed import (
+from equipoise.attacks.result import (
     AT_ONCE,
     MODEL_STREAM,
     Goal,
@@ -35,9 +31,13 @@ from equipoise.perturbed import (
     likely_classes,
     value_and_gradient,
 )
-from equipoise.predictive import Frozen
-from equipoise.rng import Streams
-from equipoise.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
+from equipoise.core import progress
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
+from equipoise.geometry import NORMS, Ball, Box, norm_of
+from equipoise.geometry.hyperplane import move_onto
+from equipoise.models import Frozen
 
 _RESTART = 4
 """The stream of the random starts."""

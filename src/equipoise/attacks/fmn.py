@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise import progress
 from equipoise.attacks.boundary import Search, clearly_wrong, described, searched
-from equipoise.errors import require
+from equipoise.attacks.result import Perturbed
+from equipoise.core import progress
+from equipoise.core.errors import require
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.geometry import Ball, Box, norm_of
-from equipoise.objectives import margin
-from equipoise.perturbed import Perturbed
-from equipoise.types import Labels, Points, Predictive
+from equipoise.losses.objectives import margin
 
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 

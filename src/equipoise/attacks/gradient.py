@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from equipoise.ascent import Ascent, TargetRule
-from equipoise.errors import EquipoiseError, unknown
+from equipoise.attacks.ascent import Ascent, TargetRule
+from equipoise.attacks.steps import Constant, Gaussian, Start, StepSize, Uniform, UniformUpTo
+from equipoise.core.errors import EquipoiseError, unknown
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
-from equipoise.steps import Constant, Gaussian, Start, StepSize, Uniform, UniformUpTo
+from equipoise.losses.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
 
 
 def make_ascent(*parts: Any, **options: Any) -> Ascent:
@@ -94,7 +94,7 @@ def uta(
 ) -> Ascent:
     """Uncertainty-targeted attack: climb the uncertainty for K steps; looks at no label (T, Eq. UTA-PGD and Alg. 1).
 
-    `uncertainty` is one of `equipoise.objectives.UNCERTAINTIES`, or an objective of your own.
+    `uncertainty` is one of `equipoise.losses.objectives.UNCERTAINTIES`, or an objective of your own.
     """
     return make_ascent(
         uncertainty_named(uncertainty), Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options

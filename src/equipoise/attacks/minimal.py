@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent
+from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack
 from equipoise.attacks.boundary import clearly_wrong, own_labels
-from equipoise.errors import require
+from equipoise.attacks.result import MODEL_STREAM, Goal, Perturbed, admitted, at, confirmed, judged
+from equipoise.attacks.spaces import Input
+from equipoise.core.errors import require
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import Objective, cross_entropy
-from equipoise.perturbed import MODEL_STREAM, Goal, Perturbed, admitted, at, confirmed, judged
-from equipoise.predictive import Frozen, predict
-from equipoise.rng import Streams
-from equipoise.spaces import Input
-from equipoise.types import Labels, Points, Predictive
+from equipoise.losses.objectives import Objective, cross_entropy
+from equipoise.models import Frozen, predict
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise import progress
 from equipoise.attacks.attack import Attack, Composite
 from equipoise.attacks.bg import bg
 from equipoise.attacks.boundary import own_labels
@@ -22,10 +21,11 @@ from equipoise.attacks.deepfool import deepfool
 from equipoise.attacks.fmn import fmn
 from equipoise.attacks.gradient import fgsm, pgd
 from equipoise.attacks.minimal import Bisected
-from equipoise.errors import require
+from equipoise.attacks.result import Goal, Perturbed, admitted, at, confirmed, judged
+from equipoise.core import progress
+from equipoise.core.errors import require
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.geometry import Ball, Box
-from equipoise.perturbed import Goal, Perturbed, admitted, at, confirmed, judged
-from equipoise.types import Labels, Points, Predictive
 
 LADDER: dict[str, tuple[float, ...]] = {
     "linf": tuple(2.0**k for k in range(-6, 0)),

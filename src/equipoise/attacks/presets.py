@@ -8,13 +8,13 @@ at least as strong, and sooner done. Each also takes the other fields of `Ascent
 from dataclasses import replace
 from typing import Any
 
-from equipoise.ascent import Ascent
+from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.autoattack import Chain
 from equipoise.attacks.gradient import cw, fgsm, pgd
-from equipoise.errors import require
+from equipoise.attacks.steps import Gaussian
+from equipoise.core.errors import require
 from equipoise.geometry import Box
-from equipoise.objectives import smoothed_cross_entropy
-from equipoise.steps import Gaussian
+from equipoise.losses.objectives import smoothed_cross_entropy
 
 
 def _starts(options: dict[str, Any]) -> dict[str, Any]:

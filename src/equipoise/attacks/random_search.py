@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise import progress
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.attacks.result import AT_ONCE, MODEL_STREAM, Goal, Perturbed, admitted, confirmed, held_still, judged
+from equipoise.core import progress
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, PerSample, Points, Precision, Predictive
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import margin
-from equipoise.perturbed import AT_ONCE, MODEL_STREAM, Goal, Perturbed, admitted, confirmed, held_still, judged
-from equipoise.predictive import Frozen, predict
-from equipoise.rng import Streams
-from equipoise.types import Labels, PerSample, Points, Precision, Predictive
+from equipoise.losses.objectives import margin
+from equipoise.models import Frozen, predict
 
 _DRAW = 14  # what a stream is drawn for
 

@@ -8,7 +8,7 @@ share p of the image, which is halved nine times on the way.
 
 Windows are drawn from the seed and the iteration, signs from the sample's own stream, so that a result does not depend
 on the batch a sample comes in. A proposal that leaves the point as it is is not evaluated, and where the network allows
-it only what the window touches is (`equipoise.local_forward`): the points are those of the plain loop.
+it only what the window touches is (`equipoise.kernels.windowed`): the points are those of the plain loop.
 """
 
 import math
@@ -21,16 +21,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from equipoise import progress
-from equipoise.convolution import mostly_wide
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.attacks.result import (
+    MODEL_STREAM,
+    Goal,
+    Perturbed,
+    admitted,
+    confirmed,
+    held_still,
+    judged,
+    prediction_of,
+)
+from equipoise.core import progress
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.rng import Streams, fold
+from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
 from equipoise.geometry import NORMS, Ball, Box
-from equipoise.local_forward import Change, Images, LocalForward, Span, Window
-from equipoise.objectives import margin
-from equipoise.perturbed import MODEL_STREAM, Goal, Perturbed, admitted, confirmed, held_still, judged, prediction_of
-from equipoise.predictive import Frozen
-from equipoise.rng import Streams, fold
-from equipoise.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
+from equipoise.kernels.input_gradients import mostly_wide
+from equipoise.kernels.windowed import Change, Images, LocalForward, Span, Window
+from equipoise.losses.objectives import margin
+from equipoise.models import Frozen, Single
 
 _RESTART, _START, _WINDOW, _SIGN = range(10, 14)  # what a stream is drawn for
 _BLOCK = 64  # iterations whose draws are made together: as many as an integer has bits
@@ -235,7 +244,8 @@ class _Search:
         def truth(point: Points) -> Prediction:
             return prediction_of(case.predictive, point, case.streams)
 
-        local = LocalForward.of(case.predictive, flat(drawn), x)
+        single = isinstance(case.predictive.predictive, Single)
+        local = LocalForward.of(flat(drawn), x) if single else LocalForward(flat(drawn))
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
         start = moves.start(images, streams.fold(_START), fold(seed, _START))
         none = torch.zeros_like(y)

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent
+from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack
 from equipoise.attacks.autoattack import Chain
-from equipoise.errors import EquipoiseError, require
+from equipoise.attacks.result import Goal, Perturbed, admitted, confirmed
+from equipoise.attacks.spaces import Input
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.geometry import Ball
-from equipoise.perturbed import Goal, Perturbed, admitted, confirmed
-from equipoise.predictive import as_predictive
-from equipoise.spaces import Input
-from equipoise.types import Labels, Points, Predictive
+from equipoise.models import as_predictive
 
 
 @dataclass(frozen=True)

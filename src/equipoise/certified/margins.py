@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from equipoise.attacks.result import admitted
 from equipoise.certified.network import Network, translate
 from equipoise.certified.propagation import enclosures, minimum
 from equipoise.certified.regions import Region, check_region
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.types import Labels, PerSample, Points, Predictive
 from equipoise.geometry import Ball, Box
-from equipoise.perturbed import admitted
-from equipoise.predictive import Single, predict
-from equipoise.types import Labels, PerSample, Points, Predictive
+from equipoise.models import Single, predict
 
 METHODS = ("ibp", "crown-ibp", "crown")
 """From the fastest to the tightest."""

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from equipoise.calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d
 from equipoise.certified import layers
 from equipoise.certified.layers import Affine, Layer, Max, ReLU, Sum
-from equipoise.errors import EquipoiseError
-from equipoise.predictive import standing
-from equipoise.types import Points
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.types import Points
+from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d
+from equipoise.models import standing
 
 KNOWN = "linear, conv2d, relu, max and average pooling, flatten, eval-mode batch-norm and dropout, + - * / and mean"
 

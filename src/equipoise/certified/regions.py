@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equipoise.errors import require
-from equipoise.filling import level
+from equipoise.core.errors import require
+from equipoise.core.types import PerSample, Points
 from equipoise.geometry import NORMS, Ball, Box, Rows, norm_of
-from equipoise.types import PerSample, Points
+from equipoise.geometry.water_filling import level
 
 _ULP = 2.0**-23
 

@@ -10,16 +10,16 @@ from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.evaluating import norm_of, subject_of
 from equipoise.cli.options import Audit, Evaluate
 from equipoise.cli.recorded import answered
-from equipoise.diagnostics.verdict import investigate
-from equipoise.errors import require
+from equipoise.core.errors import require
 from equipoise.evaluation import radii
 from equipoise.evaluation.audit import fingerprint
-from equipoise.provenance import provenance
-from equipoise.records import Run, require_room, write_atomically
+from equipoise.masking.investigate import investigate
 from equipoise.report.figures import canvas
 from equipoise.report.masking import clearest_first, p_value, page
+from equipoise.results.masking import KIND, Verdict
+from equipoise.results.provenance import provenance
+from equipoise.results.records import Run, require_room, write_atomically
 from equipoise.training import Recipe, load_run
-from equipoise.verdicts import KIND, Verdict
 
 MASKED, UNDECIDED = 1, 3
 """Exit codes of an audit that found masked gradients, and of one with too few samples to tell."""

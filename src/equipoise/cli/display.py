@@ -10,9 +10,9 @@ from rich.table import Table
 from equipoise.cli.console import columns, laid_out
 from equipoise.cli.processes import is_main_process
 from equipoise.evaluation import Progress as EvaluationProgress
-from equipoise.findings import Findings
-from equipoise.records import AttackResult, CorruptionResult, Evaluation, MeanResult
 from equipoise.report.studies import interval, mean
+from equipoise.results.findings import Findings
+from equipoise.results.records import AttackResult, CorruptionResult, Evaluation, MeanResult
 from equipoise.training import Progress
 
 _EVERY = 0.1  # seconds between two looks of the moving line

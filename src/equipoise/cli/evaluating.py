@@ -21,27 +21,27 @@ from equipoise.cli.display import accuracies, corrupted, evaluation_progress, sa
 from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, parse
 from equipoise.cli.recorded import from_data
 from equipoise.cli.workers import noting, own_note, progress_of, require_alive, workers
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.locks import locked
+from equipoise.core.types import Predictive
 from equipoise.corruptions import chosen, load_published
 from equipoise.data import Dataset, load
-from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation import WORST, Corruptions, Progress, Shard, assess, audit, merge, radii, suite
 from equipoise.evaluation.audit import fingerprint, read
 from equipoise.evaluation.evaluate import by_ball
-from equipoise.evaluation.flags import is_black_box
+from equipoise.evaluation.interop import robustbench
 from equipoise.evaluation.journal import Journal, note_kept
 from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.runs import essentials
 from equipoise.evaluation.shards import merged
 from equipoise.evaluation.suites import Suite
-from equipoise.interop import robustbench
-from equipoise.locks import locked
-from equipoise.predictive import as_predictive, first_look
-from equipoise.provenance import provenance
-from equipoise.records import Evaluation, Run, digest, write_once
-from equipoise.records import load as load_record
+from equipoise.masking.probe import is_black_box
+from equipoise.models import as_predictive, first_look
 from equipoise.report.report import cautions
+from equipoise.results.provenance import provenance
+from equipoise.results.records import Evaluation, Run, digest, write_once
+from equipoise.results.records import load as load_record
 from equipoise.training import Recipe, load_run, load_weights
-from equipoise.types import Predictive
 
 _SHOWN = 20  # mismatches of a record that are printed
 _PAUSE = 0.1  # seconds between two looks at the processes

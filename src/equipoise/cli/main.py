@@ -13,8 +13,8 @@ from typing import Any
 from equipoise.cli import overview
 from equipoise.cli.console import laid_out, steady_streams
 from equipoise.cli.processes import is_main_process
-from equipoise.errors import EquipoiseError, EquipoiseWarning
-from equipoise.files import advice, printable, reason
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.files import advice, printable, reason
 
 _USAGE = 2
 _LONGEST = 200  # characters of a file name in a message

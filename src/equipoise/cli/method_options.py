@@ -8,17 +8,16 @@ from typing import Annotated, Any, Literal
 from torch import nn
 from tyro.conf import Suppress, subcommand
 
-from equipoise import methods
 from equipoise.attacks.gradient import usual_step_size
+from equipoise.attacks.steps import StepSize, Triangular
+from equipoise.core.types import Mode
 from equipoise.corruptions import CORRUPTIONS
 from equipoise.generators import Manifold
 from equipoise.geometry import NormName
-from equipoise.objectives import Divergence, regularised
-from equipoise.penalties import Radii
-from equipoise.steps import StepSize, Triangular
-from equipoise.terms import Method
-from equipoise.training import load_generator
-from equipoise.types import Mode
+from equipoise.losses.objectives import Divergence, regularised
+from equipoise.losses.terms import Method
+from equipoise.training import load_generator, methods
+from equipoise.training.penalties import Radii
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from equipoise.cli.pairs import pairs
 from equipoise.cli.reproducing import Experiments, Reproduce
 from equipoise.cli.scoring import Score
 from equipoise.cli.studying import Study
-from equipoise.errors import unknown
+from equipoise.core.errors import unknown
+from equipoise.core.types import Precision
 from equipoise.geometry import NormName
 from equipoise.training import Recipe
-from equipoise.types import Precision
 
 
 def fraction(text: str) -> float:

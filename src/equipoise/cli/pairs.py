@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 
 
 def pairs(words: Sequence[str], flag: str, dotted: bool = False) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from equipoise.errors import EquipoiseError
-from equipoise.records import require_same
+from equipoise.core.errors import EquipoiseError
+from equipoise.results.records import require_same
 
 T = TypeVar("T")
 

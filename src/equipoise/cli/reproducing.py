@@ -10,17 +10,17 @@ from typing import Literal
 from rich.table import Table as RichTable
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from equipoise import experiments
+from equipoise import reproduce as experiments
 from equipoise.cli.console import columns, laid_out
 from equipoise.cli.display import duration, moving, numbers, say
 from equipoise.cli.pairs import pairs
+from equipoise.core.errors import require, unknown
 from equipoise.data import available
-from equipoise.errors import require, unknown
-from equipoise.experiments import Plan, Setting, cost, keep_numbers, reproduction
-from equipoise.experiments.stand_in import KINDS, stand_in
-from equipoise.experiments.sweep import Progress, Swept, claim, cores, finished, require_experiments, sweep
-from equipoise.findings import Study
-from equipoise.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
+from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
+from equipoise.reproduce.stand_in import KINDS, stand_in
+from equipoise.reproduce.sweep import Progress, Swept, claim, cores, finished, require_experiments, sweep
+from equipoise.results.findings import Study
+from equipoise.results.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
 
 _FAILED = 1  # the exit code of a sweep of which a task failed
 

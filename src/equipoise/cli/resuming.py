@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equipoise.cli.method_options import spelled_out
-from equipoise.errors import require
-from equipoise.records import Run, load
+from equipoise.core.errors import require
+from equipoise.results.records import Run, load
 
 _OWN = ("--resume", "--overwrite")
 

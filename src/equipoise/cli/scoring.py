@@ -16,18 +16,18 @@ from equipoise import nets, scores
 from equipoise.certified import certified
 from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.recorded import answered
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.evaluation.audit import fingerprint
-from equipoise.findings import Study
 from equipoise.geometry import Ball, NormName
-from equipoise.penalties import Radii
-from equipoise.provenance import provenance
-from equipoise.records import require_room, write_atomically
 from equipoise.report.figures import canvas
 from equipoise.report.studies import page
+from equipoise.results.findings import Study
+from equipoise.results.provenance import provenance
+from equipoise.results.records import require_room, write_atomically
 from equipoise.scores import Estimate
 from equipoise.scores.pictures import described, won
 from equipoise.training import Recipe, load_manifold
+from equipoise.training.penalties import Radii
 
 _SCORES: dict[str, Callable[..., scores.Score]] = {
     "r1": scores.r1,

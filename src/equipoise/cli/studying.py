@@ -9,13 +9,13 @@ from tyro.conf import FlagCreatePairsOff, Positional
 
 from equipoise.cli.display import duration, moving, numbers, say, share_progress
 from equipoise.cli.recorded import answered
-from equipoise.errors import require, unknown
-from equipoise.findings import Study as Record
+from equipoise.core.errors import require, unknown
 from equipoise.nets.lenet import WIDEST
-from equipoise.provenance import provenance
-from equipoise.records import require_room
 from equipoise.report.figures import canvas
-from equipoise.studies import STUDIES, Entry, Options, save
+from equipoise.reproduce.studies import STUDIES, Entry, Options, save
+from equipoise.results.findings import Study as Record
+from equipoise.results.provenance import provenance
+from equipoise.results.records import require_room
 
 RECORD = "study.json"
 

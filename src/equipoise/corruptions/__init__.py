@@ -5,7 +5,7 @@ load_published("mnist_c")                          # the published images, for t
 
 Written from the published description and parameters. Each function's docstring says where it differs from the
 original; the published images were also rounded to bytes, which ours are not. To train on corrupted images see
-`equipoise.corrupted`, to measure on them `equipoise.evaluation`.
+`equipoise.training.corruption`, to measure on them `equipoise.evaluation`.
 """
 
 from equipoise.corruptions.mnist_c import CORRUPTIONS, MNIST_C, Corruption, check_images, chosen, corrupt

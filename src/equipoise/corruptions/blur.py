@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from equipoise.core.rng import Streams
 from equipoise.corruptions.canvas import Images, blurred, pixels, unit
-from equipoise.rng import Streams
 
 GLASS = 0.7
 """Deviation of the blur before and after the pixels are shuffled, in pixels of a 28x28 image."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equipoise.rng import Streams
+from equipoise.core.rng import Streams
 
 SIDE = 28
 """Side of the images for which MNIST-C's parameters were published."""

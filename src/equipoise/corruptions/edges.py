@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from equipoise.core.rng import Streams
 from equipoise.corruptions.canvas import Images, blurred, unit
-from equipoise.rng import Streams
 
 LOW, HIGH = 0.1, 0.2
 """Thresholds of the Sobel magnitude (of images in [0, 1], not divided by 8), for a 28x28 image."""

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from equipoise.core.errors import require, unknown
+from equipoise.core.rng import Streams
 from equipoise.corruptions.blur import glass_blur, motion_blur
 from equipoise.corruptions.canvas import Images
 from equipoise.corruptions.edges import canny_edges
@@ -14,8 +16,6 @@ from equipoise.corruptions.noise import impulse_noise, shot_noise
 from equipoise.corruptions.strokes import dotted_line, stripe, zigzag
 from equipoise.corruptions.warps import rotate, scale, shear, translate
 from equipoise.corruptions.weather import brightness, fog, spatter
-from equipoise.errors import require, unknown
-from equipoise.rng import Streams
 
 Corruption = Callable[[Images, Streams], Images]
 """Corrupted images of the shape of those given, in [0, 1]; the streams, one per image, are all that is random."""

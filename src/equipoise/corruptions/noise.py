@@ -2,8 +2,8 @@
 
 import torch
 
+from equipoise.core.rng import Streams
 from equipoise.corruptions.canvas import Images
-from equipoise.rng import Streams
 
 PHOTONS = 3
 """Mean count of a white pixel in shot noise."""

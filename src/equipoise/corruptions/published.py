@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from equipoise.core.errors import EquipoiseError, require
 from equipoise.corruptions.canvas import SIDE, Images
 from equipoise.corruptions.mnist_c import CORRUPTIONS, chosen
-from equipoise.errors import EquipoiseError, require
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.core.rng import Streams
 from equipoise.corruptions.canvas import SIDE, Images
-from equipoise.rng import Streams
 
 FADE = 2.3
 """Vertical distance from a stroke, in pixels of a 28x28 image, at which nothing is left of it."""

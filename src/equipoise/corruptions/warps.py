@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.core.rng import Streams
 from equipoise.corruptions.canvas import SIDE, Images, pixels, signs
-from equipoise.rng import Streams
 
 ANGLE = 0.4
 """Angle of the rotation and of the shear, in radians."""

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from equipoise.core.rng import Streams
 from equipoise.corruptions.canvas import SIDE, Images, blurred, unit
-from equipoise.rng import Streams
 
 BRIGHTER = 0.5
 """What is added to a colour's value, its largest channel."""

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from equipoise.errors import require
-from equipoise.rng import Streams
+from equipoise.core.errors import require
+from equipoise.core.rng import Streams
 
 
 def crop_and_flip(x: Float[Tensor, "n c h w"], streams: Streams, *, pad: int = 4) -> Float[Tensor, "n c h w"]:

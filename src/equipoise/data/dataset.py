@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equipoise.errors import EquipoiseError, require
+from equipoise.core.errors import EquipoiseError, require
 
 _SHOWN = 20  # classes that are named
 

@@ -20,8 +20,8 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from equipoise.errors import EquipoiseError, require
-from equipoise.files import printable
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import printable
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 """How the names of archives that `opened` reads end."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from equipoise.core.errors import EquipoiseError, require
 from equipoise.data.files import (
     BROKEN,
     LOCKED,
@@ -31,7 +32,6 @@ from equipoise.data.files import (
     require_memory,
     unpickle,
 )
-from equipoise.errors import EquipoiseError, require
 
 Contents = Mapping[str, bytes]
 """Decompressed content of each file of a dataset, by its published name."""

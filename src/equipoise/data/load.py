@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require, unknown
+from equipoise.core.files import cache_folder, printable
 from equipoise.data.dataset import Dataset, Split, stratified_order
 from equipoise.data.files import content, is_archive, members, reason
 from equipoise.data.formats import (
@@ -25,9 +27,7 @@ from equipoise.data.formats import (
     read_npz,
     read_svhn,
 )
-from equipoise.errors import EquipoiseError, EquipoiseWarning, require, unknown
-from equipoise.files import cache_folder, printable
-from equipoise.records import write_atomically
+from equipoise.results.records import write_atomically
 
 _UNLIKE = 50  # times the largest value of one split that of the other is, from where their scales may differ
 

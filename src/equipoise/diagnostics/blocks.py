@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.errors import require
+from equipoise.attacks.result import MODEL_STREAM, admitted
+from equipoise.core.errors import require
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, Points, Predict, Predictive
 from equipoise.geometry import EVERYWHERE, Ball
-from equipoise.perturbed import MODEL_STREAM, admitted
-from equipoise.predictive import full_precision
-from equipoise.rng import Streams
-from equipoise.types import Labels, Points, Predict, Predictive
+from equipoise.models import full_precision
 
 BATCH_SIZE = 256
 """Samples at a time, which bounds the memory."""

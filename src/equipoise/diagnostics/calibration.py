@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import expit, logit
 from torch import nn
 
+from equipoise.core.errors import require, unknown
+from equipoise.core.rng import fold
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
-from equipoise.errors import require, unknown
-from equipoise.findings import Histogram, Lines, Number, Series
-from equipoise.objectives import Objective, uncertainty_named
-from equipoise.proportions import wilson
-from equipoise.rng import fold
-from equipoise.types import Labels, Points, Predictive
+from equipoise.losses.objectives import Objective, uncertainty_named
+from equipoise.results.findings import Histogram, Lines, Number, Series
+from equipoise.results.statistics import wilson
 
 Kind = Literal["equal_width", "equal_mass"]
 RESAMPLES = 1000
@@ -223,8 +223,8 @@ def ood_auroc(
     """The probability that an input from elsewhere is more uncertain than one like those of the training, ties counting
     half: the area under the ROC curve of `uncertainty > t`, with DeLong's interval (`auroc`).
 
-    `uncertainty` is one of `equipoise.objectives.UNCERTAINTIES`, or an objective of your own without labels. Raises
-    `EquipoiseError` for an unknown one, and for one that is the same everywhere for this model.
+    `uncertainty` is one of `equipoise.losses.objectives.UNCERTAINTIES`, or an objective of your own without labels.
+    Raises `EquipoiseError` for an unknown one, and for one that is the same everywhere for this model.
     """
     objective = uncertainty_named(uncertainty)
 

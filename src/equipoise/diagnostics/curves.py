@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from equipoise.ascent import Ascent
 from equipoise.attacks import pgd
+from equipoise.attacks.ascent import Ascent
+from equipoise.core.errors import require
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.diagnostics.blocks import Block, in_blocks
-from equipoise.errors import require
-from equipoise.findings import Lines, Series
-from equipoise.proportions import binomial_tail, mcnemar, wilson
-from equipoise.types import Labels, Points, Predictive
+from equipoise.results.findings import Lines, Series
+from equipoise.results.statistics import binomial_tail, mcnemar, wilson
 
 RADII = tuple(range(10, 151, 10))
 """The k of the accuracy-eps curve, in 1/255 (R, Sec. 5.2.2: k in [10, 150])."""

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, NoGradient, require
+from equipoise.core.types import Labels, PerSample, Points, Predict, Predictive
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
-from equipoise.errors import EquipoiseError, EquipoiseWarning, NoGradient, require
-from equipoise.objectives import margin
-from equipoise.types import Labels, PerSample, Points, Predict, Predictive
+from equipoise.losses.objectives import margin
 
 MANY_CLASSES = 100
 """Up to so many classes the whole Jacobian costs less than the power iteration: with 10 classes a tenth of it, with 100

@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from equipoise.attacks import pgd
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.diagnostics.blocks import BATCH_SIZE
 from equipoise.diagnostics.jacobian import Correlation, correlation, decision_margin, nonlinearity, spectral_norm
-from equipoise.findings import Number
 from equipoise.geometry import Box
-from equipoise.types import Labels, Points, Predictive
+from equipoise.results.findings import Number
 
 Values = Float[np.ndarray, " samples"]
 

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from equipoise.attacks.result import value_and_gradient
+from equipoise.core.errors import require
+from equipoise.core.types import Labels, Points, Prediction, Predictive
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
-from equipoise.errors import require
-from equipoise.findings import Number, Picture, Regions
-from equipoise.objectives import cross_entropy, margin
-from equipoise.perturbed import value_and_gradient
-from equipoise.types import Labels, Points, Prediction, Predictive
+from equipoise.losses.objectives import cross_entropy, margin
+from equipoise.results.findings import Number, Picture, Regions
 
 _DIRECTION = 22  # the stream from which d2 is drawn
 _ROUNDING = 8.0  # rounding error of a loss, in units of the machine epsilon times the logits that it compares

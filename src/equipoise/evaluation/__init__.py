@@ -17,13 +17,13 @@ from equipoise.evaluation.evaluate import (
     joined,
     with_worst_cases,
 )
-from equipoise.evaluation.flags import judge, probe
 from equipoise.evaluation.journal import read_points
 from equipoise.evaluation.runs import affordable_examples, assess, evaluate_run, radii
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard, merge
 from equipoise.evaluation.suites import PUBLISHED, Attack, Suite, suite
 from equipoise.evaluation.verify import Verified, predict, verify_outcome
+from equipoise.masking.probe import judge, probe
 
 __all__ = [
     "PUBLISHED",

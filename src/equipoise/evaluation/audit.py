@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equipoise.errors import EquipoiseError, require
+from equipoise.attacks.result import MODEL_STREAM
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.evaluate import WORST, cautions, with_worst_cases
-from equipoise.evaluation.flags import judge
 from equipoise.evaluation.journal import read_points
 from equipoise.evaluation.verify import verify_outcome
 from equipoise.geometry import Ball, Box
-from equipoise.perturbed import MODEL_STREAM
-from equipoise.predictive import as_predictive, predict, seeded
-from equipoise.records import AttackResult, Evaluation, digest, figures, load
-from equipoise.rng import Streams
-from equipoise.types import Labels, Points, Predictive
+from equipoise.masking.probe import judge
+from equipoise.models import as_predictive, predict, seeded
+from equipoise.results.records import AttackResult, Evaluation, digest, figures, load
 
 _LISTS = ("distance", "prediction", "winner", "iteration", "queries")  # beside `correct`, of every attack
 _FEW = 8  # samples on which it is seen whether a model repeats itself

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from equipoise.attacks import fitted
 from equipoise.attacks.attack import Composite
-from equipoise.errors import require
+from equipoise.attacks.result import DRAWS, GLOBAL_STREAM, MODEL_STREAM, Admitted, admitted, check_index
+from equipoise.attacks.spaces import Input
+from equipoise.core.errors import require
+from equipoise.core.progress import kept as kept_before
+from equipoise.core.progress import listening
+from equipoise.core.rng import Streams, fold
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.suites import Attack, Suite
 from equipoise.evaluation.verify import Verified, verify_outcome
 from equipoise.geometry import EVERYWHERE, Ball, Box
-from equipoise.perturbed import DRAWS, GLOBAL_STREAM, MODEL_STREAM, Admitted, admitted, check_index
-from equipoise.predictive import Frozen, as_predictive, cut, frozen, seeded
-from equipoise.progress import kept as kept_before
-from equipoise.progress import listening
-from equipoise.proportions import mcnemar
-from equipoise.records import AttackResult, CorruptionResult
-from equipoise.rng import Streams, fold
-from equipoise.spaces import Input
-from equipoise.types import Labels, Points, Predictive
+from equipoise.models import Frozen, as_predictive, cut, frozen, seeded
+from equipoise.results.records import AttackResult, CorruptionResult
+from equipoise.results.statistics import mcnemar
 
 WORST = "worst case"
 PER_SAMPLE = ("correct", "distance", "prediction", "winner", "iteration", "queries", "rates", "choice")

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from equipoise.errors import EquipoiseError, require
+from equipoise.attacks.result import Perturbed
+from equipoise.core.errors import EquipoiseError, require
 from equipoise.evaluation.evaluate import Block
-from equipoise.perturbed import Perturbed
-from equipoise.records import AttackResult, CorruptionResult, write_atomically
+from equipoise.results.records import AttackResult, CorruptionResult, write_atomically
 from equipoise.training.interruption import Interrupted
 
 Points = Mapping[str, np.ndarray]
@@ -164,7 +164,7 @@ def note_kept(stop: KeyboardInterrupt, blocks: int, of: int, attacks: int) -> No
 
 @dataclass(frozen=True)
 class Parts:
-    """What the attacks on one block have found so far: a store of `equipoise.progress.keeping`."""
+    """What the attacks on one block have found so far: a store of `equipoise.core.progress.keeping`."""
 
     journal: Journal
     """Where they are kept."""

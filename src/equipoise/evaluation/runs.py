@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.locks import locked
+from equipoise.core.progress import keeping
+from equipoise.core.types import Precision, Predictive
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError, require
 from equipoise.evaluation.audit import fingerprint
 from equipoise.evaluation.corrupted import Corruptions, joined_corruptions, on_corruptions
 from equipoise.evaluation.evaluate import (
@@ -27,20 +30,17 @@ from equipoise.evaluation.evaluate import (
     joined,
     with_worst_cases,
 )
-from equipoise.evaluation.flags import judge, probe
 from equipoise.evaluation.journal import Journal, joined_points, note_kept, save_points
 from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard
 from equipoise.evaluation.suites import Suite, suite
 from equipoise.geometry import Box
-from equipoise.locks import locked
-from equipoise.predictive import as_predictive, first_look, seeded
-from equipoise.progress import keeping
-from equipoise.provenance import provenance
-from equipoise.records import Evaluation, Provenance, Run, save, write_atomically
+from equipoise.masking.probe import judge, probe
+from equipoise.models import as_predictive, first_look, seeded
+from equipoise.results.provenance import provenance
+from equipoise.results.records import Evaluation, Provenance, Run, save, write_atomically
 from equipoise.training import load_run
-from equipoise.types import Precision, Predictive
 
 STANDARD = ("fgsm", "pgd")
 _LARGE = 1_000_000  # parameters from which a CPU is slow enough to evaluate on fewer samples

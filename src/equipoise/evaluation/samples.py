@@ -6,11 +6,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise.attacks import pgd, uta
-from equipoise.errors import require
+from equipoise.core.errors import require
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.verify import predict
 from equipoise.geometry import NormName
-from equipoise.predictive import as_predictive
-from equipoise.types import Labels, Points, Predictive
+from equipoise.models import as_predictive
 
 APPEARANCE_EPS = 0.3
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from equipoise.errors import EquipoiseError, require
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.locks import locked
 from equipoise.evaluation.corrupted import joined_corruptions
 from equipoise.evaluation.evaluate import PER_SAMPLE, WORST, cautions, joined, with_worst_cases
-from equipoise.evaluation.flags import judge
 from equipoise.evaluation.journal import images_of, joined_points, read_points, save_points
 from equipoise.evaluation.requests import asked_for, finished
-from equipoise.locks import locked
-from equipoise.provenance import recommanded
-from equipoise.records import AttackResult, CorruptionResult, Evaluation, load, save
+from equipoise.masking.probe import judge
+from equipoise.results.provenance import recommanded
+from equipoise.results.records import AttackResult, CorruptionResult, Evaluation, load, save
 
 T = TypeVar("T")
 

@@ -26,10 +26,10 @@ from equipoise.attacks import (
     random_search,
     square,
 )
-from equipoise.errors import EquipoiseError, require, unknown
-from equipoise.objectives import dlr
-from equipoise.steps import Uniform
-from equipoise.types import Precision
+from equipoise.attacks.steps import Uniform
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.types import Precision
+from equipoise.losses.objectives import dlr
 
 STEPS = 40
 

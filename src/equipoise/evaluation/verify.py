@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from equipoise import predictive
-from equipoise.errors import unknown
+from equipoise import models as predictive
+from equipoise.core.errors import unknown
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.geometry import NORMS, Ball, norm_of
-from equipoise.predictive import as_predictive
-from equipoise.rng import Streams
-from equipoise.types import Labels, Points, Predictive
+from equipoise.models import as_predictive
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction
 from equipoise.geometry import Ball, Box
-from equipoise.objectives import kl, margin
-from equipoise.predictive import Ensemble, as_predictive, seeded, standing
-from equipoise.types import Labels, PerSample, Points, Predict, Prediction
+from equipoise.losses.objectives import kl, margin
+from equipoise.models import Ensemble, as_predictive, seeded, standing
 
 _FLOOR = 1e-3  # nats: below this the cross-entropy in a denominator counts as this
 _SMALLEST = 4  # pixels of a side, which is halved twice

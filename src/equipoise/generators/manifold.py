@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.errors import require
-from equipoise.rng import Streams
-from equipoise.types import Points
+from equipoise.core.errors import require
+from equipoise.core.rng import Streams
+from equipoise.core.types import Points
 
 _MOST_FILTERS = 256
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.errors import require
+from equipoise.core.errors import require
 from equipoise.nets.lipschitz import BoundedBatchNorm2d, bounded
 
 

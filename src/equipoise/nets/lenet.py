@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.errors import require
+from equipoise.core.errors import require
 
 WIDEST = 12
 """The largest `width` of a `LeNet`."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
-from equipoise.errors import EquipoiseError, require
+from equipoise.core.errors import EquipoiseError, require
 
 Layer = TypeVar("Layer", bound=nn.Module)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.errors import require
+from equipoise.core.errors import require
 
 
 class MLP(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.errors import require
+from equipoise.core.errors import require
 
 
 class Normalize(nn.Module):

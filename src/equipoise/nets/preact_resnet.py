@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.errors import require, unknown
+from equipoise.core.errors import require, unknown
 
 
 class PreActBlock(nn.Module):

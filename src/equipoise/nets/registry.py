@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.types import Predictive
 from equipoise.nets.cnn4 import CNN4
 from equipoise.nets.due import FCResNet, WideResNetFeatures
 from equipoise.nets.lenet import LeNet
@@ -23,7 +24,6 @@ from equipoise.nets.resnet import ResNet18
 from equipoise.nets.resnet20 import ResNet20
 from equipoise.nets.small_cnn import SmallCNN
 from equipoise.nets.wide_resnet import WideResNet
-from equipoise.types import Predictive
 
 _NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,

@@ -6,7 +6,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.errors import require
+from equipoise.core.errors import require
 from equipoise.nets.resnet import BasicBlock
 
 

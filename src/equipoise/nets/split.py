@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, unknown
 
 INPUT = "input"
 """The name of the place before the first layer."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.errors import require
+from equipoise.core.errors import require
 from equipoise.nets.preact_resnet import PreActBlock, PreActFeatures
 
 

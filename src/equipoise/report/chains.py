@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
 
-from equipoise.proportions import wilson
-from equipoise.records import AttackResult, Evaluation
+from equipoise.results.records import AttackResult, Evaluation
+from equipoise.results.statistics import wilson
 
 CLEAN = "clean"
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from equipoise.records import AttackResult, CorruptionResult, Evaluation, MeanResult
+from equipoise.results.records import AttackResult, CorruptionResult, Evaluation, MeanResult
 
 Result = AttackResult | CorruptionResult | MeanResult
 """Anything with an accuracy, its interval and its n."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from equipoise.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError
 
 SERIES = 8
 """Colours of runs in the style sheet, `--s0` to `--s7`; colour and marker repeat together only after 56 runs."""

@@ -5,7 +5,7 @@ from markupsafe import Markup
 from equipoise.report.figures import STAND_INS, svg
 from equipoise.report.pages import template
 from equipoise.report.studies import figure
-from equipoise.verdicts import Sign, Verdict
+from equipoise.results.masking import Sign, Verdict
 
 
 def page(verdict: Verdict) -> str:

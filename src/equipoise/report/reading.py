@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.errors import EquipoiseError, require
-from equipoise.records import Evaluation, Run, check_weights, load
+from equipoise.core.errors import EquipoiseError, require
 from equipoise.report.scored import Scored, read_scores
+from equipoise.results.records import Evaluation, Run, check_weights, load
 
 PICTURES = {
     "manifold": "The data manifold: in each row a test image, its reconstruction, and samples near it.",

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from equipoise.records import AttackResult, Evaluation, write_atomically
 from equipoise.report import corrupted, figures, scored
 from equipoise.report.chains import composites, descent, stages
 from equipoise.report.corrupted import Result
 from equipoise.report.figures import Style
 from equipoise.report.pages import NORMS, radius, template, title, value
 from equipoise.report.reading import PICTURES, Source, read
+from equipoise.results.records import AttackResult, Evaluation, write_atomically
 
 WORST = "worst case"
 _MOST_EPOCHS = 40

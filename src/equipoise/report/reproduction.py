@@ -6,11 +6,19 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from equipoise.findings import Lines, Picture, Series
 from equipoise.report.figures import STAND_INS, scatter, svg
 from equipoise.report.pages import template
 from equipoise.report.studies import figure, interval, mean
-from equipoise.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome, Trained, front
+from equipoise.results.findings import Lines, Picture, Series
+from equipoise.results.reproduction import (
+    ChartOutcome,
+    Outcome,
+    Reproduction,
+    ShownOutcome,
+    TableOutcome,
+    Trained,
+    front,
+)
 
 
 def page(reproduction: Reproduction) -> str:

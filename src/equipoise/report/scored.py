@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.errors import EquipoiseError, require
-from equipoise.records import Provenance
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.results.records import Provenance
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from equipoise.errors import require
-from equipoise.findings import Histogram, Images, Lines, Number, Panel, Picture, Regions, Series, Study
+from equipoise.core.errors import require
 from equipoise.report.figures import FONT, SERIES, STAND_INS, canvas, svg, unframe
 from equipoise.report.pages import light, number, template
+from equipoise.results.findings import Histogram, Images, Lines, Number, Panel, Picture, Regions, Series, Study
 
 _CLASSES = (("s0", "o"), ("s1", "s"), ("s2", "^"), ("s3", "D"))
 """Colour and marker of each class."""

@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from equipoise.attacks import Attack, nearest, published_margin_attack
-from equipoise.errors import require, unknown
+from equipoise.core.errors import require, unknown
 from equipoise.generators import Manifold
 from equipoise.geometry import NORMS, Box, NormName
-from equipoise.penalties import Radii as RadiiName
 from equipoise.scores.laws import OnManifold
 from equipoise.scores.score import (
     Certified,
@@ -26,6 +25,7 @@ from equipoise.scores.score import (
     identity,
     inverse,
 )
+from equipoise.training.penalties import Radii as RadiiName
 
 
 def diameter(shape: Sequence[int], norm: str = "l2", box: Box = Box()) -> float:

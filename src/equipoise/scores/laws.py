@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from equipoise.errors import require
+from equipoise.core.errors import require
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, Points
 from equipoise.generators import Manifold
 from equipoise.geometry import EVERYWHERE, Ball, Box
-from equipoise.rng import Streams
-from equipoise.types import Labels, Points
 
 Radii = Float[Tensor, "batch radii"]
 Inside = Bool[Tensor, "batch radii"]

@@ -7,7 +7,7 @@ import torch
 
 from equipoise.attacks import Nearest
 from equipoise.attacks.nearest import share_won
-from equipoise.findings import Findings, Images, Lines, Number, Picture, Series
+from equipoise.results.findings import Findings, Images, Lines, Number, Picture, Series
 from equipoise.scores.score import Distances, Estimate
 
 _SHOWN = 8

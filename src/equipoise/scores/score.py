@@ -18,15 +18,15 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from equipoise.attacks.attack import Attack
+from equipoise.attacks.result import Perturbed, at
 from equipoise.certified import certified_radius
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.diagnostics.blocks import Block, in_blocks
-from equipoise.errors import EquipoiseError, require, unknown
 from equipoise.geometry import Box, NormName
-from equipoise.perturbed import Perturbed, at
-from equipoise.proportions import wilson
-from equipoise.rng import Streams
+from equipoise.results.statistics import wilson
 from equipoise.scores.laws import Law, OnManifold
-from equipoise.types import Labels, Points, Predictive
 
 Shares = Float[Tensor, "batch radii"]
 Weight = Callable[[Tensor], Tensor]

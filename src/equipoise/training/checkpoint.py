@@ -16,13 +16,13 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from equipoise import nets
-from equipoise.errors import EquipoiseError, require
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.rng import fold
+from equipoise.core.types import Predictive
 from equipoise.generators import AdversarialGenerator
-from equipoise.predictive import DeepKernelGP, Ensemble, MonteCarloDropout, Single, as_predictive
-from equipoise.predictive.deep_kernel_gp import DeepKernelGPModule
-from equipoise.records import Run, load, weights_error, write_atomically
-from equipoise.rng import fold
-from equipoise.types import Predictive
+from equipoise.models import DeepKernelGP, Ensemble, MonteCarloDropout, Single, as_predictive
+from equipoise.models.deep_kernel_gp import DeepKernelGPModule
+from equipoise.results.records import Run, load, weights_error, write_atomically
 
 _PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")

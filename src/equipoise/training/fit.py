@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from equipoise.ascent import Ascent
-from equipoise.corrupted import Corrupted
+from equipoise.attacks.ascent import Ascent
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.types import Predictive
 from equipoise.data import Dataset
-from equipoise.errors import EquipoiseError, require
+from equipoise.losses.objectives import Objective
+from equipoise.losses.terms import Method, Term, as_method
+from equipoise.models import as_predictive, first_look, frozen, with_module
 from equipoise.nets import count_parameters
-from equipoise.objectives import Objective
-from equipoise.predictive import as_predictive, first_look, frozen, with_module
-from equipoise.provenance import provenance
-from equipoise.records import Run
-from equipoise.terms import Method, Term, as_method
+from equipoise.results.provenance import provenance
+from equipoise.results.records import Run
 from equipoise.training.checkpoint import described
+from equipoise.training.corruption import Corrupted
 from equipoise.training.folder import claimed
 from equipoise.training.job import Job, Progress, summary_writer, training_split
 from equipoise.training.recipe import Recipe, require_devices
-from equipoise.types import Predictive
-from equipoise.world import World, is_main_process
+from equipoise.training.world import World, is_main_process
 
 
 def fit(
@@ -44,17 +44,17 @@ def fit(
 ) -> Run:
     """Train `model` in place by `method` on `data`, and return the record of the run.
 
-    With `out` the run directory is written (see `equipoise.records.Run`), a checkpoint after every epoch and every few
-    minutes; `resume=True` continues from it, also with more epochs or another patience than before. `overwrite=True`
-    replaces a run that is there: it is set aside once everything has been checked, and deleted at the first checkpoint
-    of the new one. Nobody else can train in `out` meanwhile. At the end `model` holds the last weights, or with
-    `recipe.ema` their average; `load_run(out, "best")` gives those of the best epoch (see
+    With `out` the run directory is written (see `equipoise.results.records.Run`), a checkpoint after every epoch and
+    every few minutes; `resume=True` continues from it, also with more epochs or another patience than before.
+    `overwrite=True` replaces a run that is there: it is set aside once everything has been checked, and deleted at the
+    first checkpoint of the new one. Nobody else can train in `out` meanwhile. At the end `model` holds the last
+    weights, or with `recipe.ema` their average; `load_run(out, "best")` gives those of the best epoch (see
     `equipoise.training.judgement.improves`). `method_record` and `net_record` go into the record; without the latter a
-    network that `equipoise.nets.build` made is described by its arguments.
-    With `recipe.devices > 1` processes are started, to which the network and the method must be able to travel
-    (something that pickles); under torchrun each process calls `fit`. After SIGINT or SIGTERM a checkpoint is written
-    and `equipoise.training.Interrupted`, a `KeyboardInterrupt`, is raised, unless the caller handles the signal.
-    Raises `EquipoiseError` for unusable input and when the loss stops being finite.
+    network that `equipoise.nets.build` made is described by its arguments. With `recipe.devices > 1` processes are
+    started, to which the network and the method must be able to travel (something that pickles); under torchrun each
+    process calls `fit`. After SIGINT or SIGTERM a checkpoint is written and `equipoise.training.Interrupted`, a
+    `KeyboardInterrupt`, is raised, unless the caller handles the signal. Raises `EquipoiseError` for unusable input and
+    when the loss stops being finite.
     """
     return train(
         prepare(

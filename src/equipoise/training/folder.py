@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from equipoise.errors import EquipoiseError, require
-from equipoise.locks import locked
-from equipoise.records import Run, changed_weights, load, require_room
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.locks import locked
+from equipoise.results.records import Run, changed_weights, load, require_room
 from equipoise.training.interruption import Interrupted
 from equipoise.training.manifold import MANIFOLD_FILE
 

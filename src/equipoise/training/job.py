@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from equipoise.core.errors import EquipoiseError
+from equipoise.core.rng import fold
+from equipoise.core.types import Predictive
 from equipoise.data import Dataset, Split
-from equipoise.errors import EquipoiseError
-from equipoise.records import Run
-from equipoise.rng import fold
-from equipoise.terms import Method
+from equipoise.losses.terms import Method
+from equipoise.results.records import Run
 from equipoise.training.recipe import Recipe
-from equipoise.types import Predictive
 
 SPLIT, ORDER, AUGMENT, ASCENT, NOISE, PLAY = range(6)  # what a seed is folded with
 

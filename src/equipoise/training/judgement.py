@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from equipoise.proportions import binomial_tail, mcnemar, wilson
+from equipoise.results.statistics import binomial_tail, mcnemar, wilson
 
 _SIGNIFICANT = 0.05
 _LEARNT = 0.25  # of the way from the majority share to 1: what a network that learns anything would reach

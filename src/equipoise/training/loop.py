@@ -23,17 +23,18 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from equipoise.ascent import Ascent
 from equipoise.attacks import fgsm, pgd
-from equipoise.convolution import mostly_wide
+from equipoise.attacks.ascent import Ascent
+from equipoise.attacks.spaces import Input
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.core.rng import Streams, fold
+from equipoise.core.types import Predictive
 from equipoise.data import crop_and_flip
-from equipoise.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.geometry import Ball
-from equipoise.predictive import as_predictive, predict, reseed, standing, with_module
-from equipoise.records import Run, from_json, load, save, to_json, write_atomically
-from equipoise.rng import Streams, fold
-from equipoise.spaces import Input
-from equipoise.terms import Method
+from equipoise.kernels.input_gradients import mostly_wide
+from equipoise.losses.terms import Method
+from equipoise.models import as_predictive, predict, reseed, standing, with_module
+from equipoise.results.records import Run, from_json, load, save, to_json, write_atomically
 from equipoise.training.awp import perturbed_weights
 from equipoise.training.checkpoint import (
     copy_into,
@@ -52,8 +53,7 @@ from equipoise.training.judgement import alarms_of, improves, majority_share
 from equipoise.training.players import Seat
 from equipoise.training.processes import ProcessLost, fabric_of, run_processes
 from equipoise.training.recipe import MAY_CHANGE, Recipe
-from equipoise.types import Predictive
-from equipoise.world import World
+from equipoise.training.world import World
 
 _INTERRUPTED = "failed: interrupted"
 _DERIVED = ("sum", "terms", "sha256", "classes", "shape", "n_train", "n_valid", "n_test", "parameters")

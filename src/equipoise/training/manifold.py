@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.rng import fold
 from equipoise.data import Dataset
-from equipoise.errors import EquipoiseError, require
 from equipoise.generators import Manifold, auto_encoder, squared_mmd
-from equipoise.rng import fold
 from equipoise.training.checkpoint import copy_into, load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from equipoise.training.recipe import Recipe
 

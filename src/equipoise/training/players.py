@@ -11,10 +11,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from equipoise.predictive import frozen
-from equipoise.records import write_atomically
-from equipoise.rng import Streams
-from equipoise.terms import Player
+from equipoise.core.rng import Streams
+from equipoise.core.types import Points, Predictive
+from equipoise.losses.terms import Player
+from equipoise.models import frozen
+from equipoise.results.records import write_atomically
 from equipoise.training.checkpoint import (
     copy_into,
     optimizer_tensors,
@@ -23,7 +24,6 @@ from equipoise.training.checkpoint import (
     restore_optimizer,
     save_tensors,
 )
-from equipoise.types import Points, Predictive
 
 _SHOWN = 8  # samples in the picture of a player's progress
 _ENLARGED = 3  # pixels of the picture for each of theirs

@@ -21,9 +21,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-from equipoise.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.training.interruption import Interrupted, Stop
-from equipoise.world import World
+from equipoise.training.world import World
 
 _LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 Connection = Any  # of multiprocessing, whose type differs between systems

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from equipoise.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, unknown
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,734 @@
+"""The only perturbation loop.
+
+An ascent climbs an objective within a geometry:
+
+    x_0 = start,    x_{i+1} = Π_{ball ∩ box} ( x_i + step(∇ objective(x_i), size_i) ),    i = 0, ..., k - 1
+
+and keeps its last, its best or its first successful point. PGD, UDP, UTA, TRADES' inner step, CW and FGSM are one-line
+ascents (`equipoise.attacks`). Gradients are taken with respect to the perturbation only. Where samples do not depend
+on each other, those that are finished leave the batch.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, cast, get_args
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from equipoise.attacks.result import (
+    AT_ONCE,
+    MODEL_STREAM,
+    Admitted,
+    Goal,
+    Perturbed,
+    admitted,
+    at,
+    confirmed,
+    held_still,
+    judged,
+    like,
+    likely_classes,
+    value_and_gradient,
+)
+from equipoise.attacks.spaces import Input
+from equipoise.attacks.steps import (
+    Boundary,
+    Constant,
+    Fixed,
+    Normalized,
+    Sign,
+    Start,
+    Steepest,
+    Steps,
+    StepSize,
+    Uniform,
+    Zero,
+)
+from equipoise.core import progress
+from equipoise.core.errors import require, unknown
+from equipoise.core.rng import Streams
+from equipoise.core.types import (
+    Here,
+    Labels,
+    Mode,
+    PerSample,
+    Points,
+    Precision,
+    Predict,
+    Prediction,
+    Predictive,
+    Space,
+    StepRule,
+)
+from equipoise.geometry import Ball
+from equipoise.losses.objectives import Objective
+from equipoise.losses.terms import Term
+from equipoise.models import Frozen, couples_samples, frozen, isolated, predict, seeded
+
+Keep = Literal["last", "best", "first_success"]
+TargetRule = Literal["least_likely", "runner_up", "random"]
+
+_STARTS: dict[str, Start] = {"zero": Zero(), "uniform": Uniform(), "boundary": Boundary()}
+_START, _STEPS, _, _TARGET, _RESTART = range(5)  # what a stream is drawn for, beside MODEL_STREAM
+_CHECK_EVERY = 8  # steps between two looks at who has succeeded on an accelerator, where looking waits for the device
+
+
+@dataclass
+class _Rows:
+    """The samples still climbing. Every field is per sample, so that rows can leave."""
+
+    slot: Tensor  # where the row's result belongs
+    sample: Tensor  # whose row it is: several rows climb towards different targets for one sample
+    point: Tensor
+    origin: Tensor
+    labels: Tensor | None
+    target: Tensor | None
+    avoid: Tensor
+    reach: Tensor | None
+    clean: Prediction | None
+    steps: Tensor | None  # how many steps it takes, if not all the same
+    memory: tuple[Tensor, ...]
+    best: Tensor
+    best_value: Tensor
+    best_at: Tensor  # the step at which the best point was reached
+    won: Tensor  # whether it has succeeded, and stands still
+    wrong: Tensor  # at how many of its points the prediction has been wrong
+    done: Tensor  # whether more steps can change nothing: it, or another row of its sample, has succeeded, or it cycles
+    turtle: Tensor | None  # an earlier point: when the climb comes back to it, it cycles
+    nan: Tensor
+    zero: Tensor
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    def enter(self, ball: Ball, rule: StepRule) -> None:
+        """Start anew from the best point so far, in another ball."""
+        self.point = self.best = ball.project(self.best, self.origin)
+        self.best_value = torch.full_like(self.best_value, -torch.inf)
+        self.memory = rule.init(self.point)
+
+    def __getitem__(self, rows: "slice | Tensor") -> "_Rows":
+        def take(value: Any) -> Any:
+            if value is None:
+                return None
+            return tuple(v[rows] for v in value) if isinstance(value, tuple) else value[rows]
+
+        return _Rows(*[take(getattr(self, name)) for name in _FIELDS])
+
+
+_FIELDS = tuple(f.name for f in fields(_Rows))
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Some steps of a climb, in one ball."""
+
+    start: int
+    steps: int
+    factor: float
+    ball: Ball
+    final: bool = False
+
+
+@dataclass
+class _Outcome:
+    """Results by slot, filled in as rows finish."""
+
+    point: Tensor
+    value: Tensor
+    target: Tensor | None
+    iteration: Tensor
+    evaluations: Tensor
+    nan: Tensor
+    zero: Tensor
+    won: Tensor
+    fallen: Tensor  # by sample, not by slot: more than 0 once one of its rows has succeeded
+
+    @classmethod
+    def empty(cls, rows: _Rows, samples: int) -> "_Outcome":
+        def none() -> Tensor:
+            return torch.zeros_like(rows.slot)
+
+        return cls(
+            rows.origin.clone(),
+            rows.best_value.clone(),
+            rows.target,
+            none(),
+            none(),
+            none(),
+            none(),
+            torch.zeros_like(rows.won),
+            none()[:samples],
+        )
+
+    def write(self, rows: _Rows, point: Tensor, iteration: Tensor, evaluations: int) -> None:
+        self.point[rows.slot] = point
+        self.evaluations[rows.slot], self.iteration[rows.slot] = evaluations, iteration
+        self.nan[rows.slot], self.zero[rows.slot], self.won[rows.slot] = rows.nan, rows.zero, rows.won
+        self.value[rows.slot] = rows.best_value
+
+    def leading_row(self, several: int) -> "_Outcome":
+        """Of each sample's rows the first to succeed, else that with the highest value; the costs of all of them."""
+        late = torch.where(self.won, -self.iteration.double(), -torch.inf).reshape(-1, several)
+        best = torch.where(late.amax(1) > -torch.inf, late.argmax(1), self.value.reshape(-1, several).argmax(1))
+        rows = torch.arange(len(best), device=best.device) * several + best
+        one = {f.name: at(getattr(self, f.name), rows) for f in fields(self) if f.name != "fallen"}
+        costs = {name: getattr(self, name).reshape(-1, several).sum(1) for name in ("evaluations", "nan", "zero")}
+        return _Outcome(fallen=self.fallen, **one | costs)
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Objective × geometry × step rule × start × number of steps × what to keep.
+
+    Call it as an attack, `ascent(model, x, y, seed=0) -> Perturbed`, or put it in a training method,
+    `cross_entropy @ ascent`. The model's parameters, gradients, buffers and modes and the global random state are left
+    as they were (with `mode="train"`, batch-norm updates its running statistics as in any training forward pass).
+    """
+
+    objective: Objective
+    """What is climbed."""
+    geometry: Ball
+    """Where the perturbed point may lie."""
+    step_size: StepSize | float
+    """Length of the steps: a number, or a schedule."""
+    steps: Steps | int
+    """How many: a number, or a rule per sample."""
+    step: StepRule = Steepest()
+    """Direction of the steps."""
+    start: Start = Zero()
+    """Where to start; also by name, `zero`, `uniform` or `boundary`."""
+    keep: Keep = "last"
+    """Which point is the result: the last; the one with the best objective, start included; or the first that
+    succeeds (else the best)."""
+    space: Space = Input()
+    """Where the perturbation lives."""
+    mode: Mode = "eval"
+    """Mode of the model while climbing. `train`: batch statistics and dropout, as in the papers' runs."""
+    redraw: bool = False
+    """Whether a random model is drawn anew at every step."""
+    restarts: int = 1
+    """Number of starts: the first as `start` says; where that is the clean point, the others at uniformly random points
+    of the ball, since a second climb from the same point would be the same. Of each sample's results the successful
+    and then the highest is kept."""
+    target: TargetRule | int | None = None
+    """The class to climb towards, by number or by a rule (`random` draws it from the seed): the attack succeeds where
+    the model predicts it. Untargeted if None."""
+    num_targets: int | None = None
+    """Climb towards each of so many of the most likely other classes, side by side; any error is a success."""
+    draws: int = 1
+    """Of a random model, over how many draws the objective and its gradient are averaged at every step."""
+    approach: tuple[tuple[float, float], ...] = ()
+    """Larger balls to climb in first, as (radius in multiples of eps, share of the steps); each phase starts at the
+    projection of the best point of the one before, and the step rule starts anew."""
+    patience: int | None = None
+    """Stop a sample at the point where its prediction has been wrong more than so many times (Zhang et al. 2020, tau in
+    Alg. 1); None stops it at its first success if that is what is kept, else never."""
+    precision: Precision = "32"
+    """`bf16` computes the climb in bfloat16; every success is then confirmed in float32."""
+
+    def __post_init__(self) -> None:
+        size, steps = self.step_size, self.steps
+        require(
+            isinstance(self.objective, Objective),
+            f"objective is a {type(self.objective).__name__}: expected an Objective such as cross_entropy, or your "
+            "own, Objective('name', formula) with formula(here, clean, labels, target) -> one number per sample.",
+        )
+        start: Any = self.start
+        if isinstance(start, str):
+            if start not in _STARTS:
+                raise unknown("start", start, _STARTS)
+            object.__setattr__(self, "start", _STARTS[start])
+        object.__setattr__(self, "step_size", Constant(float(size)) if isinstance(size, int | float) else size)
+        require(not isinstance(steps, float), f"steps = {steps} is not a whole number.")
+        object.__setattr__(self, "steps", Fixed(steps) if isinstance(steps, int) else steps)
+        require(self.restarts >= 1, f"restarts = {self.restarts} runs nothing: expected an integer >= 1.")
+        for name, value, options in (
+            ("keep", self.keep, ("last", "best", "first_success")),
+            ("mode", self.mode, ("train", "eval")),
+            ("precision", self.precision, ("32", "bf16")),
+            ("target", None if isinstance(self.target, int) else self.target, (None, *get_args(TargetRule))),
+        ):
+            if value not in options:
+                raise unknown(name, value, [str(o) for o in options])
+        require(
+            not isinstance(self.target, int) or self.target >= 0,
+            f"target = {self.target} is no class: expected the number of a class, from 0, or a rule.",
+        )
+        require(
+            self.num_targets is None or self.num_targets >= 1,
+            f"num_targets = {self.num_targets} climbs towards nothing: expected a number of classes >= 1.",
+        )
+        require(
+            self.num_targets is None or self.target is None,
+            f"both target = {self.target!r} and num_targets = {self.num_targets} were given: choose one.",
+        )
+        require(
+            self.patience is None or (self.patience >= 0 and self.keep != "best"),
+            f"patience = {self.patience}: expected a number >= 0, with keep='last' or 'first_success'.",
+        )
+        require(self.draws >= 1, f"draws = {self.draws} evaluates nothing: expected an integer >= 1.")
+        require(
+            not self.approach or (self.keep != "last" and isinstance(self._schedule[0], Fixed)),
+            "approach needs a fixed number of steps and keep='best' or 'first_success': a phase starts where the one "
+            "before was best.",
+        )
+        shares = [share for _, share in self.approach]
+        require(
+            all(factor >= 1 for factor, _ in self.approach) and all(s > 0 for s in shares) and sum(shares) < 1,
+            f"approach = {self.approach}: expected (radius >= 1, share > 0) pairs whose shares leave some steps.",
+        )
+
+    def __rmatmul__(self, objective: object) -> Term:
+        require(
+            self.restarts == 1, f"restarts = {self.restarts}: a training method climbs once; restarts are for attacks."
+        )
+        require(
+            self.num_targets is None,
+            f"num_targets = {self.num_targets}: a training method climbs once; several targets are for attacks.",
+        )
+        return Term(objective, self) if isinstance(objective, Objective) else NotImplemented
+
+    def __str__(self) -> str:
+        ball, (steps, size) = self.geometry, self._schedule
+        count = f"{'' if isinstance(steps, Fixed) else 'up to '}{steps.most} steps"
+        length = f"{size.size:g}" if isinstance(size, Constant) else str(size)
+        return f"climb({self.objective.name}, {ball.norm} {ball.eps:g}, {count} of {length})"
+
+    @property
+    def _schedule(self) -> tuple[Steps, StepSize]:
+        """How many steps and how long; numbers became rules at construction."""
+        return cast(Steps, self.steps), cast(StepSize, self.step_size)
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON-ready data, for records; `target` is how many targets, a rule, or `{"class": number}`."""
+        found = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "num_targets"}
+        target = {"class": self.target} if isinstance(self.target, int) else self.target
+        return found | {"target": target if self.num_targets is None else self.num_targets}
+
+    def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
+        """What a training method evaluates its objective at: one climb, nothing checked or verified.
+
+        Perturbed inputs, or what the space hands on of a perturbed code (in `Latent` the perturbation alone).
+        """
+        with seeded(int(streams.keys[0]), x.device), isolated(x.device):
+            target = None
+            if self.target is not None:
+                clean = predict(predictive, x, streams.fold(MODEL_STREAM))
+                target = choose_target(self.target, clean, y, streams.fold(_TARGET))
+            inside, origin = self.space.enter(frozen(predictive, self.mode), x)
+            case = _Case(inside, origin, y, target, None, streams, streams, Goal(y, target))
+            return self.space.leave(origin, self._from_inside._climb(case).point)
+
+    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
+        """The live prediction at what `perturb` returned."""
+        return self.space.predict_at(predictive, x, point, streams)
+
+    @property
+    def _from_inside(self) -> "Ascent":
+        """The ascent as seen from its own space, where points are inputs."""
+        box = self.space.box
+        return self if box is None else replace(self, space=Input(), geometry=replace(self.geometry, box=box))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: "nn.Module | Predictive",
+        x: Points,
+        y: Labels | None = None,
+        *,
+        target: Labels | None = None,
+        seed: int = 0,
+        index: Int[Tensor, " batch"] | None = None,
+        batch_size: int = 512,
+        start: Points | None = None,
+    ) -> Perturbed:
+        """Perturb `x` and say what came of it.
+
+        `y` are the true labels (needed by objectives that look at them), `target` the classes to climb towards,
+        `start` the points to start from (projected) instead of those that the rule `start` draws. In a latent space
+        the result's points and distances are codes, those of the layer that the space names.
+        Random draws depend on `seed` and on each sample's `index` (default 0, 1, ...), not on `batch_size` or order;
+        results agree up to float rounding. Where samples depend on each other (batch statistics or dropout with
+        `mode="train"`) all of `x` is one batch.
+        Raises `EquipoiseError` for unusable input: a wrong shape, dtype, range, label, pairing or kind of output.
+        """
+        if not isinstance(self.space, Input):
+            return self._attack_inside(model, x, y, target=target, seed=seed, index=index, batch_size=batch_size)
+        ready = admitted(
+            model,
+            x,
+            y,
+            self.geometry,
+            target=target,
+            seed=seed,
+            index=index,
+            batch_size=batch_size,
+            start=start,
+            draws=self.mode == "train",
+        )
+        with ready as case:
+            towards = target is not None or self.target is not None or self.num_targets is not None
+            self.objective.check(case.classes, y is not None, towards, case.members)
+            require(
+                target is None or (self.target is None and self.num_targets is None),
+                f"both target={self.target or self.num_targets!r} and target classes were given: choose one.",
+            )
+            same = 0 if y is None or target is None else int((y == target).sum())
+            require(
+                same == 0,
+                f"target holds the true class of {same} of {len(x)} samples: an attack climbs towards another class.",
+            )
+            several, couples = self.num_targets or 1, self._couples(case)
+            require(
+                several == 1 or not couples,
+                f"num_targets = {several}: in this model a sample's output depends on its batch, which several targets "
+                "side by side would change; choose one target.",
+            )
+            if x.device.type == "cpu":
+                batch_size = min(batch_size, AT_ONCE)  # more rows at a time only leave the cache
+            size = len(x) if couples else max(batch_size // several, 1)
+            return Perturbed.cat(
+                [self._attack(case, couples, at(y, b), at(target, b), at(start, b), b) for b in case.batches(size)]
+            )
+
+    def _attack_inside(self, model: "nn.Module | Predictive", x: Points, y: Labels | None, **others: Any) -> Perturbed:
+        """The same attack on the model's part that follows the space, from the codes of `x` in eval mode."""
+        with admitted(model, x, y, Ball(self.geometry.norm, 0.0, self.geometry.box), index=others["index"]) as case:
+            inside, origin = self.space.enter(case.predictive, case.x)
+            return self._from_inside(inside, origin, y, **others)
+
+    def _attack(
+        self,
+        admission: Admitted,
+        couples: bool,
+        y: Labels | None,
+        target: Labels | None,
+        start: Points | None,
+        rows: Tensor,
+    ) -> Perturbed:
+        predictive, x, streams = admission.predictive, admission.x[rows], admission.streams[rows]
+        clean = predict(predictive, x, streams.fold(MODEL_STREAM))
+        goal = Goal(clean.labels if y is None else y, target)
+        if self.num_targets is not None:
+            target = likely_classes(clean, goal.avoid.clamp_min(0), self.num_targets)
+        elif self.target is not None:
+            target = choose_target(self.target, clean, y, streams.fold(_TARGET))
+            goal = replace(goal, reach=target)
+        case = _Case(predictive, x, y, target, clean, streams, streams, goal, start, couples)
+        result, value = self._attempt(case, 0)
+        for restart in range(1, self.restarts):
+            # Samples that are already fooled stay as they are when the first success is all that is asked for.
+            everyone = torch.arange(len(x), device=x.device)
+            rows = _unfooled(case, result.success) if self.keep == "first_success" else everyone
+            if len(rows) == 0:
+                break
+            again, new_value = self._attempt(case[rows], restart)
+            old = result.take(rows)
+            better = torch.where(again.errors == old.errors, new_value > value[rows], again.errors > old.errors)
+            better = torch.where(again.success == old.success, better, again.success)
+            result = result.overwritten(rows, old.or_rather(again, better))
+            value[rows] = torch.where(better, new_value, value[rows])
+        result = judged(predictive, self.geometry, goal, x, result, streams)
+        return replace(result, evaluations=result.evaluations + 1)
+
+    def _attempt(self, case: "_Case", restart: int) -> tuple[Perturbed, PerSample]:
+        """One climb, its outcome verified in float32 and eval mode, and its objective."""
+        again = restart > 0 and isinstance(self.start, Zero)
+        case = replace(
+            case,
+            attempt=case.streams.fold(_RESTART, restart),
+            start=case.start if restart == 0 else None,
+            rule=Uniform() if again else self.start,
+        )
+        found, target = self._climb(case), case.target
+        if target is not None and target.ndim == 2:
+            found = found.leading_row(target.shape[1])
+            target = found.target
+        # In train mode the climb has moved the running statistics, with which the model is now judged.
+        still = frozen(case.predictive.original) if self.mode == "train" else case.predictive
+        result, here = confirmed(
+            replace(still, random=case.predictive.random),
+            self.geometry,
+            case.goal,
+            case.x,
+            found.point,
+            case.streams,
+            evaluations=found.evaluations,
+            iteration=found.iteration,
+            nan_gradients=found.nan,
+            zero_gradients=found.zero,
+        )
+        value = self.objective(here, case.clean, case.y, target)
+        if self.precision == "bf16" and self.keep == "first_success":
+            # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
+            again = _unfooled(case, result.success | ~found.won)
+            if len(again):
+                slow, value[again] = replace(self, precision="32")._attempt(case[again], restart)
+                everyone = torch.ones_like(slow.success)
+                result = result.overwritten(again, result.take(again).or_rather(slow, everyone))
+        return result, value
+
+    def _couples(self, case: "Admitted") -> bool:
+        """Whether, in the mode of the climb, samples depend on each other."""
+        return case.examined.coupled or couples_samples(case.predictive.original.module, self.mode)
+
+    @torch.no_grad()
+    def _climb(self, case: "_Case") -> _Outcome:
+        """The loop."""
+        steps, sizes = self._schedule
+        most = steps.most
+        on_cpu = case.x.device.type == "cpu"
+        with held_still(case.predictive, case.x, self.mode, self.precision) as draw:
+            independent = not (case.couples or couples_samples(case.predictive.module, self.mode))
+            streams = case.streams.fold(MODEL_STREAM)
+            origin, predict = case.x, draw(streams)
+            clean = predict(origin) if self.objective.needs_clean else None
+            rows = self._rows(case, origin, clean)
+            out = _Outcome.empty(rows, len(case.x))
+            spent = 0 if clean is None else 1
+            remaining = None
+            phases = {phase.start: phase for phase in self._phases}
+            phase = phases[0]
+            if rows.steps is not None and independent:
+                remaining = _still_climbing(rows.steps, most)
+                rows = rows[rows.steps.argsort(descending=True, stable=True)]
+            for i in range(most):
+                progress.report(i, most, "step")
+                if remaining is not None and remaining[i] < len(rows):
+                    self._settle(rows[remaining[i] :], predict, out, most, spent)
+                    rows = rows[: remaining[i]]
+                if len(rows) == 0:
+                    break
+                if i > 0 and i in phases:
+                    phase = phases[i]
+                    rows.enter(phase.ball, self.step)
+                value, gradient, here = self._average(rows, independent, *self._draws(streams, draw, predict, i))
+                spent += self.draws
+                frozen = None if rows.steps is None or remaining is not None else rows.steps <= i
+                if self._watches:
+                    self._remember(rows, value, here, i, out, phase.final)
+                    frozen = rows.done if frozen is None else rows.done | frozen
+                    if independent and (on_cpu or i % _CHECK_EVERY == 0):
+                        left = (~rows.done).nonzero()[:, 0]
+                        if len(left) < len(rows):
+                            finished = rows[rows.done]
+                            out.write(finished, finished.best, finished.best_at, spent)
+                            rows, value, gradient, frozen = rows[left], value[left], gradient[left], frozen[left]
+                            if remaining is not None and rows.steps is not None:
+                                remaining = _still_climbing(rows.steps, most)
+                        if len(rows) == 0:
+                            break
+                strength = gradient.abs().flatten(1).amax(1)
+                if on_cpu and independent and remaining is rows.steps is None:
+                    frozen = None  # whoever stands still has left
+                lost, flat = ~strength.isfinite(), strength == 0
+                rows.nan = rows.nan + (lost if frozen is None else lost & ~frozen)
+                rows.zero = rows.zero + (flat if frozen is None else flat & ~frozen)
+                gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # a copy: of a sum the gradient is one number, expanded
+                size = phase.factor * sizes.at(i, most)
+                state = Here(rows.point, value, gradient, rows.origin, size, i - phase.start, phase.steps, phase.ball)
+                moved, rows.memory = self.step(state, rows.memory)
+                moved = phase.ball.project(moved, rows.origin)
+                rows.point = moved if frozen is None else torch.where(like(frozen, moved), rows.point, moved)
+                if rows.turtle is not None:
+                    rows.done = rows.done | (rows.point == rows.turtle).flatten(1).all(1)
+                    if i & (i + 1) == 0:  # at every power of two (Brent 1980)
+                        rows.turtle = rows.point
+            self._settle(rows, predict, out, most, spent)
+        return out
+
+    @property
+    def _phases(self) -> "list[_Phase]":
+        """The balls to climb in, one after the other, and which steps."""
+        most, found, start = self._schedule[0].most, [], 0
+        for factor, share in self.approach:
+            steps = max(math.ceil(share * most), 1)
+            found.append(_Phase(start, steps, factor, replace(self.geometry, eps=factor * self.geometry.eps)))
+            start += steps
+        require(
+            start < most,
+            f"steps = {most}: too few to approach the ball in {len(self.approach)} phases, give at least {start + 1}.",
+        )
+        return [*found, _Phase(start, most - start, 1.0, self.geometry, final=True)]
+
+    def _draws(
+        self, streams: Streams, draw: Callable[[Streams], Predict], predict: Predict, step: int
+    ) -> Iterator[Predict]:
+        """The model to follow at this step: drawn once for all steps, or anew, several times."""
+        if not self.redraw:
+            yield from [predict] * self.draws
+            return
+        for number in range(self.draws):
+            again = streams.fold(step + 1) if self.draws == 1 else streams.fold(step + 1, number)
+            yield draw(again)
+
+    def _average(self, rows: _Rows, independent: bool, *predicts: Predict) -> tuple[PerSample, Points, Prediction]:
+        """Objective and gradient, averaged over the draws of the model, and the prediction of all of them together."""
+        found = [
+            value_and_gradient(
+                self.objective,
+                predict,
+                rows.point,
+                rows.clean,
+                rows.labels,
+                rows.target,
+                at_once=None if independent else 0,
+            )
+            for predict in predicts
+        ]
+        if len(found) == 1:
+            return found[0]
+        values, gradients, heres = zip(*found, strict=True)
+        together = Prediction(torch.cat([here.logits for here in heres]))
+        return torch.stack(values).mean(0), torch.stack(gradients).mean(0), together
+
+    @property
+    def _watches(self) -> bool:
+        """Whether every point on the way is looked at, or only the last."""
+        return self.keep != "last" or self.patience is not None
+
+    @property
+    def _may_cycle(self) -> bool:
+        """Whether a point decides all that follow it, so that a climb that comes back to one sees nothing new."""
+        steps, size = self._schedule
+        alike = isinstance(steps, Fixed) and isinstance(size, Constant) and not self.redraw and self.mode == "eval"
+        return (
+            alike and self.keep != "last" and not self.approach and isinstance(self.step, Steepest | Sign | Normalized)
+        )
+
+    def _rows(self, case: "_Case", origin: Points, clean: Prediction | None) -> _Rows:
+        ball = self._phases[0].ball
+        if case.start is None:
+            start = (case.rule or self.start).draw(case.attempt.fold(_START), origin, ball)
+        else:
+            start = ball.project(case.start, origin)
+        slot = torch.arange(len(origin), device=origin.device)
+        no = torch.zeros_like(slot, dtype=torch.bool)
+        rows = _Rows(
+            slot=slot,
+            sample=slot,
+            point=start,
+            origin=origin,
+            labels=case.y,
+            target=case.target,
+            avoid=case.goal.avoid,
+            reach=case.goal.reach,
+            clean=clean,
+            steps=self._schedule[0].draw(case.attempt.fold(_STEPS)),
+            memory=self.step.init(start),
+            best=start,
+            best_value=torch.full((len(origin),), -torch.inf, device=origin.device, dtype=origin.dtype),
+            best_at=torch.zeros_like(slot),
+            won=no,
+            wrong=torch.zeros_like(slot),
+            done=no,
+            turtle=start if self._may_cycle else None,
+            nan=torch.zeros_like(slot),
+            zero=torch.zeros_like(slot),
+        )
+        if case.target is None or case.target.ndim == 1:
+            return rows
+        several = case.target.shape[1]
+        rows = rows[slot.repeat_interleave(several)]
+        rows.slot, rows.target = torch.arange(len(rows), device=slot.device), case.target.flatten()
+        return rows
+
+    def _settle(self, rows: _Rows, predict: Predict, out: _Outcome, most: int, spent: int) -> None:
+        """Write down rows that have taken their last step."""
+        if len(rows) == 0:
+            return
+        taken = torch.full_like(rows.slot, most) if rows.steps is None else rows.steps
+        if not self._watches:
+            out.write(rows, rows.point, taken, spent)
+            return
+        here = predict(rows.point)
+        self._remember(rows, self.objective(here, rows.clean, rows.labels, rows.target), here, taken, out)
+        out.write(rows, rows.best, rows.best_at, spent + 1)
+
+    def _remember(
+        self,
+        rows: _Rows,
+        value: PerSample,
+        here: Prediction,
+        step: "Tensor | int",
+        out: _Outcome,
+        final: bool = True,
+    ) -> None:
+        """Keep the best point so far, or the last; the first success is better than anything. NaN is never better."""
+        better = ((value > rows.best_value) | (self.keep == "last")) & ~rows.done
+        if self.keep != "best" and final:
+            rows.wrong = rows.wrong + Goal(rows.avoid, rows.reach).reached(here)
+            stops = (rows.wrong > (self.patience or 0)) & ~rows.done
+            better, rows.won = better | stops, rows.won | stops
+            out.fallen.index_add_(0, rows.sample, rows.won.long())
+            rows.done = rows.done | (out.fallen[rows.sample] > 0)
+        rows.best = torch.where(like(better, rows.best), rows.point, rows.best)
+        rows.best_value = torch.where(better, value, rows.best_value)
+        rows.best_at = torch.where(better, step, rows.best_at)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A batch under attack."""
+
+    predictive: Frozen
+    x: Tensor
+    y: Tensor | None
+    target: Tensor | None  # one class per sample, or several to climb towards side by side
+    clean: Prediction | None
+    streams: Streams  # from which a random model is drawn: the same in every attempt, and where the points are judged
+    attempt: Streams  # from which this attempt draws its starts and numbers of steps
+    goal: Goal
+    start: Tensor | None = None
+    couples: bool = False  # whether samples depend on each other
+    rule: Start | None = None  # where this attempt starts, if not as the ascent says
+
+    def __getitem__(self, rows: Tensor) -> "_Case":
+        whole = ("predictive", "couples", "rule")
+        return replace(self, **{f.name: at(getattr(self, f.name), rows) for f in fields(self) if f.name not in whole})
+
+
+def _unfooled(case: _Case, success: Bool[Tensor, " batch"]) -> Int[Tensor, " again"]:
+    """The samples to try again: the whole batch, if any, where samples depend on each other."""
+    again = ~success if not case.couples or success.all() else torch.ones_like(success)
+    return again.nonzero()[:, 0]
+
+
+def _still_climbing(steps: Int[Tensor, " batch"], most: int) -> list[int]:
+    """How many samples take more than i steps, for i = 0, ..., most."""
+    return (len(steps) - steps.bincount(minlength=most + 1).cumsum(0)).tolist()
+
+
+def choose_target(rule: TargetRule | int, clean: Prediction, y: Labels | None, streams: Streams) -> Labels:
+    """A class other than the true one (or, without labels, the predicted one): that of a number, the least likely, the
+    most likely of the others, or any of them drawn uniformly. Raises `EquipoiseError` for a number that is none.
+    """
+    scores = clean.scores.clone()
+    own = clean.labels.clamp_min(0) if y is None else y
+    if isinstance(rule, int):
+        require(rule < clean.classes, f"target = {rule} is no class: the model has {clean.classes}, numbered from 0.")
+        same = int((own == rule).sum())
+        require(
+            same == 0, f"target = {rule} is the class of {same} of {len(own)} samples: leave them out of the attack."
+        )
+        return torch.full_like(own, rule)
+    if rule == "random":
+        return (own + 1 + streams.integers(clean.classes - 1)) % clean.classes
+    worst = torch.inf if rule == "least_likely" else -torch.inf
+    scores.scatter_(1, own[:, None], worst)
+    return scores.argmin(1) if rule == "least_likely" else scores.argmax(1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Objective):
+        return value.settings()
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"kind": type(value).__name__, **inner} if not isinstance(value, Ball) else inner
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,1 @@
+"""What everything rests on: types, errors, random streams, files and locks, progress."""

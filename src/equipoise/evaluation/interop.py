@@ -1,0 +1,95 @@
+"""Between equipoise and other projects: results in RobustBench's form, robust accuracy while Lightning trains."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from itertools import islice
+from types import ModuleType
+from typing import Any
+
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.evaluation import WORST, Suite, evaluate_batches
+from equipoise.results.records import Evaluation
+
+_THREATS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+def robustbench(evaluation: Evaluation) -> dict[str, Any]:
+    """The result in the fields in which RobustBench lists a model: accuracies in percent, the threat model, and the
+    attack that measured it; `autoattack_acc` only where AutoAttack's standard sequence, or one that contains it, ran.
+
+    Of one ball: that of the smallest radius, in the norm of the first attack. Raises `EquipoiseError` if no attack ran.
+    """
+    attacked = [r for r in evaluation.results if r.attack != "clean"]
+    if not attacked:
+        raise EquipoiseError("a RobustBench entry needs an attack: evaluate with --attacks autoattack.")
+    norm = attacked[0].norm
+    eps = min(r.eps for r in attacked if r.norm == norm)
+    at = [r for r in attacked if (r.norm, r.eps) == (norm, eps)]
+    worst = next((r for r in at if r.attack == WORST), at[0])
+    full = [r for r in at if r.attack in ("autoattack", "autoattack-plus", "cascade")]
+    entry = {
+        "name": evaluation.target,
+        "dataset": evaluation.data["name"],
+        "threat_model": _THREATS[worst.norm],
+        "eps": worst.eps,
+        "n_examples": worst.n,
+        "clean_acc": f"{100 * evaluation.results[0].accuracy:.2f}",
+        "external": f"{100 * worst.accuracy:.2f}",
+        "attacks": [r.attack for r in at if r.attack != WORST],
+        "unreliable": bool(evaluation.flags),
+        "seed": evaluation.provenance.seed,
+        "weights_sha256": evaluation.model.get("sha256"),
+    }
+    return entry | ({"autoattack_acc": f"{100 * min(r.accuracy for r in full):.2f}"} if full else {})
+
+
+def lightning_callback(
+    attacks: Suite, *, every: int = 1, batches: int = 1, seed: int = 0, name: str = "robust_accuracy"
+) -> Any:
+    """A callback for a Lightning `Trainer` that logs accuracy under `attacks` at the end of every `every`-th epoch.
+
+    On the first `batches` batches `(x, y)` of the (first) validation loader, as `evaluate_batches` does: to
+    `name/clean` and `name/attack/eps`, and to `name/worst case/eps` where several attacks share a ball. The
+    LightningModule itself is attacked, so its `forward` must return logits. Training goes on as it would without: modes
+    and random states are restored. It works at the end of the training epoch, because Lightning validates without
+    gradients. Raises `EquipoiseError` if Lightning is not installed or a number is unusable, and in training if there
+    is no validation loader or its batches cannot be attacked.
+    """
+    require(every >= 1, f"every = {every}: expected a number of epochs >= 1.")
+    require(batches >= 1, f"batches = {batches}: expected a number of batches >= 1.")
+    keys = [f"{attack_name}/{attack.geometry.eps:g}" for attack_name, attack in attacks]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    require(twice is None, f"two attacks would be logged as {name}/{twice}: give one of them another name.")
+    lightning = _lightning()
+
+    class RobustAccuracy(lightning.Callback):
+        """Logs accuracy under attacks."""
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            """Evaluate and log."""
+            if (trainer.current_epoch + 1) % every:
+                return
+            loader = trainer.val_dataloaders
+            if loader is None:
+                raise EquipoiseError("robust accuracy is measured on validation data: give the trainer a loader of it.")
+            if isinstance(loader, Sequence | Mapping):
+                loader = next(iter(loader.values() if isinstance(loader, Mapping) else loader))
+            with import_module(f"{lightning.__name__}.utilities.seed").isolate_rng():
+                results = evaluate_batches(pl_module, islice(loader, batches), attacks, seed=seed)
+            values = {
+                f"{name}/clean" if r.attack == "clean" else f"{name}/{r.attack}/{r.eps:g}": r.accuracy for r in results
+            }
+            pl_module.log_dict(values, batch_size=results[0].n, sync_dist=True)
+
+    return RobustAccuracy()
+
+
+def _lightning() -> ModuleType:
+    """Lightning under the name it is installed by; under the one already in use, if by both."""
+    for package in sorted(("pytorch_lightning", "lightning.pytorch"), key=lambda package: package not in sys.modules):
+        try:
+            return import_module(package)
+        except ModuleNotFoundError:
+            continue
+    raise EquipoiseError("the callback is one for Lightning, which is not installed: pip install pytorch-lightning.")

@@ -1,0 +1,5 @@
+"""Where a perturbed point may lie: norm balls within boxes, and hyperplanes."""
+
+from equipoise.geometry.ball import EVERYWHERE, NORMS, Ball, Box, NormName, Rows, norm_of
+
+__all__ = ["EVERYWHERE", "NORMS", "Ball", "Box", "NormName", "Rows", "norm_of"]

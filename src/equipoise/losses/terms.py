@@ -1,0 +1,287 @@
+"""A training method is a sum of terms: an objective, evaluated at a point, with a weight.
+
+    cross_entropy @ pgd(...)                          PGD adversarial training
+    cross_entropy + 6.0 * (kl() @ trades(...))        TRADES
+
+The objective of a term sees the clean prediction live, with its gradient; inside an ascent it is held fixed. Terms at
+the same point share one perturbed batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.rng import Streams, fold
+from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
+from equipoise.losses.objectives import Objective, each
+from equipoise.models import as_predictive
+
+
+@runtime_checkable
+class Mover(Protocol):
+    """Something that moves a batch to where a term is evaluated: an ascent."""
+
+    def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
+        """The points at which to evaluate, cut from the graph."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON-ready data, for records."""
+        ...
+
+    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
+        """The live prediction at such a point."""
+        ...
+
+
+@runtime_checkable
+class Player(Protocol):
+    """Another network of a training, which a penalty owns as its `player`: it has a loss and an optimiser of its own,
+    and after each step of the classifier takes one itself, the classifier held still.
+    """
+
+    @property
+    def name(self) -> str:
+        """What its metrics and its files are called."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Steps it takes for each of the classifier's."""
+        ...
+
+    def network(self) -> nn.Module:
+        """Its network."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """All that is needed to build the network again, JSON-ready."""
+        ...
+
+    def made_for(self, shape: tuple[int, ...], seed: int) -> "Player":
+        """The player with a network for inputs of that shape."""
+        ...
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of its network."""
+        ...
+
+    def losses(self, predict: Predict, x: Points) -> tuple[PerSample, dict[str, PerSample]]:
+        """Its loss per sample against that classifier, with its graph, and what else is to be recorded."""
+        ...
+
+    def show(self, x: Points) -> Points:
+        """What to look at after an epoch: an image for each of a few."""
+        ...
+
+
+def _plus(first: object, second: object) -> "Method":
+    """The sum of two parts of a method; 0 adds nothing, so that `sum(...)` works."""
+    a, b = (None if isinstance(part, int | float) and part == 0 else as_method(part) for part in (first, second))
+    if a is None or b is None:
+        return as_method(a or b)
+    return Method(a.terms + b.terms, a.penalties + b.penalties)
+
+
+def _plus_reversed(second: object, first: object) -> "Method":
+    return _plus(first, second)
+
+
+def _minus(first: object, second: object) -> "Method":
+    return _plus(first, -as_method(second))
+
+
+def _minus_reversed(second: object, first: object) -> "Method":
+    return _minus(first, second)
+
+
+@dataclass(frozen=True)
+class Term:
+    """`weight · objective`, evaluated at the clean input or at an ascent's point."""
+
+    objective: Objective
+    """What is evaluated."""
+    at: Mover | None = None
+    """Where: None is the clean input."""
+    weight: float = 1.0
+    """Its weight in the sum."""
+
+    def __mul__(self, weight: object) -> "Term":
+        return (
+            Term(self.objective, self.at, self.weight * weight) if isinstance(weight, int | float) else NotImplemented
+        )
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Term":
+        return self * -1.0
+
+    __add__, __radd__, __sub__, __rsub__ = _plus, _plus_reversed, _minus, _minus_reversed
+
+
+Penalty = Callable[[nn.Module, Points, Labels], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """The sum that training descends: `Σ weight · objective @ point + Σ weight · penalty`."""
+
+    terms: tuple[Term, ...]
+    """The terms."""
+    penalties: tuple[tuple[float, Penalty], ...] = ()
+    """Weighted penalties on the model itself, `(weight, function (module, x, y) -> scalar)`."""
+
+    def __post_init__(self) -> None:
+        require(len(self.terms) > 0, "a training method needs at least one term, such as the objective cross_entropy.")
+
+    def __neg__(self) -> "Method":
+        return self * -1.0
+
+    __add__, __radd__, __sub__, __rsub__ = _plus, _plus_reversed, _minus, _minus_reversed
+
+    def __mul__(self, weight: object) -> "Method":
+        if not isinstance(weight, int | float):
+            return NotImplemented
+        return Method(tuple(weight * t for t in self.terms), tuple((weight * w, p) for w, p in self.penalties))
+
+    __rmul__ = __mul__
+
+    def penalised(self, weight: float, penalty: Penalty) -> "Method":
+        """The method with one more penalty on the model."""
+        return Method(self.terms, (*self.penalties, (weight, penalty)))
+
+    def apart(self, total: bool = True) -> "Method":
+        """The method with the members of an ensemble trained apart: every term is summed over the members, each with
+        its own output, so that each descends as if it were alone, at the points that the ensemble as a whole perturbed
+        (Lakshminarayanan et al. 2017). Without it, what descends is the loss of the ensemble's mean. Without `total`
+        the mean over the members: of samples of a posterior, the expected loss. A term that compares members, as that
+        of ADP does, has nothing to say of one alone, and stays.
+        """
+
+        def alone(term: Term) -> Term:
+            return term if term.objective.members > 1 else replace(term, objective=each(term.objective, total))
+
+        return replace(self, terms=tuple(alone(term) for term in self.terms))
+
+    def __str__(self) -> str:
+        """The sum in words."""
+        parts = []
+        for term in self.terms:
+            factor = "" if term.weight == 1 else f"{term.weight:g}·"
+            parts.append(f"{factor}({term.objective.name})" + ("" if term.at is None else f" @ {term.at}"))
+        parts += [f"{w:g}·{_name(p)}" for w, p in self.penalties]
+        return " + ".join(parts)
+
+    def settings(self) -> list[Any]:
+        """Every term with all its parameters as JSON-ready data, and the penalties by name, for records."""
+        terms = [
+            {"weight": t.weight, "objective": t.objective.settings(), "at": None if t.at is None else t.at.settings()}
+            for t in self.terms
+        ]
+        return [*terms, *({"weight": w, "penalty": _name(p)} for w, p in self.penalties)]
+
+    def check(self, classes: int, members: int = 1) -> None:
+        """Raise `EquipoiseError` if a term or its ascent is not defined for that many classes, or members."""
+        for term in self.terms:
+            term.objective.check(classes, labels=True, target=False, members=members)
+            inner = getattr(term.at, "objective", None)
+            if isinstance(inner, Objective):
+                inner.check(classes, labels=True, target=False, members=members)
+
+    def points(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> list[Points | None]:
+        """The perturbed batch of each distinct point, None for the clean one, in the order of `places`."""
+        return [
+            None if at is None else at.perturb(predictive, x, y, streams.fold(i)) for i, at in enumerate(self.places)
+        ]
+
+    @property
+    def places(self) -> list[Mover | None]:
+        """The distinct points at which terms are evaluated, in order of first use."""
+        return list(dict.fromkeys(term.at for term in self.terms))
+
+    @property
+    def players(self) -> list[Player]:
+        """The distinct players of its penalties, in order of first use."""
+        owned = (getattr(penalty, "player", None) for _, penalty in self.penalties)
+        return list(dict.fromkeys(player for player in owned if player is not None))
+
+    def made_for(self, shape: tuple[int, ...], seed: int) -> "Method":
+        """The method with its players' networks made for inputs of that shape, where they are not given. Raises
+        `EquipoiseError` if two of the players have one name, or a network is one for others.
+        """
+        players = self.players
+        require(
+            len({player.name for player in players}) == len(players),
+            "two players of the method have one name, which their files would share: let the penalties have the same.",
+        )
+        made = {player: player.made_for(shape, fold(seed, i)) for i, player in enumerate(players)}
+
+        def placed(penalty: Any) -> Penalty:
+            player = getattr(penalty, "player", None)
+            return penalty if player is None else replace(penalty, player=made[player])
+
+        return replace(self, penalties=tuple((weight, placed(penalty)) for weight, penalty in self.penalties))
+
+    def loss(
+        self,
+        model: "nn.Module | Predictive",
+        x: Points,
+        y: Labels,
+        *,
+        step: int,
+        seed: int = 0,
+        index: Int[Tensor, " batch"] | None = None,
+    ) -> Tensor:
+        """Return the mean loss of a batch, with its graph: all that a training loop of your own needs.
+
+            method.loss(net, x, y, step=step).backward()
+
+        The perturbed points are found first, on a copy of the model; `step` is the number of the step of training, so
+        that every step draws other starts and numbers of steps. With `index`, the numbers of the samples, draws belong
+        to samples instead of places in the batch. Raises `EquipoiseError` for a model that is none.
+        """
+        predictive = as_predictive(model)
+        index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
+        streams = Streams.of(fold(seed, step), index, batch=step)
+        losses, _ = self.losses(predictive, x, y, self.points(predictive, x, y, streams), streams)
+        return losses.mean()
+
+    def losses(
+        self, predictive: Predictive, x: Points, y: Labels, points: list[Points | None], streams: Streams
+    ) -> tuple[PerSample, Prediction]:
+        """The sum per sample, with its graph, and the first live prediction made."""
+        predict = predictive.draw(streams)
+        here = {
+            at: predict(x) if at is None or point is None else at.predict_at(predictive, x, point, streams)
+            for at, point in zip(self.places, points, strict=True)
+        }
+        shown = next(iter(here.values()))
+        if None not in here and any(term.objective.needs_clean for term in self.terms):
+            here[None] = predict(x)
+        total = torch.zeros(len(x), device=x.device, dtype=shown.logits.dtype)
+        for term in self.terms:
+            total = total + term.weight * term.objective(here[term.at], here.get(None), y)
+        for weight, penalty in self.penalties:
+            total = total + weight * penalty(predictive.module, x, y)
+        return total, shown
+
+
+def _name(penalty: Penalty) -> str:
+    return getattr(penalty, "__name__", type(penalty).__name__)
+
+
+def as_method(part: object) -> Method:
+    """An objective, a term or a method as a method. Raises `EquipoiseError` for anything else."""
+    match part:
+        case Method():
+            return part
+        case Term():
+            return Method((part,))
+        case Objective():
+            return Method((Term(part),))
+    raise EquipoiseError(f"{part!r} is not part of a training method: expected an objective, a term or a method.")

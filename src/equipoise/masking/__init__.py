@@ -1,0 +1,1 @@
+"""Is the robustness real, or do masked gradients mislead the attacks?"""

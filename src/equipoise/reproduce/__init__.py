@@ -1,0 +1,70 @@
+"""The papers' tables and figures, each one command: what is computed, the paper's numbers, and whether they came out.
+
+An experiment is a module in `equipoise.reproduce.papers` with an `experiment`, named as the module is:
+`udp_table_2.py` holds `udp-table-2`.
+"""
+
+from equipoise.reproduce.experiment import (
+    Cell,
+    Chart,
+    Experiment,
+    Line,
+    Part,
+    Plan,
+    Shown,
+    Table,
+    Variant,
+    clean,
+    found,
+    number,
+    robust,
+    trade_off,
+)
+from equipoise.reproduce.outcome import in_words, keep_numbers, reproduction
+from equipoise.reproduce.registry import experiment, names
+from equipoise.reproduce.sweep import RECORD
+from equipoise.reproduce.tasks import (
+    Call,
+    DataManifold,
+    Evaluated,
+    Measured,
+    Net,
+    Setting,
+    Studied,
+    Task,
+    Training,
+    call,
+)
+
+__all__ = [
+    "RECORD",
+    "Call",
+    "Cell",
+    "Chart",
+    "DataManifold",
+    "Evaluated",
+    "Experiment",
+    "Line",
+    "Measured",
+    "Net",
+    "Part",
+    "Plan",
+    "Setting",
+    "Shown",
+    "Studied",
+    "Table",
+    "Task",
+    "Training",
+    "Variant",
+    "call",
+    "clean",
+    "experiment",
+    "found",
+    "in_words",
+    "keep_numbers",
+    "names",
+    "number",
+    "reproduction",
+    "robust",
+    "trade_off",
+]

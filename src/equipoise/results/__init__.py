@@ -1,0 +1,1 @@
+"""What was found, as plain data: records, findings, statistics and where they come from. Nothing here needs torch."""

@@ -1,0 +1,96 @@
+"""What is needed to get a number again: command, seed, versions, commit, device."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from equipoise.results.records import Provenance
+
+_options: ContextVar[Mapping[str, Any] | None] = ContextVar("_options", default=None)
+
+
+@contextmanager
+def recorded_options(options: Mapping[str, Any]) -> Iterator[None]:
+    """Store `options`, JSON-ready, in every provenance that is made inside: what a person asked for, as data."""
+    token = _options.set(options)
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
+def provenance(seed: int, device: "torch.device | str", command: str = "") -> Provenance:
+    """The provenance of something that starts now in this process; `command` defaults to how it was started."""
+    try:
+        own = version("equipoise")
+    except PackageNotFoundError:
+        own = "source tree"
+    return Provenance(
+        command=command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        seed=seed,
+        versions={
+            "equipoise": own,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+        commit=_commit(),
+        device=_in_words(torch.device(device)),
+        threads=torch.get_num_threads(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        options=_options.get() or {},
+    )
+
+
+def recommanded(before: Provenance, command: str) -> Provenance:
+    """The provenance of parts of a whole as that of the whole, which `command` and the options of this command made."""
+    return replace(before, command=command, options=_options.get() or {})
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package is imported from, `+` if files differ; None outside a repository."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _in_words(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"cpu: {_processor()}"
+    return str(device)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,40 @@
+"""Counts of outcomes: the interval of a proportion, and exact tests. No torch."""
+
+import math
+from typing import Literal
+
+from scipy.special import bdtrc
+
+from equipoise.core.errors import require
+
+
+def wilson(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson score interval of a proportion: `(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` (Wilson 1927).
+
+    `z` is the normal quantile, 1.96 for 95 %. A sum of shares in [0, 1] may stand for the successes: its spread is at
+    most theirs, so that the interval is on the safe side. Raises `EquipoiseError` for `n < 1` or `successes` outside
+    `[0, n]`.
+    """
+    require(n >= 1, f"an interval needs at least one sample, got n = {n}.")
+    require(0 <= successes <= n, f"successes = {successes} is not between 0 and n = {n}.")
+    p = successes / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+
+
+def binomial_tail(count: int, n: int, share: float = 0.5) -> float:
+    """The exact p-value of `count` or more outcomes among `n` that happen with probability `share`:
+    `P(Bin(n, share) >= count)`; 1 where there is nothing to test.
+    """
+    return float(bdtrc(count - 1, n, share)) if count > 0 else 1.0
+
+
+def mcnemar(only_first: int, only_second: int, alternative: Literal["greater", "two-sided"] = "greater") -> float:
+    """The exact p-value of outcomes in pairs (McNemar 1947): of the samples on which two differ, `only_first` are on
+    one side; by chance half would be. 1 if they never differ.
+    """
+    n = only_first + only_second
+    if alternative == "greater":
+        return binomial_tail(only_first, n)
+    return min(1.0, 2 * binomial_tail(max(only_first, only_second), n))
