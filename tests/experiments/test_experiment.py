@@ -121,11 +121,12 @@ def test_a_key_is_that_of_everything_that_decides_the_result():
 def test_the_code_version_is_that_of_all_that_computes_and_of_nothing_that_presents(tmp_path, monkeypatch):
     monkeypatch.setattr(equipoise, "__file__", str(tmp_path / "__init__.py"))
     versions = []
-    for name in ("__init__.py", "native/chain.c", "native/lanes.h", "experiments/tasks.py", "experiments/papers/t.py"):
+    counted = ("__init__.py", "kernels/native/chain.c", "kernels/native/lanes.h", "reproduce/tasks.py")
+    for name in (*counted, "reproduce/studies/lms5.py", "reproduce/papers/t.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
         versions.append(code_version.__wrapped__())
-    assert len(set(versions)) == 4 and versions[-1] == versions[-2]
+    assert len(set(versions)) == 5 and versions[-1] == versions[-2]
 
 
 def test_another_dataset_of_the_same_name_has_another_key(tmp_path):

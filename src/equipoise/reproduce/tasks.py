@@ -651,7 +651,8 @@ def code_version() -> str:
     """
     root, digest = Path(equipoise.__file__).parent, hashlib.sha256()
     for path in sorted(path for suffix in ("py", "c", "h") for path in root.rglob(f"*.{suffix}")):
-        presents = path.relative_to(root).parts[0] in ("cli", "report", "experiments")
+        room, *inner = path.relative_to(root).parts
+        presents = room in ("cli", "report") or (room == "reproduce" and inner[0] != "studies")
         if not presents or path.name.startswith(("measures", "tasks")):
             digest.update(os.fsencode(path.relative_to(root).as_posix()) + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

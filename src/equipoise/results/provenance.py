@@ -61,7 +61,7 @@ def recommanded(before: Provenance, command: str) -> Provenance:
 
 def _commit() -> str | None:
     """The commit of the source tree this package is imported from, `+` if files differ; None outside a repository."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
 

@@ -1,4 +1,4 @@
-/* The shortest move onto a hyperplane within a box, in Linf and L2, row by row (see equipoise/hyperplane.py).
+/* The shortest move onto a hyperplane within a box, in Linf and L2, row by row (see equipoise/geometry/hyperplane.py).
  *
  * A row stays in the nearest cache through all steps of Newton's method.
  */
