@@ -10,7 +10,7 @@ from torch import nn
 
 from equipoise import attacks
 from equipoise.attacks import cw, pgd, targeted, udp, uta
-from equipoise.attacks.result import value_and_gradient
+from equipoise.attacks.execution import value_and_gradient
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, NoGradient, require, unknown
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import cross_entropy, dlr

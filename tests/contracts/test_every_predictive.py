@@ -6,7 +6,7 @@ from torch import nn
 
 from equipoise.attacks import pgd, udp
 from equipoise.attacks.ascent import value_and_gradient
-from equipoise.attacks.result import MODEL_STREAM
+from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.attacks.steps import Uniform
 from equipoise.core.rng import Streams
 from equipoise.core.types import Prediction, Predictive

@@ -231,7 +231,6 @@ def test_threads_attack_one_model_at_once() -> None:
 
 def test_random_models_in_threads_draw_what_they_draw_alone() -> None:
     """The generators belong to the process: neither the numbers of another thread nor their state are touched."""
-
     models = [nn.Sequential(made(Net), Noise()) for _ in range(24)]
     attack = pgd(0.1, steps=2, keep="best")
     alone, state = attack(models[0], X, Y, seed=3), torch.get_rng_state()

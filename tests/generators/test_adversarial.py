@@ -10,7 +10,7 @@ from equipoise import methods
 from equipoise.core.errors import EquipoiseError
 from equipoise.generators import AdversarialGenerator, Adversary, GeneratedMargin
 from equipoise.models import Ensemble, as_predictive
-from equipoise.models.single import frozen_weights
+from equipoise.models.inference import frozen_weights
 
 SHAPES = [(1, 8, 8), (3, 9, 11), (1, 28, 28), (3, 4, 4), (12,), (1,)]
 

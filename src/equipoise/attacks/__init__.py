@@ -3,19 +3,19 @@
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack
-from equipoise.attacks.autoattack import Chain, autoattack, cascade, fitted
-from equipoise.attacks.bg import BG, bg
-from equipoise.attacks.deepfool import DeepFool, deepfool
-from equipoise.attacks.fab import FAB, fab
-from equipoise.attacks.fmn import FMN, fmn
+from equipoise.attacks.black_box.random_search import RandomSearch, random_search
+from equipoise.attacks.black_box.square import Square, square
+from equipoise.attacks.black_box.transfer import Transfer, transfer
+from equipoise.attacks.chain import Chain, autoattack, cascade, fitted
 from equipoise.attacks.gradient import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
-from equipoise.attacks.minimal import Bisected, minimal_l2
-from equipoise.attacks.nearest import Nearest, margin_attack, nearest, published_margin_attack, share_won
+from equipoise.attacks.minimum_norm.bisection import Bisected, minimal_l2
+from equipoise.attacks.minimum_norm.deepfool import DeepFool, deepfool
+from equipoise.attacks.minimum_norm.fab import FAB, fab
+from equipoise.attacks.minimum_norm.fmn import FMN, fmn
+from equipoise.attacks.minimum_norm.hein_andriushchenko import BG, bg
+from equipoise.attacks.minimum_norm.nearest import Nearest, margin_attack, nearest, published_margin_attack, share_won
 from equipoise.attacks.presets import adaptive, cw_k, fgsm_k, pgd_k, pgd_l2
-from equipoise.attacks.random_search import RandomSearch, random_search
 from equipoise.attacks.result import Perturbed
-from equipoise.attacks.square import Square, square
-from equipoise.attacks.transfer import Transfer, transfer
 
 __all__ = [
     "ATTACKS",

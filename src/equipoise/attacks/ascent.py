@@ -15,24 +15,13 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.attacks.result import (
-    AT_ONCE,
-    MODEL_STREAM,
-    Admitted,
-    Goal,
-    Perturbed,
-    admitted,
-    at,
-    confirmed,
-    held_still,
-    judged,
-    like,
-    likely_classes,
-    value_and_gradient,
-)
+from equipoise.attacks.climb import CHECK_EVERY, Active, Case, Outcome, Phase, still_climbing, unfooled
+from equipoise.attacks.execution import AT_ONCE, held_still, value_and_gradient
+from equipoise.attacks.inputs import MODEL_STREAM, Admitted, admitted
+from equipoise.attacks.result import Goal, Perturbed, at, confirmed, judged, like, likely_classes
 from equipoise.attacks.spaces import Input
 from equipoise.attacks.steps import (
     Boundary,
@@ -66,118 +55,13 @@ from equipoise.core.types import (
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Term
-from equipoise.models import Frozen, couples_samples, frozen, isolated, predict, seeded
+from equipoise.models import couples_samples, frozen, isolated, predict, seeded
 
 Keep = Literal["last", "best", "first_success"]
 TargetRule = Literal["least_likely", "runner_up", "random"]
 
 _STARTS: dict[str, Start] = {"zero": Zero(), "uniform": Uniform(), "boundary": Boundary()}
 _START, _STEPS, _, _TARGET, _RESTART = range(5)  # what a stream is drawn for, beside MODEL_STREAM
-_CHECK_EVERY = 8  # steps between two looks at who has succeeded on an accelerator, where looking waits for the device
-
-
-@dataclass
-class _Rows:
-    """The samples still climbing. Every field is per sample, so that rows can leave."""
-
-    slot: Tensor  # where the row's result belongs
-    sample: Tensor  # whose row it is: several rows climb towards different targets for one sample
-    point: Tensor
-    origin: Tensor
-    labels: Tensor | None
-    target: Tensor | None
-    avoid: Tensor
-    reach: Tensor | None
-    clean: Prediction | None
-    steps: Tensor | None  # how many steps it takes, if not all the same
-    memory: tuple[Tensor, ...]
-    best: Tensor
-    best_value: Tensor
-    best_at: Tensor  # the step at which the best point was reached
-    won: Tensor  # whether it has succeeded, and stands still
-    wrong: Tensor  # at how many of its points the prediction has been wrong
-    done: Tensor  # whether more steps can change nothing: it, or another row of its sample, has succeeded, or it cycles
-    turtle: Tensor | None  # an earlier point: when the climb comes back to it, it cycles
-    nan: Tensor
-    zero: Tensor
-
-    def __len__(self) -> int:
-        return len(self.slot)
-
-    def enter(self, ball: Ball, rule: StepRule) -> None:
-        """Start anew from the best point so far, in another ball."""
-        self.point = self.best = ball.project(self.best, self.origin)
-        self.best_value = torch.full_like(self.best_value, -torch.inf)
-        self.memory = rule.init(self.point)
-
-    def __getitem__(self, rows: "slice | Tensor") -> "_Rows":
-        def take(value: Any) -> Any:
-            if value is None:
-                return None
-            return tuple(v[rows] for v in value) if isinstance(value, tuple) else value[rows]
-
-        return _Rows(*[take(getattr(self, name)) for name in _FIELDS])
-
-
-_FIELDS = tuple(f.name for f in fields(_Rows))
-
-
-@dataclass(frozen=True)
-class _Phase:
-    """Some steps of a climb, in one ball."""
-
-    start: int
-    steps: int
-    factor: float
-    ball: Ball
-    final: bool = False
-
-
-@dataclass
-class _Outcome:
-    """Results by slot, filled in as rows finish."""
-
-    point: Tensor
-    value: Tensor
-    target: Tensor | None
-    iteration: Tensor
-    evaluations: Tensor
-    nan: Tensor
-    zero: Tensor
-    won: Tensor
-    fallen: Tensor  # by sample, not by slot: more than 0 once one of its rows has succeeded
-
-    @classmethod
-    def empty(cls, rows: _Rows, samples: int) -> "_Outcome":
-        def none() -> Tensor:
-            return torch.zeros_like(rows.slot)
-
-        return cls(
-            rows.origin.clone(),
-            rows.best_value.clone(),
-            rows.target,
-            none(),
-            none(),
-            none(),
-            none(),
-            torch.zeros_like(rows.won),
-            none()[:samples],
-        )
-
-    def write(self, rows: _Rows, point: Tensor, iteration: Tensor, evaluations: int) -> None:
-        self.point[rows.slot] = point
-        self.evaluations[rows.slot], self.iteration[rows.slot] = evaluations, iteration
-        self.nan[rows.slot], self.zero[rows.slot], self.won[rows.slot] = rows.nan, rows.zero, rows.won
-        self.value[rows.slot] = rows.best_value
-
-    def leading_row(self, several: int) -> "_Outcome":
-        """Of each sample's rows the first to succeed, else that with the highest value; the costs of all of them."""
-        late = torch.where(self.won, -self.iteration.double(), -torch.inf).reshape(-1, several)
-        best = torch.where(late.amax(1) > -torch.inf, late.argmax(1), self.value.reshape(-1, several).argmax(1))
-        rows = torch.arange(len(best), device=best.device) * several + best
-        one = {f.name: at(getattr(self, f.name), rows) for f in fields(self) if f.name != "fallen"}
-        costs = {name: getattr(self, name).reshape(-1, several).sum(1) for name in ("evaluations", "nan", "zero")}
-        return _Outcome(fallen=self.fallen, **one | costs)
 
 
 @dataclass(frozen=True)
@@ -320,7 +204,7 @@ class Ascent:
                 clean = predict(predictive, x, streams.fold(MODEL_STREAM))
                 target = choose_target(self.target, clean, y, streams.fold(_TARGET))
             inside, origin = self.space.enter(frozen(predictive, self.mode), x)
-            case = _Case(inside, origin, y, target, None, streams, streams, Goal(y, target))
+            case = Case(inside, origin, y, target, None, streams, streams, Goal(y, target))
             return self.space.leave(origin, self._from_inside._climb(case).point)
 
     def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
@@ -418,12 +302,12 @@ class Ascent:
         elif self.target is not None:
             target = choose_target(self.target, clean, y, streams.fold(_TARGET))
             goal = replace(goal, reach=target)
-        case = _Case(predictive, x, y, target, clean, streams, streams, goal, start, couples)
+        case = Case(predictive, x, y, target, clean, streams, streams, goal, start, couples)
         result, value = self._attempt(case, 0)
         for restart in range(1, self.restarts):
             # Samples that are already fooled stay as they are when the first success is all that is asked for.
             everyone = torch.arange(len(x), device=x.device)
-            rows = _unfooled(case, result.success) if self.keep == "first_success" else everyone
+            rows = unfooled(case, result.success) if self.keep == "first_success" else everyone
             if len(rows) == 0:
                 break
             again, new_value = self._attempt(case[rows], restart)
@@ -435,7 +319,7 @@ class Ascent:
         result = judged(predictive, self.geometry, goal, x, result, streams)
         return replace(result, evaluations=result.evaluations + 1)
 
-    def _attempt(self, case: "_Case", restart: int) -> tuple[Perturbed, PerSample]:
+    def _attempt(self, case: "Case", restart: int) -> tuple[Perturbed, PerSample]:
         """One climb, its outcome verified in float32 and eval mode, and its objective."""
         again = restart > 0 and isinstance(self.start, Zero)
         case = replace(
@@ -465,7 +349,7 @@ class Ascent:
         value = self.objective(here, case.clean, case.y, target)
         if self.precision == "bf16" and self.keep == "first_success":
             # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
-            again = _unfooled(case, result.success | ~found.won)
+            again = unfooled(case, result.success | ~found.won)
             if len(again):
                 slow, value[again] = replace(self, precision="32")._attempt(case[again], restart)
                 everyone = torch.ones_like(slow.success)
@@ -477,7 +361,7 @@ class Ascent:
         return case.examined.coupled or couples_samples(case.predictive.original.module, self.mode)
 
     @torch.no_grad()
-    def _climb(self, case: "_Case") -> _Outcome:
+    def _climb(self, case: "Case") -> Outcome:
         """The loop."""
         steps, sizes = self._schedule
         most = steps.most
@@ -488,13 +372,13 @@ class Ascent:
             origin, predict = case.x, draw(streams)
             clean = predict(origin) if self.objective.needs_clean else None
             rows = self._rows(case, origin, clean)
-            out = _Outcome.empty(rows, len(case.x))
+            out = Outcome.empty(rows, len(case.x))
             spent = 0 if clean is None else 1
             remaining = None
             phases = {phase.start: phase for phase in self._phases}
             phase = phases[0]
             if rows.steps is not None and independent:
-                remaining = _still_climbing(rows.steps, most)
+                remaining = still_climbing(rows.steps, most)
                 rows = rows[rows.steps.argsort(descending=True, stable=True)]
             for i in range(most):
                 progress.report(i, most, "step")
@@ -512,14 +396,14 @@ class Ascent:
                 if self._watches:
                     self._remember(rows, value, here, i, out, phase.final)
                     frozen = rows.done if frozen is None else rows.done | frozen
-                    if independent and (on_cpu or i % _CHECK_EVERY == 0):
+                    if independent and (on_cpu or i % CHECK_EVERY == 0):
                         left = (~rows.done).nonzero()[:, 0]
                         if len(left) < len(rows):
                             finished = rows[rows.done]
                             out.write(finished, finished.best, finished.best_at, spent)
                             rows, value, gradient, frozen = rows[left], value[left], gradient[left], frozen[left]
                             if remaining is not None and rows.steps is not None:
-                                remaining = _still_climbing(rows.steps, most)
+                                remaining = still_climbing(rows.steps, most)
                         if len(rows) == 0:
                             break
                 strength = gradient.abs().flatten(1).amax(1)
@@ -542,18 +426,18 @@ class Ascent:
         return out
 
     @property
-    def _phases(self) -> "list[_Phase]":
+    def _phases(self) -> "list[Phase]":
         """The balls to climb in, one after the other, and which steps."""
         most, found, start = self._schedule[0].most, [], 0
         for factor, share in self.approach:
             steps = max(math.ceil(share * most), 1)
-            found.append(_Phase(start, steps, factor, replace(self.geometry, eps=factor * self.geometry.eps)))
+            found.append(Phase(start, steps, factor, replace(self.geometry, eps=factor * self.geometry.eps)))
             start += steps
         require(
             start < most,
             f"steps = {most}: too few to approach the ball in {len(self.approach)} phases, give at least {start + 1}.",
         )
-        return [*found, _Phase(start, most - start, 1.0, self.geometry, final=True)]
+        return [*found, Phase(start, most - start, 1.0, self.geometry, final=True)]
 
     def _draws(
         self, streams: Streams, draw: Callable[[Streams], Predict], predict: Predict, step: int
@@ -566,7 +450,7 @@ class Ascent:
             again = streams.fold(step + 1) if self.draws == 1 else streams.fold(step + 1, number)
             yield draw(again)
 
-    def _average(self, rows: _Rows, independent: bool, *predicts: Predict) -> tuple[PerSample, Points, Prediction]:
+    def _average(self, rows: Active, independent: bool, *predicts: Predict) -> tuple[PerSample, Points, Prediction]:
         """Objective and gradient, averaged over the draws of the model, and the prediction of all of them together."""
         found = [
             value_and_gradient(
@@ -600,7 +484,7 @@ class Ascent:
             alike and self.keep != "last" and not self.approach and isinstance(self.step, Steepest | Sign | Normalized)
         )
 
-    def _rows(self, case: "_Case", origin: Points, clean: Prediction | None) -> _Rows:
+    def _rows(self, case: "Case", origin: Points, clean: Prediction | None) -> Active:
         ball = self._phases[0].ball
         if case.start is None:
             start = (case.rule or self.start).draw(case.attempt.fold(_START), origin, ball)
@@ -608,7 +492,7 @@ class Ascent:
             start = ball.project(case.start, origin)
         slot = torch.arange(len(origin), device=origin.device)
         no = torch.zeros_like(slot, dtype=torch.bool)
-        rows = _Rows(
+        rows = Active(
             slot=slot,
             sample=slot,
             point=start,
@@ -637,7 +521,7 @@ class Ascent:
         rows.slot, rows.target = torch.arange(len(rows), device=slot.device), case.target.flatten()
         return rows
 
-    def _settle(self, rows: _Rows, predict: Predict, out: _Outcome, most: int, spent: int) -> None:
+    def _settle(self, rows: Active, predict: Predict, out: Outcome, most: int, spent: int) -> None:
         """Write down rows that have taken their last step."""
         if len(rows) == 0:
             return
@@ -651,11 +535,11 @@ class Ascent:
 
     def _remember(
         self,
-        rows: _Rows,
+        rows: Active,
         value: PerSample,
         here: Prediction,
         step: "Tensor | int",
-        out: _Outcome,
+        out: Outcome,
         final: bool = True,
     ) -> None:
         """Keep the best point so far, or the last; the first success is better than anything. NaN is never better."""
@@ -669,38 +553,6 @@ class Ascent:
         rows.best = torch.where(like(better, rows.best), rows.point, rows.best)
         rows.best_value = torch.where(better, value, rows.best_value)
         rows.best_at = torch.where(better, step, rows.best_at)
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A batch under attack."""
-
-    predictive: Frozen
-    x: Tensor
-    y: Tensor | None
-    target: Tensor | None  # one class per sample, or several to climb towards side by side
-    clean: Prediction | None
-    streams: Streams  # from which a random model is drawn: the same in every attempt, and where the points are judged
-    attempt: Streams  # from which this attempt draws its starts and numbers of steps
-    goal: Goal
-    start: Tensor | None = None
-    couples: bool = False  # whether samples depend on each other
-    rule: Start | None = None  # where this attempt starts, if not as the ascent says
-
-    def __getitem__(self, rows: Tensor) -> "_Case":
-        whole = ("predictive", "couples", "rule")
-        return replace(self, **{f.name: at(getattr(self, f.name), rows) for f in fields(self) if f.name not in whole})
-
-
-def _unfooled(case: _Case, success: Bool[Tensor, " batch"]) -> Int[Tensor, " again"]:
-    """The samples to try again: the whole batch, if any, where samples depend on each other."""
-    again = ~success if not case.couples or success.all() else torch.ones_like(success)
-    return again.nonzero()[:, 0]
-
-
-def _still_climbing(steps: Int[Tensor, " batch"], most: int) -> list[int]:
-    """How many samples take more than i steps, for i = 0, ..., most."""
-    return (len(steps) - steps.bincount(minlength=most + 1).cumsum(0)).tolist()
 
 
 def choose_target(rule: TargetRule | int, clean: Prediction, y: Labels | None, streams: Streams) -> Labels:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.autoattack import Chain
+from equipoise.attacks.chain import Chain
 from equipoise.attacks.gradient import cw, fgsm, pgd
 from equipoise.attacks.steps import Gaussian
 from equipoise.core.errors import require

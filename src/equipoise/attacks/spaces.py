@@ -14,7 +14,7 @@ from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Predictive, Weights
 from equipoise.geometry import EVERYWHERE, Box
 from equipoise.models import Frozen
-from equipoise.models.parts import parts
+from equipoise.models.splitting import parts
 
 
 @dataclass(frozen=True)

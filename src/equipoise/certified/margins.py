@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from equipoise.attacks.result import admitted
+from equipoise.attacks.inputs import admitted
 from equipoise.certified.network import Network, translate
 from equipoise.certified.propagation import enclosures, minimum
 from equipoise.certified.regions import Region, check_region

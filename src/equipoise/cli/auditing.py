@@ -12,7 +12,7 @@ from equipoise.cli.options import Audit, Evaluate
 from equipoise.cli.recorded import answered
 from equipoise.core.errors import require
 from equipoise.evaluation import radii
-from equipoise.evaluation.audit import fingerprint
+from equipoise.evaluation.verification import fingerprint
 from equipoise.masking.investigate import investigate
 from equipoise.report.figures import canvas
 from equipoise.report.masking import clearest_first, p_value, page

@@ -17,7 +17,7 @@ from equipoise.certified import certified
 from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.recorded import answered
 from equipoise.core.errors import EquipoiseError, require, unknown
-from equipoise.evaluation.audit import fingerprint
+from equipoise.evaluation.verification import fingerprint
 from equipoise.geometry import Ball, NormName
 from equipoise.report.figures import canvas
 from equipoise.report.studies import page

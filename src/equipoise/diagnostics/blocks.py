@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.attacks.result import MODEL_STREAM, admitted
+from equipoise.attacks.inputs import MODEL_STREAM, admitted
 from equipoise.core.errors import require
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Predict, Predictive

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from equipoise.attacks.result import value_and_gradient
+from equipoise.attacks.execution import value_and_gradient
 from equipoise.core.errors import require
 from equipoise.core.types import Labels, Points, Prediction, Predictive
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks

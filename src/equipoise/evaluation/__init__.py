@@ -4,7 +4,7 @@ results = evaluate(model, x, y, suite(["fgsm", "pgd"], eps=[4 / 255, 8 / 255]))
 print(results[0].accuracy, results[-1].interval)
 """
 
-from equipoise.evaluation.audit import Audit, audit, fingerprint
+from equipoise.evaluation.confirm import Verified, predict, verify_outcome
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.evaluate import (
     WORST,
@@ -22,7 +22,7 @@ from equipoise.evaluation.runs import affordable_examples, assess, evaluate_run,
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard, merge
 from equipoise.evaluation.suites import PUBLISHED, Attack, Suite, suite
-from equipoise.evaluation.verify import Verified, predict, verify_outcome
+from equipoise.evaluation.verification import Audit, audit, fingerprint
 from equipoise.masking.probe import judge, probe
 
 __all__ = [

@@ -7,15 +7,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.attacks.result import GLOBAL_STREAM, MODEL_STREAM, check_index
+from equipoise.attacks.inputs import GLOBAL_STREAM, MODEL_STREAM, check_index
 from equipoise.core.errors import require
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.corruptions import CORRUPTIONS, Published, chosen, corrupt
 from equipoise.data import Dataset
 from equipoise.data.dataset import stratified_order
+from equipoise.evaluation.confirm import predict
 from equipoise.evaluation.evaluate import check_samples
-from equipoise.evaluation.verify import predict
 from equipoise.models import as_predictive, seeded
 from equipoise.results.records import CorruptionResult
 

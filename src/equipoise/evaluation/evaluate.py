@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from equipoise.attacks import fitted
 from equipoise.attacks.attack import Composite
-from equipoise.attacks.result import DRAWS, GLOBAL_STREAM, MODEL_STREAM, Admitted, admitted, check_index
+from equipoise.attacks.inputs import GLOBAL_STREAM, MODEL_STREAM, Admitted, admitted, check_index
+from equipoise.attacks.result import DRAWS
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import require
 from equipoise.core.progress import kept as kept_before
 from equipoise.core.progress import listening
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
+from equipoise.evaluation.confirm import Verified, verify_outcome
 from equipoise.evaluation.suites import Attack, Suite
-from equipoise.evaluation.verify import Verified, verify_outcome
 from equipoise.geometry import EVERYWHERE, Ball, Box
 from equipoise.models import Frozen, as_predictive, cut, frozen, seeded
 from equipoise.results.records import AttackResult, CorruptionResult

@@ -17,7 +17,6 @@ from equipoise.core.locks import locked
 from equipoise.core.progress import keeping
 from equipoise.core.types import Precision, Predictive
 from equipoise.data import Dataset, Split
-from equipoise.evaluation.audit import fingerprint
 from equipoise.evaluation.corrupted import Corruptions, joined_corruptions, on_corruptions
 from equipoise.evaluation.evaluate import (
     Block,
@@ -35,6 +34,7 @@ from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard
 from equipoise.evaluation.suites import Suite, suite
+from equipoise.evaluation.verification import fingerprint
 from equipoise.geometry import Box
 from equipoise.masking.probe import judge, probe
 from equipoise.models import as_predictive, first_look, seeded

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from equipoise.attacks import pgd, uta
 from equipoise.core.errors import require
 from equipoise.core.types import Labels, Points, Predictive
-from equipoise.evaluation.verify import predict
+from equipoise.evaluation.confirm import predict
 from equipoise.geometry import NormName
 from equipoise.models import as_predictive
 

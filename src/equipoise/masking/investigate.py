@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from equipoise.attacks import Square, adaptive, cw, pgd, random_search, transfer
 from equipoise.attacks.ascent import Ascent, Keep
 from equipoise.attacks.attack import Attack
-from equipoise.attacks.result import Goal, Perturbed, admitted, confirmed
+from equipoise.attacks.inputs import admitted
+from equipoise.attacks.result import Goal, Perturbed, confirmed
 from equipoise.attacks.steps import Uniform
 from equipoise.core.errors import EquipoiseWarning, NoGradient, require
 from equipoise.core.rng import Streams

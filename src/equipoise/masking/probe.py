@@ -18,7 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equipoise.attacks.result import GLOBAL_STREAM, MODEL_STREAM, admitted, like, value_and_gradient
+from equipoise.attacks.execution import value_and_gradient
+from equipoise.attacks.inputs import GLOBAL_STREAM, MODEL_STREAM, admitted
+from equipoise.attacks.result import like
 from equipoise.core.errors import NoGradient, require
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive

@@ -7,12 +7,9 @@ from equipoise.models.deep_kernel_gp import DeepKernelGP, kl_to_prior
 from equipoise.models.dropout import MonteCarloDropout
 from equipoise.models.ensemble import Ensemble
 from equipoise.models.frozen import Frozen, called_with, cut, frozen
-from equipoise.models.parts import Splittable, parts
-from equipoise.models.single import (
+from equipoise.models.inference import (
     NOT_FINITE,
     Examined,
-    Single,
-    as_predictive,
     check_outputs,
     couples_samples,
     examine,
@@ -28,6 +25,8 @@ from equipoise.models.single import (
     usable_precision,
     with_module,
 )
+from equipoise.models.single import Single, as_predictive
+from equipoise.models.splitting import Splittable, parts
 
 __all__ = [
     "NOT_FINITE",

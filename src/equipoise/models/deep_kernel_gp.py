@@ -26,7 +26,7 @@ from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Predict, Prediction, Weights
 from equipoise.models.frozen import called_with
-from equipoise.models.single import seeded
+from equipoise.models.inference import seeded
 from equipoise.nets.split import split
 
 Kernel = Literal["rbf", "matern12", "matern32", "matern52"]

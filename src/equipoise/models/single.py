@@ -4,25 +4,17 @@
 them as `.logits`. `standing(module, mode)` sets a mode and restores every submodule's own on the way out.
 """
 
-import math
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.rng import Streams
-from equipoise.core.types import Mode, Points, Precision, Predict, Prediction, Predictive, Weights
-from equipoise.kernels.input_gradients import MANY_FILTERS, faster_in_bf16
-from equipoise.models.frozen import Frozen, called_with, cut, frozen
+from equipoise.core.types import Points, Predict, Prediction, Predictive, Weights
+from equipoise.models.frozen import called_with
 from equipoise.nets.split import split
-
-_BATCH_COUPLING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 @dataclass(frozen=True)
@@ -78,16 +70,6 @@ def as_predictive(
     raise EquipoiseError(f"a {type(model).__name__} is not a model: expected a torch.nn.Module that returns logits.")
 
 
-def with_module(predictive: Predictive, module: nn.Module) -> Predictive:
-    """The same kind of predictive with other weights: those of `module`. Raises `EquipoiseError` if it cannot be."""
-    require(
-        is_dataclass(predictive) and "module" in {field.name for field in fields(predictive)},
-        f"a {type(predictive).__name__} cannot take averaged weights: make it a dataclass with a field `module`, or "
-        "train without ema.",
-    )
-    return replace(predictive, module=module)  # pyright: ignore[reportCallIssue, reportArgumentType, reportReturnType]
-
-
 def _scores(output: Any, batch: int, name: str) -> Tensor:
     scores: Any = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     require(
@@ -99,6 +81,7 @@ def _scores(output: Any, batch: int, name: str) -> Tensor:
 
 def _describe(output: Any) -> str:
     return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+<<<<<<< HEAD
 
 
 class _Ieee:
@@ -409,3 +392,5 @@ def _laid_out(weight: Tensor, precision: Precision) -> Tensor:
     if weight.ndim != 4:
         return weight
     return weight.contiguous(memory_format=torch.channels_last if many else torch.contiguous_format)
+=======
+>>>>>>> 07e5bea (Give attacks and tests their rooms)

@@ -16,7 +16,7 @@ from torch import nn
 from equipoise.attacks import FAB, Attack, RandomSearch, Square
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Composite, Wrapped
-from equipoise.attacks.result import AT_ONCE, held_still, value_and_gradient
+from equipoise.attacks.execution import AT_ONCE, held_still, value_and_gradient
 from equipoise.attacks.spaces import Latent
 from equipoise.attacks.steps import Fixed
 from equipoise.core.errors import EquipoiseError

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from equipoise.attacks import bg, margin_attack, minimal_l2, pgd, published_margin_attack, random_search
-from equipoise.attacks.minimal import Bisected
+from equipoise.attacks.minimum_norm.bisection import Bisected
 from equipoise.attacks.presets import pgd_k, pgd_l2
 from equipoise.attacks.result import Perturbed
 from equipoise.attacks.steps import Gaussian

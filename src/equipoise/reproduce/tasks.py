@@ -26,8 +26,8 @@ from equipoise.core.rng import Streams
 from equipoise.data import Dataset
 from equipoise.data import load as load_dataset
 from equipoise.evaluation import assess, suite
-from equipoise.evaluation.audit import fingerprint, read
 from equipoise.evaluation.evaluate import by_ball
+from equipoise.evaluation.verification import fingerprint, read
 from equipoise.generators import auto_encoder
 from equipoise.masking.probe import is_black_box
 from equipoise.models import Ensemble, MonteCarloDropout, as_predictive

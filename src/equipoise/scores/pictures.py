@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from equipoise.attacks import Nearest
-from equipoise.attacks.nearest import share_won
+from equipoise.attacks.minimum_norm.nearest import share_won
 from equipoise.results.findings import Findings, Images, Lines, Number, Picture, Series
 from equipoise.scores.score import Distances, Estimate
 

@@ -1,0 +1,1 @@
+"""Attacks that ask the model under test for predictions and never for a gradient."""

@@ -1,0 +1,449 @@
+"""Square attack: random search over squares of the image, which asks for scores and never for a gradient.
+
+Every iteration proposes to change one window, the same for all samples, and a sample keeps the change if its margin
+shrinks (Andriushchenko et al. 2020). For Linf the window becomes `x ± eps`, one sign per channel, after a start of
+vertical stripes `x ± eps`. For L2 and L1 a second window gives up its perturbation, and the first takes over that
+budget and what is left of eps, with a pattern of two opposite hills (L1: Croce & Hein 2021). The window covers the
+share p of the image, which is halved nine times on the way.
+
+Windows are drawn from the seed and the iteration, signs from the sample's own stream, so that a result does not depend
+on the batch a sample comes in. A proposal that leaves the point as it is is not evaluated, and where the network allows
+it only what the window touches is (`equipoise.kernels.windowed`): the points are those of the plain loop.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from equipoise.attacks.execution import held_still
+from equipoise.attacks.inputs import MODEL_STREAM, admitted
+from equipoise.attacks.result import Goal, Perturbed, confirmed, judged, prediction_of
+from equipoise.core import progress
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.rng import Streams, fold
+from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
+from equipoise.geometry import NORMS, Ball, Box
+from equipoise.kernels.input_gradients import mostly_wide
+from equipoise.kernels.windowed import Change, Images, LocalForward, Span, Window
+from equipoise.losses.objectives import margin
+from equipoise.models import Frozen, Single
+
+_RESTART, _START, _WINDOW, _SIGN = range(10, 14)  # what a stream is drawn for
+_BLOCK = 64  # iterations whose draws are made together: as many as an integer has bits
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10 000 iterations
+_TILES = 5  # in each direction, of the start for L2 and L1
+_CROWDED = 0.9  # share of the rows still searching below which the others are cleared away, which costs a copy
+
+
+@dataclass(frozen=True)
+class Square:
+    """Random search over squares, within a number of queries per sample and restart."""
+
+    geometry: Ball
+    """Where the perturbed point may lie."""
+    queries: int = 5000
+    """Iterations. One whose proposal changes nothing counts too, but is not evaluated."""
+    p_init: float = 0.8
+    """Share of the image that the first windows cover."""
+    horizon: int = 10_000
+    """Iterations over which the windows shrink; with fewer queries they stay larger (as in AutoAttack)."""
+    restarts: int = 1
+    """How often it starts again, for the samples that are not yet fooled."""
+    draws: int = 1
+    """Of a random model, over how many draws the margin is averaged at every query."""
+    precision: Precision = "32"
+    """`bf16` computes the search in bfloat16, unless that is slower (on a CPU, if most convolutions have few filters);
+    every success is then confirmed in float32."""
+
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.geometry.eps), "square needs a finite ball: eps is infinite.")
+        require(self.queries >= 1, f"queries = {self.queries} searches nothing: expected an integer >= 1.")
+        require(self.horizon >= 1, f"horizon = {self.horizon} is over at once: expected an integer >= 1.")
+        require(0 < self.p_init <= 1, f"p_init = {self.p_init} is no share of the image: expected 0 < p_init <= 1.")
+        require(self.restarts >= 1, f"restarts = {self.restarts} runs nothing: expected an integer >= 1.")
+        require(self.draws >= 1, f"draws = {self.draws} evaluates nothing: expected an integer >= 1.")
+        if self.precision not in get_args(Precision):
+            raise unknown("precision", self.precision, get_args(Precision))
+
+    def __str__(self) -> str:
+        return f"square({self.geometry.norm} {self.geometry.eps:g}, {self.queries} queries)"
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON-ready data, for records."""
+        ball = self.geometry
+        where = {"norm": ball.norm, "eps": ball.eps, "box": {"low": ball.box.low, "high": ball.box.high}}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "draws" or self.draws > 1}
+        return found | {"geometry": where}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: "nn.Module | Predictive",
+        x: Points,
+        y: Labels | None = None,
+        *,
+        seed: int = 0,
+        index: Int[Tensor, " batch"] | None = None,
+        batch_size: int = 512,
+    ) -> Perturbed:
+        """Search around `x` for points that `model` does not take for `y`, the true labels.
+
+        A sample misclassified from the start stays where it is; one that is never fooled returns the point of its
+        smallest margin. Results do not depend on `batch_size` or order, up to float rounding.
+        Raises `EquipoiseError` for unusable input and for models in which samples depend on each other.
+        """
+        if y is None:
+            raise EquipoiseError("square needs labels: give the true classes as y.")
+        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
+            case.require_independent("square")
+            return Perturbed.cat(
+                [
+                    self._attack(_Case(self, case.predictive, case.x[b], y[b], case.streams[b], seed))
+                    for b in case.batches(batch_size)
+                ]
+            )
+
+    def _attack(self, case: "_Case") -> Perturbed:
+        """The clean points, and over them the best of all restarts for those that are not yet fooled."""
+        result, value = case.outcome(case.x, torch.zeros_like(case.y), torch.zeros_like(case.y))
+        for restart in progress.parts(range(self.restarts)):
+            rows = (~result.success).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            again, new = case[rows].attempt(restart)
+            better = again.success | (new > value[rows]) | (restart == 0)
+            result = result.overwritten(rows, result.take(rows).or_rather(again, better))
+            value[rows] = torch.where(better, new, value[rows])
+        return judged(case.predictive, self.geometry, Goal(case.y), case.x, result, case.streams)
+
+    def share(self, iteration: int) -> float:
+        """The share of the image that a window covers: halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the
+        horizon.
+        """
+        return self.p_init / 2 ** sum(int(iteration / self.horizon * 10_000) > t for t in _HALVINGS)
+
+    def window(self, iteration: int, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a window: a square, or a run where the image is a single row or column."""
+        least, run = (1 if self.geometry.norm == "linf" else 3), min(height, width) == 1
+        pixels = self.share(iteration) * height * width
+        side = max(round(pixels if run else math.sqrt(pixels)), least)
+        side += least == 3 and side % 2 == 0
+        side = min(side, max(height, width) if run else min(height, width))
+        return min(side, height), min(side, width)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Samples that are attacked together."""
+
+    attack: Square
+    predictive: Frozen
+    x: Points
+    y: Labels
+    streams: Streams
+    seed: int
+
+    def __getitem__(self, rows: Tensor) -> "_Case":
+        return replace(self, x=self.x[rows], y=self.y[rows], streams=self.streams[rows])
+
+    def outcome(self, point: Points, found: Tensor, spent: Tensor) -> tuple[Perturbed, PerSample]:
+        """What has come of these points, and minus the margin there."""
+        result, here = confirmed(
+            self.predictive,
+            self.attack.geometry,
+            Goal(self.y),
+            self.x,
+            point,
+            self.streams,
+            evaluations=spent,
+            iteration=found,
+        )
+        return result, margin(here, None, self.y)
+
+    def _precision(self) -> Precision:
+        """That of the search: float32 also where bf16 is asked for, if that is slower."""
+        weights = [w for w in self.predictive.module.parameters() if w.ndim == 4 and w.device.type == "cpu"]
+        return "32" if weights and not mostly_wide(weights) else self.attack.precision
+
+    def attempt(self, restart: int) -> tuple[Perturbed, PerSample]:
+        """One search."""
+        point, found, spent = self.x.clone(), torch.zeros_like(self.y), torch.zeros_like(self.y)
+        with held_still(self.predictive, self.x, "eval", self._precision()) as draw:
+            streams = [self.streams.fold(MODEL_STREAM, *([n] if n else [])) for n in range(self.attack.draws)]
+            drawn = _averaged([draw(one) for one in streams])
+            search = _Search.of(self, drawn, fold(self.seed, _RESTART, restart), self.streams.fold(_RESTART, restart))
+            for rows in search.run(self.attack):
+                point[rows.slot] = rows.stages[0].reshape(-1, *self.x.shape[1:])
+                found[rows.slot], spent[rows.slot] = rows.found, rows.spent
+        return self.outcome(point, found, spent)
+
+
+def _averaged(predicts: list[Predict]) -> Predict:
+    """The mean prediction over several draws of a model."""
+    if len(predicts) == 1:
+        return predicts[0]
+    return lambda x: Prediction(torch.cat([predict(x).logits for predict in predicts]))
+
+
+@dataclass
+class _Rows:
+    """The samples still searching. Every field is per sample, so that rows can leave."""
+
+    slot: Tensor  # where the row's result belongs
+    stages: tuple[Images, ...]  # the best point so far, and what the network computes there
+    origin: Images
+    labels: Labels
+    value: PerSample  # minus the margin at the best point: positive is fooled
+    power: PerSample  # ‖best - origin‖^p, for L2 and L1
+    streams: Streams
+    signs: Tensor  # (batch, channels, iterations): what this block draws
+    found: Int[Tensor, " batch"]  # the iteration at which the best point was found
+    spent: Int[Tensor, " batch"]  # evaluations
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    def __getitem__(self, rows: Tensor) -> "_Rows":
+        def take(value: Any) -> Any:
+            return tuple(v[rows] for v in value) if isinstance(value, tuple) else value[rows]
+
+        return _Rows(**{f.name: take(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass
+class _Search:
+    """One random search: its rows, the network in parts, and the confirmation of what it takes for a success."""
+
+    rows: _Rows
+    moves: "_Signs | _Hills"
+    local: LocalForward
+    truth: Predict
+    seed: int
+
+    @classmethod
+    def of(cls, case: _Case, drawn: Predict, seed: int, streams: Streams) -> "_Search":
+        x, y, ball = case.x, case.y, case.attack.geometry
+        images = x if x.ndim == 4 else x.reshape(len(x), 1 if x.ndim == 2 else x.shape[1], 1, -1)
+
+        def flat(predict: Predict) -> Predict:
+            return predict if x.ndim == 4 else lambda images: predict(images.reshape(-1, *x.shape[1:]))
+
+        def truth(point: Points) -> Prediction:
+            return prediction_of(case.predictive, point, case.streams)
+
+        single = isinstance(case.predictive.predictive, Single)
+        local = LocalForward.of(flat(drawn), x) if single else LocalForward(flat(drawn))
+        moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
+        start = moves.start(images, streams.fold(_START), fold(seed, _START))
+        none = torch.zeros_like(y)
+        rows = _Rows(
+            slot=torch.arange(len(x), device=x.device),
+            stages=tuple(local.stages(start)),
+            origin=images,
+            labels=y,
+            value=torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device),
+            power=moves.power(start - images),
+            streams=streams,
+            signs=start.new_empty(len(x), 0, 0),
+            found=none,
+            spent=none.clone(),
+        )
+        return cls(rows, moves, local, flat(truth), seed)
+
+    def run(self, attack: Square) -> Iterator[_Rows]:
+        """Search; the rows as they finish."""
+        height, width = self.rows.origin.shape[2:]
+        draws: list[list[float]] = []
+        self._try(self.rows.slot, self.rows.stages[0], ((0, height), (0, width)), 0)
+        for i in range(attack.queries):
+            progress.report(i, attack.queries, "query")
+            searching = self.rows.value <= 0
+            count = int(searching.sum())
+            if count < _CROWDED * len(self.rows) or count == 0:
+                yield self.rows[(~searching).nonzero()[:, 0]]
+                self.rows = self.rows[searching.nonzero()[:, 0]]
+                searching = searching[searching]
+            if count == 0:
+                return
+            if i % _BLOCK == 0:
+                draws = self._draw(i // _BLOCK, self.rows.origin.shape[1])
+            patch, window = self.moves.propose(
+                self.rows, attack.window(i, height, width), draws[i % _BLOCK], self.rows.signs[:, :, i % _BLOCK]
+            )
+            old = self.rows.stages[0][:, :, slice(*window[0]), slice(*window[1])]
+            which = (searching & (patch != old).flatten(1).any(1)).nonzero()[:, 0]
+            if len(which):
+                self._try(which, patch[which], window, i + 1)
+        yield self.rows
+
+    def _draw(self, block: int, channels: int) -> list[list[float]]:
+        """What the next iterations draw: numbers in [0, 1) for all samples, and each sample's signs."""
+        device = self.rows.slot.device
+        bits = self.rows.streams.fold(_SIGN, block).bits(channels)[..., None] >> torch.arange(_BLOCK, device=device)
+        self.rows.signs = (1 - 2 * (bits & 1)).to(self.rows.origin.dtype)
+        iterations = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
+        return Streams.of(fold(self.seed, _WINDOW), iterations).uniform(5, dtype=torch.float64).tolist()
+
+    def _try(self, which: Tensor, patch: Images, window: Window, iteration: int) -> None:
+        """Ask for the scores of the rows `which` with the patch in place, and keep it where the margin has shrunk."""
+        rows = self.rows
+        here, changes = self.local.predict(rows.stages, which, patch, window)
+        labels = rows.labels[which]
+        value = margin(here, None, labels)
+        rows.spent[which] += 1
+        fooled = (value > 0).nonzero()[:, 0]
+        if len(fooled):
+            # Lower precision, or the network in parts, may see a success that there is not: the search goes on.
+            point = rows.stages[0][which[fooled]]
+            point[:, :, slice(*window[0]), slice(*window[1])] = patch[fooled]
+            value[fooled] = margin(self.truth(point), None, labels[fooled])
+            rows.spent[which[fooled]] += 1
+        # Less than rounding is no progress, lest it depend on how samples are batched.
+        better = ((value > 0) | (value > rows.value[which] + here.resolution(labels))).nonzero()[:, 0]
+        if len(better):
+            kept = which[better]
+            self.local.write(rows.stages, kept, [(change[better], where) for change, where in changes])
+            rows.value[kept], rows.found[kept] = value[better], iteration
+            if isinstance(self.moves, _Hills):
+                rows.power[kept] = self.moves.power(rows.stages[0][kept] - rows.origin[kept])
+
+
+def _place(size: tuple[int, int], image: torch.Size, row: float, column: float) -> Window:
+    """The window of this size at a place drawn uniformly from all there are."""
+    top, left = (int(u * (n - s + 1)) for u, n, s in zip((row, column), image, size, strict=True))
+    return (top, top + size[0]), (left, left + size[1])
+
+
+@dataclass(frozen=True)
+class _Signs:
+    """Moves for Linf: the window becomes `x ± eps`."""
+
+    ball: Ball
+
+    def start(self, x: Images, streams: Streams, seed: int) -> Images:
+        """Vertical stripes, with a sign for every column and channel."""
+        signs = 1 - 2 * (streams.bits(x.shape[1], 1, x.shape[3]) & 1).to(x.dtype)
+        return self.ball.box.clamp(x + self.ball.eps * signs)
+
+    def propose(self, rows: _Rows, size: tuple[int, int], draw: list[float], signs: Tensor) -> Change:
+        """The new content of a window, and the window.
+
+        From a point `best` of the ball, `best ± 2·eps` projected to it is its corner `x ± eps`.
+        """
+        window = _place(size, rows.origin.shape[2:], *draw[:2])
+        x = rows.origin[:, :, slice(*window[0]), slice(*window[1])]
+        return self.ball.box.clamp(x + self.ball.eps * signs[:, :, None, None]), window
+
+    def power(self, move: Images) -> PerSample:
+        """Not needed here."""
+        return torch.zeros_like(move[:, 0, 0, 0])
+
+
+@dataclass(frozen=True)
+class _Hills:
+    """Moves for L2 and L1: a window's budget goes to another one."""
+
+    ball: Ball
+    p: int
+
+    def power(self, move: Images, *, each: bool = False) -> Tensor:
+        """`‖move‖^p` per sample, or for each of its channels."""
+        terms = move.abs() if self.p == 1 else move**2
+        return terms.sum((2, 3)) if each else terms.sum((1, 2, 3))
+
+    def unit(self, move: Images) -> Images:
+        """`move` with norm 1 in each channel."""
+        return move / (self.power(move, each=True) ** (1 / self.p) + 1e-12)[:, :, None, None]
+
+    def start(self, x: Images, streams: Streams, seed: int) -> Images:
+        """Hills on a grid of tiles, with a sign for every tile and channel; of norm eps, but for L1 projected."""
+        channels, height, width = x.shape[1:]
+        high, wide = max(height // _TILES, 1), max(width // _TILES, 1)
+        tiles = [(i, j) for i in range(min(height, _TILES)) for j in range(min(width, _TILES))]
+        signs = 1 - 2 * (streams.bits(len(tiles), channels) & 1).to(x.dtype)
+        turned = Streams.of(seed, torch.arange(len(tiles))).integers(2).tolist()
+        above, before = (height - high * min(height, _TILES)) // 2, (width - wide * min(width, _TILES)) // 2
+        move = torch.zeros_like(x)
+        for n, (i, j) in enumerate(tiles):
+            window = move[:, :, above + i * high :, before + j * wide :][:, :, :high, :wide]
+            window += signs[:, n, :, None, None] * hills(high, wide, self.p, bool(turned[n])).to(x)
+        if self.p == 2:
+            move = move * (self.ball.eps / self.power(move).sqrt().clamp_min(1e-12))[:, None, None, None]
+        return self.ball.project(x + move, x)
+
+    def propose(self, rows: _Rows, size: tuple[int, int], draw: list[float], signs: Tensor) -> Change:
+        """The new content of the smallest window around the two, and that window."""
+        p, (channels, *image) = self.p, rows.origin.shape[1:]
+        taker, giver = (_place(size, torch.Size(image), *draw[k : k + 2]) for k in (0, 2))
+        # For L1 the published step gives every channel the budget of all of them; then all of the image is projected.
+        heavy = p == 1 and channels > 1
+        around = _around(taker, giver) if not heavy else ((0, image[0]), (0, image[1]))
+        x, best = (t[:, :, slice(*around[0]), slice(*around[1])] for t in (rows.origin, rows.stages[0]))
+        move = best - x
+        to, off = (_inside(window, around) for window in (taker, giver))
+        budget = self.power(move[to], each=True)
+        pattern = hills(*size, p, draw[4] > 0.5).to(x)
+        new = self.unit(signs[:, :, None, None] * pattern + move[to] / (budget ** (1 / p) + 1e-12)[:, :, None, None])
+        move[to] = 0
+        budget = budget + self.power(move[off], each=True)  # what both windows hold, counted once
+        spare = (self.ball.eps**p - rows.power)[:, None] / channels
+        length = (budget + spare).clamp_min(0) ** (1 / p) * (channels if heavy else 1)
+        move[off] = 0
+        move[to] = new * length[:, :, None, None]
+        moved = x + move
+        return (self.ball.project(moved, x) if heavy else self.ball.box.clamp(moved)), around
+
+
+def _around(a: Window, b: Window) -> Window:
+    (top, left), (bottom, right) = (
+        tuple(pick(s[end], t[end]) for s, t in zip(a, b, strict=True)) for pick, end in ((min, 0), (max, 1))
+    )
+    return (top, bottom), (left, right)
+
+
+def _inside(window: Window, around: Window) -> tuple[slice, ...]:
+    """The window as an index into images cut to `around`."""
+
+    def cut(inner: Span, outer: Span) -> slice:
+        return slice(inner[0] - outer[0], inner[1] - outer[0])
+
+    return slice(None), slice(None), *map(cut, window, around)
+
+
+@cache
+def hills(height: int, width: int, p: int, turned: bool = False) -> Float[Tensor, "height width"]:
+    """A hill beside one of the opposite sign, of Lp norm 1; `turned` by a right angle where the window is a square.
+
+    At the Chebyshev distance d from its middle a hill has the height `Σ_{k > d} 1/k^q`, q = 2 for L2 and 4 for L1, and
+    the two are cut along the longer side (Andriushchenko et al. 2020, Eq. 2).
+    """
+    if turned and height == width:
+        return hills(height, width, p).T.contiguous()
+    if height < width:
+        return hills(width, height, p).T.contiguous()
+    pattern = torch.cat([_hill(height // 2, width, p), -_hill(height - height // 2, width, p)])
+    return (pattern / torch.linalg.vector_norm(pattern, p)).float()
+
+
+def _hill(height: int, width: int, p: int) -> Tensor:
+    if height == 0:
+        return torch.zeros(0, width, dtype=torch.float64)
+    rows, columns = (torch.arange(n, dtype=torch.float64) for n in (height, width))
+    distance = torch.maximum((rows - height // 2).abs()[:, None], (columns - width // 2).abs()).long()
+    steps = 1 / torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64) ** (4 if p == 1 else 2)
+    heights = steps.flip(0).cumsum(0).flip(0)[distance]
+    return heights / torch.linalg.vector_norm(heights, p)
+
+
+def square(eps: float, norm: str = "linf", queries: int = 5000, box: Box = Box(), **options: Any) -> Square:
+    """Square attack (Andriushchenko et al. 2020) within `queries` queries per sample.
+
+    `eps` is in the units of the input, `norm` linf, l2 or l1; also takes the other fields of `Square` by name.
+    """
+    return Square(Ball(norm, eps, box), queries, **options)

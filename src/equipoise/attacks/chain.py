@@ -1,0 +1,203 @@
+"""Attacks in a row: AutoAttack (Croce & Hein 2020) and our own cascade.
+
+standard   APGD-CE, APGD-T, FAB-T, Square
+rand       APGD-CE and APGD-DLR over the expectation of a random model
+plus       APGD-CE and APGD-DLR with 5 restarts, FAB-T with 5 restarts, Square, APGD-T
+cascade    two cheap attacks, then those of `standard`
+"""
+
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from equipoise.attacks.apgd import apgd, apgd_t
+from equipoise.attacks.ascent import Ascent
+from equipoise.attacks.attack import Attack, Wrapped
+from equipoise.attacks.black_box.square import square
+from equipoise.attacks.gradient import cw
+from equipoise.attacks.inputs import admitted
+from equipoise.attacks.minimum_norm.fab import FAB, fab
+from equipoise.attacks.result import Goal, Perturbed, judged
+from equipoise.attacks.steps import Uniform
+from equipoise.core import progress
+from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.types import Labels, Points, Precision, Predictive
+from equipoise.geometry import Ball, Box
+from equipoise.losses.objectives import cross_entropy, dlr, margin
+
+Version = Literal["standard", "rand", "plus"]
+
+DRAWS = 20
+"""Draws of a random model over which `rand` averages every gradient."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Attacks in a row, on one ball; a sample leaves at its first success. `Perturbed.part` says whose it was."""
+
+    parts: tuple[tuple[str, Attack], ...]
+    """Names and attacks, in the order in which they run."""
+    notes: tuple[str, ...] = ()
+    """What was changed to fit the model."""
+
+    def __post_init__(self) -> None:
+        require(len(self.parts) > 0, "a chain of no attacks proves nothing: give at least one (name, attack) pair.")
+        balls = {attack.geometry for _, attack in self.parts}
+        require(len(balls) == 1, f"the attacks of a chain must share one ball, these have {len(balls)}.")
+
+    @property
+    def geometry(self) -> Ball:
+        """Where perturbed points may lie."""
+        return self.parts[0][1].geometry
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parts, to which `Perturbed.part` is an index."""
+        return tuple(name for name, _ in self.parts)
+
+    def settings(self) -> dict[str, Any]:
+        """Every parameter of every part, JSON-ready, in order; and what was changed to fit the model."""
+        return {
+            "kind": "Chain",
+            "geometry": self.parts[0][1].settings()["geometry"],
+            "parts": [{"name": name, **attack.settings()} for name, attack in self.parts],
+            "notes": list(self.notes),
+        }
+
+    def fitted(self, classes: int) -> "Chain":
+        """The chain for a model of so many classes: where the DLR is not defined the margin takes its place, and there
+        are no more targets than other classes. `notes` says so.
+        """
+        found = [(name, *fitted(name, attack, classes)) for name, attack in self.parts]
+        return Chain(
+            tuple((name, attack) for name, attack, _ in found),
+            tuple(dict.fromkeys(note for _, _, notes in found for note in notes)),
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: "nn.Module | Predictive",
+        x: Points,
+        y: Labels | None = None,
+        *,
+        seed: int = 0,
+        index: Int[Tensor, " batch"] | None = None,
+        batch_size: int = 512,
+    ) -> Perturbed:
+        """Each attack on the samples that all before it left standing.
+
+        Random draws depend on `seed` and each sample's `index`, not on batches, order, or who else fell.
+        Raises `EquipoiseError` for input that the attacks cannot take.
+        """
+        if y is None:
+            raise EquipoiseError("an attack that counts errors needs the labels y.")
+        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
+            x, result = case.x, None
+            rows = torch.arange(len(x), device=x.device)
+            for number, (name, attack) in enumerate(progress.parts(self.fitted(case.classes).parts, self.names)):
+                again: dict[str, Any] = {
+                    "seed": seed,
+                    "index": case.index.to(x.device)[rows],
+                    "batch_size": batch_size,
+                }
+                found = progress.kept(name, partial(attack, model, x[rows], y[rows], **again))
+                found = replace(found, part=torch.full_like(found.part, number))
+                if result is None:
+                    result = found
+                else:
+                    before = result.take(rows)
+                    # A random model may err less at the new point than at the old one.
+                    better = found.success | (found.errors >= before.errors)
+                    result = result.overwritten(rows, before.or_rather(found, better))
+                rows = (~result.success).nonzero()[:, 0]
+                if len(rows) == 0:
+                    break
+            assert result is not None
+            return judged(case.predictive, self.geometry, Goal(y), x, result, case.streams)
+
+
+def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
+    """Any attack for a model of so many classes (`Chain.fitted`), and what had to be changed, in words."""
+    if isinstance(attack, Chain):
+        chain = attack.fitted(classes)
+        return chain, list(chain.notes)
+    if isinstance(attack, Wrapped) and is_dataclass(attack):
+        inner, notes = fitted(name, attack.attack, classes)
+        return replace(attack, attack=inner), notes
+    return _fitted(name, attack, classes) if isinstance(attack, Ascent | FAB) else (attack, [])
+
+
+def _fitted(name: str, attack: Ascent | FAB, classes: int) -> tuple[Ascent | FAB, list[str]]:
+    """The attack for a model of so many classes, and what had to be changed."""
+    notes = []
+    targets = attack.num_targets if isinstance(attack, Ascent) else attack.targets
+    if targets is not None and targets > classes - 1:
+        notes.append(f"{name}: {classes - 1} targets instead of {targets}, the model has {classes} classes")
+        fewer = {"num_targets" if isinstance(attack, Ascent) else "targets": classes - 1}
+        attack = replace(attack, **fewer)
+    towards = isinstance(attack, Ascent) and (attack.target is not None or attack.num_targets is not None)
+    if isinstance(attack, Ascent) and classes < attack.objective.classes[1 if towards else 0]:
+        kind = "targeted " if towards else ""
+        notes.append(f"{name}: margin instead of {kind}{attack.objective.name}, the model has {classes} classes")
+        attack = replace(attack, objective=margin)
+    return attack, notes
+
+
+def autoattack(
+    eps: float,
+    norm: str = "linf",
+    version: Version = "standard",
+    precision: Precision = "32",
+    box: Box = Box(),
+) -> Chain:
+    """AutoAttack with the published budgets: 100 steps, 9 targets (5 of APGD-T in L1), 5000 queries; 5 restarts of
+    APGD-CE in L1 (Croce & Hein 2020 and 2021).
+
+    `plus` has FAB towards 9 targets with 5 restarts where the original has an untargeted one. `precision="bf16"`
+    computes the attacks in bfloat16; every success is confirmed in float32. Raises `EquipoiseError`.
+    """
+    sparse = norm == "l1"
+    common: dict[str, Any] = {"norm": norm, "precision": precision, "box": box}
+    match version:
+        case "standard":
+            parts: list[tuple[str, Attack]] = [
+                ("apgd-ce", apgd(eps, restarts=5 if sparse else 1, **common)),
+                ("apgd-t", apgd_t(eps, targets=5 if sparse else 9, **common)),
+                ("fab-t", fab(eps, **common)),
+                ("square", square(eps, **common)),
+            ]
+        case "rand":
+            random = common | {"redraw": True, "draws": DRAWS}
+            parts = [
+                ("apgd-ce", apgd(eps, objective=cross_entropy, **random)),
+                ("apgd-dlr", apgd(eps, objective=dlr, **random)),
+            ]
+        case "plus":
+            parts = [
+                ("apgd-ce", apgd(eps, restarts=5, **common)),
+                ("apgd-dlr", apgd(eps, objective=dlr, restarts=5, **common)),
+                ("fab-t", fab(eps, restarts=5, **common)),
+                ("square", square(eps, **common)),
+                ("apgd-t", apgd_t(eps, **common)),
+            ]
+        case _:
+            raise unknown("version of autoattack", version, ("standard", "rand", "plus"))
+    return Chain(tuple(parts))
+
+
+def cascade(eps: float, norm: str = "linf", precision: Precision = "32", box: Box = Box()) -> Chain:
+    """Ten steps on the margin and a short APGD-T, then every attack of AutoAttack `standard`, with the same draws.
+
+    So whatever the standard sequence fools falls here too, and what falls to the cheap attacks costs little.
+    """
+    common: dict[str, Any] = {"norm": norm, "precision": precision, "box": box}
+    cheap: tuple[tuple[str, Attack], ...] = (
+        ("cw10", cw(eps, steps=10, start=Uniform(), keep="first_success", **common)),
+        ("apgd-t20", apgd_t(eps, steps=20, targets=3, **common)),
+    )
+    return Chain(cheap + autoattack(eps, norm, precision=precision, box=box).parts)

@@ -1,0 +1,198 @@
+"""What an attack can work on: every check of its input, and the model as it stands for it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from equipoise.core import progress
+from equipoise.core.errors import require
+from equipoise.core.rng import Streams, fold
+from equipoise.core.types import (
+    Labels,
+    Points,
+    Predictive,
+)
+from equipoise.geometry import Ball
+from equipoise.models import (
+    NOT_FINITE,
+    Examined,
+    Frozen,
+    as_predictive,
+    cut,
+    examine,
+    isolated,
+    predict,
+    seeded,
+)
+
+MODEL_STREAM, GLOBAL_STREAM = 2, 5
+"""The stream from which a random model is drawn (the same for the clean prediction, the climb and the confirmation),
+and that of the global generators, from which dropout draws."""
+
+
+@dataclass(frozen=True, eq=False)
+class Admitted:
+    """Input that an attack can work on, and the model as it stands for it."""
+
+    predictive: Frozen
+    """The model as a private copy in eval mode."""
+    x: Points
+    """The clean points, without a graph."""
+    y: Labels | None
+    """The true labels."""
+    index: Int[Tensor, " batch"]
+    """The numbers of the samples, on which their random draws depend."""
+    streams: Streams
+    """The random streams of the samples."""
+    classes: int
+    """How many classes the model has."""
+    members: int
+    """How many members its prediction has."""
+    examined: Examined
+    """What was seen of the model."""
+
+    @property
+    def random(self) -> bool:
+        """Whether two calls of the model differ."""
+        return self.examined.random
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """The positions of the samples, so many at a time."""
+        return progress.parts(torch.arange(len(self.x), device=self.x.device).split(size))
+
+    def require_independent(self, name: str) -> None:
+        """Raise `EquipoiseError` for a model in which, in eval mode, a prediction depends on the batch."""
+        require(
+            not self.examined.coupled,
+            f"{name} moves every sample by itself, but in this model a prediction depends on its batch (such as by "
+            "batch-norm without running statistics): make predictions independent of the batch, for batch-norm by "
+            "track_running_stats=True.",
+        )
+
+
+_examined: ContextVar[Examined | None] = ContextVar("_examined", default=None)
+"""The model under attack, for the attacks of which an attack is made: it is copied and looked at once."""
+
+
+@contextmanager
+def admitted(
+    model: "nn.Module | Predictive",
+    x: Points,
+    y: Labels | None,
+    geometry: Ball,
+    *,
+    target: Labels | None = None,
+    seed: int = 0,
+    index: Int[Tensor, " batch"] | None = None,
+    batch_size: int = 512,
+    start: Points | None = None,
+    draws: bool = False,
+    part: bool = False,
+) -> Iterator[Admitted]:
+    """Check the input, copy and examine the model, and shut out what the caller's thread has set up (autocast,
+    inference mode, the global generators' state): everything that an attack does happens inside.
+
+    `draws` says that the model draws random numbers although, in eval mode, it does not; `part`, that `x` is a part of
+    the samples, of which none may have a finite prediction. Raises `EquipoiseError` for a
+    wrong type, shape, dtype, device, range, label or kind of output.
+    """
+    predictive = as_predictive(model)
+    x = cut(x) if isinstance(x, Tensor) else x
+    check_input(x, predictive.module, geometry)
+    require(batch_size >= 1, f"batch_size = {batch_size} holds no sample: expected an integer >= 1.")
+    with isolated(x.device):
+        x = cut(x)  # outside of inference mode
+        index = torch.arange(len(x)) if index is None else index
+        check_index(index, len(x))
+        streams = Streams.of(seed, index.to(x.device))
+        original = predictive.original if isinstance(predictive, Frozen) else predictive
+        examined = _examined.get()
+        if examined is None or examined.still.original != original or examined.shape != x.shape[1:]:
+            examined = examine(predictive, x, streams, geometry.box)
+            if len(x) > 1 and not part and not bool(examined.first.finite.any()):
+                require(bool(predict(examined.still, x, streams).finite.any()), NOT_FINITE)
+        first = examined.first
+        for name, labels in (("y", y), ("target", target)):
+            if isinstance(labels, Tensor):
+                where = labels.device
+                require(where == x.device, f"{name} is on {where} but x is on {x.device}: move one of them.")
+            check_labels(name, labels, len(x), first.classes)
+        require(
+            start is None or (isinstance(start, Tensor) and start.shape == x.shape and start.dtype == x.dtype),
+            f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",
+        )
+        members = len(first.logits)
+        case = Admitted(examined.still, x, y, index, streams, first.classes, members, examined)
+        generators = seeded(fold(seed, GLOBAL_STREAM), x.device) if draws or examined.random else nullcontext()
+        token = _examined.set(examined)
+        try:
+            with generators:
+                yield case
+        finally:
+            _examined.reset(token)
+
+
+def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
+    """Raise `EquipoiseError` unless `x` is a batch that the model can take and the box contains."""
+    box = geometry.box
+    require(isinstance(x, Tensor), f"x is a {type(x).__name__}: expected a torch tensor of shape (batch, ...).")
+    require(
+        x.dtype in (torch.float32, torch.float64),
+        f"x has dtype {x.dtype}: expected float32 in [{box.low:g}, {box.high:g}], such as x.float() / 255; to "
+        "compute in half precision keep the model in float32 and give the attack precision='bf16'.",
+    )
+    require(
+        x.ndim >= 2, f"x has shape {tuple(x.shape)}: expected (batch, features) or (batch, channels, height, width)."
+    )
+    require(x.numel() > 0, f"x is empty (shape {tuple(x.shape)}): expected at least one sample.")
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if weight is not None:
+        halves = (torch.bfloat16, torch.float16)  # such a model is given inputs of its precision, see `examine`
+        require(
+            weight.dtype == x.dtype or (x.dtype == torch.float32 and weight.dtype in halves),
+            f"x is {x.dtype} but the model is {weight.dtype}: convert one of them.",
+        )
+        require(weight.device == x.device, f"x is on {x.device} but the model is on {weight.device}: move one of them.")
+    require(bool(x.isfinite().all()), "x holds NaN or infinite values: clean the data first.")
+    inside = box.contains(x)
+    require(
+        bool(inside.all()),
+        f"{int((~inside).sum())} of {len(x)} inputs lie outside [{box.low:g}, {box.high:g}] (they span "
+        f"[{float(x.min()):g}, {float(x.max()):g}]): attacks work on raw pixels, so make normalisation a layer of the "
+        "model (equipoise.nets.Normalize), or give the ball another Box.",
+    )
+
+
+def check_index(index: Any, batch: int) -> None:
+    """Raise `EquipoiseError` unless `index` is one integer per sample."""
+    require(
+        isinstance(index, Tensor)
+        and index.shape == (batch,)
+        and not index.is_floating_point()
+        and index.dtype != torch.bool,
+        f"index must be a tensor of {batch} integers, one per sample.",
+    )
+
+
+def check_labels(name: str, labels: Any, batch: int, classes: int) -> None:
+    """Raise `EquipoiseError` unless `labels` is None or one class index per sample."""
+    if labels is None:
+        return
+    require(
+        isinstance(labels, Tensor), f"{name} is a {type(labels).__name__}: expected a torch tensor of class indices."
+    )
+    require(labels.dtype == torch.int64, f"{name} has dtype {labels.dtype}: expected int64 class indices.")
+    require(
+        labels.shape == (batch,), f"{name} has shape {tuple(labels.shape)}: expected ({batch},), one class per sample."
+    )
+    low, high = int(labels.min()), int(labels.max())
+    require(
+        low >= 0 and high < classes,
+        f"{name} holds class {low if low < 0 else high}, but the model has {classes} classes, 0 to {classes - 1}.",
+    )

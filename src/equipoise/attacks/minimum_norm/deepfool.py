@@ -1,0 +1,103 @@
+"""DeepFool: step by step onto the nearest linearised boundary (Moosavi-Dezfooli et al. 2016, CVPR, Alg. 2).
+
+At the iterate `x_i` of a sample of class y, with the values and gradients of `z_t - z_y` for every other class t,
+
+    d_t = argmin ‖d‖  with  z_t - z_y + ∇(z_t - z_y)·d = overshoot·(z_y - z_t)  and  x_i + d in the box
+    x_{i+1} = x_i + d_t  for the class t of the shortest move
+
+until the prediction changes. The original knows no box and clips; here the move is the shortest within it
+(`equipoise.geometry.hyperplane`); where none binds, both are the same.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from equipoise.attacks.minimum_norm.search import Search, described, searched
+from equipoise.attacks.result import Perturbed, likely_classes
+from equipoise.core import progress
+from equipoise.core.errors import require
+from equipoise.core.types import Labels, Points, Predictive
+from equipoise.geometry import NORMS, Ball, Box, norm_of
+from equipoise.geometry.hyperplane import move_onto
+
+
+@dataclass(frozen=True)
+class DeepFool:
+    """Onto the nearest of the linearised boundaries, again and again, until the prediction changes."""
+
+    geometry: Ball
+    """Norm and box, and the radius within which a perturbation counts."""
+    steps: int = 50
+    """How many steps at most."""
+    targets: int = 9
+    """Towards how many classes: the most likely ones other than the true one, at the clean point."""
+    overshoot: float = 0.02
+    """How far a move goes beyond the plane, as a share of the move."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"steps = {self.steps}: expected a whole number >= 1.")
+        require(self.targets >= 1, f"targets = {self.targets}: expected a whole number >= 1.")
+        require(self.overshoot >= 0, f"overshoot = {self.overshoot} stops before the boundary: expected a number >= 0.")
+
+    def __str__(self) -> str:
+        return f"deepfool({self.geometry.norm} {self.geometry.eps:g}, {self.steps} steps, {self.targets} targets)"
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON-ready data, for records."""
+        return described("deepfool", self)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: "nn.Module | Predictive",
+        x: Points,
+        y: Labels | None = None,
+        *,
+        seed: int = 0,
+        index: Int[Tensor, " batch"] | None = None,
+        batch_size: int = 512,
+    ) -> Perturbed:
+        """Perturb `x` and say what came of it; without labels, until the prediction is not the one at `x`.
+
+        A sample for which nothing was found stays as it is. `batch_size` counts points, of which a sample has one per
+        target. Results depend neither on it nor on the order, up to float rounding. Raises `EquipoiseError` for
+        unusable input, and for a model whose predictions in eval mode depend on the batch.
+        """
+        common: dict[str, Any] = {"seed": seed, "index": index, "batch_size": batch_size, "each": self.targets}
+        return searched(self._search, self.geometry, model, x, y, name="deepfool", **common)
+
+    def _search(self, search: Search) -> None:
+        ball, point = self.geometry, search.x
+        targets = likely_classes(search.clean, search.y, self.targets)
+        # Rounding may leave a point on the plane on the wrong side of it, however small the move.
+        least = search.clean.resolution(search.y)[:, None]
+        rows = torch.arange(len(point), device=point.device)
+        for step in range(1, self.steps + 1):
+            progress.report(step - 1, self.steps, "step")
+            value, gradient = search.planes(point, rows, targets[rows])
+            rise = (1 + self.overshoot) * -value + least[rows]
+            flat = point.flatten(1)
+            moves = move_onto(
+                flat.repeat_interleave(rise.shape[1], 0), gradient.flatten(0, 1), rise.flatten(), ball.norm, ball.box
+            ).reshape(gradient.shape)
+            # A plane that the box keeps out of reach is as far as it would be at the same pace.
+            pace = (gradient * moves).sum(2) / norm_of(moves.flatten(0, 1), NORMS[ball.norm].order).reshape(rise.shape)
+            nearest = (rise / pace.nan_to_num(0.0)).argmin(1)
+            move = moves[torch.arange(len(rows), device=rows.device), nearest]
+            point = ball.box.clamp(flat + move).reshape(point.shape)
+            wrong = search.look(point, rows)
+            search.keep(point[wrong], rows[wrong], ball.distance(point, search.x[rows])[wrong], step)
+            point, rows = point[~wrong], rows[~wrong]
+            if len(rows) == 0:
+                return
+
+
+def deepfool(
+    eps: float = float("inf"), norm: str = "l2", steps: int = 50, targets: int = 9, box: Box = Box(), **options: Any
+) -> DeepFool:
+    """DeepFool within `eps`, by default anywhere in the box; also takes the other fields of `DeepFool`."""
+    return DeepFool(Ball(norm, eps, box), steps, targets, **options)

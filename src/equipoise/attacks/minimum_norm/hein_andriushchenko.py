@@ -1,0 +1,118 @@
+"""BG: the shortest move across the linearised boundary within the box (Hein & Andriushchenko 2017, NeurIPS, Sec. 4).
+
+With `v = ∇(z_t - z_y)(x)` and the gap `c = z_y - z_t` at a sample of class y, the move towards the class t is
+
+    d(s) = argmin ‖d‖  with  v·d = s·c  and  x + d in the box
+
+for s = 1 (`equipoise.geometry.hyperplane`, in closed form). As the classifier is not linear, s grows by a factor until
+the prediction changes and is then bisected; of all classes the nearest point is the result. The gradients of all
+classes are taken once, at the clean point.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from equipoise.attacks.minimum_norm.search import Search, described, searched
+from equipoise.attacks.result import Perturbed, likely_classes
+from equipoise.core import progress
+from equipoise.core.errors import require
+from equipoise.core.types import Labels, Points, Predictive
+from equipoise.geometry import Ball, Box
+from equipoise.geometry.hyperplane import move_onto
+
+_SETTLED = 2.0**-20
+"""Relative width of the bracket of s at which bisection ends."""
+
+
+@dataclass(frozen=True)
+class BG:
+    """The box-constrained linearised step towards each of the likeliest wrong classes, all of them side by side."""
+
+    geometry: Ball
+    """Norm and box, and the radius within which a perturbation counts."""
+    targets: int = 9
+    """Towards how many classes: the most likely ones other than the true one."""
+    growth: float = 1.2
+    """Factor by which s grows until the prediction changes."""
+    steps: int = 60
+    """How many values of s, growing or bisecting, are tried at most."""
+
+    def __post_init__(self) -> None:
+        require(self.targets >= 1, f"targets = {self.targets}: expected a whole number >= 1.")
+        require(self.growth > 1, f"growth = {self.growth} does not grow: expected a number > 1, such as 1.2.")
+        require(self.steps >= 1, f"steps = {self.steps}: expected a whole number >= 1.")
+
+    def __str__(self) -> str:
+        return f"bg({self.geometry.norm} {self.geometry.eps:g}, {self.targets} targets)"
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON-ready data, for records."""
+        return described("bg", self)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: "nn.Module | Predictive",
+        x: Points,
+        y: Labels | None = None,
+        *,
+        seed: int = 0,
+        index: Int[Tensor, " batch"] | None = None,
+        batch_size: int = 512,
+    ) -> Perturbed:
+        """Perturb `x` and say what came of it; without labels, until the prediction is not the one at `x`.
+
+        A sample for which nothing was found stays as it is. `batch_size` counts points, of which a sample has one per
+        target. Results depend neither on it nor on the order, up to float rounding. Raises `EquipoiseError` for
+        unusable input, and for a model whose predictions in eval mode depend on the batch.
+        """
+        common: dict[str, Any] = {"seed": seed, "index": index, "batch_size": batch_size, "each": self.targets}
+        return searched(self._search, self.geometry, model, x, y, name="bg", **common)
+
+    def _search(self, search: Search) -> None:
+        """All targets side by side. A row leaves that cannot become the nearest of its sample any more."""
+        x, ball = search.x, self.geometry
+        targets = likely_classes(search.clean, search.y, self.targets)
+        value, gradient = search.planes(x, torch.arange(len(x), device=x.device), targets)
+        sample = torch.arange(len(x), device=x.device).repeat_interleave(targets.shape[1])
+        gap, normal = -value.flatten(), gradient.flatten(0, 1)
+        # On the way d(s) the model is right at `low`, where the move has the length `near`, and wrong at `high`.
+        low, near = torch.zeros_like(gap), torch.zeros_like(gap)
+        high, scale = torch.full_like(gap, torch.inf), torch.ones_like(gap)
+        rows = torch.arange(len(gap), device=x.device)
+        for step in range(1, self.steps + 1):
+            progress.report(step - 1, self.steps, "step")
+            origin, rise = x[sample[rows]], scale[rows] * gap[rows]
+            move = move_onto(origin.flatten(1), normal[rows], rise, ball.norm, ball.box)
+            point = ball.box.clamp(origin + move.reshape(origin.shape))
+            length = ball.distance(point, origin)
+            wrong = search.look(point, sample[rows])
+            _keep_nearest(search, point, sample[rows], torch.where(wrong, length, torch.inf), step)
+            high[rows] = torch.where(wrong, scale[rows], high[rows])
+            low[rows] = torch.where(wrong, low[rows], scale[rows])
+            near[rows] = torch.where(wrong, near[rows], length)
+            at_wall = ~wrong & ((normal[rows] * move).sum(1) < (1 - _SETTLED) * rise)
+            settled = at_wall | (low[rows] >= (1 - _SETTLED) * high[rows])
+            rows = rows[~settled & (near[rows] < search.distance[sample[rows]])]
+            if len(rows) == 0:
+                return
+            scale = torch.where(high < torch.inf, (low + high) / 2, self.growth * low)
+
+
+def _keep_nearest(search: Search, point: Points, sample: Tensor, distance: Tensor, step: int) -> None:
+    """Of each sample's points, which lie next to each other, the nearest."""
+    least = torch.full_like(search.distance, torch.inf).scatter_reduce(0, sample, distance, "amin")
+    nearest = ((distance == least[sample]) & (distance < torch.inf)).nonzero()[:, 0]
+    first = torch.ones_like(nearest, dtype=torch.bool)
+    first[1:] = sample[nearest[1:]] != sample[nearest[:-1]]  # of a tie the more likely class
+    nearest = nearest[first]
+    search.keep(point[nearest], sample[nearest], distance[nearest], step)
+
+
+def bg(eps: float = float("inf"), norm: str = "l2", targets: int = 9, box: Box = Box(), **options: Any) -> BG:
+    """BG within `eps`, by default anywhere in the box; also takes the other fields of `BG`. The paper's norm is l2."""
+    return BG(Ball(norm, eps, box), targets, **options)

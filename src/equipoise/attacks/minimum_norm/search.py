@@ -1,0 +1,189 @@
+"""What the attacks that look for the nearest point of another class have in common: FAB, BG, DeepFool and FMN.
+
+They see the boundary towards a class t as the plane on which the linearised difference of scores `z_t - z_y` is 0.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from equipoise.attacks.execution import AT_ONCE, held_still, value_and_gradient
+from equipoise.attacks.inputs import MODEL_STREAM, admitted
+from equipoise.attacks.result import Goal, Perturbed, at, confirmed, judged
+from equipoise.core.rng import Streams
+from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
+from equipoise.geometry import Ball, Rows
+from equipoise.losses.objectives import Objective, margin
+from equipoise.models import Frozen, predict
+
+_ROUNDED = 16
+"""Shorter by less than so many units of a distance's resolution is not nearer: rounding differs from batch to batch."""
+
+
+def _difference(
+    here: Prediction, clean: Prediction | None, labels: Int[Tensor, " batch"], target: Int[Tensor, " batch"]
+) -> PerSample:
+    scores = here.scores
+    return (scores.gather(1, target[:, None]) - scores.gather(1, labels[:, None])).squeeze(1)
+
+
+difference = Objective("logit difference", _difference, needs_labels=True, targeted=True)
+"""`z_t - z_y`: positive where the target class is more likely than the true one."""
+
+
+def clearly_wrong(here: Prediction, y: Labels) -> Bool[Tensor, " batch"]:
+    """By more than rounding, lest the point be right in another batch or on another device."""
+    return (margin(here, None, y) > here.resolution(y)) & here.finite
+
+
+def usable(gradient: Rows) -> tuple[Rows, Bool[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """The gradient with 0 in place of what is not finite; which rows held such, and which are 0 throughout."""
+    strength = gradient.abs().amax(1)
+    finite = strength.isfinite()
+    clean = gradient if finite.all() else gradient.nan_to_num(0.0, 0.0, 0.0)
+    return clean, ~finite, strength == 0
+
+
+def described(name: str, attack: Any) -> dict[str, Any]:
+    """Every field of an attack that has a ball as its `geometry`, JSON-ready."""
+    ball = asdict(attack.geometry)
+    return {"attack": name, **asdict(attack), "geometry": ball | {"box": {"kind": "Box", **ball["box"]}}}
+
+
+class Planes(NamedTuple):
+    """The linearised boundaries towards several classes: `value + gradient·d = 0`."""
+
+    value: Float[Tensor, "batch targets"]
+    """`z_t - z_y`."""
+    gradient: Float[Tensor, "batch targets features"]
+    """Its gradient."""
+
+
+@dataclass
+class Search:
+    """A search under way: the samples and what was found, per sample."""
+
+    predict: Predict
+    """The model, standing still."""
+    x: Points
+    """The clean points."""
+    y: Labels
+    """The classes to get away from."""
+    clean: Prediction
+    """The prediction at the clean points."""
+    point: Points
+    """The nearest wrong point; the clean one while there is none."""
+    distance: PerSample
+    """Its distance; infinite while there is none."""
+    iteration: Int[Tensor, " batch"]
+    """At which step it was found."""
+    evaluations: Int[Tensor, " batch"]
+    """How often the model was evaluated."""
+    nan: Int[Tensor, " batch"]
+    """Steps with a gradient that is not finite."""
+    zero: Int[Tensor, " batch"]
+    """Steps with a gradient of 0."""
+
+    def look(self, points: Points, rows: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
+        """Whether the model is clearly wrong at these points of the samples `rows`, which may occur more than once."""
+        self.evaluations.index_add_(0, rows, torch.ones_like(rows))
+        return clearly_wrong(self.predict(points), self.y[rows])
+
+    def ascend(self, objective: Objective, points: Points, rows: Tensor, target: Labels | None = None) -> Any:
+        """The objective, its usable gradient as rows, and the prediction at points of the samples `rows`."""
+        value, gradient, here = value_and_gradient(objective, self.predict, points, None, self.y[rows], target)
+        gradient, nan, zero = usable(gradient.flatten(1))
+        for counter, event in ((self.evaluations, torch.ones_like(nan)), (self.nan, nan), (self.zero, zero)):
+            counter.index_add_(0, rows, event.long())
+        return value.nan_to_num(0.0, 0.0, 0.0), gradient, here
+
+    def planes(self, points: Points, rows: Tensor, targets: Int[Tensor, "rows targets"]) -> Planes:
+        """The boundaries as seen from one point of each of the samples `rows`, all of them in one pass."""
+        each = targets.shape[1]
+        value, gradient, _ = self.ascend(
+            difference, points.repeat_interleave(each, 0), rows.repeat_interleave(each), targets.flatten()
+        )
+        return Planes(value.unflatten(0, (-1, each)), gradient.unflatten(0, (-1, each)))
+
+    def keep(self, points: Points, rows: Tensor, distance: PerSample, step: int) -> None:
+        """Remember these wrong points of different samples where they are nearer than those before, by more than what
+        rounding, which differs from batch to batch, explains.
+        """
+        better = distance < self.distance[rows] * (1 - _ROUNDED * torch.finfo(distance.dtype).eps)
+        rows = rows[better]
+        self.point[rows], self.distance[rows], self.iteration[rows] = points[better], distance[better], step
+
+
+def searched(
+    run: Callable[[Search], None],
+    geometry: Ball,
+    model: "nn.Module | Predictive",
+    x: Points,
+    y: Labels | None,
+    *,
+    name: str,
+    seed: int,
+    index: Int[Tensor, " batch"] | None,
+    batch_size: int,
+    each: int = 1,
+) -> Perturbed:
+    """The outcome of a search on the samples that are right: `run` fills in a `Search`. What lies outside the ball
+    does not count; a sample for which nothing was found stays as it is.
+
+    Without labels, the class to get away from is the one predicted at `x`. `batch_size` counts points, of which a
+    sample has `each`. Raises `EquipoiseError` for unusable input, and for a model whose predictions in eval mode
+    depend on the batch.
+    """
+    with admitted(model, x, y, geometry, seed=seed, index=index, batch_size=batch_size) as case:
+        case.require_independent(name)
+        rows = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
+        at_once = max(rows // min(each, case.classes - 1), 1)
+        return Perturbed.cat(
+            [
+                _searched(run, geometry, case.predictive, case.x[b], at(y, b), case.streams[b])
+                for b in case.batches(at_once)
+            ]
+        )
+
+
+def own_labels(predictive: Predictive, x: Points, y: Labels | None, streams: Streams) -> Labels:
+    """`y`, or without labels the classes predicted at `x` (0 where the prediction is not finite)."""
+    return predict(predictive, x, streams.fold(MODEL_STREAM)).labels.clamp_min(0) if y is None else y
+
+
+def _searched(
+    run: Callable[[Search], None], ball: Ball, predictive: Frozen, x: Points, y: Labels | None, streams: Streams
+) -> Perturbed:
+    """One batch."""
+    goal = Goal(own_labels(predictive, x, y, streams))
+    none = torch.zeros_like(goal.avoid)
+    best, clean = confirmed(predictive, ball, goal, x, x, streams, evaluations=none, iteration=none)
+    rows = (~best.success).nonzero()[:, 0]
+    if len(rows) == 0:
+        return best
+    everyone = (x, goal, streams)
+    x, goal, streams = x[rows], goal[rows], streams[rows]
+    counts = [torch.zeros_like(rows) for _ in range(4)]
+    far = x.new_full((len(x),), torch.inf)
+    with held_still(predictive, x) as draw:
+        look = draw(streams.fold(MODEL_STREAM))
+        search = Search(look, x, goal.avoid, clean[rows], x.clone(), far, *counts)
+        run(search)
+    found, _ = confirmed(
+        predictive,
+        ball,
+        goal,
+        x,
+        search.point,
+        streams,
+        evaluations=search.evaluations,
+        iteration=search.iteration,
+        nan_gradients=search.nan,
+        zero_gradients=search.zero,
+    )
+    result = best.overwritten(rows, best.take(rows).or_rather(found, found.success))
+    return judged(predictive, ball, everyone[1], everyone[0], result, everyone[2])
