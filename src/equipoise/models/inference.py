@@ -103,32 +103,33 @@ def examine(predictive: Predictive, x: Points, streams: Streams | None = None, b
 
     Raises `EquipoiseError` if the model does not take such inputs, changes them in place, or `check_outputs` objects.
     """
-    still = frozen(predictive)
-    streams = Streams.of(0, torch.arange(min(len(x), 2), device=x.device)) if streams is None else streams[:2]
-    few, one = cut(x[:2]).clone(), cut(x[:1]).clone()
-    version = few._version
-    state = _random_state(x.device)
-    with torch.enable_grad(), _Draws() as draws:
-        first = _taken(still, few, streams)
-    _check_reach(first.logits, still)
-    require(
-        few.equal(x[:2]),
-        "the model changes its input in place: make its first operation one that returns a new tensor.",
-    )
-    if few._version != version:  # by nothing this time, as a ReLU in place does where all pixels are positive
-        still.module.register_forward_pre_hook(_copies_its_input)
-    first = first.detach()
-    with torch.no_grad():
-        random = draws.seen or bool(first.differs(predict(still, few, streams)).any())
-        coupled = couples_samples(still.module)
-        if not coupled:
-            alone = _taken(still, one, streams[:1])
-            pair = predict(still, torch.cat([one, _another(one, box)]), Streams(streams.keys[[0, 0]], streams.common))
-            coupled = not random and bool(alone.differs(pair[:1]).any())
-    if draws.seen:
-        _restore(state, x.device)
-    check_outputs(first, still, lambda: predict(still, x, None))
-    return Examined(replace(still, random=random), first, random, coupled, x.shape[1:])
+    with _GENERATORS:  # a model that draws random numbers draws those of the process
+        still = frozen(predictive)
+        streams = Streams.of(0, torch.arange(min(len(x), 2), device=x.device)) if streams is None else streams[:2]
+        few, one = cut(x[:2]).clone(), cut(x[:1]).clone()
+        version = few._version
+        state = _random_state(x.device)
+        with torch.enable_grad(), _Draws() as draws:
+            first = _taken(still, few, streams)
+        _check_reach(first.logits, still)
+        require(
+            few.equal(x[:2]),
+            "the model changes its input in place: make its first operation one that returns a new tensor.",
+        )
+        if few._version != version:  # by nothing this time, as a ReLU in place does where all pixels are positive
+            still.module.register_forward_pre_hook(_copies_its_input)
+        first = first.detach()
+        with torch.no_grad():
+            random = draws.seen or bool(first.differs(predict(still, few, streams)).any())
+            coupled = couples_samples(still.module)
+            if not coupled:
+                alone = _taken(still, one, streams[:1])
+                pair = predict(still, torch.cat([one, _another(one, box)]), Streams(streams.keys[[0, 0]], streams.common))
+                coupled = not random and bool(alone.differs(pair[:1]).any())
+        if draws.seen:
+            _restore(state, x.device)
+        check_outputs(first, still, lambda: predict(still, x, None))
+        return Examined(replace(still, random=random), first, random, coupled, x.shape[1:])
 
 
 def first_look(predictive: Predictive, x: Points, streams: Streams | None = None) -> Prediction:
