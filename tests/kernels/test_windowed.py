@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from equipoise.attacks.execution import held_still
 from equipoise.core.rng import Streams
 from equipoise.core.types import Prediction
-from equipoise.kernels import windowed as local_forward
+from equipoise.kernels import windowed
 from equipoise.kernels._backward_kernels import Quartered
 from equipoise.kernels.windowed import LocalForward
 from equipoise.models import Single
@@ -30,7 +30,7 @@ def local_of(net: nn.Module, x: Tensor) -> LocalForward:
 @pytest.fixture
 def everywhere(monkeypatch):
     """However much of an image changes, it is computed in a window."""
-    monkeypatch.setattr(local_forward, "MOST_CHANGED", 2.0)
+    monkeypatch.setattr(windowed, "MOST_CHANGED", 2.0)
 
 
 def settled(net: nn.Module, seed: int) -> nn.Module:
@@ -124,7 +124,7 @@ def test_local_is_whole(seed):
         features = chain(torch.zeros(shape)).flatten(1).shape[1]
     net = settled(nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 3)), seed)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(local_forward, "MOST_CHANGED", 2.0)
+        patched.setattr(windowed, "MOST_CHANGED", 2.0)
         local = local_of(net, torch.rand(2, *shape[1:], dtype=F64))
         agree(net, local, tuple(shape[1:]), window, seed, moves=False)
     if any(isinstance(layer, nn.Conv2d) for layer in layers):
@@ -203,7 +203,7 @@ def test_our_networks(name):
     if "resnet18" in name:
         net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(local_forward, "MOST_MEMORY", 10**8)  # in float64
+        patched.setattr(windowed, "MOST_MEMORY", 10**8)  # in float64
         local = local_of(net, torch.rand(2, *shape, dtype=F64))
     assert local.kept
     agree(net, local, shape, ((5, 8), (20, 23)))
@@ -227,7 +227,7 @@ def test_less_is_computed():
         patched.setattr(torch, "conv2d", watched)
         local.predict(stages, torch.arange(2), x[:, :, 8:11, 8:11] / 2, ((8, 11), (8, 11)))
     assert seen[:5] == [(7, 7), (9, 9), (11, 11), (13, 13), (15, 15)]
-    assert len(local.kept) > 8 and sum(stage[0].nbytes for stage in stages) < local_forward.MOST_MEMORY
+    assert len(local.kept) > 8 and sum(stage[0].nbytes for stage in stages) < windowed.MOST_MEMORY
 
 
 class Looks(Residual):
@@ -271,7 +271,7 @@ def test_what_is_not_seen_to_agree_is_computed_whole(net, everywhere):
 def test_too_much_to_keep(monkeypatch):
     net, x = build("small-cnn", shape=(1, 28, 28), classes=10, seed=0), torch.rand(2, 1, 28, 28)
     assert local_of(net, x).kept
-    monkeypatch.setattr(local_forward, "MOST_MEMORY", 100_000)
+    monkeypatch.setattr(windowed, "MOST_MEMORY", 100_000)
     assert not local_of(net, x).kept
 
 
@@ -295,7 +295,7 @@ def test_many_rows_go_in_pieces(everywhere):
 
     rows = torch.arange(600)
     with torch.no_grad():
-        for local in (LocalForward(predict), LocalForward.of(single, predict, x)):
+        for local in (LocalForward(predict), LocalForward.of(predict, x)):
             sizes.clear()
             here = local.predict(local.stages(x), rows, 1 - x, ((0, 6), (0, 6)))[0].logits[0]
             assert max(sizes) <= 256 and torch.allclose(here, net(1 - x))
@@ -329,7 +329,7 @@ def test_in_bf16(units, monkeypatch):
     single, rows = Single(net), torch.arange(4)
     with torch.no_grad(), held_still(single, x, "eval", "bf16") as draw:
         predict = draw(Streams.of(0, rows))
-        local = LocalForward.of(single, predict, x)
+        local = LocalForward.of(predict, x)
         stages = local.stages(x)
         assert len(stages) > 1
         assert {stage.dtype for stage in stages[1:]} == ({torch.bfloat16} if units else {torch.float32, torch.bfloat16})
