@@ -124,7 +124,9 @@ def examine(predictive: Predictive, x: Points, streams: Streams | None = None, b
             coupled = couples_samples(still.module)
             if not coupled:
                 alone = _taken(still, one, streams[:1])
-                pair = predict(still, torch.cat([one, _another(one, box)]), Streams(streams.keys[[0, 0]], streams.common))
+                pair = predict(
+                    still, torch.cat([one, _another(one, box)]), Streams(streams.keys[[0, 0]], streams.common)
+                )
                 coupled = not random and bool(alone.differs(pair[:1]).any())
         if draws.seen:
             _restore(state, x.device)
