@@ -103,7 +103,7 @@ def test_foolbox_finds_the_same(name, eps, trained):
         warnings.simplefilter("ignore")
         foolbox = pytest.importorskip("foolbox")
     net, x, y = trained
-    model = foolbox.PyTorchModel(InDouble(net), bounds=(0, 1), device="cpu")
+    model = foolbox.PyTorchModel(InDouble(net).eval(), bounds=(0, 1), device="cpu")
     if name == "FGSM":
         theirs, ours = foolbox.attacks.FGSM(random_start=False), fgsm(eps)
     elif name == "LinfPGD":

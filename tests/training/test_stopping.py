@@ -12,11 +12,11 @@ import pytest
 
 from equipoise.cli.main import main
 from equipoise.core.errors import EquipoiseError
+from equipoise.core.world import World
 from equipoise.results.records import Run, load
 from equipoise.training import Interrupted
 from equipoise.training.interruption import Stop, listening
 from equipoise.training.recipe import require_devices
-from equipoise.training.world import World
 
 SMALL = ["udp", "--eps", "0.1", "--steps", "2", "--limit", "100", "--evaluate-examples", "0", "--lr", "0.002"]
 LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")

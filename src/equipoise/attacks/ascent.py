@@ -9,8 +9,6 @@ ascents (`equipoise.attacks`). Gradients are taken with respect to the perturbat
 on each other, those that are finished leave the batch.
 """
 
-import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, cast, get_args
 
@@ -18,10 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.attacks.climb import CHECK_EVERY, Active, Case, Outcome, Phase, still_climbing, unfooled
-from equipoise.attacks.execution import AT_ONCE, held_still, value_and_gradient
+from equipoise.attacks.climb import ActiveBatch, Case, Draws, Keep, Outcome, Rows, Selection, phases
+from equipoise.attacks.execution import AT_ONCE, held_still
 from equipoise.attacks.inputs import MODEL_STREAM, Admitted, admitted
-from equipoise.attacks.result import Goal, Perturbed, at, confirmed, judged, like, likely_classes
+from equipoise.attacks.result import Goal, Perturbed, at, confirmed, judged, likely_classes
 from equipoise.attacks.spaces import Input
 from equipoise.attacks.steps import (
     Boundary,
@@ -46,7 +44,6 @@ from equipoise.core.types import (
     PerSample,
     Points,
     Precision,
-    Predict,
     Prediction,
     Predictive,
     Space,
@@ -57,7 +54,6 @@ from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Term
 from equipoise.models import couples_samples, frozen, isolated, predict, seeded
 
-Keep = Literal["last", "best", "first_success"]
 TargetRule = Literal["least_likely", "runner_up", "random"]
 
 _STARTS: dict[str, Start] = {"zero": Zero(), "uniform": Uniform(), "boundary": Boundary()}
@@ -307,7 +303,7 @@ class Ascent:
         for restart in range(1, self.restarts):
             # Samples that are already fooled stay as they are when the first success is all that is asked for.
             everyone = torch.arange(len(x), device=x.device)
-            rows = unfooled(case, result.success) if self.keep == "first_success" else everyone
+            rows = case.unfooled(result.success) if self.keep == "first_success" else everyone
             if len(rows) == 0:
                 break
             again, new_value = self._attempt(case[rows], restart)
@@ -349,7 +345,7 @@ class Ascent:
         value = self.objective(here, case.clean, case.y, target)
         if self.precision == "bf16" and self.keep == "first_success":
             # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
-            again = unfooled(case, result.success | ~found.won)
+            again = case.unfooled(result.success | ~found.succeeded)
             if len(again):
                 slow, value[again] = replace(self, precision="32")._attempt(case[again], restart)
                 everyone = torch.ones_like(slow.success)
@@ -361,198 +357,56 @@ class Ascent:
         return case.examined.coupled or couples_samples(case.predictive.original.module, self.mode)
 
     @torch.no_grad()
-    def _climb(self, case: "Case") -> Outcome:
-        """The loop."""
+    def _climb(self, case: Case) -> Outcome:
+        """`x ← Π(x + step(∇ objective(x)))`, for every sample until it is done."""
         steps, sizes = self._schedule
-        most = steps.most
-        on_cpu = case.x.device.type == "cpu"
+        balls = phases(self.geometry, steps.most, self.approach)
+        phase = balls[0]
         with held_still(case.predictive, case.x, self.mode, self.precision) as draw:
             independent = not (case.couples or couples_samples(case.predictive.module, self.mode))
             streams = case.streams.fold(MODEL_STREAM)
-            origin, predict = case.x, draw(streams)
-            clean = predict(origin) if self.objective.needs_clean else None
-            rows = self._rows(case, origin, clean)
-            out = Outcome.empty(rows, len(case.x))
-            spent = 0 if clean is None else 1
-            remaining = None
-            phases = {phase.start: phase for phase in self._phases}
-            phase = phases[0]
-            if rows.steps is not None and independent:
-                remaining = still_climbing(rows.steps, most)
-                rows = rows[rows.steps.argsort(descending=True, stable=True)]
-            for i in range(most):
-                progress.report(i, most, "step")
-                if remaining is not None and remaining[i] < len(rows):
-                    self._settle(rows[remaining[i] :], predict, out, most, spent)
-                    rows = rows[: remaining[i]]
-                if len(rows) == 0:
-                    break
-                if i > 0 and i in phases:
-                    phase = phases[i]
-                    rows.enter(phase.ball, self.step)
-                value, gradient, here = self._average(rows, independent, *self._draws(streams, draw, predict, i))
-                spent += self.draws
-                frozen = None if rows.steps is None or remaining is not None else rows.steps <= i
-                if self._watches:
-                    self._remember(rows, value, here, i, out, phase.final)
-                    frozen = rows.done if frozen is None else rows.done | frozen
-                    if independent and (on_cpu or i % CHECK_EVERY == 0):
-                        left = (~rows.done).nonzero()[:, 0]
-                        if len(left) < len(rows):
-                            finished = rows[rows.done]
-                            out.write(finished, finished.best, finished.best_at, spent)
-                            rows, value, gradient, frozen = rows[left], value[left], gradient[left], frozen[left]
-                            if remaining is not None and rows.steps is not None:
-                                remaining = still_climbing(rows.steps, most)
-                        if len(rows) == 0:
-                            break
-                strength = gradient.abs().flatten(1).amax(1)
-                if on_cpu and independent and remaining is rows.steps is None:
-                    frozen = None  # whoever stands still has left
-                lost, flat = ~strength.isfinite(), strength == 0
-                rows.nan = rows.nan + (lost if frozen is None else lost & ~frozen)
-                rows.zero = rows.zero + (flat if frozen is None else flat & ~frozen)
-                gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # a copy: of a sum the gradient is one number, expanded
-                size = phase.factor * sizes.at(i, most)
-                state = Here(rows.point, value, gradient, rows.origin, size, i - phase.start, phase.steps, phase.ball)
-                moved, rows.memory = self.step(state, rows.memory)
-                moved = phase.ball.project(moved, rows.origin)
-                rows.point = moved if frozen is None else torch.where(like(frozen, moved), rows.point, moved)
-                if rows.turtle is not None:
-                    rows.done = rows.done | (rows.point == rows.turtle).flatten(1).all(1)
-                    if i & (i + 1) == 0:  # at every power of two (Brent 1980)
-                        rows.turtle = rows.point
-            self._settle(rows, predict, out, most, spent)
-        return out
-
-    @property
-    def _phases(self) -> "list[Phase]":
-        """The balls to climb in, one after the other, and which steps."""
-        most, found, start = self._schedule[0].most, [], 0
-        for factor, share in self.approach:
-            steps = max(math.ceil(share * most), 1)
-            found.append(Phase(start, steps, factor, replace(self.geometry, eps=factor * self.geometry.eps)))
-            start += steps
-        require(
-            start < most,
-            f"steps = {most}: too few to approach the ball in {len(self.approach)} phases, give at least {start + 1}.",
-        )
-        return [*found, Phase(start, most - start, 1.0, self.geometry, final=True)]
-
-    def _draws(
-        self, streams: Streams, draw: Callable[[Streams], Predict], predict: Predict, step: int
-    ) -> Iterator[Predict]:
-        """The model to follow at this step: drawn once for all steps, or anew, several times."""
-        if not self.redraw:
-            yield from [predict] * self.draws
-            return
-        for number in range(self.draws):
-            again = streams.fold(step + 1) if self.draws == 1 else streams.fold(step + 1, number)
-            yield draw(again)
-
-    def _average(self, rows: Active, independent: bool, *predicts: Predict) -> tuple[PerSample, Points, Prediction]:
-        """Objective and gradient, averaged over the draws of the model, and the prediction of all of them together."""
-        found = [
-            value_and_gradient(
-                self.objective,
-                predict,
-                rows.point,
-                rows.clean,
-                rows.labels,
-                rows.target,
-                at_once=None if independent else 0,
+            model = Draws(draw, streams, self.draws, self.redraw, at_once=None if independent else 0)
+            predict = draw(streams)
+            clean = predict(case.x) if self.objective.needs_clean else None
+            rows = Rows.of(
+                case, clean, self._starts(case), steps.draw(case.attempt.fold(_STEPS)), self.step, self._may_cycle
             )
-            for predict in predicts
-        ]
-        if len(found) == 1:
-            return found[0]
-        values, gradients, heres = zip(*found, strict=True)
-        together = Prediction(torch.cat([here.logits for here in heres]))
-        return torch.stack(values).mean(0), torch.stack(gradients).mean(0), together
+            active = ActiveBatch(rows, len(case.x), steps.most, Selection(self.keep, self.patience), independent)
+            active.evaluations += clean is not None
+            for i in range(steps.most):
+                progress.report(i, steps.most, "step")
+                if not active.begin_step(i, self.objective, predict):
+                    break
+                if i > 0 and i in balls:
+                    phase = balls[i]
+                    active.rows.enter(phase, self.step)
+                value, gradient, output = model.value_and_gradient(self.objective, active.rows, i, predict)
+                active.evaluations += self.draws
+                value, gradient = active.observe(i, value, gradient, output, phase.final)
+                if len(active) == 0:
+                    break
+                x, origin = active.rows.point, active.rows.origin
+                size = phase.factor * sizes.at(i, steps.most)
+                here = Here(x, value, gradient, origin, size, i - phase.start, phase.steps, phase.ball)
+                moved, memory = self.step(here, active.rows.memory)
+                active.move(i, phase.ball.project(moved, origin), memory)
+            return active.finish(self.objective, predict)
 
-    @property
-    def _watches(self) -> bool:
-        """Whether every point on the way is looked at, or only the last."""
-        return self.keep != "last" or self.patience is not None
+    def _starts(self, case: Case) -> Points:
+        """The points to start from."""
+        ball = phases(self.geometry, self._schedule[0].most, self.approach)[0].ball
+        if case.start is not None:
+            return ball.project(case.start, case.x)
+        return (case.rule or self.start).draw(case.attempt.fold(_START), case.x, ball)
 
     @property
     def _may_cycle(self) -> bool:
-        """Whether a point decides all that follow it, so that a climb that comes back to one sees nothing new."""
+        """Whether a point decides all that follow it, so that an ascent that comes back to one sees nothing new."""
         steps, size = self._schedule
         alike = isinstance(steps, Fixed) and isinstance(size, Constant) and not self.redraw and self.mode == "eval"
         return (
             alike and self.keep != "last" and not self.approach and isinstance(self.step, Steepest | Sign | Normalized)
         )
-
-    def _rows(self, case: "Case", origin: Points, clean: Prediction | None) -> Active:
-        ball = self._phases[0].ball
-        if case.start is None:
-            start = (case.rule or self.start).draw(case.attempt.fold(_START), origin, ball)
-        else:
-            start = ball.project(case.start, origin)
-        slot = torch.arange(len(origin), device=origin.device)
-        no = torch.zeros_like(slot, dtype=torch.bool)
-        rows = Active(
-            slot=slot,
-            sample=slot,
-            point=start,
-            origin=origin,
-            labels=case.y,
-            target=case.target,
-            avoid=case.goal.avoid,
-            reach=case.goal.reach,
-            clean=clean,
-            steps=self._schedule[0].draw(case.attempt.fold(_STEPS)),
-            memory=self.step.init(start),
-            best=start,
-            best_value=torch.full((len(origin),), -torch.inf, device=origin.device, dtype=origin.dtype),
-            best_at=torch.zeros_like(slot),
-            won=no,
-            wrong=torch.zeros_like(slot),
-            done=no,
-            turtle=start if self._may_cycle else None,
-            nan=torch.zeros_like(slot),
-            zero=torch.zeros_like(slot),
-        )
-        if case.target is None or case.target.ndim == 1:
-            return rows
-        several = case.target.shape[1]
-        rows = rows[slot.repeat_interleave(several)]
-        rows.slot, rows.target = torch.arange(len(rows), device=slot.device), case.target.flatten()
-        return rows
-
-    def _settle(self, rows: Active, predict: Predict, out: Outcome, most: int, spent: int) -> None:
-        """Write down rows that have taken their last step."""
-        if len(rows) == 0:
-            return
-        taken = torch.full_like(rows.slot, most) if rows.steps is None else rows.steps
-        if not self._watches:
-            out.write(rows, rows.point, taken, spent)
-            return
-        here = predict(rows.point)
-        self._remember(rows, self.objective(here, rows.clean, rows.labels, rows.target), here, taken, out)
-        out.write(rows, rows.best, rows.best_at, spent + 1)
-
-    def _remember(
-        self,
-        rows: Active,
-        value: PerSample,
-        here: Prediction,
-        step: "Tensor | int",
-        out: Outcome,
-        final: bool = True,
-    ) -> None:
-        """Keep the best point so far, or the last; the first success is better than anything. NaN is never better."""
-        better = ((value > rows.best_value) | (self.keep == "last")) & ~rows.done
-        if self.keep != "best" and final:
-            rows.wrong = rows.wrong + Goal(rows.avoid, rows.reach).reached(here)
-            stops = (rows.wrong > (self.patience or 0)) & ~rows.done
-            better, rows.won = better | stops, rows.won | stops
-            out.fallen.index_add_(0, rows.sample, rows.won.long())
-            rows.done = rows.done | (out.fallen[rows.sample] > 0)
-        rows.best = torch.where(like(better, rows.best), rows.point, rows.best)
-        rows.best_value = torch.where(better, value, rows.best_value)
-        rows.best_at = torch.where(better, step, rows.best_at)
 
 
 def choose_target(rule: TargetRule | int, clean: Prediction, y: Labels | None, streams: Streams) -> Labels:

@@ -13,6 +13,7 @@ from torch import nn
 from equipoise.attacks.ascent import Ascent
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.types import Predictive
+from equipoise.core.world import World, is_main_process
 from equipoise.data import Dataset
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Method, Term, as_method
@@ -25,7 +26,6 @@ from equipoise.training.corruption import Corrupted
 from equipoise.training.folder import claimed
 from equipoise.training.job import Job, Progress, summary_writer, training_split
 from equipoise.training.recipe import Recipe, require_devices
-from equipoise.training.world import World, is_main_process
 
 
 def fit(

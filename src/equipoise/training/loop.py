@@ -29,6 +29,7 @@ from equipoise.attacks.spaces import Input
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Predictive
+from equipoise.core.world import World
 from equipoise.data import crop_and_flip
 from equipoise.geometry import Ball
 from equipoise.kernels.input_gradients import mostly_wide
@@ -53,7 +54,6 @@ from equipoise.training.judgement import alarms_of, improves, majority_share
 from equipoise.training.players import Seat
 from equipoise.training.processes import ProcessLost, fabric_of, run_processes
 from equipoise.training.recipe import MAY_CHANGE, Recipe
-from equipoise.training.world import World
 
 _INTERRUPTED = "failed: interrupted"
 _DERIVED = ("sum", "terms", "sha256", "classes", "shape", "n_train", "n_valid", "n_test", "parameters")

@@ -22,8 +22,8 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.core.world import World
 from equipoise.training.interruption import Interrupted, Stop
-from equipoise.training.world import World
 
 _LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 Connection = Any  # of multiprocessing, whose type differs between systems
