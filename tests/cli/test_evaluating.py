@@ -165,6 +165,8 @@ def test_a_killed_evaluation_is_resumed_to_the_same_record(mine, capsys):
     ("words", "message"),
     [
         ([*WORDS, "--shard", "3/2"], "shard 3/2: expected i/n with i from 1 to n"),
+        ([*WORDS, "--shard", f"{'9' * 5000}/1"], "expected i/n with i from 1 to n"),
+        ([*WORDS, "--shard", f"1/{'9' * 5000}"], "expected i/n with i from 1 to n"),
         ([*WORDS, "--shard", "1/2", "--processes", "2"], "--processes 2 and --shard 1/2 both divide the work"),
         ([*WORDS, "--processes", "0"], "--processes 0 computes nothing"),
         ([*WORDS, "--shard", "9/9"], "shard 9/9 is empty: the samples make 5 blocks"),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from equipoise.cli import main
@@ -45,6 +46,32 @@ def test_a_report_is_written_again_only_if_asked(tmp_path, monkeypatch, capsys):
     assert Path("page.html").read_bytes() == content
     assert main(["report", "r", "--out", "page.html", "--overwrite"]) == 0
     assert Path("page.html").read_bytes() != content
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("report /dev/zero", "cannot read /dev/zero: it is not a plain file"),
+        ("verify /dev/zero", "cannot read /dev/zero: it is not a plain file"),
+        ("merge /dev/zero --out whole.json", "cannot read /dev/zero: it is not a plain file"),
+        ("score torch.nn:Flatten --data my.npz --score manifold --manifold /dev/zero", "it is not a plain file"),
+        ("evaluate torch.nn:Flatten --data my.npz --checkpoint /dev/zero", "it is not a plain file"),
+        ("score torch.nn:Flatten --data my.npz --out deep.json", "deep.json exists, and does not say which request"),
+        ("audit torch.nn:Flatten --data my.npz --eps 0.1 --out deep.html", "would replace deep.json, which is no"),
+        ("evaluate torch.nn:Flatten --data my.npz --eps 0.1 --out deep.json", "deep.json exists and is no record"),
+        ("report run/deep.json", "deep.json is not JSON"),
+    ],
+)
+def test_files_without_an_end_or_a_bottom_are_refused(tmp_path, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run", "run.json").write_text("{}")
+    for place in (Path("deep.json"), Path("run", "deep.json")):
+        place.write_text("[" * 100_000)
+    pixels, labels = np.full((2, 2), 0.3, np.float32) + np.eye(2, dtype=np.float32) / 2, np.arange(2)
+    np.savez("my.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    assert main(command.split()) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

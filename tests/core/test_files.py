@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.core.errors import EquipoiseError
-from equipoise.core.files import advice, cache_folder, folder_made, reason
+from equipoise.core.files import advice, cache_folder, folder_made, plain_bytes, plain_json, reason
 from equipoise.core.locks import locked
 from equipoise.data import available, load
 from equipoise.data.load import SOURCES, published
@@ -86,3 +86,18 @@ def test_the_reason_is_never_empty():
     assert reason(OSError(errno.EROFS, "Read-only file system")) == "Read-only file system"
     assert reason(OSError("odd")) == "odd"
     assert reason(OSError()) == "OSError"
+
+
+def test_a_device_or_a_pipe_is_not_read_because_it_may_never_end(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for endless in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(OSError, match="it is not a plain file"):
+            plain_bytes(endless)
+    with pytest.raises(IsADirectoryError):
+        plain_bytes(tmp_path)
+
+
+def test_json_that_is_nested_too_deeply_is_none(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="recursion"):
+        plain_json(tmp_path / "deep.json")

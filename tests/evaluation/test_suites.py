@@ -78,6 +78,8 @@ def test_the_papers_names_bring_their_radius():
         (["fgsm3-8"], {}, "attack 'fgsm3-8': expected fgsm-K"),
         (["pgd40-8"], {"norm": "l2"}, "attack 'pgd40-8' is one in linf, not in l2: name it without its radius, pgd40"),
         (["pgd40-8"], {"steps": 3}, "steps: not for pgd40-8, whose budget is the published one"),
+        ([f"pgd{'9' * 5000}"], {}, "unknown attack 'pgd999"),
+        ([f"pgd{'9' * 5000}-8"], {}, "unknown attack 'pgd999"),
         (["pgd40-0.5"], {}, "k = 0.5 is in units of 1/255"),
     ],
 )

@@ -166,6 +166,7 @@ def test_the_environment_is_that_of_torchrun_or_none() -> None:
             {"WORLD_SIZE": "abc"},
             "WORLD_SIZE=abc, expected a whole number: start the training by torchrun",
         ),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE=999"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2 but no LOCAL_RANK and no MASTER_ADDR and no MASTER_PORT"),
         ({**TORCHRUN, "RANK": "x"}, "RANK=x, expected a whole number"),
         ({**TORCHRUN, "RANK": "4"}, "RANK=4 but WORLD_SIZE=4"),

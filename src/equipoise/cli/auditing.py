@@ -11,6 +11,7 @@ from equipoise.cli.evaluating import norm_of, subject_of
 from equipoise.cli.options import Audit, Evaluate
 from equipoise.cli.recorded import answered
 from equipoise.core.errors import require
+from equipoise.core.files import plain_json
 from equipoise.evaluation import radii
 from equipoise.evaluation.verification import fingerprint
 from equipoise.masking.investigate import investigate
@@ -120,7 +121,7 @@ def _claimed(out: Path) -> tuple[Path, Path]:
 
 def _is_audit(record: Path) -> bool:
     try:
-        found = json.loads(record.read_bytes())
+        found = plain_json(record)
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("kind") == KIND

@@ -1,6 +1,5 @@
 """The options of a command as data, for records, and back."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -9,6 +8,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from equipoise.core.errors import EquipoiseError
+from equipoise.core.files import plain_json
 from equipoise.results.records import require_same
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def answered(
     if overwrite or not (os.path.lexists(record) or os.path.lexists(page)):
         return None
     try:
-        found = json.loads(record.read_bytes())
+        found = plain_json(record)
         before = found["provenance"]["options"]
         then = _flags(before) | {name: found[name] for name in facts}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

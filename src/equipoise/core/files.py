@@ -1,10 +1,13 @@
 """The disk: where files are kept between runs, and what to do when a place cannot be written."""
 
 import errno
+import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path | None:
@@ -39,6 +42,26 @@ def folder_made(folder: Path) -> Iterator[None]:
                 place.rmdir()
             except OSError:  # it holds something, or was never made
                 continue
+
+
+def plain_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return what a file holds. Raises `OSError` if it cannot be read, also for one that may never end: a device or a
+    pipe.
+    """
+    kind = os.stat(path).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # that of a folder, the system says itself
+        raise OSError(errno.EINVAL, "it is not a plain file", os.fspath(path))
+    return Path(path).read_bytes()
+
+
+def plain_json(path: str | os.PathLike[str]) -> Any:
+    """Return the data in a file of JSON. Raises `OSError` as `plain_bytes`, and `ValueError` if it is something else,
+    also if it is nested too deeply to be read.
+    """
+    try:
+        return json.loads(plain_bytes(path))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def printable(text: object) -> str:

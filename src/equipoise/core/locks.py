@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
-from equipoise.core.files import folder_made
+from equipoise.core.files import folder_made, plain_json
 
 _ATTEMPTS = 8  # how often the file is found to have been removed by its last holder while we waited for it
 
@@ -90,7 +90,7 @@ def _acquired(file: Path, patience: float) -> FileLock | None:
 def _owner(file: Path) -> str:
     """The process that holds a lock, in words."""
     try:
-        found = json.loads(file.read_bytes())
+        found = plain_json(file)
         return f"process {found['pid']} on {found['host']} since {found['since']} UTC"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -8,6 +8,7 @@ from equipoise.core.errors import require
 
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _ADVICE = "start the training by torchrun, or unset WORLD_SIZE."
+_DIGITS = 19  # a number of so many is none of processes or ports
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,5 @@ def is_main_process() -> bool:
 
 
 def _require_number(name: str, text: str) -> None:
-    require(text.isdecimal(), f"the environment has {name}={text}, expected a whole number: {_ADVICE}")
+    number = text.isdecimal() and len(text) < _DIGITS
+    require(number, f"the environment has {name}={text:.80}, expected a whole number: {_ADVICE}")

@@ -25,6 +25,7 @@ import torch
 
 from equipoise.attacks.result import Perturbed
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import plain_json
 from equipoise.evaluation.evaluate import Block
 from equipoise.results.records import AttackResult, CorruptionResult, write_atomically
 from equipoise.training.interruption import Interrupted
@@ -50,7 +51,7 @@ class Journal:
     def is_begun(self) -> bool:
         """Whether this evaluation, and no other, was begun here."""
         try:
-            return json.loads(self._header.read_bytes()) == self.what
+            return plain_json(self._header) == self.what
         except (OSError, ValueError):
             return False
 
@@ -76,7 +77,7 @@ class Journal:
             "evaluate anew.",
         )
         try:
-            before = json.loads(header.read_bytes())
+            before = plain_json(header)
         except ValueError:
             before = None
         if not isinstance(before, dict):
@@ -98,7 +99,7 @@ class Journal:
         """The finished block of that number, or None if there is none that is whole and of this evaluation."""
         results, points = self._files(number)
         try:
-            kept = json.loads(results.read_bytes())
+            kept = plain_json(results)
             packed = points.read_bytes() if points.is_file() else b""
             entries, corruptions = kept["results"], kept.get("corruptions", [])
             if kept["seal"] != self._seal(number, [*entries, *corruptions], packed):

@@ -38,9 +38,9 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> "Shard":
         """The shard that `i/n` names. Raises `EquipoiseError` for anything else."""
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        match = re.fullmatch(r"(\d{1,18})/(\d{1,18})", text)
         if match is None:
-            raise EquipoiseError(f"shard {text!r}: expected i/n with i from 1 to n, such as 1/4.")
+            raise EquipoiseError(f"shard {text!r:.80}: expected i/n with i from 1 to n, such as 1/4.")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:

@@ -77,7 +77,7 @@ def suite(
     return sorted([*found, *presets], key=lambda entry: entry[1].geometry.eps)
 
 
-_PRESET = re.compile(r"(fgsm|pgd|cw)(\d*)-(\d+(?:\.\d+)?)")
+_PRESET = re.compile(r"(fgsm|pgd|cw)(\d{0,18})-(\d+(?:\.\d+)?)")
 
 
 def _preset(name: str, norm: str, precision: Precision) -> Attack:
@@ -115,7 +115,7 @@ NEAREST: dict[str, Callable[..., Attack]] = {"bg": bg, "deepfool": deepfool, "fm
 
 def _parse(name: str) -> tuple[str, int | None]:
     """The attack and the number of steps that a name such as `pgd100` stands for."""
-    match = re.fullmatch(r"(.*?)(\d+)?", name)
+    match = re.fullmatch(r"(.*?)(\d{1,18})?", name)
     base, number = (match[1], match[2]) if match else (name, None)
     if base not in ATTACKS | PUBLISHED | NEAREST:
         raise unknown("attack", name, ["clean", *ATTACKS, *PUBLISHED, *NEAREST])

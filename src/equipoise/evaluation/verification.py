@@ -1,7 +1,6 @@
 """Whether a record is true: every claim inferred again from the stored images, on the CPU, or from other claims."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import plain_json
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.confirm import verify_outcome
@@ -121,7 +121,7 @@ def audit(
         f"these are not the weights that {path} is about: their SHA-256 is {now['sha256']}, recorded is "
         f"{evaluation.model.get('sha256')}.",
     )
-    mismatches = _follows(evaluation, json.loads(Path(path).read_bytes()))
+    mismatches = _follows(evaluation, plain_json(path))
     if evaluation.model.get("parameters") != now["parameters"]:
         mismatches.append(f"the model has {now['parameters']} parameters, not {evaluation.model.get('parameters')}.")
     points, wrong = _points(evaluation, Path(path), x)

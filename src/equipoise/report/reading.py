@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import plain_json
 from equipoise.report.scored import Scored, read_scores
 from equipoise.results.records import Evaluation, Run, check_weights, load
 
@@ -100,8 +101,8 @@ def read(paths: Sequence[Path]) -> list[Source]:
 def _score_record(path: Path) -> Mapping[str, Any] | None:
     """The content of a record of scores; None of anything else."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = plain_json(path)
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, Mapping) and content.get("kind") == "score" else None
 
@@ -220,7 +221,7 @@ def read_metrics(path: Path) -> tuple[Mapping[str, Any], ...]:
             continue
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
         if isinstance(entry, Mapping) and _numbers(entry.get("epoch", number)):
             epochs[entry.get("epoch", number)] = {"epoch": number, **entry}

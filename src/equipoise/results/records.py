@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import advice, folder_made, reason
+from equipoise.core.files import advice, folder_made, plain_bytes, plain_json, reason
 from equipoise.results.statistics import wilson
 
 SCHEMA = 1
@@ -395,10 +395,10 @@ def save(path: str | os.PathLike[str], record: Record) -> Path:
 def load(path: str | os.PathLike[str]) -> Record:
     """Read a record. Raises `EquipoiseError` if the file is missing, not JSON, or not a record."""
     try:
-        data = json.loads(Path(path).read_bytes())
+        data = plain_json(path)
     except OSError as error:
         raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise EquipoiseError(f"{path} is not JSON ({error}); expected a record written by equipoise.") from error
     return from_json(data, str(path))
 
@@ -508,7 +508,7 @@ def write_once(path: str | os.PathLike[str], content: bytes, overwrite: bool = F
     """
     path = Path(path)
     try:
-        there = path.read_bytes() if os.path.lexists(path) else None
+        there = plain_bytes(path) if os.path.lexists(path) else None
     except OSError as error:
         raise EquipoiseError(f"cannot read {path}: {reason(error)}; choose another place with {option}.") from error
     if there == content:

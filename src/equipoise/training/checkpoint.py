@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from equipoise import nets
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import plain_bytes, reason
 from equipoise.core.rng import fold
 from equipoise.core.types import Predictive
 from equipoise.generators import AdversarialGenerator
@@ -49,9 +50,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return plain_bytes(path)
     except OSError as error:
-        raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
+        raise EquipoiseError(f"cannot read {path}: {reason(error)}.") from error
 
 
 def _parsed(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,7 +4,6 @@ A run holds the lock of its folder while it writes. A run that replaces another 
 and deletes it only once its own first checkpoint holds work; if it ends before, the old one is put back.
 """
 
-import json
 import re
 import shutil
 import signal
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import plain_json
 from equipoise.core.locks import locked
 from equipoise.results.records import Run, changed_weights, load, require_room
 from equipoise.training.interruption import Interrupted
@@ -153,8 +153,8 @@ def _players(out: Path) -> Iterable[str]:
 def _if_about(record: Path, out: Path) -> list[Path]:
     """A record of an evaluation of the run in `out` and the file of its images; nothing for any other file."""
     try:
-        content = json.loads(record.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = plain_json(record)
+    except (OSError, ValueError):
         return []
     if not isinstance(content, Mapping) or content.get("kind") not in _ABOUT_A_MODEL:
         return []

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import plain_json
 from equipoise.report.studies import draw, page
 from equipoise.results.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
 from equipoise.results.records import write_atomically
@@ -61,10 +62,10 @@ def load(folder: Path) -> Study:
     """Read a study back. Raises `EquipoiseError` if there is none, or it is damaged."""
     place, arrays_place = folder / "study.json", folder / "study.npz"
     try:
-        record, content = json.loads(place.read_bytes()), arrays_place.read_bytes()
+        record, content = plain_json(place), arrays_place.read_bytes()
     except OSError as error:
         raise EquipoiseError(f"there is no study in {folder}: {error.filename}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise EquipoiseError(f"{place} is not JSON ({error}); expected a study written by equipoise.") from error
     require(
         isinstance(record, dict) and record.get("kind") == "study" and record.get("schema") == SCHEMA,
