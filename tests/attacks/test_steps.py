@@ -68,6 +68,8 @@ def test_refuses_parts_that_do_nothing():
                 make(size)
         with pytest.raises(EquipoiseError, match=r"step_size = inf: expected a finite number"):
             make(float("inf"))
+        with pytest.raises(EquipoiseError, match=r"step_size = 1e\+300 is too large to compute with"):
+            make(1e300)
     for rule in (Fixed, UniformUpTo):
         with pytest.raises(EquipoiseError, match=r"steps = 0 takes no step: expected an integer >= 1"):
             rule(0)

@@ -315,6 +315,12 @@ def _lives(pid: int) -> bool:
     [
         (["--robustbench", "aa.json"], "--robustbench aa.json would overwrite the record: choose another"),
         (["--robustbench", "./aa.json"], "would overwrite the record"),
+        (["--robustbench", "aa.images.npz"], "aa.images.npz would overwrite the adversarial images: choose another"),
+        (["--robustbench", "my.npz/rb.json"], "cannot write into my.npz: "),
+        (["--attacks", "square2", "apgd-ce2", "--norm", "l1"], "steps = 2: too few to approach the ball"),
+        (["--corruptions", "fog"], "corruptions need images"),
+        (["--eps", "1e300", "--norm", "l1"], "eps = 1e+300 is too large to compute with"),
+        (["--attacks", "pgd2", "--step-size", "1e300"], "step_size = 1e+300 is too large to compute with"),
         (["--robustbench", "."], "--robustbench . is a directory: expected a file"),
         (["--robustbench", "rb.json", "--attacks", "clean"], "a RobustBench entry needs an attack"),
         (["--robustbench", "rb.json", "--shard", "1/2"], "--robustbench is of a whole evaluation, not of shard 1/2"),

@@ -83,3 +83,14 @@ def test_an_empty_path_is_refused(command, capsys):
     assert leaving.value.code == 2 and "expected a path, got an empty text" in " ".join(
         "".join(capsys.readouterr()).split()
     )
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--batch-size", "--examples"])
+def test_a_number_of_more_than_64_bits_is_refused(flag, capsys):
+    for large in (2**63, -(2**64), 10**30):
+        with pytest.raises(SystemExit) as leaving:
+            parse(["evaluate", "a", f"{flag}={large}"])
+        assert leaving.value.code == 2 and "expected a whole number of at most 9223372036854775807" in " ".join(
+            "".join(capsys.readouterr()).replace("│", " ").split()
+        )
+    assert parse(["evaluate", "a", f"{flag}={2**63 - 1}"])

@@ -24,6 +24,8 @@ def here(tmp_path_factory):
         "    return Score(Sampled(UniformOnBall('linf', 4)), Radii(0.3, count=4), H=identity, name='mine')\n"
         "fixed = average(None)\n"
         "number = 3\n"
+        "def broken(shape):\n"
+        "    raise RuntimeError('no such score today')\n"
     )
     return folder
 
@@ -149,6 +151,7 @@ def test_refuses_to_certify_an_ensemble_before_anything_is_computed(here, capsys
         ("--score manifold --radii distances", "--radii is for r4, not for manifold"),
         ("--score my_scores_of_digits:fixed --sigma 1", "--sigma is for r4 and manifold, not for my_scores"),
         ("--score my_scores_of_digits:number", "is a int: expected an equipoise.scores.Score"),
+        ("--score my_scores_of_digits:broken", "could not be made: RuntimeError: no such score today"),
         ("--score my_scores_of_digits:nothing", "has no 'nothing'"),
         ("--examples -1", "--examples -1"),
         ("--batch-size 0", "--batch-size 0"),

@@ -304,6 +304,10 @@ def test_refuses_an_unusable_ball():
         Ball("linf", -0.1)
     with pytest.raises(EquipoiseError, match=r"eps = nan is not a radius"):
         Ball("linf", math.nan)
+    for large in (1e300, 10**400):
+        with pytest.raises(EquipoiseError, match=r"is too large to compute with: expected at most 1e\+38, or infinity"):
+            Ball("l2", large)
+    assert Ball("l1", math.inf).eps == math.inf
     with pytest.raises(EquipoiseError, match=r"unknown norm 'l3': did you mean 'l"):
         Ball("l3", 0.1)
     with pytest.raises(EquipoiseError, match=r"low = 1.0 must be smaller than high = 0.0"):

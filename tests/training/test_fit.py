@@ -499,6 +499,7 @@ def test_refuses_a_network_that_does_not_fit() -> None:
     [
         ({"epochs": 0}, "epochs = 0 is out of range"),
         ({"lr": 0.0}, "lr = 0.0 trains nothing"),
+        ({"lr": 1e300}, r"lr = 1e\+300 trains nothing"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"optimizer": "adan"}, "did you mean 'adam'"),
         ({"schedule": "triangle"}, "did you mean 'triangular'"),

@@ -161,6 +161,8 @@ class Ascent:
             all(factor >= 1 for factor, _ in self.approach) and all(s > 0 for s in shares) and sum(shares) < 1,
             f"approach = {self.approach}: expected (radius >= 1, share > 0) pairs whose shares leave some steps.",
         )
+        if self.approach:
+            phases(self.geometry, self._schedule[0].most, self.approach)
 
     def __rmatmul__(self, objective: object) -> Term:
         require(

@@ -91,11 +91,15 @@ class StepSize(Protocol):
         ...
 
 
+_LARGEST = 1e38  # of the lengths: a float32 number
+
+
 def _positive(size: float) -> None:
     require(size > 0, f"step_size = {size} moves nothing: expected a number > 0, such as 2/255.")
     require(
         size < math.inf, f"step_size = {size}: expected a finite number, such as 2/255; with an infinite eps give one."
     )
+    require(size <= _LARGEST, f"step_size = {size} is too large to compute with: expected at most {_LARGEST:g}.")
 
 
 @dataclass(frozen=True)

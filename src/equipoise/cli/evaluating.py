@@ -29,7 +29,7 @@ from equipoise.data import Dataset, load
 from equipoise.evaluation import WORST, Corruptions, Progress, Shard, assess, audit, merge, radii, suite
 from equipoise.evaluation.evaluate import by_ball
 from equipoise.evaluation.interop import robustbench
-from equipoise.evaluation.journal import Journal, note_kept
+from equipoise.evaluation.journal import Journal, images_of, note_kept
 from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.runs import essentials
 from equipoise.evaluation.shards import merged
@@ -39,7 +39,7 @@ from equipoise.masking.probe import is_black_box
 from equipoise.models import as_predictive, first_look
 from equipoise.report.report import cautions
 from equipoise.results.provenance import provenance
-from equipoise.results.records import Evaluation, Run, digest, write_once
+from equipoise.results.records import Evaluation, Run, digest, require_room, write_once
 from equipoise.results.records import load as load_record
 from equipoise.training import Recipe, load_run, load_weights
 
@@ -91,16 +91,22 @@ def evaluate(options: Evaluate, command: str) -> None:
     corruptions = _corruptions(options)
     out = options.out or _usual_place(options, subject, attacks, norm, shard)
     require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
+    require(
+        recorded is None or out.resolve() != Path(options.target, "run.json").resolve(),
+        f"--out {out} is the record of the run itself: choose another place.",
+    )
     if options.robustbench is not None:
         place = options.robustbench
         require(not place.is_dir(), f"--robustbench {place} is a directory: expected a file.")
-        require(place.resolve() != out.resolve(), f"--robustbench {place} would overwrite the record: choose another.")
+        for file, what in ((out, "the record"), (images_of(out), "the adversarial images")):
+            require(place.resolve() != file.resolve(), f"--robustbench {place} would overwrite {what}: choose another.")
         require(len(attacks) > 0, "a RobustBench entry needs an attack: evaluate with --attacks autoattack.")
         require(shard.count == 1, f"--robustbench is of a whole evaluation, not of shard {shard}: leave it out.")
         require(
             options.overwrite or out.is_file() or not place.exists(),
             f"--robustbench {place} exists already: add --overwrite to replace it, or choose another.",
         )
+        require_room(place.parent, "--robustbench")
     weights = options.weights if recorded else "given"
     note = own_note()
     progress = noting(note) if note else _from_here(evaluation_progress(f"evaluating {options.target}"))

@@ -21,6 +21,8 @@ from equipoise.core.types import Precision
 from equipoise.geometry import NormName
 from equipoise.training import Recipe
 
+_LARGEST_WHOLE = 2**63 - 1
+
 
 def fraction(text: str) -> float:
     """A number, or a quotient such as `8/255`. Raises `ValueError` for anything else, NaN included."""
@@ -31,6 +33,14 @@ def fraction(text: str) -> float:
         value = math.nan
     if math.isnan(value):
         raise ValueError(f"expected a number or a fraction such as 8/255, got {text!r}")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number. Raises `ValueError` for anything else, and for one that does not fit into 64 bits."""
+    value = int(text)
+    if abs(value) > _LARGEST_WHOLE:
+        raise ValueError(f"expected a whole number of at most {_LARGEST_WHOLE}, got {text}")
     return value
 
 
@@ -338,7 +348,7 @@ def _readable() -> ConstructorRegistry:
         if len(kinds) != 1 or kinds[0] not in _METAVARS:
             return None
         kind = kinds[0]
-        convert = {float: fraction, Path: path}.get(kind, kind)
+        convert = {float: fraction, int: whole, Path: path}.get(kind, kind)
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar=_METAVARS[kind],

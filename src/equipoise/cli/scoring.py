@@ -186,7 +186,12 @@ def _chosen(options: Score, shape: tuple[int, ...]) -> dict[str, scores.Score]:
     if ":" in name:
         one = nets.imported("score", name)
         if callable(one) and not isinstance(one, scores.Score):
-            one = one(shape)
+            try:
+                one = one(shape)
+            except EquipoiseError:
+                raise
+            except Exception as error:  # whatever the user's function does
+                raise EquipoiseError(f"--score {name} could not be made: {type(error).__name__}: {error}.") from error
         if not isinstance(one, scores.Score):
             raise EquipoiseError(
                 f"--score {name} is a {type(one).__name__}: expected an equipoise.scores.Score, or a function of the "

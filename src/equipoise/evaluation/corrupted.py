@@ -12,6 +12,7 @@ from equipoise.core.errors import require
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.corruptions import CORRUPTIONS, Published, chosen, corrupt
+from equipoise.corruptions.mnist_c import check_images
 from equipoise.data import Dataset
 from equipoise.data.dataset import stratified_order
 from equipoise.evaluation.confirm import predict
@@ -38,9 +39,10 @@ class Corruptions:
     def of(self, data: Dataset, examples: int = 0) -> "Corruptions":
         """The same, the published images reduced to the `examples` test samples that an evaluation is of (0: all).
 
-        Raises `EquipoiseError` if they are not of that test set.
+        Raises `EquipoiseError` if they are not of that test set, or if its images cannot be corrupted.
         """
         if self.published is None:
+            check_images(data.test.x)
             return self
         test, mine = data.test, self.published
         require(

@@ -142,7 +142,7 @@ class Adversary:
 
     def __post_init__(self) -> None:
         require(self.crossing > 0, f"crossing = {self.crossing}: expected a weight > 0, such as 1.")
-        require(0 < self.lr < float("inf"), f"generator lr = {self.lr} trains nothing: expected a number > 0.")
+        require(0 < self.lr <= 1e30, f"generator lr = {self.lr} trains nothing: expected a number > 0.")
         require(self.steps >= 1, f"generator steps = {self.steps}: expected an integer >= 1.")
         if self.scores not in ("logits", "probabilities"):
             raise unknown("kind of scores", self.scores, ("logits", "probabilities"))

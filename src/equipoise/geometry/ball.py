@@ -30,6 +30,7 @@ from equipoise.core.rng import Streams
 from equipoise.core.types import PerSample, Points
 from equipoise.geometry.water_filling import level
 
+_LARGEST = 1e38  # of the radii: a float32 number
 _ULP = 2.0**-23  # spacing of float32 numbers just below 1 is half of this
 NormName = Literal["linf", "l2", "l1"]
 Rows = Float[Tensor, "batch features"]
@@ -212,6 +213,11 @@ class Ball:
         )
         object.__setattr__(self, "eps", float(self.eps) if not isinstance(self.eps, int) else self.eps)
         require(self.eps >= 0, f"eps = {self.eps} is not a radius: expected a number >= 0, such as 8/255.")
+        require(
+            self.eps <= _LARGEST or self.eps == math.inf,
+            f"eps = {self.eps} is too large to compute with: expected at most {_LARGEST:g}, or infinity for all of the "
+            "box.",
+        )
         if self.norm == "linf" and self.box.high - self.box.low < self.eps < math.inf:
             warnings.warn(
                 f"eps = {self.eps:g} is larger than the box: pixels live in [{self.box.low:g}, {self.box.high:g}]; "

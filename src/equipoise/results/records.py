@@ -521,13 +521,13 @@ def write_once(path: str | os.PathLike[str], content: bytes, overwrite: bool = F
     return write_atomically(path, content)
 
 
-def require_room(folder: Path) -> None:
+def require_room(folder: Path, option: str = "--out") -> None:
     """See that files can be written into `folder`, which need not exist: better refused now than after hours of work.
 
-    Nothing is left behind. Raises `EquipoiseError` if they cannot.
+    Nothing is left behind. Raises `EquipoiseError` if they cannot; `option` is the one that names the place.
     """
     try:
         with folder_made(folder), TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise EquipoiseError(f"cannot write into {folder}: {reason(error)}; {advice(error)}.") from error
+        raise EquipoiseError(f"cannot write into {folder}: {reason(error)}; {advice(error, option)}.") from error

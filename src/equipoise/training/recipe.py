@@ -98,7 +98,7 @@ class Recipe:
             value = getattr(self, name)
             require(isinstance(value, int), f"{name} = {value} is not a whole number.")
         require(0 <= self.ema < 1, f"ema = {self.ema} is not a decay: expected 0 <= ema < 1, such as 0.999.")
-        require(0 < self.lr < float("inf"), f"lr = {self.lr} trains nothing: expected a number > 0, such as 1e-3.")
+        require(0 < self.lr <= 1e30, f"lr = {self.lr} trains nothing: expected a number > 0, such as 1e-3.")
         require(
             not (self.optimizer == "sgd" and self.nesterov and self.momentum == 0),
             "nesterov needs momentum > 0: give some, or turn nesterov off.",
