@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from equipoise import attacks
 from equipoise.attacks import (
     ATTACKS,
+    Attack,
     Bisected,
     Chain,
     adaptive,
@@ -41,7 +42,6 @@ from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.result import Perturbed
 from equipoise.attacks.steps import Momentum, Triangular, Uniform
 from equipoise.core.types import Prediction
-from equipoise.evaluation import Attack
 
 
 class Proxy(nn.Module):

@@ -2,7 +2,7 @@
 
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.attack import Attack
+from equipoise.attacks.attack import Attack, AttackLike, Batch, Candidates, SearchAttack
 from equipoise.attacks.black_box.random_search import RandomSearch, random_search
 from equipoise.attacks.black_box.square import Square, square
 from equipoise.attacks.black_box.transfer import Transfer, transfer
@@ -24,12 +24,16 @@ __all__ = [
     "FMN",
     "Ascent",
     "Attack",
+    "AttackLike",
+    "Batch",
     "Bisected",
+    "Candidates",
     "Chain",
     "DeepFool",
     "Nearest",
     "Perturbed",
     "RandomSearch",
+    "SearchAttack",
     "Square",
     "Transfer",
     "adaptive",

@@ -13,13 +13,12 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
 
+from equipoise.attacks.attack import Attack
 from equipoise.attacks.climb import ActiveBatch, Case, Draws, Keep, Outcome, Rows, Selection, phases
-from equipoise.attacks.execution import AT_ONCE, held_still
-from equipoise.attacks.inputs import MODEL_STREAM, Admitted, admitted
-from equipoise.attacks.result import Goal, Perturbed, at, confirmed, judged, likely_classes
+from equipoise.attacks.execution import held_still
+from equipoise.attacks.inputs import MODEL_STREAM, Admitted
+from equipoise.attacks.result import Goal, Perturbed, confirmed, judged, likely_classes
 from equipoise.attacks.spaces import Input
 from equipoise.attacks.steps import (
     Boundary,
@@ -61,13 +60,16 @@ _START, _STEPS, _, _TARGET, _RESTART = range(5)  # what a stream is drawn for, b
 
 
 @dataclass(frozen=True)
-class Ascent:
+class Ascent(Attack):
     """Objective × geometry × step rule × start × number of steps × what to keep.
 
     Call it as an attack, `ascent(model, x, y, seed=0) -> Perturbed`, or put it in a training method,
     `cross_entropy @ ascent`. The model's parameters, gradients, buffers and modes and the global random state are left
     as they were (with `mode="train"`, batch-norm updates its running statistics as in any training forward pass).
     """
+
+    kind = "an ascent"
+    takes_targets = True
 
     objective: Objective
     """What is climbed."""
@@ -215,84 +217,40 @@ class Ascent:
         box = self.space.box
         return self if box is None else replace(self, space=Input(), geometry=replace(self.geometry, box=box))
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        target: Labels | None = None,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-        start: Points | None = None,
-    ) -> Perturbed:
-        """Perturb `x` and say what came of it.
+    def run(self, inputs: Admitted) -> Perturbed:
+        """The outcome of all attempts.
 
-        `y` are the true labels (needed by objectives that look at them), `target` the classes to climb towards,
-        `start` the points to start from (projected) instead of those that the rule `start` draws. In a latent space
-        the result's points and distances are codes, those of the layer that the space names.
-        Random draws depend on `seed` and on each sample's `index` (default 0, 1, ...), not on `batch_size` or order;
-        results agree up to float rounding. Where samples depend on each other (batch statistics or dropout with
-        `mode="train"`) all of `x` is one batch.
-        Raises `EquipoiseError` for unusable input: a wrong shape, dtype, range, label, pairing or kind of output.
+        In a latent space the result's points and distances are codes, those of the layer that the space names. Where
+        samples depend on each other (batch statistics or dropout with `mode="train"`) all of them are one batch.
         """
+        y, target = inputs.y, inputs.target
         if not isinstance(self.space, Input):
-            return self._attack_inside(model, x, y, target=target, seed=seed, index=index, batch_size=batch_size)
-        ready = admitted(
-            model,
-            x,
-            y,
-            self.geometry,
-            target=target,
-            seed=seed,
-            index=index,
-            batch_size=batch_size,
-            start=start,
-            draws=self.mode == "train",
+            inside, origin = self.space.enter(inputs.predictive, inputs.x)
+            return self._from_inside(inside, origin, y, target=target, **inputs.options)
+        towards = target is not None or self.target is not None or self.num_targets is not None
+        self.objective.check(inputs.classes, y is not None, towards, inputs.members)
+        require(
+            target is None or (self.target is None and self.num_targets is None),
+            f"both target={self.target or self.num_targets!r} and target classes were given: choose one.",
         )
-        with ready as case:
-            towards = target is not None or self.target is not None or self.num_targets is not None
-            self.objective.check(case.classes, y is not None, towards, case.members)
-            require(
-                target is None or (self.target is None and self.num_targets is None),
-                f"both target={self.target or self.num_targets!r} and target classes were given: choose one.",
-            )
-            same = 0 if y is None or target is None else int((y == target).sum())
-            require(
-                same == 0,
-                f"target holds the true class of {same} of {len(x)} samples: an attack climbs towards another class.",
-            )
-            several, couples = self.num_targets or 1, self._couples(case)
-            require(
-                several == 1 or not couples,
-                f"num_targets = {several}: in this model a sample's output depends on its batch, which several targets "
-                "side by side would change; choose one target.",
-            )
-            if x.device.type == "cpu":
-                batch_size = min(batch_size, AT_ONCE)  # more rows at a time only leave the cache
-            size = len(x) if couples else max(batch_size // several, 1)
-            return Perturbed.cat(
-                [self._attack(case, couples, at(y, b), at(target, b), at(start, b), b) for b in case.batches(size)]
-            )
+        same = 0 if y is None or target is None else int((y == target).sum())
+        require(
+            same == 0,
+            f"target holds the true class of {same} of {len(inputs.x)} samples: an attack climbs towards another "
+            "class.",
+        )
+        several, couples = self.num_targets or 1, self._couples(inputs)
+        require(
+            several == 1 or not couples,
+            f"num_targets = {several}: in this model a sample's output depends on its batch, which several targets "
+            "side by side would change; choose one target.",
+        )
+        size = len(inputs.x) if couples else max(inputs.points_at_once // several, 1)
+        return Perturbed.cat([self._attack(inputs[rows], couples) for rows in inputs.batches(size)])
 
-    def _attack_inside(self, model: "nn.Module | Predictive", x: Points, y: Labels | None, **others: Any) -> Perturbed:
-        """The same attack on the model's part that follows the space, from the codes of `x` in eval mode."""
-        with admitted(model, x, y, Ball(self.geometry.norm, 0.0, self.geometry.box), index=others["index"]) as case:
-            inside, origin = self.space.enter(case.predictive, case.x)
-            return self._from_inside(inside, origin, y, **others)
-
-    def _attack(
-        self,
-        admission: Admitted,
-        couples: bool,
-        y: Labels | None,
-        target: Labels | None,
-        start: Points | None,
-        rows: Tensor,
-    ) -> Perturbed:
-        predictive, x, streams = admission.predictive, admission.x[rows], admission.streams[rows]
+    def _attack(self, inputs: Admitted, couples: bool) -> Perturbed:
+        predictive, x, y, target = inputs.predictive, inputs.x, inputs.y, inputs.target
+        streams, start = inputs.streams, inputs.start
         clean = predict(predictive, x, streams.fold(MODEL_STREAM))
         goal = Goal(clean.labels if y is None else y, target)
         if self.num_targets is not None:

@@ -6,26 +6,24 @@ plus       APGD-CE and APGD-DLR with 5 restarts, FAB-T with 5 restarts, Square, 
 cascade    two cheap attacks, then those of `standard`
 """
 
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
 
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.attack import Attack, Wrapped
+from equipoise.attacks.attack import Attack, AttackLike, Wrapped
 from equipoise.attacks.black_box.square import square
 from equipoise.attacks.gradient import cw
-from equipoise.attacks.inputs import admitted
+from equipoise.attacks.inputs import Admitted
 from equipoise.attacks.minimum_norm.fab import FAB, fab
 from equipoise.attacks.result import Goal, Perturbed, judged
 from equipoise.attacks.steps import Uniform
 from equipoise.core import progress
-from equipoise.core.errors import EquipoiseError, require, unknown
-from equipoise.core.types import Labels, Points, Precision, Predictive
+from equipoise.core.errors import require, unknown
+from equipoise.core.types import Labels, Precision
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import cross_entropy, dlr, margin
 
@@ -36,23 +34,23 @@ DRAWS = 20
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(Attack):
     """Attacks in a row, on one ball; a sample leaves at its first success. `Perturbed.part` says whose it was."""
 
-    parts: tuple[tuple[str, Attack], ...]
+    kind = "a chain of attacks"
+    needs_labels = True
+
+    parts: tuple[tuple[str, AttackLike], ...]
     """Names and attacks, in the order in which they run."""
     notes: tuple[str, ...] = ()
     """What was changed to fit the model."""
+    geometry: Ball = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(len(self.parts) > 0, "a chain of no attacks proves nothing: give at least one (name, attack) pair.")
         balls = {attack.geometry for _, attack in self.parts}
         require(len(balls) == 1, f"the attacks of a chain must share one ball, these have {len(balls)}.")
-
-    @property
-    def geometry(self) -> Ball:
-        """Where perturbed points may lie."""
-        return self.parts[0][1].geometry
+        object.__setattr__(self, "geometry", self.parts[0][1].geometry)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,47 +76,26 @@ class Chain:
             tuple(dict.fromkeys(note for _, _, notes in found for note in notes)),
         )
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
-        """Each attack on the samples that all before it left standing.
-
-        Random draws depend on `seed` and each sample's `index`, not on batches, order, or who else fell.
-        Raises `EquipoiseError` for input that the attacks cannot take.
-        """
-        if y is None:
-            raise EquipoiseError("an attack that counts errors needs the labels y.")
-        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
-            x, result = case.x, None
-            rows = torch.arange(len(x), device=x.device)
-            for number, (name, attack) in enumerate(progress.parts(self.fitted(case.classes).parts, self.names)):
-                again: dict[str, Any] = {
-                    "seed": seed,
-                    "index": case.index.to(x.device)[rows],
-                    "batch_size": batch_size,
-                }
-                found = progress.kept(name, partial(attack, model, x[rows], y[rows], **again))
-                found = replace(found, part=torch.full_like(found.part, number))
-                if result is None:
-                    result = found
-                else:
-                    before = result.take(rows)
-                    # A random model may err less at the new point than at the old one.
-                    better = found.success | (found.errors >= before.errors)
-                    result = result.overwritten(rows, before.or_rather(found, better))
-                rows = (~result.success).nonzero()[:, 0]
-                if len(rows) == 0:
-                    break
-            assert result is not None
-            return judged(case.predictive, self.geometry, Goal(y), x, result, case.streams)
+    def run(self, inputs: Admitted) -> Perturbed:
+        """Each attack on the samples that no attack before it has fooled."""
+        x, y, result = inputs.x, cast(Labels, inputs.y), None
+        rows = torch.arange(len(x), device=x.device)
+        for number, (name, attack) in enumerate(progress.parts(self.fitted(inputs.classes).parts, self.names)):
+            left = inputs[rows]
+            found = progress.kept(name, partial(attack, inputs.model, left.x, left.y, **left.options))
+            found = replace(found, part=torch.full_like(found.part, number))
+            if result is None:
+                result = found
+            else:
+                before = result.take(rows)
+                # A random model may err less at the new point than at the old one.
+                better = found.success | (found.errors >= before.errors)
+                result = result.overwritten(rows, before.or_rather(found, better))
+            rows = (~result.success).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+        assert result is not None
+        return judged(inputs.predictive, self.geometry, Goal(y), x, result, inputs.streams)
 
 
 def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
@@ -165,7 +142,7 @@ def autoattack(
     common: dict[str, Any] = {"norm": norm, "precision": precision, "box": box}
     match version:
         case "standard":
-            parts: list[tuple[str, Attack]] = [
+            parts: list[tuple[str, AttackLike]] = [
                 ("apgd-ce", apgd(eps, restarts=5 if sparse else 1, **common)),
                 ("apgd-t", apgd_t(eps, targets=5 if sparse else 9, **common)),
                 ("fab-t", fab(eps, **common)),
@@ -196,7 +173,7 @@ def cascade(eps: float, norm: str = "linf", precision: Precision = "32", box: Bo
     So whatever the standard sequence fools falls here too, and what falls to the cheap attacks costs little.
     """
     common: dict[str, Any] = {"norm": norm, "precision": precision, "box": box}
-    cheap: tuple[tuple[str, Attack], ...] = (
+    cheap: tuple[tuple[str, AttackLike], ...] = (
         ("cw10", cw(eps, steps=10, start=Uniform(), keep="first_success", **common)),
         ("apgd-t20", apgd_t(eps, steps=20, targets=3, **common)),
     )

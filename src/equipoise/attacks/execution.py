@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from equipoise.attacks.inputs import AT_ONCE
 from equipoise.attacks.result import at
 from equipoise.core.errors import NoGradient
 from equipoise.core.rng import Streams
@@ -30,9 +31,6 @@ from equipoise.models import (
     laid_out,
     usable_precision,
 )
-
-AT_ONCE = 256
-"""Samples per gradient on a CPU, which bounds the memory of a large batch and costs nothing."""
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,16 +36,26 @@ MODEL_STREAM, GLOBAL_STREAM = 2, 5
 and that of the global generators, from which dropout draws."""
 
 
+AT_ONCE = 256
+"""Samples per gradient on a CPU, which bounds the memory of a large batch and costs nothing."""
+
+
 @dataclass(frozen=True, eq=False)
 class Admitted:
     """Input that an attack can work on, and the model as it stands for it."""
 
+    model: "nn.Module | Predictive"
+    """The caller's own model, for the attacks of which an attack is made."""
     predictive: Frozen
     """The model as a private copy in eval mode."""
     x: Points
     """The clean points, without a graph."""
     y: Labels | None
     """The true labels."""
+    target: Labels | None
+    """The classes to reach."""
+    start: Points | None
+    """The points to start from."""
     index: Int[Tensor, " batch"]
     """The numbers of the samples, on which their random draws depend."""
     streams: Streams
@@ -56,6 +66,25 @@ class Admitted:
     """How many members its prediction has."""
     examined: Examined
     """What was seen of the model."""
+    seed: int
+    """The seed of all random draws."""
+    batch_size: int
+    """How many points are to be computed at once."""
+
+    def __getitem__(self, rows: Tensor) -> "Admitted":
+        own = ("x", "y", "target", "start", "streams")
+        chosen = {name: value if value is None else value[rows] for name in own for value in [getattr(self, name)]}
+        return replace(self, **chosen, index=self.index.to(rows.device)[rows])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How to call, on the same samples, an attack of which this one is made."""
+        return {"seed": self.seed, "index": self.index, "batch_size": self.batch_size}
+
+    @property
+    def points_at_once(self) -> int:
+        """How many points are computed at once: on a CPU, more than `AT_ONCE` would leave the cache."""
+        return min(self.batch_size, AT_ONCE) if self.x.device.type == "cpu" else self.batch_size
 
     @property
     def random(self) -> bool:
@@ -128,7 +157,21 @@ def admitted(
             f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",
         )
         members = len(first.logits)
-        case = Admitted(examined.still, x, y, index, streams, first.classes, members, examined)
+        case = Admitted(
+            model,
+            examined.still,
+            x,
+            y,
+            target,
+            start,
+            index,
+            streams,
+            first.classes,
+            members,
+            examined,
+            seed,
+            batch_size,
+        )
         generators = seeded(fold(seed, GLOBAL_STREAM), x.device) if draws or examined.random else nullcontext()
         token = _examined.set(examined)
         try:

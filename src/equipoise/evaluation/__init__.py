@@ -21,7 +21,7 @@ from equipoise.evaluation.journal import read_points
 from equipoise.evaluation.runs import affordable_examples, assess, evaluate_run, radii
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard, merge
-from equipoise.evaluation.suites import PUBLISHED, Attack, Suite, suite
+from equipoise.evaluation.suites import PUBLISHED, AttackLike, Suite, suite
 from equipoise.evaluation.verification import Audit, audit, fingerprint
 from equipoise.masking.probe import judge, probe
 
@@ -29,7 +29,7 @@ __all__ = [
     "PUBLISHED",
     "WHOLE",
     "WORST",
-    "Attack",
+    "AttackLike",
     "Audit",
     "Block",
     "Corruptions",

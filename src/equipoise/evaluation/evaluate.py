@@ -24,7 +24,7 @@ from equipoise.core.progress import listening
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.confirm import Verified, verify_outcome
-from equipoise.evaluation.suites import Attack, Suite
+from equipoise.evaluation.suites import AttackLike, Suite
 from equipoise.geometry import EVERYWHERE, Ball, Box
 from equipoise.models import Frozen, as_predictive, cut, frozen, seeded
 from equipoise.results.records import AttackResult, CorruptionResult
@@ -129,7 +129,7 @@ def as_suite(attacks: Any) -> Suite:
     """Named attacks as pairs: a single attack or a dictionary is taken for what it is meant to be. Raises
     `EquipoiseError` for names without radii and for anything else.
     """
-    if isinstance(attacks, Attack):
+    if isinstance(attacks, AttackLike):
         return [(getattr(attacks, "name", type(attacks).__name__.lower()), attacks)]
     if isinstance(attacks, Mapping):
         attacks = list(attacks.items())
@@ -140,7 +140,7 @@ def as_suite(attacks: Any) -> Suite:
             isinstance(pair, tuple | list)
             and len(pair) == 2
             and isinstance(pair[0], str)
-            and isinstance(pair[1], Attack),
+            and isinstance(pair[1], AttackLike),
             f"attacks holds {pair!r:.80}: expected pairs of a name and an attack, such as "
             "[('pgd', attacks.pgd(8 / 255))], or suite(['pgd', 'autoattack'], eps=[8 / 255]).",
         )
@@ -263,7 +263,7 @@ def _heard(progress: Progress | None, where: str, before: int, n: int, total: in
 
 def _run(
     name: str,
-    attack: Attack,
+    attack: AttackLike,
     notes: Sequence[str],
     case: Admitted,
     model: Predictive,

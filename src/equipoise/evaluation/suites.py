@@ -8,7 +8,7 @@ from typing import Any
 
 from equipoise.attacks import (
     ATTACKS,
-    Attack,
+    AttackLike,
     adaptive,
     apgd,
     apgd_t,
@@ -34,7 +34,7 @@ from equipoise.losses.objectives import dlr
 STEPS = 40
 
 
-Suite = Sequence[tuple[str, Attack]]
+Suite = Sequence[tuple[str, AttackLike]]
 
 
 def suite(
@@ -80,7 +80,7 @@ def suite(
 _PRESET = re.compile(r"(fgsm|pgd|cw)(\d{0,18})-(\d+(?:\.\d+)?)")
 
 
-def _preset(name: str, norm: str, precision: Precision) -> Attack:
+def _preset(name: str, norm: str, precision: Precision) -> AttackLike:
     """FGSM-k, PGDp-k or CWp-k of R's tables."""
     match = _PRESET.fullmatch(name)
     assert match is not None
@@ -94,7 +94,7 @@ def _preset(name: str, norm: str, precision: Precision) -> Attack:
     return fgsm_k(float(k), **options) if p == "" else {"pgd": pgd_k, "cw": cw_k}[base](int(p), float(k), **options)
 
 
-PUBLISHED: dict[str, Callable[..., Attack]] = {
+PUBLISHED: dict[str, Callable[..., AttackLike]] = {
     "apgd-ce": apgd,
     "apgd-dlr": partial(apgd, objective=dlr),
     "apgd-t": apgd_t,
@@ -109,7 +109,7 @@ PUBLISHED: dict[str, Callable[..., Attack]] = {
 }
 """Attacks that come with their published budgets."""
 
-NEAREST: dict[str, Callable[..., Attack]] = {"bg": bg, "deepfool": deepfool, "fmn": fmn, "nearest": nearest}
+NEAREST: dict[str, Callable[..., AttackLike]] = {"bg": bg, "deepfool": deepfool, "fmn": fmn, "nearest": nearest}
 """Attacks that look for the nearest point, in float32 alone."""
 
 
@@ -133,7 +133,7 @@ def _budget(name: str) -> str | None:
 
 def _attack(
     name: str, eps: float, norm: str, steps: int | None, step_size: float | None, restarts: int, precision: Precision
-) -> Attack:
+) -> AttackLike:
     base, number = _parse(name)
     budget = {} if number is None else {str(_budget(base)): number}
     if base in PUBLISHED:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks import Square, adaptive, cw, pgd, random_search, transfer
 from equipoise.attacks.ascent import Ascent, Keep
-from equipoise.attacks.attack import Attack
+from equipoise.attacks.attack import AttackLike
 from equipoise.attacks.inputs import admitted
 from equipoise.attacks.result import Goal, Perturbed, confirmed
 from equipoise.attacks.steps import Uniform
@@ -62,7 +62,7 @@ _SQUARE, _DRAWN, _SMOOTH, _MOVED = f"Square-{QUERIES}", f"{DRAWS} random points"
 _ONE_DRAW, _AVERAGED = "PGD on one draw", f"PGD on the mean over {AVERAGED} draws"
 _BRIEF, _BRIEF_MOVED = f"PGD-{SHORT} with steps of eps/{SHORT}", "the same on the proxy"
 
-Plan = dict[str, tuple[float, Attack]]
+Plan = dict[str, tuple[float, AttackLike]]
 """Attacks by name, each with about how many gradients it costs per sample."""
 
 
@@ -80,7 +80,7 @@ class _Case:
     def __getitem__(self, rows: "slice | Tensor") -> "_Case":
         return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows])
 
-    def attack(self, attack: Attack) -> Perturbed:
+    def attack(self, attack: AttackLike) -> Perturbed:
         return attack(self.predictive, self.x, self.y, seed=self.seed, index=self.index, batch_size=self.batch_size)
 
     def run(self, plan: Plan, progress: Progress | None) -> dict[str, Perturbed]:
@@ -410,7 +410,7 @@ def _refusal(case: _Case, ball: Ball) -> str:
     return ""
 
 
-def _affordable(case: _Case, plan: Plan, minutes: float, short: Attack) -> int:
+def _affordable(case: _Case, plan: Plan, minutes: float, short: AttackLike) -> int:
     """As many samples as the time allows, by the time of a short attack that costs five gradients."""
     few = case[:64]
     begin = time.monotonic()

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from equipoise.attacks import FAB, Attack, RandomSearch, Square
+from equipoise.attacks import FAB, AttackLike, RandomSearch, Square
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Composite, Wrapped
-from equipoise.attacks.execution import AT_ONCE, held_still, value_and_gradient
+from equipoise.attacks.execution import held_still, value_and_gradient
+from equipoise.attacks.inputs import AT_ONCE
 from equipoise.attacks.spaces import Latent
 from equipoise.attacks.steps import Fixed
 from equipoise.core.errors import EquipoiseError
@@ -153,7 +154,7 @@ def _of_ascent(ascent: Ascent) -> float:
     return each * (most if alike else (most + 1) / 2) * ascent.restarts * ascent.draws * targets
 
 
-def _of_attack(attack: Attack) -> float:
+def _of_attack(attack: AttackLike) -> float:
     """Passes of a sample that withstands the attack to the end."""
     match attack:
         case Ascent():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from equipoise.attacks import Attack, nearest, published_margin_attack
+from equipoise.attacks import AttackLike, nearest, published_margin_attack
 from equipoise.core.errors import require, unknown
 from equipoise.generators import Manifold
 from equipoise.geometry import NORMS, Box, NormName
@@ -34,7 +34,7 @@ def diameter(shape: Sequence[int], norm: str = "l2", box: Box = Box()) -> float:
 
 
 def _mean_margin(
-    shape: Sequence[int], norm: str, attack: Attack | None, box: Box, label_aware: bool = False, **options: Any
+    shape: Sequence[int], norm: str, attack: AttackLike | None, box: Box, label_aware: bool = False, **options: Any
 ) -> Score:
     """The mean of the distances that an attack finds, in its own norm and box; by default that of `nearest`."""
     attack = attack or nearest(norm, box=box)
@@ -43,14 +43,14 @@ def _mean_margin(
     return Score(WorstCase(attack, label_aware), radii, box=ball.box, **options)
 
 
-def r1(shape: Sequence[int], norm: str = "l2", attack: Attack | None = None, box: Box = Box()) -> Score:
+def r1(shape: Sequence[int], norm: str = "l2", attack: AttackLike | None = None, box: Box = Box()) -> Score:
     """The mean margin of points uniform in the box: how simple the decision regions are (F, Example 1). An `attack`
     brings its own norm and box.
     """
     return _mean_margin(shape, norm, attack, box, over="box", name="R1")
 
 
-def r2(shape: Sequence[int], norm: str = "l2", attack: Attack | None = None, box: Box = Box()) -> Score:
+def r2(shape: Sequence[int], norm: str = "l2", attack: AttackLike | None = None, box: Box = Box()) -> Score:
     """The mean margin of the data, the area under the margin curve (F, Example 2 and Eq. 11): how far, on the average,
     the nearest point is that is classified otherwise. Bounded from above by the nearest of several attacks' points, or
     by those of an `attack`, which brings its own norm and box.
@@ -67,7 +67,7 @@ def published_r2(shape: Sequence[int], norm: str = "l2", box: Box = Box()) -> Sc
     return replace(r2(shape, attack=published_margin_attack(box=box)), name="R2 as published")
 
 
-def label_aware(shape: Sequence[int], norm: str = "l2", attack: Attack | None = None, box: Box = Box()) -> Score:
+def label_aware(shape: Sequence[int], norm: str = "l2", attack: AttackLike | None = None, box: Box = Box()) -> Score:
     """As R2, of points that are not classified as the true label says: the area under the curve of robust accuracy
     over eps, with labels that stay what they are within a ball (F, Example 5).
     """

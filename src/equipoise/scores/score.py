@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from equipoise.attacks.attack import Attack
+from equipoise.attacks.attack import AttackLike
 from equipoise.attacks.result import Perturbed, at
 from equipoise.certified import certified_radius
 from equipoise.core.errors import EquipoiseError, require, unknown
@@ -201,7 +201,7 @@ class WorstCase:
     μ is bounded from above by the nearest point that an attack finds.
     """
 
-    attack: Attack
+    attack: AttackLike
     """What looks for the nearest point, without a radius, such as `equipoise.attacks.nearest()`."""
     label_aware: bool = False
     """Whether points count that are not of the true label, instead of the predicted one: then μ = 0 where the

@@ -8,26 +8,28 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
 
-from equipoise.attacks.execution import AT_ONCE, held_still
-from equipoise.attacks.inputs import MODEL_STREAM, admitted
-from equipoise.attacks.result import Goal, Perturbed, confirmed, judged
+from equipoise.attacks.attack import Batch, Candidates, SearchAttack
+from equipoise.attacks.execution import held_still
+from equipoise.attacks.inputs import MODEL_STREAM
+from equipoise.attacks.result import Goal
 from equipoise.core import progress
-from equipoise.core.errors import EquipoiseError, require, unknown
-from equipoise.core.rng import Streams
-from equipoise.core.types import Labels, PerSample, Points, Precision, Predictive
+from equipoise.core.errors import require, unknown
+from equipoise.core.types import Precision
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import margin
-from equipoise.models import Frozen, predict
+from equipoise.models import predict
 
 _DRAW = 14  # what a stream is drawn for
 
 
 @dataclass(frozen=True)
-class RandomSearch:
+class RandomSearch(SearchAttack):
     """The first of so many random points of the ball that fools the model."""
+
+    kind = "random search"
+    needs_labels = True
+    returns_best = True
 
     geometry: Ball
     """Where the points are drawn: uniformly on the ball, then projected into the box."""
@@ -49,53 +51,14 @@ class RandomSearch:
         """Every field as JSON-ready data, for records."""
         return {"attack": "random-search", **asdict(self)}
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
-        """Search around `x` for points that `model` does not take for `y`, the true labels.
+    def search(self, batch: Batch) -> Candidates:
+        """Draw points, the more per sample the fewer are left, until each sample is fooled or has had its share.
 
-        `iteration` is the number of the draw that is returned, from 1; 0 is the clean point, which is looked at first.
-        A sample that is never fooled returns the point of its smallest margin. Every draw has a random stream of its
-        own, by the seed, the sample and its number, so that a result depends neither on `batch_size`, which counts
-        points, nor on the order. `evaluations` is what the search would take one draw at a time.
-        Raises `EquipoiseError` for unusable input and for models in which samples depend on each other.
+        The iteration is the number of the draw that is returned, from 1; every draw has a random stream of its own, by
+        the seed, the sample and its number. `evaluations` is what the search would take one draw at a time.
         """
-        if y is None:
-            raise EquipoiseError("random search needs labels: give the true classes as y.")
-        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
-            case.require_independent("random search")
-            at_once = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
-            return Perturbed.cat(
-                [
-                    self._attack(case.predictive, case.x[b], y[b], case.streams[b], at_once)
-                    for b in case.batches(at_once)
-                ]
-            )
-
-    def _attack(self, predictive: Frozen, x: Points, y: Labels, streams: Streams, at_once: int) -> Perturbed:
-        """The clean points, and the search for those that are not wrong already."""
-        none = torch.zeros_like(y)
-        clean, here = confirmed(predictive, self.geometry, Goal(y), x, x, streams, evaluations=none, iteration=none)
-        rows = (~clean.success).nonzero()[:, 0]
-        if len(rows) == 0:
-            return clean
-        least = margin(here, None, y)[rows]
-        found = self._search(predictive, x[rows], y[rows], streams[rows], least, at_once)
-        result = clean.overwritten(rows, clean.take(rows).or_rather(found, torch.ones_like(found.success)))
-        return judged(predictive, self.geometry, Goal(y), x, result, streams)
-
-    def _search(
-        self, predictive: Frozen, x: Points, y: Labels, streams: Streams, value: PerSample, at_once: int
-    ) -> Perturbed:
-        """Draw `at_once` points at a time, the more per sample the fewer are left. The best so far has the `value`."""
+        x, y, streams, at_once = batch.x, batch.label, batch.inputs.streams, batch.inputs.points_at_once
+        predictive, value = batch.inputs.predictive, batch.value.clone()
         point, number, tried = x.clone(), torch.zeros_like(y), 0
         left = torch.arange(len(x), device=x.device)
         with held_still(predictive, x, "eval", self.precision) as draw:
@@ -119,11 +82,7 @@ class RandomSearch:
                 point[slot], number[slot], value[slot] = drawn[row], trial[row], best[better]
                 left = left[value[left] < torch.inf]
                 tried += each
-        spent = torch.where(value == torch.inf, number, self.draws)
-        result, _ = confirmed(
-            predictive, self.geometry, Goal(y), x, point, streams, evaluations=spent, iteration=number
-        )
-        return result
+        return Candidates(point, torch.where(value == torch.inf, number, self.draws), number)
 
 
 def random_search(

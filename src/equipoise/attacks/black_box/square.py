@@ -13,21 +13,22 @@ it only what the window touches is (`equipoise.kernels.windowed`): the points ar
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from equipoise.attacks.attack import Batch, Candidates, SearchAttack
 from equipoise.attacks.execution import held_still
-from equipoise.attacks.inputs import MODEL_STREAM, admitted
-from equipoise.attacks.result import Goal, Perturbed, confirmed, judged, prediction_of
+from equipoise.attacks.inputs import MODEL_STREAM
+from equipoise.attacks.result import prediction_of
 from equipoise.core import progress
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import require, unknown
 from equipoise.core.rng import Streams, fold
-from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
+from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box
 from equipoise.kernels.input_gradients import mostly_wide
 from equipoise.kernels.windowed import Change, Images, LocalForward, Span, Window
@@ -42,8 +43,13 @@ _CROWDED = 0.9  # share of the rows still searching below which the others are c
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(SearchAttack):
     """Random search over squares, within a number of queries per sample and restart."""
+
+    kind = "square"
+    needs_labels = True
+    returns_best = True
+    in_pieces = False
 
     geometry: Ball
     """Where the perturbed point may lie."""
@@ -81,46 +87,22 @@ class Square:
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "draws" or self.draws > 1}
         return found | {"geometry": where}
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
-        """Search around `x` for points that `model` does not take for `y`, the true labels.
+    def search(self, batch: Batch) -> Candidates:
+        """One random search for all samples; those that are fooled leave."""
+        x, streams = batch.x, batch.inputs.streams
+        point, found, spent = x.clone(), torch.zeros_like(batch.label), torch.zeros_like(batch.label)
+        with held_still(batch.inputs.predictive, x, "eval", self._precision(batch.inputs.predictive)) as draw:
+            keys = [streams.fold(MODEL_STREAM, *([n] if n else [])) for n in range(self.draws)]
+            search = _Search.of(self, batch, _averaged([draw(key) for key in keys]))
+            for rows in search.run(self):
+                point[rows.slot] = rows.stages[0].reshape(-1, *x.shape[1:])
+                found[rows.slot], spent[rows.slot] = rows.found, rows.spent
+        return Candidates(point, spent, found)
 
-        A sample misclassified from the start stays where it is; one that is never fooled returns the point of its
-        smallest margin. Results do not depend on `batch_size` or order, up to float rounding.
-        Raises `EquipoiseError` for unusable input and for models in which samples depend on each other.
-        """
-        if y is None:
-            raise EquipoiseError("square needs labels: give the true classes as y.")
-        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
-            case.require_independent("square")
-            return Perturbed.cat(
-                [
-                    self._attack(_Case(self, case.predictive, case.x[b], y[b], case.streams[b], seed))
-                    for b in case.batches(batch_size)
-                ]
-            )
-
-    def _attack(self, case: "_Case") -> Perturbed:
-        """The clean points, and over them the best of all restarts for those that are not yet fooled."""
-        result, value = case.outcome(case.x, torch.zeros_like(case.y), torch.zeros_like(case.y))
-        for restart in progress.parts(range(self.restarts)):
-            rows = (~result.success).nonzero()[:, 0]
-            if len(rows) == 0:
-                break
-            again, new = case[rows].attempt(restart)
-            better = again.success | (new > value[rows]) | (restart == 0)
-            result = result.overwritten(rows, result.take(rows).or_rather(again, better))
-            value[rows] = torch.where(better, new, value[rows])
-        return judged(case.predictive, self.geometry, Goal(case.y), case.x, result, case.streams)
+    def _precision(self, predictive: Frozen) -> Precision:
+        """That of the search: float32 also where bf16 is asked for, if that is slower."""
+        weights = [w for w in predictive.module.parameters() if w.ndim == 4 and w.device.type == "cpu"]
+        return "32" if weights and not mostly_wide(weights) else self.precision
 
     def share(self, iteration: int) -> float:
         """The share of the image that a window covers: halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the
@@ -136,52 +118,6 @@ class Square:
         side += least == 3 and side % 2 == 0
         side = min(side, max(height, width) if run else min(height, width))
         return min(side, height), min(side, width)
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Samples that are attacked together."""
-
-    attack: Square
-    predictive: Frozen
-    x: Points
-    y: Labels
-    streams: Streams
-    seed: int
-
-    def __getitem__(self, rows: Tensor) -> "_Case":
-        return replace(self, x=self.x[rows], y=self.y[rows], streams=self.streams[rows])
-
-    def outcome(self, point: Points, found: Tensor, spent: Tensor) -> tuple[Perturbed, PerSample]:
-        """What has come of these points, and minus the margin there."""
-        result, here = confirmed(
-            self.predictive,
-            self.attack.geometry,
-            Goal(self.y),
-            self.x,
-            point,
-            self.streams,
-            evaluations=spent,
-            iteration=found,
-        )
-        return result, margin(here, None, self.y)
-
-    def _precision(self) -> Precision:
-        """That of the search: float32 also where bf16 is asked for, if that is slower."""
-        weights = [w for w in self.predictive.module.parameters() if w.ndim == 4 and w.device.type == "cpu"]
-        return "32" if weights and not mostly_wide(weights) else self.attack.precision
-
-    def attempt(self, restart: int) -> tuple[Perturbed, PerSample]:
-        """One search."""
-        point, found, spent = self.x.clone(), torch.zeros_like(self.y), torch.zeros_like(self.y)
-        with held_still(self.predictive, self.x, "eval", self._precision()) as draw:
-            streams = [self.streams.fold(MODEL_STREAM, *([n] if n else [])) for n in range(self.attack.draws)]
-            drawn = _averaged([draw(one) for one in streams])
-            search = _Search.of(self, drawn, fold(self.seed, _RESTART, restart), self.streams.fold(_RESTART, restart))
-            for rows in search.run(self.attack):
-                point[rows.slot] = rows.stages[0].reshape(-1, *self.x.shape[1:])
-                found[rows.slot], spent[rows.slot] = rows.found, rows.spent
-        return self.outcome(point, found, spent)
 
 
 def _averaged(predicts: list[Predict]) -> Predict:
@@ -227,17 +163,19 @@ class _Search:
     seed: int
 
     @classmethod
-    def of(cls, case: _Case, drawn: Predict, seed: int, streams: Streams) -> "_Search":
-        x, y, ball = case.x, case.y, case.attack.geometry
+    def of(cls, attack: Square, batch: Batch, drawn: Predict) -> "_Search":
+        """The start of an attempt."""
+        x, y, ball, inputs = batch.x, batch.label, attack.geometry, batch.inputs
+        seed, streams = fold(inputs.seed, _RESTART, batch.restart), inputs.streams.fold(_RESTART, batch.restart)
         images = x if x.ndim == 4 else x.reshape(len(x), 1 if x.ndim == 2 else x.shape[1], 1, -1)
 
         def flat(predict: Predict) -> Predict:
             return predict if x.ndim == 4 else lambda images: predict(images.reshape(-1, *x.shape[1:]))
 
         def truth(point: Points) -> Prediction:
-            return prediction_of(case.predictive, point, case.streams)
+            return prediction_of(inputs.predictive, point, inputs.streams)
 
-        single = isinstance(case.predictive.predictive, Single)
+        single = isinstance(inputs.predictive.predictive, Single)
         local = LocalForward.of(flat(drawn), x) if single else LocalForward(flat(drawn))
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
         start = moves.start(images, streams.fold(_START), fold(seed, _START))

@@ -4,37 +4,39 @@ Nothing is asked of the model under test but its prediction at the point, so tha
 where such an attack fools more samples than the same one on the model itself, gradients are masked (R, Sec. 5.2.1).
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
-import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.attack import Attack
+from equipoise.attacks.attack import Attack, AttackLike
 from equipoise.attacks.chain import Chain
-from equipoise.attacks.inputs import admitted
+from equipoise.attacks.inputs import Admitted, admitted
 from equipoise.attacks.result import Goal, Perturbed, confirmed
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.types import Labels, Points, Predictive
+from equipoise.core.types import Labels, Predictive
 from equipoise.geometry import Ball
 from equipoise.models import as_predictive
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Attack):
     """An attack on another model, whose points the model under test has to stand."""
+
+    kind = "a transferred attack"
+    needs_labels = True
 
     proxy: "nn.Module | Predictive"
     """The model on which the points are made."""
-    attack: Attack
+    attack: AttackLike
     """The attack that makes them."""
     name: str
     """What records call the proxy."""
     sha256: str = ""
     """The SHA-256 of its weights, such as `equipoise.evaluation.fingerprint` gives."""
+    geometry: Ball = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         as_predictive(self.proxy)
@@ -44,14 +46,10 @@ class Transfer:
             "the attack perturbs a latent space of the proxy, whose codes mean nothing to another model: leave out its "
             "space.",
         )
+        object.__setattr__(self, "geometry", self.attack.geometry)
 
     def __str__(self) -> str:
         return f"{self.attack} on {self.name}"
-
-    @property
-    def geometry(self) -> Ball:
-        """Where perturbed points may lie."""
-        return self.attack.geometry
 
     def settings(self) -> dict[str, Any]:
         """Which proxy it was and every parameter of the attack, JSON-ready, for records."""
@@ -59,56 +57,43 @@ class Transfer:
         proxy = {"name": self.name, "sha256": self.sha256}
         return {"attack": "transfer", "geometry": made["geometry"], "proxy": proxy, "of": made}
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
-        """Attack the proxy, and see what `model` says of every point that this yields, fooled there or not.
+    def run(self, inputs: Admitted) -> Perturbed:
+        """Attack the proxy, and see what the model says of every point that this yields, fooled there or not.
 
-        `success`, `prediction` and `distance` are those of `model`; `evaluations`, `iteration` and the counts of
-        gradients those of the attack on the proxy, with one evaluation more for the judgement.
-        Raises `EquipoiseError` for input that the proxy or the model cannot take, and if their classes differ.
+        `success`, `prediction` and `distance` are those of the model under test; `evaluations`, `iteration` and the
+        counts of gradients those of the attack on the proxy, with one evaluation more for the judgement.
         """
-        if y is None:
-            raise EquipoiseError("a transferred attack counts errors and needs the labels y.")
-        common: dict[str, Any] = {"seed": seed, "index": index, "batch_size": batch_size}
-        with admitted(model, x, y, self.geometry, **common) as case:
-            try:
-                with admitted(self.proxy, x, y, self.geometry, **common) as proxy:
-                    require(
-                        proxy.classes == case.classes,
-                        f"it has {proxy.classes} classes, the model under test has {case.classes}: a label would mean "
-                        "two things.",
-                    )
-                    made = self.attack(self.proxy, x, y, **common)
-            except EquipoiseError as error:
-                raise EquipoiseError(f"the proxy {self.name!r}: {error}") from error
-            judgements = [
+        x, y = inputs.x, cast(Labels, inputs.y)
+        try:
+            with admitted(self.proxy, x, y, self.geometry, **inputs.options) as proxy:
+                require(
+                    proxy.classes == inputs.classes,
+                    f"it has {proxy.classes} classes, the model under test has {inputs.classes}: a label would mean "
+                    "two things.",
+                )
+                made = self.attack(self.proxy, x, y, **inputs.options)
+        except EquipoiseError as error:
+            raise EquipoiseError(f"the proxy {self.name!r}: {error}") from error
+        return Perturbed.cat(
+            [
                 confirmed(
-                    case.predictive,
+                    inputs.predictive,
                     self.geometry,
                     Goal(y[b]),
-                    case.x[b],
+                    x[b],
                     made.x[b],
-                    case.streams[b],
+                    inputs.streams[b],
                     evaluations=made.evaluations[b],
                     iteration=made.iteration[b],
                     nan_gradients=made.nan_gradients[b],
                     zero_gradients=made.zero_gradients[b],
                 )[0]
-                for b in case.batches(batch_size)
+                for b in inputs.batches(inputs.batch_size)
             ]
-            return Perturbed.cat(judgements)
+        )
 
 
-def transfer(proxy: "nn.Module | Predictive", attack: Attack, name: str, sha256: str = "") -> Attack:
+def transfer(proxy: "nn.Module | Predictive", attack: AttackLike, name: str, sha256: str = "") -> Attack:
     """`attack` made on `proxy`, which records call `name`, and judged on the model it is then called with.
 
     An ascent that would stop where it first fools the proxy climbs on to its best point: right behind the boundary of

@@ -5,29 +5,27 @@ point found is then taken back along the segment to the clean one, to the neares
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.attack import Attack
-from equipoise.attacks.inputs import MODEL_STREAM, admitted
-from equipoise.attacks.minimum_norm.search import clearly_wrong, own_labels
-from equipoise.attacks.result import Goal, Perturbed, at, confirmed, judged
+from equipoise.attacks.attack import Attack, AttackLike, own_labels
+from equipoise.attacks.inputs import MODEL_STREAM, Admitted
+from equipoise.attacks.minimum_norm.search import clearly_wrong
+from equipoise.attacks.result import Goal, Perturbed, confirmed, judged
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import require
-from equipoise.core.rng import Streams
-from equipoise.core.types import Labels, Points, Predictive
+from equipoise.core.types import Points
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Objective, cross_entropy
-from equipoise.models import Frozen, predict
+from equipoise.models import predict
 
 
 @dataclass(frozen=True)
-class Bisected:
+class Bisected(Attack):
     """An attack whose successes are moved back towards the clean point, to where the segment first leaves its class:
     `min{t : f(x + t(x_adv - x)) != f(x)}` (F, Eq. 14).
 
@@ -39,12 +37,15 @@ class Bisected:
     so under rounding: nearer to the boundary than float32 resolves, no other batch would confirm it.
     """
 
-    attack: Attack
+    kind = "bisection"
+
+    attack: AttackLike
     """The attack."""
     halvings: int = 20
     """How often the interval of the first crossing is halved; each costs one forward pass."""
     looks: int = 16
     """Into how many intervals the segment is divided at first; 1 takes it for granted that it crosses once."""
+    geometry: Ball = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(self.looks >= 1, f"looks = {self.looks} looks nowhere: expected an integer >= 1.")
@@ -53,14 +54,10 @@ class Bisected:
             isinstance(getattr(self.attack, "space", Input()), Input),
             "bisection moves points of the input, but the attack perturbs a latent space: leave out its space.",
         )
+        object.__setattr__(self, "geometry", self.attack.geometry)
 
     def __str__(self) -> str:
         return f"{self.attack}, back to the boundary"
-
-    @property
-    def geometry(self) -> Ball:
-        """Where perturbed points may lie."""
-        return self.attack.geometry
 
     def settings(self) -> dict[str, Any]:
         """Every parameter as JSON-ready data, for records."""
@@ -68,42 +65,24 @@ class Bisected:
         own = {"halvings": self.halvings, "looks": self.looks}
         return {"attack": "bisected", "geometry": found["geometry"], **own, "of": found}
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
-        """Attack `x`, and move back what succeeded; without labels, to where the prediction just differs from that at
-        `x`. A sample that is wrong already is at distance 0; `distance` says nothing where `success` is False.
+    def run(self, inputs: Admitted) -> Perturbed:
+        """Attack, and move back what succeeded; without labels, to where the prediction just differs from that at `x`.
 
-        Results depend neither on `batch_size` nor on the order, up to float rounding.
-        Raises `EquipoiseError` for unusable input and for models in which samples depend on each other.
+        A sample that is wrong already is at distance 0; `distance` says nothing where `success` is False.
         """
-        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
-            case.require_independent("bisection")
-            found = self.attack(model, x, y, seed=seed, index=index, batch_size=batch_size)
-            return Perturbed.cat(
-                [
-                    self._moved_back(case.predictive, case.x[b], at(y, b), found.take(b), case.streams[b])
-                    for b in case.batches(batch_size)
-                ]
-            )
+        inputs.require_independent(self.kind)
+        found = self.attack(inputs.model, inputs.x, inputs.y, **inputs.options)
+        return Perturbed.cat(
+            [self._moved_back(inputs[rows], found.take(rows)) for rows in inputs.batches(inputs.batch_size)]
+        )
 
-    def _moved_back(
-        self, predictive: Frozen, x: Points, y: Labels | None, found: Perturbed, streams: Streams
-    ) -> Perturbed:
+    def _moved_back(self, inputs: Admitted, found: Perturbed) -> Perturbed:
         """One batch of what was found; those that did not succeed stay."""
         found, rows = replace(found, part=torch.zeros_like(found.part)), found.success.nonzero()[:, 0]
         if len(rows) == 0:
             return found
-        old, x, y, streams = found.take(rows), x[rows], at(y, rows), streams[rows]
-        goal = Goal(own_labels(predictive, x, y, streams))
+        old, inputs = found.take(rows), inputs[rows]
+        predictive, x, streams, goal = inputs.predictive, inputs.x, inputs.streams, Goal(own_labels(inputs))
 
         def on_the_way(share: Tensor) -> Points:
             return torch.lerp(x, old.x, share.reshape(-1, *[1] * (x.ndim - 1)))

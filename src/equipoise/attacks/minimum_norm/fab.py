@@ -10,32 +10,35 @@ within the box, and `d2` that of the clean point `x_0` (`equipoise.geometry.hype
 and an iterate that the model gets wrong is remembered and taken back to `x_0 + beta(x_{i+1} - x_0)` (ibid., Alg. 1).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from equipoise.attacks.execution import AT_ONCE, held_still, value_and_gradient
-from equipoise.attacks.inputs import MODEL_STREAM, admitted
-from equipoise.attacks.minimum_norm.search import clearly_wrong, described, difference, usable
-from equipoise.attacks.result import Goal, Perturbed, confirmed, judged, like, likely_classes
+from equipoise.attacks.attack import Batch, Candidates, SearchAttack, described
+from equipoise.attacks.execution import held_still, value_and_gradient
+from equipoise.attacks.inputs import MODEL_STREAM
+from equipoise.attacks.minimum_norm.search import clearly_wrong, difference, usable
+from equipoise.attacks.result import like, likely_classes
 from equipoise.core import progress
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import require, unknown
 from equipoise.core.rng import Streams
-from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction, Predictive
+from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box, norm_of
 from equipoise.geometry.hyperplane import move_onto
-from equipoise.models import Frozen
 
 _RESTART = 4
 """The stream of the random starts."""
 
 
 @dataclass(frozen=True)
-class FAB:
+class FAB(SearchAttack):
     """Targeted FAB: the linearised boundary towards each of the likeliest wrong classes, all of them side by side."""
+
+    kind = "fab"
+    needs_labels = True
 
     geometry: Ball
     """Norm and box, and the radius within which a perturbation counts; it may be infinite with `keep="nearest"`."""
@@ -82,88 +85,19 @@ class FAB:
         """Every field as JSON-ready data, for records."""
         return described("fab", self)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
-        """Perturb `x` and say what came of it; a sample for which nothing was found stays as it is.
-
-        `batch_size` counts points, of which a sample has one per target. Results depend neither on it nor on the order,
-        up to float rounding. Raises `EquipoiseError` without labels, for unusable input, and for a model whose
-        predictions in eval mode depend on the batch.
-        """
-        if y is None:
-            raise EquipoiseError("fab needs the labels y: it looks for the nearest point of another class.")
-        with admitted(model, x, y, self.geometry, seed=seed, index=index, batch_size=batch_size) as case:
-            case.require_independent("fab")
-            rows = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
-            at_once = max(rows // min(self.targets, case.classes - 1), 1)
-            return Perturbed.cat(
-                [
-                    self._attack(case.predictive, case.x[b], y[b], case.streams[b], at_once)
-                    for b in case.batches(batch_size)
-                ]
-            )
-
-    def _attack(self, predictive: Frozen, x: Points, y: Labels, streams: Streams, at_once: int) -> Perturbed:
-        """All restarts on one batch, `at_once` samples at a time."""
-        none = torch.zeros_like(y)
-        best, clean = confirmed(predictive, self.geometry, Goal(y), x, x, streams, evaluations=none, iteration=none)
-        right = ~best.success
-        targets = likely_classes(clean, y, self.targets)
-        for restart in progress.parts(range(self.restarts)):
-            again = right if self.keep == "nearest" else ~best.success
-            for rows in progress.parts(again.nonzero()[:, 0].split(at_once)) if again.any() else ():
-                old = best.take(rows)
-                reach = torch.where(old.success, old.distance, float("inf")).clamp_max(self.geometry.eps)
-                found = self._attempt(predictive, x[rows], y[rows], targets[rows], streams[rows], restart, reach)
-                better = found.success & (~old.success | (found.distance < old.distance))
-                best = best.overwritten(rows, old.or_rather(found, better))
-        return judged(predictive, self.geometry, Goal(y), x, best, streams)
-
-    def _attempt(
-        self,
-        predictive: Frozen,
-        x: Points,
-        y: Labels,
-        targets: Int[Tensor, "batch targets"],
-        streams: Streams,
-        restart: int,
-        reach: PerSample,
-    ) -> Perturbed:
-        """One search, what it found looked at once more in float32."""
-        start = self._start(x, targets.shape[1], streams.fold(_RESTART, restart), reach) if restart else None
-        with held_still(predictive, x, "eval", self.precision) as draw:
-            found = self._search(draw(streams.fold(MODEL_STREAM)), x, y, targets, start)
-        result, _ = confirmed(
-            predictive,
-            self.geometry,
-            Goal(y),
-            x,
-            found.point,
-            streams,
-            evaluations=found.evaluations,
-            iteration=found.iteration,
-            nan_gradients=found.nan,
-            zero_gradients=found.zero,
-        )
+    def search(self, batch: Batch) -> Candidates:
+        """One attempt towards every target; the first from the clean points."""
+        x, inputs, targets = batch.x, batch.inputs, likely_classes(batch.clean, batch.label, self.targets)
+        start = None
+        if batch.restart:
+            reach = torch.where(batch.best.success, batch.best.distance, float("inf")).clamp_max(self.geometry.eps)
+            start = self._start(x, targets.shape[1], inputs.streams.fold(_RESTART, batch.restart), reach)
+        with held_still(inputs.predictive, x, "eval", self.precision) as draw:
+            found = self._walk(draw(inputs.streams.fold(MODEL_STREAM)), x, batch.label, targets, start)
+        claimed = None
         if self.precision == "bf16":
-            # A sample that bf16 took for fooled may have stopped there. If float32 disagrees it is searched for again.
-            taken = (found.score < float("inf")) & self.geometry.contains(found.point, x)
-            doubt = (taken & ~result.success).nonzero()[:, 0]
-            if len(doubt):
-                again = replace(self, precision="32")._attempt(
-                    predictive, x[doubt], y[doubt], targets[doubt], streams[doubt], restart, reach[doubt]
-                )
-                result = result.overwritten(doubt, result.take(doubt).or_rather(again, torch.ones_like(again.success)))
-        return result
+            claimed = (found.score < float("inf")) & self.geometry.contains(found.point, x)
+        return Candidates(found.point, found.evaluations, found.iteration, found.nan, found.zero, claimed)
 
     def _start(self, x: Points, targets: int, streams: Streams, reach: PerSample) -> Float[Tensor, "batch targets ..."]:
         """A point per target, uniform on the ball of half the distance within reach, or of half the box's width."""
@@ -172,7 +106,7 @@ class FAB:
         moves = [radius * draw(streams.fold(t), x[0].numel(), x.dtype) for t in range(targets)]
         return torch.stack([box.clamp(x + move.reshape(x.shape)) for move in moves], 1)
 
-    def _search(
+    def _walk(
         self,
         predict: Predict,
         x: Points,

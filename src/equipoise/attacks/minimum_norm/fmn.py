@@ -17,14 +17,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
 
-from equipoise.attacks.minimum_norm.search import Search, clearly_wrong, described, searched
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.attack import described
+from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search, clearly_wrong
 from equipoise.core import progress
 from equipoise.core.errors import require
-from equipoise.core.types import Labels, Points, Predictive
 from equipoise.geometry import Ball, Box, norm_of
 from equipoise.losses.objectives import margin
 
@@ -32,8 +29,10 @@ _DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
 @dataclass(frozen=True)
-class FMN:
+class FMN(BoundaryAttack):
     """Normalised gradient steps in a ball that shrinks where the model is wrong and grows where it is right."""
+
+    kind = "fmn"
 
     geometry: Ball
     """Norm and box, and the radius within which a perturbation counts."""
@@ -72,27 +71,8 @@ class FMN:
         """Every field as JSON-ready data, for records."""
         return described("fmn", self)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
-        """Perturb `x` and say what came of it; without labels, until the prediction is not the one at `x`.
-
-        A sample for which nothing was found stays as it is. Results depend neither on `batch_size` nor on the order,
-        up to float rounding. Raises `EquipoiseError` for unusable input, and for a model whose predictions in eval
-        mode depend on the batch.
-        """
-        common: dict[str, Any] = {"seed": seed, "index": index, "batch_size": batch_size}
-        return searched(self._search, self.geometry, model, x, y, name="fmn", **common)
-
-    def _search(self, search: Search) -> None:
+    def walk(self, search: Search) -> None:
+        """All samples side by side, for all steps."""
         x, ball = search.x, self.geometry
         everywhere, rows = Ball("l2", math.inf, ball.box), torch.arange(len(x), device=x.device)
         point, eps = x, torch.full_like(search.distance, torch.inf)

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from equipoise.attacks.minimum_norm.search import Search, described, searched
-from equipoise.attacks.result import Perturbed, likely_classes
+from equipoise.attacks.attack import described
+from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
+from equipoise.attacks.result import likely_classes
 from equipoise.core import progress
 from equipoise.core.errors import require
-from equipoise.core.types import Labels, Points, Predictive
+from equipoise.core.types import Points
 from equipoise.geometry import Ball, Box
 from equipoise.geometry.hyperplane import move_onto
 
@@ -29,8 +29,10 @@ _SETTLED = 2.0**-20
 
 
 @dataclass(frozen=True)
-class BG:
+class BG(BoundaryAttack):
     """The box-constrained linearised step towards each of the likeliest wrong classes, all of them side by side."""
+
+    kind = "bg"
 
     geometry: Ball
     """Norm and box, and the radius within which a perturbation counts."""
@@ -53,27 +55,7 @@ class BG:
         """Every field as JSON-ready data, for records."""
         return described("bg", self)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
-        """Perturb `x` and say what came of it; without labels, until the prediction is not the one at `x`.
-
-        A sample for which nothing was found stays as it is. `batch_size` counts points, of which a sample has one per
-        target. Results depend neither on it nor on the order, up to float rounding. Raises `EquipoiseError` for
-        unusable input, and for a model whose predictions in eval mode depend on the batch.
-        """
-        common: dict[str, Any] = {"seed": seed, "index": index, "batch_size": batch_size, "each": self.targets}
-        return searched(self._search, self.geometry, model, x, y, name="bg", **common)
-
-    def _search(self, search: Search) -> None:
+    def walk(self, search: Search) -> None:
         """All targets side by side. A row leaves that cannot become the nearest of its sample any more."""
         x, ball = search.x, self.geometry
         targets = likely_classes(search.clean, search.y, self.targets)

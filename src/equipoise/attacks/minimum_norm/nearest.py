@@ -6,26 +6,23 @@ nearest         these, DeepFool and FMN
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
 
-from equipoise.attacks.attack import Attack, Composite
+from equipoise.attacks.attack import Attack, AttackLike, Composite, own_labels, unperturbed
 from equipoise.attacks.gradient import fgsm, pgd
-from equipoise.attacks.inputs import admitted
+from equipoise.attacks.inputs import Admitted
 from equipoise.attacks.minimum_norm.bisection import Bisected
 from equipoise.attacks.minimum_norm.deepfool import deepfool
 from equipoise.attacks.minimum_norm.fmn import fmn
 from equipoise.attacks.minimum_norm.hein_andriushchenko import bg
-from equipoise.attacks.minimum_norm.search import own_labels
-from equipoise.attacks.result import Goal, Perturbed, at, confirmed, judged
+from equipoise.attacks.result import Goal, Perturbed, judged
 from equipoise.core import progress
 from equipoise.core.errors import require
-from equipoise.core.types import Labels, Points, Predictive
+from equipoise.core.types import Labels
 from equipoise.geometry import Ball, Box
 
 LADDER: dict[str, tuple[float, ...]] = {
@@ -38,19 +35,22 @@ only their direction counts."""
 
 
 @dataclass(frozen=True)
-class Nearest:
+class Nearest(Attack):
     """Attacks side by side; of each sample's successes the nearest, of equally near ones the first.
 
     `Perturbed.part` says whose it was. The parts may have radii of their own, but share the box; and the norm, unless
     `norm` names the one in which all their distances are measured.
     """
 
-    parts: tuple[tuple[str, Attack], ...]
+    kind = "the nearest of several attacks"
+
+    parts: tuple[tuple[str, AttackLike], ...]
     """Names and attacks."""
     eps: float = math.inf
     """The radius within which a perturbation counts."""
     norm: str | None = None
     """The norm of `eps` and of all distances; None is that of the parts."""
+    geometry: Ball = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(len(self.parts) > 0, "the nearest of no attacks is nowhere: give at least one (name, attack) pair.")
@@ -59,17 +59,12 @@ class Nearest:
             len(spaces) == 1,
             f"distances in different norms or boxes cannot be compared, these attacks have {len(spaces)}.",
         )
-        Ball(self.norm or self.parts[0][1].geometry.norm, self.eps)  # refuses an unknown norm and a negative radius
         require(len(set(self.names)) == len(self.parts), f"the names {', '.join(self.names)} are not all different.")
+        ball = self.parts[0][1].geometry
+        object.__setattr__(self, "geometry", replace(ball, norm=self.norm or ball.norm, eps=self.eps))
 
     def __str__(self) -> str:
         return f"nearest of {', '.join(self.names)}"
-
-    @property
-    def geometry(self) -> Ball:
-        """Where perturbed points may lie."""
-        ball = self.parts[0][1].geometry
-        return replace(ball, norm=self.norm or ball.norm, eps=self.eps)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,56 +80,27 @@ class Nearest:
             "parts": [{"name": name, **attack.settings()} for name, attack in self.parts],
         }
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: "nn.Module | Predictive",
-        x: Points,
-        y: Labels | None = None,
-        *,
-        seed: int = 0,
-        index: Int[Tensor, " batch"] | None = None,
-        batch_size: int = 512,
-    ) -> Perturbed:
+    def run(self, inputs: Admitted) -> Perturbed:
         """All attacks on the samples that are right; without labels, on all, away from the prediction at `x`.
 
-        A sample that no attack moves across the boundary stays as it is. Results depend neither on `batch_size` nor on
-        the order, up to float rounding. Raises `EquipoiseError` for input that the attacks cannot take.
+        A sample that no attack moves across the boundary stays as it is.
         """
-        common: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
-        with admitted(model, x, y, self.geometry, index=index, **common) as case:
-            x, batches = case.x, list(case.batches(batch_size))
-            avoid = torch.cat([own_labels(case.predictive, x[b], at(y, b), case.streams[b]) for b in batches])
-            none = torch.zeros_like(avoid)
-            result = Perturbed.cat(
-                [
-                    confirmed(
-                        case.predictive,
-                        self.geometry,
-                        Goal(avoid[b]),
-                        x[b],
-                        x[b],
-                        case.streams[b],
-                        evaluations=none[b],
-                        iteration=none[b],
-                    )[0]
-                    for b in batches
-                ]
-            )
-            rows = (~result.success).nonzero()[:, 0]
-            if len(rows) == 0:
-                return result
-            best = result.take(rows)
-            for number, (name, attack) in enumerate(progress.parts(self.parts, self.names)):
-                common["index"] = case.index.to(x.device)[rows]
-                found = progress.kept(name, partial(attack, model, x[rows], avoid[rows], **common))
-                if attack.geometry.norm != self.geometry.norm:
-                    found = replace(found, distance=self.geometry.distance(found.x, x[rows]))
-                nearer = found.success & self.geometry.contains(found.x, x[rows])
-                nearer &= ~best.success | (found.distance < best.distance)
-                best = best.or_rather(replace(found, part=torch.full_like(found.part, number)), nearer)
-            best = judged(case.predictive, self.geometry, Goal(avoid[rows]), x[rows], best, case.streams[rows])
-            return result.overwritten(rows, best)
+        batches = list(inputs.batches(inputs.batch_size))
+        inputs = replace(inputs, y=torch.cat([own_labels(inputs[rows]) for rows in batches]))
+        result = Perturbed.cat([unperturbed(inputs[rows], self.geometry)[0] for rows in batches])
+        rows = (~result.success).nonzero()[:, 0]
+        if len(rows) == 0:
+            return result
+        best, left = result.take(rows), inputs[rows]
+        for number, (name, attack) in enumerate(progress.parts(self.parts, self.names)):
+            found = progress.kept(name, partial(attack, left.model, left.x, left.y, **left.options))
+            if attack.geometry.norm != self.geometry.norm:
+                found = replace(found, distance=self.geometry.distance(found.x, left.x))
+            nearer = found.success & self.geometry.contains(found.x, left.x)
+            nearer &= ~best.success | (found.distance < best.distance)
+            best = best.or_rather(replace(found, part=torch.full_like(found.part, number)), nearer)
+        goal = Goal(cast(Labels, left.y))
+        return result.overwritten(rows, judged(left.predictive, self.geometry, goal, left.x, best, left.streams))
 
 
 def share_won(attack: Composite, found: Perturbed) -> dict[str, float]:
@@ -174,7 +140,7 @@ def margin_attack(
         Ball(known, eps, box)  # refuses an unknown norm
     require(len(at_radii) > 0, "radii holds none: give FGSM and PGD at least one radius.")
 
-    def back(attack: Attack) -> Bisected:
+    def back(attack: AttackLike) -> Bisected:
         return Bisected(attack, halvings, looks)
 
     fast = tuple((f"{r:g}", back(fgsm(r, inner, box=box))) for r in at_radii)

@@ -3,22 +3,20 @@
 They see the boundary towards a class t as the plane on which the linearised difference of scores `z_t - z_y` is 0.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from equipoise.attacks.execution import AT_ONCE, held_still, value_and_gradient
-from equipoise.attacks.inputs import MODEL_STREAM, admitted
-from equipoise.attacks.result import Goal, Perturbed, at, confirmed, judged
-from equipoise.core.rng import Streams
-from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
-from equipoise.geometry import Ball, Rows
+from equipoise.attacks.attack import Batch, Candidates, SearchAttack
+from equipoise.attacks.execution import held_still, value_and_gradient
+from equipoise.attacks.inputs import MODEL_STREAM
+from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction
+from equipoise.geometry import Rows
 from equipoise.losses.objectives import Objective, margin
-from equipoise.models import Frozen, predict
 
 _ROUNDED = 16
 """Shorter by less than so many units of a distance's resolution is not nearer: rounding differs from batch to batch."""
@@ -46,12 +44,6 @@ def usable(gradient: Rows) -> tuple[Rows, Bool[Tensor, " batch"], Bool[Tensor, "
     finite = strength.isfinite()
     clean = gradient if finite.all() else gradient.nan_to_num(0.0, 0.0, 0.0)
     return clean, ~finite, strength == 0
-
-
-def described(name: str, attack: Any) -> dict[str, Any]:
-    """Every field of an attack that has a ball as its `geometry`, JSON-ready."""
-    ball = asdict(attack.geometry)
-    return {"attack": name, **asdict(attack), "geometry": ball | {"box": {"kind": "Box", **ball["box"]}}}
 
 
 class Planes(NamedTuple):
@@ -118,72 +110,20 @@ class Search:
         self.point[rows], self.distance[rows], self.iteration[rows] = points[better], distance[better], step
 
 
-def searched(
-    run: Callable[[Search], None],
-    geometry: Ball,
-    model: "nn.Module | Predictive",
-    x: Points,
-    y: Labels | None,
-    *,
-    name: str,
-    seed: int,
-    index: Int[Tensor, " batch"] | None,
-    batch_size: int,
-    each: int = 1,
-) -> Perturbed:
-    """The outcome of a search on the samples that are right: `run` fills in a `Search`. What lies outside the ball
-    does not count; a sample for which nothing was found stays as it is.
+class BoundaryAttack(SearchAttack):
+    """A search for the nearest point of another class, that follows the linearised boundary."""
 
-    Without labels, the class to get away from is the one predicted at `x`. `batch_size` counts points, of which a
-    sample has `each`. Raises `EquipoiseError` for unusable input, and for a model whose predictions in eval mode
-    depend on the batch.
-    """
-    with admitted(model, x, y, geometry, seed=seed, index=index, batch_size=batch_size) as case:
-        case.require_independent(name)
-        rows = min(batch_size, AT_ONCE) if x.device.type == "cpu" else batch_size
-        at_once = max(rows // min(each, case.classes - 1), 1)
-        return Perturbed.cat(
-            [
-                _searched(run, geometry, case.predictive, case.x[b], at(y, b), case.streams[b])
-                for b in case.batches(at_once)
-            ]
-        )
+    @abstractmethod
+    def walk(self, search: Search) -> None:
+        """Fill in a `Search`: look, ascend, and keep the nearest wrong points."""
 
-
-def own_labels(predictive: Predictive, x: Points, y: Labels | None, streams: Streams) -> Labels:
-    """`y`, or without labels the classes predicted at `x` (0 where the prediction is not finite)."""
-    return predict(predictive, x, streams.fold(MODEL_STREAM)).labels.clamp_min(0) if y is None else y
-
-
-def _searched(
-    run: Callable[[Search], None], ball: Ball, predictive: Frozen, x: Points, y: Labels | None, streams: Streams
-) -> Perturbed:
-    """One batch."""
-    goal = Goal(own_labels(predictive, x, y, streams))
-    none = torch.zeros_like(goal.avoid)
-    best, clean = confirmed(predictive, ball, goal, x, x, streams, evaluations=none, iteration=none)
-    rows = (~best.success).nonzero()[:, 0]
-    if len(rows) == 0:
-        return best
-    everyone = (x, goal, streams)
-    x, goal, streams = x[rows], goal[rows], streams[rows]
-    counts = [torch.zeros_like(rows) for _ in range(4)]
-    far = x.new_full((len(x),), torch.inf)
-    with held_still(predictive, x) as draw:
-        look = draw(streams.fold(MODEL_STREAM))
-        search = Search(look, x, goal.avoid, clean[rows], x.clone(), far, *counts)
-        run(search)
-    found, _ = confirmed(
-        predictive,
-        ball,
-        goal,
-        x,
-        search.point,
-        streams,
-        evaluations=search.evaluations,
-        iteration=search.iteration,
-        nan_gradients=search.nan,
-        zero_gradients=search.zero,
-    )
-    result = best.overwritten(rows, best.take(rows).or_rather(found, found.success))
-    return judged(predictive, ball, everyone[1], everyone[0], result, everyone[2])
+    @final
+    def search(self, batch: Batch) -> Candidates:
+        """The nearest wrong points that the walk keeps."""
+        counts = [torch.zeros_like(batch.label) for _ in range(4)]
+        far = batch.x.new_full((len(batch),), torch.inf)
+        with held_still(batch.inputs.predictive, batch.x) as draw:
+            look = draw(batch.inputs.streams.fold(MODEL_STREAM))
+            found = Search(look, batch.x, batch.label, batch.clean, batch.x.clone(), far, *counts)
+            self.walk(found)
+        return Candidates(found.point, found.evaluations, found.iteration, found.nan, found.zero)
