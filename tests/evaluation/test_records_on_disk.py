@@ -332,7 +332,7 @@ def test_refuses_chains_that_make_no_sense():
     with pytest.raises(EquipoiseError, match=r"unknown version of autoattack 'standart'"):
         autoattack(0.1, version="standart")
     net, data = problem()
-    with pytest.raises(EquipoiseError, match=r"an attack that counts errors needs the labels y"):
+    with pytest.raises(EquipoiseError, match=r"needs the labels y: give the true classes"):
         small()(net, data.test.x)
     with pytest.raises(EquipoiseError, match=r"steps: not for autoattack, whose budget is the published one"):
         suite(["autoattack"], [0.1], steps=5)

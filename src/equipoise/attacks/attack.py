@@ -109,7 +109,7 @@ class Attack(ABC):
         Raises `EquipoiseError` for a wrong type, shape, dtype, device, range, label or pairing, and for a model that
         the attack cannot work on.
         """
-        require(y is not None or not self.needs_labels, f"{self.kind} needs labels: give the true classes as y.")
+        require(y is not None or not self.needs_labels, f"{self.kind} needs the labels y: give the true classes.")
         require(
             (target is None and start is None) or self.takes_targets,
             f"{self.kind} takes neither target classes nor points to start from: leave out target and start.",

@@ -193,7 +193,7 @@ def test_refuses():
     ):
         with pytest.raises(EquipoiseError, match=message):
             random_search(**({"eps": 0.1} | options))
-    with pytest.raises(EquipoiseError, match="random search needs labels"):
+    with pytest.raises(EquipoiseError, match="random search needs the labels y"):
         random_search(0.1)(net, x)
     with pytest.raises(EquipoiseError, match="lie outside"):
         random_search(0.1)(net, x + 1, y)
