@@ -1,8 +1,6 @@
 """What every attack must satisfy. A new named attack needs no line here; one with options of its own adds a row."""
 
-import copy
 import inspect
-import json
 from collections.abc import Callable
 
 import pytest
@@ -39,9 +37,10 @@ from equipoise.attacks import (
     transfer,
 )
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.result import Perturbed
 from equipoise.attacks.steps import Momentum, Triangular, Uniform
 from equipoise.core.types import Prediction
+from equipoise.testing import AttackContract
+from equipoise.testing.attacks import small_network, small_samples
 
 
 class Proxy(nn.Module):
@@ -123,43 +122,16 @@ def rows(applies: Callable[[Attack], bool] = lambda attack: True) -> pytest.Mark
 
 @pytest.fixture(scope="module")
 def case() -> tuple[nn.Module, Tensor, Tensor]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
-        ).eval()
-    x = torch.rand(16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-    return net, x, net(x).argmax(1)
+    net = small_network()
+    return net, *small_samples(net)
 
 
 def test_every_public_attack_has_a_row():
     """Every function of `equipoise.attacks` that makes an attack from numbers."""
-    helpers = {"fitted", "named", "share_won"}
+    helpers = {"described", "fitted", "named", "share_won"}
     public = {name for name in attacks.__all__ if inspect.isfunction(getattr(attacks, name))}
     rows = {*ROWS, *(name.replace("-", "_") for name in ROWS)} | {"targeted", "fab"}
     assert public - helpers <= rows
-
-
-@rows()
-def test_what_it_returns(attack, case):
-    net, x, y = case
-    net.eval()
-    found = attack(net, x, y, seed=3)
-    assert isinstance(found, Perturbed) and found.x.shape == x.shape and found.x.dtype == x.dtype
-    ball = attack.geometry
-    assert ball.contains(found.x, x).all() and found.x.min() >= 0 and found.x.max() <= 1
-    move = (found.x.double() - x.double()).flatten(1)
-    length = {"linf": move.abs().amax(1), "l2": move.norm(dim=1), "l1": move.abs().sum(1)}[ball.norm]
-    assert torch.allclose(found.distance.double(), length, rtol=1e-6)
-    with torch.no_grad():
-        predicted = net(found.x).argmax(1)
-    assert torch.equal(found.prediction, predicted)
-    if not isinstance(attack, Ascent) or attack.target is None or isinstance(attack.target, int):
-        assert torch.equal(found.success, predicted != y)
-    else:
-        assert (predicted[found.success] != y[found.success]).all()
-    assert (found.evaluations >= 3).all() and not found.x.requires_grad
-    assert found.nan_gradients.tolist() == [0] * 16
 
 
 @rows(climbs)
@@ -172,34 +144,53 @@ def test_it_climbs(attack, case):
     assert there > here
 
 
-@rows()
-def test_the_seed_decides(attack, case):
+@rows(in_train_mode)
+def test_train_mode_moves_running_statistics_alone(attack, case):
     net, x, y = case
-    state = net.state_dict()
-    before = {name: value.clone() for name, value in state.items()}
+    before = {name: value.clone() for name, value in net.state_dict().items()}
     first = attack(net, x, y, seed=3)
-    if in_train_mode(attack):
-        net.load_state_dict(before)
+    moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    net.load_state_dict(before)
     again = attack(net, x, y, seed=3)
-    assert torch.equal(first.x, again.x) and torch.equal(first.evaluations, again.evaluations)
-    if in_train_mode(attack):
-        net.load_state_dict(before)
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    net.load_state_dict(before)
+    assert torch.equal(first.x, again.x) and moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
 
 
-@rows(lambda attack: not in_train_mode(attack))
-def test_a_single_sample(attack, case):
-    net, x, y = case
-    exact = getattr(attack, "precision", "32") == "32"
-    if exact:
-        net, x = copy.deepcopy(net).double(), x.double()
-    one = attack(net, x[5:6], y[5:6], seed=3, index=torch.tensor([5]))
-    assert torch.allclose(one.x, attack(net, x, y, seed=3).x[5:6], atol=1e-9 if exact else 0.2)
+def of_contract(applies: Callable[[Attack], bool]) -> list[tuple[str, str]]:
+    return [row for row in EVERY if not in_train_mode(made(*row)) and applies(made(*row))]
 
 
-@rows()
-def test_it_describes_itself(attack):
-    json.dumps(attack.settings())
-    assert hash(attack) == hash(attack)
-    if isinstance(attack, Ascent):
-        assert attack.objective.name in str(attack)
+def aims(attack: Attack) -> bool:
+    """Whether it is after a class that a rule chooses."""
+    return isinstance(attack, Ascent) and isinstance(attack.target, str)
+
+
+def rough(attack: Attack) -> bool:
+    return getattr(attack, "precision", "32") == "bf16"
+
+
+class TestEveryAttack(AttackContract):
+    @pytest.fixture(params=of_contract(lambda a: not aims(a) and not rough(a)), ids="-".join)
+    def attack(self, request):
+        return made(*request.param)
+
+
+class TestEveryAttackOnAClass(AttackContract):
+    targeted = True
+
+    @pytest.fixture(params=of_contract(aims), ids="-".join)
+    def attack(self, request):
+        return made(*request.param)
+
+
+class TestEveryAttackInBf16(AttackContract):
+    exact = False
+
+    @pytest.fixture(params=of_contract(rough), ids="-".join)
+    def attack(self, request):
+        return made(*request.param)
+
+
+@rows(lambda attack: isinstance(attack, Ascent))
+def test_an_ascent_names_its_objective(attack):
+    assert attack.objective.name in str(attack)

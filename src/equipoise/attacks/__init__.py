@@ -2,7 +2,7 @@
 
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.attack import Attack, AttackLike, Batch, Candidates, SearchAttack
+from equipoise.attacks.attack import Attack, AttackLike, Batch, Candidates, SearchAttack, described
 from equipoise.attacks.black_box.random_search import RandomSearch, random_search
 from equipoise.attacks.black_box.square import Square, square
 from equipoise.attacks.black_box.transfer import Transfer, transfer
@@ -45,6 +45,7 @@ __all__ = [
     "cw",
     "cw_k",
     "deepfool",
+    "described",
     "fab",
     "fgsm",
     "fgsm_k",

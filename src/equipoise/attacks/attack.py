@@ -167,6 +167,10 @@ class Batch:
         """The clean points."""
         return self.inputs.x
 
+    def predict(self, points: Points) -> Prediction:
+        """What the model says at points, one for each of the samples."""
+        return predict(self.inputs.predictive, points, self.inputs.streams.fold(MODEL_STREAM))
+
     def __len__(self) -> int:
         return len(self.label)
 
