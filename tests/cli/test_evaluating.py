@@ -266,9 +266,7 @@ def test_the_first_process_that_fails_ends_the_others(mine, how, message):
     assert (done.returncode, done.stderr) == (2, message) and time.monotonic() - begin < 60
 
 
-@pytest.mark.parametrize(
-    ("number", "processes"), [(signal.SIGINT, 2), (signal.SIGTERM, 2), (signal.SIGKILL, 2), (signal.SIGTERM, 1)]
-)
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 2), (signal.SIGKILL, 2), (signal.SIGINT, 1)])
 def test_a_signal_ends_all_processes_and_leaves_what_can_be_continued(mine, number, processes):
     noted = f"open({str(mine)!r} + '/pids', 'a').write(str(os.getpid()) + ' ')"
     (mine / "own_nets.py").write_text(f"import os, sys\n{OWN}".replace("def make():", f"def make():\n    {noted}"))
