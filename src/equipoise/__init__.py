@@ -1,5 +1,11 @@
 """Uncertainty-guided robust training, and honest robustness evaluation, of classifiers.
 
+    import equipoise as eq
+
+    net, digits = eq.nets.build("mlp", (1, 8, 8), classes=10), eq.data.load("digits")
+    eq.train(eq.methods.udp(eps=0.1, step_size=0.02, steps=10), net, digits)
+    clean, robust = eq.evaluate(net, digits.test.x, digits.test.y, [("pgd", eq.attacks.pgd(eps=0.1))])
+
 The names of `__all__` are imported the first time they are used, so that `import equipoise` alone costs nothing.
 """
 
@@ -8,15 +14,20 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from equipoise import attacks, losses, models, nets
+    from equipoise import attacks, data, losses, models, nets, scores
     from equipoise.attacks import spaces, steps
     from equipoise.attacks.ascent import Ascent
     from equipoise.attacks.result import Perturbed
+    from equipoise.certified import certified as certify
     from equipoise.core.errors import EquipoiseError, EquipoiseWarning
     from equipoise.core.types import Prediction
+    from equipoise.evaluation import evaluate
     from equipoise.geometry import Ball, Box
     from equipoise.losses import Method, Term
+    from equipoise.masking.investigate import investigate as check_masking
     from equipoise.models import Single, as_predictive
+    from equipoise.training import fit as train
+    from equipoise.training import load_run as load
     from equipoise.training import methods
 
     __version__: str
@@ -34,39 +45,51 @@ __all__ = [
     "Term",
     "as_predictive",
     "attacks",
+    "certify",
+    "check_masking",
+    "data",
+    "evaluate",
+    "load",
     "losses",
     "methods",
     "models",
     "nets",
+    "scores",
     "spaces",
     "steps",
+    "train",
 ]
 _HOMES = {
-    "Ascent": "attacks.ascent",
-    "Ball": "geometry",
-    "Box": "geometry",
-    "EquipoiseError": "core.errors",
-    "EquipoiseWarning": "core.errors",
-    "Method": "losses",
-    "Perturbed": "attacks.result",
-    "Prediction": "core.types",
-    "Single": "models",
-    "Term": "losses",
-    "as_predictive": "models",
-    "methods": "training",
-    "spaces": "attacks",
-    "steps": "attacks",
+    "Ascent": "attacks.ascent:Ascent",
+    "Ball": "geometry:Ball",
+    "Box": "geometry:Box",
+    "EquipoiseError": "core.errors:EquipoiseError",
+    "EquipoiseWarning": "core.errors:EquipoiseWarning",
+    "Method": "losses:Method",
+    "Perturbed": "attacks.result:Perturbed",
+    "Prediction": "core.types:Prediction",
+    "Single": "models:Single",
+    "Term": "losses:Term",
+    "as_predictive": "models:as_predictive",
+    "certify": "certified:certified",
+    "check_masking": "masking.investigate:investigate",
+    "evaluate": "evaluation:evaluate",
+    "load": "training:load_run",
+    "methods": "training.methods",
+    "spaces": "attacks.spaces",
+    "steps": "attacks.steps",
+    "train": "training:fit",
 }
-"""Where each public name lives."""
+"""Where each public name lives: a module, or a name in one."""
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         found = _version()
     elif name in _HOMES:
-        home = f"equipoise.{_HOMES[name]}"
-        found = import_module(f"{home}.{name}") if name.islower() and find_spec(f"{home}.{name}") else None
-        found = getattr(import_module(home), name) if found is None else found
+        module, _, member = _HOMES[name].partition(":")
+        found = import_module(f"equipoise.{module}")
+        found = getattr(found, member) if member else found
     elif not name.startswith("_") and find_spec(f"equipoise.{name}") is not None:
         found = import_module(f"equipoise.{name}")
     else:
