@@ -24,6 +24,8 @@ from equipoise.geometry import NORMS, Ball, Box
 from equipoise.models import Ensemble, MonteCarloDropout, Single
 from equipoise.nets import MLP, Normalize, build
 
+pytestmark = pytest.mark.unchecked
+
 WIDE = Box(-10, 10)
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 EPS = {"linf": 0.05, "l2": 0.2, "l1": 0.5}

@@ -27,6 +27,8 @@ from equipoise.generators import Manifold
 from equipoise.results import records
 from equipoise.results.records import Evaluation, Run, load
 
+pytestmark = pytest.mark.unchecked
+
 FACTORY = """
 import torch
 from torch import nn

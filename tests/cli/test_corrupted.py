@@ -13,6 +13,8 @@ from equipoise.cli import main
 from equipoise.corruptions import CORRUPTIONS
 from equipoise.results.records import digest, load
 
+pytestmark = pytest.mark.unchecked
+
 OWN = """
 import torch
 from torch import nn

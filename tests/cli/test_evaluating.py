@@ -18,6 +18,8 @@ from equipoise.cli import main
 from equipoise.cli.evaluating import _from_here
 from equipoise.results.records import digest, load
 
+pytestmark = pytest.mark.unchecked
+
 OWN = """
 import torch
 from torch import nn

@@ -38,7 +38,10 @@ from equipoise.results.records import load
 from equipoise.results.reproduction import agreement
 from equipoise.training import Recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore::equipoise.core.errors.EquipoiseWarning")  # so little trains nothing
+pytestmark = [
+    pytest.mark.unchecked,
+    pytest.mark.filterwarnings("ignore::equipoise.core.errors.EquipoiseWarning"),  # so little trains nothing
+]
 
 
 def evaluated(seed: int, epochs: int = 100, data: str = "mnist") -> Evaluated:

@@ -11,6 +11,8 @@ from equipoise.data import load
 from equipoise.generators import auto_encoder
 from equipoise.training import Recipe, fit_manifold
 
+pytestmark = pytest.mark.unchecked
+
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):

@@ -14,6 +14,8 @@ from equipoise.models import DeepKernelGP, Ensemble, MonteCarloDropout
 from equipoise.results.records import Run, load
 from equipoise.training import load_run
 
+pytestmark = pytest.mark.unchecked
+
 DROPOUT = """
 from torch import nn
 

@@ -10,6 +10,8 @@ from equipoise.evaluation import evaluate, evaluate_batches, suite, verify_outco
 from equipoise.geometry import Ball
 from equipoise.models import full_precision
 
+pytestmark = pytest.mark.unchecked
+
 
 def data(classes: int, n: int = 60) -> tuple[nn.Linear, Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
@@ -78,7 +80,6 @@ def test_an_attack_that_needs_more_classes_falls_back_by_name():
     ]
 
 
-@pytest.mark.unchecked
 def test_refuses_indices_that_do_not_fit():
     net, x, y = data(3)
     attacks = suite(["pgd3"], [0.1])

@@ -16,6 +16,8 @@ from equipoise.data import Dataset, Split
 from equipoise.evaluation import Shard, assess, audit, evaluate, evaluate_batches, merge, read_points, suite
 from equipoise.results.records import Evaluation, digest, load, save
 
+pytestmark = pytest.mark.unchecked
+
 
 def problem(classes: int = 5, seed: int = 0) -> tuple[nn.Module, Dataset]:
     """A small trained net and the data it was trained on."""
@@ -277,7 +279,6 @@ def test_batches_that_arrive_one_by_one():
         assert replace(a, seconds=0) == replace(b, seconds=0)
 
 
-@pytest.mark.unchecked
 def test_refuses_batches_that_are_none():
     net, data = problem()
     with pytest.raises(EquipoiseError, match=r"there is no batch to evaluate on: the loader is empty"):
@@ -323,7 +324,6 @@ def test_fewer_classes_are_said_in_the_record():
     )
 
 
-@pytest.mark.unchecked
 def test_refuses_chains_that_make_no_sense():
     with pytest.raises(EquipoiseError, match=r"a chain of no attacks proves nothing"):
         Chain(())

@@ -16,6 +16,8 @@ from equipoise.evaluation import Shard, assess, merge, runs, suite
 from equipoise.evaluation.interop import robustbench
 from equipoise.results.records import AttackResult, Evaluation, Flag, Provenance, digest, load, save
 
+pytestmark = pytest.mark.unchecked
+
 BLOCKS = 4
 
 
@@ -170,7 +172,6 @@ def _provenance(**values):
     return lambda r: replace(r, provenance=replace(r.provenance, **values))
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("change", "message"),
     [

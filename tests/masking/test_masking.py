@@ -25,6 +25,8 @@ from equipoise.reproduce.studies.images import images
 from equipoise.results.masking import Sign, Verdict
 from equipoise.training import Recipe, fit
 
+pytestmark = pytest.mark.unchecked
+
 EPS = 0.1
 
 
@@ -151,7 +153,6 @@ def test_what_is_seen_counts_and_uses_up_no_level():
     assert [s.raised for s in decided([signs[1], signs[2]], 0.05)] == [True, True]
 
 
-@pytest.mark.unchecked
 def test_signs_that_cannot_be_made_are_refused():
     with pytest.raises(EquipoiseError, match=r"outcomes of 3 and of 4 samples cannot be paired"):
         gained("x", ("a", outcomes(3)), ("b", outcomes(4)), "R")
@@ -240,7 +241,6 @@ PLANTED: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("name", PLANTED)
 def test_masked_defences_are_found(name, base, digits):
     n = 250 if name == "random shifts" else 125  # it errs on many of the clean samples
@@ -260,7 +260,6 @@ HONEST: dict[str, tuple[Callable[[], Method], int]] = {
 }
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_models_are_not_accused(name, digits):
     make, epochs = HONEST[name]
@@ -289,7 +288,6 @@ def looked_at(x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("name", RESCALED)
 def test_an_honest_model_in_another_form_is_not_accused(name, base, digits, brief):
     """What is remarked of it, such as faint gradients, are warnings."""
@@ -302,7 +300,6 @@ def test_an_honest_model_in_another_form_is_not_accused(name, base, digits, brie
     ]
 
 
-@pytest.mark.unchecked
 def test_a_crash_is_not_taken_for_a_missing_gradient(base, digits):
     def crash(g: Tensor) -> Tensor:
         raise RuntimeError("cudnn RNN backward can only be called in training mode")
@@ -311,7 +308,6 @@ def test_a_crash_is_not_taken_for_a_missing_gradient(base, digits):
         investigate(Around(base, lambda x: Backward.apply(x, crash)), *few(digits), EPS, minutes=60)
 
 
-@pytest.mark.unchecked
 def test_what_time_is_left_goes_to_more_samples(base, digits, brief, monkeypatch):
     """And each sample has the same outcome as if all had been attacked at once."""
     whole = investigate(base, *few(digits), EPS, minutes=60)
@@ -323,7 +319,6 @@ def test_what_time_is_left_goes_to_more_samples(base, digits, brief, monkeypatch
     assert investigate(base, *few(digits), EPS, minutes=1e-6).n == 20
 
 
-@pytest.mark.unchecked
 def test_a_model_without_gradients_is_attacked_without(base, digits):
     rounded = PLANTED["no gradient through a threshold"](base)
     verdict = investigate(rounded, *few(digits), EPS, minutes=60, proxy=base, proxy_name="the bare network")
@@ -333,7 +328,6 @@ def test_a_model_without_gradients_is_attacked_without(base, digits):
     assert verdict.robust < verdict.clean and verdict.settings["proxy"] == "the bare network"
 
 
-@pytest.mark.unchecked
 def test_short_attacks_are_compared_if_there_is_a_proxy(base, digits, brief):
     """The paper's finding: the proxy's short attack breaks what the model's own, misled, does not."""
     name = "transfer beats white box when both are short"
@@ -343,7 +337,6 @@ def test_short_attacks_are_compared_if_there_is_a_proxy(base, digits, brief):
     assert name in {sign.name for sign in honest.signs} and not honest.masked, str(honest)
 
 
-@pytest.mark.unchecked
 def test_entropy_alone_is_found_masked_as_the_paper_found(digits, brief):
     """EntM without adversarial training, of lambda 5 (R Fig. 3), trained to the end: its own short PGD stops where that
     of a standard network goes on (R, Sec. 5.1). It falls to a longer one, as R's does to PGD40.
@@ -359,7 +352,6 @@ def test_entropy_alone_is_found_masked_as_the_paper_found(digits, brief):
     assert verdict.masked and verdict.clean > 0.95 and verdict.robust < 0.05 and verdict.n == 1000
 
 
-@pytest.mark.unchecked
 def test_dropout_that_attacks_know_is_no_sign(digits, brief):
     """The same masks hold while climbing and in the judgement; noise that is drawn anew at each call is a sign."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))
@@ -376,7 +368,6 @@ NOISY: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("name", NOISY)
 def test_noise_that_hides_no_gradient_is_a_warning(name, base, digits, brief):
     """Attacks on one draw, judged by others, break nearly what attacks on the average break: nothing is masked."""
@@ -386,7 +377,6 @@ def test_noise_that_hides_no_gradient_is_a_warning(name, base, digits, brief):
     assert any(sign.name == "an average over draws breaks more than one draw" for sign in verdict.signs)
 
 
-@pytest.mark.unchecked
 def test_errors_by_chance_are_not_charged_to_attacks(brief):
     """A model that errs in 30 % of its answers, whatever the input is, keeps 70 % under every attack."""
 
@@ -402,7 +392,6 @@ def test_errors_by_chance_are_not_charged_to_attacks(brief):
     assert verdict.clean == pytest.approx(0.7, abs=0.03) and verdict.robust == pytest.approx(0.7, abs=0.05)
 
 
-@pytest.mark.unchecked
 def test_a_random_model_is_judged_alike_again_and_the_generators_stay(base, digits, brief):
     """Which samples are right is drawn as attacks draw it: from the seed, and from where a sample stands."""
     noisy = NOISY["input"](base)
@@ -412,7 +401,6 @@ def test_a_random_model_is_judged_alike_again_and_the_generators_stay(base, digi
     assert first.signs == again.signs and first.clean == again.clean and first.n == again.n
 
 
-@pytest.mark.unchecked
 def test_the_worst_case_is_over_all_that_was_tried_within_the_radius(base, digits, monkeypatch):
     """Also over the shorter climbs, and over the smaller ball: here attacks break one sample each."""
     tried = []
@@ -431,7 +419,6 @@ def test_the_worst_case_is_over_all_that_was_tried_within_the_radius(base, digit
     assert within == 13 and verdict.robust == pytest.approx(verdict.clean * (1 - within / verdict.n))
 
 
-@pytest.mark.unchecked
 def test_samples_sorted_by_class_are_taken_from_all_classes(base, digits, monkeypatch):
     seen = []
     monkeypatch.setattr("equipoise.masking.investigate._FEWEST", 30)
@@ -443,26 +430,22 @@ def test_samples_sorted_by_class_are_taken_from_all_classes(base, digits, monkey
     assert len(seen[0]) == 30 and set(seen[0].tolist()) == set(range(10))
 
 
-@pytest.mark.unchecked
 def test_large_balls_end_where_the_box_does(base, digits, brief):
     verdict = investigate(base, *few(digits, 30), 0.9, minutes=60)  # and no warning of a ball larger than the box
     assert verdict.settings["radii"] == [0.45, 0.9, 1.0]
 
 
-@pytest.mark.unchecked
 def test_the_share_that_is_over_grows_from_0_to_less_than_1(base, digits):
     shares = []
     investigate(base, *few(digits, 30), 1e-3, minutes=60, progress=lambda what, share: shares.append(share))
     assert shares[0] == 0 and shares == sorted(shares) and 0.7 < shares[-1] < 1
 
 
-@pytest.mark.unchecked
 def test_the_batch_size_does_not_matter(base, digits, brief):
     one, other = (investigate(base, *few(digits, 40), EPS, minutes=60, batch_size=size) for size in (7, 256))
     assert one.signs == other.signs and (one.clean, one.robust) == (other.clean, other.robust)
 
 
-@pytest.mark.unchecked
 def test_the_same_seed_gives_the_same_verdict_and_leaves_the_model_alone(base, digits, brief):
     base.zero_grad()
     state, modes = {k: v.clone() for k, v in base.state_dict().items()}, [m.training for m in base.modules()]
@@ -473,7 +456,6 @@ def test_the_same_seed_gives_the_same_verdict_and_leaves_the_model_alone(base, d
     assert modes == [m.training for m in base.modules()] and all(p.grad is None for p in base.parameters())
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_other_norms(norm, base, digits):
     eps = {"l2": 0.5, "l1": 2.0}[norm]

@@ -54,7 +54,10 @@ from equipoise.reproduce.tasks import result
 from equipoise.results.records import Evaluation, digest
 from equipoise.training import Recipe, fit, load_run
 
-pytestmark = pytest.mark.filterwarnings("ignore::equipoise.core.errors.EquipoiseWarning")  # so little trains nothing
+pytestmark = [
+    pytest.mark.unchecked,
+    pytest.mark.filterwarnings("ignore::equipoise.core.errors.EquipoiseWarning"),  # so little trains nothing
+]
 
 autoattack = import_module("equipoise.attacks.chain")
 
@@ -577,7 +580,6 @@ def new(plan: Plan, seen: set[str]) -> Plan:
 SEEN: set[str] = set()
 
 
-@pytest.mark.unchecked
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", names())
 def test_every_experiment_runs_at_a_hundredth(name, shared, monkeypatch):

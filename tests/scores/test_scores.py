@@ -36,6 +36,8 @@ from equipoise.scores import (
     uniform_move,
 )
 
+pytestmark = pytest.mark.unchecked
+
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
@@ -357,7 +359,6 @@ def test_r2_on_the_manifold_falls_with_the_margin():
 # Refusals
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -24,6 +24,8 @@ from equipoise.training import Progress, Recipe, fit, load_run, load_weights
 from equipoise.training.checkpoint import load_tensors
 from equipoise.training.judgement import alarms_of
 
+pytestmark = pytest.mark.unchecked
+
 
 def blobs(n: int = 240, features: int = 6, classes: int = 3, seed: int = 0) -> Dataset:
     """Separable clusters in [0, 1], small enough to train on in no time."""
@@ -493,7 +495,6 @@ def test_refuses_a_network_that_does_not_fit() -> None:
         fit(methods.standard(), nn.Sequential(mlp(), nn.Softmax(1)), blobs(), FAST)
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("field", "message"),
     [

@@ -19,7 +19,10 @@ from equipoise.losses.terms import as_method
 from equipoise.training import Progress, Recipe, fit, load_generator
 from equipoise.training.checkpoint import load_tensors
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*no better than chance:equipoise.core.errors.EquipoiseWarning")
+pytestmark = [
+    pytest.mark.unchecked,
+    pytest.mark.filterwarnings("ignore:.*no better than chance:equipoise.core.errors.EquipoiseWarning"),
+]
 FAST = Recipe(epochs=3, batch_size=12, lr=0.01, validation=0.2, valid_steps=2)
 
 

@@ -18,6 +18,8 @@ from equipoise.core.rng import Streams, fold
 from equipoise.geometry import Ball, Box
 from equipoise.nets import build
 
+pytestmark = pytest.mark.unchecked
+
 EPS = {"linf": 0.08, "l2": 0.6, "l1": 3.0}
 LOGITS = 1e-6
 
@@ -298,7 +300,6 @@ def test_it_describes_itself():
     assert str(attack) == "square(l1 0.1, 50 queries)" and hash(attack) == hash(square(0.1, "l1", 50, restarts=2))
 
 
-@pytest.mark.unchecked
 def test_refuses(case):
     net, x, y = case
     for options, message in (

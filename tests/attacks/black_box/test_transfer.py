@@ -13,6 +13,8 @@ from equipoise.evaluation import evaluate, fingerprint, suite
 from equipoise.geometry import Ball
 from equipoise.models import Ensemble
 
+pytestmark = pytest.mark.unchecked
+
 EPS = 0.1
 
 

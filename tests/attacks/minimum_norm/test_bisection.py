@@ -19,6 +19,8 @@ from equipoise.evaluation import evaluate, verify_outcome
 from equipoise.geometry import EVERYWHERE, Ball, Box
 from equipoise.losses.objectives import cross_entropy, margin
 
+pytestmark = pytest.mark.unchecked
+
 STEP = 0.02
 
 

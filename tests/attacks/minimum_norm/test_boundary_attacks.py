@@ -17,6 +17,8 @@ from equipoise.attacks.result import Perturbed
 from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import EVERYWHERE, Ball, Box
 
+pytestmark = pytest.mark.unchecked
+
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 ATTACKS = {"bg": bg, "deepfool": deepfool, "fmn": fmn}
 F64 = torch.float64

@@ -15,6 +15,8 @@ from equipoise.attacks.minimum_norm.fab import FAB, fab
 from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import Ball, Box
 
+pytestmark = pytest.mark.unchecked
+
 EPS = {"linf": 0.06, "l2": 0.3, "l1": 0.9}
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
@@ -330,7 +332,6 @@ def test_another_box_is_kept_to():
     assert found.success.all() and found.x.min() >= -1 and found.x.max() <= 1 and found.x.min() < 0
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -26,6 +26,8 @@ from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate
 from equipoise.geometry import EVERYWHERE, Ball, Box
 
+pytestmark = pytest.mark.unchecked
+
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
 

@@ -27,6 +27,8 @@ from equipoise.reproduce.studies.images import (
 from equipoise.results.findings import Lines, Number
 from equipoise.training.methods import standard
 
+pytestmark = pytest.mark.unchecked
+
 
 def silent(what: str, share: float) -> None:
     assert 0 <= share <= 1

@@ -1,11 +1,15 @@
 """The weight of the entropy against accuracy."""
 
+import pytest
+
 from equipoise.data import load
 from equipoise.reproduce.studies import Options
 from equipoise.reproduce.studies.entropy_weight import _numbers, _verdict, run
 from equipoise.reproduce.studies.images import accuracy, images, recipe, train
 from equipoise.results.findings import Lines
 from equipoise.training.methods import entm
+
+pytestmark = pytest.mark.unchecked
 
 
 def test_quick_run() -> None:

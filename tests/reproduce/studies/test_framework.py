@@ -23,6 +23,8 @@ from equipoise.reproduce.studies import STUDIES, Entry, Options, Tell, load, sav
 from equipoise.reproduce.studies.images import difference, direction
 from equipoise.results.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
 
+pytestmark = pytest.mark.unchecked
+
 PROVENANCE = {
     "command": "equipoise study made-up", "seed": 3, "versions": {"torch": "2"}, "commit": None, "device": "cpu",
     "threads": 1, "date": "2026-01-01",

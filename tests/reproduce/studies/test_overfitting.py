@@ -24,6 +24,8 @@ from equipoise.reproduce.studies.overfitting import (
 from equipoise.results.findings import Lines
 from equipoise.training.methods import fgsm_at
 
+pytestmark = pytest.mark.unchecked
+
 
 def silent(what: str, share: float) -> None:
     assert 0 <= share <= 1

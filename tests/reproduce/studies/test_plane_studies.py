@@ -21,6 +21,8 @@ from equipoise.reproduce.studies.processes import run_all
 from equipoise.reproduce.studies.toys import Toy, lms5, two_distance
 from equipoise.results.findings import Findings, Regions
 
+pytestmark = pytest.mark.unchecked
+
 TINY = Sizes(points=40, widths=(8,), steps=6, batch_size=16)
 FIGURES = {
     "narrow-corridor": {"decision-regions": 4, "best-eps": 4, "radii": 9, "agreement": 1},

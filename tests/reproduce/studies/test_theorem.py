@@ -7,6 +7,8 @@ from equipoise.reproduce.studies import STUDIES, Options
 from equipoise.reproduce.studies.theorem import Setting, _verdict, algorithm, contraction, model
 from equipoise.results.findings import Number
 
+pytestmark = pytest.mark.unchecked
+
 ASK = Options(quick=True)
 
 
