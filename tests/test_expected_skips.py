@@ -59,4 +59,4 @@ def test_what_is_listed_exists_and_has_a_reason():
     for line in (HERE / "expected_skips.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             pattern, _, reason = line.partition(" ")
-            assert (HERE.parent / pattern.split("::")[0]).is_file() and len(reason.split()) > 2
+            assert any(HERE.parent.glob(pattern.split("::")[0])) and len(reason.split()) > 2

@@ -37,11 +37,15 @@ HERE = Path(__file__).parent
 RUN = [sys.executable, "-m", "equipoise"]
 SOON = 5.0
 """Seconds within which the processes of a command have ended after it."""
+LATER = 60.0
+"""The same of Ray's own daemons, which look for a killed driver now and then."""
+DAEMONS = ("raylet", "gcs_server", "dashboard", "Dashboard", "monitor", "runtime_env", "RuntimeEnv")
+"""What their commands hold."""
 LONG = 600.0
 """Seconds after which a command counts as hanging."""
 VOLATILE = {
     "seconds", "date", "started", "finished", "command", "device", "machine", "threads", "versions", "host", "pid",
-    "commit", "estimate", "sittings", "processes", "environment", "words",
+    "commit", "estimate", "sittings", "processes", "environment", "words", "resume",
 }  # fmt: skip
 """Fields of records that tell when, where and how, not what."""
 
@@ -163,7 +167,7 @@ def what_runs(pid: int) -> str:
 def workers(pid: int) -> list[int]:
     """Those descendants that do the work: python processes, and Ray's workers, but nothing of Ray's own."""
     own = ("ray::", "equipoise", "multiprocessing", "toy.py")
-    foreign = ("raylet", "gcs_server", "dashboard", "monitor.py", "log_monitor", "resource_tracker", "runtime_env")
+    foreign = (*DAEMONS, "resource_tracker")
     texts = {child: what_runs(child) for child in descendants(pid)}
     return [c for c, t in texts.items() if any(w in t for w in own) and not any(w in t for w in foreign)]
 
@@ -179,8 +183,11 @@ def finish(process: subprocess.Popen[bytes], folder: Path, children: Callable[[]
     if hung:  # its group, as it would ignore what is gentler
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    end = time.monotonic() + SOON
-    while any(map(what_runs, seen)) and time.monotonic() < end:
+    begin = time.monotonic()
+    while alive := [text for text in map(what_runs, seen) if text]:
+        of_ray = all(any(word in text for word in DAEMONS) for text in alive)
+        if time.monotonic() > begin + (LATER if of_ray else SOON):
+            break
         time.sleep(0.05)
     left = [text for text in map(what_runs, seen) if text]
     for pid in seen:
@@ -277,7 +284,9 @@ def contents(path: Path) -> str:
     if path.suffix == ".json":
         return json.dumps(essence(json.loads(path.read_text())), sort_keys=True)
     if path.suffix == ".jsonl":
-        return "\n".join(json.dumps(essence(json.loads(line)), sort_keys=True) for line in path.open())
+        return "\n".join(
+            json.dumps(essence(json.loads(line)), sort_keys=True) for line in path.read_text().splitlines()
+        )
     if path.name == "checkpoint.safetensors":
         with safe_open(path, "np") as tensors:
             told = json.dumps(essence(json.loads(tensors.metadata()["state"])), sort_keys=True)

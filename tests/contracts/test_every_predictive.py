@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from equipoise.attacks import pgd, udp
-from equipoise.attacks.ascent import value_and_gradient
+from equipoise.attacks.execution import value_and_gradient
 from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.attacks.steps import Uniform
 from equipoise.core.rng import Streams

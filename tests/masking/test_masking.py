@@ -457,7 +457,7 @@ def test_the_same_seed_gives_the_same_verdict_and_leaves_the_model_alone(base, d
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_other_norms(norm, base, digits):
+def test_other_norms(norm, base, digits, brief):
     eps = {"l2": 0.5, "l1": 2.0}[norm]
     verdict = investigate(base, *few(digits), eps, norm, minutes=60)
     assert not verdict.masked, str(verdict)
