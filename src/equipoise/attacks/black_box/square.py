@@ -242,8 +242,11 @@ class _Search:
             point[:, :, slice(*window[0]), slice(*window[1])] = patch[fooled]
             value[fooled] = margin(self.truth(point), None, labels[fooled])
             rows.spent[which[fooled]] += 1
+        old = rows.value[which]
+        closer = (value > old).nonzero()[:, 0]
         # Less than rounding is no progress, lest it depend on how samples are batched.
-        better = ((value > 0) | (value > rows.value[which] + here.resolution(labels))).nonzero()[:, 0]
+        least = old[closer] + here[closer].resolution(labels[closer])
+        better = closer[(value[closer] > 0) | (value[closer] > least)]
         if len(better):
             kept = which[better]
             self.local.write(rows.stages, kept, [(change[better], where) for change, where in changes])
