@@ -30,7 +30,7 @@ import textbook
 from equipoise import methods, nets
 from equipoise.attacks.ascent import _START, _STEPS, Ascent
 from equipoise.core.rng import Streams
-from equipoise.losses.terms import Method
+from equipoise.losses import Method
 from equipoise.models import as_predictive
 from equipoise.results.provenance import provenance
 

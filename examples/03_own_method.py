@@ -3,7 +3,7 @@
 from equipoise import Ascent, Ball, data, nets
 from equipoise.attacks import pgd, udp
 from equipoise.attacks.steps import Momentum, Triangular, Uniform, UniformUpTo
-from equipoise.losses.objectives import cross_entropy, entropy, kl, margin
+from equipoise.losses import cross_entropy, entropy, kl, margin
 from equipoise.training import Recipe, fit
 
 digits = data.load("digits")

@@ -4,7 +4,7 @@ from torch import nn
 
 from equipoise import data, methods, nets
 from equipoise.attacks import pgd, udp
-from equipoise.losses.objectives import UNCERTAINTIES
+from equipoise.losses import UNCERTAINTIES
 from equipoise.models import Ensemble, MonteCarloDropout
 from equipoise.training import Recipe, fit
 
