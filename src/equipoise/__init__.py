@@ -13,6 +13,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from equipoise.core import moved
+
 if TYPE_CHECKING:
     from equipoise import attacks, data, losses, models, nets, scores
     from equipoise.attacks import spaces, steps
@@ -81,6 +83,8 @@ _HOMES = {
     "train": "training:fit",
 }
 """Where each public name lives: a module, or a name in one."""
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

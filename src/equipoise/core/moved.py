@@ -1,0 +1,102 @@
+"""Modules that have moved: their old names still import, with a `DeprecationWarning` that says the new one."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    "ascent": "attacks.ascent",
+    "attacks.autoattack": "attacks.chain",
+    "attacks.bg": "attacks.minimum_norm.hein_andriushchenko",
+    "attacks.boundary": "attacks.minimum_norm.search",
+    "attacks.deepfool": "attacks.minimum_norm.deepfool",
+    "attacks.fab": "attacks.minimum_norm.fab",
+    "attacks.fmn": "attacks.minimum_norm.fmn",
+    "attacks.minimal": "attacks.minimum_norm.bisection",
+    "attacks.nearest": "attacks.minimum_norm.nearest",
+    "attacks.random_search": "attacks.black_box.random_search",
+    "attacks.square": "attacks.black_box.square",
+    "attacks.transfer": "attacks.black_box.transfer",
+    "calls": "kernels.torch_calls",
+    "convolution": "kernels.input_gradients",
+    "corrupted": "training.corruption",
+    "diagnostics.masking": "masking.sign_tests",
+    "diagnostics.verdict": "masking.investigate",
+    "errors": "core.errors",
+    "evaluation.audit": "evaluation.verification",
+    "evaluation.flags": "masking.probe",
+    "evaluation.verify": "evaluation.confirm",
+    "experiments": "reproduce",
+    "filling": "geometry.water_filling",
+    "findings": "results.findings",
+    "hyperplane": "geometry.hyperplane",
+    "interop": "evaluation.interop",
+    "local_forward": "kernels.windowed",
+    "methods": "training.methods",
+    "native": "kernels.native",
+    "objectives": "losses.objectives",
+    "penalties": "training.penalties",
+    "perturbed": "attacks.result",
+    "predictive": "models",
+    "proportions": "results.statistics",
+    "provenance": "results.provenance",
+    "records": "results.records",
+    "reproduction": "results.reproduction",
+    "rng": "core.rng",
+    "spaces": "attacks.spaces",
+    "steps": "attacks.steps",
+    "studies": "reproduce.studies",
+    "terms": "losses.terms",
+    "types": "core.types",
+    "verdicts": "results.masking",
+}
+"""Old names and new ones, below `equipoise`; a package stands for its modules."""
+
+
+def new_name(name: str) -> str | None:
+    """The new name of a module that has moved; None for any other."""
+    package, _, old = name.partition(".")
+    head, tail = old, ""
+    while package == "equipoise" and head:
+        if head in MOVED:
+            return f"equipoise.{MOVED[head]}{tail}"
+        head, _, last = head.rpartition(".")
+        tail = f".{last}{tail}"
+    return None
+
+
+class Moved(MetaPathFinder, Loader):
+    """Imports a module of an old name as the one that it is now."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, ModuleSpec | None] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """A spec for a module that has moved."""
+        return None if new_name(fullname) is None else ModuleSpec(fullname, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The module under its new name."""
+        new = new_name(spec.name)
+        assert new is not None
+        # The import system's own frames are not counted.
+        warnings.warn(f"{spec.name} has moved: import {new}", DeprecationWarning, stacklevel=2)
+        module = import_module(new)
+        self._own[new] = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module back the spec that the import system has just replaced."""
+        module.__spec__ = self._own.pop(module.__name__)
+
+
+def install() -> None:
+    """Let old names be imported, after all that exist have been looked for."""
+    if not any(isinstance(finder, Moved) for finder in sys.meta_path):
+        sys.meta_path.append(Moved())

@@ -1,0 +1,33 @@
+"""Old names of modules still import, as the very modules that they are now, and say the new name."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from equipoise.core.moved import MOVED, new_name
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_name_is_the_module_of_the_new_one(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = f"equipoise.{MOVED[old]}"
+    before = import_module(new).__spec__
+    monkeypatch.delitem(sys.modules, f"equipoise.{old}", raising=False)
+    with pytest.warns(DeprecationWarning, match=rf"equipoise\.{old} has moved: import {new}$") as said:
+        module = import_module(f"equipoise.{old}")
+    assert module is import_module(new) and module.__name__ == new and module.__spec__ is before
+    assert len(said) == 1
+
+
+def test_a_package_stands_for_its_modules() -> None:
+    assert new_name("equipoise.predictive.deep_kernel_gp") == "equipoise.models.deep_kernel_gp"
+    assert new_name("equipoise.attacks") is None and new_name("json.types") is None
+    assert new_name("equipoise.typesetting") is None
+
+
+def test_the_warning_points_at_the_import() -> None:
+    code = "import equipoise\n\nfrom equipoise.errors import EquipoiseError\nprint(equipoise.rng.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "equipoise.core.rng"
+    assert "<string>:3: DeprecationWarning: equipoise.errors has moved: import equipoise.core.errors" in done.stderr
