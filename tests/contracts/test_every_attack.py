@@ -91,6 +91,7 @@ EPS = {"linf": 0.08, "l2": 0.3, "l1": 1.0}
 ONE_NORM = {
     "minimal_l2": "l2",
     "published_margin_attack": "l2",
+    "margin_attack": "l2",
     "pgd_l2": "l2",
     "autoattack": "linf",
     "cascade": "linf",

@@ -150,7 +150,7 @@ CHOICES: dict[str, list[Any]] = {
 cases = st.builds(Case, **{name: st.sampled_from(values) for name, values in CHOICES.items()})
 
 
-FEWER = settings(max_examples=settings().max_examples // 3)
+FEWER = settings(max_examples=settings().max_examples // 5)
 """There are many attacks."""
 
 

@@ -18,6 +18,8 @@ from equipoise.kernels.windowed import LocalForward
 from equipoise.models import Single
 from equipoise.nets import Normalize, build
 
+pytestmark = pytest.mark.unchecked
+
 F64 = torch.float64
 
 

@@ -165,7 +165,7 @@ def digits():
     return load("digits")
 
 
-def few(digits, n: int = 125) -> tuple[Tensor, Tensor]:
+def few(digits, n: int = 100) -> tuple[Tensor, Tensor]:
     """Samples enough for a verdict."""
     return digits.test.x[:n], digits.test.y[:n]
 
@@ -310,10 +310,10 @@ def test_a_crash_is_not_taken_for_a_missing_gradient(base, digits):
 
 def test_what_time_is_left_goes_to_more_samples(base, digits, brief, monkeypatch):
     """And each sample has the same outcome as if all had been attacked at once."""
-    whole = investigate(base, *few(digits), EPS, minutes=60)
+    whole = investigate(base, *few(digits, 125), EPS, minutes=60)
     monkeypatch.setattr("equipoise.masking.investigate._affordable", lambda *_: 20)
     shares = []
-    rounds = investigate(base, *few(digits), EPS, minutes=60, progress=lambda what, share: shares.append(share))
+    rounds = investigate(base, *few(digits, 125), EPS, minutes=60, progress=lambda what, share: shares.append(share))
     assert rounds.n == whole.n > 100 and rounds.signs == whole.signs and rounds.robust == whole.robust
     assert shares == sorted(shares) and 0.9 < shares[-1] < 1
     assert investigate(base, *few(digits), EPS, minutes=1e-6).n == 20

@@ -15,6 +15,8 @@ from equipoise.models.dropout import MonteCarloDropout
 from equipoise.models.splitting import parts
 from equipoise.nets import build
 
+pytestmark = pytest.mark.unchecked
+
 ROWS = torch.arange(6)
 STREAMS = Streams.of(3, ROWS)
 
@@ -256,7 +258,6 @@ class Transposed(nn.Module):
         return self.drop(x.T).T
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("make", "message"),
     [

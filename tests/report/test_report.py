@@ -21,6 +21,8 @@ from equipoise.report.pages import duration, radius, value
 from equipoise.report.report import standing
 from equipoise.results.records import AttackResult, Flag, load, save
 
+pytestmark = pytest.mark.unchecked
+
 SHA = "0123456789abcdef" * 4
 WINNERS = ["clean", "fast", "fast", "fast", "slow", "slow", None, None, None, None]
 ITERATIONS = [0, 1, 3, 8, 10, 20, None, None, None, None]
@@ -499,7 +501,6 @@ def spoil(kind: str, run: Path) -> list[Path]:
     return [run]
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -761,7 +762,6 @@ def test_any_text_of_flags_and_parts_is_escaped_not_refused(evaluation, tmp_path
     assert evil in next(page.all("table", class_="stages")).text
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -36,6 +36,8 @@ from equipoise.results.provenance import provenance
 from equipoise.results.records import AttackResult, Evaluation
 from equipoise.training import Recipe
 
+pytestmark = pytest.mark.unchecked
+
 UDP = call(methods.udp, eps=0.2, step_size=0.02, steps=10)
 
 

@@ -46,6 +46,8 @@ from equipoise.results.findings import Findings, Number, Study
 from equipoise.training import Recipe
 from equipoise.training.penalties import radial_weights
 
+pytestmark = pytest.mark.unchecked
+
 OURS = [name for name in names() if name.startswith(("rethinking", "framework"))]
 
 
