@@ -57,7 +57,10 @@ def test_restarts_go_on_with_those_that_are_right_and_their_costs_add_up() -> No
 
 
 def test_what_lower_precision_claims_and_float32_denies_is_searched_again() -> None:
+    once = Step(Ball("linf", 0.15))(Threshold(), X, Y)
     found = Step(Ball("linf", 0.15), precision="bf16")(Threshold(), X, Y)
+    searches, twice = once.evaluations - once.evaluations[2], found.evaluations - found.evaluations[2]
+    assert twice[1] == 2 * searches[1] > 0, "both searches are counted"
     assert found.success.tolist() == [False, True, True] and float(found.distance[1]) == pytest.approx(0.15, abs=1e-6)
 
 

@@ -150,9 +150,7 @@ class Batch:
     """Samples that a search works on."""
 
     inputs: Admitted
-    """The model, the points and their random streams."""
-    label: Labels
-    """The classes to get away from."""
+    """The model, the points, their classes and their random streams."""
     clean: Prediction
     """The prediction at the clean points."""
     best: Perturbed
@@ -167,6 +165,11 @@ class Batch:
         """The clean points."""
         return self.inputs.x
 
+    @property
+    def label(self) -> Labels:
+        """The classes to get away from."""
+        return cast(Labels, self.inputs.y)
+
     def predict(self, points: Points) -> Prediction:
         """What the model says at points, one for each of the samples."""
         return predict(self.inputs.predictive, points, self.inputs.streams.fold(MODEL_STREAM))
@@ -175,8 +178,12 @@ class Batch:
         return len(self.label)
 
     def __getitem__(self, rows: Tensor) -> "Batch":
-        parts = (self.inputs[rows], self.label[rows], self.clean[rows], self.best.take(rows), self.value[rows])
-        return Batch(*parts, self.restart)
+        return Batch(self.inputs[rows], self.clean[rows], self.best.take(rows), self.value[rows], self.restart)
+
+    def overwritten(self, rows: Tensor, new: "Batch") -> "Batch":
+        """The batch with what was found of the samples `rows` replaced by what is in `new`."""
+        value = self.value.index_copy(0, rows, new.value)
+        return replace(self, best=self.best.overwritten(rows, new.best), value=value)
 
 
 class SearchAttack(Attack):
@@ -202,10 +209,9 @@ class SearchAttack(Attack):
         return Perturbed.cat([self._attack(inputs[rows]) for rows in inputs.batches(inputs.batch_size)])
 
     def _attack(self, inputs: Admitted) -> Perturbed:
-        label = own_labels(inputs)
-        clean_outcome, clean = unperturbed(replace(inputs, y=label), self.geometry)
-        batch = Batch(inputs, label, clean, clean_outcome, margin(clean, None, label))
-        right = ~clean_outcome.success
+        inputs = replace(inputs, y=own_labels(inputs))
+        outcome, clean = unperturbed(inputs, self.geometry)
+        batch, right = Batch(inputs, clean, outcome, margin(clean, None, inputs.y)), ~outcome.success
         together = min(getattr(self, "targets", 1), inputs.classes - 1)
         size = max(inputs.points_at_once // together, 1) if self.in_pieces else inputs.batch_size
         for restart in progress.parts(range(getattr(self, "restarts", 1))):
@@ -213,10 +219,8 @@ class SearchAttack(Attack):
             if not bool(again.any()):
                 break
             for rows in progress.parts(again.nonzero()[:, 0].split(size)):
-                new = self._attempt(replace(batch[rows], restart=restart))
-                value = batch.value.index_copy(0, rows, new.value)
-                batch = replace(batch, best=batch.best.overwritten(rows, new.best), value=value)
-        return judged(inputs.predictive, self.geometry, Goal(label), inputs.x, batch.best, inputs.streams)
+                batch = batch.overwritten(rows, self._attempt(replace(batch[rows], restart=restart)))
+        return judged(inputs.predictive, self.geometry, Goal(batch.label), inputs.x, batch.best, inputs.streams)
 
     def _attempt(self, batch: Batch) -> Batch:
         """One search; the better of its outcome and that of before."""
@@ -244,8 +248,7 @@ class SearchAttack(Attack):
         doubt = (candidates.claimed & ~new.success).nonzero()[:, 0]
         if len(doubt) == 0:
             return found
-        again = replace(cast(Any, self), precision="32")._attempt(batch[doubt])
-        return replace(found, best=found.best.overwritten(doubt, again.best))
+        return found.overwritten(doubt, replace(cast(Any, self), precision="32")._attempt(found[doubt]))
 
 
 def own_labels(inputs: Admitted) -> Labels:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from equipoise.attacks import Square, adaptive, cw, pgd, random_search, transfer
 from equipoise.attacks.ascent import Ascent, Keep
-from equipoise.attacks.attack import AttackLike
+from equipoise.attacks.attack import AttackLike, unperturbed
 from equipoise.attacks.inputs import admitted
-from equipoise.attacks.result import Goal, Perturbed, confirmed
+from equipoise.attacks.result import Perturbed
 from equipoise.attacks.steps import Uniform
 from equipoise.core.errors import EquipoiseWarning, NoGradient, require
 from equipoise.core.rng import Streams
@@ -374,23 +374,8 @@ def _of_gradient(everyone: _Case, box: Box, refusal: str) -> list[Sign]:
 
 def _unharmed(case: _Case, ball: Ball) -> Perturbed:
     """How the clean samples are classified: the outcome of an attack that leaves them where they are."""
-    ready = admitted(case.predictive, case.x, case.y, ball, seed=case.seed, index=case.index)
-    none = torch.zeros_like(case.y)
-    with ready as it:
-        parts = [
-            confirmed(
-                it.predictive,
-                ball,
-                Goal(case.y[b]),
-                it.x[b],
-                it.x[b],
-                it.streams[b],
-                evaluations=none[b],
-                iteration=none[b],
-            )[0]
-            for b in it.batches(case.batch_size)
-        ]
-    return Perturbed.cat(parts)
+    with admitted(case.predictive, case.x, case.y, ball, seed=case.seed, index=case.index) as inputs:
+        return Perturbed.cat([unperturbed(inputs[rows], ball)[0] for rows in inputs.batches(case.batch_size)])
 
 
 def _left(outcomes: Sequence[Perturbed], random: bool) -> float:
