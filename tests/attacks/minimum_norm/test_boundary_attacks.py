@@ -162,23 +162,8 @@ def test_bg_scales_the_step_until_the_class_changes(power):
 
 
 @pytest.fixture(scope="module")
-def case() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small net that separates noisy prototypes, and samples, most of which it gets right."""
-    g = torch.Generator().manual_seed(0)
-    prototypes = torch.rand(5, 1, 6, 6, generator=g)
-    y = torch.randint(5, (220,), generator=g)
-    x = (0.25 + 0.5 * prototypes[y] + 0.35 * torch.randn(220, 1, 6, 6, generator=g)).clamp(0, 1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(216, 32), nn.ReLU(), nn.Linear(32, 5)
-        )
-    optimizer = torch.optim.Adam(net.parameters(), 0.005)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x[:180]), y[:180]).backward()
-        optimizer.step()
-    return net.eval().requires_grad_(False), x[180:], y[180:]
+def case(separated) -> tuple[nn.Module, Tensor, Tensor]:
+    return separated(220, 180)
 
 
 @pytest.mark.parametrize(

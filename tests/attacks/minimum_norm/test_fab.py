@@ -22,23 +22,8 @@ DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
 @pytest.fixture(scope="module")
-def case() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small net that separates noisy prototypes, and samples, most of which it gets right."""
-    g = torch.Generator().manual_seed(0)
-    prototypes = torch.rand(5, 1, 6, 6, generator=g)
-    y = torch.randint(5, (240,), generator=g)
-    x = (0.25 + 0.5 * prototypes[y] + 0.35 * torch.randn(240, 1, 6, 6, generator=g)).clamp(0, 1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(216, 32), nn.ReLU(), nn.Linear(32, 5)
-        )
-    optimizer = torch.optim.Adam(net.parameters(), 0.005)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x[:180]), y[:180]).backward()
-        optimizer.step()
-    return net.eval().requires_grad_(False), x[140:], y[140:]
+def case(separated) -> tuple[nn.Module, Tensor, Tensor]:
+    return separated(240, 140)
 
 
 def linear(classes: int, features: int, seed: int = 3) -> nn.Linear:
