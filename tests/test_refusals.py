@@ -241,7 +241,11 @@ def test_refuses_pairings():
         (ATTACK, {"y": Y, "index": torch.arange(3)}, r"index must be a tensor of 4 integers, one per sample"),
         (ATTACK, {"y": Y, "index": torch.rand(4)}, r"index must be a tensor of 4 integers"),
         (ATTACK, {"y": Y, "index": [0, 1, 2, 3]}, r"index must be a tensor of 4 integers"),
-        (ATTACK, {"y": Y, "batch_size": 0}, r"batch_size = 0 holds no sample"),
+        (ATTACK, {"y": Y, "seed": 2.5}, r"seed = 2.5: expected an integer from -9223372036854775808 to"),
+        (ATTACK, {"y": Y, "seed": 2**64}, r"seed = 18446744073709551616: expected an integer from"),
+        (ATTACK, {"y": Y, "batch_size": 2**64}, r"batch_size = 18446744073709551616: expected an integer >= 1"),
+        (ATTACK, {"y": Y, "batch_size": 2.5}, r"batch_size = 2.5: expected an integer >= 1"),
+        (ATTACK, {"y": Y, "batch_size": 0}, r"batch_size = 0: expected an integer"),
     ):
         with pytest.raises(EquipoiseError, match=message):
             attack(net(), X, **arguments)

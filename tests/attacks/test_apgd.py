@@ -169,9 +169,9 @@ def test_refuses_what_it_cannot_climb():
         apgd(0.1, target=3, objective=cross_entropy)(net, x, y)
     with pytest.raises(EquipoiseError, match=r"target = 1 is the class of \d+ of \d+ samples: leave them out"):
         apgd(0.1, target=1, objective=cross_entropy)(net, x, y)
-    with pytest.raises(EquipoiseError, match=r"targets = 0 climbs towards nothing"):
+    with pytest.raises(EquipoiseError, match=r"targets = 0: expected an integer"):
         apgd_t(0.1, targets=0)
-    with pytest.raises(EquipoiseError, match=r"draws = 0 evaluates nothing"):
+    with pytest.raises(EquipoiseError, match=r"draws = 0: expected an integer"):
         apgd(0.1, draws=0)
     with pytest.raises(EquipoiseError, match=r"approach needs a fixed number of steps and keep"):
         apgd(0.1, approach=((2, 0.5),), keep="last")

@@ -171,9 +171,9 @@ def test_refuses_unknown_names_and_options():
         ("mode", "trian", "unknown mode 'trian': did you mean 'train'"),
         ("precision", "bf61", "unknown precision 'bf61': did you mean 'bf16'"),
         ("target", "least-likely", "unknown target 'least-likely': did you mean 'least_likely'"),
-        ("restarts", 0, "restarts = 0 runs nothing"),
-        ("steps", 0, "steps = 0 takes no step"),
-        ("steps", 2.5, "steps = 2.5 is not a whole number"),
+        ("restarts", 0, "restarts = 0: expected an integer"),
+        ("steps", 0, "steps = 0: expected an integer"),
+        ("steps", 2.5, "steps = 2.5: expected an integer"),
         ("step_size", 0.0, "step_size = 0.0 moves nothing"),
         ("eps", -1.0, "eps = -1.0 is not a radius"),
     ):

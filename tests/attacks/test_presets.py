@@ -113,9 +113,9 @@ def test_refuses():
         with pytest.raises(EquipoiseError, match=r"k = -8 is in units"):
             make(-8)
         assert make(0).geometry == Ball("linf", 0.0)
-    with pytest.raises(EquipoiseError, match="steps = 0 takes no step"):
+    with pytest.raises(EquipoiseError, match="steps = 0: expected an integer"):
         pgd_k(0, 8)
-    with pytest.raises(EquipoiseError, match="steps = 0 takes no step"):
+    with pytest.raises(EquipoiseError, match="steps = 0: expected an integer"):
         adaptive(0.1, steps=0)
     with pytest.raises(EquipoiseError, match="unknown norm 'l3'"):
         adaptive(0.1, "l3")

@@ -53,7 +53,7 @@ def test_an_audit_is_a_page_and_a_record(here, capsys):
     for command in ("verify", "report"):
         assert main([command, "audit.json"]) == 2
         said = capsys.readouterr().err
-        assert "audit.json is not the record of a run or of an evaluation: its kind is 'masking'." in said
+        assert "audit.json is not the record of a run, of an evaluation or of scores: its kind is 'masking'." in said
 
 
 def test_attacks_made_on_another_run_are_judged_here_and_verified(here, capsys):

@@ -86,7 +86,7 @@ def test_bad_manifolds_are_refused_before_anything_is_written(here, capsys):
     for words, message in (
         ("r4 --manifold nowhere.safetensors", "cannot read nowhere.safetensors"),
         ("r4 --manifold first/last.safetensors", "is not the file of a manifold"),
-        ("r4 --samples 0", "samples = 0 compares with nothing"),
+        ("r4 --samples 0", "samples = 0: expected an integer"),
         ("r4 --manifold first --data flat.npz", "this manifold is one of inputs of shape (1, 8, 8), got"),
         ("on-manifold --eps -1", "eps = -1.0 is not a radius"),
         ("hein --directions -2", "directions = -2"),

@@ -153,7 +153,7 @@ def test_a_killed_run_of_an_ensemble_resumes_to_the_same_weights(here, monkeypat
     [
         (["--together"], "udp", "--together needs --members"),
         (["--dropout-loss", "mean-of-losses"], "udp", "--dropout-loss needs --dropout-samples"),
-        (["--members", "0"], "udp", "members = 0 is no ensemble: expected an integer >= 1"),
+        (["--members", "0"], "udp", "members = 0: expected an integer >= 1"),
         (["--members", "2", "--dropout-samples", "2"], "udp", "exclude each other: choose one of them"),
         (["--dropout-samples", "-1"], "udp", "dropout_samples = -1"),
         (["--dropout-samples", "2"], "udp", "has no dropout layer"),

@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 
 from equipoise.core.errors import EquipoiseError
-from equipoise.core.files import advice, cache_folder, folder_made, plain_bytes, plain_json, reason
+from equipoise.core.files import (
+    advice,
+    cache_folder,
+    folder_made,
+    plain_bytes,
+    plain_json,
+    reason,
+    require_room,
+    write_atomically,
+)
 from equipoise.core.locks import locked
 from equipoise.data import available, load
 from equipoise.data.load import SOURCES, published
-from equipoise.results.records import require_room, write_atomically
 
 
 @pytest.fixture

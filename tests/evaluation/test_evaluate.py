@@ -281,10 +281,10 @@ def test_suite_defaults_and_numbers_in_names():
         (["pgd"], [], "linf", {}, "at least one radius"),
         (["pgd"], [-0.1], "linf", {}, "eps = -0.1 is not a radius"),
         (["pgd"], [0.1], "l3", {}, "unknown norm 'l3'"),
-        (["pgd0"], [0.1], "linf", {}, "steps = 0 takes no step"),
-        (["pgd"], [0.1], "linf", {"steps": 0}, "steps = 0 takes no step"),
+        (["pgd0"], [0.1], "linf", {}, "steps = 0: expected an integer"),
+        (["pgd"], [0.1], "linf", {"steps": 0}, "steps = 0: expected an integer"),
         (["pgd"], [0.1], "linf", {"step_size": 0.0}, "step_size = 0.0 moves nothing"),
-        (["pgd"], [0.1], "linf", {"restarts": 0}, "restarts = 0 runs nothing"),
+        (["pgd"], [0.1], "linf", {"restarts": 0}, "restarts = 0: expected an integer"),
     ],
 )
 def test_suite_refuses(names, eps, norm, options, message):

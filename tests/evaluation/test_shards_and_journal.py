@@ -183,7 +183,7 @@ def _provenance(**values):
         (lambda r: replace(r, index=[0, *r.index[1:]]), r"sample 0 is in two of the shards"),
         (lambda r: replace(r, index=[99, *r.index[1:]]), r"the shards hold 12 samples, the evaluation has 12: they w"),
         (lambda r: replace(r, index=r.index[1:]), r"2.json is damaged: its index does not hold one place per sample"),
-        (lambda r: replace(r, index=["a", *r.index[1:]]), r"2.json is damaged: .*its index no list of integers"),
+        (lambda r: replace(r, index=["a", *r.index[1:]]), r"2.json is damaged: index\[0\]: expected integer, got text"),
         (lambda r: replace(r, data={**r.data, "shard": 2}), r"2.json is damaged: its shard is 2; expected i/n, such"),
         (lambda r: replace(r, images={}), r"2.json: made without images, the other shards with: evaluate them alike"),
         (lambda r: replace(r, images={"file": "no.npz"}), r"says that its images are in no.npz, which is not beside"),
@@ -198,6 +198,14 @@ def test_merge_refuses_parts_that_do_not_fit(tmp_path, halves, change, message):
     with pytest.raises(EquipoiseError, match=message):
         merge(halves, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_shards_of_a_number_that_nobody_has_are_missing_at_once(tmp_path, halves):
+    for number, path in enumerate(halves, 1):
+        record = load(path)
+        save(path, replace(record, data={**record.data, "shard": f"{number}/{10**17}"}))
+    with pytest.raises(EquipoiseError, match=r"shards 3, 4, .*, 22, \.\.\. of 100000000000000000 are missing\."):
+        merge(halves, tmp_path / "out.json")
 
 
 @pytest.mark.parametrize("out", ["1.json", "../here/2.json", "1.txt", "2.images.npz"])

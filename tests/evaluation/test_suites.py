@@ -67,7 +67,7 @@ def test_the_papers_names_bring_their_radius():
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (["random-search0"], {}, "draws = 0 searches nothing"),
+        (["random-search0"], {}, "draws = 0: expected an integer"),
         (["random"], {}, "unknown attack 'random'"),
         (["random-serach"], {}, "unknown attack 'random-serach': did you mean 'random-search'"),
         (["random-search"], {"restarts": 2}, "restarts: not for random-search, whose budget is the published one"),

@@ -230,7 +230,7 @@ def _shift(module: nn.Module) -> None:
 REFUSED = [
     (lambda: AdversarialGenerator((1, 3, 8)), r"a generator needs images .* of at least 4x4 pixels or vectors .*3, 8"),
     (lambda: AdversarialGenerator((8, 8)), r"a generator needs images .* got inputs of shape \(8, 8\)"),
-    (lambda: AdversarialGenerator((8,), width=0), r"width = 0 of a generator: expected an integer >= 1"),
+    (lambda: AdversarialGenerator((8,), width=0), r"width = 0: expected an integer >= 1"),
     (lambda: Adversary(crossing=0.0), r"crossing = 0.0: expected a weight > 0"),
     (lambda: Adversary(lr=0.0), r"generator lr = 0.0 trains nothing"),
     (lambda: Adversary(scores="probability"), r"unknown kind of scores 'probability': did you mean 'probabilities'\?"),

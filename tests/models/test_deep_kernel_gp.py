@@ -332,10 +332,10 @@ def test_importing_needs_no_gpytorch_and_building_refuses_without():
         (lambda: SparseGP(2, 2, kernel="matern"), "unknown kernel 'matern': did you mean"),
         (lambda: DeepKernelGPModule(nn.Linear(2, 2), 2), "how many features a Linear returns is not known"),
         (lambda: DeepKernelGP(nn.Linear(2, 2)), "a Linear holds 0 SparseGP: expected 1"),
-        (lambda: DeepKernelGP(small().module, 0), "samples = 0 is no member"),
+        (lambda: DeepKernelGP(small().module, 0), "samples = 0: expected an integer"),
         (lambda: deep_kernel_gp(nn.Identity(), 2, X, inducing=7), "7 inducing points need as many distinct"),
         (lambda: deep_kernel_gp(nn.Unflatten(1, (2, 2)), 2, X), "the extractor returned shape (2, 2, 2)"),
-        (lambda: kl_to_prior(0), "n = 0 is not a number of training samples"),
+        (lambda: kl_to_prior(0), "n = 0: expected an integer"),
         (lambda: kl_to_prior(5)(nn.Linear(2, 2), X, X), "a Linear holds 0 SparseGP"),
     ],
 )

@@ -131,13 +131,13 @@ def test_a_record_of_scores_alone_makes_a_report(tmp_path):
     ("changes", "message"),
     [
         ({"scores": {}}, "is damaged: it holds no score"),
-        ({"scores": 3}, "is not a complete record of scores"),
-        ({"target": None}, "is damaged: it holds no score, or its target"),
-        ({"provenance": {}}, "is not a complete record of scores"),
-        ({"scores": {"r2": {"value": 1}}}, "is not a complete record of scores: KeyError 'curve'"),
-        ({"scores": {"r2": score(float("nan"))}}, "the curve of r2 has not one finite value for each radius"),
-        ({"scores": {"r2": score(1.0, curve={"eps": [0, 1], "value": [1]})}}, "the curve of r2 has not one finite"),
-        ({"scores": {"r2": score(1.0, settings={})}}, "is damaged: r2 lacks H, G or its radii"),
+        ({"scores": 3}, "is damaged: scores: expected table, got integer"),
+        ({"target": None}, "is damaged: target: expected text, got null"),
+        ({"provenance": {}}, "is damaged: provenance: it lacks the field command"),
+        ({"scores": {"r2": {"value": 1}}}, "is damaged: scores.*: it lacks the field n"),
+        ({"scores": {"r2": score(float("nan"))}}, "is damaged: scores.*value: expected number"),
+        ({"scores": {"r2": score(1.0, curve={"eps": [0, 1], "value": [1]})}}, "curve: it lacks the field interval"),
+        ({"scores": {"r2": score(1.0, settings={})}}, "is damaged: scores.*: its settings lack G, H, radii"),
     ],
 )
 def test_damaged_records_are_refused(changes, message, tmp_path):

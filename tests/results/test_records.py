@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.core.errors import EquipoiseError
+from equipoise.core.files import write_atomically
 from equipoise.results.records import (
     AttackResult,
     Evaluation,
@@ -19,7 +20,6 @@ from equipoise.results.records import (
     load,
     save,
     to_json,
-    write_atomically,
 )
 from equipoise.results.statistics import wilson
 
@@ -124,14 +124,14 @@ def test_evaluations_carry_their_figures():
     [
         (b"{", "x.json is not JSON"),
         (b"\xff\xfe", "x.json is not JSON"),
-        (b"[]", "x.json is not the record of a run or of an evaluation: its kind is not named"),
-        (b'{"kind": "cake", "schema": 1}', "evaluation: its kind is 'cake'"),
+        (b"[]", "x.json is not the record of a run, of an evaluation or of scores: its kind is not named"),
+        (b'{"kind": "cake", "schema": 1}', "its kind is 'cake'"),
         (b'{"kind": "run", "schema": 99}', "has schema 99, this version reads schema 1"),
-        (b'{"kind": "run", "schema": 1}', "not a complete run record: 'provenance'"),
-        (json.dumps({**to_json(RUN), "flavour": "mint"}).encode(), "not a complete run record.*flavour"),
+        (b'{"kind": "run", "schema": 1}', "x.json is damaged: it lacks the field method"),
+        (json.dumps({**to_json(RUN), "flavour": "mint"}).encode(), "damaged: flavour is no field"),
         (
             json.dumps({k: v for k, v in to_json(EVALUATION).items() if k != "results"}).encode(),
-            "complete evaluation record: 'results'",
+            "x.json is damaged: it lacks the field results",
         ),
     ],
 )

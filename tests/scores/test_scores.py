@@ -366,7 +366,7 @@ def test_r2_on_the_manifold_falls_with_the_margin():
         (lambda: Radii(math.inf), "expected 0 <= low < high < infinity"),
         (lambda: Radii(1.0, count=0), "count = 0"),
         (lambda: UniformOnBall("l7"), "norm"),
-        (lambda: UniformOnBall("l2", 0), "samples = 0 draws nothing"),
+        (lambda: UniformOnBall("l2", 0), "samples = 0: expected an integer"),
         (lambda: OnManifold(identity_manifold(), sigma=0.0), "sigma = 0.0 is no noise"),
         (lambda: Score(Certified(), Radii(1.0), H=identity)(linear([1.0], 0.0), torch.rand(2, 1)), "take H = certain"),
         (lambda: label_aware((1,))(linear([1.0], 0.0), torch.rand(2, 1)), "needs the labels"),

@@ -506,7 +506,7 @@ def test_refuses_a_network_that_does_not_fit() -> None:
         ({"schedule": "triangle"}, "did you mean 'triangular'"),
         ({"validation": 0.0}, "validation = 0.0"),
         ({"ema": 1.0}, "ema = 1.0 is not a decay"),
-        ({"epochs": 1.5}, "epochs = 1.5 is not a whole number"),
+        ({"epochs": 1.5}, "epochs = 1.5: expected an integer"),
         ({"lr": float("inf")}, "lr = inf"),
         ({"valid_eps": 0.0}, "valid_eps = 0.0 is out of range"),
         ({"optimizer": "sgd", "momentum": 0.0}, "nesterov needs momentum"),

@@ -16,7 +16,7 @@ from equipoise.attacks.ascent import Ascent, Keep
 from equipoise.attacks.gradient import make_ascent, usual_step_size
 from equipoise.attacks.result import like
 from equipoise.attacks.steps import Boundary, Gaussian, Memory, Start
-from equipoise.core.errors import require
+from equipoise.core.errors import require_integer
 from equipoise.core.types import Here, Points
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Objective, cross_entropy, dlr
@@ -180,5 +180,5 @@ def apgd_t(
     """Auto-PGD on the targeted DLR towards each of the `targets` most likely wrong classes (`APGD-T`): side by side,
     and a sample leaves as soon as one of its climbs has fooled the model.
     """
-    require(targets >= 1, f"targets = {targets} climbs towards nothing: expected an integer >= 1.")
+    require_integer("targets", targets, 1)
     return apgd(eps, norm, steps, objective, num_targets=targets, **options)

@@ -34,7 +34,7 @@ from equipoise.attacks.steps import (
     Zero,
 )
 from equipoise.core import progress
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import (
     Here,
@@ -125,9 +125,8 @@ class Ascent(Attack):
                 raise unknown("start", start, _STARTS)
             object.__setattr__(self, "start", _STARTS[start])
         object.__setattr__(self, "step_size", Constant(float(size)) if isinstance(size, int | float) else size)
-        require(not isinstance(steps, float), f"steps = {steps} is not a whole number.")
-        object.__setattr__(self, "steps", Fixed(steps) if isinstance(steps, int) else steps)
-        require(self.restarts >= 1, f"restarts = {self.restarts} runs nothing: expected an integer >= 1.")
+        object.__setattr__(self, "steps", Fixed(cast(int, steps)) if isinstance(steps, int | float) else steps)
+        require_integer("restarts", self.restarts, 1)
         for name, value, options in (
             ("keep", self.keep, ("last", "best", "first_success")),
             ("mode", self.mode, ("train", "eval")),
@@ -152,7 +151,7 @@ class Ascent(Attack):
             self.patience is None or (self.patience >= 0 and self.keep != "best"),
             f"patience = {self.patience}: expected a number >= 0, with keep='last' or 'first_success'.",
         )
-        require(self.draws >= 1, f"draws = {self.draws} evaluates nothing: expected an integer >= 1.")
+        require_integer("draws", self.draws, 1)
         require(
             not self.approach or (self.keep != "last" and isinstance(self._schedule[0], Fixed)),
             "approach needs a fixed number of steps and keep='best' or 'first_success': a phase starts where the one "

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise.core import progress
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import (
     Labels,
@@ -134,7 +134,8 @@ def admitted(
     predictive = as_predictive(model)
     x = cut(x) if isinstance(x, Tensor) else x
     check_input(x, predictive.module, geometry)
-    require(batch_size >= 1, f"batch_size = {batch_size} holds no sample: expected an integer >= 1.")
+    require_integer("batch_size", batch_size, 1)
+    require_integer("seed", seed)
     with isolated(x.device):
         x = cut(x)  # outside of inference mode
         index = torch.arange(len(x)) if index is None else index

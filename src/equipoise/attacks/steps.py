@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Streams
 from equipoise.core.types import Here, Points, StepRule
 from equipoise.geometry import Ball
@@ -154,10 +154,6 @@ class Steps(Protocol):
         ...
 
 
-def _at_least_one(steps: int) -> None:
-    require(steps >= 1, f"steps = {steps} takes no step: expected an integer >= 1.")
-
-
 @dataclass(frozen=True)
 class Fixed:
     """K steps for every sample."""
@@ -166,7 +162,7 @@ class Fixed:
     """K."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self.most)
+        require_integer("steps", self.most, 1)
 
     def draw(self, streams: Streams) -> None:
         """Nothing to draw."""
@@ -183,7 +179,7 @@ class UniformUpTo:
     """K."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self.most)
+        require_integer("steps", self.most, 1)
 
     def draw(self, streams: Streams) -> Int[Tensor, " batch"]:
         """k of each sample."""

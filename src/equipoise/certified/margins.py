@@ -13,7 +13,7 @@ from equipoise.attacks.inputs import admitted
 from equipoise.certified.network import Network, translate
 from equipoise.certified.propagation import enclosures, minimum
 from equipoise.certified.regions import Region, check_region
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.types import Labels, PerSample, Points, Predictive
 from equipoise.geometry import Ball, Box
 from equipoise.models import Single, predict
@@ -88,7 +88,7 @@ def certified_radius(
     and for an `upper` or a number of `halvings` out of range.
     """
     require(0 < upper < math.inf, f"upper = {upper} is not a radius to search below: expected a positive number.")
-    require(halvings >= 1, f"halvings = {halvings} refines nothing: expected an integer >= 1.")
+    require_integer("halvings", halvings, 1)
     case = _admitted(model, x, y, Ball(norm, 0.0, box), method)
     whole = 2**halvings
 

@@ -11,7 +11,7 @@ from equipoise.cli.evaluating import norm_of, subject_of
 from equipoise.cli.options import Audit, Evaluate
 from equipoise.cli.recorded import answered
 from equipoise.core.errors import require
-from equipoise.core.files import plain_json
+from equipoise.core.files import plain_json, require_room, write_atomically
 from equipoise.evaluation import radii
 from equipoise.evaluation.verification import fingerprint
 from equipoise.masking.investigate import investigate
@@ -19,7 +19,7 @@ from equipoise.report.figures import canvas
 from equipoise.report.masking import clearest_first, p_value, page
 from equipoise.results.masking import KIND, Verdict
 from equipoise.results.provenance import provenance
-from equipoise.results.records import Run, require_room, write_atomically
+from equipoise.results.records import Run
 from equipoise.training import Recipe, load_run
 
 MASKED, UNDECIDED = 1, 3

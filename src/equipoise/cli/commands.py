@@ -33,6 +33,7 @@ from equipoise.cli.resuming import lasting
 from equipoise.cli.scoring import score
 from equipoise.cli.studying import study
 from equipoise.core.errors import require
+from equipoise.core.files import write_once
 from equipoise.data import Dataset, load
 from equipoise.evaluation import evaluate_run
 from equipoise.generators import Manifold, auto_encoder
@@ -40,7 +41,6 @@ from equipoise.losses.terms import Method
 from equipoise.models import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive, kl_to_prior
 from equipoise.reproduce import RECORD, keep_numbers, reproduction
 from equipoise.results.provenance import recorded_options
-from equipoise.results.records import write_once
 from equipoise.training import MANIFOLD_FILE, build_model, training_split
 from equipoise.training.fit import claim, launch, prepare
 from equipoise.training.interruption import listening

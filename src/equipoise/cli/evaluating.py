@@ -22,6 +22,7 @@ from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, p
 from equipoise.cli.recorded import from_data
 from equipoise.cli.workers import noting, own_note, progress_of, require_alive, workers
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import require_room, write_once
 from equipoise.core.locks import locked
 from equipoise.core.types import Predictive
 from equipoise.corruptions import chosen, load_published
@@ -39,7 +40,7 @@ from equipoise.masking.probe import is_black_box
 from equipoise.models import as_predictive, first_look
 from equipoise.report.report import cautions
 from equipoise.results.provenance import provenance
-from equipoise.results.records import Evaluation, Run, digest, require_room, write_once
+from equipoise.results.records import Evaluation, Run, digest
 from equipoise.results.records import load as load_record
 from equipoise.training import Recipe, load_run, load_weights
 

@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-from equipoise.core.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import plain_json
-from equipoise.results.records import require_same
+from equipoise.results.differences import require_same
+from equipoise.results.schema import parse
 
 T = TypeVar("T")
 
@@ -28,15 +28,9 @@ def from_data(kind: type[T], data: Mapping[str, Any], where: str) -> T:
     Raises `EquipoiseError` naming `where` for an option that a command of this `kind` does not have, or another value
     than it takes.
     """
-    hints = get_type_hints(kind)
-    given = {name: value for name, value in data.items() if name != "command"}
-    strange = [name for name in given if name not in hints]
-    if data.get("command") != kind.__name__.lower() or strange:
-        raise EquipoiseError(f"{where} is damaged: its options are not those of equipoise {kind.__name__.lower()}.")
-    try:
-        return kind(**{name: _typed(value, hints[name]) for name, value in given.items()})
-    except TypeError as error:
-        raise EquipoiseError(f"{where} is damaged: its options hold {error}.") from error
+    command = kind.__name__.lower()
+    require(data.get("command") == command, f"{where} is damaged: its options are not those of equipoise {command}.")
+    return parse(kind, {name: value for name, value in data.items() if name != "command"}, where)
 
 
 _NEUTRAL = ("command", "out", "overwrite", "resume", "device", "batch_size", "data_root", "checkpoint", "processes")
@@ -78,23 +72,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """The value as its type has it. Raises `TypeError` for one of another type."""
-    kinds = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        if value is None and type(None) in kinds:
-            return None
-        return _typed(value, next(kind for kind in kinds if kind is not type(None)))
-    if get_origin(hint) is Literal and value in kinds:
-        return value
-    if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_typed(part, kinds[0]) for part in value)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint in (str, int, bool) and type(value) is hint:
-        return value
-    raise TypeError(f"{value!r} where {getattr(hint, '__name__', hint)} was expected")

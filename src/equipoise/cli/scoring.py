@@ -1,6 +1,5 @@
 """The score command: how robust is a model, in a sense that is spelt out?"""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -17,13 +16,14 @@ from equipoise.certified import certified
 from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.recorded import answered
 from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.files import require_room, write_atomically
 from equipoise.evaluation.verification import fingerprint
 from equipoise.geometry import Ball, NormName
 from equipoise.report.figures import canvas
 from equipoise.report.studies import page
 from equipoise.results.findings import Study
 from equipoise.results.provenance import provenance
-from equipoise.results.records import require_room, write_atomically
+from equipoise.results.records import ScoreCurve, ScoreResult, Scores, save
 from equipoise.scores import Estimate
 from equipoise.scores.pictures import described, won
 from equipoise.training import Recipe, load_manifold
@@ -144,28 +144,26 @@ def score(options: Score, command: str) -> None:
         )
     moving("")
     seconds = time.monotonic() - began
-    origin = asdict(provenance(options.seed, device, command))
+    origin = provenance(options.seed, device, command)
     findings = described(found, subject.data.classes)
     study = Study(
         next(iter(found.values())).score.name,
         f"How robust is {options.target} on {subject.data.name}?",
         "F, Secs. 2 to 6",
         findings,
-        origin,
+        asdict(origin),
         seconds=seconds,
     )
-    record = {
-        "kind": "score",
-        "schema": 1,
-        "target": options.target,
-        "weights": options.weights if subject.recorded else "given",
+    record = Scores(
+        target=options.target,
+        scores={name: _result(estimate) for name, estimate in found.items()},
+        provenance=origin,
+        weights=options.weights if subject.recorded else "given",
+        seconds=seconds,
         **about,
-        "scores": {name: _record(estimate) for name, estimate in found.items()},
-        "provenance": origin,
-        "seconds": seconds,
-    }
+    )
     text = page(study, record=out.name)
-    write_atomically(out, (json.dumps(record, indent=1) + "\n").encode())
+    save(out, record)
     write_atomically(out.with_suffix(".html"), text)
     say(_table(found))
     say(f"wrote {out} and {out.with_suffix('.html')} in {duration(seconds)}")
@@ -216,28 +214,24 @@ def _chosen(options: Score, shape: tuple[int, ...]) -> dict[str, scores.Score]:
     return found
 
 
-def _record(estimate: Estimate) -> dict[str, Any]:
-    """An estimate as JSON-ready data; an infinite margin, where nothing was found, as null."""
+def _result(estimate: Estimate) -> ScoreResult:
+    """An estimate as a record; an infinite margin, where nothing was found, as null."""
     found, margins, (low, high) = estimate.found, estimate.margins, estimate.band
     per_sample: dict[str, Any] = {"values": estimate.values.tolist()}
     if margins is not None:
         per_sample["margins"] = [value if math.isfinite(value) else None for value in margins.tolist()]
     if found is not None:
         per_sample |= {"found_by": found.part.tolist(), "prediction": found.prediction.tolist()}
-    return {
-        "value": estimate.value,
-        "standard_error": estimate.error if len(estimate) > 1 else None,
-        "interval": list(estimate.interval) if len(estimate) > 1 else None,
-        "n": len(estimate),
-        "curve": {
-            "eps": estimate.radii.tolist(),
-            "value": estimate.curve.tolist(),
-            "interval": [low.tolist(), high.tolist()],
-        },
-        "won": won(estimate),
-        "settings": estimate.score.settings(),
-        "samples": per_sample,
-    }
+    return ScoreResult(
+        value=estimate.value,
+        n=len(estimate),
+        curve=ScoreCurve(estimate.radii.tolist(), estimate.curve.tolist(), [low.tolist(), high.tolist()]),
+        settings=estimate.score.settings(),
+        standard_error=estimate.error if len(estimate) > 1 else None,
+        interval=estimate.interval if len(estimate) > 1 else None,
+        won=won(estimate),
+        samples=per_sample,
+    )
 
 
 def _table(found: dict[str, Estimate]) -> Table:

@@ -13,8 +13,8 @@ from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from equipoise.core.errors import EquipoiseError
+from equipoise.core.files import write_atomically
 from equipoise.evaluation import Progress
-from equipoise.results.records import write_atomically
 
 _GRACE = 3.0  # seconds that a process has to end by itself
 _EVERY = 0.5  # seconds between two notes of the progress

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 
 _LONGEST = 200  # characters of a name in a message
 
@@ -22,6 +23,16 @@ def require(condition: bool, message: str) -> None:
     """Raise `EquipoiseError(message)` unless `condition` holds."""
     if not condition:
         raise EquipoiseError(message)
+
+
+def require_integer(name: str, value: object, low: int = -(2**63), high: int = 2**63 - 1) -> None:
+    """Raise `EquipoiseError` unless `value`, given as `name`, is an integer from `low` to `high`; a bool is none.
+
+    By default any that 64 bits hold, such as a seed.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+        expected = f" >= {low}" if high >= 2**63 - 1 > low > -(2**63) else f" from {low} to {high}"
+        raise EquipoiseError(f"{name} = {value!r:.{_LONGEST}}: expected an integer{expected}.")
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> EquipoiseError:

@@ -5,9 +5,12 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+from equipoise.core.errors import EquipoiseError, require
 
 
 def cache_folder() -> Path | None:
@@ -78,3 +81,66 @@ def advice(error: OSError, option: str = "--out") -> str:
     """Return what helps against a file that could not be written: space where there is none, else another place."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return f"free some space or choose another place with {option}" if full else f"choose another place with {option}"
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, durable: bool = True) -> Path:
+    """Write `content` to `path` so that `path` holds either its old content or all of the new, also after a crash.
+
+    Text is written in UTF-8; the bytes of a file name in another encoding are written as escapes.
+    Without `durable` that holds when a process is killed, but not when the machine loses power, and takes less time.
+    Raises `EquipoiseError` if it cannot be written (no space, no permission); nothing is left behind then.
+    """
+    path = Path(path)
+    content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    real = path.resolve()  # a link keeps pointing to the file, which is what changes
+    require(
+        not os.path.exists(real) or os.path.isfile(real) or os.path.isdir(real),
+        f"cannot write {path}: it is not a plain file; choose another place with --out.",
+    )
+    temporary = real.with_name(f".{real.name}.{os.getpid()}.tmp")
+    try:
+        with folder_made(real.parent):
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
+                temporary.replace(real)
+            finally:
+                with suppress(OSError):  # after success it is gone already
+                    temporary.unlink()
+    except OSError as error:
+        raise EquipoiseError(f"cannot write {path}: {reason(error)}; {advice(error)}.") from error
+    return path
+
+
+def write_once(path: str | os.PathLike[str], content: bytes, overwrite: bool = False, option: str = "--out") -> Path:
+    """Write `content` to `path` unless it is there already. Raises `EquipoiseError` if other content is there and may
+    not be overwritten; `option` is the one that names the place.
+    """
+    path = Path(path)
+    try:
+        there = plain_bytes(path) if os.path.lexists(path) else None
+    except OSError as error:
+        raise EquipoiseError(f"cannot read {path}: {reason(error)}; choose another place with {option}.") from error
+    if there == content:
+        return path
+    require(
+        overwrite or there is None,
+        f"{path} exists already, with other content: add --overwrite to replace it, or choose another place with "
+        f"{option}.",
+    )
+    return write_atomically(path, content)
+
+
+def require_room(folder: Path, option: str = "--out") -> None:
+    """See that files can be written into `folder`, which need not exist: better refused now than after hours of work.
+
+    Nothing is left behind. Raises `EquipoiseError` if they cannot; `option` is the one that names the place.
+    """
+    try:
+        with folder_made(folder), TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EquipoiseError(f"cannot write into {folder}: {reason(error)}; {advice(error, option)}.") from error

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.errors import EquipoiseError, require, require_integer
 
 _SHOWN = 20  # classes that are named
 
@@ -19,6 +19,7 @@ def stratified_order(y: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
     The k-th sample drawn of a class with m samples has key `k/m`, k = 0, ..., m-1; samples are sorted by key, ties at
     random. So the first samples show every class once, and balanced classes take turns.
     """
+    require_integer("seed", seed)
     shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     labels = y.cpu()[shuffled]
     counts = torch.bincount(labels)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require, unknown
-from equipoise.core.files import cache_folder, printable
+from equipoise.core.files import cache_folder, printable, write_atomically
 from equipoise.data.dataset import Dataset, Split, stratified_order
 from equipoise.data.files import content, is_archive, members, reason
 from equipoise.data.formats import (
@@ -27,7 +27,6 @@ from equipoise.data.formats import (
     read_npz,
     read_svhn,
 )
-from equipoise.results.records import write_atomically
 
 _UNLIKE = 50  # times the largest value of one split that of the other is, from where their scales may differ
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import expit, logit
 from torch import nn
 
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import fold
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
@@ -200,7 +200,7 @@ def error_by_chance(confidence: Float[np.ndarray, " samples"], bins: int = 15, k
 
 
 def _bin(confidence: np.ndarray, bins: int, kind: str) -> np.ndarray:
-    require(bins >= 1, f"bins = {bins}: expected an integer >= 1.")
+    require_integer("bins", bins, 1)
     match kind:
         case "equal_width":
             return np.ceil(confidence * bins).astype(int).clip(1, bins) - 1

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.core.errors import EquipoiseError, EquipoiseWarning, NoGradient, require
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, NoGradient, require, require_integer
 from equipoise.core.types import Labels, PerSample, Points, Predict, Predictive
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
 from equipoise.losses.objectives import margin
@@ -58,7 +58,7 @@ def spectral_norm(
     `MANY_CLASSES` classes, where it is faster. Where the slope is not finite the norm is NaN.
     Raises `EquipoiseError` for input that the model cannot take.
     """
-    require(iterations >= 1, f"iterations = {iterations}: expected an integer >= 1.")
+    require_integer("iterations", iterations, 1)
     require(tolerance > 0, f"tolerance = {tolerance}: expected a relative error > 0, such as 1e-3.")
 
     def work(block: Block) -> tuple[PerSample, int]:

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise.attacks.inputs import GLOBAL_STREAM, MODEL_STREAM, check_index
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.corruptions import CORRUPTIONS, Published, chosen, corrupt
@@ -89,7 +89,7 @@ def on_corruptions(
 
     Raises `EquipoiseError` for images that cannot be corrupted (see `equipoise.corruptions.corrupt`) or evaluated.
     """
-    require(batch_size >= 1, f"batch_size = {batch_size}: expected an integer >= 1.")
+    require_integer("batch_size", batch_size, 1)
     predictive = as_predictive(model)
     x, y = check_samples(predictive, x, y, [])
     index = torch.arange(len(x)) if index is None else index.cpu()

@@ -18,7 +18,7 @@ from equipoise.attacks.attack import Composite
 from equipoise.attacks.inputs import GLOBAL_STREAM, MODEL_STREAM, Admitted, admitted, check_index
 from equipoise.attacks.result import DRAWS
 from equipoise.attacks.spaces import Input
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_integer
 from equipoise.core.progress import kept as kept_before
 from equipoise.core.progress import listening
 from equipoise.core.rng import Streams, fold
@@ -79,7 +79,8 @@ def evaluate(
     """
     require(isinstance(x, Tensor) and isinstance(y, Tensor), "evaluate needs x and y as torch tensors.")
     attacks = as_suite(attacks)
-    require(batch_size >= 1, f"batch_size = {batch_size}: expected an integer >= 1.")
+    require_integer("batch_size", batch_size, 1)
+    require_integer("seed", seed)
     predictive = _snapshot(model)
     x, y = check_samples(predictive, x, y, attacks)
     batches = zip(x.split(batch_size), y.split(batch_size), strict=True)

@@ -25,9 +25,9 @@ import torch
 
 from equipoise.attacks.result import Perturbed
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json
+from equipoise.core.files import plain_json, write_atomically
 from equipoise.evaluation.evaluate import Block
-from equipoise.results.records import AttackResult, CorruptionResult, write_atomically
+from equipoise.results.records import AttackResult, CorruptionResult
 from equipoise.training.interruption import Interrupted
 
 Points = Mapping[str, np.ndarray]

@@ -11,7 +11,8 @@ from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation.evaluate import WORST
 from equipoise.evaluation.journal import images_of
 from equipoise.evaluation.suites import Suite
-from equipoise.results.records import Evaluation, load, require_same
+from equipoise.results.differences import require_same
+from equipoise.results.records import Evaluation, load
 
 _NEUTRAL = ("batch_size", "torch", "device", "threads", "processes")
 """Change the last bits of a result, or how it is computed, but not what was asked for."""

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.errors import EquipoiseError, require, require_integer
+from equipoise.core.files import write_atomically
 from equipoise.core.locks import locked
 from equipoise.core.progress import keeping
 from equipoise.core.types import Precision, Predictive
@@ -39,7 +40,7 @@ from equipoise.geometry import Box
 from equipoise.masking.probe import judge, probe
 from equipoise.models import as_predictive, first_look, seeded
 from equipoise.results.provenance import provenance
-from equipoise.results.records import Evaluation, Provenance, Run, save, write_atomically
+from equipoise.results.records import Evaluation, Provenance, Run, save
 from equipoise.training import load_run
 
 STANDARD = ("fgsm", "pgd")
@@ -83,7 +84,7 @@ def assess(
         "by equipoise.data.load, or call evaluate with inputs and labels.",
     )
     for name, value, least in (("examples", examples, 0), ("batch_size", batch_size, 1)):
-        require(isinstance(value, int) and value >= least, f"{name} = {value!r}: expected a whole number >= {least}.")
+        require_integer(name, value, least)
     require(out is None or str(out) not in ("", "."), "out is empty: give the file that the record is written to.")
     attacks = as_suite(attacks)
     require(out is not None or not (images or resume), "give out: images and unfinished blocks lie beside the record.")

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,6 +59,7 @@ class Shard:
 
 
 WHOLE = Shard()
+_MOST_NAMED = 20  # missing shards in a message
 
 
 def merge(
@@ -89,13 +92,17 @@ def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None
         mine = _identity(record)
         changed = [name for name, value in _identity(first).items() if mine[name] != value]
         require(not changed, f"{path} is of another evaluation than {paths[0]}: other {', '.join(changed)}.")
-    missing = sorted(set(range(1, shards[0].count + 1)) - {shard.number for shard in shards})
-    require(not missing, f"shards {', '.join(map(str, missing))} of {shards[0].count} are missing.")
+    given = {shard.number for shard in shards}
+    missing = [str(n) for n in islice((n for n in range(1, shards[0].count + 1) if n not in given), _MOST_NAMED + 1)]
+    more = ", ..." if len(missing) > _MOST_NAMED else ""
+    require(not missing, f"shards {', '.join(missing[:_MOST_NAMED])}{more} of {shards[0].count} are missing.")
     require(len(records) == shards[0].count, "a shard is given twice.")
 
     index = [place for record in records for place in record.index]
-    twice = next((place for place in sorted(set(index)) if index.count(place) > 1), None)
-    require(twice is None, f"sample {twice} is in two of the shards: they were not made with one batch size.")
+    twice = [place for place, times in Counter(index).items() if times > 1]
+    require(
+        not twice, f"sample {min(twice, default=None)} is in two of the shards: they were not made with one batch size."
+    )
     expected = first.data.get("n")
     require(
         sorted(index) == list(range(len(index))) and len(index) == expected,

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import kl, margin
@@ -45,7 +45,7 @@ class AdversarialGenerator(nn.Module):
             f"a generator needs images (channels, height, width) of at least {_SMALLEST}x{_SMALLEST} pixels or vectors "
             f"(features,), got inputs of shape {shape}.",
         )
-        require(width >= 1, f"width = {width} of a generator: expected an integer >= 1.")
+        require_integer("width", width, 1)
         self.shape, self.width, self.box = shape, width, box
         with seeded(seed, torch.device("cpu")):
             self.move = _ImageMove(shape[0], width) if len(shape) == 3 else _VectorMove(shape[0], 16 * width)
@@ -143,7 +143,7 @@ class Adversary:
     def __post_init__(self) -> None:
         require(self.crossing > 0, f"crossing = {self.crossing}: expected a weight > 0, such as 1.")
         require(0 < self.lr <= 1e30, f"generator lr = {self.lr} trains nothing: expected a number > 0.")
-        require(self.steps >= 1, f"generator steps = {self.steps}: expected an integer >= 1.")
+        require_integer("generator steps", self.steps, 1)
         if self.scores not in ("logits", "probabilities"):
             raise unknown("kind of scores", self.scores, ("logits", "probabilities"))
 
@@ -228,7 +228,7 @@ class GeneratedMargin:
         if self.clean not in ("held", "live"):
             raise unknown("kind of clean prediction", self.clean, ("held", "live"))
         require(self.softness >= 0, f"softness = {self.softness}: expected a number >= 0, such as 1.")
-        require(self.halvings >= 0, f"halvings = {self.halvings}: expected an integer >= 0, such as 6.")
+        require_integer("halvings", self.halvings, 0)
 
     @property
     def __name__(self) -> str:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Predict, Prediction, Weights
 from equipoise.models.frozen import called_with
@@ -177,7 +177,7 @@ class DeepKernelGP:
 
     def __post_init__(self) -> None:
         _gp(self.module)
-        require(self.samples >= 1, f"samples = {self.samples} is no member: expected an integer >= 1.")
+        require_integer("samples", self.samples, 1)
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
         """The prediction with ξ frozen, drawn from the shared stream; without streams, from that of seed 0."""
@@ -264,7 +264,7 @@ class KLToPrior:
     """Number of training samples."""
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, f"n = {self.n} is not a number of training samples: expected an integer >= 1.")
+        require_integer("n", self.n, 1)
 
     @property
     def __name__(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.types import Predictive
 from equipoise.nets.cnn4 import CNN4
 from equipoise.nets.due import FCResNet, WideResNetFeatures
@@ -100,6 +100,7 @@ def make(
         f"the shape of one input must be (channels, height, width) or (features,), all at least 1, got {shape}.",
     )
     require(classes >= 2, f"a classifier needs at least 2 classes, got {classes}.")
+    require_integer("seed", seed)
     with torch.random.fork_rng(devices=()), torch.device("cpu"), _current_directory_importable():
         factory = _find(name)
         torch.default_generator.manual_seed(seed)  # after the import, which may draw numbers of its own

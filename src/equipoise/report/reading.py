@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json
-from equipoise.report.scored import Scored, read_scores
-from equipoise.results.records import Evaluation, Run, check_weights, load
+from equipoise.report.scored import Scored
+from equipoise.results.records import Evaluation, Run, Scores, check_weights, load
 
 PICTURES = {
     "manifold": "The data manifold: in each row a test image, its reconstruction, and samples near it.",
@@ -83,28 +82,20 @@ def read(paths: Sequence[Path]) -> list[Source]:
         require(path.exists(), f"{path} does not exist; expected a run directory, an evaluation or a score.")
     sources = {path.resolve(): _read_run(path) for path in unique if path.is_dir()}
     for path in (p for p in unique if not p.is_dir()):
-        if (record := _score_record(path)) is not None:
-            scores, owner = read_scores(path, record), Path(record["target"]).resolve()
-            known = sources.get(owner, Source(record["target"], path))
-            sources[owner] = replace(known, scores=(*known.scores, *scores))
-            continue
         beside = sources.get(path.resolve().parent)
         if beside is not None and any(file.name == path.name for file, _ in beside.evaluations):
             continue
-        evaluation = _read_evaluation(path)
-        owner = Path(evaluation.target).resolve()
-        known = sources.get(owner, Source(evaluation.target, path))
-        sources[owner] = replace(known, evaluations=(*known.evaluations, (path, evaluation)))
+        record = load(path)
+        if isinstance(record, Run):
+            raise EquipoiseError(f"{path} is a training run, expected an evaluation; give its directory instead.")
+        owner = Path(record.target).resolve()
+        known = sources.get(owner, Source(record.target, path))
+        if isinstance(record, Scores):
+            scores = [Scored(path, key, record) for key in record.scores]
+            sources[owner] = replace(known, scores=(*known.scores, *scores))
+        else:
+            sources[owner] = replace(known, evaluations=(*known.evaluations, (path, record)))
     return _told_apart(list(sources.values()))
-
-
-def _score_record(path: Path) -> Mapping[str, Any] | None:
-    """The content of a record of scores; None of anything else."""
-    try:
-        content = plain_json(path)
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, Mapping) and content.get("kind") == "score" else None
 
 
 def _told_apart(sources: Sequence[Source]) -> list[Source]:
@@ -122,25 +113,18 @@ def _read_run(path: Path) -> Source:
     )
     run = load(file)
     if not isinstance(run, Run):
-        raise EquipoiseError(f"{file} is an evaluation, expected a training run.")
+        raise EquipoiseError(f"{file} is no training run, expected one; give the file itself instead.")
     if run.status != "running":
         check_weights(path, run)
-    tables = (run.method, run.recipe, run.net, run.data, run.best, run.last)
-    require(all(isinstance(t, Mapping) for t in tables), f"{file} is damaged: method, net or data is not a table.")
-    lists = (run.alarms, run.data.get("classes") or [])
-    require(
-        all(isinstance(part, list) for part in lists) and _numbers(run.seconds),
-        f"{file} is damaged: its alarms or classes are no list, or its seconds no number.",
-    )
-    files = [(file, _read_evaluation(file)) for file in sorted(path.glob("evaluation*.json"))]
-    evaluations = sorted(files, key=lambda named: named[1].weights)  # best before last
+    records = [(file, load(file)) for file in sorted(path.glob("evaluation*.json"))]
+    evaluations = [(file, record) for file, record in records if isinstance(record, Evaluation)]
     name = str(run.method.get("name", path.resolve().name))
     return Source(
         name,
         path,
         run,
         read_metrics(path / "metrics.jsonl"),
-        evaluations,
+        sorted(evaluations, key=lambda named: named[1].weights),  # best before last
         _read_samples(path / "samples.npz"),
         pictures={name: uri for name in PICTURES if (uri := _read_png(path / f"{name}.png")) is not None},
     )
@@ -156,48 +140,6 @@ def _read_png(path: Path) -> str | None:
         raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
     require(content.startswith(b"\x89PNG\r\n"), f"{path} is not a PNG picture.")
     return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def _read_evaluation(path: Path) -> Evaluation:
-    try:
-        evaluation = load(path)
-    except AttributeError as error:  # a list or a string where the record has an object
-        raise EquipoiseError(f"{path} is not a complete evaluation record: {error}.") from error
-    if not isinstance(evaluation, Evaluation):
-        raise EquipoiseError(f"{path} is a training run, expected an evaluation; give its directory instead.")
-    require(
-        isinstance(evaluation.data, Mapping)
-        and isinstance(evaluation.target, str)
-        and isinstance(evaluation.warnings, list),
-        f"{path} is damaged: its data is no table, its target no text or its warnings no list.",
-    )
-    require(
-        isinstance(evaluation.model, Mapping)
-        and isinstance(evaluation.images, Mapping)
-        and isinstance(evaluation.index, list | tuple),
-        f"{path} is damaged: its model or images is no table, or its index no list.",
-    )
-    texts = (text for flag in evaluation.flags for text in (flag.name, flag.figure, flag.advice))
-    require(all(isinstance(text, str) for text in texts), f"{path} is damaged: a flag's text is no text.")
-    for number, result in enumerate(evaluation.results, 1):
-        whole = (
-            isinstance(result.attack, str)
-            and isinstance(result.norm, str)
-            and _numbers(result.eps, result.evaluations, result.nan_gradients, result.zero_gradients, result.seconds)
-            and result.eps >= 0
-            and isinstance(result.settings, Mapping)
-            and isinstance(result.correct, list)
-            and all(isinstance(c, bool) for c in result.correct)
-        )
-        counts = (result.iteration, result.queries)
-        whole = (
-            whole
-            and all(isinstance(part, list | tuple) for part in (result.winner, *counts))
-            and all(_numbers(count) for part in counts for count in part if count is not None)
-        )
-        require(whole, f"{path} is damaged: result {number} lacks a name, a radius, a count or true/false per sample.")
-        require(result.n > 0, f"{path}: result {number} ({result.attack}) covers no samples; evaluate again.")
-    return evaluation
 
 
 def _numbers(*values: Any) -> bool:

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from equipoise.core.files import write_atomically
 from equipoise.report import corrupted, figures, scored
 from equipoise.report.chains import composites, descent, stages
 from equipoise.report.corrupted import Result
 from equipoise.report.figures import Style
 from equipoise.report.pages import NORMS, radius, template, title, value
 from equipoise.report.reading import PICTURES, Source, read
-from equipoise.results.records import AttackResult, Evaluation, write_atomically
+from equipoise.results.records import AttackResult, Evaluation
 
 WORST = "worst case"
 _MOST_EPOCHS = 40
@@ -222,14 +223,16 @@ def report(paths: Sequence[Path], out: Path) -> Path:
 
 def _scored_row(series: int, source: Source, one: scored.Scored) -> Row:
     """A model in a table of scores."""
-    return Row(source, one.weights, Style(series, one.weights == "last"), {}, (one.file.name,))
+    weights = one.record.weights
+    return Row(source, weights, Style(series, weights == "last"), {}, (one.file.name,))
 
 
 def _margin_curves(name: str, table: scored.Table) -> tuple[Markup, Markup]:
     """The curves of a score, wide and narrow; empty where there is none. Certified bounds are dotted."""
     lines = [
-        (figures.Line(row.style, one.eps, one.curve, one.band), one.settings.get("robustness") == "certified")
+        (figures.Line(row.style, curve.eps, curve.value, one.band), settings.get("robustness") == "certified")
         for row, one in table.curves
+        for curve, settings in [(one.result.curve, one.result.settings)]
     ]
     sizes = (("wide", 960, 400), ("narrow", 360, 300)) if lines else ()
     wide, narrow = [Markup(figures.margin_curves(f"{name}-{kind}", lines, *size)) for kind, *size in sizes] or ("", "")

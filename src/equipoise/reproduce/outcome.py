@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json
+from equipoise.core.files import plain_json, write_atomically
 from equipoise.report.reading import read_metrics
 from equipoise.reproduce.experiment import Cell, Chart, Part, Plan, Table, found
 from equipoise.reproduce.registry import experiment
 from equipoise.reproduce.sweep import DONE, RECORD
 from equipoise.reproduce.tasks import Evaluated, Task, Training, result_at
 from equipoise.results.findings import Findings, Study
-from equipoise.results.records import Evaluation, write_atomically
+from equipoise.results.records import Evaluation
 from equipoise.results.reproduction import (
     ChartOutcome,
     Generator,

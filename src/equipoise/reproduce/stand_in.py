@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from equipoise.core.errors import unknown
-from equipoise.results.records import write_atomically
+from equipoise.core.files import write_atomically
 
 
 @dataclass(frozen=True)

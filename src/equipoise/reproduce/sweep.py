@@ -29,13 +29,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from filelock import FileLock, Timeout
 
-from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json
+from equipoise.core.errors import EquipoiseError, require, require_integer
+from equipoise.core.files import plain_json, write_atomically
 from equipoise.reproduce import cost, stand_in
 from equipoise.reproduce.experiment import Plan
 from equipoise.reproduce.tasks import Setting, Task, code_version, datasets, described, forget_datasets
 from equipoise.results.provenance import provenance
-from equipoise.results.records import write_atomically
 
 SCHEMA = 1
 RECORD, TASK, DONE, PROGRESS = "experiment.json", "task.json", "done.json", "progress.json"
@@ -107,7 +106,8 @@ def sweep(
     Raises `EquipoiseError` if the folder holds another experiment, or another sweep works on it, if data is missing or
     Ray is not there.
     """
-    require(workers is None or workers >= 1, f"workers = {workers}: expected an integer >= 1.")
+    if workers is not None:
+        require_integer("workers", workers, 1)
     workers = cores() if workers is None and address is None else workers
     claim(plan, setting.folder)
     require_experiments(reuse)

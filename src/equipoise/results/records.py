@@ -6,17 +6,15 @@ atomically: a reader sees the old file or the new one, never half of one.
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import advice, folder_made, plain_bytes, plain_json, reason
+from equipoise.core.files import plain_json, write_atomically
+from equipoise.results.schema import Finite, Radius, Whole, parse
 from equipoise.results.statistics import wilson
 
 SCHEMA = 1
@@ -28,7 +26,7 @@ class Provenance:
 
     command: str
     """The command line, or the call."""
-    seed: int
+    seed: Whole
     """The seed every random draw was derived from."""
     versions: Mapping[str, str]
     """Versions of equipoise, python, torch and numpy."""
@@ -75,38 +73,44 @@ class AttackResult(_Outcomes):
     """Name, e.g. `clean`, `fgsm`, `pgd`, or `worst case` over the attacks at one radius."""
     norm: str
     """`linf`, `l2` or `l1`."""
-    eps: float
+    eps: Radius
     """Radius of the ball, in pixel units of [0, 1]."""
     correct: Sequence[bool]
     """Per sample, in the order of the data: still classified correctly (by a random model, in at least
     half of the draws)."""
-    distance: Sequence[float | None] = ()
+    distance: Sequence[Finite | None] = ()
     """Per sample: distance of the reported adversarial example, None where the attack failed."""
-    prediction: Sequence[int] = ()
+    prediction: Sequence[Whole] = ()
     """Per sample: the class predicted at the reported point, in float32 and eval mode."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every parameter of the attack."""
     winner: Sequence[str | None] = ()
     """Per sample: the name of the attack, or of the part of a composite one, that fooled the model; None if none did,
     `clean` if it was wrong without an attack."""
-    iteration: Sequence[int | None] = ()
+    iteration: Sequence[Whole | None] = ()
     """Per sample: after how many steps of its attempt the winner reached the reported point."""
-    queries: Sequence[int] = ()
+    queries: Sequence[Whole] = ()
     """Per sample: gradient and forward evaluations spent."""
-    evaluations: int = 0
+    evaluations: Whole = 0
     """The same, summed over the samples."""
-    nan_gradients: int = 0
+    nan_gradients: Whole = 0
     """Steps, summed over the samples, whose gradient held a NaN or an infinity."""
-    zero_gradients: int = 0
+    zero_gradients: Whole = 0
     """Steps, summed over the samples, whose gradient was exactly zero."""
-    seconds: float = 0.0
+    seconds: Finite = 0.0
     """Wall-clock time."""
-    rates: Sequence[float] = ()
+    rates: Sequence[Finite] = ()
     """Of a random model, per sample: the share of fresh draws in which it classifies the reported point correctly."""
-    choice: Sequence[float] = ()
+    choice: Sequence[Finite] = ()
     """The same over as many other draws, by which the worst of several attacks is chosen."""
-    not_finite: int = 0
+    not_finite: Whole = 0
     """Samples whose prediction at the reported point is not finite (NaN): neither right nor fooled."""
+
+    def __post_init__(self) -> None:
+        require(self.n > 0, f"{self.attack or 'it'} covers no samples; evaluate again")
+        for name in ("distance", "prediction", "winner", "iteration", "queries", "rates", "choice"):
+            length = len(getattr(self, name))
+            require(length in (0, self.n), f"{name} of {self.attack} is not of every sample: {length} for {self.n}")
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class CorruptionResult(_Outcomes):
     """Name, e.g. `fog`."""
     correct: Sequence[bool]
     """Per sample, in the order of the data: classified correctly."""
-    prediction: Sequence[int]
+    prediction: Sequence[Whole]
     """Per sample: the class predicted, in float32 and eval mode."""
     source: str = ""
     """Where the images come from: empty if they were made from the seed, else the SHA-256 of the published ones."""
@@ -183,12 +187,18 @@ class Evaluation:
     """Reasons to doubt the numbers."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """SHA-256 of the weights and buffers (`sha256`) and number of parameters."""
-    index: Sequence[int] = ()
+    index: Sequence[Whole] = ()
     """Position of each sample in the order of the evaluation; the rest belong to other shards."""
     images: Mapping[str, Any] = field(default_factory=dict)
     """File of the stored adversarial images, beside the record, and its SHA-256; empty if none were stored."""
     corruptions: Sequence[CorruptionResult] = ()
     """Accuracy on corrupted images of the same samples; empty if none were asked for."""
+
+    def __post_init__(self) -> None:
+        require(len(self.results) > 0, "it has no results")
+        for result in self.corruptions:
+            for outcomes in (result.correct, result.prediction):
+                require(len(outcomes) == self.results[0].n, f"{result.corruption} lacks an outcome for every sample")
 
     @property
     def corrupted(self) -> MeanResult | None:
@@ -223,16 +233,86 @@ class Run:
     """Metrics of the last epoch."""
     alarms: Sequence[str] = ()
     """Signs of trouble seen while training, e.g. catastrophic overfitting."""
-    seconds: float = 0.0
+    seconds: Finite = 0.0
     """Wall-clock time of the training."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file of weights."""
     words: Sequence[str] = field(default_factory=list)
     """The words of the command line with which `--resume` goes on, from the method on; empty for a run from Python."""
 
+    def __post_init__(self) -> None:
+        require(isinstance(self.data.get("classes") or [], list | tuple), "its classes are no list")
 
-Record = Evaluation | Run
-_KINDS: dict[str, type[Record]] = {"evaluation": Evaluation, "run": Run}
+
+@dataclass(frozen=True)
+class ScoreCurve:
+    """The mean of `H(R(x, eps))` over the samples against the radius."""
+
+    eps: Sequence[Finite]
+    """The radii."""
+    value: Sequence[Finite]
+    """The mean at each."""
+    interval: Sequence[Sequence[Finite]]
+    """Lower and upper ends of its 95 % intervals."""
+
+    def __post_init__(self) -> None:
+        columns = (self.eps, self.value, *self.interval)
+        same = len(columns) == 4 and {len(column) for column in columns} == {len(self.eps)}
+        require(same and len(self.eps) > 0, "it has not one value with both ends of its interval for each radius")
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """One score of a model."""
+
+    value: Finite
+    """The score, a mean over the samples."""
+    n: Whole
+    """Number of samples."""
+    curve: ScoreCurve
+    """What it is the integral of."""
+    settings: Mapping[str, Any]
+    """Every parameter of the score, with its `H`, `G` and `radii`."""
+    standard_error: Finite | None = None
+    """Of the value; None for one sample."""
+    interval: tuple[Finite, Finite] | None = None
+    """95 % interval of the value; None for one sample."""
+    won: Mapping[str, Finite] = field(default_factory=dict)
+    """Share of the nearest points that each attack found."""
+    samples: Mapping[str, Any] = field(default_factory=dict)
+    """Per sample its value and, where there is one, the margin (null if nothing was found), who found it, and the class
+    there."""
+
+    def __post_init__(self) -> None:
+        lacking = sorted({"H", "G", "radii"} - self.settings.keys())
+        require(not lacking, f"its settings lack {', '.join(lacking)}")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Robustness scores of one model on one set of samples (F, Eq. 3)."""
+
+    target: str
+    """The run directory or `package.module:factory` that was scored."""
+    data: Mapping[str, Any]
+    """Name, SHA-256 of the content, split and number of samples."""
+    scores: Mapping[str, ScoreResult]
+    """By the name that was asked for, such as `r2`."""
+    provenance: Provenance
+    """How to get it again."""
+    weights: str = "given"
+    """Which weights of a run: `best` or `last`; `given` for a model of one's own."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """SHA-256 of the weights and buffers (`sha256`) and number of parameters."""
+    seconds: Finite = 0.0
+    """Wall-clock time."""
+
+    def __post_init__(self) -> None:
+        require(len(self.scores) > 0, "it holds no score")
+
+
+Record = Evaluation | Run | Scores
+_KINDS: dict[str, type[Record]] = {"evaluation": Evaluation, "run": Run, "score": Scores}
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -283,107 +363,29 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     """
     cls = _KINDS.get(str(data.get("kind"))) if isinstance(data, Mapping) else None
     if cls is None:
-        raise EquipoiseError(f"{where} is not the record of a run or of an evaluation: its kind is {_kind(data)}.")
+        raise EquipoiseError(
+            f"{where} is not the record of a run, of an evaluation or of scores: its kind is {_kind(data)}."
+        )
     require(
         data.get("schema") == SCHEMA, f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}."
     )
     body = {k: v for k, v in data.items() if k not in ("kind", "schema", "digest", "corrupted")}
+    for name in ("results", "corruptions"):
+        if isinstance(body.get(name), list):
+            body[name] = [_without_figures(entry) for entry in body[name]]
+    return parse(cls, body, where)
+
+
+def _without_figures(entry: Any) -> Any:
+    """The data of a result without what follows from it."""
     derived = ("n", "accuracy", "interval")
-    try:
-        body["provenance"] = Provenance(**body["provenance"])
-        if cls is Evaluation:
-            body["flags"] = [Flag(**flag) for flag in body.get("flags", ())]
-            body["results"] = [
-                AttackResult(**{k: v for k, v in r.items() if k not in derived}) for r in body["results"]
-            ]
-            corruptions = [{k: v for k, v in r.items() if k not in derived} for r in body.get("corruptions", ())]
-            body["corruptions"] = tuple(CorruptionResult(**entry) for entry in corruptions)
-        record = cls(**body)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise EquipoiseError(f"{where} is not a complete {data['kind']} record: {error}.") from error
-    require(
-        isinstance(record.provenance.command, str)
-        and _integer(record.provenance.seed)
-        and isinstance(record.provenance.options, Mapping),
-        f"{where} is damaged: its command is no text, its seed no integer or its options no table.",
-    )
-    if isinstance(record, Evaluation):
-        _check(record, where)
-    return record
+    return {k: v for k, v in entry.items() if k not in derived} if isinstance(entry, Mapping) else entry
 
 
 def _kind(data: Any) -> str:
     """What JSON data say they are, in words: another record of equipoise, such as an audit's, says it too."""
     kind = data.get("kind") if isinstance(data, Mapping) else None
     return repr(kind) if isinstance(kind, str) else "not named"
-
-
-def _check(evaluation: Evaluation, where: str) -> None:
-    """Raise `EquipoiseError` unless every field of an evaluation that was read has its type and its length."""
-    texts = (evaluation.target, evaluation.weights, *_listed(evaluation.warnings))
-    require(
-        isinstance(evaluation.data, Mapping) and all(isinstance(text, str) for text in texts),
-        f"{where} is damaged: its data is no table, its target no text or its warnings no list of texts.",
-    )
-    tables = (evaluation.model, evaluation.images)
-    require(
-        all(isinstance(table, Mapping) for table in tables) and all(map(_integer, _listed(evaluation.index))),
-        f"{where} is damaged: its model or images is no table, or its index no list of integers.",
-    )
-    words = (word for flag in evaluation.flags for word in (flag.name, flag.figure, flag.advice))
-    require(all(isinstance(word, str) for word in words), f"{where} is damaged: a flag's text is no text.")
-    require(len(evaluation.results) > 0, f"{where} is damaged: it has no results.")
-    for number, result in enumerate(evaluation.results, 1):
-        counts = (result.evaluations, result.nan_gradients, result.zero_gradients, result.not_finite)
-        whole = (
-            isinstance(result.attack, str)
-            and isinstance(result.norm, str)
-            and (_number(result.eps) or result.eps == math.inf)
-            and result.eps >= 0
-            and isinstance(result.settings, Mapping)
-            and all(map(_integer, counts))
-            and _number(result.seconds)
-        )
-        require(whole, f"{where} is damaged: result {number} lacks a name, a radius, settings or a count.")
-        for name, (what, fits) in _PER_SAMPLE.items():
-            values = _listed(getattr(result, name))
-            require(
-                all(map(fits, values)) and (name == "correct" or len(values) in (0, result.n)),
-                f"{where} is damaged: {name} of result {number} ({result.attack}) is not {what} for every sample.",
-            )
-        require(result.n > 0, f"{where}: result {number} ({result.attack}) covers no samples; evaluate again.")
-    for number, result in enumerate(evaluation.corruptions, 1):
-        columns = {name: _listed(getattr(result, name)) for name in ("correct", "prediction")}
-        require(
-            isinstance(result.corruption, str)
-            and isinstance(result.source, str)
-            and all(len(v) == evaluation.results[0].n and all(map(_PER_SAMPLE[k][1], v)) for k, v in columns.items()),
-            f"{where} is damaged: corruption {number} lacks a name, or an outcome for every sample.",
-        )
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    """The list itself; what is none stands for one that fits nothing."""
-    return value if isinstance(value, list | tuple) else [object()]
-
-
-def _integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _number(value: Any) -> bool:
-    return _integer(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-_PER_SAMPLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "correct": ("true or false", lambda v: isinstance(v, bool)),
-    "distance": ("a number or null", lambda v: v is None or _number(v)),
-    "prediction": ("an integer", _integer),
-    "winner": ("a name or null", lambda v: v is None or isinstance(v, str)),
-    "iteration": ("an integer or null", lambda v: v is None or _integer(v)),
-    "queries": ("an integer", _integer),
-}
-"""What the lists of an `AttackResult` hold."""
 
 
 def save(path: str | os.PathLike[str], record: Record) -> Path:
@@ -425,109 +427,3 @@ def weights_error(folder: Path, name: str) -> EquipoiseError:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two requests, both JSON-ready, one phrase each: `pgd linf 0.1, steps: 20 before, 2
-    now`.
-    """
-    return [
-        f"{', '.join(path)}: {_brief(old)} before, {_brief(new)} now"
-        for path, old, new in _changes(json.loads(json.dumps(before)), json.loads(json.dumps(now)), ())
-    ]
-
-
-_ABSENT = object()
-
-
-def _changes(before: Any, now: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in {**before, **now}:
-            yield from _changes(before.get(key, _ABSENT), now.get(key, _ABSENT), (*path, key))
-    elif before is _ABSENT or now is _ABSENT or before != now:
-        yield path, before, now
-
-
-def _brief(value: Any) -> str:
-    if value is _ABSENT:
-        return "absent"
-    if isinstance(value, Mapping | list) and len(str(value)) > 40:
-        return "present"
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) < 64 else f"{text[:12]}..."  # a SHA-256
-
-
-def require_same(path: str | os.PathLike[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `EquipoiseError` naming what differs unless the finished result at `path`, the outcome of the request
-    `before`, is that of the request `now` too.
-    """
-    told = differences(before, now)
-    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
-    require(
-        not told,
-        f"{path} already holds another result ({'; '.join(told[:3])}{more}): add --overwrite to replace it, or choose "
-        "another place with --out.",
-    )
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, durable: bool = True) -> Path:
-    """Write `content` to `path` so that `path` holds either its old content or all of the new, also after a crash.
-
-    Text is written in UTF-8; the bytes of a file name in another encoding are written as escapes.
-    Without `durable` that holds when a process is killed, but not when the machine loses power, and takes less time.
-    Raises `EquipoiseError` if it cannot be written (no space, no permission); nothing is left behind then.
-    """
-    path = Path(path)
-    content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    real = path.resolve()  # a link keeps pointing to the file, which is what changes
-    require(
-        not os.path.exists(real) or os.path.isfile(real) or os.path.isdir(real),
-        f"cannot write {path}: it is not a plain file; choose another place with --out.",
-    )
-    temporary = real.with_name(f".{real.name}.{os.getpid()}.tmp")
-    try:
-        with folder_made(real.parent):
-            try:
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    if durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                temporary.replace(real)
-            finally:
-                with suppress(OSError):  # after success it is gone already
-                    temporary.unlink()
-    except OSError as error:
-        raise EquipoiseError(f"cannot write {path}: {reason(error)}; {advice(error)}.") from error
-    return path
-
-
-def write_once(path: str | os.PathLike[str], content: bytes, overwrite: bool = False, option: str = "--out") -> Path:
-    """Write `content` to `path` unless it is there already. Raises `EquipoiseError` if other content is there and may
-    not be overwritten; `option` is the one that names the place.
-    """
-    path = Path(path)
-    try:
-        there = plain_bytes(path) if os.path.lexists(path) else None
-    except OSError as error:
-        raise EquipoiseError(f"cannot read {path}: {reason(error)}; choose another place with {option}.") from error
-    if there == content:
-        return path
-    require(
-        overwrite or there is None,
-        f"{path} exists already, with other content: add --overwrite to replace it, or choose another place with "
-        f"{option}.",
-    )
-    return write_atomically(path, content)
-
-
-def require_room(folder: Path, option: str = "--out") -> None:
-    """See that files can be written into `folder`, which need not exist: better refused now than after hours of work.
-
-    Nothing is left behind. Raises `EquipoiseError` if they cannot; `option` is the one that names the place.
-    """
-    try:
-        with folder_made(folder), TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise EquipoiseError(f"cannot write into {folder}: {reason(error)}; {advice(error, option)}.") from error

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points
 from equipoise.generators import Manifold
@@ -55,7 +55,7 @@ class UniformOnBall:
     """The valid inputs."""
 
     def __post_init__(self) -> None:
-        require(self.samples >= 1, f"samples = {self.samples} draws nothing: expected an integer >= 1.")
+        require_integer("samples", self.samples, 1)
         Ball(self.norm, 0.0, self.box)
 
     def settings(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class OnManifold:
     """Norm of the balls."""
 
     def __post_init__(self) -> None:
-        require(self.samples >= 1, f"samples = {self.samples} draws nothing: expected an integer >= 1.")
+        require_integer("samples", self.samples, 1)
         require(self.sigma > 0, f"sigma = {self.sigma} is no noise: expected a number > 0.")
         Ball(self.norm, 0.0, EVERYWHERE)
 

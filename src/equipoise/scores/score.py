@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from equipoise.attacks.attack import AttackLike
 from equipoise.attacks.result import Perturbed, at
 from equipoise.certified import certified_radius
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.diagnostics.blocks import Block, in_blocks
@@ -75,7 +75,7 @@ class Radii:
             0 <= self.low < self.high < math.inf,
             f"radii from {self.low} to {self.high}: expected 0 <= low < high < infinity.",
         )
-        require(self.count >= 1, f"count = {self.count}: expected an integer >= 1.")
+        require_integer("count", self.count, 1)
 
     @property
     def centres(self) -> Float[np.ndarray, " radii"]:
@@ -351,7 +351,8 @@ class Score:
         unusable input.
         """
         require(len(x) > 0, "a score needs at least one sample.")
-        require(batch_size >= 1, f"batch_size = {batch_size} holds no sample: expected an integer >= 1.")
+        require_integer("batch_size", batch_size, 1)
+        require_integer("seed", seed)
         index = torch.arange(len(x), device=x.device)
         if self.over == "box":
             points = Streams.of(seed, index).fold(_POINTS).uniform(x[0].numel(), dtype=x.dtype).reshape(x.shape)

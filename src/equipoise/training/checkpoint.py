@@ -16,14 +16,14 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from equipoise import nets
-from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_bytes, reason
+from equipoise.core.errors import EquipoiseError, require, require_integer
+from equipoise.core.files import plain_bytes, reason, write_atomically
 from equipoise.core.rng import fold
 from equipoise.core.types import Predictive
 from equipoise.generators import AdversarialGenerator
 from equipoise.models import DeepKernelGP, Ensemble, MonteCarloDropout, Single, as_predictive
 from equipoise.models.deep_kernel_gp import DeepKernelGPModule
-from equipoise.results.records import Run, load, weights_error, write_atomically
+from equipoise.results.records import Run, load, weights_error
 
 _PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
@@ -157,7 +157,7 @@ def build_model(net: Mapping[str, Any]) -> "nn.Module | Predictive":
     range, two of these together, and an extractor of features that no Gaussian process follows.
     """
     members, samples, inducing = net.get("members", 1), net.get("dropout_samples", 0), net.get("inducing", 0)
-    require(members >= 1, f"members = {members} is no ensemble: expected an integer >= 1.")
+    require_integer("members", members, 1)
     require(samples >= 0, f"dropout_samples = {samples}: expected a number of draws, or 0 for none.")
     require(inducing >= 0, f"inducing = {inducing}: expected a number of inducing points, or 0 for none.")
     require(

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json
+from equipoise.core.files import plain_json, require_room
 from equipoise.core.locks import locked
-from equipoise.results.records import Run, changed_weights, load, require_room
+from equipoise.results.records import Run, changed_weights, load
 from equipoise.training.interruption import Interrupted
 from equipoise.training.manifold import MANIFOLD_FILE
 

@@ -27,6 +27,7 @@ from equipoise.attacks import fgsm, pgd
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.core.files import write_atomically
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Predictive
 from equipoise.core.world import World
@@ -35,7 +36,7 @@ from equipoise.geometry import Ball
 from equipoise.kernels.input_gradients import mostly_wide
 from equipoise.losses.terms import Method
 from equipoise.models import as_predictive, predict, reseed, standing, with_module
-from equipoise.results.records import Run, from_json, load, save, to_json, write_atomically
+from equipoise.results.records import Run, from_json, load, save, to_json
 from equipoise.training.awp import perturbed_weights
 from equipoise.training.checkpoint import (
     copy_into,

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Prediction
 from equipoise.geometry import Ball
@@ -141,7 +141,7 @@ class ManifoldAgreement:
     uniform radii, most of them larger than any distance, it hangs on the few smallest that were drawn."""
 
     def __post_init__(self) -> None:
-        require(self.samples >= 1, f"samples = {self.samples} compares with nothing: expected an integer >= 1.")
+        require_integer("samples", self.samples, 1)
         require(self.sigma >= 0, f"sigma = {self.sigma} is not a standard deviation: expected a number >= 0.")
         if self.radii not in ("distances", "uniform"):
             raise unknown("radii", self.radii, ("distances", "uniform"))

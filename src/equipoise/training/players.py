@@ -11,11 +11,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from equipoise.core.files import write_atomically
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predictive
 from equipoise.losses.terms import Player
 from equipoise.models import frozen
-from equipoise.results.records import write_atomically
 from equipoise.training.checkpoint import (
     copy_into,
     optimizer_tensors,

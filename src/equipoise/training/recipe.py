@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ class Recipe:
             "devices",
             "awp_warmup",
         ):
-            value = getattr(self, name)
-            require(isinstance(value, int), f"{name} = {value} is not a whole number.")
+            require_integer(name, getattr(self, name))
         require(0 <= self.ema < 1, f"ema = {self.ema} is not a decay: expected 0 <= ema < 1, such as 0.999.")
         require(0 < self.lr <= 1e30, f"lr = {self.lr} trains nothing: expected a number > 0, such as 1e-3.")
         require(

@@ -187,7 +187,7 @@ def test_refuses():
     net, x, y = first_axis(0.1), torch.full((4, FEATURES), 0.5), torch.zeros(4, dtype=torch.int64)
     for options, message in (
         ({"eps": float("inf")}, "draws from a finite ball: eps is infinite"),
-        ({"draws": 0}, "draws = 0 searches nothing: expected an integer >= 1"),
+        ({"draws": 0}, "draws = 0: expected an integer >= 1"),
         ({"precision": "bf61"}, "unknown precision 'bf61': did you mean 'bf16'"),
         ({"norm": "l3"}, "unknown norm 'l3'"),
     ):

@@ -288,7 +288,7 @@ def test_another_box_is_kept_to(name):
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (BG, {"targets": 0}, "targets = 0: expected a whole number >= 1"),
+        (BG, {"targets": 0}, "targets = 0: expected an integer >= 1"),
         (BG, {"growth": 1.0}, "growth = 1.0 does not grow"),
         (BG, {"steps": 0}, "steps = 0: expected"),
         (DeepFool, {"steps": 0}, "steps = 0: expected"),

@@ -320,8 +320,8 @@ def test_another_box_is_kept_to():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps = 0: expected a whole number >= 1"),
-        ({"targets": 1.5}, "targets = 1.5: expected a whole number >= 1"),
+        ({"steps": 0}, "steps = 0: expected an integer >= 1"),
+        ({"targets": 1.5}, "targets = 1.5: expected an integer >= 1"),
         ({"restarts": 0}, "restarts = 0"),
         ({"eta": 0.9}, "eta = 0.9 stops before the boundary"),
         ({"alpha_max": 2}, "alpha_max = 2: expected a number from 0 to 1"),

@@ -100,7 +100,7 @@ def test_inputs_that_are_not_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_repeats_are_refused() -> None:
-    with pytest.raises(EquipoiseError, match="seeds = 0 repeats nothing"):
+    with pytest.raises(EquipoiseError, match="seeds = 0: expected an integer"):
         seeds(Options(seeds=0))
 
 

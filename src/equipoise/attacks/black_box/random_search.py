@@ -14,7 +14,7 @@ from equipoise.attacks.execution import held_still
 from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.attacks.result import Goal
 from equipoise.core import progress
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.types import Precision
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import margin
@@ -40,7 +40,7 @@ class RandomSearch(SearchAttack):
 
     def __post_init__(self) -> None:
         require(self.geometry.eps < float("inf"), "random search draws from a finite ball: eps is infinite.")
-        require(self.draws >= 1, f"draws = {self.draws} searches nothing: expected an integer >= 1.")
+        require_integer("draws", self.draws, 1)
         if self.precision not in get_args(Precision):
             raise unknown("precision", self.precision, get_args(Precision))
 

@@ -26,7 +26,7 @@ from equipoise.attacks.execution import held_still
 from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.attacks.result import prediction_of
 from equipoise.core import progress
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box
@@ -69,11 +69,11 @@ class Square(SearchAttack):
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.geometry.eps), "square needs a finite ball: eps is infinite.")
-        require(self.queries >= 1, f"queries = {self.queries} searches nothing: expected an integer >= 1.")
-        require(self.horizon >= 1, f"horizon = {self.horizon} is over at once: expected an integer >= 1.")
+        require_integer("queries", self.queries, 1)
+        require_integer("horizon", self.horizon, 1)
         require(0 < self.p_init <= 1, f"p_init = {self.p_init} is no share of the image: expected 0 < p_init <= 1.")
-        require(self.restarts >= 1, f"restarts = {self.restarts} runs nothing: expected an integer >= 1.")
-        require(self.draws >= 1, f"draws = {self.draws} evaluates nothing: expected an integer >= 1.")
+        require_integer("restarts", self.restarts, 1)
+        require_integer("draws", self.draws, 1)
         if self.precision not in get_args(Precision):
             raise unknown("precision", self.precision, get_args(Precision))
 

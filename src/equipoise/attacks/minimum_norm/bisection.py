@@ -17,7 +17,7 @@ from equipoise.attacks.inputs import MODEL_STREAM, Admitted
 from equipoise.attacks.minimum_norm.search import clearly_wrong
 from equipoise.attacks.result import Goal, Perturbed, confirmed, judged
 from equipoise.attacks.spaces import Input
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_integer
 from equipoise.core.types import Points
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Objective, cross_entropy
@@ -48,8 +48,8 @@ class Bisected(Attack):
     geometry: Ball = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        require(self.looks >= 1, f"looks = {self.looks} looks nowhere: expected an integer >= 1.")
-        require(self.halvings >= 1, f"halvings = {self.halvings} refines nothing: expected an integer >= 1.")
+        require_integer("looks", self.looks, 1)
+        require_integer("halvings", self.halvings, 1)
         require(
             isinstance(getattr(self.attack, "space", Input()), Input),
             "bisection moves points of the input, but the attack perturbs a latent space: leave out its space.",

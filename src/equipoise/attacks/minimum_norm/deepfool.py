@@ -18,7 +18,7 @@ from equipoise.attacks.attack import described
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
 from equipoise.attacks.result import likely_classes
 from equipoise.core import progress
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_integer
 from equipoise.geometry import NORMS, Ball, Box, norm_of
 from equipoise.geometry.hyperplane import move_onto
 
@@ -39,8 +39,8 @@ class DeepFool(BoundaryAttack):
     """How far a move goes beyond the plane, as a share of the move."""
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"steps = {self.steps}: expected a whole number >= 1.")
-        require(self.targets >= 1, f"targets = {self.targets}: expected a whole number >= 1.")
+        require_integer("steps", self.steps, 1)
+        require_integer("targets", self.targets, 1)
         require(self.overshoot >= 0, f"overshoot = {self.overshoot} stops before the boundary: expected a number >= 0.")
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.attacks.minimum_norm.search import clearly_wrong, difference, usable
 from equipoise.attacks.result import like, likely_classes
 from equipoise.core import progress
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box, norm_of
@@ -60,11 +60,8 @@ class FAB(SearchAttack):
     """`bf16` computes the search in bfloat16; every success is then confirmed in float32."""
 
     def __post_init__(self) -> None:
-        for name, fewest in (("steps", 1), ("targets", 1), ("restarts", 1)):
-            value = getattr(self, name)
-            require(
-                isinstance(value, int) and value >= fewest, f"{name} = {value}: expected a whole number >= {fewest}."
-            )
+        for name in ("steps", "targets", "restarts"):
+            require_integer(name, getattr(self, name), 1)
         require(self.eta >= 1, f"eta = {self.eta} stops before the boundary: expected a number >= 1, such as 1.05.")
         for name in ("alpha_max", "beta"):
             value = getattr(self, name)

@@ -21,7 +21,7 @@ import torch
 from equipoise.attacks.attack import described
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search, clearly_wrong
 from equipoise.core import progress
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_integer
 from equipoise.geometry import Ball, Box, norm_of
 from equipoise.losses.objectives import margin
 
@@ -56,7 +56,7 @@ class FMN(BoundaryAttack):
             )
         if self.last_step_size is None:
             object.__setattr__(self, "last_step_size", usual / 100)
-        require(self.steps >= 1, f"steps = {self.steps}: expected a whole number >= 1.")
+        require_integer("steps", self.steps, 1)
         for first, last in (("step_size", "last_step_size"), ("gamma", "last_gamma")):
             require(
                 0 < getattr(self, last) <= getattr(self, first),

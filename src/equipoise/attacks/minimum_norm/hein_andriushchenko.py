@@ -19,7 +19,7 @@ from equipoise.attacks.attack import described
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
 from equipoise.attacks.result import likely_classes
 from equipoise.core import progress
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_integer
 from equipoise.core.types import Points
 from equipoise.geometry import Ball, Box
 from equipoise.geometry.hyperplane import move_onto
@@ -44,9 +44,9 @@ class BG(BoundaryAttack):
     """How many values of s, growing or bisecting, are tried at most."""
 
     def __post_init__(self) -> None:
-        require(self.targets >= 1, f"targets = {self.targets}: expected a whole number >= 1.")
+        require_integer("targets", self.targets, 1)
         require(self.growth > 1, f"growth = {self.growth} does not grow: expected a number > 1, such as 1.2.")
-        require(self.steps >= 1, f"steps = {self.steps}: expected a whole number >= 1.")
+        require_integer("steps", self.steps, 1)
 
     def __str__(self) -> str:
         return f"bg({self.geometry.norm} {self.geometry.eps:g}, {self.targets} targets)"

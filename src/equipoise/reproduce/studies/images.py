@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from equipoise.attacks.ascent import Ascent
-from equipoise.core.errors import EquipoiseWarning, require
+from equipoise.core.errors import EquipoiseWarning, require, require_integer
 from equipoise.data import Dataset, Split, load
 from equipoise.losses.terms import Method
 from equipoise.models import as_predictive, predict
@@ -34,7 +34,7 @@ _FEWEST = 3  # epochs, however large the dataset is
 def seeds(options: Options, usual: int = 3) -> list[int]:
     """The seeds of the repeats: `options.seeds` of them, or the study's `usual` number, 2 in its quick form."""
     count = options.seeds if options.seeds is not None else 2 if options.quick else usual
-    require(count >= 1, f"seeds = {count} repeats nothing: expected an integer >= 1.")
+    require_integer("seeds", count, 1)
     return [options.seed + i for i in range(count)]
 
 

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json
+from equipoise.core.files import plain_json, write_atomically
 from equipoise.report.studies import draw, page
 from equipoise.results.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
-from equipoise.results.records import write_atomically
 
 SCHEMA = 1
 _KINDS: dict[str, type] = {

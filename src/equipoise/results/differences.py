@@ -1,0 +1,51 @@
+"""What differs between two requests, and the refusal to replace the finished result of another one."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from equipoise.core.errors import require
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two requests, both JSON-ready, one phrase each: `pgd linf 0.1, steps: 20 before, 2
+    now`.
+    """
+    return [
+        f"{', '.join(path)}: {_brief(old)} before, {_brief(new)} now"
+        for path, old, new in _changes(json.loads(json.dumps(before)), json.loads(json.dumps(now)), ())
+    ]
+
+
+_ABSENT = object()
+
+
+def _changes(before: Any, now: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in {**before, **now}:
+            yield from _changes(before.get(key, _ABSENT), now.get(key, _ABSENT), (*path, key))
+    elif before is _ABSENT or now is _ABSENT or before != now:
+        yield path, before, now
+
+
+def _brief(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    if isinstance(value, Mapping | list) and len(str(value)) > 40:
+        return "present"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) < 64 else f"{text[:12]}..."  # a SHA-256
+
+
+def require_same(path: str | os.PathLike[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `EquipoiseError` naming what differs unless the finished result at `path`, the outcome of the request
+    `before`, is that of the request `now` too.
+    """
+    told = differences(before, now)
+    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    require(
+        not told,
+        f"{path} already holds another result ({'; '.join(told[:3])}{more}): add --overwrite to replace it, or choose "
+        "another place with --out.",
+    )

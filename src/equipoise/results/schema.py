@@ -1,0 +1,73 @@
+"""Plain data to records: one reader for every file, made from the types of the fields."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from equipoise.core.errors import EquipoiseError
+
+T = TypeVar("T")
+
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""A number that is neither infinite nor NaN."""
+Radius = Annotated[float, msgspec.Meta(ge=0)]
+"""A number from 0 to infinity."""
+Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""An integer of 64 bits."""
+
+
+def parse(kind: type[T], data: Any, where: str) -> T:
+    """Return `data`, as read from a JSON file, as an object of `kind`: a dataclass, whose fields may be dataclasses.
+
+    A field that `data` lacks has its default. Raises `EquipoiseError` for any other difference, naming `where` and the
+    path of the field: `run.json is damaged: results[2].eps: expected number, got text.`
+    """
+    try:
+        found = msgspec.convert(data, kind, dec_hook=_other)
+    except msgspec.ValidationError as error:
+        raise EquipoiseError(f"{where} is damaged: {_worded(str(error))}.") from error
+    for path in _unknown(found, data, ""):
+        raise EquipoiseError(f"{where} is damaged: {path} is no field that this version of equipoise knows.")
+    return found
+
+
+def _other(kind: type, value: Any) -> Any:
+    """A value of a type that JSON does not have."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+
+
+_WORDS = {
+    "array": "list",
+    "object": "table",
+    "str": "text",
+    "float": "number",
+    "int": "integer",
+    "bool": "true or false",
+}
+
+
+def _worded(error: str) -> str:
+    """The path of the field, then what is wrong, in the words of JSON: 'results[2].eps: expected number, got text'."""
+    told, _, path = error.partition(" - at `$")
+    for word, ours in _WORDS.items():
+        told = told.replace(f"`{word}`", ours).replace(f"`{word} | null`", f"{ours} or null")
+    told = told.replace("Object missing required field", "it lacks the field").replace("`", "")
+    return (f"{path.strip('.`')}: " if path else "") + told[:1].lower() + told[1:].rstrip(".")
+
+
+def _unknown(value: Any, data: Any, path: str) -> Iterator[str]:
+    """The paths of the entries of `data` that no field of the dataclasses in `value` stands for."""
+    if is_dataclass(value) and isinstance(data, Mapping):
+        names = {field.name for field in fields(value)}
+        yield from (f"{path}{name}" for name in data if name not in names)
+        for name in names & data.keys():
+            yield from _unknown(getattr(value, name), data[name], f"{path}{name}.")
+    elif isinstance(value, list | tuple) and any(map(is_dataclass, value[:1])):
+        for number, (one, its) in enumerate(zip(value, data, strict=True)):
+            yield from _unknown(one, its, f"{path.removesuffix('.')}[{number}].")
