@@ -34,6 +34,7 @@ from equipoise.reproduce import (
     names,
     outcome,
 )
+from equipoise.reproduce.overview import kept
 from equipoise.results.records import load
 from equipoise.results.reproduction import agreement
 from equipoise.training import Recipe
@@ -82,15 +83,43 @@ def ask(line: str) -> int:
 def test_every_experiment_is_listed_with_its_data_and_its_time(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setattr(reproducing.cost, "per_pass", lambda net, data: 1e-5)
     np.savez(tmp_path / "mine.npz")
     assert ask(f"experiments --scale 0.1 --workers 2 --data fashion-mnist={tmp_path}/mine.npz") == 0
     said = capsys.readouterr().out
-    assert "at scale 0.1, on 2 workers of this machine" in said
+    assert "at scale 0.1, on 2 workers as estimated on" in said
     for name in names():
         (line,) = [line for line in said.splitlines() if f" {name} " in line]
         needed = experiments.experiment(name).plan(0.1).datasets()
         assert all((f"{one} (missing)" in line) == (one not in ("fashion-mnist", "digits")) for one in needed)
+
+
+def test_the_overview_is_that_of_the_experiments():
+    listed = kept().experiments
+    assert list(listed) == names()
+    for name, one in listed.items():
+        experiment = experiments.experiment(name)
+        assert (one.title, one.source) == (experiment.title, experiment.source)
+        assert list(one.data) == experiment.plan().datasets()
+        assert all(0 < one.chain[v] <= one.seconds[v] for v in ("corrected", "as published"))
+
+
+@pytest.mark.parametrize("scale", [1, 0.1])
+def test_times_are_measured_here_on_request_alone(scale, capsys, monkeypatch):
+    rate = {words: 10.0 for words in kept().rates}
+    monkeypatch.setattr(reproducing.cost, "_measured", lambda words: rate[words])
+    monkeypatch.setenv("COLUMNS", "200")
+    assert ask(f"experiments --scale {scale}") == 0
+    estimated = capsys.readouterr().out
+    assert ask(f"experiments --scale {scale} --measure --workers 3") == 0
+    measured = capsys.readouterr().out
+    assert f"at scale {scale}, on 3 workers of this machine" in measured
+
+    def seconds(said: str) -> float:
+        (line,) = [line for line in said.splitlines() if " udp-table-2 " in line]
+        number, unit = re.search(r"([\d.,]+) (min|h|days) ", line).groups()
+        return float(number.replace(",", "")) * {"min": 60, "h": 3600, "days": 86400}[unit]
+
+    assert seconds(measured) > 100 * seconds(estimated)
 
 
 def test_the_numbers_stand_beside_the_papers(toy, capsys):

@@ -118,7 +118,8 @@ def written(text: str) -> list[float | None]:
 def test_the_numbers_are_the_papers(name, text):
     mine = [None if cell.paper is None else round(cell.paper, 1) for cell in all_cells(name)]
     assert mine == written(text)
-    assert {cell.deviation for cell in all_cells(name)} == {0.05}
+    rounded = [0.005 if cell.paper == 72.72 else 0.05 for cell in all_cells(name)]
+    assert [cell.deviation for cell in all_cells(name)] == rounded
 
 
 def test_u_table_1_is_consistent():

@@ -17,6 +17,7 @@ from equipoise.cli.pairs import pairs
 from equipoise.core.errors import require, unknown
 from equipoise.data import available
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
+from equipoise.reproduce.overview import Listed, Overview, kept
 from equipoise.reproduce.stand_in import KINDS, stand_in
 from equipoise.reproduce.sweep import Progress, Swept, claim, cores, finished, require_experiments, sweep
 from equipoise.results.findings import Study
@@ -27,7 +28,7 @@ _FAILED = 1  # the exit code of a sweep of which a task failed
 
 @dataclass(frozen=True)
 class Experiments:
-    """List the papers' tables and figures that can be reproduced: what they need, and how long they take here.
+    """List the papers' tables and figures that can be reproduced: what they need, and how long they take.
 
     Example: equipoise experiments --scale 0.2 --data-root DIR
     """
@@ -42,6 +43,8 @@ class Experiments:
     """What stands for a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
     workers: int | None = None
     """Processes that share the work; by default all cores."""
+    measure: FlagCreatePairsOff[bool] = False
+    """Measure how fast the networks run here, which takes half a minute, instead of estimating from another machine."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ def list_experiments(options: Experiments) -> None:
     """Print a line for each experiment."""
     require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
     sources, workers = _sources(options.data), options.workers or cores()
-    title = f"at scale {options.scale:g}, on {workers} worker{'s' * (workers > 1)} of this machine"
+    known = kept()
+    by = "of this machine" if options.measure else f"as estimated on {known.machine}; --measure does it here"
+    title = f"at scale {options.scale:g}, on {workers} worker{'s' * (workers > 1)} {by}"
     table = RichTable(title=title, title_justify="left")
     wide, roomy = columns() >= 110, columns() >= 150
     table.add_column("name", no_wrap=True)
@@ -100,15 +105,23 @@ def list_experiments(options: Experiments) -> None:
     for name, there_is_room in (("source", wide), ("shows", roomy)):
         if there_is_room:
             table.add_column(name, overflow="fold")
-    for name in sorted(experiments.names(), key=_naturally):
-        one = experiments.experiment(name)
-        plan = one.plan(options.scale, _variant(options.variant))
-        there = {n: _there(n, sources, options.data_root) for n in plan.datasets()}
+    for name in sorted(known.experiments, key=_naturally):
+        one = known.experiments[name]
+        there = {n: _there(n, sources, options.data_root) for n in one.data}
         data = ", ".join(n if here else f"{n} (missing)" for n, here in there.items())
-        about = _roughly(cost.total(plan.tasks(), workers))
+        about = _roughly(_work(name, one, options, known).by(workers))
         table.add_row(name, about, data or "none", *[one.source][:wide], *[one.title][:roomy])
     say(table)
     say("next: equipoise reproduce NAME --scale 0.1 --out DIR")
+
+
+def _work(name: str, one: Listed, options: Experiments, known: Overview) -> cost.Work:
+    """How long an experiment takes: as it was estimated once, or by the speed of this machine."""
+    variant = _variant(options.variant)
+    if options.scale == 1 and not options.measure:
+        return cost.Work(one.seconds[variant], one.chain[variant])
+    plan = experiments.experiment(name).plan(options.scale, variant)
+    return cost.work(plan.tasks(), rates=None if options.measure else known.rates)
 
 
 def _naturally(name: str) -> list[str]:

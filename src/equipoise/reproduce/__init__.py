@@ -1,7 +1,7 @@
 """The papers' tables and figures, each one command: what is computed, the paper's numbers, and whether they came out.
 
-An experiment is a module in `equipoise.reproduce.papers` with an `experiment`, named as the module is:
-`udp_table_2.py` holds `udp-table-2`.
+The experiments of a paper are the `EXPERIMENTS` of its module in `equipoise.reproduce.papers`; the tables that it
+prints lie beside the module, in `udp.txt` for U.
 """
 
 from equipoise.reproduce.experiment import (

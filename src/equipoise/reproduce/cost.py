@@ -6,6 +6,7 @@ what its finished tasks took.
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from json import dumps, loads
 from typing import Any
@@ -56,29 +57,53 @@ STUDIES: Mapping[str, float] = {
 is a guess."""
 _QUICK = 5.0  # seconds of the quick form
 
+Rates = Mapping[str, float]
+"""Seconds of one sample's pass through a network, by what the network is."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How long tasks take in all."""
+
+    seconds: float
+    """On one worker."""
+    chain: float
+    """Of those that have to wait for each other: with any number of workers."""
+
+    def by(self, workers: int) -> float:
+        """Seconds with so many workers."""
+        return max(self.seconds / workers, self.chain)
+
 
 def total(tasks: Iterable[Task], workers: int = 1, sizes: Mapping[str, int] = SIZES) -> float:
     """Estimated seconds of all tasks together with so many workers: their sum, shared, but at least the longest chain.
 
     Tasks come after those they need.
     """
+    return work(tasks, sizes).by(workers)
+
+
+def work(tasks: Iterable[Task], sizes: Mapping[str, int] = SIZES, rates: Rates | None = None) -> Work:
+    """Estimated seconds of all tasks together, which come after those they need; `rates` as in `seconds`."""
     spent, chain = 0.0, 0.0
     ends: dict[str, float] = {}
     for task in tasks:
-        own = seconds(task, sizes)
+        own = seconds(task, sizes, rates)
         end = own + max((ends.get(repr(one), 0.0) for one in task.needs), default=0.0)
         ends[repr(task)] = end
         spent, chain = spent + own, max(chain, end)
-    return max(spent / workers, chain)
+    return Work(spent, chain)
 
 
-def seconds(task: Task, sizes: Mapping[str, int] = SIZES) -> float:
+def seconds(task: Task, sizes: Mapping[str, int] = SIZES, rates: Rates | None = None) -> float:
     """Estimated seconds of a task on one core of this machine, or on its GPU. `sizes` are the datasets' numbers of
-    training samples.
+    training samples, `rates` seconds per pass that were measured elsewhere; others are measured here.
     """
     if isinstance(task, Studied):
         return _QUICK if task.quick else STUDIES.get(task.name, 120.0)
-    return _START + passes(task, sizes) * per_pass(_net(task), task.data)
+    words = _described(_net(task), task.data)
+    each = rates[words] if rates and words in rates else _measured(words)
+    return _START + passes(task, sizes) * each
 
 
 def _net(task: Task) -> Net:
@@ -174,10 +199,21 @@ def _of_attack(attack: AttackLike) -> float:
 
 def per_pass(net: Net, data: str) -> float:
     """Seconds of one sample's pass through a network, measured once in this process, on the GPU if there is one."""
+    return _measured(_described(net, data))
+
+
+def all_rates(tasks: Iterable[Task]) -> Rates:
+    """The seconds per pass of every network of the tasks, measured here, as `seconds` takes them."""
+    described = {_described(_net(task), task.data) for task in tasks if not isinstance(task, Studied)}
+    return {words: _measured(words) for words in sorted(described)}
+
+
+def _described(net: Net, data: str) -> str:
+    """All that a pass depends on, in words."""
     kind = KINDS.get(data, KINDS["mnist"])
     words = {"name": net.name, "options": dict(net.options), "members": net.members, "shape": kind.shape}
     words |= {"classes": kind.classes, "dropout_samples": net.dropout_samples, "seed": 0}
-    return _measured(dumps(words))
+    return dumps(words)
 
 
 @cache

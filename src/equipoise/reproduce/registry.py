@@ -1,20 +1,26 @@
 """All experiments by name."""
 
-from importlib import import_module
-from pkgutil import iter_modules
+from functools import cache
 
 from equipoise.core.errors import unknown
-from equipoise.reproduce import papers
 from equipoise.reproduce.experiment import Experiment
+
+
+@cache
+def _experiments() -> dict[str, Experiment]:
+    from equipoise.reproduce.papers import framework, rethinking, udp, uta
+
+    found = (one for paper in (framework, rethinking, udp, uta) for one in paper.EXPERIMENTS)
+    return {one.name: one for one in sorted(found, key=lambda one: one.name)}
 
 
 def names() -> list[str]:
     """The names of all experiments."""
-    return sorted(module.name.replace("_", "-") for module in iter_modules(papers.__path__))
+    return list(_experiments())
 
 
 def experiment(name: str) -> Experiment:
     """The experiment of that name. Raises `EquipoiseError` if there is none."""
     if name not in names():
         raise unknown("experiment", name, names())
-    return import_module(f"{papers.__name__}.{name.replace('-', '_')}").experiment
+    return _experiments()[name]
