@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # runs from a checko
 import textbook
 
 from equipoise import methods, nets
-from equipoise.attacks.ascent import _START, _STEPS, Ascent
-from equipoise.core.rng import Streams
+from equipoise.attacks.ascent import Ascent
+from equipoise.core.rng import Stream, Streams
 from equipoise.losses import Method
 from equipoise.models import as_predictive
 from equipoise.results.provenance import provenance
@@ -104,8 +104,8 @@ class Textbook:
         self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, 0.9)
 
     def points(self, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
-        start = self.ascent.start.draw(streams.fold(_START), x, self.ascent.geometry)
-        return self.perturb(self.model, x, y, self.climb, start, self.ascent.steps.draw(streams.fold(_STEPS)))
+        start = self.ascent.start.draw(streams.fold(Stream.START), x, self.ascent.geometry)
+        return self.perturb(self.model, x, y, self.climb, start, self.ascent.steps.draw(streams.fold(Stream.STEPS)))
 
     def __call__(self, x: Tensor, y: Tensor, streams: Streams) -> None:
         textbook.train(self.model, self.optimizer, self.loss(self.model, x, self.points(x, y, streams), y))
@@ -175,7 +175,7 @@ def flops(case: Case, model: nn.Module, x: Tensor, streams: Streams, ours: Ours)
     model.requires_grad_(False)
     point = x.clone().requires_grad_()
     per_gradient = counted(lambda: model(point).sum().backward())
-    counts = ours.ascent.steps.draw(ours.streams(streams).fold(_STEPS))
+    counts = ours.ascent.steps.draw(ours.streams(streams).fold(Stream.STEPS))
     gradients = len(x) * case.steps if counts is None else float(counts.sum())
     clean = len(x) * per_forward if ours.ascent.objective.needs_clean else 0.0
     return gradients * per_gradient + clean + len(x) * per_outer * len(ours.method.places)

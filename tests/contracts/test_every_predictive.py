@@ -6,9 +6,8 @@ from torch import nn
 
 from equipoise.attacks import pgd, udp
 from equipoise.attacks.execution import value_and_gradient
-from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.attacks.steps import Uniform
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Prediction, Predictive
 from equipoise.losses.objectives import cross_entropy, entropy
 from equipoise.models import Ensemble, MonteCarloDropout, Single, as_predictive, frozen_weights
@@ -88,7 +87,7 @@ def test_its_input_gradient(predictive):
 
 def test_it_can_be_attacked(predictive):
     """A random model is drawn once: for the climb, for its restarts, and where the points found are judged."""
-    judge = predictive.draw(STREAMS.fold(MODEL_STREAM))
+    judge = predictive.draw(STREAMS.fold(Stream.MODEL))
     for attack in (pgd(0.1, 0.03, 4), udp(0.1, 0.03, 4), pgd(0.1, 0.03, 4, start=Uniform(), restarts=2)):
         found = attack(predictive, X, Y)
         assert torch.equal(found.prediction, judge(found.x).labels)

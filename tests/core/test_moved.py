@@ -9,7 +9,16 @@ import pytest
 from equipoise.core.moved import MOVED, new_name
 
 
-@pytest.mark.parametrize("old", MOVED)
+def in_its_place(old: str) -> object:
+    """What a package has under the name of a module that was there."""
+    package, _, name = f"equipoise.{old}".rpartition(".")
+    return vars(import_module(package)).get(name)
+
+
+SHADOWED = [old for old in MOVED if callable(in_its_place(old))]
+
+
+@pytest.mark.parametrize("old", [old for old in MOVED if old not in SHADOWED])
 def test_an_old_name_is_the_module_of_the_new_one(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
     new = f"equipoise.{MOVED[old]}"
     before = import_module(new).__spec__
@@ -18,6 +27,14 @@ def test_an_old_name_is_the_module_of_the_new_one(old: str, monkeypatch: pytest.
         module = import_module(f"equipoise.{old}")
     assert module is import_module(new) and module.__name__ == new and module.__spec__ is before
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("old", SHADOWED)
+def test_an_old_module_never_takes_the_place_of_a_function(old: str) -> None:
+    function = in_its_place(old)
+    with pytest.raises(ModuleNotFoundError, match=rf"equipoise\.{old} has moved: import equipoise\.{MOVED[old]}$"):
+        import_module(f"equipoise.{old}")
+    assert in_its_place(old) is function
 
 
 def test_a_package_stands_for_its_modules() -> None:

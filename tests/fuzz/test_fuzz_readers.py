@@ -48,7 +48,7 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 def attempt(read: Callable[[], Dataset]) -> Dataset | None:
     """The dataset, or None where it is refused in one sentence; within the time and the room."""
-    began = time.monotonic()
+    began = time.process_time()
     tracemalloc.start()
     try:
         with warnings.catch_warnings():
@@ -66,7 +66,7 @@ def attempt(read: Callable[[], Dataset]) -> Dataset | None:
         room = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert room < ROOM, f"{room:,} bytes"
-        assert time.monotonic() - began < SECONDS
+        assert time.process_time() - began < SECONDS
 
 
 # Files in the published formats
@@ -372,8 +372,9 @@ def test_entries_of_a_folder_are_read_or_counted(entries: list[tuple[str, str, s
                 elif kind == "device":
                     os.mkfifo(place)
                 else:
-                    place.write_bytes(content.get(kind, b""))
-            except OSError:  # there is something of another kind already
+                    with place.open("xb") as new:  # never through a pipe or a link that is there already
+                        new.write(content.get(kind, b""))
+            except OSError:  # there is something already
                 continue
         data = attempt(partial(load, top))
         if data is None or linked:

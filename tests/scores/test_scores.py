@@ -10,7 +10,7 @@ from torch import nn
 
 from equipoise.attacks import bg, minimal_l2
 from equipoise.core.errors import EquipoiseError
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.generators import Manifold
 from equipoise.geometry import Box
 from equipoise.scores import (
@@ -314,7 +314,7 @@ def test_with_the_distances_as_radii_r4_is_a_plain_double_sum():
     estimate = score(net, x, seed=5)
     law = score.robustness.law
     assert isinstance(law, OnManifold) and str(score.radii) == "the distances of the points, averaged"
-    streams = Streams.of(5, torch.arange(6)).fold(12)  # those of the draws
+    streams = Streams.of(5, torch.arange(6)).fold(Stream.NEIGHBOURS)
     seen = [points for points, _ in law.draws(x, None, torch.zeros(6, 1).double(), streams)]
     for i in range(6):
         far = [float((points[i].double() - x[i].double()).norm()) for points in seen]
@@ -330,7 +330,7 @@ def test_with_the_distances_as_radii_r4_is_a_plain_double_sum():
 
 
 def test_where_the_law_has_no_point_the_classifier_is_robust():
-    law = OnManifold(identity_manifold(), 5, 10.0)
+    law = OnManifold(identity_manifold(), 5, 1e6)
     estimate = Score(Sampled(law), Radii(0.1, count=3), H=identity)(linear([1.0], -0.5), torch.full((9, 1), 0.5))
     assert np.allclose(estimate.values, 0.1)
 

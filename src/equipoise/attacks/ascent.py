@@ -17,7 +17,7 @@ import torch
 from equipoise.attacks.attack import Attack
 from equipoise.attacks.climb import ActiveBatch, Case, Draws, Keep, Outcome, Rows, Selection, phases
 from equipoise.attacks.execution import held_still
-from equipoise.attacks.inputs import MODEL_STREAM, Admitted
+from equipoise.attacks.inputs import Admitted
 from equipoise.attacks.result import Goal, Perturbed, confirmed, judged, likely_classes
 from equipoise.attacks.spaces import Input
 from equipoise.attacks.steps import (
@@ -35,7 +35,7 @@ from equipoise.attacks.steps import (
 )
 from equipoise.core import progress
 from equipoise.core.errors import require, require_integer, unknown
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import (
     Here,
     Labels,
@@ -56,7 +56,6 @@ from equipoise.models import couples_samples, frozen, isolated, predict, seeded
 TargetRule = Literal["least_likely", "runner_up", "random"]
 
 _STARTS: dict[str, Start] = {"zero": Zero(), "uniform": Uniform(), "boundary": Boundary()}
-_START, _STEPS, _, _TARGET, _RESTART = range(5)  # what a stream is drawn for, beside MODEL_STREAM
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,8 @@ class Ascent(Attack):
         with seeded(int(streams.keys[0]), x.device), isolated(x.device):
             target = None
             if self.target is not None:
-                clean = predict(predictive, x, streams.fold(MODEL_STREAM))
-                target = choose_target(self.target, clean, y, streams.fold(_TARGET))
+                clean = predict(predictive, x, streams.fold(Stream.MODEL))
+                target = choose_target(self.target, clean, y, streams.fold(Stream.TARGET))
             inside, origin = self.space.enter(frozen(predictive, self.mode), x)
             case = Case(inside, origin, y, target, None, streams, streams, Goal(y, target))
             return self.space.leave(origin, self._from_inside._climb(case).point)
@@ -250,12 +249,12 @@ class Ascent(Attack):
     def _attack(self, inputs: Admitted, couples: bool) -> Perturbed:
         predictive, x, y, target = inputs.predictive, inputs.x, inputs.y, inputs.target
         streams, start = inputs.streams, inputs.start
-        clean = predict(predictive, x, streams.fold(MODEL_STREAM))
+        clean = predict(predictive, x, streams.fold(Stream.MODEL))
         goal = Goal(clean.labels if y is None else y, target)
         if self.num_targets is not None:
             target = likely_classes(clean, goal.avoid.clamp_min(0), self.num_targets)
         elif self.target is not None:
-            target = choose_target(self.target, clean, y, streams.fold(_TARGET))
+            target = choose_target(self.target, clean, y, streams.fold(Stream.TARGET))
             goal = replace(goal, reach=target)
         case = Case(predictive, x, y, target, clean, streams, streams, goal, start, couples)
         result, value = self._attempt(case, 0)
@@ -279,7 +278,7 @@ class Ascent(Attack):
         again = restart > 0 and isinstance(self.start, Zero)
         case = replace(
             case,
-            attempt=case.streams.fold(_RESTART, restart),
+            attempt=case.streams.fold(Stream.RESTART, restart),
             start=case.start if restart == 0 else None,
             rule=Uniform() if again else self.start,
         )
@@ -323,12 +322,12 @@ class Ascent(Attack):
         phase = balls[0]
         with held_still(case.predictive, case.x, self.mode, self.precision) as draw:
             independent = not (case.couples or couples_samples(case.predictive.module, self.mode))
-            streams = case.streams.fold(MODEL_STREAM)
+            streams = case.streams.fold(Stream.MODEL)
             model = Draws(draw, streams, self.draws, self.redraw, at_once=None if independent else 0)
             predict = draw(streams)
             clean = predict(case.x) if self.objective.needs_clean else None
             rows = Rows.of(
-                case, clean, self._starts(case), steps.draw(case.attempt.fold(_STEPS)), self.step, self._may_cycle
+                case, clean, self._starts(case), steps.draw(case.attempt.fold(Stream.STEPS)), self.step, self._may_cycle
             )
             active = ActiveBatch(rows, len(case.x), steps.most, Selection(self.keep, self.patience), independent)
             active.evaluations += clean is not None
@@ -356,7 +355,7 @@ class Ascent(Attack):
         ball = phases(self.geometry, self._schedule[0].most, self.approach)[0].ball
         if case.start is not None:
             return ball.project(case.start, case.x)
-        return (case.rule or self.start).draw(case.attempt.fold(_START), case.x, ball)
+        return (case.rule or self.start).draw(case.attempt.fold(Stream.START), case.x, ball)
 
     @property
     def _may_cycle(self) -> bool:

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from equipoise.attacks.inputs import MODEL_STREAM, Admitted, admitted
+from equipoise.attacks.inputs import Admitted, admitted
 from equipoise.attacks.result import Goal, Perturbed, confirmed, judged
 from equipoise.core import progress
 from equipoise.core.errors import require
+from equipoise.core.rng import Stream
 from equipoise.core.types import Labels, PerSample, Points, Prediction, Predictive
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import margin
@@ -172,7 +173,7 @@ class Batch:
 
     def predict(self, points: Points) -> Prediction:
         """What the model says at points, one for each of the samples."""
-        return predict(self.inputs.predictive, points, self.inputs.streams.fold(MODEL_STREAM))
+        return predict(self.inputs.predictive, points, self.inputs.streams.fold(Stream.MODEL))
 
     def __len__(self) -> int:
         return len(self.label)
@@ -255,7 +256,7 @@ def own_labels(inputs: Admitted) -> Labels:
     """The true labels, or without labels the classes predicted at the clean points (0 where these are not finite)."""
     if inputs.y is not None:
         return inputs.y
-    return predict(inputs.predictive, inputs.x, inputs.streams.fold(MODEL_STREAM)).labels.clamp_min(0)
+    return predict(inputs.predictive, inputs.x, inputs.streams.fold(Stream.MODEL)).labels.clamp_min(0)
 
 
 def unperturbed(inputs: Admitted, geometry: Ball) -> tuple[Perturbed, Prediction]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equipoise.core import progress
 from equipoise.core.errors import require, require_integer
-from equipoise.core.rng import Streams, fold
+from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import (
     Labels,
     Points,
@@ -31,7 +31,6 @@ from equipoise.models import (
     seeded,
 )
 
-MODEL_STREAM, GLOBAL_STREAM = 2, 5
 """The stream from which a random model is drawn (the same for the clean prediction, the climb and the confirmation),
 and that of the global generators, from which dropout draws."""
 
@@ -173,7 +172,7 @@ def admitted(
             seed,
             batch_size,
         )
-        generators = seeded(fold(seed, GLOBAL_STREAM), x.device) if draws or examined.random else nullcontext()
+        generators = seeded(fold(seed, Stream.GLOBAL), x.device) if draws or examined.random else nullcontext()
         token = _examined.set(examined)
         try:
             with generators:

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from equipoise.attacks.inputs import MODEL_STREAM
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import (
     Labels,
     PerSample,
@@ -126,7 +125,6 @@ class Goal:
 DRAWS = 20
 """Fresh draws of a random model over which its predictions are judged."""
 
-JUDGE_STREAM = 6
 """The stream of those draws."""
 
 
@@ -145,7 +143,7 @@ def confirmed(
     zero_gradients: Int[Tensor, " batch"] | None = None,
 ) -> tuple[Perturbed, Prediction]:
     """The outcome at the points found, and the prediction there: in eval mode and the model's own precision."""
-    here, errors, not_finite, label = _asked(predictive, goal, point, streams, MODEL_STREAM)
+    here, errors, not_finite, label = _asked(predictive, goal, point, streams, Stream.MODEL)
     none = torch.zeros_like(evaluations)
     draws = DRAWS if predictive.random else 1
     result = Perturbed(
@@ -171,12 +169,12 @@ def judged(predictive: Frozen, geometry: Ball, goal: Goal, x: Points, result: Pe
     """The outcome of a search, on a random model by fresh draws: those that chose the points were lucky ones."""
     if not predictive.random:
         return result
-    _, errors, not_finite, label = _asked(predictive, goal, result.x, streams, JUDGE_STREAM)
+    _, errors, not_finite, label = _asked(predictive, goal, result.x, streams, Stream.JUDGE)
     success = (2 * errors > DRAWS) & geometry.contains(result.x, x)
     return replace(result, success=success, errors=errors, not_finite=not_finite, prediction=label)
 
 
-def prediction_of(predictive: Frozen, point: Points, streams: Streams, stream: int = MODEL_STREAM) -> Prediction:
+def prediction_of(predictive: Frozen, point: Points, streams: Streams, stream: int = Stream.MODEL) -> Prediction:
     """The prediction at points that counts; of a random model, the mean over `DRAWS` draws."""
     keys = [streams.fold(stream, *([number] if number else [])) for number in range(DRAWS if predictive.random else 1)]
     heres = [predict(predictive, point, key) for key in keys]

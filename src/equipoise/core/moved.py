@@ -85,6 +85,9 @@ class Moved(MetaPathFinder, Loader):
         """The module under its new name."""
         new = new_name(spec.name)
         assert new is not None
+        package, _, name = spec.name.rpartition(".")
+        if callable(vars(sys.modules[package]).get(name)):  # as a module would take the place of a function
+            raise ModuleNotFoundError(f"{spec.name} has moved: import {new}", name=spec.name)
         # The import system's own frames are not counted.
         warnings.warn(f"{spec.name} has moved: import {new}", DeprecationWarning, stacklevel=2)
         module = import_module(new)

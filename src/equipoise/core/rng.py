@@ -7,6 +7,7 @@ same whichever batch, order or shard a sample comes in. No global state is read 
 
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from jaxtyping import Float, Int
@@ -49,12 +50,70 @@ def _wrap(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
+class Stream(IntEnum):
+    """What a sample's stream is for: its number is folded into the key, so that no two share their numbers. A number
+    stands for good, as another would change results.
+    """
+
+    START = 0
+    """Where an ascent starts."""
+    STEPS = 1
+    """The number of its steps."""
+    MODEL = 2
+    """What a random model draws."""
+    TARGET = 3
+    """The class that is aimed at."""
+    RESTART = 4
+    """Everything of a further start."""
+    GLOBAL = 5
+    """The global generators, for a model that draws from them."""
+    JUDGE = 6
+    """What a random model draws when a point is judged, which no search has seen."""
+    SQUARE_RESTART = 10
+    SQUARE_START = 11
+    SQUARE_WINDOW = 12
+    SQUARE_SIGN = 13
+    RANDOM_SEARCH = 14
+    """The points that are tried."""
+    RADII = 15
+    """The radii at which a score is sampled."""
+    NEIGHBOURS = 16
+    """The points near a sample that a score looks at."""
+    BOX = 17
+    """Points of the whole box, for a score over it."""
+    JITTER = 18
+    """A small move of a sample, to see whether the model is smooth."""
+    SIGNS = 19
+    """Directions in which a gradient is checked by finite differences."""
+    POWER_ITERATION = 21
+    """The first vector of a power iteration."""
+    DIRECTION = 22
+    """The second direction of a surface."""
+
+
+class RunStream(IntEnum):
+    """The same of a training's seed, and of the seed of one of its epochs."""
+
+    SPLIT = 0
+    """Which samples are held out for validation."""
+    ORDER = 1
+    """The order of the samples."""
+    AUGMENT = 2
+    """Crops and flips."""
+    ASCENT = 3
+    """The streams of the samples that perturbations draw from."""
+    NOISE = 4
+    """The global generators, from which dropout draws; the codes that an auto-encoder is compared with."""
+    PLAY = 5
+    """The batches of the other networks that a method trains."""
+
+
 @dataclass(frozen=True)
 class Streams:
     """One independent random stream per sample of a batch, and one that all samples share.
 
-    `Streams.of(seed, index)` makes them; each draw takes numbers from the start of every stream, so fold in a
-    different integer (`streams.fold(1)`) for each thing that is drawn.
+    `Streams.of(seed, index)` makes them; each draw takes numbers from the start of every stream, so fold in what it is
+    for (`streams.fold(Stream.START)`), and within that a different integer for each thing that is drawn.
     """
 
     keys: Int[Tensor, " batch"]

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.attacks.inputs import MODEL_STREAM, admitted
+from equipoise.attacks.inputs import admitted
 from equipoise.core.errors import require
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, Points, Predict, Predictive
 from equipoise.geometry import EVERYWHERE, Ball
 from equipoise.models import full_precision
@@ -64,7 +64,7 @@ def in_blocks(
 
         def block(rows: Tensor) -> Block:
             streams = case.streams[rows]
-            predict = case.predictive.draw(streams.fold(MODEL_STREAM))
+            predict = case.predictive.draw(streams.fold(Stream.MODEL))
             return Block(predict, rows, streams, case.classes, case.members)
 
         return [work(block(rows)) for rows in torch.arange(len(x), device=x.device).split(batch_size)]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, NoGradient, require, require_integer
+from equipoise.core.rng import Stream
 from equipoise.core.types import Labels, PerSample, Points, Predict, Predictive
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
 from equipoise.losses.objectives import margin
@@ -22,7 +23,6 @@ from equipoise.losses.objectives import margin
 MANY_CLASSES = 100
 """Up to so many classes the whole Jacobian costs less than the power iteration: with 10 classes a tenth of it, with 100
 about as much (LeNet and ResNet-18 on a CPU)."""
-_START = 21  # the stream from which the first vector of the power iteration is drawn
 _ENTRIES = 1 << 26  # numbers of a Jacobian held at a time
 
 
@@ -240,7 +240,7 @@ def _power_iteration(block: Block, x: Points, iterations: int, tolerance: float)
     slope, left = _Jacobian.at(block.predict, x), torch.arange(len(x), device=x.device)
     done = torch.zeros_like(left, dtype=torch.bool)
     # A start in the image of Jᵀ has no part that J takes to 0, and a fair share of the best direction.
-    v = _unit(slope.backward(block.streams.fold(_START).normal(block.classes, dtype=x.dtype)))
+    v = _unit(slope.backward(block.streams.fold(Stream.POWER_ITERATION).normal(block.classes, dtype=x.dtype)))
     for _ in range(iterations):
         u = slope.forward(v)
         w = slope.backward(_unit(u))

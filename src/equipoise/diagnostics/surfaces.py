@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from equipoise.attacks.execution import value_and_gradient
 from equipoise.core.errors import require
+from equipoise.core.rng import Stream
 from equipoise.core.types import Labels, Points, Prediction, Predictive
 from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
 from equipoise.losses.objectives import cross_entropy, margin
 from equipoise.results.findings import Number, Picture, Regions
 
-_DIRECTION = 22  # the stream from which d2 is drawn
 _ROUNDING = 8.0  # rounding error of a loss, in units of the machine epsilon times the logits that it compares
 
 Maps = Float[np.ndarray, "samples rows columns"]
@@ -119,7 +119,7 @@ def surface(
     def work(block: Block) -> tuple[Tensor, Tensor, Tensor]:
         here, labels = x[block.rows], y[block.rows]
         _, gradient, _ = value_and_gradient(cross_entropy, block.predict, here, labels=labels)
-        other = 2.0 * (block.streams.fold(_DIRECTION).bits(*here.shape[1:]) & 1).to(here.dtype) - 1
+        other = 2.0 * (block.streams.fold(Stream.DIRECTION).bits(*here.shape[1:]) & 1).to(here.dtype) - 1
         along, across = (_outer(e, d) for d in (gradient.nan_to_num(0.0, 0.0, 0.0).sign(), other))
         lines = [_line(block, here[:, None] + along + across[:, i, None], labels) for i in range(points)]
         loss, margins, outputs = (torch.stack(parts, 1) for parts in zip(*lines, strict=True))

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.attacks.inputs import GLOBAL_STREAM, MODEL_STREAM, check_index
+from equipoise.attacks.inputs import check_index
 from equipoise.core.errors import require, require_integer
-from equipoise.core.rng import Streams, fold
+from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.corruptions import CORRUPTIONS, Published, chosen, corrupt
 from equipoise.corruptions.mnist_c import check_images
@@ -94,14 +94,14 @@ def on_corruptions(
     x, y = check_samples(predictive, x, y, [])
     index = torch.arange(len(x)) if index is None else index.cpu()
     check_index(index, len(x))
-    streams = Streams.of(seed, index.to(x.device)).fold(MODEL_STREAM)
+    streams = Streams.of(seed, index.to(x.device)).fold(Stream.MODEL)
     found = []
     for name, source in corruptions.sources().items():
         labels: list[int] = []
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
             images = corruptions.images(name, x[rows], seed, index[rows])
-            with seeded(fold(seed, GLOBAL_STREAM, int(index[start])), x.device):
+            with seeded(fold(seed, Stream.GLOBAL, int(index[start])), x.device):
                 labels += predict(predictive, images, streams[rows]).tolist()
         right = [label == true for label, true in zip(labels, y.tolist(), strict=True)]
         found.append(CorruptionResult(name, right, labels, source))

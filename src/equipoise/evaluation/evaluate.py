@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from equipoise.attacks import fitted
 from equipoise.attacks.attack import Composite
-from equipoise.attacks.inputs import GLOBAL_STREAM, MODEL_STREAM, Admitted, admitted, check_index
+from equipoise.attacks.inputs import Admitted, admitted, check_index
 from equipoise.attacks.result import DRAWS
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import require, require_integer
 from equipoise.core.progress import kept as kept_before
 from equipoise.core.progress import listening
-from equipoise.core.rng import Streams, fold
+from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.confirm import Verified, verify_outcome
 from equipoise.evaluation.suites import AttackLike, Suite
@@ -195,7 +195,7 @@ def evaluate_block(
     index = index.to(x.device)
     box = attacks[0][1].geometry.box if attacks else Box()
     with admitted(predictive, x, y, Ball("linf", 0.0, box), seed=seed, index=index, part=True) as case:
-        generators = seeded(fold(seed, GLOBAL_STREAM, int(index[0])), x.device) if case.random else nullcontext()
+        generators = seeded(fold(seed, Stream.GLOBAL, int(index[0])), x.device) if case.random else nullcontext()
         with generators:
             return _evaluated(case, predictive, x, y, attacks, index, seed, images, progress)
 
@@ -212,7 +212,7 @@ def _evaluated(
     progress: Progress | None,
 ) -> Block:
     """The block, with the global generators seeded if the model draws from them."""
-    streams = Streams.of(seed, index).fold(MODEL_STREAM)
+    streams = Streams.of(seed, index).fold(Stream.MODEL)
     draws = DRAWS if case.random else 1
     # Looking at clean samples costs next to nothing: an estimate of the remaining time counts the attacks.
     total, done = len(x) * max(len(attacks), 1), 0
@@ -291,7 +291,7 @@ def _run(
     if len(rows):
         search = partial(attack, model, x[rows], y[rows], seed=seed, index=index[rows], batch_size=len(x))
         found = kept_before(name, search)
-        streams = Streams.of(seed, index[rows]).fold(MODEL_STREAM)
+        streams = Streams.of(seed, index[rows]).fold(Stream.MODEL)
         checked = verify_outcome(case.predictive, x[rows], found.x, y[rows], attack.geometry, streams, draws=draws)
         before = correct[rows]
         correct[rows] = before & ~checked.success

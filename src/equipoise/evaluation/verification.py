@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import plain_json
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.confirm import verify_outcome
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
@@ -131,7 +130,7 @@ def audit(
     weight = next((p for p in predictive.module.parameters() if p.is_floating_point()), None)
     x, y = x.cpu().to(torch.float32 if weight is None else weight.dtype), y.cpu()
     index = torch.as_tensor(list(evaluation.index) or range(n))
-    streams = Streams.of(evaluation.provenance.seed, index).fold(MODEL_STREAM)
+    streams = Streams.of(evaluation.provenance.seed, index).fold(Stream.MODEL)
     if not repeats(predictive, x[:_FEW], streams[:_FEW]):
         require(
             len(mismatches) > 0,

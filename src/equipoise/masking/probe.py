@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from equipoise.attacks.execution import value_and_gradient
-from equipoise.attacks.inputs import GLOBAL_STREAM, MODEL_STREAM, admitted
+from equipoise.attacks.inputs import admitted
 from equipoise.attacks.result import like
 from equipoise.core.errors import NoGradient, require
-from equipoise.core.rng import Streams, fold
+from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Objective, cross_entropy, margin
@@ -100,7 +100,6 @@ Scores = Float[Tensor, "batch classes"]
 
 _SUMMARIES = ("clean", "worst case")  # results that are no attack of their own
 _AT_ONCE = 256
-_JITTER_STREAM, _SIGN_STREAM = 11, 12
 
 
 def probe(
@@ -201,8 +200,8 @@ class _Case:
     def drawn(self, streams: Streams, call: int) -> Iterator[Predict]:
         """The prediction function of one call: the same `call` draws the same random numbers."""
         device = self.all_x.device
-        with seeded(fold(self.seed, GLOBAL_STREAM, call), device), torch.autocast(device.type, enabled=False):
-            yield self.predictive.draw(streams.fold(MODEL_STREAM, call))
+        with seeded(fold(self.seed, Stream.GLOBAL, call), device), torch.autocast(device.type, enabled=False):
+            yield self.predictive.draw(streams.fold(Stream.MODEL, call))
 
     @torch.no_grad()
     def scores(self, x: Points, call: int = 0) -> Scores:
@@ -452,7 +451,7 @@ def _gradient_errors(case: _Case) -> tuple[PerSample, PerSample]:
     if case.coupled or case.random:
         return x.new_zeros(0), x.new_zeros(0)  # such a margin depends on more than its sample's input
     width = case.box.high - case.box.low
-    noise = case.streams.fold(_JITTER_STREAM).uniform(*x.shape[1:], dtype=x.dtype)
+    noise = case.streams.fold(Stream.JITTER).uniform(*x.shape[1:], dtype=x.dtype)
     point = torch.lerp(x, case.box.low + width * noise, JITTER)
     with full_precision():
         gradient, here = case.gradient(margin, point), case.scores(point)
@@ -463,7 +462,7 @@ def _gradient_errors(case: _Case) -> tuple[PerSample, PerSample]:
         moves = [gradient * like(step / length, x) for step in steps]
         fine = [_changes(case, point, gradient, [move]) for move in moves]
         signs = [
-            2 * case.streams.fold(_SIGN_STREAM, k).uniform(*x.shape[1:], dtype=x.dtype).round() - 1
+            2 * case.streams.fold(Stream.SIGNS, k).uniform(*x.shape[1:], dtype=x.dtype).round() - 1
             for k in range(DIRECTIONS)
         ]
         coarse = _changes(case, point, gradient, [COARSE * width * sign for sign in signs])

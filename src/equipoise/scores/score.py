@@ -21,7 +21,7 @@ from equipoise.attacks.attack import AttackLike
 from equipoise.attacks.result import Perturbed, at
 from equipoise.certified import certified_radius
 from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.diagnostics.blocks import Block, in_blocks
 from equipoise.geometry import Box, NormName
@@ -163,7 +163,7 @@ class Sampled:
         """`R_S(x, eps) = |{x' in S_eps(x): f(x') = f(x)}| / |S_eps(x)|`."""
         own = block.predict(x).labels
         same, number = torch.zeros_like(radii), torch.zeros_like(radii)
-        for points, inside in self.law.draws(x, y, radii, block.streams.fold(_DRAWS)):
+        for points, inside in self.law.draws(x, y, radii, block.streams.fold(Stream.NEIGHBOURS)):
             stays = block.predict(points).labels == own
             same, number = same + (inside & stays[:, None]), number + inside
         return torch.where(number > 0, same / number.clamp_min(1), 1.0)
@@ -184,12 +184,12 @@ class Sampled:
     def _radii(self, radii: "Radii | Distances", block: Block, x: Points) -> tuple[Shares, float]:
         """Each sample's radii, and the weight of each in the integral."""
         if isinstance(radii, Radii):
-            return radii.draw(block.streams.fold(_RADII)), radii.width
+            return radii.draw(block.streams.fold(Stream.RADII)), radii.width
         if not isinstance(self.law, OnManifold):
             raise EquipoiseError(
                 "the distances of points that are drawn for a radius cannot be radii: take Radii, or a law OnManifold."
             )
-        found = self.law.distances(x, block.streams.fold(_DRAWS))
+        found = self.law.distances(x, block.streams.fold(Stream.NEIGHBOURS))
         return found, 1 / found.shape[1]
 
 
@@ -277,7 +277,7 @@ def _up_to(margins: Float[Tensor, " samples"], score: "Score", streams: Streams,
     )
     radii = score.bounded
     way = (margins.clamp(radii.low, radii.high) - radii.low)[:, None]
-    share = Radii(1.0, count=_PARTS).draw(streams.fold(_RADII))
+    share = Radii(1.0, count=_PARTS).draw(streams.fold(Stream.RADII))
     total = way[:, 0] * score.G(radii.low + share * way).mean(1)
     return Measured(total / (radii.high - radii.low if radii.average else 1), margins=margins, found=found)
 
@@ -355,7 +355,7 @@ class Score:
         require_integer("seed", seed)
         index = torch.arange(len(x), device=x.device)
         if self.over == "box":
-            points = Streams.of(seed, index).fold(_POINTS).uniform(x[0].numel(), dtype=x.dtype).reshape(x.shape)
+            points = Streams.of(seed, index).fold(Stream.BOX).uniform(x[0].numel(), dtype=x.dtype).reshape(x.shape)
             x, y = self.box.low + (self.box.high - self.box.low) * points, None
         parts = []
         for rows in index.split(batch_size):
@@ -377,9 +377,6 @@ class Score:
             x=x,
             found=Perturbed.cat(found) if found else None,
         )
-
-
-_RADII, _DRAWS, _POINTS = 11, 12, 13  # what streams are drawn for
 
 
 @dataclass(frozen=True, eq=False)

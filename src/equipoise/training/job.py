@@ -8,14 +8,12 @@ from typing import Any
 from torch import nn
 
 from equipoise.core.errors import EquipoiseError
-from equipoise.core.rng import fold
+from equipoise.core.rng import RunStream, fold
 from equipoise.core.types import Predictive
 from equipoise.data import Dataset, Split
 from equipoise.losses.terms import Method
 from equipoise.results.records import Run
 from equipoise.training.recipe import Recipe
-
-SPLIT, ORDER, AUGMENT, ASCENT, NOISE, PLAY = range(6)  # what a seed is folded with
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Job:
 
 def training_split(data: Dataset, recipe: Recipe) -> tuple[Split, Split]:
     """The samples that `fit` trains on with this recipe, and those that it holds out for validation."""
-    return data.split_validation(recipe.validation, seed=fold(recipe.seed, SPLIT))
+    return data.split_validation(recipe.validation, seed=fold(recipe.seed, RunStream.SPLIT))
 
 
 def summary_writer() -> Any:

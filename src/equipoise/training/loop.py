@@ -28,7 +28,7 @@ from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.core.files import write_atomically
-from equipoise.core.rng import Streams, fold
+from equipoise.core.rng import RunStream, Streams, fold
 from equipoise.core.types import Predictive
 from equipoise.core.world import World
 from equipoise.data import crop_and_flip
@@ -50,7 +50,7 @@ from equipoise.training.checkpoint import (
 )
 from equipoise.training.folder import forget_replaced
 from equipoise.training.interruption import Interrupted, Stop, listening
-from equipoise.training.job import ASCENT, AUGMENT, NOISE, ORDER, PLAY, Job, Progress, summary_writer, training_split
+from equipoise.training.job import Job, Progress, summary_writer, training_split
 from equipoise.training.judgement import alarms_of, improves, majority_share
 from equipoise.training.players import Seat
 from equipoise.training.processes import ProcessLost, fabric_of, run_processes
@@ -264,11 +264,13 @@ class _Training:
         recipe, memory, device = self.recipe, self.memory, self.fabric.device
         seed = fold(recipe.seed, memory.epoch)
         mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
-        batches = zip(self._shuffle(fold(seed, ORDER)), self._shuffle(fold(seed, PLAY)), strict=True)
+        batches = zip(
+            self._shuffle(fold(seed, RunStream.ORDER)), self._shuffle(fold(seed, RunStream.PLAY)), strict=True
+        )
         for number, (batch, other) in enumerate(batches):
             if number < memory.step:
                 continue
-            reseed(abs(fold(seed, NOISE, number, self.fabric.global_rank)), device)
+            reseed(abs(fold(seed, RunStream.NOISE, number, self.fabric.global_rank)), device)
             self.whole = False
             self._step(batch[mine].to(device), len(batch), seed, number)
             if self.seats:
@@ -302,8 +304,8 @@ class _Training:
     def _step(self, index: Tensor, total: int, seed: int, number: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(number)
-        x, y = self._inputs(index, fold(seed, AUGMENT)), self.train.y[index]
-        streams = Streams.of(fold(seed, ASCENT), index, batch=number)
+        x, y = self._inputs(index, fold(seed, RunStream.AUGMENT)), self.train.y[index]
+        streams = Streams.of(fold(seed, RunStream.ASCENT), index, batch=number)
         points = self.job.method.points(self.predictive, x, y, streams)
 
         def descend() -> tuple[Tensor, Tensor]:
@@ -337,8 +339,8 @@ class _Training:
 
     def _play(self, index: Tensor, total: int, seed: int, number: int) -> None:
         """The other players' step."""
-        seed = fold(seed, PLAY)
-        x = self._inputs(index, fold(seed, AUGMENT))
+        seed = fold(seed, RunStream.PLAY)
+        x = self._inputs(index, fold(seed, RunStream.AUGMENT))
         for i, seat in enumerate(self.seats):
             seat.step(self.predictive, x, Streams.of(fold(seed, i), index, batch=number), total)
 

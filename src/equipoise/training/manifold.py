@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.rng import fold
+from equipoise.core.rng import RunStream, fold
 from equipoise.data import Dataset
 from equipoise.generators import Manifold, auto_encoder, squared_mmd
 from equipoise.training.checkpoint import copy_into, load_tensors, optimizer_tensors, restore_optimizer, save_tensors
@@ -21,7 +21,6 @@ from equipoise.training.recipe import Recipe
 MANIFOLD_FILE = "manifold.safetensors"
 """What the file of a manifold is called in a run directory."""
 
-_ORDER, _PRIOR = range(2)  # what a seed is folded with
 _RECIPE = ("epochs", "batch_size", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "schedule", "seed")
 
 
@@ -89,11 +88,11 @@ def _epoch(
     progress: Callable[[str, float], None] | None,
 ) -> ManifoldLosses:
     manifold.train()
-    generator = torch.Generator().manual_seed(abs(fold(recipe.seed, _ORDER, epoch)))
+    generator = torch.Generator().manual_seed(abs(fold(recipe.seed, RunStream.ORDER, epoch)))
     # Batches of nearly one size: MMD² needs two samples of the last one too.
     batches = torch.randperm(len(x), generator=generator).tensor_split(_batches(x, recipe))
     sums = torch.zeros(2, dtype=torch.float64, device=x.device)
-    prior = torch.Generator().manual_seed(abs(fold(recipe.seed, _PRIOR, epoch)))
+    prior = torch.Generator().manual_seed(abs(fold(recipe.seed, RunStream.NOISE, epoch)))
     for step, index in enumerate(batches):
         done = (epoch + step / len(batches)) / recipe.epochs
         for group in optimizer.param_groups:

@@ -11,16 +11,14 @@ import torch
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
 from equipoise.attacks.execution import held_still
-from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.attacks.result import Goal
 from equipoise.core import progress
 from equipoise.core.errors import require, require_integer, unknown
+from equipoise.core.rng import Stream
 from equipoise.core.types import Precision
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import margin
 from equipoise.models import predict
-
-_DRAW = 14  # what a stream is drawn for
 
 
 @dataclass(frozen=True)
@@ -62,19 +60,19 @@ class RandomSearch(SearchAttack):
         point, number, tried = x.clone(), torch.zeros_like(y), 0
         left = torch.arange(len(x), device=x.device)
         with held_still(predictive, x, "eval", self.precision) as draw:
-            look = draw(streams.fold(MODEL_STREAM))
+            look = draw(streams.fold(Stream.MODEL))
             while tried < self.draws and len(left):
                 progress.report(tried, self.draws, "draw")
                 each = min(max(at_once // len(left), 1), self.draws - tried)
                 rows = left.repeat_interleave(each)
                 trial = torch.arange(tried + 1, tried + each + 1, device=x.device).repeat(len(left))
-                drawn = self.geometry.draw(streams[rows].fold(_DRAW, trial), x[rows])
+                drawn = self.geometry.draw(streams[rows].fold(Stream.RANDOM_SEARCH, trial), x[rows])
                 here = look(drawn)
                 score = margin(here, None, y[rows]).nan_to_num(-torch.inf)
                 fooled = Goal(y[rows]).reached(here).nonzero()[:, 0]
                 if len(fooled):
                     # Lower precision, or other weights' layout, may see a success that there is not.
-                    truth = predict(predictive, drawn[fooled], streams[rows[fooled]].fold(MODEL_STREAM))
+                    truth = predict(predictive, drawn[fooled], streams[rows[fooled]].fold(Stream.MODEL))
                     score[fooled] = torch.where(Goal(y[rows[fooled]]).reached(truth), torch.inf, score[fooled])
                 best, first = score.reshape(-1, each).max(1)
                 better = (best > value[left]).nonzero()[:, 0]

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
 from equipoise.attacks.execution import held_still
-from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.attacks.result import prediction_of
 from equipoise.core import progress
 from equipoise.core.errors import require, require_integer, unknown
-from equipoise.core.rng import Streams, fold
+from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box
 from equipoise.kernels.input_gradients import mostly_wide
@@ -35,7 +34,6 @@ from equipoise.kernels.windowed import Change, Images, LocalForward, Span, Windo
 from equipoise.losses.objectives import margin
 from equipoise.models import Frozen, Single
 
-_RESTART, _START, _WINDOW, _SIGN = range(10, 14)  # what a stream is drawn for
 _BLOCK = 64  # iterations whose draws are made together: as many as an integer has bits
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10 000 iterations
 _TILES = 5  # in each direction, of the start for L2 and L1
@@ -92,7 +90,7 @@ class Square(SearchAttack):
         x, streams = batch.x, batch.inputs.streams
         point, found, spent = x.clone(), torch.zeros_like(batch.label), torch.zeros_like(batch.label)
         with held_still(batch.inputs.predictive, x, "eval", self._precision(batch.inputs.predictive)) as draw:
-            keys = [streams.fold(MODEL_STREAM, *([n] if n else [])) for n in range(self.draws)]
+            keys = [streams.fold(Stream.MODEL, *([n] if n else [])) for n in range(self.draws)]
             search = _Search.of(self, batch, _averaged([draw(key) for key in keys]))
             for rows in search.run(self):
                 point[rows.slot] = rows.stages[0].reshape(-1, *x.shape[1:])
@@ -166,7 +164,8 @@ class _Search:
     def of(cls, attack: Square, batch: Batch, drawn: Predict) -> "_Search":
         """The start of an attempt."""
         x, y, ball, inputs = batch.x, batch.label, attack.geometry, batch.inputs
-        seed, streams = fold(inputs.seed, _RESTART, batch.restart), inputs.streams.fold(_RESTART, batch.restart)
+        seed = fold(inputs.seed, Stream.SQUARE_RESTART, batch.restart)
+        streams = inputs.streams.fold(Stream.SQUARE_RESTART, batch.restart)
         images = x if x.ndim == 4 else x.reshape(len(x), 1 if x.ndim == 2 else x.shape[1], 1, -1)
 
         def flat(predict: Predict) -> Predict:
@@ -178,7 +177,7 @@ class _Search:
         single = isinstance(inputs.predictive.predictive, Single)
         local = LocalForward.of(flat(drawn), x) if single else LocalForward(flat(drawn))
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
-        start = moves.start(images, streams.fold(_START), fold(seed, _START))
+        start = moves.start(images, streams.fold(Stream.SQUARE_START), fold(seed, Stream.SQUARE_START))
         none = torch.zeros_like(y)
         rows = _Rows(
             slot=torch.arange(len(x), device=x.device),
@@ -223,10 +222,11 @@ class _Search:
     def _draw(self, block: int, channels: int) -> list[list[float]]:
         """What the next iterations draw: numbers in [0, 1) for all samples, and each sample's signs."""
         device = self.rows.slot.device
-        bits = self.rows.streams.fold(_SIGN, block).bits(channels)[..., None] >> torch.arange(_BLOCK, device=device)
+        drawn = self.rows.streams.fold(Stream.SQUARE_SIGN, block).bits(channels)
+        bits = drawn[..., None] >> torch.arange(_BLOCK, device=device)
         self.rows.signs = (1 - 2 * (bits & 1)).to(self.rows.origin.dtype)
         iterations = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
-        return Streams.of(fold(self.seed, _WINDOW), iterations).uniform(5, dtype=torch.float64).tolist()
+        return Streams.of(fold(self.seed, Stream.SQUARE_WINDOW), iterations).uniform(5, dtype=torch.float64).tolist()
 
     def _try(self, which: Tensor, patch: Images, window: Window, iteration: int) -> None:
         """Ask for the scores of the rows `which` with the patch in place, and keep it where the margin has shrunk."""

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, AttackLike, own_labels
-from equipoise.attacks.inputs import MODEL_STREAM, Admitted
+from equipoise.attacks.inputs import Admitted
 from equipoise.attacks.minimum_norm.search import clearly_wrong
 from equipoise.attacks.result import Goal, Perturbed, confirmed, judged
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import require, require_integer
+from equipoise.core.rng import Stream
 from equipoise.core.types import Points
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Objective, cross_entropy
@@ -88,10 +89,10 @@ class Bisected(Attack):
             return torch.lerp(x, old.x, share.reshape(-1, *[1] * (x.ndim - 1)))
 
         def fooled(share: Tensor) -> Tensor:
-            return clearly_wrong(predict(predictive, on_the_way(share), streams.fold(MODEL_STREAM)), goal.avoid)
+            return clearly_wrong(predict(predictive, on_the_way(share), streams.fold(Stream.MODEL)), goal.avoid)
 
         one = torch.ones_like(old.distance)
-        clean = goal.reached(predict(predictive, x, streams.fold(MODEL_STREAM)))
+        clean = goal.reached(predict(predictive, x, streams.fold(Stream.MODEL)))
         seen = torch.stack(
             [clean, *(fooled(one * i / self.looks) for i in range(1, self.looks)), clean.new_ones(len(x))]
         )

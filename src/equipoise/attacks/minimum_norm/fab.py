@@ -19,17 +19,15 @@ from torch import Tensor
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack, described
 from equipoise.attacks.execution import held_still, value_and_gradient
-from equipoise.attacks.inputs import MODEL_STREAM
 from equipoise.attacks.minimum_norm.search import clearly_wrong, difference, usable
 from equipoise.attacks.result import like, likely_classes
 from equipoise.core import progress
 from equipoise.core.errors import require, require_integer, unknown
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box, norm_of
 from equipoise.geometry.hyperplane import move_onto
 
-_RESTART = 4
 """The stream of the random starts."""
 
 
@@ -88,9 +86,9 @@ class FAB(SearchAttack):
         start = None
         if batch.restart:
             reach = torch.where(batch.best.success, batch.best.distance, float("inf")).clamp_max(self.geometry.eps)
-            start = self._start(x, targets.shape[1], inputs.streams.fold(_RESTART, batch.restart), reach)
+            start = self._start(x, targets.shape[1], inputs.streams.fold(Stream.RESTART, batch.restart), reach)
         with held_still(inputs.predictive, x, "eval", self.precision) as draw:
-            found = self._walk(draw(inputs.streams.fold(MODEL_STREAM)), x, batch.label, targets, start)
+            found = self._walk(draw(inputs.streams.fold(Stream.MODEL)), x, batch.label, targets, start)
         claimed = None
         if self.precision == "bf16":
             claimed = (found.score < float("inf")) & self.geometry.contains(found.point, x)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
 from equipoise.attacks.execution import held_still, value_and_gradient
-from equipoise.attacks.inputs import MODEL_STREAM
+from equipoise.core.rng import Stream
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction
 from equipoise.geometry import Rows
 from equipoise.losses.objectives import Objective, margin
@@ -123,7 +123,7 @@ class BoundaryAttack(SearchAttack):
         counts = [torch.zeros_like(batch.label) for _ in range(4)]
         far = batch.x.new_full((len(batch),), torch.inf)
         with held_still(batch.inputs.predictive, batch.x) as draw:
-            look = draw(batch.inputs.streams.fold(MODEL_STREAM))
+            look = draw(batch.inputs.streams.fold(Stream.MODEL))
             found = Search(look, batch.x, batch.label, batch.clean, batch.x.clone(), far, *counts)
             self.walk(found)
         return Candidates(found.point, found.evaluations, found.iteration, found.nan, found.zero)
