@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from equipoise.cli import main
+from equipoise.results.records import Run, load
 
 
 def test_training_and_evaluation_say_what_was_read(
@@ -35,3 +36,5 @@ def test_training_and_evaluation_say_what_was_read(
         assert "1 passed over: 1 .txt file (train/notes.txt)" in text
         assert "1 not read: 1 broken link (train/2/gone.png)" in text
         assert "broken link" in said.err
+    kept = load(Path("run", "run.json"))
+    assert isinstance(kept, Run) and any(note.startswith("1 passed over: 1 .txt file") for note in kept.data["notes"])

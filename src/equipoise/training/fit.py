@@ -168,6 +168,7 @@ def prepare(
             "shape": list(data.train.x.shape[1:]),
             "n_train": len(data.train.y),
             "n_test": len(data.test.y),
+            **({"notes": list(data.notes)} if data.notes else {}),
         },
         provenance=provenance(recipe.seed, device, command),
         words=list(words),

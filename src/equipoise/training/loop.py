@@ -57,7 +57,7 @@ from equipoise.training.processes import ProcessLost, fabric_of, run_processes
 from equipoise.training.recipe import MAY_CHANGE, Recipe
 
 _INTERRUPTED = "failed: interrupted"
-_DERIVED = ("sum", "terms", "sha256", "classes", "shape", "n_train", "n_valid", "n_test", "parameters")
+_DERIVED = ("sum", "terms", "sha256", "classes", "shape", "n_train", "n_valid", "n_test", "notes", "parameters")
 """What follows from the options of a run, and is no option itself."""
 _LOOK_EVERY = 20  # steps between two looks at the loss, which on an accelerator wait for the device
 
