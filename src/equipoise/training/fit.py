@@ -1,4 +1,4 @@
-"""Training a model: what was asked is checked, then `equipoise.training.loop` does it."""
+"""Training a model: what was asked is checked, then `equipoise.training.launch` does it."""
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,9 +88,11 @@ def claim(job: Job) -> Iterator[None]:
 
 def launch(job: Job) -> Run:
     """Do what was prepared, in a folder that is held."""
-    from equipoise.training import loop  # what it is made of takes seconds to import, and not everyone trains
+    from equipoise.training import (
+        launch as started,  # what it is made of takes seconds to import, and not everyone trains
+    )
 
-    return loop.launch(job)
+    return started.launch(job)
 
 
 def prepare(
