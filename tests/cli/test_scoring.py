@@ -120,6 +120,12 @@ def test_r1_looks_at_noise_and_its_record_is_not_replaced_unasked(here, capsys):
     assert main([*words, "--batch-size", "3"]) == 0
     out = capsys.readouterr().out
     assert f"r1 is {value:.4g}" in out and "finished before: r1.json" in out
+    page = (here / "r1.html").read_bytes()
+    (here / "r1.html").unlink()  # as a kill between the two leaves it
+    assert main(words) == 0 and "finished before" not in capsys.readouterr().out
+    assert (here / "r1.html").stat().st_size == len(page)
+    content = (here / "r1.json").read_bytes()
+    assert json.loads(content)["scores"]["r1"]["value"] == value
     for more, told in (("--seed 1", "--seed: 0 before, 1 now"), ("--norm linf", "--norm: l2 before, linf now")):
         assert main([*words, *more.split()]) == 2
         assert f"r1.json already holds another result ({told}" in capsys.readouterr().err

@@ -200,6 +200,22 @@ def test_merge_refuses_parts_that_do_not_fit(tmp_path, halves, change, message):
     assert not (tmp_path / "out.json").exists()
 
 
+def test_a_merge_that_was_stopped_before_its_record_is_done_again(tmp_path, halves):
+    out, images = tmp_path / "out.json", tmp_path / "out.images.npz"
+    merge(halves, out)
+    record, pictures = out.read_bytes(), images.read_bytes()
+    out.unlink()
+    merge(halves, out)
+    assert (out.read_bytes(), images.read_bytes()) == (record, pictures)
+    out.unlink()
+    images.write_bytes(pictures + b"x")
+    with pytest.raises(
+        EquipoiseError, match=r"out.images.npz, where the adversarial images would be written, is of an"
+    ):
+        merge(halves, out)
+    assert images.read_bytes() == pictures + b"x" and not out.exists()
+
+
 def test_shards_of_a_number_that_nobody_has_are_missing_at_once(tmp_path, halves):
     for number, path in enumerate(halves, 1):
         record = load(path)

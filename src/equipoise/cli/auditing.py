@@ -82,8 +82,9 @@ def audit(options: Audit, command: str) -> int:
         model=about["model"],
         provenance=asdict(provenance(options.seed, device, command)),
     )
-    write_atomically(out, page(verdict))
+    text = page(verdict)
     write_atomically(record, (json.dumps(verdict.to_json(), indent=1) + "\n").encode())
+    write_atomically(out, text)
     say(_table(verdict))
     say(str(verdict))
     for line in (verdict.caution, *verdict.warnings):

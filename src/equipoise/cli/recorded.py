@@ -40,7 +40,8 @@ _NEUTRAL = ("command", "out", "overwrite", "resume", "device", "batch_size", "da
 def answered(
     record: Path, page: Path, options: Any, facts: Mapping[str, Any], overwrite: bool
 ) -> "Mapping[str, Any] | None":
-    """Return the finished record if it answers the request `options`; None if nothing is there, or with `overwrite`.
+    """Return the finished record if it answers the request `options`; None if nothing is there, or with `overwrite`,
+    or if its page is missing, because whoever wrote it was stopped in between.
 
     `facts` are entries of the record that a request for the same has the same: the model, the data. Raises
     `EquipoiseError` naming what differs if another result is at `record`, or if a page without a record is at `page`.
@@ -58,7 +59,7 @@ def answered(
             "another place with --out."
         ) from error
     require_same(record, then, _flags(as_data(options)) | dict(facts))
-    return found
+    return found if os.path.lexists(page) else None
 
 
 def _flags(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Journal:
         self.begin()
         packed = b""
         if any(len(kept.get("rows", ())) for kept in block.points):
-            packed = _packed(block.points)
+            packed = pack_points(block.points)
             write_atomically(points, packed)
         else:
             points.unlink(missing_ok=True)
@@ -228,7 +228,7 @@ class Parts:
         return hashlib.sha256(text.encode() + b"\n" + packed).hexdigest().encode()
 
 
-def _packed(points: Sequence[Points]) -> bytes:
+def pack_points(points: Sequence[Points]) -> bytes:
     """The points of every attack as a compressed `.npz`; the same points give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -287,9 +287,8 @@ def images_of(out: "Path | str") -> Path:
     return Path(out).with_name(f"{Path(out).stem}.images.npz")
 
 
-def save_points(out: "Path | str", points: Sequence[Points]) -> dict[str, str]:
+def save_points(out: "Path | str", packed: bytes) -> dict[str, str]:
     """Write the adversarial images of the record `out` beside it; its `images` entry: name of the file and SHA-256."""
     path = images_of(out)
-    content = _packed(points)
-    write_atomically(path, content)
-    return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    write_atomically(path, packed)
+    return {"file": path.name, "sha256": hashlib.sha256(packed).hexdigest()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from equipoise.attacks import fitted
 from equipoise.core.errors import EquipoiseError
+from equipoise.core.files import plain_bytes
 from equipoise.evaluation.evaluate import WORST
 from equipoise.evaluation.journal import images_of
 from equipoise.evaluation.suites import Suite
@@ -18,19 +19,23 @@ _NEUTRAL = ("batch_size", "torch", "device", "threads", "processes")
 """Change the last bits of a result, or how it is computed, but not what was asked for."""
 
 
-def finished(out: "Path | str", request: Mapping[str, Any], overwrite: bool = False) -> Evaluation | None:
+def finished(
+    out: "Path | str", request: Mapping[str, Any], overwrite: bool = False, images: bytes | None = None
+) -> Evaluation | None:
     """Return the finished record at `out` if it answers the request, as `comparable` describes it; None if there is
     none, or with `overwrite`.
 
-    Raises `EquipoiseError` if anything else is there.
+    Raises `EquipoiseError` if anything else is there. Images without a record are something else, unless they are just
+    these `images`: then whoever wrote them was stopped before the record.
     """
-    path = Path(out)
-    there = [file for file in (path, images_of(path)) if os.path.lexists(file)]
-    if overwrite or not there:
+    path, pictures = Path(out), images_of(out)
+    if overwrite or not (os.path.lexists(path) or os.path.lexists(pictures)):
         return None
-    if path not in there:
+    if not os.path.lexists(path):
+        if images is not None and pictures.is_file() and plain_bytes(pictures) == images:
+            return None
         raise EquipoiseError(
-            f"{there[0]}, where the adversarial images would be written, is of another record: add --overwrite to "
+            f"{pictures}, where the adversarial images would be written, is of another record: add --overwrite to "
             "replace it, or choose another place with --out."
         )
     try:

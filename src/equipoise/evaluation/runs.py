@@ -30,7 +30,7 @@ from equipoise.evaluation.evaluate import (
     joined,
     with_worst_cases,
 )
-from equipoise.evaluation.journal import Journal, joined_points, note_kept, save_points
+from equipoise.evaluation.journal import Journal, joined_points, note_kept, pack_points, save_points
 from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard
@@ -143,7 +143,7 @@ def assess(
             offsets = accumulate((len(rows) for _, rows in blocks), initial=0)
             places = [range(start, start + len(rows)) for start, (_, rows) in zip(offsets, blocks, strict=False)]
             points = joined_points([(block.points, where) for block, where in zip(found, places, strict=True)])
-            record = replace(record, images=save_points(out, points))
+            record = replace(record, images=save_points(out, pack_points(points)))
         save(out, record)
         journal.discard()
     return record

@@ -13,7 +13,7 @@ from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.locks import locked
 from equipoise.evaluation.corrupted import joined_corruptions
 from equipoise.evaluation.evaluate import PER_SAMPLE, WORST, cautions, joined, with_worst_cases
-from equipoise.evaluation.journal import images_of, joined_points, read_points, save_points
+from equipoise.evaluation.journal import images_of, joined_points, pack_points, read_points, save_points
 from equipoise.evaluation.requests import asked_for, finished
 from equipoise.masking.probe import judge
 from equipoise.results.provenance import recommanded
@@ -123,12 +123,13 @@ def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None
         corruptions=[_in_order(r, order) for r in joined_corruptions([record.corruptions for record in records])],
         provenance=first.provenance if command is None else recommanded(first.provenance, command),
     )
-    before = finished(out, asked_for(whole) | {"images": bool(images)}, overwrite)
+    points = [(read_points(file), record.index) for file, record in zip(images, records, strict=False)]
+    packed = pack_points(joined_points(points)) if images else None
+    before = finished(out, asked_for(whole) | {"images": bool(images)}, overwrite, packed)
     if before is not None:
         return before
-    if images:
-        points = [(read_points(file), record.index) for file, record in zip(images, records, strict=True)]
-        whole = replace(whole, images=save_points(out, joined_points(points)))
+    if packed is not None:
+        whole = replace(whole, images=save_points(out, packed))
     save(out, whole)
     return whole
 
