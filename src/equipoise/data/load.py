@@ -17,16 +17,8 @@ from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require, unk
 from equipoise.core.files import cache_folder, printable, write_atomically
 from equipoise.data.dataset import Dataset, Split, stratified_order
 from equipoise.data.files import content, is_archive, members, reason
-from equipoise.data.formats import (
-    Arrays,
-    Contents,
-    read_cifar10,
-    read_cifar100,
-    read_images,
-    read_mnist,
-    read_npz,
-    read_svhn,
-)
+from equipoise.data.formats import Arrays, Contents, read_cifar10, read_cifar100, read_mnist, read_npz, read_svhn
+from equipoise.data.image_folders import read_images
 
 _UNLIKE = 50  # times the largest value of one split that of the other is, from where their scales may differ
 
