@@ -28,13 +28,13 @@ from equipoise.core.types import Predictive
 from equipoise.corruptions import chosen, load_published
 from equipoise.data import Dataset, load
 from equipoise.evaluation import WORST, Corruptions, Progress, Shard, assess, audit, merge, radii, suite
-from equipoise.evaluation.evaluate import by_ball
 from equipoise.evaluation.interop import robustbench
 from equipoise.evaluation.journal import Journal, images_of, note_kept
 from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.runs import essentials
 from equipoise.evaluation.shards import merged
 from equipoise.evaluation.suites import Suite
+from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint, read
 from equipoise.masking.probe import is_black_box
 from equipoise.models import as_predictive, first_look

@@ -6,22 +6,13 @@ print(results[0].accuracy, results[-1].interval)
 
 from equipoise.evaluation.confirm import Verified, predict, verify_outcome
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
-from equipoise.evaluation.evaluate import (
-    WORST,
-    Block,
-    Progress,
-    cautions,
-    evaluate,
-    evaluate_batches,
-    evaluate_block,
-    joined,
-    with_worst_cases,
-)
+from equipoise.evaluation.evaluate import Block, Progress, evaluate, evaluate_batches, evaluate_block
 from equipoise.evaluation.journal import read_points
 from equipoise.evaluation.runs import affordable_examples, assess, evaluate_run, radii
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard, merge
 from equipoise.evaluation.suites import PUBLISHED, AttackLike, Suite, suite
+from equipoise.evaluation.summaries import WORST, cautions, joined, with_worst_cases
 from equipoise.evaluation.verification import Audit, audit, fingerprint
 from equipoise.masking.probe import judge, probe
 

@@ -9,9 +9,9 @@ from typing import Any
 from equipoise.attacks import fitted
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.files import plain_bytes
-from equipoise.evaluation.evaluate import WORST
 from equipoise.evaluation.journal import images_of
 from equipoise.evaluation.suites import Suite
+from equipoise.evaluation.summaries import WORST
 from equipoise.results.differences import require_same
 from equipoise.results.records import Evaluation, load
 

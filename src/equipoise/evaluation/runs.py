@@ -19,22 +19,13 @@ from equipoise.core.progress import keeping
 from equipoise.core.types import Precision, Predictive
 from equipoise.data import Dataset, Split
 from equipoise.evaluation.corrupted import Corruptions, joined_corruptions, on_corruptions
-from equipoise.evaluation.evaluate import (
-    Block,
-    Progress,
-    as_suite,
-    by_ball,
-    cautions,
-    check_samples,
-    evaluate_block,
-    joined,
-    with_worst_cases,
-)
+from equipoise.evaluation.evaluate import Block, Progress, as_suite, check_samples, evaluate_block
 from equipoise.evaluation.journal import Journal, joined_points, note_kept, pack_points, save_points
 from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard
 from equipoise.evaluation.suites import Suite, suite
+from equipoise.evaluation.summaries import by_ball, cautions, joined, with_worst_cases
 from equipoise.evaluation.verification import fingerprint
 from equipoise.geometry import Box
 from equipoise.masking.probe import judge, probe

@@ -12,9 +12,9 @@ from typing import TypeVar
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.locks import locked
 from equipoise.evaluation.corrupted import joined_corruptions
-from equipoise.evaluation.evaluate import PER_SAMPLE, WORST, cautions, joined, with_worst_cases
 from equipoise.evaluation.journal import images_of, joined_points, pack_points, read_points, save_points
 from equipoise.evaluation.requests import asked_for, finished
+from equipoise.evaluation.summaries import PER_SAMPLE, WORST, cautions, joined, with_worst_cases
 from equipoise.masking.probe import judge
 from equipoise.results.provenance import recommanded
 from equipoise.results.records import AttackResult, CorruptionResult, Evaluation, load, save

@@ -18,8 +18,8 @@ from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.confirm import verify_outcome
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
-from equipoise.evaluation.evaluate import WORST, cautions, with_worst_cases
 from equipoise.evaluation.journal import read_points
+from equipoise.evaluation.summaries import WORST, cautions, with_worst_cases
 from equipoise.geometry import Ball, Box
 from equipoise.masking.probe import judge
 from equipoise.models import as_predictive, predict, seeded

@@ -26,7 +26,7 @@ from equipoise.core.rng import Streams
 from equipoise.data import Dataset
 from equipoise.data import load as load_dataset
 from equipoise.evaluation import assess, suite
-from equipoise.evaluation.evaluate import by_ball
+from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint, read
 from equipoise.generators import auto_encoder
 from equipoise.masking.probe import is_black_box

@@ -4,14 +4,13 @@ score = r2(x.shape[1:])                      # or Score(Sampled(UniformOnBall("l
 estimate = score(model, x, seed=0)           # .value, .error, .interval, .curve
 """
 
+from equipoise.scores.estimate import Estimate
 from equipoise.scores.instances import certified_r2, diameter, label_aware, on_manifold, published_r2, r1, r2, r4
 from equipoise.scores.laws import Labelled, Law, OnManifold, UniformOnBall, uniform_move
+from equipoise.scores.radii import Distances, Radii
 from equipoise.scores.score import (
     Certified,
-    Distances,
-    Estimate,
     Measured,
-    Radii,
     Robustness,
     Sampled,
     Score,

@@ -13,18 +13,8 @@ from equipoise.core.errors import require, unknown
 from equipoise.generators import Manifold
 from equipoise.geometry import NORMS, Box, NormName
 from equipoise.scores.laws import OnManifold
-from equipoise.scores.score import (
-    Certified,
-    Distances,
-    Method,
-    Radii,
-    Sampled,
-    Score,
-    WorstCase,
-    certain,
-    identity,
-    inverse,
-)
+from equipoise.scores.radii import Distances, Radii
+from equipoise.scores.score import Certified, Method, Sampled, Score, WorstCase, certain, identity, inverse
 from equipoise.training.penalties import Radii as RadiiName
 
 

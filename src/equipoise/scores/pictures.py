@@ -8,7 +8,8 @@ import torch
 from equipoise.attacks import Nearest
 from equipoise.attacks.minimum_norm.nearest import share_won
 from equipoise.results.findings import Findings, Images, Lines, Number, Picture, Series
-from equipoise.scores.score import Distances, Estimate
+from equipoise.scores.estimate import Estimate
+from equipoise.scores.radii import Distances
 
 _SHOWN = 8
 

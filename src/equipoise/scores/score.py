@@ -8,13 +8,11 @@ a prediction is right, unless the law or the margin is conditioned on the label.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from equipoise.attacks.attack import AttackLike
@@ -25,10 +23,10 @@ from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.diagnostics.blocks import Block, in_blocks
 from equipoise.geometry import Box, NormName
-from equipoise.results.statistics import wilson
+from equipoise.scores.estimate import Estimate
 from equipoise.scores.laws import Law, OnManifold
+from equipoise.scores.radii import Distances, Radii, Shares
 
-Shares = Float[Tensor, "batch radii"]
 Weight = Callable[[Tensor], Tensor]
 Method = Literal["ibp", "crown-ibp", "crown"]
 
@@ -51,70 +49,6 @@ def alike(eps: Tensor) -> Tensor:
 def inverse(eps: Tensor) -> Tensor:
     """`G = 1/eps` (times p(x)): small radii count more (F, Example 4)."""
     return eps.reciprocal()
-
-
-@dataclass(frozen=True)
-class Radii:
-    """The radii that are integrated over: one drawn for each sample from each of `count` equal parts of `[low, high]`.
-
-    Such an integral is unbiased for every function of eps, and its error is part of the spread over samples, so that
-    the standard error of a score holds all there is.
-    """
-
-    high: float
-    """Largest radius."""
-    low: float = 0.0
-    """Smallest radius; for G = 1/eps more than 0, where the integral has no bound."""
-    count: int = 16
-    """Parts."""
-    average: bool = False
-    """Whether to divide by `high - low`: the mean over radii (F, Eq. 9) instead of the integral (F, Eq. 3)."""
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.low < self.high < math.inf,
-            f"radii from {self.low} to {self.high}: expected 0 <= low < high < infinity.",
-        )
-        require_integer("count", self.count, 1)
-
-    @property
-    def centres(self) -> Float[np.ndarray, " radii"]:
-        """The middle of each part."""
-        return self.low + (np.arange(self.count) + 0.5) * (self.high - self.low) / self.count
-
-    @property
-    def width(self) -> float:
-        """The weight of each radius in the integral."""
-        return (1 if self.average else self.high - self.low) / self.count
-
-    def draw(self, streams: Streams) -> Float[Tensor, "batch radii"]:
-        """A radius of each part, for each sample."""
-        u = streams.uniform(self.count, dtype=torch.float64)
-        return self.low + (torch.arange(self.count, device=u.device) + u) * (self.high - self.low) / self.count
-
-    def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{self.low:.4g} to {self.high:.4g}" + (", averaged" if self.average else "")
-
-
-@dataclass(frozen=True)
-class Distances:
-    """The radii are the distances at which the law's own points lie, and the score is the mean over them.
-
-    With M points of distances d_1 <= ... <= d_M it is `(1/M) Σ_k H(R_k) G(d_k)`, R_k the share of the k nearest points
-    that are classified as x. No radius is chosen, and none is so small that its ball holds no point: F (Sec. 7) lets
-    the generator make the radii together with the points. For laws whose points do not depend on the radii.
-    """
-
-    def settings(self) -> dict[str, Any]:
-        """In a word."""
-        return {"kind": "distances"}
-
-    def __str__(self) -> str:
-        return "the distances of the points, averaged"
 
 
 @dataclass(frozen=True)
@@ -264,7 +198,6 @@ class Certified:
 
 _HALVINGS = 14  # of the largest radius: what a certified margin is exact to
 _PARTS = 256  # of the way to a margin
-_GRID = 101
 
 
 def _up_to(margins: Float[Tensor, " samples"], score: "Score", streams: Streams, found: Perturbed | None) -> Measured:
@@ -343,7 +276,7 @@ class Score:
         seed: int = 0,
         batch_size: int = 256,
         progress: Callable[[int, int], None] | None = None,
-    ) -> "Estimate":
+    ) -> Estimate:
         """Estimate the score on a sample of the data. `y` are the true labels, for scores that look at them.
 
         With `over="box"` as many points of the box as there are in `x` take its place. Results do not depend on
@@ -377,93 +310,6 @@ class Score:
             x=x,
             found=Perturbed.cat(found) if found else None,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """A score, with its error and what it was made of."""
-
-    values: Float[np.ndarray, " samples"]
-    """`∫ H(R_Q(x_i, eps)) G(eps) d eps` of every sample."""
-    shares: Float[np.ndarray, "samples radii"] | None
-    """`H(R_Q(x_i, eps))` at the radii drawn, of a robustness that is sampled."""
-    drawn: Float[np.ndarray, "samples radii"] | None
-    """These radii."""
-    margins: Float[np.ndarray, " samples"] | None
-    """Where R = 1 ends, of a robustness that is bounded; infinity if nowhere."""
-    score: Score
-    """Of what it is an estimate."""
-    x: Points
-    """The points it was estimated on."""
-    found: Perturbed | None = None
-    """The nearest points classified otherwise, where an attack looked for them."""
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    @property
-    def value(self) -> float:
-        """The score: the mean over samples."""
-        return float(self.values.mean())
-
-    @property
-    def error(self) -> float:
-        """Its standard error, `s/sqrt(n)`, of which everything is part that was drawn; NaN for one sample."""
-        return float(self.values.std(ddof=1) / math.sqrt(len(self.values))) if len(self.values) > 1 else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval, `value ± t error`, Student's t of n - 1 degrees; NaN for one sample."""
-        half = float(stdtrit(max(len(self) - 1, 1), 0.975)) * self.error
-        return self.value - half, self.value + half
-
-    @property
-    def radii(self) -> Float[np.ndarray, " radii"]:
-        """Where the curve is given: of one that is sampled, the middle of each part that radii were drawn from, or the
-        mean distance of the k-th nearest point.
-        """
-        if self.drawn is not None:
-            return self.score.radii.centres if isinstance(self.score.radii, Radii) else self.drawn.mean(0)
-        assert self.margins is not None
-        low, high, known = self.score.bounded.low, self.score.bounded.high, self.margins[np.isfinite(self.margins)]
-        near = low + 1.1 * (np.quantile(known, 0.99) - low) if len(known) else high
-        return np.linspace(low, near if low < near < high else high, _GRID)
-
-    def profile_at(self, radii: Float[np.ndarray, " radii"]) -> Float[np.ndarray, "samples radii"]:
-        """`H(R_Q(x_i, eps))` at these radii; of a robustness that is sampled, those of `self.radii` alone."""
-        if self.margins is not None:
-            return (self.margins[:, None] >= radii).astype(float)
-        require(np.array_equal(radii, self.radii), "shares are known at the radii that were drawn alone.")
-        assert self.shares is not None
-        return self.shares
-
-    @property
-    def curve(self) -> Float[np.ndarray, " radii"]:
-        """`E_x H(R_Q(x, eps))` against `radii`: for H = `certain` the margin curve (F, Eq. 6)."""
-        return self.profile_at(self.radii).mean(0)
-
-    @property
-    def band(self) -> tuple[Float[np.ndarray, " radii"], Float[np.ndarray, " radii"]]:
-        """Both ends of 95 % intervals of `curve`, each radius for itself: Wilson's for shares of samples, else
-        Student's, without a width for one sample.
-        """
-        return self.band_at(self.radii)
-
-    def band_at(
-        self, radii: Float[np.ndarray, " radii"]
-    ) -> tuple[Float[np.ndarray, " radii"], Float[np.ndarray, " radii"]]:
-        """As `band`, at the radii that `profile_at` takes."""
-        profile, n = self.profile_at(radii), len(self)
-        if np.isin(profile, (0.0, 1.0)).all():
-            low, high = np.array([wilson(int(k), n) for k in profile.sum(0)]).T
-            return low, high
-        half = stdtrit(max(n - 1, 1), 0.975) * profile.std(0, ddof=min(n - 1, 1)) / math.sqrt(n)
-        return profile.mean(0) - half, profile.mean(0) + half
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        span = f" [{low:.4g}, {high:.4g}]" if len(self) > 1 else ""
-        return f"{self.score.name} = {self.value:.4g}{span}, n = {len(self)}"
 
 
 def _name(function: Weight) -> str:
