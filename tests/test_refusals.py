@@ -244,6 +244,7 @@ def test_refuses_pairings():
         (ATTACK, {"y": Y, "seed": 2.5}, r"seed = 2.5: expected an integer from -9223372036854775808 to"),
         (ATTACK, {"y": Y, "seed": 2**64}, r"seed = 18446744073709551616: expected an integer from"),
         (ATTACK, {"y": Y, "batch_size": 2**64}, r"batch_size = 18446744073709551616: expected an integer >= 1"),
+        (ATTACK, {"y": Y, "seed": np.int64(3)}, r"seed = .*3.*: expected an integer .*, as int\(3\)"),
         (ATTACK, {"y": Y, "batch_size": 2.5}, r"batch_size = 2.5: expected an integer >= 1"),
         (ATTACK, {"y": Y, "batch_size": 0}, r"batch_size = 0: expected an integer"),
     ):

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from equipoise import methods
 from equipoise.attacks import pgd
 from equipoise.attacks.result import Perturbed
+from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
 from equipoise.evaluation import evaluate
 from equipoise.training import Recipe, fit
@@ -286,3 +287,72 @@ def test_a_layer_out_of_reach_is_refused() -> None:
 
     with pytest.raises(ValueError, match="computes with a layer of its own that it reaches in a way that cannot be"):
         pgd(0.1)(Out(), X, Y)
+
+
+class Keeping(nn.Module):
+    """Takes its features from a hook, counts its calls and keeps the shapes, in containers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.Tanh()), nn.Linear(16, 5)
+        self.kept: dict[str, Tensor] = {}
+        self.shapes: list[torch.Size] = []
+        self.calls = {"n": [0]}
+        kept = self.kept
+        self.body.register_forward_hook(lambda module, args, output: kept.__setitem__("features", output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.append(x.shape)
+        self.calls["n"][0] += 1
+        self.body(x)
+        return self.head(self.kept["features"])
+
+
+@pytest.mark.parametrize("row", NOT_TRAINING)
+def test_what_a_model_keeps_in_containers_is_its_own(row: str) -> None:
+    torch.manual_seed(0)
+    model = Keeping()
+    expected = attacked(row, model)
+    assert model.kept == {} and model.shapes == [] and model.calls == {"n": [0]}
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(lambda _: attacked(row, model), range(3)):
+            assert torch.equal(found.x, expected.x) and torch.equal(found.success, expected.success)
+
+
+class Doubled(nn.Module):
+    """Answers in float64 what it computes in float32."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).double()
+
+
+@pytest.mark.parametrize("row", NOT_TRAINING)
+def test_the_precision_of_the_answer_is_not_that_of_the_points(row: str) -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    expected, found = attacked(row, model), attacked(row, Doubled(model))
+    assert found.x.dtype == torch.float32 and torch.equal(found.success, expected.success)
+    assert torch.allclose(found.x, expected.x, atol=1e-6)
+
+
+class ByOthers(nn.Module):
+    """A prediction that depends on the samples before it, or on the place in the batch."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.fc = how, nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.fc(x.flatten(1))
+        return z.cumsum(0) if self.how == "sum" else z + 0.1 * torch.arange(len(z))[:, None] * torch.arange(5)
+
+
+@pytest.mark.parametrize("how", ["sum", "place"])
+def test_a_prediction_that_depends_on_those_before_it_is_refused(how: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(EquipoiseError, match="prediction depends on its batch"):
+        evaluate(ByOthers(how), X, Y, [("pgd", pgd(0.1, steps=2))])

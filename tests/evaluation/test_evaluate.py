@@ -228,6 +228,17 @@ def result(attack: str, eps: float, right: int, n: int = 100, **fields) -> Attac
     return AttackResult(attack, "linf", eps, [i < right for i in range(n)], evaluations=1000, **fields)
 
 
+def test_one_class_for_all_is_said():
+    def told(n: int, right: int, predictions: list[int]) -> list[str]:
+        return cautions([result("clean", 0, right, n, prediction=predictions), result("pgd", 0.1, right, n)])
+
+    (text,) = told(20, 10, [1] * 20)
+    assert text.startswith("the model predicts class 1 for all 20 samples: what ignores its input is robust")
+    assert not told(20, 10, [1] * 19 + [0]), "two classes"
+    assert not told(20, 20, [1] * 20), "samples of one class"
+    assert not told(5, 2, [1] * 5), "too few to tell"
+
+
 def test_cautions_name_what_is_suspicious_and_nothing_else():
     fine = [result("clean", 0, 90), result("fgsm", 0.1, 60), result("pgd", 0.1, 50), result("pgd", 0.2, 30)]
     assert cautions(fine) == []

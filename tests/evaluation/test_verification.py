@@ -179,10 +179,10 @@ def test_a_flag_that_follows_from_the_results_may_not_be_removed(honest, tmp_pat
 
 
 DAMAGES = {
-    "n text": (put("data", "n", to="x"), "r.json is damaged: its data has not the SHA-256 and, as n"),
-    "n gone": (lambda d: d["data"].pop("n"), "its data has not the SHA-256"),
-    "n": (put("data", "n", to=23), "its data has not the SHA-256"),
-    "sha gone": (lambda d: d["data"].pop("sha256"), "its data has not the SHA-256"),
+    "n text": (put("data", "n", to="x"), "r.json is damaged: data.n is not the number of samples (24)"),
+    "n gone": (lambda d: d["data"].pop("n"), "or data.sha256 is no text"),
+    "n": (put("data", "n", to=23), "or data.sha256 is no text"),
+    "sha gone": (lambda d: d["data"].pop("sha256"), "or data.sha256 is no text"),
     "data": (put("data", to=None), "r.json is damaged: data: expected table, got null."),
     "model": (put("model", to=None), "model: expected table, got null"),
     "results": (put("results", to=[]), "it has no results"),
@@ -217,6 +217,7 @@ DAMAGES = {
     "images path": (put("images", "file", to="/etc/passwd"), "its images need the name of a file beside it"),
     "images no sha": (lambda d: d["images"].pop("sha256"), "its images need"),
     "images no file": (lambda d: d["images"].pop("file"), "its images need"),
+    "images nameless": (put("images", "file", to=""), "its images need the name of a file beside it"),
     "images text": (put("images", to="x"), "images: expected table, got text"),
     "command": (put("provenance", "command", to=None), "provenance.command: expected text, got null"),
     "provenance": (put("provenance", to=None), "provenance: expected table, got null"),

@@ -143,3 +143,22 @@ def test_settings_tell_apart_what_words_do_not():
     smooth = [as_method(smoothed_cross_entropy(g) - 0.5 * entropy).settings() for g in (0.1, 0.2)]
     assert smooth[0] != smooth[1]
     assert json.loads(json.dumps(smooth)) == smooth
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": X.numpy()}, "x is a ndarray: expected a torch tensor"),
+        ({"x": X[:0], "y": Y[:0]}, "x is empty"),
+        ({"y": Y.float()}, "y has dtype torch.float32: expected int64 class indices"),
+        ({"y": Y[:2]}, r"y has shape \(2,\): expected"),
+        ({"step": 1.5}, "step = 1.5: expected an integer"),
+        ({"seed": 2**64}, "seed = 18446744073709551616: expected an integer"),
+        ({"index": [1, 2]}, "index must be a tensor of"),
+    ],
+)
+def test_the_loss_of_a_batch_refuses_what_it_cannot_use(changes, message):
+    given = {"x": X, "y": Y, "step": 0} | changes
+    with pytest.raises(EquipoiseError, match=message):
+        as_method(cross_entropy @ UDP).loss(net(), given.pop("x"), given.pop("y"), **given)

@@ -242,6 +242,15 @@ def test_few_samples_are_remarked(n, remarked, run_directory, evaluation, tmp_pa
     save(run / "evaluation.json", evaluation({("autoattack", "linf", 0.1): n * 3 // 5}, n=n))
     said = lede(report([run], tmp_path / "r.html"))
     assert (f"It rests on n = {n} samples, and its interval is" in said) == remarked
+    assert ("evaluate on more, such as --examples 1000" in said) == remarked
+
+
+def test_no_more_samples_are_asked_for_than_there_are(run_directory, evaluation, tmp_path):
+    run = run_directory("udp", None)
+    made = evaluation({("autoattack", "linf", 0.1): 30}, n=42)
+    save(run / "evaluation.json", evaluation({("autoattack", "linf", 0.1): 30}, n=42, data=made.data | {"n_test": 42}))
+    said = lede(report([run], tmp_path / "r.html"))
+    assert "points wide, all that the test set has." in said and "evaluate on more" not in said
 
 
 def test_example_images_say_within_which_radius_they_were_perturbed(run_directory, tmp_path):

@@ -507,6 +507,12 @@ def test_refuses_a_network_that_does_not_fit() -> None:
         ({"validation": 0.0}, "validation = 0.0"),
         ({"ema": 1.0}, "ema = 1.0 is not a decay"),
         ({"epochs": 1.5}, "epochs = 1.5: expected an integer"),
+        ({"epochs": "3"}, "epochs = '3': expected an integer"),
+        ({"epochs": True}, "epochs = True: expected an integer"),
+        ({"seed": np.int64(3)}, "expected an integer"),
+        ({"lr": None}, "lr = None: expected a number"),
+        ({"lr": True}, "lr = True: expected a number"),
+        ({"nesterov": "3"}, "nesterov = '3': expected True or False"),
         ({"lr": float("inf")}, "lr = inf"),
         ({"valid_eps": 0.0}, "valid_eps = 0.0 is out of range"),
         ({"optimizer": "sgd", "momentum": 0.0}, "nesterov needs momentum"),
@@ -518,6 +524,15 @@ def test_refuses_a_network_that_does_not_fit() -> None:
 def test_refused_recipes(field: dict[str, object], message: str) -> None:
     with pytest.raises(EquipoiseError, match=message):
         Recipe(**field)
+
+
+@pytest.mark.unchecked
+def test_what_is_no_dataset_and_no_method_is_refused_by_name() -> None:
+    data = blobs()
+    with pytest.raises(EquipoiseError, match=r"data is a tuple: expected an equipoise.data.Dataset"):
+        fit(methods.standard(), mlp(), (data.train.x, data.train.y), FAST)
+    with pytest.raises(EquipoiseError, match=r"Sequential is not part of a training method: expected an objective"):
+        fit(mlp(), methods.standard(), data, FAST)
 
 
 @pytest.mark.parametrize(

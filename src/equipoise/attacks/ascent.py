@@ -10,6 +10,7 @@ on each other, those that are finished leave the batch.
 """
 
 from dataclasses import dataclass, fields, is_dataclass, replace
+from numbers import Real
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -123,8 +124,8 @@ class Ascent(Attack):
             if start not in _STARTS:
                 raise unknown("start", start, _STARTS)
             object.__setattr__(self, "start", _STARTS[start])
-        object.__setattr__(self, "step_size", Constant(float(size)) if isinstance(size, int | float) else size)
-        object.__setattr__(self, "steps", Fixed(cast(int, steps)) if isinstance(steps, int | float) else steps)
+        object.__setattr__(self, "step_size", Constant(float(size)) if isinstance(size, Real) else size)
+        object.__setattr__(self, "steps", steps if isinstance(steps, Steps) else Fixed(cast(int, steps)))
         require_integer("restarts", self.restarts, 1)
         for name, value, options in (
             ("keep", self.keep, ("last", "best", "first_success")),
@@ -146,9 +147,11 @@ class Ascent(Attack):
             self.num_targets is None or self.target is None,
             f"both target = {self.target!r} and num_targets = {self.num_targets} were given: choose one.",
         )
+        if self.patience is not None:
+            require_integer("patience", self.patience, 0)
         require(
-            self.patience is None or (self.patience >= 0 and self.keep != "best"),
-            f"patience = {self.patience}: expected a number >= 0, with keep='last' or 'first_success'.",
+            self.patience is None or self.keep != "best",
+            f"patience = {self.patience}: goes with keep='last' or 'first_success'.",
         )
         require_integer("draws", self.draws, 1)
         require(

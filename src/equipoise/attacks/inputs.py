@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise.core import progress
+from equipoise.core.checks import check_index, check_labels
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import (
@@ -209,33 +210,4 @@ def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
         f"{int((~inside).sum())} of {len(x)} inputs lie outside [{box.low:g}, {box.high:g}] (they span "
         f"[{float(x.min()):g}, {float(x.max()):g}]): attacks work on raw pixels, so make normalisation a layer of the "
         "model (equipoise.nets.Normalize), or give the ball another Box.",
-    )
-
-
-def check_index(index: Any, batch: int) -> None:
-    """Raise `EquipoiseError` unless `index` is one integer per sample."""
-    require(
-        isinstance(index, Tensor)
-        and index.shape == (batch,)
-        and not index.is_floating_point()
-        and index.dtype != torch.bool,
-        f"index must be a tensor of {batch} integers, one per sample.",
-    )
-
-
-def check_labels(name: str, labels: Any, batch: int, classes: int) -> None:
-    """Raise `EquipoiseError` unless `labels` is None or one class index per sample."""
-    if labels is None:
-        return
-    require(
-        isinstance(labels, Tensor), f"{name} is a {type(labels).__name__}: expected a torch tensor of class indices."
-    )
-    require(labels.dtype == torch.int64, f"{name} has dtype {labels.dtype}: expected int64 class indices.")
-    require(
-        labels.shape == (batch,), f"{name} has shape {tuple(labels.shape)}: expected ({batch},), one class per sample."
-    )
-    low, high = int(labels.min()), int(labels.max())
-    require(
-        low >= 0 and high < classes,
-        f"{name} holds class {low if low < 0 else high}, but the model has {classes} classes, 0 to {classes - 1}.",
     )

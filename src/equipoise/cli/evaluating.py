@@ -440,7 +440,7 @@ def _rests_on(evaluation: Evaluation) -> list[str]:
     if not attacked:
         return []
     widest = max(attacked, key=lambda result: result.interval[1] - result.interval[0])
-    return cautions(widest, [result for result in attacked if result.attack != WORST])
+    return cautions(widest, [r for r in attacked if r.attack != WORST], evaluation.data.get("n_test"))
 
 
 def _require_factory(options: Evaluate) -> None:

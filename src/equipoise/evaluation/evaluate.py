@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from equipoise.attacks import fitted
 from equipoise.attacks.attack import Composite
-from equipoise.attacks.inputs import Admitted, admitted, check_index
+from equipoise.attacks.inputs import Admitted, admitted
 from equipoise.attacks.result import DRAWS
 from equipoise.attacks.spaces import Input
+from equipoise.core.checks import check_index
 from equipoise.core.errors import require, require_integer
 from equipoise.core.progress import kept as kept_before
 from equipoise.core.progress import listening

@@ -1,6 +1,6 @@
 """Results put together: of several batches, of the attacks on one ball, and what a reader should know of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ PER_SAMPLE = ("correct", "distance", "prediction", "winner", "iteration", "queri
 """What an `AttackResult` has one of for every sample, if any."""
 _SHARE = 0.01  # share of gradients that is worth a warning
 _LEVEL = 0.05  # of the paired tests between attacks
+_ENOUGH = 10  # samples for which one class for all is worth a word
 
 
 def joined(blocks: Sequence[Sequence[AttackResult]]) -> list[AttackResult]:
@@ -98,31 +99,9 @@ def _does_more_harm(a: AttackResult, b: AttackResult) -> bool:
 
 def cautions(results: Sequence[AttackResult]) -> list[str]:
     """What a reader should know before citing these numbers: signs that an attack was weaker than the model is."""
-    found = []
-    clean = next((r for r in results if r.attack == "clean"), None)
-    if clean is not None and clean.not_finite:
-        found.append(
-            f"the prediction of {clean.not_finite} of {clean.n} samples is not finite (NaN or infinite logits): they "
-            "count as neither right nor fooled."
-        )
-    if clean is not None and clean.rates:
-        found.append(f"the model is random: accuracies are means over {DRAWS} fresh draws, clean and attacked alike.")
+    found = [text for result in results if result.attack == "clean" for text in _of_clean(result)]
     attacks = [r for r in results if r.attack not in ("clean", WORST)]
-    for r in attacks:
-        where = f"{r.attack}, {r.norm} eps {r.eps:g}"
-        if r.eps == 0:
-            found.append(f"{where}: a ball of radius 0 allows no attack; this is clean accuracy.")
-        if r.not_finite:
-            found.append(
-                f"{where}: at {r.not_finite} of the points it found the prediction is not finite (NaN or infinite "
-                "logits); these are neither right nor fooled, so that robustness may be overstated."
-            )
-        if refused := r.settings.get("refused"):
-            found.append(f"{where}: {refused} successes that it claimed failed the check and do not count.")
-        for count, kind in ((r.nan_gradients, "held a NaN or an infinity"), (r.zero_gradients, "were exactly 0")):
-            if count > _SHARE * max(r.evaluations, 1):
-                share = count / max(r.evaluations, 1)
-                found.append(f"{where}: {share:.0%} of its gradients {kind}, so robustness may be overstated.")
+    found += [text for result in attacks for text in _of_attack(result)]
     by_ball: dict[tuple[str, float], dict[str, AttackResult]] = {}
     by_name: dict[tuple[str, str], list[AttackResult]] = {}
     for r in attacks:
@@ -145,3 +124,37 @@ def cautions(results: Sequence[AttackResult]) -> list[str]:
                     "is too weak."
                 )
     return found
+
+
+def _of_clean(clean: AttackResult) -> Iterator[str]:
+    """What the predictions without an attack say of the model."""
+    if clean.not_finite:
+        yield (
+            f"the prediction of {clean.not_finite} of {clean.n} samples is not finite (NaN or infinite logits): they "
+            "count as neither right nor fooled."
+        )
+    if clean.n >= _ENOUGH and len(set(clean.prediction)) == 1 and not all(clean.correct):
+        yield (
+            f"the model predicts class {clean.prediction[0]} for all {clean.n} samples: what ignores its input is "
+            "robust at every radius, and as accurate as that class is common."
+        )
+    if clean.rates:
+        yield f"the model is random: accuracies are means over {DRAWS} fresh draws, clean and attacked alike."
+
+
+def _of_attack(r: AttackResult) -> Iterator[str]:
+    """What is remarkable about one attack."""
+    where = f"{r.attack}, {r.norm} eps {r.eps:g}"
+    if r.eps == 0:
+        yield f"{where}: a ball of radius 0 allows no attack; this is clean accuracy."
+    if r.not_finite:
+        yield (
+            f"{where}: at {r.not_finite} of the points it found the prediction is not finite (NaN or infinite "
+            "logits); these are neither right nor fooled, so that robustness may be overstated."
+        )
+    if refused := r.settings.get("refused"):
+        yield f"{where}: {refused} successes that it claimed failed the check and do not count."
+    for count, kind in ((r.nan_gradients, "held a NaN or an infinity"), (r.zero_gradients, "were exactly 0")):
+        share = count / max(r.evaluations, 1)
+        if share > _SHARE:
+            yield f"{where}: {share:.0%} of its gradients {kind}, so robustness may be overstated."

@@ -76,7 +76,7 @@ def read(path: "Path | str") -> Evaluation:
     part = "shard" in data
     require(
         isinstance(n, int) and clean.n <= n and (part or clean.n == n) and isinstance(data.get("sha256"), str),
-        f"{path} is damaged: its data has not the SHA-256 and, as n, the number of samples ({clean.n}) of the results.",
+        f"{path} is damaged: data.n is not the number of samples ({clean.n}), or data.sha256 is no text.",
     )
     require(
         (not index and not part)
@@ -85,7 +85,7 @@ def read(path: "Path | str") -> Evaluation:
     )
     file = images.get("file")
     require(
-        not images or (isinstance(file, str) and Path(file).name == file and isinstance(images.get("sha256"), str)),
+        not images or (isinstance(file, str) and file == Path(file).name != "" and type(images.get("sha256")) is str),
         f"{path} is damaged: its images need the name of a file beside it, without a folder, and its SHA-256.",
     )
     return evaluation

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.checks import check_index, check_labels
+from equipoise.core.errors import EquipoiseError, require, require_integer
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 from equipoise.losses.objectives import Objective, each
@@ -243,9 +244,17 @@ class Method:
 
         The perturbed points are found first, on a copy of the model; `step` is the number of the step of training, so
         that every step draws other starts and numbers of steps. With `index`, the numbers of the samples, draws belong
-        to samples instead of places in the batch. Raises `EquipoiseError` for a model that is none.
+        to samples instead of places in the batch. Raises `EquipoiseError` for a model that is none, and for points,
+        labels or numbers that cannot be used.
         """
         predictive = as_predictive(model)
+        require(isinstance(x, Tensor), f"x is a {type(x).__name__}: expected a torch tensor of shape (batch, ...).")
+        require(len(x) > 0, f"x is empty (shape {tuple(x.shape)}): expected at least one sample.")
+        check_labels("y", y, len(x), None)
+        require_integer("step", step)
+        require_integer("seed", seed)
+        if index is not None:
+            check_index(index, len(x))
         index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
         streams = Streams.of(fold(seed, step), index, batch=step)
         losses, _ = self.losses(predictive, x, y, self.points(predictive, x, y, streams), streams)
@@ -284,4 +293,6 @@ def as_method(part: object) -> Method:
             return Method((part,))
         case Objective():
             return Method((Term(part),))
-    raise EquipoiseError(f"{part!r} is not part of a training method: expected an objective, a term or a method.")
+    raise EquipoiseError(
+        f"{type(part).__name__} is not part of a training method: expected an objective, a term or a method."
+    )

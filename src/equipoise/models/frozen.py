@@ -99,8 +99,9 @@ def called_with(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
 
 
 class _Copier:
-    """Copies modules, and what leads to one of them or to a tensor with a replacement: containers, bound methods,
-    closures, small objects. Everything else (data sets, trainers, locks, recorded activations, ...) is shared.
+    """Copies modules with the lists, dictionaries and sets among their attributes, and what leads to a module or to a
+    tensor with a replacement: other containers, bound methods, closures, small objects. Everything else (data sets,
+    trainers, locks, what a hook of the caller's records into, ...) is shared.
     """
 
     def __init__(self, root: nn.Module, tensors: dict[int, Tensor]) -> None:
@@ -168,14 +169,26 @@ class _Copier:
 
     def _object(self, value: Any) -> Any:
         copy = self._remember(value, object.__new__(type(value)))
-        for name, inner in value.__dict__.items():
+        copied = {}
+        for name in sorted(value.__dict__, key=_OWN.__contains__):  # attributes first: hooks may write to them
+            inner = value.__dict__[name]
             if name in _OWN:  # always a new one: a hook of the copy is none of the original
                 new = _filled(inner, {key: self.copy(one) for key, one in inner.items()})
-                copy.__dict__[name] = self._remember(inner, new)
+                copied[name] = self._remember(inner, new)
             else:
-                copy.__dict__[name] = self.copy(inner)
+                copied[name] = self._private(inner) if isinstance(value, nn.Module) else self.copy(inner)
+        copy.__dict__.update({name: copied[name] for name in value.__dict__})
         copy.__dict__.pop("_compiled_call_impl", None)
         return copy
+
+    def _private(self, value: Any) -> Any:
+        """The copy of an attribute of a module: what can be changed in place is always a new one."""
+        kind: Any = type(value)
+        if id(value) in self._copies or not isinstance(value, dict | list | set):
+            return self.copy(value)
+        if isinstance(value, dict):
+            return self._remember(value, _filled(value, {key: self._private(one) for key, one in value.items()}))
+        return self._remember(value, kind(map(self._private, value))) if kind in (list, set) else self.copy(value)
 
     def _dict(self, value: Any) -> Any:
         new = {key: self.copy(inner) for key, inner in value.items()}

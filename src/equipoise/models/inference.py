@@ -99,7 +99,8 @@ class Examined:
 
 
 def examine(predictive: Predictive, x: Points, streams: Streams | None = None, box: Any = None) -> Examined:
-    """Look at a model before it is used: at the first two samples twice, at the first one alone and beside another.
+    """Look at a model before it is used: at the first two samples twice, at the first one alone and at both ends of a
+    batch of three.
 
     Raises `EquipoiseError` if the model does not take such inputs, changes them in place, or `check_outputs` objects.
     """
@@ -124,10 +125,9 @@ def examine(predictive: Predictive, x: Points, streams: Streams | None = None, b
             coupled = couples_samples(still.module)
             if not coupled:
                 alone = _taken(still, one, streams[:1])
-                pair = predict(
-                    still, torch.cat([one, _another(one, box)]), Streams(streams.keys[[0, 0]], streams.common)
-                )
-                coupled = not random and bool(alone.differs(pair[:1]).any())
+                three = torch.cat([one, _another(one, box), one])
+                among = predict(still, three, Streams(streams.keys[[0, 0, 0]], streams.common))
+                coupled = not random and any(bool(alone.differs(among[i : i + 1]).any()) for i in (0, 2))
         if draws.seen:
             _restore(state, x.device)
         check_outputs(first, still, lambda: predict(still, x, None))

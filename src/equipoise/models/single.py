@@ -37,7 +37,7 @@ class Single:
         def predict(x: Points) -> Prediction:
             output = network(x)
             scores = _scores(output, len(x), type(self.module).__name__)
-            scores = scores if scores.dtype == torch.float64 else scores.float()
+            scores = scores.double() if x.dtype == torch.float64 else scores.float()
             if self.outputs == "probabilities":
                 scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
             return Prediction(scores[None])

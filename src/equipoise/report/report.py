@@ -145,7 +145,8 @@ class Comparison:
                 entry = {"title": kind, "row": rows[best], "result": results[best], "tied": tied}
                 if kind == "robust" and at is not None:
                     attacks = rows[best].attacks(*at)
-                    entry |= {"attacks": list(map(strength, attacks)), "cautions": cautions(results[best], attacks)}
+                    doubts = cautions(results[best], attacks, self.data.get("n_test"))
+                    entry |= {"attacks": list(map(strength, attacks)), "cautions": doubts}
                 found.append(entry)
         if max(means, default=-1.0) >= 0:
             best = means.index(max(means))
@@ -337,17 +338,19 @@ def notes(sources: Sequence[Source], comparisons: Sequence[Comparison]) -> list[
     return list(dict.fromkeys(found))
 
 
-def cautions(result: Result | None, attacks: Sequence[AttackResult]) -> list[str]:
-    """What stands beside the robust accuracy of a headline that rests on weak attacks, or on few samples."""
+def cautions(result: Result | None, attacks: Sequence[AttackResult], available: int | None = None) -> list[str]:
+    """What stands beside the robust accuracy of a headline that rests on weak attacks, or on few samples of those that
+    are `available`, if that is known.
+    """
     found = []
     if attacks and not any(_composite(attack) for attack in attacks):
         names = " and ".join(dict.fromkeys(title(attack.attack) for attack in attacks))
         found.append(f"It rests on {names} alone; stronger attacks may leave less: evaluate with --attacks autoattack.")
     if result is not None and (width := result.interval[1] - result.interval[0]) > _WIDE:
-        found.append(
-            f"It rests on n = {result.n} samples, and its interval is {100 * width:.0f} points wide: evaluate on more, "
-            "such as --examples 1000."
+        remedy = (
+            ", all that the test set has" if result.n == available else ": evaluate on more, such as --examples 1000"
         )
+        found.append(f"It rests on n = {result.n} samples, and its interval is {100 * width:.0f} points wide{remedy}.")
     return found
 
 

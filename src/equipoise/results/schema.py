@@ -68,6 +68,9 @@ def _unknown(value: Any, data: Any, path: str) -> Iterator[str]:
         yield from (f"{path}{name}" for name in data if name not in names)
         for name in names & data.keys():
             yield from _unknown(getattr(value, name), data[name], f"{path}{name}.")
-    elif isinstance(value, list | tuple) and any(map(is_dataclass, value[:1])):
+    elif isinstance(value, Mapping) and isinstance(data, Mapping):
+        for name in value.keys() & data.keys():
+            yield from _unknown(value[name], data[name], f"{path}{name}.")
+    elif isinstance(value, list | tuple) and any(map(is_dataclass, value)):
         for number, (one, its) in enumerate(zip(value, data, strict=True)):
             yield from _unknown(one, its, f"{path.removesuffix('.')}[{number}].")

@@ -115,9 +115,15 @@ def prepare(
     The arguments are those of `fit`, and the `words` of a command line, for the record. Raises `EquipoiseError` for
     what cannot be done.
     """
+    method = as_method(method)
+    require(
+        isinstance(data, Dataset),
+        f"data is a {type(data).__name__}: expected an equipoise.data.Dataset, as equipoise.data.load returns; of "
+        "tensors, Dataset(name, Split(x, y), Split(x_test, y_test), classes, sha256).",
+    )
     recipe = recipe or Recipe()
     recipe = recipe if recipe.validation else replace(recipe, validation=data.validation)
-    method = as_method(method).made_for(data.shape, recipe.seed)
+    method = method.made_for(data.shape, recipe.seed)
     predictive = as_predictive(model)
     require(out is None or str(out) != "", "out is empty: expected the path of a directory, which may not exist yet.")
     out = Path(out) if out is not None else None

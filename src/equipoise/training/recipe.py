@@ -1,14 +1,14 @@
 """How to train: optimiser, schedule, length, precision, validation. The method says what is descended, this how."""
 
 import os
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import torch
 from torch import nn
 
-from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
+from equipoise.core.errors import EquipoiseError, require, unknown
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Recipe:
     """Write the metrics for TensorBoard too."""
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            _require_kind(f.name, getattr(self, f.name), f.type)
         for name, low, high in _RANGES:
             value = getattr(self, name)
             require(
@@ -85,17 +87,6 @@ class Recipe:
         for name, options in _CHOICES.items():
             if getattr(self, name) not in options:
                 raise unknown(name, getattr(self, name), options)
-        for name in (
-            "epochs",
-            "batch_size",
-            "valid_examples",
-            "valid_steps",
-            "patience",
-            "seed",
-            "devices",
-            "awp_warmup",
-        ):
-            require_integer(name, getattr(self, name))
         require(0 <= self.ema < 1, f"ema = {self.ema} is not a decay: expected 0 <= ema < 1, such as 0.999.")
         require(0 < self.lr <= 1e30, f"lr = {self.lr} trains nothing: expected a number > 0, such as 1e-3.")
         require(
@@ -138,6 +129,19 @@ class Recipe:
     def depends_on_epochs(self) -> bool:
         """Whether the learning rate of an epoch depends on how many there are in all."""
         return self.schedule != "constant"
+
+
+_KINDS = {int: "an integer", float: "a number", bool: "True or False"}
+
+
+def _require_kind(name: str, value: object, hint: Any) -> None:
+    """Raise `EquipoiseError` for a value of another type than a field's; an integer is a number, a bool is neither."""
+    kinds = get_args(hint) or (hint,)
+    kind = next((kind for kind in kinds if kind in _KINDS), None)
+    if kind is None or get_origin(hint) is tuple or (value is None and type(None) in kinds):
+        return
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    require(fits and (kind is bool or not isinstance(value, bool)), f"{name} = {value!r:.80}: expected {_KINDS[kind]}.")
 
 
 def require_devices(devices: int, kind: str) -> None:
