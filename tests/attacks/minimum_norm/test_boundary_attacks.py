@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -246,10 +247,10 @@ class Counting(nn.Module):
 
     def __init__(self, net: nn.Module):
         super().__init__()
-        self.net, self.looks = net, []
+        self.net, self.tally = net, SimpleNamespace(looks=[])  # an object, which copies share
 
     def forward(self, x: Tensor) -> Tensor:
-        self.looks.append(len(x))
+        self.tally.looks.append(len(x))
         return self.net(x)
 
 
@@ -258,7 +259,7 @@ def test_every_evaluation_is_counted(name, case, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_NATIVE", "0")  # the kernels do not ask the module
     net = Counting(case[0])
     found = ATTACKS[name]()(net, *case[1:])
-    assert int(found.evaluations.sum()) + 2 + 2 + 1 + 2 == sum(net.looks)  # first it is examined
+    assert int(found.evaluations.sum()) + 2 + 2 + 1 + 3 == sum(net.tally.looks)  # first it is examined
 
 
 class Flat(nn.Module):
