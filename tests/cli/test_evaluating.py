@@ -99,7 +99,7 @@ def test_verify_reads_options_not_the_text_of_a_command(mine, capsys):
     for key, value, told in (
         ("eps", [0.06], "its attacks, with their settings, are not those that its command asks for"),
         ("seed", 4, "its command asks for seed 4, it has 0"),
-        ("eps", 0.05, "aa.json is damaged: its options hold 0.05 where tuple was expected"),
+        ("eps", 0.05, "aa.json is damaged: eps: expected list, got number"),
     ):
         changed = json.loads(json.dumps(data))
         changed["provenance"]["options"][key] = value

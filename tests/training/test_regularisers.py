@@ -146,7 +146,7 @@ def test_friendly_perturbations_are_those_of_the_papers_algorithm(tau):
 
 
 def test_patience_is_refused_with_the_best_point():
-    with pytest.raises(EquipoiseError, match="patience = 1: expected a number >= 0, with keep='last'"):
+    with pytest.raises(EquipoiseError, match="patience = 1: goes with keep='last'"):
         attacks.pgd(0.1, patience=1, keep="best")
     with pytest.raises(EquipoiseError, match="patience = -1"):
         attacks.pgd(0.1, patience=-1)

@@ -7,9 +7,8 @@ from scipy.stats import binomtest, kstest
 from torch import Tensor, nn
 
 from equipoise.attacks import Chain, RandomSearch, pgd, random_search
-from equipoise.attacks.black_box.random_search import _DRAW
 from equipoise.core.errors import EquipoiseError
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.geometry import EVERYWHERE, Ball, Box
 
 FEATURES = 6
@@ -96,7 +95,7 @@ def test_a_plain_loop_finds_the_same(norm, case):
     for i in range(len(x)):
         best, at, where, fell = -torch.inf, 0, x[i], False
         for number in range(31):
-            own = Streams.of(5, torch.tensor([i])).fold(_DRAW, number)
+            own = Streams.of(5, torch.tensor([i])).fold(Stream.RANDOM_SEARCH, number)
             z = x[i] if number == 0 else ball.draw(own, x[i : i + 1])[0]
             scores = net(z[None])[0]
             others = scores[torch.arange(3) != y[i]].max()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from equipoise.attacks.black_box.square import _HALVINGS, _RESTART, _SIGN, _START, _WINDOW, Square, hills, square
+from equipoise.attacks.black_box.square import _HALVINGS, Square, hills, square
 from equipoise.core.errors import EquipoiseError
-from equipoise.core.rng import Streams, fold
+from equipoise.core.rng import Stream, Streams, fold
 from equipoise.geometry import Ball, Box
 from equipoise.nets import build
 
@@ -98,8 +98,8 @@ def test_plain_loop(case):
     """The published step, written out for whole images, with the same draws, gives the same points."""
     net, x, y = copy.deepcopy(case[0]).double(), case[1].double(), case[2]
     eps, queries, seed = 0.06, 150, 7
-    streams = Streams.of(seed, torch.arange(len(x))).fold(_RESTART, 0)
-    signs = 1 - 2 * (streams.fold(_START).bits(1, 1, 10) & 1).double()
+    streams = Streams.of(seed, torch.arange(len(x))).fold(Stream.SQUARE_RESTART, 0)
+    signs = 1 - 2 * (streams.fold(Stream.SQUARE_START).bits(1, 1, 10) & 1).double()
     best = (x + eps * signs).clamp(0, 1)
     smallest = margin(net, best, y)
     inside = margin(net, x, y) > 0
@@ -108,9 +108,10 @@ def test_plain_loop(case):
         searching = (smallest >= 0) & inside
         p = 0.8 / 2 ** sum(int(i / queries * 10000) > t for t in _HALVINGS)
         s = max(round(math.sqrt(p * 100)), 1)
-        u = Streams.of(fold(fold(seed, _RESTART, 0), _WINDOW), torch.tensor([i])).uniform(5, dtype=torch.float64)[0]
+        windows = fold(fold(seed, Stream.SQUARE_RESTART, 0), Stream.SQUARE_WINDOW)
+        u = Streams.of(windows, torch.tensor([i])).uniform(5, dtype=torch.float64)[0]
         a, b = int(u[0] * (11 - s)), int(u[1] * (11 - s))
-        sign = 1 - 2 * ((streams.fold(_SIGN, i // 64).bits(1) >> (i % 64)) & 1).double()
+        sign = 1 - 2 * ((streams.fold(Stream.SQUARE_SIGN, i // 64).bits(1) >> (i % 64)) & 1).double()
         new = best.clone()
         new[:, :, a : a + s, b : b + s] += 2 * eps * sign[:, :, None, None]
         new = torch.minimum(torch.maximum(new, x - eps), x + eps).clamp(0, 1)
