@@ -17,7 +17,7 @@ COMMANDS = {
     "merge": "Put the records of all shards of an evaluation together.",
     "report": "One HTML file that compares runs.",
     "study": "Run one of the papers' small experiments: its figures, with the numbers that make their point.",
-    "experiments": "List the papers' tables and figures that can be reproduced: what they need, and how long they take.",
+    "experiments": "List the papers' tables and figures that can be reproduced: what they need, how long they take.",
     "reproduce": "Compute a table or figure of a paper, at any scale, with the paper's numbers beside ours.",
 }
 """The commands in the order of the help, each with the first sentence of its own help."""

@@ -28,7 +28,7 @@ _FAILED = 1  # the exit code of a sweep of which a task failed
 
 @dataclass(frozen=True)
 class Experiments:
-    """List the papers' tables and figures that can be reproduced: what they need, and how long they take.
+    """List the papers' tables and figures that can be reproduced: what they need, how long they take.
 
     Example: equipoise experiments --scale 0.2 --data-root DIR
     """
