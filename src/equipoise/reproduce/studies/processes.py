@@ -43,11 +43,17 @@ def run_all(
                 results.append(work(task))
                 tell(len(results))
         return results
-    spawn = multiprocessing.get_context("spawn")
+    spawn, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(processes, spawn, _begin, (pickle.dumps(work),)) as pool:
-        for result in pool.map(_do, tasks):
-            results.append(result)
-            tell(len(results))
+        futures = [pool.submit(_do, task) for task in tasks]
+        try:
+            for future in futures:
+                results.append(future.result())
+                tell(len(results))
+        except BaseException:  # an interruption, or a task that failed: nobody waits for the networks under way
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
     return results
 
 
