@@ -1,5 +1,6 @@
 """The processes of a study."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from equipoise.reproduce.studies.processes import run_all
 
 SCRIPT = """
 import os, sys, time
@@ -52,3 +55,13 @@ def test_they_end_with_a_parent_that_is_killed(tmp_path):
         parent.wait()
     children = [int(mark.name) for mark in marks.iterdir()]
     assert until(lambda: not any(map(alive, children)), 20), "nobody waits for their results any more"
+
+
+def test_an_interruption_waits_for_no_network_under_way():
+    def interrupted(done: int) -> None:
+        raise KeyboardInterrupt
+
+    began, before = time.monotonic(), set(multiprocessing.active_children())
+    with pytest.raises(KeyboardInterrupt):
+        run_all(time.sleep, [0.0, 100.0, 100.0], interrupted, processes=2)
+    assert time.monotonic() - began < 60 and set(multiprocessing.active_children()) <= before
