@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from numbers import Integral, Real
+from numbers import Integral
 
 _LONGEST = 200  # characters of a name in a message
 
@@ -34,12 +34,6 @@ def require_integer(name: str, value: object, low: int = -(2**63), high: int = 2
         expected = f" >= {low}" if high >= 2**63 - 1 > low > -(2**63) else f" from {low} to {high}"
         of = f", as int({value})" if isinstance(value, Integral) and not isinstance(value, int) else ""
         raise EquipoiseError(f"{name} = {value!r:.{_LONGEST}}: expected an integer{expected}{of}.")
-
-
-def require_number(name: str, value: object, low: float, high: float) -> None:
-    """Raise `EquipoiseError` unless `value`, given as `name`, is a number from `low` to `high`; a bool is none."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
-        raise EquipoiseError(f"{name} = {value!r:.{_LONGEST}}: expected a number from {low:g} to {high:g}.")
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> EquipoiseError:

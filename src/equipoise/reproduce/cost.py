@@ -101,9 +101,7 @@ def seconds(task: Task, sizes: Mapping[str, int] = SIZES, rates: Rates | None = 
     """
     if isinstance(task, Studied):
         return _QUICK if task.quick else STUDIES.get(task.name, 120.0)
-    words = _described(_net(task), task.data)
-    each = rates[words] if rates and words in rates else _measured(words)
-    return _START + passes(task, sizes) * each
+    return _START + passes(task, sizes) * per_pass(_net(task), task.data, rates)
 
 
 def _net(task: Task) -> Net:
@@ -197,9 +195,12 @@ def _of_attack(attack: AttackLike) -> float:
     return 100.0
 
 
-def per_pass(net: Net, data: str) -> float:
-    """Seconds of one sample's pass through a network, measured once in this process, on the GPU if there is one."""
-    return _measured(_described(net, data))
+def per_pass(net: Net, data: str, rates: Rates | None = None) -> float:
+    """Seconds of one sample's pass through a network: of `rates`, or measured once in this process, on the GPU if there
+    is one.
+    """
+    words = _described(net, data)
+    return rates[words] if rates and words in rates else _measured(words)
 
 
 def all_rates(tasks: Iterable[Task]) -> Rates:

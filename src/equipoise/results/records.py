@@ -367,7 +367,7 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
             f"{where} is not the record of a run, of an evaluation or of scores: its kind is {_kind(data)}."
         )
     require(
-        data.get("schema") is not True and data.get("schema") == SCHEMA,
+        type(data.get("schema")) is int and data["schema"] == SCHEMA,
         f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}.",
     )
     body = {k: v for k, v in data.items() if k not in ("kind", "schema", "digest", "corrupted")}

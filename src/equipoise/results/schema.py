@@ -71,6 +71,6 @@ def _unknown(value: Any, data: Any, path: str) -> Iterator[str]:
     elif isinstance(value, Mapping) and isinstance(data, Mapping):
         for name in value.keys() & data.keys():
             yield from _unknown(value[name], data[name], f"{path}{name}.")
-    elif isinstance(value, list | tuple) and any(map(is_dataclass, value)):
+    elif isinstance(value, list | tuple) and any(map(is_dataclass, value[:1])):  # all of a list are of one type
         for number, (one, its) in enumerate(zip(value, data, strict=True)):
             yield from _unknown(one, its, f"{path.removesuffix('.')}[{number}].")
