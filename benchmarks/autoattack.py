@@ -25,7 +25,7 @@ from textbook_autoattack import STAGES, Budget
 from training_step import images, machine, timed
 
 from equipoise import nets
-from equipoise.attacks import Perturbed, apgd, apgd_t, fab, pgd, square
+from equipoise.attacks import AttackResult, apgd, apgd_t, fab, pgd, square
 from equipoise.data import load
 
 Data = tuple[Tensor, Tensor]
@@ -116,7 +116,7 @@ def textbook_stages(case: Case, model: nn.Module, x: Tensor, y: Tensor) -> dict[
     return {name: stage(name) for name in STAGES}
 
 
-def parts(case: Case) -> dict[str, Callable[..., Perturbed]]:
+def parts(case: Case) -> dict[str, Callable[..., AttackResult]]:
     """Our attacks with the case's budget."""
     b, precision = case.budget, case.precision
     return {
@@ -131,7 +131,7 @@ def our_stages(case: Case, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, 
     layout = torch.contiguous_format if case.net == "lenet" else torch.channels_last
     model, x = deepcopy(model).to(memory_format=layout), x.contiguous(memory_format=layout)
 
-    def stage(attack: Callable[..., Perturbed]) -> Stage:
+    def stage(attack: Callable[..., AttackResult]) -> Stage:
         def run(robust: Tensor) -> tuple[Tensor, Tensor]:
             rows = robust.nonzero()[:, 0]
             if len(rows) == 0:

@@ -20,7 +20,7 @@ climb = Ascent(
     steps=UniformUpTo(10),
     step=Momentum(0.9),
     start=Uniform(),
-    keep="best",
+    return_point="best",
 )
 
 for method in (mine, cross_entropy + cross_entropy @ climb):

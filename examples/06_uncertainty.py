@@ -13,7 +13,7 @@ x, y = digits.test.x[:200], digits.test.y[:200]
 
 # Five networks; perturbations go to where they disagree, and every network descends its own loss there.
 ensemble = Ensemble([nets.build("mlp", digits.shape, classes=10, seed=seed) for seed in range(5)])
-method = methods.udp(eps=0.2, step_size=0.02, steps=10, uncertainty="mutual_information").apart()
+method = methods.udp(eps=0.2, step_size=0.02, steps=10, uncertainty="mutual_information").per_member()
 fit(method, ensemble, digits, Recipe(epochs=4, batch_size=64))
 
 # A network with dropout is a distribution over networks too: its masks stand still during a climb.

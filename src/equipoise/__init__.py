@@ -13,13 +13,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from equipoise.core import moved
+from equipoise.core import deprecation
 
 if TYPE_CHECKING:
     from equipoise import attacks, data, losses, models, nets, scores
     from equipoise.attacks import spaces, steps
     from equipoise.attacks.ascent import Ascent
-    from equipoise.attacks.result import Perturbed
+    from equipoise.attacks.result import AttackResult
     from equipoise.certified import certified as certify
     from equipoise.core.errors import EquipoiseError, EquipoiseWarning
     from equipoise.core.types import Prediction
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ascent",
+    "AttackResult",
     "Ball",
     "Box",
     "EquipoiseError",
     "EquipoiseWarning",
     "Method",
-    "Perturbed",
     "Prediction",
     "Single",
     "Term",
@@ -68,7 +68,7 @@ _HOMES = {
     "EquipoiseError": "core.errors:EquipoiseError",
     "EquipoiseWarning": "core.errors:EquipoiseWarning",
     "Method": "losses:Method",
-    "Perturbed": "attacks.result:Perturbed",
+    "AttackResult": "attacks.result:AttackResult",
     "Prediction": "core.types:Prediction",
     "Single": "models:Single",
     "Term": "losses:Term",
@@ -84,7 +84,7 @@ _HOMES = {
 }
 """Where each public name lives: a module, or a name in one."""
 
-moved.install()
+deprecation.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -53,7 +53,7 @@ def test_reaches_the_optimum_of_a_linear_model(norm):
     slope = net.weight[1 - y] - net.weight[y]
     order = {"linf": 1, "l2": 2, "l1": float("inf")}[norm]
     best = (margin(Prediction(net(x)[None]), None, y) + eps * slope.norm(order, dim=1)).detach()
-    found = apgd(eps, norm, objective=margin, keep="best")(net, x, y)
+    found = apgd(eps, norm, objective=margin, return_point="best")(net, x, y)
     reached = margin(Prediction(net(found.x)[None]), None, y)
     short = (best - reached) / (best - margin(Prediction(net(x)[None]), None, y))  # sparse steps do not end exactly
     assert (short >= -1e-9).all() and (short <= (0.3 if norm == "l1" else 1e-6)).all()
@@ -72,13 +72,13 @@ def test_follows_the_published_loop(norm):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         best, robust, loss, _ = theirs.attack_single_run(x, y, x_init=start.clone())
-    ours = apgd(EPS[norm], norm, keep="best", approach=())(net, x, y, start=start)
+    ours = apgd(EPS[norm], norm, return_point="best", eps_schedule=())(net, x, y, start=start)
     value = nn.functional.cross_entropy(net(ours.x), y, reduction="none")
     assert value.mean() > 0.99 * loss.mean()
     if norm == "linf":
         same = (ours.x - best).abs().flatten(1).amax(1) < 1e-9
         assert same.double().mean() > 0.9 and (value - loss).abs().median() < 1e-9
-    fooled = apgd(EPS[norm], norm, approach=())(net, x, y, start=start).success
+    fooled = apgd(EPS[norm], norm, eps_schedule=())(net, x, y, start=start).success
     n, reference = int(fooled.sum()), int((~robust.bool()).sum())
     assert reference - 2 <= n <= reference + 5 and 10 < n < 110
 
@@ -113,7 +113,7 @@ def test_the_winner_is_the_earliest_and_its_step_is_told():
 
 def test_a_cycle_ends_the_climb_without_changing_it():
     net, x, y = trained()
-    attack = pgd(0.05, step_size=0.05, steps=200, keep="best")
+    attack = pgd(0.05, step_size=0.05, steps=200, return_point="best")
     assert attack._may_cycle
     quick = attack(net, x, y)
     slow = replace(attack, steps=UniformUpTo(1))  # any other schedule does not look for cycles
@@ -134,7 +134,7 @@ def test_an_approach_from_larger_balls_ends_in_the_ball():
     net, x, y = trained()
     found = apgd(1.5, "l1", 60, restarts=2)(net, x, y)
     assert (found.distance <= 1.5 + 1e-6).all() and (found.x != x).any()
-    direct = apgd(1.5, "l1", 60, approach=(), restarts=2)(net, x, y)
+    direct = apgd(1.5, "l1", 60, eps_schedule=(), restarts=2)(net, x, y)
     assert found.success.sum() >= direct.success.sum() - 3 and found.success.any()
     assert (found.iteration[found.success] >= 36).all()  # earlier phases are in larger balls
 
@@ -151,7 +151,7 @@ class Noisy(nn.Module):
 def test_averaging_over_draws_of_a_random_model():
     net, x, y = trained()
     noisy = Noisy(net)
-    one, many = (apgd(0.1, steps=10, keep="best", draws=draws)(noisy, x, y, seed=1) for draws in (1, 20))
+    one, many = (apgd(0.1, steps=10, return_point="best", eot_samples=draws)(noisy, x, y, seed=1) for draws in (1, 20))
     truth = [nn.functional.cross_entropy(net(found.x), y) for found in (one, many)]
     assert truth[1] > truth[0] and int(many.evaluations[0]) > 19 * 10
 
@@ -171,12 +171,14 @@ def test_refuses_what_it_cannot_climb():
         apgd(0.1, target=1, objective=cross_entropy)(net, x, y)
     with pytest.raises(EquipoiseError, match=r"targets = 0: expected an integer"):
         apgd_t(0.1, targets=0)
-    with pytest.raises(EquipoiseError, match=r"draws = 0: expected an integer"):
-        apgd(0.1, draws=0)
-    with pytest.raises(EquipoiseError, match=r"approach needs a fixed number of steps and keep"):
-        apgd(0.1, approach=((2, 0.5),), keep="last")
-    with pytest.raises(EquipoiseError, match=r"approach = \(\(0.5, 0.5\),\): expected \(radius >= 1, share > 0\)"):
-        apgd(0.1, approach=((0.5, 0.5),))
+    with pytest.raises(EquipoiseError, match=r"eot_samples = 0: expected an integer"):
+        apgd(0.1, eot_samples=0)
+    with pytest.raises(EquipoiseError, match=r"eps_schedule needs a fixed number of steps and return_point"):
+        apgd(0.1, eps_schedule=((2, 0.5),), return_point="last")
+    with pytest.raises(
+        EquipoiseError, match=r"eps_schedule = \(\(0.5, 0.5\),\): expected pairs \(radius >= 1, share > 0\)"
+    ):
+        apgd(0.1, eps_schedule=((0.5, 0.5),))
     with pytest.raises(EquipoiseError, match=r"steps = 1: too few to approach the ball in 2 phases"):
         apgd(0.1, "l1", steps=1)(net, x, y)
     with pytest.raises(EquipoiseError, match=r"a training method climbs once; several targets are for attacks"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from equipoise.attacks import cw, fgsm, pgd, targeted, trades, udp, uta
 from equipoise.attacks.ascent import Ascent, choose_target
 from equipoise.attacks.execution import value_and_gradient
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.result import AttackResult
 from equipoise.attacks.steps import (
     Constant,
     Fixed,
@@ -125,11 +125,11 @@ def test_uta_is_algorithm_one_with_fixed_k():
     assert (found.x - plain[-1]).abs().max() < 1e-14
 
 
-@pytest.mark.parametrize("keep", ["last", "best", "first_success"])
+@pytest.mark.parametrize("return_point", ["last", "best", "first_success"])
 def test_udp_is_algorithm_one_with_drawn_k(keep):
     net, (x, _) = mlp(), batch(40)
     counts = Drawn(UniformUpTo(9))
-    attack = replace(udp(0.3, 0.03, 9, keep=keep), steps=counts)
+    attack = replace(udp(0.3, 0.03, 9, return_point=keep), steps=counts)
     found = attack(net, x, seed=3)
     (k,) = counts.drawn
     plain = plain_pgd(net, x, None, 0.3, 0.03, 9, plain_entropy)
@@ -231,7 +231,7 @@ def test_triangular_steps():
 def test_best_never_falls_below_the_start_or_the_path():
     net, (x, y) = mlp(), batch(30)
     spy = Recorded()
-    found = pgd(0.5, 0.2, 8, keep="best", step=spy)(net, x, y)
+    found = pgd(0.5, 0.2, 8, return_point="best", step=spy)(net, x, y)
     path = torch.stack([plain_cross_entropy(net(p), y) for p, _, _ in spy.seen])
     reached = plain_cross_entropy(net(found.x), y)
     assert (reached >= path.max(0).values - 1e-12).all()
@@ -245,7 +245,7 @@ def test_best_keeps_a_start_that_no_step_improves():
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[10.0], [-10.0]])), net.bias.copy_(torch.tensor([-5.0, 5.0]))
     x = torch.full((1, 1), 0.5 + 1e-6, dtype=F64)
-    assert torch.equal(uta(0.3, 0.3, 1, keep="best")(net, x).x, x)
+    assert torch.equal(uta(0.3, 0.3, 1, return_point="best")(net, x).x, x)
     assert not torch.equal(uta(0.3, 0.3, 1)(net, x).x, x)
 
 
@@ -270,8 +270,8 @@ def test_evaluations_are_counted(kind):
         "pgd": pgd(0.2, 0.05, 6),
         "udp": udp(0.2, 0.05, 6),
         "trades": trades(0.2, 0.05, 6, start=Uniform()),
-        "best": pgd(0.2, 0.05, 6, keep="best"),
-        "first": pgd(0.2, 0.05, 6, keep="first_success"),
+        "best": pgd(0.2, 0.05, 6, return_point="best"),
+        "first": pgd(0.2, 0.05, 6, return_point="first_success"),
         "restarts": pgd(0.2, 0.05, 3, start=Uniform(), restarts=3),
     }[kind]
     tag = replace(attack, start=_KeepLastPixel(attack.start), step=_KeepLastPixel(attack.step))
@@ -315,7 +315,7 @@ def test_first_success_is_the_first_misclassified_iterate(towards):
         return sign * plain_cross_entropy(logits, target if towards else y)
 
     path = plain_pgd(net, x, y, 0.4, 0.02, 15, loss)
-    found = pgd(0.4, 0.02, 15, keep="first_success")(net, x, y, target=target)
+    found = pgd(0.4, 0.02, 15, return_point="first_success")(net, x, y, target=target)
     for i in range(60):
         labels = torch.tensor([int(net(p[i : i + 1]).argmax()) for p in path])
         fooled = (labels == target[i] if towards else labels != y[i]).nonzero()[:, 0]
@@ -330,7 +330,7 @@ def test_first_success_is_the_first_misclassified_iterate(towards):
 
 def test_restarts_only_help():
     net, (x, y) = mlp(sharp=1.0), batch(40)
-    options = {"start": Uniform(), "keep": "best"}
+    options = {"start": Uniform(), "return_point": "best"}
     single = [pgd(0.15, 0.03, 4, **options, restarts=r)(net, x, y, seed=5) for r in (1, 2, 5)]
     values = [plain_cross_entropy(net(f.x), y) for f in single]
     for (few, many), (worse, better) in (((single[i], single[i + 1]), (values[i], values[i + 1])) for i in (0, 1)):
@@ -343,7 +343,9 @@ def test_restarts_only_help():
 def test_restarts_with_first_success_leave_fooled_samples_alone():
     net, (x, _) = mlp(), batch(40)
     y = net(x).argmax(1)
-    one, more = (pgd(0.12, 0.01, 4, start=Uniform(), keep="first_success", restarts=r)(net, x, y) for r in (1, 4))
+    one, more = (
+        pgd(0.12, 0.01, 4, start=Uniform(), return_point="first_success", restarts=r)(net, x, y) for r in (1, 4)
+    )
     won = one.success
     assert torch.equal(one.x[won], more.x[won]) and torch.equal(one.evaluations[won], more.evaluations[won])
     assert more.success.sum() > won.sum() and (more.evaluations > one.evaluations)[~won].all()
@@ -506,10 +508,10 @@ def same(a, b) -> bool:
 
 ATTACKS = [
     pgd(0.1, 0.03, 3),
-    udp(0.1, 0.03, 4, keep="first_success", start=Uniform()),
+    udp(0.1, 0.03, 4, return_point="first_success", start=Uniform()),
     trades(0.1, 0.03, 2, norm="l2", restarts=2),
-    pgd(0.1, 0.03, 2, precision="bf16", keep="first_success"),
-    targeted(cw(1.0, 0.3, 2, norm="l1", keep="best"), "random"),
+    pgd(0.1, 0.03, 2, precision="bf16", return_point="first_success"),
+    targeted(cw(1.0, 0.3, 2, norm="l1", return_point="best"), "random"),
 ]
 
 
@@ -581,15 +583,15 @@ def images(n: int = 30) -> tuple[nn.Module, Tensor, Tensor]:
 
 INDEPENDENT = {
     "pgd": pgd(0.3, 0.05, 5, start=Uniform()),
-    "udp": udp(0.3, 0.05, 6, keep="best"),
-    "udp until fooled": udp(0.3, 0.02, 12, start=Uniform(), keep="first_success"),
+    "udp": udp(0.3, 0.05, 6, return_point="best"),
+    "udp until fooled": udp(0.3, 0.02, 12, start=Uniform(), return_point="first_success"),
     "trades": trades(0.3, 0.05, 4),
-    "restarts": pgd(1.0, 0.2, 4, norm="l2", start=Uniform(), restarts=3, keep="first_success"),
+    "restarts": pgd(1.0, 0.2, 4, norm="l2", start=Uniform(), restarts=3, return_point="first_success"),
     "random target": targeted(pgd(3.0, 0.6, 4, norm="l1"), "random"),
 }
 
 
-def alike(a: Perturbed, b: Perturbed) -> bool:
+def alike(a: AttackResult, b: AttackResult) -> bool:
     exact = all(
         torch.equal(getattr(a, f), getattr(b, f))
         for f in ("success", "prediction", "evaluations", "nan_gradients", "zero_gradients")
@@ -608,9 +610,9 @@ def test_the_result_does_not_depend_on_batches_order_or_shards(name):
         assert alike(attack(model, x, y, seed=4, batch_size=size), whole), size
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
     permuted = attack(model, x[order], y[order], seed=4, index=order)
-    assert alike(permuted, whole.take(order))
+    assert alike(permuted, whole[order])
     shards = [attack(model, x[i::3], y[i::3], seed=4, index=torch.arange(30)[i::3]) for i in range(3)]
-    assert alike(Perturbed.cat(shards), Perturbed.cat([whole.take(slice(i, None, 3)) for i in range(3)]))
+    assert alike(AttackResult.cat(shards), AttackResult.cat([whole[slice(i, None, 3)] for i in range(3)]))
     if name != "trades":
         assert "random" not in name or not alike(attack(model, x, y, seed=5), whole)
 
@@ -644,12 +646,12 @@ def normed(**options) -> Normed:
         return Normed(**options)
 
 
-@pytest.mark.parametrize("keep", ["last", "first_success"])
+@pytest.mark.parametrize("return_point", ["last", "first_success"])
 def test_train_mode_uses_batch_statistics_and_never_shrinks(keep):
     model, (x, y) = normed(), batch(300)
     plain = copy.deepcopy(model).train()
     counts = Drawn(UniformUpTo(6))
-    attack = replace(udp(0.3, 0.05, 6, mode="train", keep=keep), steps=counts)
+    attack = replace(udp(0.3, 0.05, 6, mode="train", return_point=keep), steps=counts)
     found = attack(model, x, y, batch_size=100)
     (k,) = counts.drawn
     climbing = [s for s in model.tally.sizes if s > 3]
@@ -669,10 +671,10 @@ def test_train_mode_uses_batch_statistics_and_never_shrinks(keep):
 
 def test_restarts_in_train_mode_take_the_whole_batch_along():
     model, (x, y) = normed(), batch(50)
-    options = {"mode": "train", "keep": "first_success", "start": Uniform(), "restarts": 3}
+    options = {"mode": "train", "return_point": "first_success", "start": Uniform(), "restarts": 3}
     found = pgd(0.1, 0.05, 3, **options)(model, x, y)
     assert set(model.tally.sizes) == {1, 2, 3, 50} and 0 < found.success.sum() < 50
-    pgd(0.1, 0.05, 3, precision="bf16", mode="train", keep="first_success")(model.float(), x.float(), y)
+    pgd(0.1, 0.05, 3, precision="bf16", mode="train", return_point="first_success")(model.float(), x.float(), y)
     assert set(model.tally.sizes) == {1, 2, 3, 50}
 
 
@@ -700,14 +702,14 @@ def test_eval_mode_shrinks():
 def test_bf16_successes_hold_in_float32():
     net, (x, y) = mlp(dtype=torch.float32, features=40), batch(200, 40, dtype=torch.float32)
     for keep in ("last", "first_success"):
-        found = pgd(0.03, 0.005, 10, precision="bf16", keep=keep)(net, x, y)
+        found = pgd(0.03, 0.005, 10, precision="bf16", return_point=keep)(net, x, y)
         assert found.x.dtype == torch.float32 and 0 < found.success.sum() < 200
         assert torch.equal(found.success, net(found.x).argmax(1) != y)
         assert ((found.x - x).abs() <= 0.03 + 1e-6).all() and found.x.min() >= 0 and found.x.max() <= 1
         with torch.autocast("cpu", torch.bfloat16):
-            inside = pgd(0.03, 0.005, 10, precision="bf16", keep=keep)(net, x, y)
+            inside = pgd(0.03, 0.005, 10, precision="bf16", return_point=keep)(net, x, y)
         assert torch.equal(inside.success, net(inside.x).argmax(1) != y), "the caller's autocast does not judge"
-    full = pgd(0.03, 0.005, 10, keep="first_success")(net, x, y)
+    full = pgd(0.03, 0.005, 10, return_point="first_success")(net, x, y)
     assert (full.success.double().mean() - found.success.double().mean()).abs() < 0.03
 
 
@@ -721,7 +723,7 @@ def test_a_success_outside_the_ball_is_none():
 
     net, (x, _) = mlp(), batch(20)
     y = net(x).argmax(1)
-    found = pgd(0.001, 0.0005, 2, start=Far(), keep="first_success")(net, x, y)
+    found = pgd(0.001, 0.0005, 2, start=Far(), return_point="first_success")(net, x, y)
     outside = found.distance > 0.0011
     assert outside.any() and (found.prediction != y)[outside].any() and not found.success[outside].any()
 
@@ -740,7 +742,7 @@ def test_a_false_alarm_in_bf16_is_climbed_again_in_float32():
             return torch.stack([z[:, 0], z[:, 1] + (5.0 if low else 0.0)], 1)
 
     x, y = torch.tensor([[0.9, 0.2], [0.55, 0.5]]), torch.tensor([0, 0])
-    found = pgd(0.1, 0.02, 8, precision="bf16", keep="first_success")(Rounds(), x, y)
+    found = pgd(0.1, 0.02, 8, precision="bf16", return_point="first_success")(Rounds(), x, y)
     assert found.success.tolist() == [False, True] and found.prediction.tolist() == [0, 1]
     assert (found.x[0] - x[0]).abs().max() > 0.09, "the sample had its full climb"
 
@@ -759,7 +761,7 @@ def test_nan_and_zero_gradients_are_counted():
     constant = nn.Linear(2, 2)
     with torch.no_grad():
         constant.weight.zero_()
-    found = udp(0.05, 0.01, 4, keep="best")(constant, x)
+    found = udp(0.05, 0.01, 4, return_point="best")(constant, x)
     k = UniformUpTo(4).draw(Streams.of(0, torch.arange(3)).fold(4, 0).fold(1))
     assert found.zero_gradients.tolist() == k.tolist() and found.nan_gradients.tolist() == [0, 0, 0]
     assert torch.equal(found.x, x) and not found.success.any()
@@ -873,8 +875,8 @@ def test_a_model_with_logits_attribute_and_half_the_world():
 def test_parts_of_an_outcome():
     net, (x, y) = mlp(), batch()
     found = fgsm(0.1)(net, x, y)
-    assert len(found) == 10 and len(found.take(slice(3))) == 3
-    again = found.overwritten(torch.tensor([1, 4]), found.take(torch.tensor([0, 2])))
+    assert len(found) == 10 and len(found[slice(3)]) == 3
+    again = found.with_rows(torch.tensor([1, 4]), found[torch.tensor([0, 2])])
     assert torch.equal(again.x[[1, 4]], found.x[[0, 2]]) and torch.equal(again.x[0], found.x[0])
 
 

@@ -57,9 +57,11 @@ def test_what_they_are():
 
 
 def test_options_reach_the_ascent():
-    attack = pgd(0.2, Triangular(0.01, 0.04), 7, norm="l2", start=Uniform(), keep="best", restarts=3, mode="train")
+    attack = pgd(
+        0.2, Triangular(0.01, 0.04), 7, norm="l2", start=Uniform(), return_point="best", restarts=3, mode="train"
+    )
     assert (attack.step_size, attack.steps, attack.geometry) == (Triangular(0.01, 0.04), Fixed(7), Ball("l2", 0.2))
-    assert (attack.start, attack.keep, attack.restarts, attack.mode) == (Uniform(), "best", 3, "train")
+    assert (attack.start, attack.return_point, attack.restarts, attack.mode) == (Uniform(), "best", 3, "train")
     assert trades(0.1, divergence="here||clean").objective == kl("here||clean")
     assert trades(0.1, start=Zero()).start == Zero() and r_fgsm(0.1, 0.02).step_size == Constant(0.02)
     assert fgsm(0.1, step_size=0.05).step_size == Constant(0.05) and udp(0.1, 0.02, 5).steps == UniformUpTo(5)
@@ -129,8 +131,8 @@ def test_more_steps_and_restarts_are_stronger(trained):
         attack(net, x, y).success.double().mean().item()
         for attack in (
             fgsm(0.08),
-            pgd(0.08, steps=20, keep="best"),
-            pgd(0.08, steps=20, keep="first_success", restarts=3, start=Uniform()),
+            pgd(0.08, steps=20, return_point="best"),
+            pgd(0.08, steps=20, return_point="first_success", restarts=3, start=Uniform()),
         )
     ]
     assert rates[0] < rates[1] + 1e-9 and rates[1] <= rates[2] + 0.011
@@ -142,7 +144,7 @@ def test_uncertainty_grows(trained):
     def uncertainty(z: Tensor) -> Tensor:
         return torch.distributions.Categorical(logits=net(z)).entropy()
 
-    found = uta(0.1, 0.01, 20, keep="best")(net, x)
+    found = uta(0.1, 0.01, 20, return_point="best")(net, x)
     assert (uncertainty(found.x) >= uncertainty(x) - 1e-6).all() and uncertainty(found.x).mean() > uncertainty(
         x
     ).mean() + 0.2
@@ -154,7 +156,7 @@ def test_uncertainty_grows(trained):
 @pytest.mark.parametrize("rule", ["least_likely", "runner_up", "random"])
 def test_targeted_forms_reach_their_class(rule, trained):
     net, x, y = trained
-    found = targeted(cw(0.4, 0.04, 40, keep="best"), rule)(net, x, y)
+    found = targeted(cw(0.4, 0.04, 40, return_point="best"), rule)(net, x, y)
     assert found.success.double().mean() > 0.5 and (found.prediction[found.success] != y[found.success]).all()
 
 
@@ -167,7 +169,7 @@ def test_refuses_unknown_names_and_options():
     with pytest.raises(EquipoiseError, match=r"unknown norm 'linff': did you mean 'linf'"):
         named("pgd", 0.1, norm="linff")
     for field, value, message in (
-        ("keep", "frist_success", "unknown keep 'frist_success': did you mean 'first_success'"),
+        ("return_point", "frist_success", "unknown return_point 'frist_success': did you mean 'first_success'"),
         ("mode", "trian", "unknown mode 'trian': did you mean 'train'"),
         ("precision", "bf61", "unknown precision 'bf61': did you mean 'bf16'"),
         ("target", "least-likely", "unknown target 'least-likely': did you mean 'least_likely'"),

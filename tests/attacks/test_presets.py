@@ -14,15 +14,20 @@ from equipoise.losses.objectives import cross_entropy, margin, smoothed_cross_en
 
 
 def test_what_they_are():
-    start = {"start": Gaussian(0.005), "restarts": 5, "keep": "last"}
+    start = {"start": Gaussian(0.005), "restarts": 5, "return_point": "last"}
     ball = Ball("linf", 8 / 255)
     assert fgsm_k(8) == Ascent(cross_entropy, ball, 8 / 255, 1, **start)
     assert pgd_k(40, 8) == Ascent(cross_entropy, ball, 8 / 255 / 10, 40, **start)
     assert cw_k(20, 16) == Ascent(margin, Ball("linf", 16 / 255), 16 / 255 / 10, 20, **start)
     assert pgd_l2() == Ascent(cross_entropy, Ball("l2", 0.5), 0.05, 20, **start)
     assert pgd_k(10, 4).step_size.size == pytest.approx(4 / 2550)
-    quick = pgd_k(10, 4, keep="first_success", restarts=2, precision="bf16")
-    assert (quick.keep, quick.restarts, quick.precision, quick.start) == ("first_success", 2, "bf16", Gaussian(0.005))
+    quick = pgd_k(10, 4, return_point="first_success", restarts=2, precision="bf16")
+    assert (quick.return_point, quick.restarts, quick.precision, quick.start) == (
+        "first_success",
+        2,
+        "bf16",
+        Gaussian(0.005),
+    )
 
 
 def test_what_the_adaptive_attack_is():
@@ -32,7 +37,7 @@ def test_what_the_adaptive_attack_is():
     assert [part.objective for _, part in chain.parts] == [smoothed_cross_entropy(g / 10) for g in range(11)]
     for _, part in chain.parts:
         assert (part.steps, part.step_size, part.geometry) == (Fixed(50), Constant(0.2 / 50), Ball("linf", 0.1))
-        assert (part.start, part.restarts, part.keep) == (Gaussian(0.005), 5, "first_success")
+        assert (part.start, part.restarts, part.return_point) == (Gaussian(0.005), 5, "first_success")
     steps = {k: adaptive(8 / 255, steps=k).parts[0][1].step_size.size for k in (8, 32, 256)}
     assert steps == {8: pytest.approx(2 / 255), 32: pytest.approx(1 / 510), 256: pytest.approx(1 / 510)}
 
@@ -73,7 +78,7 @@ def test_as_strong_as_a_plain_loop(attack, steps, case):
 
 def test_stopping_at_the_first_success_is_as_strong(case):
     net, x, y = case
-    last, first = (pgd_k(10, 8, keep=keep)(net, x, y) for keep in ("last", "first_success"))
+    last, first = (pgd_k(10, 8, return_point=keep)(net, x, y) for keep in ("last", "first_success"))
     assert (first.success | ~last.success).all() and first.evaluations.sum() < last.evaluations.sum()
 
 

@@ -110,7 +110,7 @@ def test_an_ensemble_perturbs_the_codes_of_all_members():
     model = Ensemble([build("lenet", (1, 16, 16), 4, seed=s) for s in range(3)])
     found = udp(0.5, 0.1, 5, space=Latent("fc1"), uncertainty="mutual_information")(model, X)
     assert found.x.shape == (8, 3, 120)
-    method = ls_udp(0.5, "fc1", 0.1, 5).apart()
+    method = ls_udp(0.5, "fc1", 0.1, 5).per_member()
     value, _ = method.losses(model, X, Y, method.points(model, X, Y, STREAMS), STREAMS)
     value.sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.module.parameters())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from equipoise.attacks.steps import Constant, Fixed, Gaussian, Momentum, Triangular, Uniform, UniformUpTo, Zero
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
-from equipoise.core.types import Here
+from equipoise.core.types import AscentState
 from equipoise.geometry import Ball
 
 
@@ -52,11 +52,11 @@ def test_momentum_remembers_per_sample():
     x = torch.full((2, 2), 0.5)
     memory, none = rule.init(x), torch.zeros(2)
     first = torch.tensor([[3.0, -1.0], [0.0, 0.0]])
-    x, memory = rule(Here(x, none, first, x, 0.1, 0, 2, ball), memory)
+    x, memory = rule(AscentState(x, none, first, x, 0.1, 0, 2, ball), memory)
     assert torch.allclose(memory[0], torch.tensor([[0.75, -0.25], [0.0, 0.0]])) and torch.allclose(
         x[0], torch.tensor([0.6, 0.4])
     )
-    x, memory = rule(Here(x, none, torch.tensor([[-1.0, 1.0], [2.0, 2.0]]), x, 0.1, 1, 2, ball), memory)
+    x, memory = rule(AscentState(x, none, torch.tensor([[-1.0, 1.0], [2.0, 2.0]]), x, 0.1, 1, 2, ball), memory)
     assert torch.allclose(memory[0], torch.tensor([[-0.125, 0.375], [0.5, 0.5]]))
     assert torch.allclose(x, torch.tensor([[0.5, 0.5], [0.6, 0.6]]))
 

@@ -31,7 +31,7 @@ DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 EPS = {"linf": 0.05, "l2": 0.2, "l1": 0.5}
 
 
-def seeded(make, seed: int = 0):
+def global_seed(make, seed: int = 0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make()
@@ -109,7 +109,7 @@ def with_statistics(layer: nn.Module) -> None:
 
 @pytest.fixture(scope="module", params=NETS)
 def image_net(request) -> nn.Module:
-    return seeded(lambda: NETS[request.param]().apply(with_statistics)).eval().requires_grad_(False)
+    return global_seed(lambda: NETS[request.param]().apply(with_statistics)).eval().requires_grad_(False)
 
 
 # The truth, where it is known.
@@ -118,7 +118,7 @@ def image_net(request) -> nn.Module:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("norm", EPS)
 def test_a_linear_margin_is_the_closed_form(norm, method):
-    net, x, y, eps = seeded(lambda: nn.Linear(12, 4)), points(20, 12), torch.arange(20) % 4, 0.3
+    net, x, y, eps = global_seed(lambda: nn.Linear(12, 4)), points(20, 12), torch.arange(20) % 4, 0.3
     slopes = net.weight[y][:, None] - net.weight[None]
     worst = margins_after(net(x), slopes.norm(DUAL[norm], dim=2) * eps, y)
     found = certified_margin(net, x, y, Ball(norm, eps, WIDE), method)
@@ -408,7 +408,7 @@ def test_returns_a_sample_by_sample_answer_whatever_wraps_the_logits():
 
 @pytest.mark.parametrize("norm", EPS)
 def test_the_radius_of_a_linear_model_is_its_distance_to_the_boundary(norm):
-    net, x = seeded(lambda: nn.Linear(12, 4)), points(30, 12)
+    net, x = global_seed(lambda: nn.Linear(12, 4)), points(30, 12)
     z = net(x)
     y = z.argmax(1)
     y[:3] = (y[:3] + 1) % 4
@@ -480,7 +480,9 @@ def test_an_infinite_ball_is_the_box():
 
 
 def test_the_model_and_the_random_state_stay_as_they_were():
-    net = seeded(lambda: nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 3)))
+    net = global_seed(
+        lambda: nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(), nn.Linear(12, 3))
+    )
     net[1].eval()
     before, modes, random = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()], torch.get_rng_state()
     found = certified_margin(net, points(4, 6), None, Ball("l2", 0.1))

@@ -25,8 +25,8 @@ from equipoise.reproduce import (
     Experiment,
     Line,
     Net,
-    Shown,
-    Studied,
+    PublishedValue,
+    StudyTask,
     Table,
     Training,
     call,
@@ -56,7 +56,7 @@ def parts(variant: str, epochs: int = 100) -> list:
     one = evaluated(0, epochs)
     cells = [Cell("standard", "clean", [one], clean, 98.0), Cell("other", "clean", [evaluated(1, epochs)], clean)]
     curve = Chart("Accuracy", "eps", "%", [Line("standard", [(0.0, cells[0])])])
-    return [Table("Accuracy of a toy", cells), curve, Shown("A study", Studied("theorem"))]
+    return [Table("Accuracy of a toy", cells), curve, PublishedValue("A study", StudyTask("theorem"))]
 
 
 TOY = Experiment("toy", "Clean accuracy of a toy", "nowhere", parts, quirks="shorter")

@@ -58,8 +58,10 @@ ROWS = {
     **{name: (lambda norm, make=make: make(EPS[norm], norm=norm)) for name, make in ATTACKS.items()},
     "targeted pgd": lambda norm: targeted(pgd(EPS[norm], norm=norm)),
     "momentum": lambda norm: pgd(EPS[norm], Triangular(EPS[norm] / 20, EPS[norm] / 4), 8, norm, step=Momentum()),
-    "restarts": lambda norm: pgd(EPS[norm], steps=4, norm=norm, start=Uniform(), restarts=2, keep="first_success"),
-    "bf16": lambda norm: pgd(EPS[norm], steps=6, norm=norm, precision="bf16", keep="best"),
+    "restarts": lambda norm: pgd(
+        EPS[norm], steps=4, norm=norm, start=Uniform(), restarts=2, return_point="first_success"
+    ),
+    "bf16": lambda norm: pgd(EPS[norm], steps=6, norm=norm, precision="bf16", return_point="best"),
     "apgd": lambda norm: apgd(EPS[norm], norm, 12),
     "apgd-t": lambda norm: apgd_t(EPS[norm], norm, 10, targets=3),
     "fab-t": lambda norm: fab(EPS[norm], norm, 8, targets=3),

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from equipoise import methods
 from equipoise.attacks import pgd
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
 from equipoise.evaluation import evaluate
@@ -177,16 +177,16 @@ def state_of(model: nn.Module) -> list[object]:
     ]
 
 
-def attacked(row: str, model: nn.Module, **options: object) -> Perturbed:
+def attacked(row: str, model: nn.Module, **options: object) -> AttackResult:
     return _ROWS.ROWS[row]("linf")(model, X, Y, seed=3, **options)
 
 
-def same(first: Perturbed, second: Perturbed) -> bool:
+def same(first: AttackResult, second: AttackResult) -> bool:
     return torch.equal(first.x, second.x) and torch.equal(first.success, second.success)
 
 
 @cache
-def undisturbed(row: str) -> Perturbed:
+def undisturbed(row: str) -> AttackResult:
     """What an attack finds on the plain network when nothing else goes on."""
     return attacked(row, made(Net))
 
@@ -235,7 +235,7 @@ def test_threads_attack_one_model_at_once() -> None:
 def test_random_models_in_threads_draw_what_they_draw_alone() -> None:
     """The generators belong to the process: neither the numbers of another thread nor their state are touched."""
     models = [nn.Sequential(made(Net), Noise()) for _ in range(24)]
-    attack = pgd(0.1, steps=2, keep="best")
+    attack = pgd(0.1, steps=2, return_point="best")
     alone, state = attack(models[0], X, Y, seed=3), torch.get_rng_state()
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda model: attack(model, X, Y, seed=3), models))
@@ -252,7 +252,7 @@ def test_training_and_evaluating_one_model_at_once() -> None:
     recipe = Recipe(epochs=3, batch_size=32, device="cpu")
     alone, shared = made(Net), made(Net)
     fit(methods.udp(0.1, 0.02, 4), alone, data, recipe)
-    suite = [("pgd", pgd(0.1, steps=5, keep="first_success"))]
+    suite = [("pgd", pgd(0.1, steps=5, return_point="first_success"))]
     with ThreadPoolExecutor(1) as pool:
         evaluations = [pool.submit(evaluate, shared, points, labels, suite) for _ in range(4)]
         fit(methods.udp(0.1, 0.02, 4), shared, data, recipe)

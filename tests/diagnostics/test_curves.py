@@ -102,7 +102,7 @@ def test_a_sample_that_is_wrong_from_the_start_is_never_correct():
     """A last point may carry a wrong sample back to its class: here off the crest on which it lies."""
     x, y = math.pi / 200 + 2 * math.pi / 100 * torch.tensor([[3.0], [5.0]]) + 1e-4, torch.zeros(2, dtype=torch.int64)
     assert not pgd(1 / 255, 2 / 255, 1)(Crests(), x, y).success.any()
-    found = accuracy_against_eps(Crests(), x, y, (1,), keep="last")
+    found = accuracy_against_eps(Crests(), x, y, (1,), return_point="last")
     assert not found.correct.any() and not found.clean.any()
 
 

@@ -24,7 +24,7 @@ from equipoise.models import Ensemble, MonteCarloDropout
 from equipoise.nets import MLP
 
 
-def seeded(build):
+def global_seed(build):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build()
@@ -32,7 +32,7 @@ def seeded(build):
 
 def conv_net() -> nn.Module:
     """Convolution, batch-norm with statistics of its own, both kinds of pooling, dropout."""
-    net = seeded(
+    net = global_seed(
         lambda: nn.Sequential(
             nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 6, 3),
             nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(6, 5),
@@ -82,7 +82,7 @@ def test_a_result_does_not_depend_on_the_batch():
 def test_few_classes_are_computed_exactly():
     """One power step is far off, so that a value which is right was not found by it."""
     x = torch.rand(3, 120, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    few, many = (seeded(lambda c=c: nn.Linear(120, c)).double() for c in (100, 101))
+    few, many = (global_seed(lambda c=c: nn.Linear(120, c)).double() for c in (100, 101))
     truth = float(torch.linalg.svdvals(few.weight.detach())[0])
     assert spectral_norm(few, x, iterations=1).tolist() == pytest.approx([truth] * 3, rel=1e-9)
     with pytest.warns(EquipoiseWarning, match="3 of 3 samples"):
@@ -90,7 +90,7 @@ def test_few_classes_are_computed_exactly():
 
 
 def test_several_members_have_the_jacobian_of_their_mean():
-    members = [seeded(lambda: MLP((6,), 4, (9,))).double() for _ in range(3)]
+    members = [global_seed(lambda: MLP((6,), 4, (9,))).double() for _ in range(3)]
     for k, member in enumerate(members):
         with torch.no_grad():
             for p in member.parameters():
@@ -112,7 +112,7 @@ def test_a_random_model_is_drawn_once():
 
 
 def test_a_linear_model_is_its_own_jacobian():
-    linear = seeded(lambda: nn.Linear(7, 3)).double()
+    linear = global_seed(lambda: nn.Linear(7, 3)).double()
     x = torch.rand(6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     assert torch.allclose(jacobian(linear, x), linear.weight.detach().expand(6, 3, 7), rtol=1e-12)
     sigma = torch.linalg.svdvals(linear.weight.detach())[0]
@@ -189,13 +189,15 @@ def test_no_attack_breaks_the_margin_theorem():
 
     The product of the layers' spectral norms bounds l_f (ReLU is 1-Lipschitz), and the Jacobian's norm from above.
     """
-    net = seeded(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 4))).double()
+    net = global_seed(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 4))).double()
     lipschitz = math.prod(float(torch.linalg.svdvals(net[i].weight.detach())[0]) for i in (0, 2))
     x = torch.randn(400, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     y = net(x).argmax(1)
     assert (spectral_norm(net, x, exact=True) <= lipschitz).all()
     radius = decision_margin(net, x, y) / (math.sqrt(2) * lipschitz)
-    toward = torch.stack([pgd(1.0, 0.05, 60, "l2", box=EVERYWHERE, keep="best")(net, x, y).x, torch.randn_like(x) + x])
+    toward = torch.stack(
+        [pgd(1.0, 0.05, 60, "l2", box=EVERYWHERE, return_point="best")(net, x, y).x, torch.randn_like(x) + x]
+    )
     direction = F.normalize(toward - x, dim=-1)
     inside = x + 0.999 * radius[:, None] * direction
     assert all((net(points).argmax(1) == y).all() for points in inside)
@@ -220,7 +222,9 @@ def test_the_model_is_left_as_it_was():
 def test_an_unfinished_iteration_warns():
     x = torch.rand(3, 7, dtype=torch.float64)
     with pytest.warns(EquipoiseWarning, match=r"of 3 samples is not within 1e-06: their values are lower bounds"):
-        found = spectral_norm(seeded(lambda: nn.Linear(7, 3)).double(), x, iterations=1, tolerance=1e-6, exact=False)
+        found = spectral_norm(
+            global_seed(lambda: nn.Linear(7, 3)).double(), x, iterations=1, tolerance=1e-6, exact=False
+        )
     assert (found > 0).all()
 
 
@@ -279,7 +283,7 @@ def test_refuses_a_model_without_gradient():
 
 
 def test_a_first_layer_may_work_in_place():
-    x, net = torch.rand(4, 3), seeded(lambda: nn.Linear(3, 4))
+    x, net = torch.rand(4, 3), global_seed(lambda: nn.Linear(3, 4))
     in_place, by_copy = (spectral_norm(nn.Sequential(nn.ReLU(inplace=yes), net), x) for yes in (True, False))
     assert np.array_equal(in_place, by_copy)
 

@@ -50,7 +50,7 @@ def test_a_random_model_is_drawn_from_the_seed_and_not_from_the_callers_state():
 def test_what_fab_takes_for_a_success_counts(norm):
     """Radii a rounding below and above the distance of a point on the boundary: found and confirmed agree."""
     net, x, y = data(4)
-    nearest = fab(torch.inf, norm, keep="nearest", steps=20)(net, x, y)
+    nearest = fab(torch.inf, norm, return_point="nearest", steps=20)(net, x, y)
     for row in range(0, 60, 7):
         one, label = x[row : row + 1], y[row : row + 1]
         for offset in (-5e-6, -6e-7, 0.0, 6e-7):

@@ -11,8 +11,8 @@ from torch import nn
 from equipoise.core.errors import EquipoiseError
 from equipoise.corruptions import CORRUPTIONS, Published, corrupt
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import Corruptions, Shard, assess, audit, merge, on_corruptions
-from equipoise.evaluation.runs import essentials
+from equipoise.evaluation import Corruptions, Shard, audit, evaluate_dataset, merge, on_corruptions
+from equipoise.evaluation.runs import evaluation_key
 from equipoise.results.records import CorruptionResult, MeanResult, digest, from_json, load, save, to_json
 from equipoise.results.statistics import wilson
 
@@ -68,7 +68,7 @@ def test_the_mean_of_one_corruption_is_its_own():
 
 
 def test_a_record_holds_them_and_one_without_stays_as_it_was(tmp_path):
-    record = assess(model(), data(), [], target="m", out=tmp_path / "r.json", corruptions=Corruptions(FEW))
+    record = evaluate_dataset(model(), data(), [], target="m", out=tmp_path / "r.json", corruptions=Corruptions(FEW))
     assert [r.corruption for r in record.corruptions] == list(FEW) and len(record.results) == 1
     written = json.loads((tmp_path / "r.json").read_text())
     assert [r["accuracy"] for r in written["corruptions"]] == [r.accuracy for r in record.corruptions]
@@ -79,7 +79,7 @@ def test_a_record_holds_them_and_one_without_stays_as_it_was(tmp_path):
     }
     again = load(tmp_path / "r.json")
     assert digest(again) == digest(record) and again.corrupted.accuracy == record.corrupted.accuracy
-    plain = assess(model(), data(), [], target="m")
+    plain = evaluate_dataset(model(), data(), [], target="m")
     assert plain.corrupted is None and not {"corruptions", "corrupted"} & set(to_json(plain))
     old = to_json(plain)
     assert digest(from_json(old)) == digest(plain) and from_json(old).corruptions == ()
@@ -87,9 +87,9 @@ def test_a_record_holds_them_and_one_without_stays_as_it_was(tmp_path):
 
 def test_shards_and_a_resumed_evaluation_lead_to_the_same_record(tmp_path, monkeypatch):
     how = {"target": "m", "batch_size": 4, "corruptions": Corruptions(FEW), "examples": 26}
-    whole = assess(model(), data(), [], out=tmp_path / "whole.json", **how)
+    whole = evaluate_dataset(model(), data(), [], out=tmp_path / "whole.json", **how)
     for number in (1, 2, 3):
-        assess(model(), data(), [], out=tmp_path / f"{number}.json", shard=Shard(number, 3), **how)
+        evaluate_dataset(model(), data(), [], out=tmp_path / f"{number}.json", shard=Shard(number, 3), **how)
     merged = merge([tmp_path / f"{n}.json" for n in (2, 3, 1)], tmp_path / "merged.json")
     assert digest(merged) == digest(whole)
 
@@ -105,15 +105,15 @@ def test_shards_and_a_resumed_evaluation_lead_to_the_same_record(tmp_path, monke
 
     monkeypatch.setattr(runs, "on_corruptions", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        assess(model(), data(), [], out=tmp_path / "resumed.json", **how)
-    resumed = assess(model(), data(), [], out=tmp_path / "resumed.json", resume=True, **how)
+        evaluate_dataset(model(), data(), [], out=tmp_path / "resumed.json", **how)
+    resumed = evaluate_dataset(model(), data(), [], out=tmp_path / "resumed.json", resume=True, **how)
     assert digest(resumed) == digest(whole) and len(calls) == 4 + 7 - 3
 
 
 def test_published_images_belong_to_the_same_samples(tmp_path):
     everything = data()
     given = published(everything.test)
-    record = assess(
+    record = evaluate_dataset(
         model(), everything, [], target="m", examples=12, out=tmp_path / "r.json", corruptions=Corruptions(FEW, given)
     )
     test = everything.test.limit(12)
@@ -129,7 +129,7 @@ def test_published_images_belong_to_the_same_samples(tmp_path):
 
 def test_an_audit_infers_them_again(tmp_path):
     path, test = tmp_path / "r.json", data().test
-    record = assess(model(), data(), [], target="m", out=path, seed=3, corruptions=Corruptions(FEW))
+    record = evaluate_dataset(model(), data(), [], target="m", out=path, seed=3, corruptions=Corruptions(FEW))
     found = audit(path, model(), test.x, test.y)
     assert (found.claims, found.mismatches) == (4 * 30, [])
     fog = record.corruptions[0]
@@ -152,7 +152,7 @@ def test_an_audit_infers_them_again(tmp_path):
 def test_refuses_to_audit_without_the_published_images(tmp_path):
     path, everything = tmp_path / "r.json", data()
     given = published(everything.test)
-    assess(model(), everything, [], target="m", out=path, corruptions=Corruptions(FEW, given))
+    evaluate_dataset(model(), everything, [], target="m", out=path, corruptions=Corruptions(FEW, given))
     test = everything.test
     with pytest.raises(EquipoiseError, match=r"is about published images of fog, .*: give their folder with --corr"):
         audit(path, model(), test.x, test.y)
@@ -166,7 +166,7 @@ def test_refuses_published_images_of_another_test_set():
     given = Corruptions(FEW, published(everything.test))
     other = Split(everything.test.x, (everything.test.y + 1) % 3)
     with pytest.raises(EquipoiseError, match=r"the published corruptions are not of the test set of squares"):
-        assess(model(), replace(everything, test=other), [], target="m", corruptions=given)
+        evaluate_dataset(model(), replace(everything, test=other), [], target="m", corruptions=given)
 
 
 @pytest.mark.unchecked
@@ -174,10 +174,10 @@ def test_refuses_what_is_no_image_and_damaged_records(tmp_path):
     x, y = torch.rand(9, 4), torch.arange(9) % 3
     features = Dataset("features", Split(x, y), Split(x, y), ("a", "b", "c"), "0" * 64)
     with pytest.raises(EquipoiseError, match=r"corruptions need images .* got shape \(9, 4\)"):
-        assess(nn.Linear(4, 3), features, [], target="m", corruptions=Corruptions(FEW))
+        evaluate_dataset(nn.Linear(4, 3), features, [], target="m", corruptions=Corruptions(FEW))
     with pytest.raises(EquipoiseError, match="unknown corruption 'snow'"):
         Corruptions(("snow",))
-    record = to_json(assess(model(), data(), [], target="m", corruptions=Corruptions(FEW)))
+    record = to_json(evaluate_dataset(model(), data(), [], target="m", corruptions=Corruptions(FEW)))
     record["corruptions"][1]["correct"] = [True]
     with pytest.raises(EquipoiseError, match=r"is damaged: \w+ lacks an outcome for every sample"):
         from_json(record)
@@ -190,6 +190,6 @@ def test_what_an_evaluation_is_of_says_which():
     from equipoise.results.provenance import provenance
 
     origin = provenance(0, torch.device("cpu"), "")
-    without = essentials(model(), data(), [], origin, target="m")
-    of_some = essentials(model(), data(), [], origin, target="m", corruptions=Corruptions(("fog",)))
+    without = evaluation_key(model(), data(), [], origin, target="m")
+    of_some = evaluation_key(model(), data(), [], origin, target="m", corruptions=Corruptions(("fog",)))
     assert "corruptions" not in without and of_some == without | {"corruptions": {"fog": ""}}

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from equipoise.attacks import pgd
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import EquipoiseError
-from equipoise.evaluation import WORST, cautions, evaluate, samples, suite, verify_outcome
+from equipoise.evaluation import WORST, evaluate, result_warnings, samples, suite, verify_outcome
 from equipoise.geometry import Ball
-from equipoise.results.records import AttackResult
+from equipoise.results.records import AttackRecord
 
 pytestmark = pytest.mark.unchecked
 
@@ -151,7 +151,7 @@ class Cheat:
         n = len(x)
         none = torch.zeros(n, dtype=torch.int64)
         everyone = torch.ones(n, dtype=torch.bool)
-        return Perturbed(x + self.shift * direction, everyone, torch.zeros(n), 1 - y, *[none] * 6)
+        return AttackResult(x + self.shift * direction, everyone, torch.zeros(n), 1 - y, *[none] * 6)
 
 
 def test_claims_of_an_attack_that_leaves_its_ball_do_not_count():
@@ -171,7 +171,7 @@ def test_claims_of_an_attack_that_leaves_its_ball_do_not_count():
     assert list(attacked.correct) == list(clean.correct)
     assert attacked.settings == {"steps": 1, "refused": sum(clean.correct)}
     assert list(attacked.prediction) == list(clean.prediction)
-    assert any("42 successes that it claimed failed the check" in c for c in cautions([clean, attacked]))
+    assert any("42 successes that it claimed failed the check" in c for c in result_warnings([clean, attacked]))
 
 
 @pytest.mark.parametrize("norm", DUAL)
@@ -179,7 +179,7 @@ def test_verify_accepts_what_the_geometry_projects_and_refuses_a_tampered_point(
     model, (x, y) = linear(), far_from_the_box(40)
     eps = 4 * EPS[norm]
     ball = Ball(norm, eps)
-    found = pgd(eps, norm=norm, keep="best")(model, x, y)
+    found = pgd(eps, norm=norm, return_point="best")(model, x, y)
     honest = verify_outcome(model, x, found.x, y, ball)
     assert honest.success.sum() > 20
     assert torch.equal(honest.success, found.success)
@@ -224,13 +224,13 @@ def test_predictions_that_count_are_those_of_eval_mode_and_modes_are_restored():
     assert model.training and model[1].training and not any(p.grad is not None for p in model.parameters())
 
 
-def result(attack: str, eps: float, right: int, n: int = 100, **fields) -> AttackResult:
-    return AttackResult(attack, "linf", eps, [i < right for i in range(n)], evaluations=1000, **fields)
+def result(attack: str, eps: float, right: int, n: int = 100, **fields) -> AttackRecord:
+    return AttackRecord(attack, "linf", eps, [i < right for i in range(n)], evaluations=1000, **fields)
 
 
 def test_one_class_for_all_is_said():
     def told(n: int, right: int, predictions: list[int]) -> list[str]:
-        return cautions([result("clean", 0, right, n, prediction=predictions), result("pgd", 0.1, right, n)])
+        return result_warnings([result("clean", 0, right, n, prediction=predictions), result("pgd", 0.1, right, n)])
 
     (text,) = told(20, 10, [1] * 20)
     assert text.startswith("the model predicts class 1 for all 20 samples: what ignores its input is robust")
@@ -241,19 +241,19 @@ def test_one_class_for_all_is_said():
 
 def test_cautions_name_what_is_suspicious_and_nothing_else():
     fine = [result("clean", 0, 90), result("fgsm", 0.1, 60), result("pgd", 0.1, 50), result("pgd", 0.2, 30)]
-    assert cautions(fine) == []
-    (masked,) = cautions([result("fgsm", 0.1, 40), result("pgd", 0.1, 50)])
+    assert result_warnings(fine) == []
+    (masked,) = result_warnings([result("fgsm", 0.1, 40), result("pgd", 0.1, 50)])
     assert "fgsm, 40.0%" in masked and "masked gradients" in masked
-    (rising,) = cautions([result("pgd", 0.2, 50), result("pgd", 0.1, 30)])
+    (rising,) = result_warnings([result("pgd", 0.2, 50), result("pgd", 0.1, 30)])
     assert "rises from 30.0% at eps 0.1 to 50.0% at 0.2" in rising
     # 4 of 4 samples that only one of two attacks fools are no evidence (p = 1/16), 5 of 5 are (p = 1/32).
-    assert cautions([result("fgsm", 0.1, 46), result("pgd", 0.1, 50)]) == []
-    assert len(cautions([result("fgsm", 0.1, 45), result("pgd", 0.1, 50)])) == 1
-    (nan,) = cautions([result("pgd", 0.1, 30, nan_gradients=20)])
+    assert result_warnings([result("fgsm", 0.1, 46), result("pgd", 0.1, 50)]) == []
+    assert len(result_warnings([result("fgsm", 0.1, 45), result("pgd", 0.1, 50)])) == 1
+    (nan,) = result_warnings([result("pgd", 0.1, 30, nan_gradients=20)])
     assert "2% of its gradients held a NaN" in nan
-    (zero,) = cautions([result("pgd", 0.1, 30, zero_gradients=500)])
+    (zero,) = result_warnings([result("pgd", 0.1, 30, zero_gradients=500)])
     assert "50% of its gradients were exactly 0" in zero
-    (none,) = cautions([result("pgd", 0.0, 30)])
+    (none,) = result_warnings([result("pgd", 0.0, 30)])
     assert "radius 0" in none
 
 
@@ -263,7 +263,7 @@ def test_saturated_logits_are_reported_as_zero_gradients():
         for parameter in model.parameters():
             parameter.mul_(1e4)
     x, y = far_from_the_box(50)
-    warnings = cautions(evaluate(model, x, y, suite(["pgd"], [0.001])))
+    warnings = result_warnings(evaluate(model, x, y, suite(["pgd"], [0.001])))
     assert any("were exactly 0" in w for w in warnings)
 
 
@@ -278,7 +278,7 @@ def test_progress_counts_every_sample_of_every_attack_once():
 def test_suite_defaults_and_numbers_in_names():
     (_, pgd40), (_, cw7), (_, fgsm) = suite(["clean", "pgd", "cw7", "fgsm"], [0.1], "l2", restarts=3)
     assert (pgd40.steps.most, pgd40.step_size.size, pgd40.restarts) == (40, pytest.approx(2.5 * 0.1 / 40), 3)
-    assert (cw7.steps.most, cw7.objective.name, cw7.keep) == (7, "margin", "first_success")
+    assert (cw7.steps.most, cw7.objective.name, cw7.return_point) == (7, "margin", "first_success")
     assert (fgsm.steps.most, fgsm.restarts, fgsm.geometry) == (1, 1, Ball("l2", 0.1))
     assert [a.geometry.eps for _, a in suite(["pgd"], [0.3, 0.1, 0.3])] == [0.1, 0.3]
     assert suite(["clean"], []) == []

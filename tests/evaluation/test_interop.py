@@ -15,7 +15,7 @@ from equipoise.attacks import Chain, apgd_t, fab, square
 from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate, evaluate_batches, suite
 from equipoise.evaluation.interop import lightning_callback, robustbench
-from equipoise.results.records import AttackResult, Evaluation, Flag, Provenance
+from equipoise.results.records import AttackRecord, Evaluation, Provenance, ResultWarning
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the import of a project that is not this one
@@ -183,7 +183,7 @@ def test_evaluates_inside_inference_mode():
         assert outcomes(evaluate(net(), x, y, PAIR)) == expected
 
 
-def outcomes(results: list[AttackResult]) -> list[tuple]:
+def outcomes(results: list[AttackRecord]) -> list[tuple]:
     return [(r.attack, r.correct, r.distance, r.prediction, r.winner, r.iteration, r.queries) for r in results]
 
 
@@ -237,7 +237,7 @@ def test_a_model_that_returns_an_object_with_logits_is_attacked_as_its_logits():
     assert outcomes(wrapped) == outcomes(evaluate(net(), x[:24], y[:24], EVERY))
 
 
-def record(*results: AttackResult, flags=()) -> Evaluation:
+def record(*results: AttackRecord, flags=()) -> Evaluation:
     made = Provenance("equipoise evaluate", 5, {}, None, "cpu", 1, "")
     return Evaluation("net", {"name": "toy"}, results, made, flags=flags, model={"sha256": "ab"})
 
@@ -247,9 +247,9 @@ def right(n: int) -> list[bool]:
 
 
 def test_a_result_in_the_form_of_robustbench():
-    clean = AttackResult("clean", "l2", 0.0, right(7))
-    near = [AttackResult("autoattack", "l2", 0.5, right(4)), AttackResult("fgsm", "l2", 0.5, right(6))]
-    worst, far = AttackResult("worst case", "l2", 0.5, right(3)), AttackResult("autoattack", "l2", 1.0, right(1))
+    clean = AttackRecord("clean", "l2", 0.0, right(7))
+    near = [AttackRecord("autoattack", "l2", 0.5, right(4)), AttackRecord("fgsm", "l2", 0.5, right(6))]
+    worst, far = AttackRecord("worst case", "l2", 0.5, right(3)), AttackRecord("autoattack", "l2", 1.0, right(1))
     entry = robustbench(record(clean, *near, worst, far))
     assert entry == {
         "name": "net",
@@ -265,10 +265,10 @@ def test_a_result_in_the_form_of_robustbench():
         "weights_sha256": "ab",
         "autoattack_acc": "50.00",
     }
-    doubtful = robustbench(record(clean, near[1], flags=[Flag("a", "b", "c")]))
+    doubtful = robustbench(record(clean, near[1], flags=[ResultWarning("a", "b", "c")]))
     assert doubtful["unreliable"] and "autoattack_acc" not in doubtful and doubtful["external"] == "75.00"
 
 
 def test_refuses_a_robustbench_entry_without_an_attack():
     with pytest.raises(EquipoiseError, match="needs an attack"):
-        robustbench(record(AttackResult("clean", "linf", 0.0, right(7))))
+        robustbench(record(AttackRecord("clean", "linf", 0.0, right(7))))

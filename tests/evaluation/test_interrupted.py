@@ -15,7 +15,7 @@ from equipoise.attacks import Chain, apgd, fab, pgd, square
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.locks import locked
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import assess, suite
+from equipoise.evaluation import evaluate_dataset, suite
 from equipoise.results.records import Evaluation, digest, load, save
 
 pytestmark = pytest.mark.unchecked
@@ -69,7 +69,7 @@ def run(out: Path, **options: Any) -> Evaluation:
     net, data = problem()
     usual: dict[str, Any] = {"target": "net", "examples": 0, "batch_size": 12, "seed": 3, "images": True}
     given = options.pop("attacks", None) or attacks()
-    return assess(net, data, given, out=out, **usual | options)
+    return evaluate_dataset(net, data, given, out=out, **usual | options)
 
 
 def stop_at(words: str, error: type[BaseException] = KeyboardInterrupt) -> Callable[[str, int, int], None]:

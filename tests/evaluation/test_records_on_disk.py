@@ -13,7 +13,7 @@ from torch import nn
 from equipoise.attacks import Chain, apgd, apgd_t, autoattack, cascade, fab, square
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import Shard, assess, audit, evaluate, evaluate_batches, merge, read_points, suite
+from equipoise.evaluation import Shard, audit, evaluate, evaluate_batches, evaluate_dataset, merge, read_points, suite
 from equipoise.results.records import Evaluation, digest, load, save
 
 pytestmark = pytest.mark.unchecked
@@ -54,7 +54,9 @@ ATTACKS = [("pgd", suite(["pgd6"], [0.12])[0][1]), ("small", small())]
 
 def run(out: Path, **options) -> Evaluation:
     net, data = problem()
-    return assess(net, data, ATTACKS, target="net", examples=0, batch_size=16, seed=3, out=out, images=True, **options)
+    return evaluate_dataset(
+        net, data, ATTACKS, target="net", examples=0, batch_size=16, seed=3, out=out, images=True, **options
+    )
 
 
 class Killed(Exception):
@@ -137,16 +139,20 @@ def test_refuses_to_continue_something_else(tmp_path):
         run(out)
     net, data = problem()
     with pytest.raises(EquipoiseError, match=r"is of another evaluation, with other seed, batch_size: give the same"):
-        assess(net, data, ATTACKS, target="net", examples=0, batch_size=8, seed=4, out=out, images=True, resume=True)
+        evaluate_dataset(
+            net, data, ATTACKS, target="net", examples=0, batch_size=8, seed=4, out=out, images=True, resume=True
+        )
     with torch.no_grad():
         net[1].bias += 1
     with pytest.raises(EquipoiseError, match=r"is of another evaluation, with other model"):
-        assess(net, data, ATTACKS, target="net", examples=0, batch_size=16, seed=3, out=out, images=True, resume=True)
+        evaluate_dataset(
+            net, data, ATTACKS, target="net", examples=0, batch_size=16, seed=3, out=out, images=True, resume=True
+        )
     (tmp_path / "aa.json.partial" / "evaluation.json").write_text("{")
     with pytest.raises(EquipoiseError, match=r"evaluation.json is damaged: remove .* and evaluate anew"):
         run(out, resume=True)
     with pytest.raises(EquipoiseError, match=r"give out: images and unfinished blocks lie beside the record"):
-        assess(net, data, ATTACKS, target="net", images=True)
+        evaluate_dataset(net, data, ATTACKS, target="net", images=True)
 
 
 def test_an_honest_record_holds(whole):
@@ -242,7 +248,7 @@ def test_audit_refuses_other_weights_and_samples(whole):
 
 def test_without_images_successes_are_counted_as_unchecked(tmp_path):
     net, data = problem()
-    assess(net, data, ATTACKS, target="net", examples=0, out=tmp_path / "a.json")
+    evaluate_dataset(net, data, ATTACKS, target="net", examples=0, out=tmp_path / "a.json")
     found = audit(tmp_path / "a.json", net, data.test.x, data.test.y)
     assert found.mismatches == [] and found.claims == 80 and found.unchecked > 20
 
@@ -357,7 +363,10 @@ def test_names_with_published_budgets():
     sparse = autoattack(8.0, "l1").settings()["parts"]
     assert (sparse[0]["restarts"], sparse[1]["target"], sparse[2]["targets"]) == (5, 5, 9)
     random = autoattack(0.1, version="rand").settings()["parts"]
-    assert [(p["name"], p["draws"], p["redraw"]) for p in random] == [("apgd-ce", 20, True), ("apgd-dlr", 20, True)]
+    assert [(p["name"], p["eot_samples"], p["resample"]) for p in random] == [
+        ("apgd-ce", 20, True),
+        ("apgd-dlr", 20, True),
+    ]
     plus = autoattack(0.1, version="plus").settings()["parts"]
     assert [(p["name"], p["restarts"]) for p in plus] == [
         ("apgd-ce", 5),

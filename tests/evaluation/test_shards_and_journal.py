@@ -12,9 +12,9 @@ from torch import nn
 
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import Shard, assess, merge, runs, suite
+from equipoise.evaluation import Shard, evaluate_dataset, merge, runs, suite
 from equipoise.evaluation.interop import robustbench
-from equipoise.results.records import AttackResult, Evaluation, Flag, Provenance, digest, load, save
+from equipoise.results.records import AttackRecord, Evaluation, Provenance, ResultWarning, digest, load, save
 
 pytestmark = pytest.mark.unchecked
 
@@ -36,7 +36,7 @@ def problem() -> tuple[nn.Module, Dataset]:
 def run(out: Path, eps: float = 0.1, **options) -> Evaluation:
     net, data = problem()
     asked = {"target": "net", "examples": 0, "batch_size": 3, "seed": 3, "images": True} | options
-    return assess(net, data, suite(["fgsm", "pgd3"], [eps]), out=out, **asked)
+    return evaluate_dataset(net, data, suite(["fgsm", "pgd3"], [eps]), out=out, **asked)
 
 
 class Killed(Exception):
@@ -235,7 +235,7 @@ def test_merge_refuses_to_overwrite_its_parts(tmp_path, halves, out):
 
 
 def test_merge_unites_the_flags_and_names_the_command(tmp_path, halves):
-    both, late = Flag("both", "1", "look"), Flag("late", "2", "look")
+    both, late = ResultWarning("both", "1", "look"), ResultWarning("late", "2", "look")
     for path, flags in zip(halves, ([both], [both, late]), strict=True):
         record = load(path)
         save(path, replace(record, flags=[*flags, *record.flags]))
@@ -249,8 +249,8 @@ def test_merge_unites_the_flags_and_names_the_command(tmp_path, halves):
 
 
 def test_a_robustbench_entry_is_of_one_ball():
-    def result(attack: str, norm: str, eps: float, right: int) -> AttackResult:
-        return AttackResult(attack, norm, eps, [True] * right + [False] * (8 - right))
+    def result(attack: str, norm: str, eps: float, right: int) -> AttackRecord:
+        return AttackRecord(attack, norm, eps, [True] * right + [False] * (8 - right))
 
     results = [
         result("clean", "l2", 0.0, 8),

@@ -21,7 +21,7 @@ from equipoise.attacks import (
 )
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import assess, audit, evaluate, fingerprint, suite
+from equipoise.evaluation import audit, evaluate, evaluate_dataset, fingerprint, suite
 
 pytestmark = pytest.mark.unchecked
 
@@ -125,7 +125,7 @@ def test_their_records_stand_an_audit(tmp_path):
         ("minimal-l2", minimal_l2(steps=100)),
     ]
     out = tmp_path / "r.json"
-    record = assess(net, data, attacks, target="net", examples=0, batch_size=9, out=out, images=True)
+    record = evaluate_dataset(net, data, attacks, target="net", examples=0, batch_size=9, out=out, images=True)
     assert all(0 < r.accuracy < 1 for r in record.results if r.attack.startswith(("adaptive", "pgd", "random")))
     found = audit(out, net, x, y)
     assert not found.mismatches and found.unchecked == 0 and found.claims > 24

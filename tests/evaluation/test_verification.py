@@ -14,9 +14,9 @@ from torch import nn
 
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import Audit, Shard, assess, audit, suite
+from equipoise.evaluation import Audit, Shard, audit, evaluate_dataset, suite
 from equipoise.models import MonteCarloDropout
-from equipoise.results.records import Flag, digest, from_json, load
+from equipoise.results.records import ResultWarning, digest, from_json, load
 
 CLASSES, N = 4, 24
 X = torch.rand(2 * N, 1, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -47,7 +47,7 @@ ATTACKS = suite(["apgd-ce5", "square30"], [0.06])
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("honest") / "r.json"
-    record = assess(net(), DATA, ATTACKS, target="net", examples=0, batch_size=9, out=out, images=True)
+    record = evaluate_dataset(net(), DATA, ATTACKS, target="net", examples=0, batch_size=9, out=out, images=True)
     assert {None, "clean", "apgd-ce5"} <= set(record.results[1].winner)  # each case of a sample is there
     assert 0 < record.results[-1].accuracy < record.results[0].accuracy < 1
     return out
@@ -173,8 +173,8 @@ def test_the_digest_covers_the_seed_but_not_where_it_ran(honest):
 
 
 def test_a_flag_that_follows_from_the_results_may_not_be_removed(honest, tmp_path, monkeypatch):
-    flag = Flag("black box beats white box", "1 of 24", "look")
-    monkeypatch.setattr(sys.modules["equipoise.evaluation.verification"], "judge", lambda results: [flag])
+    flag = ResultWarning("black box beats white box", "1 of 24", "look")
+    monkeypatch.setattr(sys.modules["equipoise.evaluation.verification"], "check_results", lambda results: [flag])
     assert audited(honest).mismatches == ["the flag 'black box beats white box' is missing: 1 of 24."]
 
 
@@ -276,7 +276,7 @@ def test_refuses_files_that_hold_no_images(content, honest, tmp_path):
 def test_the_model_of_the_caller_stays_as_it_is(tmp_path):
     model = net().double().train()
     data = replace(DATA, train=Split(X[:N].double(), Y[:N]), test=Split(X[N:].double(), Y[N:]))
-    assess(model, data, ATTACKS, target="net", examples=0, out=tmp_path / "r.json", images=True)
+    evaluate_dataset(model, data, ATTACKS, target="net", examples=0, out=tmp_path / "r.json", images=True)
     before = copy.deepcopy(model.state_dict())
     assert audit(tmp_path / "r.json", model, DATA.test.x, DATA.test.y).mismatches == []
     assert model.training and all(value.dtype == torch.float64 for value in model.state_dict().values())
@@ -284,7 +284,7 @@ def test_the_model_of_the_caller_stays_as_it_is(tmp_path):
 
 
 def test_a_shard_holds_on_its_samples(tmp_path):
-    record = assess(
+    record = evaluate_dataset(
         net(),
         DATA,
         ATTACKS,
@@ -313,7 +313,7 @@ def test_attacks_in_any_order_keep_their_images(tmp_path):
     """Results are grouped by ball; so are the images."""
     first, second = suite(["pgd5"], [0.06, 0.1])
     mixed = [first, second, ("fgsm", suite(["fgsm"], [0.06])[0][1])]
-    record = assess(net(), DATA, mixed, target="net", examples=0, out=tmp_path / "r.json", images=True)
+    record = evaluate_dataset(net(), DATA, mixed, target="net", examples=0, out=tmp_path / "r.json", images=True)
     assert [(r.attack, r.eps) for r in record.results[1:]][:2] == [("pgd5", 0.06), ("fgsm", 0.06)]
     assert audit(tmp_path / "r.json", net(), DATA.test.x, DATA.test.y).mismatches == []
 
@@ -325,7 +325,7 @@ def test_a_model_drawn_from_the_seed_is_inferred_again(tmp_path):
     attacks = suite(["pgd5"], [0.2])
     for shard in (Shard(1, 1), Shard(2, 2)):
         out = tmp_path / f"{shard.number}.json"
-        record = assess(
+        record = evaluate_dataset(
             model, DATA, attacks, target="net", examples=0, batch_size=5, out=out, images=True, shard=shard, seed=3
         )
         rows = torch.tensor(record.index)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from equipoise.attacks import (
     ATTACKS,
     Attack,
+    AttackResult,
     Bisected,
     Chain,
-    Perturbed,
     adaptive,
     apgd,
     apgd_t,
@@ -67,16 +67,18 @@ def _short(make: Callable[..., Attack], budget: dict[str, int], eps: float, norm
 
 ROWS: dict[str, Make] = {
     **{name: partial(_short, make, {} if "fgsm" in name else {"steps": 3}) for name, make in ATTACKS.items()},
-    "pgd restarts": lambda e, n, b: pgd(e, steps=3, norm=n, box=b, start=Uniform(), restarts=2, keep="first_success"),
-    "pgd momentum": lambda e, n, b: pgd(e, steps=3, norm=n, box=b, step=Momentum(), keep="best"),
-    "pgd bf16": lambda e, n, b: pgd(e, steps=3, norm=n, box=b, precision="bf16", keep="first_success"),
-    "pgd draws": lambda e, n, b: pgd(e, steps=3, norm=n, box=b, redraw=True, draws=2),
+    "pgd restarts": lambda e, n, b: pgd(
+        e, steps=3, norm=n, box=b, start=Uniform(), restarts=2, return_point="first_success"
+    ),
+    "pgd momentum": lambda e, n, b: pgd(e, steps=3, norm=n, box=b, step=Momentum(), return_point="best"),
+    "pgd bf16": lambda e, n, b: pgd(e, steps=3, norm=n, box=b, precision="bf16", return_point="first_success"),
+    "pgd draws": lambda e, n, b: pgd(e, steps=3, norm=n, box=b, resample=True, eot_samples=2),
     "targeted pgd": lambda e, n, b: targeted(pgd(e, steps=3, norm=n, box=b)),
-    "several targets": lambda e, n, b: pgd(e, steps=3, norm=n, box=b, num_targets=2, keep="first_success"),
+    "several targets": lambda e, n, b: pgd(e, steps=3, norm=n, box=b, num_targets=2, return_point="first_success"),
     "apgd": lambda e, n, b: apgd(e, n, 6, box=b),
     "apgd-t": lambda e, n, b: apgd_t(e, n, 6, targets=2, box=b),
     "fab": lambda e, n, b: fab(e, n, 4, targets=2, box=b),
-    "fab nearest": lambda e, n, b: fab(e, n, 4, targets=2, keep="nearest", box=b),
+    "fab nearest": lambda e, n, b: fab(e, n, 4, targets=2, return_point="nearest", box=b),
     "square": lambda e, n, b: square(e, n, 20, box=b),
     "square restarts": lambda e, n, b: square(e, n, 8, box=b, restarts=2),
     "random-search": lambda e, n, b: random_search(e, n, 20, box=b),
@@ -205,7 +207,7 @@ def around(name: str) -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def assert_same(a: Perturbed, b: Perturbed) -> None:
+def assert_same(a: AttackResult, b: AttackResult) -> None:
     for name in ("x", "success", "distance", "prediction", "evaluations", "iteration", "part"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
 
@@ -215,7 +217,7 @@ def length(move: Tensor, norm: str) -> Tensor:
     return {"linf": flat.abs().amax(1), "l2": flat.norm(dim=1), "l1": flat.abs().sum(1)}[norm]
 
 
-def attempt(run: Callable[[], Perturbed], case: Case) -> Perturbed | None:
+def attempt(run: Callable[[], AttackResult], case: Case) -> AttackResult | None:
     """The result, or None where the attack rightly declines in one sentence."""
     try:
         with warnings.catch_warnings():
@@ -294,7 +296,7 @@ def test_what_every_attack_promises(row: str, case: Case) -> None:
         check_batches(found, clean, x, y, attack, case)
 
 
-def check_points(found: Perturbed, x: Tensor, y: Tensor, attack: Attack, case: Case) -> None:
+def check_points(found: AttackResult, x: Tensor, y: Tensor, attack: Attack, case: Case) -> None:
     """Inside ball and box; counters that can be."""
     low, high = case.box
     assert found.x.shape == x.shape and found.x.dtype == x.dtype and not found.x.requires_grad
@@ -321,7 +323,7 @@ def alone(model: nn.Module, point: Tensor) -> Tensor:
         return model(point.to(weight.dtype, copy=True)).double().reshape(-1)
 
 
-def check_successes(found: Perturbed, model: nn.Module, x: Tensor, y: Tensor, row: str) -> None:
+def check_successes(found: AttackResult, model: nn.Module, x: Tensor, y: Tensor, row: str) -> None:
     """A success is wrong, and finite, where the model sees the point alone; what is clearly wrong is a success."""
     for i in range(len(y)):
         z, at_first = (alone(model, points[i : i + 1]) for points in (found.x, x))
@@ -339,7 +341,7 @@ def check_successes(found: Perturbed, model: nn.Module, x: Tensor, y: Tensor, ro
             assert others - label <= 0.01 * size, f"sample {i} is not counted: {others} is far above {label}"
 
 
-def check_batches(found: Perturbed, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, case: Case) -> None:
+def check_batches(found: AttackResult, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, case: Case) -> None:
     """Neither the size of a batch nor its order matters."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(case.seed))
     again = attack(model, x[order].clone(), y[order], seed=case.seed, index=order, batch_size=2)

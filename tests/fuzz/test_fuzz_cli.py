@@ -63,7 +63,7 @@ number = 3
 
 
 @dataclass(frozen=True)
-class Flag:
+class ResultWarning:
     """What can be typed of one field: its flag, empty if it stands alone, and what kind of value it takes."""
 
     word: str
@@ -71,7 +71,7 @@ class Flag:
     many: bool = False
 
 
-def flags_of(kind: type) -> list[Flag]:
+def flags_of(kind: type) -> list[ResultWarning]:
     """The flags of a command or of a part of one."""
     hints, found = get_type_hints(kind, include_extras=True), []
     for field in fields(kind):
@@ -87,7 +87,7 @@ def flags_of(kind: type) -> list[Flag]:
             )
             inner, many = (get_args(kinds[0])[0], True) if get_origin(kinds[0]) is tuple else (kinds[0], False)
             positional = any("Positional" in text or "positional" in text for text in notes)
-            found.append(Flag("" if positional else f"--{field.name.replace('_', '-')}", inner, many))
+            found.append(ResultWarning("" if positional else f"--{field.name.replace('_', '-')}", inner, many))
     return found
 
 
@@ -140,7 +140,7 @@ USUAL_OF = {
 WORDS = [*FILES, *NUMBERS, *SMALL, *TEXTS]
 
 
-def value(flag: Flag) -> st.SearchStrategy[str]:
+def value(flag: ResultWarning) -> st.SearchStrategy[str]:
     """A value of a flag: mostly of its kind, sometimes of none."""
     if get_origin(flag.kind) is Literal:
         usual = absurd = [str(one) for one in get_args(flag.kind)]
@@ -153,7 +153,7 @@ def value(flag: Flag) -> st.SearchStrategy[str]:
 
 
 @st.composite
-def typed(draw: st.DrawFn, known: Sequence[Flag], most: int = 3) -> list[str]:
+def typed(draw: st.DrawFn, known: Sequence[ResultWarning], most: int = 3) -> list[str]:
     """Some flags, with values; a flag may be misspelt, come twice or lack its value."""
     words = []
     for flag in draw(st.lists(st.sampled_from(list(known)), max_size=most)):

@@ -28,7 +28,7 @@ def suite_of(case: Case) -> Suite:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EquipoiseWarning)
         return [
-            ("pgd", pgd(case.eps, steps=3, norm=norm, box=box, start=Uniform(), keep="first_success")),
+            ("pgd", pgd(case.eps, steps=3, norm=norm, box=box, start=Uniform(), return_point="first_success")),
             ("apgd", apgd(case.eps, norm, 5, box=box)),
             ("fab", fab(case.eps, norm, 4, targets=2, box=box)),
             ("square", square(case.eps, norm, 12, box=box)),

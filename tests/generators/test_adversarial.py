@@ -84,7 +84,7 @@ def test_it_finds_the_margin_of_a_linear_classifier():
         net.weight.copy_(torch.stack([-2 * w, 2 * w]))
         net.bias.zero_()
     x = 0.25 + 0.5 * inputs((features,), n)  # far from the walls
-    player = Adversary(crossing=10.0, lr=3e-3).made_for((features,), 0)
+    player = Adversary(crossing=10.0, lr=3e-3).build_for((features,), 0)
     predict, optimizer = as_predictive(net).draw(None, frozen_weights(net, "eval")), player.make_optimizer()
     first = player.losses(predict, x)[0].mean().item()
     for _ in range(300):
@@ -238,7 +238,7 @@ REFUSED = [
     (lambda: GeneratedMargin(halvings=-1), r"halvings = -1: expected an integer >= 0"),
     (lambda: Adversary().network(), r"the generator is not built yet: give one, or train by `fit`"),
     (
-        lambda: Adversary(AdversarialGenerator((8,))).made_for((9,), 0),
+        lambda: Adversary(AdversarialGenerator((8,))).build_for((9,), 0),
         r"the generator was made for inputs of shape \(8,\), the data has \(9,\): train another",
     ),
 ]

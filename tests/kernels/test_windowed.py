@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equipoise.attacks.execution import held_still
+from equipoise.attacks.execution import frozen_model
 from equipoise.core.rng import Streams
 from equipoise.core.types import Prediction
 from equipoise.kernels import windowed
@@ -329,7 +329,7 @@ def test_in_bf16(units, monkeypatch):
     ).eval()
     x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     single, rows = Single(net), torch.arange(4)
-    with torch.no_grad(), held_still(single, x, "eval", "bf16") as draw:
+    with torch.no_grad(), frozen_model(single, x, "eval", "bf16") as draw:
         predict = draw(Streams.of(0, rows))
         local = LocalForward.of(predict, x)
         stages = local.stages(x)

@@ -12,7 +12,7 @@ from equipoise.attacks import pgd, trades, udp
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
 from equipoise.losses.objectives import cross_entropy, dlr, entropy, kl, smoothed_cross_entropy
-from equipoise.losses.terms import Method, Mover, Term, as_method
+from equipoise.losses.terms import Method, Perturbation, Term, as_method
 from equipoise.models import Single
 
 F64 = torch.float64
@@ -42,7 +42,7 @@ def test_sums_of_objectives_terms_and_methods():
     assert cross_entropy @ PGD + entropy == Method((Term(cross_entropy, PGD), Term(entropy)))
     assert 2 * method == Method((Term(cross_entropy, None, 2.0), Term(cross_entropy, UDP, 1.0)))
     assert method + method == Method(method.terms * 2)
-    assert isinstance(PGD, Mover)
+    assert isinstance(PGD, Perturbation)
     assert str(method).startswith("(cross-entropy) + 0.5·(cross-entropy) @ climb(entropy, linf 0.1, up to 5 steps")
 
 
@@ -91,7 +91,7 @@ def test_penalties():
     def weight_decay(module, x, y):
         return sum((p**2).sum() for p in module.parameters())
 
-    method = 3.0 * as_method(cross_entropy).penalised(0.1, weight_decay)
+    method = 3.0 * as_method(cross_entropy).with_penalty(0.1, weight_decay)
     plain = 3.0 * (F.cross_entropy(model(X), Y, reduction="none") + 0.1 * weight_decay(model, X, Y))
     assert torch.allclose(total(method, model), plain)
     assert str(method) == "3·(cross-entropy) + 0.3·weight_decay"
@@ -137,7 +137,7 @@ def test_terms_subtract_negate_and_sum():
 
 
 def test_settings_tell_apart_what_words_do_not():
-    plain, noisy = (cross_entropy @ attacks.pgd(0.1, 0.02, 2, keep=keep) for keep in ("last", "best"))
+    plain, noisy = (cross_entropy @ attacks.pgd(0.1, 0.02, 2, return_point=keep) for keep in ("last", "best"))
     assert str(as_method(plain)) == str(as_method(noisy))
     assert as_method(plain).settings() != as_method(noisy).settings()
     smooth = [as_method(smoothed_cross_entropy(g) - 0.5 * entropy).settings() for g in (0.1, 0.2)]

@@ -22,7 +22,7 @@ from equipoise.masking.sign_tests import beaten, decided, differ, gained, mislea
 from equipoise.models import MonteCarloDropout
 from equipoise.report.masking import p_value, page
 from equipoise.reproduce.studies.images import images
-from equipoise.results.masking import Sign, Verdict
+from equipoise.results.masking import MaskingReport, Sign
 from equipoise.training import Recipe, fit
 
 pytestmark = pytest.mark.unchecked
@@ -129,7 +129,7 @@ def test_a_gradient_misleads_if_it_misses_on_more_than_half_of_the_samples():
 def test_no_sign_on_few_samples_says_nothing(n, said):
     """Of 32 samples of which none show it, the 95 % interval of the share reaches 10.7 %, of 73 it ends at 5 %."""
     quiet = Sign("restarts go on helping", "", "5%", 1.0, "", False)
-    verdict = Verdict("m", "linf", 0.1, n, 0.9, 0.3, [quiet], 0.05)
+    verdict = MaskingReport("m", "linf", 0.1, n, 0.9, 0.3, [quiet], 0.05)
     assert said in str(verdict) and verdict.undecided == (n < 73) and not verdict.masked
     assert verdict.to_json()["undecided"] == (n < 73)
     high = binomtest(0, n).proportion_ci(method="wilson").high
@@ -491,7 +491,7 @@ def test_the_page_says_what_was_found():
         Sign("looping model", "12 times", "seen at all", None, "probe", True),
     ]
     origin = dict.fromkeys(("command", "seed", "commit", "device", "threads", "date"), "x") | {"versions": {}}
-    verdict = Verdict("my model", "linf", 8 / 255, 100, 0.9, 0.3, signs, 0.05, provenance=origin)
+    verdict = MaskingReport("my model", "linf", 8 / 255, 100, 0.9, 0.3, signs, 0.05, provenance=origin)
     html = page(verdict)
     for words in ("Masked gradients", "my model", "8/255", "90 of 100 samples", "&lt; 0.0001", "&lt;b&gt;none", "90.0"):
         assert words in html
@@ -500,5 +500,5 @@ def test_the_page_says_what_was_found():
     body = verdict.to_json()
     assert body["masked"] and math.isclose(body["eps"], 8 / 255)
     assert body["verdict"] == "masked: gradients vanish, looping model."
-    honest = page(Verdict("m", "l2", 1.0, 100, 0.9, 0.3, signs[1:2], 0.05, provenance=origin))
+    honest = page(MaskingReport("m", "l2", 1.0, 100, 0.9, 0.3, signs[1:2], 0.05, provenance=origin))
     assert "No sign of masking" in honest and "That is no proof" in honest

@@ -16,10 +16,10 @@ from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.evaluation.suites import PUBLISHED
 from equipoise.geometry import Box
-from equipoise.masking.probe import judge, probe
+from equipoise.masking.model_checks import check_model, check_results
 from equipoise.models import Single
 from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18
-from equipoise.results.records import AttackResult, Flag
+from equipoise.results.records import AttackRecord, ResultWarning
 
 DIGITS = load_digits()
 X = torch.tensor(DIGITS.images, dtype=torch.float32)[:, None] / 16
@@ -44,7 +44,7 @@ def trained(make, x: Tensor = X, epochs: int = 8, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def names(flags: Sequence[Flag]) -> set[str]:
+def names(flags: Sequence[ResultWarning]) -> set[str]:
     assert all(flag.figure and flag.advice for flag in flags)
     return {flag.name for flag in flags}
 
@@ -90,13 +90,13 @@ def test_an_honest_model_raises_no_flag(name, seed):
     model = trained(make, x, epochs, seed)
     with torch.no_grad():
         accuracy = float((model(x[TEST]).argmax(1) == Y[TEST]).float().mean())
-    assert probe(model, x[TEST], Y[TEST], reported=accuracy, seed=seed) == []
-    assert probe(model.double(), x[TEST].double(), Y[TEST], reported=accuracy, seed=seed) == []
+    assert check_model(model, x[TEST], Y[TEST], reported=accuracy, seed=seed) == []
+    assert check_model(model.double(), x[TEST].double(), Y[TEST], reported=accuracy, seed=seed) == []
 
 
 def test_an_honest_residual_network_raises_no_flag():
     model = trained(lambda: PreActResNet18((1, 16, 16)), LARGE[-628:], 1)
-    assert probe(model, LARGE[-16:], Y[-16:]) == []
+    assert check_model(model, LARGE[-16:], Y[-16:]) == []
 
 
 class Quantised(nn.Module):
@@ -159,47 +159,47 @@ PREPROCESSED = {
 def test_a_preprocessing_that_shatters_gradients_is_flagged(name, net, request):
     model = nn.Sequential(PREPROCESSED[name], request.getfixturevalue(net))
     x = X if net == "mlp" else LARGE
-    assert "non-differentiable model" in names(probe(model, x[TEST], Y[TEST]))
+    assert "non-differentiable model" in names(check_model(model, x[TEST], Y[TEST]))
 
 
 def test_rounding_inside_the_network_is_flagged(mlp):
     flatten, first, relu, last = mlp.layers
     model = nn.Sequential(flatten, first, relu, Function(lambda h: (4 * h).round() / 4), last)
-    assert names(probe(model, X[TEST], Y[TEST])) == {"vanishing gradients", "non-differentiable model"}
+    assert names(check_model(model, X[TEST], Y[TEST])) == {"vanishing gradients", "non-differentiable model"}
     winner_takes_all = nn.Sequential(mlp, Function(lambda z: 5.0 * F.one_hot(z.argmax(1), 10) + 0 * z))
-    assert "non-differentiable model" in names(probe(winner_takes_all, X[TEST], Y[TEST]))
+    assert "non-differentiable model" in names(check_model(winner_takes_all, X[TEST], Y[TEST]))
     without_graph = nn.Sequential(mlp, Function(lambda z: 5.0 * F.one_hot(z.argmax(1), 10)))
-    (flag,) = probe(without_graph, X[TEST], Y[TEST])
+    (flag,) = check_model(without_graph, X[TEST], Y[TEST])
     assert flag.name == "non-differentiable model" and "gives no gradient" in flag.figure
 
 
 def test_saturated_logits_are_flagged_with_what_to_attack_instead(mlp):
-    flags = {f.name: f for f in probe(nn.Sequential(mlp, Function(lambda z: 100 * z)), X[TEST], Y[TEST])}
+    flags = {f.name: f for f in check_model(nn.Sequential(mlp, Function(lambda z: 100 * z)), X[TEST], Y[TEST])}
     assert set(flags) == {"extreme logits", "vanishing gradients"}
     assert "margin" in flags["vanishing gradients"].advice and "on 0" in flags["vanishing gradients"].figure
     dead = nn.Sequential(Quantised(), mlp)
-    (flag,) = [f for f in probe(dead, X[TEST], Y[TEST]) if f.name == "vanishing gradients"]
+    (flag,) = [f for f in check_model(dead, X[TEST], Y[TEST]) if f.name == "vanishing gradients"]
     assert "exactly 0 on 64" in flag.figure and "square" in flag.advice
 
 
 def test_an_overconfident_model_is_not_flagged(mlp):
-    assert probe(nn.Sequential(mlp, Function(lambda z: 5 * z)), X[TEST], Y[TEST]) == []
+    assert check_model(nn.Sequential(mlp, Function(lambda z: 5 * z)), X[TEST], Y[TEST]) == []
 
 
 def test_nearly_constant_logits_are_flagged(mlp):
-    flags = probe(nn.Sequential(mlp, Function(lambda z: 1e-5 * z)), X[TEST], Y[TEST])
+    flags = check_model(nn.Sequential(mlp, Function(lambda z: 1e-5 * z)), X[TEST], Y[TEST])
     assert "extreme logits" in names(flags)
 
 
 def test_random_noise_is_flagged_and_nothing_else(mlp):
     model = nn.Sequential(Function(lambda x: x + 0.1 * torch.randn_like(x)), mlp)
-    (flag,) = probe(model, X[TEST], Y[TEST])
+    (flag,) = check_model(model, X[TEST], Y[TEST])
     assert flag.name == "randomised model" and "64 of 64" in flag.figure
     (attack,) = re.findall(r"attack `(.+?)`", flag.advice)
     assert attack in PUBLISHED
     own = torch.Generator().manual_seed(0)
     model = nn.Sequential(Function(lambda x: x + 0.1 * torch.rand(x.shape, generator=own)), mlp)
-    assert names(probe(model, X[TEST], Y[TEST])) == {"randomised model"}
+    assert names(check_model(model, X[TEST], Y[TEST])) == {"randomised model"}
 
 
 @dataclass(frozen=True)
@@ -217,20 +217,20 @@ class Shifted:
 
 
 def test_a_random_predictive_is_flagged(mlp):
-    assert names(probe(Shifted(mlp), X[TEST], Y[TEST])) == {"randomised model"}
+    assert names(check_model(Shifted(mlp), X[TEST], Y[TEST])) == {"randomised model"}
 
 
 def test_probabilities_that_round_to_one_are_flagged(mlp):
     def softmax(scale: float) -> Single:
         return Single(nn.Sequential(mlp, Function(lambda z: scale * z), nn.Softmax(1)), "probabilities")
 
-    assert "probabilities instead of logits" in names(probe(softmax(100), X[TEST], Y[TEST]))
-    assert probe(softmax(0.5), X[TEST], Y[TEST]) == []
+    assert "probabilities instead of logits" in names(check_model(softmax(100), X[TEST], Y[TEST]))
+    assert check_model(softmax(0.5), X[TEST], Y[TEST]) == []
 
 
 @pytest.mark.parametrize("way", ["grad", "method", "backward"])
 def test_a_looping_model_is_flagged(mlp, way):
-    (flag,) = [f for f in probe(Loop(mlp, way), X[TEST], Y[TEST]) if f.name == "looping model"]
+    (flag,) = [f for f in check_model(Loop(mlp, way), X[TEST], Y[TEST]) if f.name == "looping model"]
     assert "1 times" in flag.figure
     assert all(p.grad is None for p in mlp.parameters())
 
@@ -249,24 +249,24 @@ class NormalizedModel(nn.Module):
 def test_two_normalising_layers_are_flagged(mlp):
     once = Normalize([0.3], [0.4])
     for model in (nn.Sequential(once, Normalize([0.3], [0.4]), mlp), NormalizedModel(nn.Sequential(once, mlp))):
-        (flag,) = [f for f in probe(model, X[TEST], Y[TEST]) if f.name == "double normalisation"]
+        (flag,) = [f for f in check_model(model, X[TEST], Y[TEST]) if f.name == "double normalisation"]
         assert flag.figure.startswith("2 ")
     twice = nn.Sequential(once, once, mlp)
-    assert "double normalisation" in names(probe(twice, X[TEST], Y[TEST]))
+    assert "double normalisation" in names(check_model(twice, X[TEST], Y[TEST]))
 
 
 def test_members_that_each_normalise_the_input_are_not_flagged():
     net = trained(lambda: nn.Sequential(Normalize([0.3], [0.4]), MLP((1, 8, 8))))
     other = copy.deepcopy(net)
-    assert probe(Function(lambda x: net(x) + other(x)), X[TEST], Y[TEST]) == []
+    assert check_model(Function(lambda x: net(x) + other(x)), X[TEST], Y[TEST]) == []
     ensemble = nn.ModuleList([net, other])
     ensemble.forward = lambda x: net(x) + other(x)
-    assert probe(ensemble, X[TEST], Y[TEST]) == []
+    assert check_model(ensemble, X[TEST], Y[TEST]) == []
 
 
 def test_a_normalising_layer_on_normalised_data_is_flagged():
     model = trained(lambda: nn.Sequential(Normalize([0.0], [1.0]), MLP((1, 8, 8))), 4 * X - 1)
-    (flag,) = probe(model, 4 * X[TEST] - 1, Y[TEST], box=Box(-1, 3))
+    (flag,) = check_model(model, 4 * X[TEST] - 1, Y[TEST], box=Box(-1, 3))
     assert flag.name == "double normalisation" and "[-1, 3]" in flag.figure
 
 
@@ -274,17 +274,17 @@ def test_a_normalising_layer_that_costs_accuracy_is_flagged(mlp):
     model = nn.Sequential(Normalize([0.5], [0.1]), mlp)  # the net has never seen normalised inputs
     with torch.no_grad():
         accuracies = [f"{float((net(X[TEST]).argmax(1) == Y[TEST]).double().mean()):.1%}" for net in (model, mlp)]
-    (flag,) = [f for f in probe(model, X[TEST], Y[TEST]) if f.name == "double normalisation"]
+    (flag,) = [f for f in check_model(model, X[TEST], Y[TEST]) if f.name == "double normalisation"]
     assert all(accuracy in flag.figure for accuracy in accuracies)
 
 
 def test_a_wrong_reported_accuracy_is_flagged(mlp):
     with torch.no_grad():
         accuracy = float((mlp(X[TEST]).argmax(1) == Y[TEST]).float().mean())
-    (flag,) = probe(mlp, X[TEST], Y[TEST], reported=accuracy - 0.1)
+    (flag,) = check_model(mlp, X[TEST], Y[TEST], reported=accuracy - 0.1)
     assert flag.name == "accuracy differs from the reported one"
     assert f"{accuracy:.1%}" in flag.figure and f"{accuracy - 0.1:.1%}" in flag.figure
-    assert probe(mlp, X[TEST], Y[TEST], reported=accuracy - 0.01) == []
+    assert check_model(mlp, X[TEST], Y[TEST], reported=accuracy - 0.01) == []
 
 
 class Counting(nn.Module):
@@ -313,7 +313,7 @@ def test_the_model_stays_as_it_was():
     hooks = [len(m._forward_hooks) for m in model.modules()]
     torch.set_float32_matmul_precision("high")
     try:
-        first = probe(model, X[TEST], Y[TEST])
+        first = check_model(model, X[TEST], Y[TEST])
         assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -322,7 +322,7 @@ def test_the_model_stays_as_it_was():
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()) and model.last is last
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
     assert [len(m._forward_hooks) for m in model.modules()] == hooks
-    assert probe(model, X[TEST], Y[TEST]) == first, "the same seed gives the same figures"
+    assert check_model(model, X[TEST], Y[TEST]) == first, "the same seed gives the same figures"
 
 
 def test_only_some_samples_are_looked_at_closely(mlp):
@@ -333,7 +333,7 @@ def test_only_some_samples_are_looked_at_closely(mlp):
         (with_gradient if x.requires_grad else plain).append(len(x))
         return x
 
-    probe(nn.Sequential(Function(note), mlp), X[TEST], Y[TEST], samples=16)
+    check_model(nn.Sequential(Function(note), mlp), X[TEST], Y[TEST], samples=16)
     assert max(with_gradient) == 16 and max(plain) <= 256 and plain.count(244) == 1
 
 
@@ -342,7 +342,7 @@ def test_the_samples_come_from_all_of_the_data(mlp):
     order = Y[TEST].argsort(stable=True)
     dead = Function(lambda z: torch.where(z.argmax(1, keepdim=True) == 0, z.detach(), z))
     for rows in (order, order.flip(0)):
-        (flag,) = probe(nn.Sequential(mlp, dead), X[TEST][rows], Y[TEST][rows])
+        (flag,) = check_model(nn.Sequential(mlp, dead), X[TEST][rows], Y[TEST][rows])
         zero = int(re.findall(r"exactly 0 on (\d+)", flag.figure)[0])
         assert flag.name == "vanishing gradients" and 3 <= zero <= 10
 
@@ -364,24 +364,24 @@ ABSENT = {
 def test_an_absent_class_or_a_constant_changes_no_answer(mlp, name, dtype):
     """An honest model raises no flag, one with a little noise the flag of random models alone."""
     x, net = X[TEST].to(dtype), copy.deepcopy(mlp).to(dtype)
-    assert probe(nn.Sequential(net, Function(ABSENT[name])), x, Y[TEST]) == []
+    assert check_model(nn.Sequential(net, Function(ABSENT[name])), x, Y[TEST]) == []
     noise = Function(lambda x: x + 0.01 * torch.randn_like(x))
-    (flag,) = probe(nn.Sequential(noise, net, Function(ABSENT[name])), x, Y[TEST])
+    (flag,) = check_model(nn.Sequential(noise, net, Function(ABSENT[name])), x, Y[TEST])
     assert flag.name == "randomised model"
     number, expected = float(re.findall(r"up to (\S+)", flag.figure)[0]), 1.0 if "hundredth" not in name else 0.01
     assert 0.1 * expected < number < 10 * expected
 
 
 def test_a_constant_that_hides_what_small_steps_change_is_flagged(mlp):
-    (flag,) = probe(nn.Sequential(mlp, Function(lambda z: z + 1e6)), X[TEST], Y[TEST])
+    (flag,) = check_model(nn.Sequential(mlp, Function(lambda z: z + 1e6)), X[TEST], Y[TEST])
     assert flag.name == "extreme logits" and "share a constant of about 1e+06" in flag.figure
     double = nn.Sequential(copy.deepcopy(mlp).double(), Function(lambda z: z + 1e6))
-    assert probe(double, X[TEST].double(), Y[TEST]) == []
+    assert check_model(double, X[TEST].double(), Y[TEST]) == []
 
 
 def test_an_honest_model_with_large_logits_has_faint_gradients_at_most(mlp):
     for scale in (4, 8):
-        found = names(probe(nn.Sequential(mlp, Function(lambda z, k=scale: k * z)), X[TEST], Y[TEST]))
+        found = names(check_model(nn.Sequential(mlp, Function(lambda z, k=scale: k * z)), X[TEST], Y[TEST]))
         assert found <= {"faint gradients", "extreme logits"}, (scale, found)
 
 
@@ -389,7 +389,7 @@ def test_an_honest_model_with_large_logits_has_faint_gradients_at_most(mlp):
 def test_faint_is_measured_in_widths_of_the_box(mlp, width):
     """With pixels in [0, 255] the same model has gradients 255 times smaller."""
     model = nn.Sequential(Function(lambda x: x / width), mlp, Function(lambda z: 3 * z))
-    assert probe(model, X[TEST] * width, Y[TEST], box=Box(0, width)) == []
+    assert check_model(model, X[TEST] * width, Y[TEST], box=Box(0, width)) == []
 
 
 def nowhere(value: float) -> nn.Module:
@@ -402,7 +402,7 @@ def test_logits_that_are_not_finite_are_counted_in_any_order(value):
     x, y = X[:500], Y[:500]
     bad = x[:, 0, 3, 4] > 0.95
     for order in (bad.long().argsort(stable=True), (~bad).long().argsort(stable=True)):
-        flags = {flag.name: flag for flag in probe(nowhere(value), x[order], y[order])}
+        flags = {flag.name: flag for flag in check_model(nowhere(value), x[order], y[order])}
         flag = flags["logits that are not finite"]
         assert flag.figure.startswith(f"on {int(bad.sum())} of 500 samples") and int(bad.sum()) > 20
         assert set(flags) == {flag.name}
@@ -410,11 +410,11 @@ def test_logits_that_are_not_finite_are_counted_in_any_order(value):
 
 def test_nan_gradients_have_a_flag_of_their_own(mlp):
     model = nn.Sequential(Function(lambda x: x + (0 * x).sqrt()), mlp)
-    flags = {flag.name: flag for flag in probe(model, X[TEST], Y[TEST])}
+    flags = {flag.name: flag for flag in check_model(model, X[TEST], Y[TEST])}
     assert set(flags) == {"gradients that are not finite"}
     assert "cross-entropy on 64 and that of the margin on 64 of 64" in flags["gradients that are not finite"].figure
     some = nn.Sequential(Function(lambda x: torch.where(x[:, :, :1, :1] == 0, x + (0 * x).sqrt(), x)), mlp)
-    assert "gradients that are not finite" in names(probe(some, X[TEST], Y[TEST]))
+    assert "gradients that are not finite" in names(check_model(some, X[TEST], Y[TEST]))
 
 
 COUPLED = {
@@ -430,12 +430,12 @@ COUPLED = {
 def test_a_batch_that_reaches_into_predictions_is_flagged(mlp, name, scale):
     """By a formula or by a layer; also at another scale of the logits."""
     last = COUPLED[name] if name == "batch-norm" else Function(COUPLED[name])
-    found = names(probe(nn.Sequential(mlp, last, Function(lambda z: scale * z)), X[TEST], Y[TEST]))
+    found = names(check_model(nn.Sequential(mlp, last, Function(lambda z: scale * z)), X[TEST], Y[TEST]))
     assert "batch-dependent model" in found and "randomised model" not in found
 
 
 def test_outputs_of_a_sigmoid_are_flagged(mlp):
-    (flag,) = [f for f in probe(nn.Sequential(mlp, nn.Sigmoid()), X[TEST], Y[TEST]) if "prob" in f.name]
+    (flag,) = [f for f in check_model(nn.Sequential(mlp, nn.Sigmoid()), X[TEST], Y[TEST]) if "prob" in f.name]
     assert flag.name == "probabilities instead of logits" and "in [0, 1]" in flag.figure
 
 
@@ -453,14 +453,14 @@ class Refuses(torch.autograd.Function):
 
 def test_a_crash_is_no_property_of_the_model(mlp):
     with pytest.raises(RuntimeError, match=r"only be called in training mode"):
-        probe(nn.Sequential(Function(Refuses.apply), mlp), X[TEST], Y[TEST])
+        check_model(nn.Sequential(Function(Refuses.apply), mlp), X[TEST], Y[TEST])
     with pytest.raises(RuntimeError, match=r"cannot be multiplied"):
         bug = Function(lambda x: x @ torch.ones(7, 8) if x.requires_grad else x)
-        probe(nn.Sequential(bug, mlp), X[TEST], Y[TEST])
-    assert probe(nn.Sequential(nn.ReLU(inplace=True), mlp), X[TEST], Y[TEST]) == []
+        check_model(nn.Sequential(bug, mlp), X[TEST], Y[TEST])
+    assert check_model(nn.Sequential(nn.ReLU(inplace=True), mlp), X[TEST], Y[TEST]) == []
     with torch.inference_mode():
         inferred = X[TEST].clone()
-    assert probe(mlp, inferred, Y[TEST]) == []
+    assert check_model(mlp, inferred, Y[TEST]) == []
 
 
 @pytest.mark.unchecked
@@ -478,11 +478,11 @@ def test_a_crash_is_no_property_of_the_model(mlp):
 def test_refuses_what_cannot_be_probed(mlp, arguments, message):
     arguments = {"model": mlp, "x": X, "y": Y} | arguments
     with pytest.raises(EquipoiseError, match=message):
-        probe(arguments.pop("model"), arguments.pop("x"), arguments.pop("y"), **arguments)
+        check_model(arguments.pop("model"), arguments.pop("x"), arguments.pop("y"), **arguments)
 
 
-def result(attack: str, fooled: int, n: int = 200, eps: float = 0.1, winner=()) -> AttackResult:
-    return AttackResult(attack, "linf", eps, [i >= fooled for i in range(n)], winner=winner)
+def result(attack: str, fooled: int, n: int = 200, eps: float = 0.1, winner=()) -> AttackRecord:
+    return AttackRecord(attack, "linf", eps, [i >= fooled for i in range(n)], winner=winner)
 
 
 def winners(n: int = 200, **count: int) -> list[str | None]:
@@ -492,26 +492,26 @@ def winners(n: int = 200, **count: int) -> list[str | None]:
 
 
 def test_square_that_beats_the_gradients_is_flagged():
-    clean = AttackResult("clean", "linf", 0.0, [True] * 200)
-    (flag,) = judge([clean, result("pgd", 50), result("square", 60), result("worst case", 60)])
+    clean = AttackRecord("clean", "linf", 0.0, [True] * 200)
+    (flag,) = check_results([clean, result("pgd", 50), result("square", 60), result("worst case", 60)])
     assert flag.name == "black box beats white box" and flag.figure.startswith("10 of 200")
-    assert judge([clean, result("pgd", 50), result("square5000", 52), result("worst case", 52)]) == []
-    assert len(judge([result("pgd", 50), result("square5000", 60)])) == 1
+    assert check_results([clean, result("pgd", 50), result("square5000", 52), result("worst case", 52)]) == []
+    assert len(check_results([result("pgd", 50), result("square5000", 60)])) == 1
 
 
 def test_square_within_a_composite_attack_is_judged_by_its_winners():
     composite = result("autoattack", 60, winner=winners(clean=10, apgd_ce=40, square=10))
-    (flag,) = judge([composite])
+    (flag,) = check_results([composite])
     assert flag.figure.startswith("10 of 200")
-    assert judge([composite, result("pgd", 60)]) == [], "another white-box attack fools them too"
-    assert judge([result("autoattack", 52, winner=winners(apgd_ce=50, square=2))]) == []
+    assert check_results([composite, result("pgd", 60)]) == [], "another white-box attack fools them too"
+    assert check_results([result("autoattack", 52, winner=winners(apgd_ce=50, square=2))]) == []
     worst = result("worst case", 60, winner=winners(pgd=30, square=30))
-    assert judge([result("pgd", 60), result("square", 60), worst]) == [], "nearest, not alone"
+    assert check_results([result("pgd", 60), result("square", 60), worst]) == [], "nearest, not alone"
 
 
 def test_what_cannot_be_compared_is_not_judged():
-    assert judge([]) == []
-    assert judge([result("square", 60)]) == [], "no gradient attack ran"
-    assert judge([result("pgd", 50), result("square", 60, eps=0.2)]) == [], "another radius"
-    assert judge([result("pgd", 50, n=20_000), result("square", 60, n=20_000)]) == [], "a small share"
-    assert judge([result("pgd", 1, n=10), result("square", 3, n=10)]) == [], "too few samples"
+    assert check_results([]) == []
+    assert check_results([result("square", 60)]) == [], "no gradient attack ran"
+    assert check_results([result("pgd", 50), result("square", 60, eps=0.2)]) == [], "another radius"
+    assert check_results([result("pgd", 50, n=20_000), result("square", 60, n=20_000)]) == [], "a small share"
+    assert check_results([result("pgd", 1, n=10), result("square", 3, n=10)]) == [], "too few samples"

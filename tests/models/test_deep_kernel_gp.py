@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import pgd, udp
-from equipoise.attacks.execution import held_still, value_and_gradient
+from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
 from equipoise.losses.objectives import cross_entropy, each, entropy
@@ -263,7 +263,7 @@ def trained() -> DeepKernelGP:
         torch.manual_seed(0)
         extractor = nn.Sequential(Normalize([0.5], [0.15]), FCResNet((2,), features=32, depth=2))
     model = deep_kernel_gp(extractor, 2, x, inducing=20)
-    method = as_method(each(cross_entropy)).penalised(1.0, kl_to_prior(len(x)))
+    method = as_method(each(cross_entropy)).with_penalty(1.0, kl_to_prior(len(x)))
     optimizer = torch.optim.Adam(model.module.parameters(), 0.03)
     for step in range(100):
         streams = Streams.of(step, torch.arange(len(x)))
@@ -308,7 +308,7 @@ def test_a_wide_resnet_can_carry_it():
     assert float((found.x - x).abs().max()) <= 0.03 + 1e-6 and not torch.equal(found.x, x)
     copied = copy.deepcopy(model)
     copied.module.eval()
-    with held_still(model, x) as draw, torch.no_grad():
+    with frozen_model(model, x) as draw, torch.no_grad():
         assert torch.allclose(draw(STREAMS)(x).logits, copied.draw(STREAMS)(x).logits, atol=1e-4)
     assert model.module.training
 

@@ -25,7 +25,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def seeded(make):
+def global_seed(make):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return make()
@@ -33,7 +33,7 @@ def seeded(make):
 
 def few_units(p: float = 0.5) -> nn.Module:
     """Four units that may be dropped."""
-    return seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(p), nn.Linear(4, 3))).eval()
+    return global_seed(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(p), nn.Linear(4, 3))).eval()
 
 
 def convolutional(last: nn.Module | None = None) -> nn.Module:
@@ -50,7 +50,7 @@ def convolutional(last: nn.Module | None = None) -> nn.Module:
         last,
         nn.Linear(16, 3),
     )
-    return seeded(layers).eval()
+    return global_seed(layers).eval()
 
 
 IMAGES, Y = torch.rand(6, 1, 8, 8, generator=generator()), torch.arange(6) % 3
@@ -228,7 +228,7 @@ def test_it_can_be_attacked(attack, mode):
     assert isinstance(predictive, Predictive) and as_predictive(predictive) is predictive
     frozen = attack(0.1, 0.03, 5, mode=mode)(predictive, IMAGES, Y, seed=1)
     again = attack(0.1, 0.03, 5, mode=mode)(predictive, IMAGES, Y, seed=1)
-    redrawn = attack(0.1, 0.03, 5, mode=mode, redraw=True)(predictive, IMAGES, Y, seed=1)
+    redrawn = attack(0.1, 0.03, 5, mode=mode, resample=True)(predictive, IMAGES, Y, seed=1)
     assert torch.equal(frozen.x, again.x) and not torch.equal(frozen.x, redrawn.x)
     assert ((frozen.x - IMAGES).abs() <= 0.1 + 1e-6).all() and not torch.equal(frozen.x, IMAGES)
 

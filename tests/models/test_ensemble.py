@@ -49,7 +49,7 @@ def test_side_by_side_equals_one_after_the_other():
     losses = []
     for vectorize in (True, False):
         model = Ensemble(copy.deepcopy(members), vectorize=vectorize)
-        method = udp_training(0.1, 0.02, 3, uncertainty="mutual_information").apart()
+        method = udp_training(0.1, 0.02, 3, uncertainty="mutual_information").per_member()
         streams = Streams.of(0, torch.arange(9))
         points = method.points(model, X, Y, streams)
         loss = method.losses(model, X, Y, points, streams)[0].mean()
@@ -73,7 +73,7 @@ def test_trained_apart_each_member_takes_the_steps_it_takes_alone(small_digits):
     together = Ensemble(copy.deepcopy(alone))
     for member in alone:
         fit(standard(), member, small_digits, recipe)
-    fit(standard().apart(), together, small_digits, recipe)
+    fit(standard().per_member(), together, small_digits, recipe)
     for one, other in zip(alone, together.module, strict=True):
         for p, q in zip(one.parameters(), other.parameters(), strict=True):
             assert torch.allclose(p, q, atol=1e-5)
@@ -90,7 +90,7 @@ def test_trained_together_the_mean_descends():
 def test_every_member_is_compared_with_its_own_clean_output():
     model = Ensemble(nets())
     streams = Streams.of(0, torch.arange(9))
-    method = trades(0.1, 0.02, 3).apart()
+    method = trades(0.1, 0.02, 3).per_member()
     points = method.points(model, X, Y, streams)
     losses, _ = method.losses(model, X, Y, points, streams)
     expected = torch.zeros(9)

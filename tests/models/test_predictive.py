@@ -17,11 +17,11 @@ from equipoise.models import (
     as_predictive,
     called_with,
     check_outputs,
-    couples_samples,
     frozen_weights,
+    global_seed,
+    is_batch_dependent,
+    module_mode,
     reseed,
-    seeded,
-    standing,
 )
 
 
@@ -67,12 +67,12 @@ def test_half_precision_logits_are_widened():
 @given(
     modes=st.lists(st.booleans(), min_size=6, max_size=6), mode=st.sampled_from(["train", "eval"]), fail=st.booleans()
 )
-def test_standing_restores_mixed_modes(modes, mode, fail):
+def test_module_mode_restores_mixed_modes(modes, mode, fail):
     model = net()
     for module, training in zip(model.modules(), modes, strict=True):
         module.training = training
     try:
-        with standing(model, mode):
+        with module_mode(model, mode):
             assert all(m.training == (mode == "train") for m in model.modules())
             model[1].training = not model[1].training
             if fail:
@@ -97,7 +97,7 @@ def test_standing_restores_mixed_modes(modes, mode, fail):
 )
 def test_what_couples_samples(module, train, evaluation):
     model = nn.Sequential(nn.Linear(2, 2), module)
-    assert couples_samples(model.train()) == train and couples_samples(model.eval()) == evaluation
+    assert is_batch_dependent(model.train()) == train and is_batch_dependent(model.eval()) == evaluation
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_seeded_puts_the_global_state_back():
     state = torch.get_rng_state()
     draws = []
     for seed in (1, 1, -(2**63)):
-        with seeded(seed, torch.device("cpu")):
+        with global_seed(seed, torch.device("cpu")):
             draws.append(torch.rand(3))
-    with pytest.raises(KeyError), seeded(1, torch.device("cpu")):
+    with pytest.raises(KeyError), global_seed(1, torch.device("cpu")):
         raise KeyError
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])

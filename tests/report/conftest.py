@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from equipoise.results.records import AttackResult, Evaluation, Provenance, Run, save
+from equipoise.results.records import AttackRecord, Evaluation, Provenance, Run, save
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -64,7 +64,7 @@ def outcome(right: int, n: int = N) -> list[bool]:
 
 def make_evaluation(counts: Mapping[tuple[str, str, float], int], n: int = N, **changes: Any) -> Evaluation:
     """An evaluation with `counts[attack, norm, eps]` correct answers of `n`."""
-    results = [AttackResult(*key, correct=outcome(right, n), settings={"steps": 20}) for key, right in counts.items()]
+    results = [AttackRecord(*key, correct=outcome(right, n), settings={"steps": 20}) for key, right in counts.items()]
     data = {"name": "digits", "sha256": "ab" * 32, "split": "test", "n": n}
     return Evaluation(**{"target": "some/model", "data": data, "results": results, "provenance": PROVENANCE, **changes})
 

@@ -18,7 +18,7 @@ from equipoise.report import report
 from equipoise.report.chains import descent, stages
 from equipoise.report.pages import duration, radius, value
 from equipoise.report.report import standing
-from equipoise.results.records import AttackResult, Flag, load, save
+from equipoise.results.records import AttackRecord, ResultWarning, load, save
 
 pytestmark = pytest.mark.unchecked
 
@@ -150,7 +150,7 @@ def test_the_best_is_marked_and_what_overlaps_it_is_said_not_to_differ(three_run
 
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=6))
 def test_standing_follows_the_intervals(rights):
-    results = [AttackResult("pgd", "linf", 0.1, [i < right for i in range(50)]) for right in rights]
+    results = [AttackRecord("pgd", "linf", 0.1, [i < right for i in range(50)]) for right in rights]
     low = max(binomtest(right, 50).proportion_ci(method="wilson").low for right in rights)
     for right, mark in zip(rights, standing(results), strict=True):
         overlaps = binomtest(right, 50).proportion_ci(method="wilson").high >= low
@@ -229,7 +229,7 @@ PGD = {"steps": {"kind": "Fixed", "most": 40}, "restarts": 5}
 )
 def test_the_headline_says_what_it_rests_on(results, attacks, cautions, run_directory, evaluation, tmp_path):
     run = run_directory("udp", None)
-    made = [AttackResult(name, "linf", 0.1, [i < 700 for i in range(1000)], settings=s) for name, s in results]
+    made = [AttackRecord(name, "linf", 0.1, [i < 700 for i in range(1000)], settings=s) for name, s in results]
     save(run / "evaluation.json", evaluation({}, results=made))
     said = lede(report([run], tmp_path / "r.html"))
     assert attacks in said
@@ -338,7 +338,7 @@ def test_a_bare_run_directory_is_enough(run_directory, tmp_path):
 
 def test_warnings_alarms_and_bad_gradients_come_before_the_numbers(run_directory, evaluation, tmp_path):
     run = run_directory("udp", None, alarms=["catastrophic overfitting from epoch 2"])
-    bad = AttackResult("pgd", "linf", 0.1, [True, False], nan_gradients=3, zero_gradients=1200)
+    bad = AttackRecord("pgd", "linf", 0.1, [True, False], nan_gradients=3, zero_gradients=1200)
     save(run / "evaluation.json", evaluation({}, results=[bad], warnings=["only two samples"]))
     notes = next(parse(report([run], tmp_path / "r.html")).all(class_="notes")).text
     for part in (
@@ -360,7 +360,7 @@ def test_a_column_run_with_different_settings_is_pointed_out(three_runs, tmp_pat
 def test_an_attack_run_twice_at_a_radius_keeps_both_results(run_directory, evaluation, tmp_path):
     run = run_directory("udp", None)
     results = [
-        AttackResult("pgd", "linf", 0.1, [True] * k + [False] * (4 - k), settings={"steps": s})
+        AttackRecord("pgd", "linf", 0.1, [True] * k + [False] * (4 - k), settings={"steps": s})
         for k, s in ((3, 10), (2, 40))
     ]
     save(run / "evaluation.json", evaluation({}, results=results))
@@ -590,11 +590,11 @@ def test_the_terms_of_a_method_are_for_machines(run_directory, tmp_path):
 def test_settings_are_written_out():
     settings = {
         "step_size": {"kind": "Constant", "size": 2 / 255},
-        "keep": "last",
+        "return_point": "last",
         "box": {"low": 0.0},
-        "redraw": False,
+        "resample": False,
     }
-    assert value(settings) == "step size (Constant: size 2/255), keep last, box (low 0), redraw no"
+    assert value(settings) == "step size (Constant: size 2/255), return point last, box (low 0), resample no"
     assert [value(v) for v in (None, [], {}, [1, 2], "linf", {"kind": "Zero"})] == ["none"] * 3 + ["1, 2", "L∞", "Zero"]
 
 
@@ -618,11 +618,11 @@ def chain(eps=0.1, winner=WINNERS, **changes):
         "queries": QUERIES,
         "settings": {"kind": "Chain", "parts": [{"name": "fast"}, {"name": "slow"}], "notes": ["slow: 2 targets"]},
     }
-    return AttackResult("autoattack", "linf", eps, **{**fields, **changes})
+    return AttackRecord("autoattack", "linf", eps, **{**fields, **changes})
 
 
 def audited(evaluation, *results, **changes):
-    clean = AttackResult("clean", "linf", 0.0, [False] + 9 * [True])
+    clean = AttackRecord("clean", "linf", 0.0, [False] + 9 * [True])
     fields = {"results": [clean, *results], "model": {"sha256": SHA, "parameters": 7}, "index": list(range(10))}
     return evaluation({}, **{**fields, **changes})
 
@@ -691,7 +691,7 @@ def test_the_curve_is_drawn_to_scale(evaluation, tmp_path):
 
 
 def test_flags_on_disk_are_not_refused_and_stand_before_the_numbers_of_their_model(evaluation, tmp_path):
-    flag = Flag("randomised model", "logits change by up to 0.4", "average over draws")
+    flag = ResultWarning("randomised model", "logits change by up to 0.4", "average over draws")
     path = save(tmp_path / "e.json", audited(evaluation, chain(), flags=[flag]))
     page = parse(report([path], tmp_path / "r.html"))
     audit = section(tmp_path / "r.html")
@@ -759,9 +759,9 @@ def test_any_text_of_flags_and_parts_is_escaped_not_refused(evaluation, tmp_path
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}'
     settings = {"parts": [{"name": evil}, {"name": "slow"}], "notes": [evil]}
     result = chain(winner=["clean", *5 * [evil], None, None, None, None], settings=settings)
-    result = AttackResult(**{**vars(result), "attack": evil})
+    result = AttackRecord(**{**vars(result), "attack": evil})
     changes = {"model": {"sha256": evil}, "images": {"file": evil}, "data": {"name": evil, "shard": evil, "n": evil}}
-    path = save(tmp_path / "e.json", audited(evaluation, result, flags=[Flag(evil, evil, evil)], **changes))
+    path = save(tmp_path / "e.json", audited(evaluation, result, flags=[ResultWarning(evil, evil, evil)], **changes))
     page = parse(report([path], tmp_path / "r.html"))
     assert not list(page.all("script"))
     assert not list(page.all("img"))

@@ -18,7 +18,7 @@ from equipoise.reproduce import (
     Experiment,
     Net,
     Setting,
-    Studied,
+    StudyTask,
     Table,
     Training,
     call,
@@ -33,7 +33,7 @@ from equipoise.reproduce import (
 from equipoise.reproduce.tasks import code_version, key
 from equipoise.results.findings import Findings, Number, Study
 from equipoise.results.provenance import provenance
-from equipoise.results.records import AttackResult, Evaluation
+from equipoise.results.records import AttackRecord, Evaluation
 from equipoise.training import Recipe
 
 pytestmark = pytest.mark.unchecked
@@ -46,7 +46,7 @@ def training(seed: int = 0, epochs: int = 10) -> Training:
 
 
 def record(clean: list[bool], *attacked: tuple[str, float, list[bool]]) -> Evaluation:
-    results = [AttackResult("clean", "", 0.0, clean), *(AttackResult(a, "linf", e, right) for a, e, right in attacked)]
+    results = [AttackRecord("clean", "", 0.0, clean), *(AttackRecord(a, "linf", e, right) for a, e, right in attacked)]
     return Evaluation("somewhere", {"name": "digits"}, results, provenance(0, "cpu"))
 
 
@@ -76,7 +76,7 @@ def test_a_scale_shortens_epochs_samples_and_seeds_together():
     assert isinstance(more, Training) and (more.recipe.epochs, more.samples) == (2, None)
     whole = table(Cell("a", "clean", tasks, clean)).plan(1.0).tasks()
     assert [t.recipe.seed for t in whole if isinstance(t, Training)] == [0, 1, 2, 3, 4]
-    assert table(Cell("a", "s", [Studied("theorem")], clean)).plan(0.01).tasks() == [Studied("theorem", quick=True)]
+    assert table(Cell("a", "s", [StudyTask("theorem")], clean)).plan(0.01).tasks() == [StudyTask("theorem", quick=True)]
 
 
 def test_a_number_of_seeds_may_be_asked_for_and_some_datasets_only():

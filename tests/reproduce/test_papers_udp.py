@@ -23,9 +23,9 @@ from equipoise.reproduce import (
     Evaluated,
     Measured,
     Net,
+    PublishedValue,
     Setting,
-    Shown,
-    Studied,
+    StudyTask,
     Table,
     Training,
     call,
@@ -81,7 +81,7 @@ def test_a_table_has_all_its_cells_each_of_three_seeds(name):
 def test_a_figure_shows_something():
     for name in FIGURES:
         for part in experiment(name).plan().parts:
-            if isinstance(part, Shown) and isinstance(part.task, Studied):
+            if isinstance(part, PublishedValue) and isinstance(part.task, StudyTask):
                 entry = STUDIES[part.task.name]
                 letter, number = name[1].upper(), name.rpartition("-")[2]
                 assert number in entry.source and {"D": "U", "T": "T"}[letter] in entry.source
@@ -356,7 +356,7 @@ def test_t_table_2_perturbs_the_120_numbers_after_the_first_linear_layer():
 def test_overfitting_is_followed_with_the_papers_attacks():
     """FGSM with eps .2 and PGD-20 with eps .2 (U Fig 13); PGD-10 with eps 8/255 and steps of a quarter (T Fig 9)."""
     for name, eps, steps in (("udp-figure-13", 0.2, 20), ("uta-figure-4", 0.2, 20), ("uta-figure-9", 8 / 255, 10)):
-        followed = [part.task for part in experiment(name).plan().parts if isinstance(part, Shown)][:2]
+        followed = [part.task for part in experiment(name).plan().parts if isinstance(part, PublishedValue)][:2]
         for task in followed:
             assert isinstance(task, Measured) and task.courses and len(task.of) == 3
             for one in task.of:

@@ -24,7 +24,7 @@ from torch import nn
 
 from equipoise import data, methods
 from equipoise.core.errors import EquipoiseError
-from equipoise.evaluation import assess, suite
+from equipoise.evaluation import evaluate_dataset, suite
 from equipoise.nets import build, registry
 from equipoise.reproduce import (
     Cell,
@@ -34,9 +34,9 @@ from equipoise.reproduce import (
     Net,
     Part,
     Plan,
+    PublishedValue,
     Setting,
-    Shown,
-    Studied,
+    StudyTask,
     Table,
     Task,
     Training,
@@ -189,7 +189,7 @@ def test_what_is_found_is_what_the_parts_find_by_hand(here):
     kept = result(one, here)
     assert (kept.last, kept.best) == (run.last, run.best)
     best, _ = load_run(here.place(one))
-    expected = assess(best, digits, suite(["pgd5"], [0.1]), target="x", examples=40, seed=0)
+    expected = evaluate_dataset(best, digits, suite(["pgd5"], [0.1]), target="x", examples=40, seed=0)
     other = result(evaluated(), here)
     assert [one.correct for one in other.results] == [list(one.correct) for one in expected.results]
 
@@ -451,7 +451,7 @@ def test_passes_are_counted():
 
 
 def test_several_workers_share_the_cost_but_a_chain_stays_one():
-    trainings = [Studied(name) for name in ("theorem", "due")]
+    trainings = [StudyTask(name) for name in ("theorem", "due")]
     assert cost.total(trainings, 1) == sum(cost.STUDIES[name] for name in ("theorem", "due"))
     assert cost.total(trainings, 2) == max(cost.STUDIES["due"], 0.5 * cost.total(trainings, 1))
     chain = [training(), evaluated()]
@@ -565,7 +565,7 @@ def new(plan: Plan, seen: set[str]) -> Plan:
 
     parts: list[Part] = []
     for part in plan.parts:
-        if isinstance(part, Shown):
+        if isinstance(part, PublishedValue):
             if kept(part.task, not parts):
                 parts.append(replace(part, task=shortened(part.task)))
             continue
@@ -590,7 +590,7 @@ def test_every_experiment_runs_at_a_hundredth(name, shared, monkeypatch):
     small = new(experiment(name).plan(0.01), SEEN)
     assert small.tasks()
     for task in small.tasks():
-        if isinstance(task, Studied):
+        if isinstance(task, StudyTask):
             continue  # their quick forms have tests of their own
         assert sweep.work(task, shared) is None, task.label
     for part in small.parts:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.files import write_atomically
 from equipoise.results.records import (
-    AttackResult,
+    AttackRecord,
     Evaluation,
-    Flag,
     Provenance,
+    ResultWarning,
     Run,
     digest,
     from_json,
@@ -26,7 +26,7 @@ from equipoise.results.statistics import wilson
 PROVENANCE = Provenance(
     "equipoise train udp", 3, {"torch": "2.13.0"}, "abc123+", "a processor", 2, "2025-01-02T03:04:05Z"
 )
-RESULT = AttackResult(
+RESULT = AttackRecord(
     "pgd",
     "linf",
     0.1,
@@ -50,7 +50,7 @@ EVALUATION = Evaluation(
     "last",
     ["eps is large"],
     index=[4, 5, 6],
-    flags=[Flag("a", "b", "c")],
+    flags=[ResultWarning("a", "b", "c")],
 )
 RUN = Run(
     {"name": "udp"},
@@ -89,7 +89,7 @@ def test_round_trip(record, tmp_path):
     warnings=st.lists(st.text(max_size=20), max_size=3),
 )
 def test_any_evaluation_survives_json(correct, text, number, count, warnings):
-    result = AttackResult(
+    result = AttackRecord(
         text,
         "l2",
         number,

@@ -183,15 +183,15 @@ def test_vectors_have_a_generator_and_no_image(tmp_path: Path) -> None:
 def test_a_player_of_two_penalties_is_one() -> None:
     """It is made once, and takes one step."""
     player = Adversary()
-    method = as_method(cross_entropy).penalised(-0.1, GeneratedMargin(player, 1.0))
-    method = method.penalised(-0.1, GeneratedMargin(player, 0.5)).made_for((5,), 0)
+    method = as_method(cross_entropy).with_penalty(-0.1, GeneratedMargin(player, 1.0))
+    method = method.with_penalty(-0.1, GeneratedMargin(player, 0.5)).build_for((5,), 0)
     assert len(method.players) == 1
     assert method.penalties[0][1].player.network() is method.penalties[1][1].player.network()
 
 
 def test_refused(tmp_path: Path) -> None:
     first, second = (GeneratedMargin(Adversary(crossing=c)) for c in (1.0, 2.0))
-    twice = as_method(cross_entropy).penalised(-1.0, first).penalised(-1.0, second)
+    twice = as_method(cross_entropy).with_penalty(-1.0, first).with_penalty(-1.0, second)
     with pytest.raises(EquipoiseError, match=r"two players of the method have one name, .* let the penalties have the"):
         fit(twice, net(), images(), FAST)
     with pytest.raises(EquipoiseError, match=r"made for inputs of shape \(3, 8, 8\), the data has \(1, 8, 8\)"):

@@ -91,7 +91,7 @@ def test_adp_in_plain_formulas():
 
 def test_a_term_that_compares_members_is_not_taken_apart():
     method = methods.adp() + methods.standard()
-    assert method.apart().terms[0] == method.terms[0] and method.apart().terms[1] != method.terms[1]
+    assert method.per_member().terms[0] == method.terms[0] and method.per_member().terms[1] != method.terms[1]
 
 
 def test_n_fgsm_is_not_projected_back():
@@ -146,10 +146,10 @@ def test_friendly_perturbations_are_those_of_the_papers_algorithm(tau):
 
 
 def test_patience_is_refused_with_the_best_point():
-    with pytest.raises(EquipoiseError, match="patience = 1: goes with keep='last'"):
-        attacks.pgd(0.1, patience=1, keep="best")
+    with pytest.raises(EquipoiseError, match="patience = 1: goes with return_point='last'"):
+        attacks.pgd(0.1, tau=1, return_point="best")
     with pytest.raises(EquipoiseError, match="patience = -1"):
-        attacks.pgd(0.1, patience=-1)
+        attacks.pgd(0.1, tau=-1)
 
 
 def test_mart_in_plain_formulas():

@@ -1,4 +1,4 @@
-"""Named attacks. Call them as `attack(model, x, y, seed=0) -> Perturbed`; those that follow a gradient are ascents."""
+"""Named attacks, called as `attack(model, x, y, seed=0) -> AttackResult`. Those that follow a gradient are ascents."""
 
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.ascent import Ascent
@@ -15,7 +15,8 @@ from equipoise.attacks.minimum_norm.fmn import FMN, fmn
 from equipoise.attacks.minimum_norm.hein_andriushchenko import BG, bg
 from equipoise.attacks.minimum_norm.nearest import Nearest, margin_attack, nearest, published_margin_attack, share_won
 from equipoise.attacks.presets import adaptive, cw_k, fgsm_k, pgd_k, pgd_l2
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.result import AttackResult
+from equipoise.core.deprecation import renamed_names
 
 __all__ = [
     "ATTACKS",
@@ -25,13 +26,13 @@ __all__ = [
     "Ascent",
     "Attack",
     "AttackLike",
+    "AttackResult",
     "Batch",
     "Bisected",
     "Candidates",
     "Chain",
     "DeepFool",
     "Nearest",
-    "Perturbed",
     "RandomSearch",
     "SearchAttack",
     "Square",
@@ -69,3 +70,5 @@ __all__ = [
     "udp",
     "uta",
 ]
+
+__getattr__ = renamed_names(__name__, {"Perturbed": "AttackResult"})

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.attacks.ascent import Ascent, Keep
+from equipoise.attacks.ascent import Ascent, ReturnPoint
 from equipoise.attacks.gradient import make_ascent, usual_step_size
 from equipoise.attacks.result import like
 from equipoise.attacks.steps import Boundary, Gaussian, Memory, Start
 from equipoise.core.errors import require_integer
-from equipoise.core.types import Here, Points
+from equipoise.core.types import AscentState, Points
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Objective, cross_entropy, dlr
 
@@ -57,7 +57,7 @@ class AutoStep:
         low, none = x.new_full((len(x),), -torch.inf), x.new_zeros(len(x))
         return x, x, x, low, low, none, none, none.bool(), low
 
-    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(self, here: AscentState, memory: Memory) -> tuple[Points, Memory]:
         """One step."""
         before, best, best_gradient, best_value, last_value, rises, size, halved, best_then = memory
         point, gradient = here.point, here.gradient
@@ -101,7 +101,7 @@ class SparseAutoStep:
         none = x.new_zeros(len(x))
         return x, x, torch.full_like(none, -torch.inf), none, none, none
 
-    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(self, here: AscentState, memory: Memory) -> tuple[Points, Memory]:
         """One step."""
         best, best_gradient, best_value, size, density, support = memory
         point, gradient = here.point, here.gradient
@@ -125,7 +125,7 @@ class SparseAutoStep:
         return point + step.reshape(point.shape), (best, best_gradient, best_value, size, density, support)
 
 
-def _better(here: Here, best: Tensor, gradient: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _better(here: AscentState, best: Tensor, gradient: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     better = here.value > value
     rows = like(better, best)
     return (
@@ -145,9 +145,9 @@ def apgd(
     norm: str = "linf",
     steps: int = 100,
     objective: Objective = cross_entropy,
-    keep: Keep = "first_success",
+    return_point: ReturnPoint = "first_success",
     start: Start | None = None,
-    approach: tuple[tuple[float, float], ...] | None = None,
+    eps_schedule: tuple[tuple[float, float], ...] | None = None,
     box: Box = Box(),
     **options: Any,
 ) -> Ascent:
@@ -159,8 +159,8 @@ def apgd(
     """
     ball, sparse = Ball(norm, eps, box), norm == "l1"
     length = (1 if sparse else 2) * eps if eps > 0 else usual_step_size(eps, steps)
-    if approach is None:
-        approach = ((3, 0.3), (2, 0.3)) if sparse and eps > 0 else ()
+    if eps_schedule is None:
+        eps_schedule = ((3, 0.3), (2, 0.3)) if sparse and eps > 0 else ()
     return make_ascent(
         objective,
         ball,
@@ -168,8 +168,8 @@ def apgd(
         steps,
         SparseAutoStep() if sparse else AutoStep(),
         start=start or (Gaussian(box.scale) if sparse else Boundary()),
-        keep=keep,
-        approach=approach,
+        return_point=return_point,
+        eps_schedule=eps_schedule,
         **options,
     )
 

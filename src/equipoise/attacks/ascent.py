@@ -16,10 +16,10 @@ from typing import Any, Literal, cast, get_args
 import torch
 
 from equipoise.attacks.attack import Attack
-from equipoise.attacks.climb import ActiveBatch, Case, Draws, Keep, Outcome, Rows, Selection, phases
-from equipoise.attacks.execution import held_still
-from equipoise.attacks.inputs import Admitted
-from equipoise.attacks.result import Goal, Perturbed, confirmed, judged, likely_classes
+from equipoise.attacks.climb import ActiveBatch, Case, Draws, Outcome, ReturnPoint, Rows, Selection, phases
+from equipoise.attacks.execution import frozen_model
+from equipoise.attacks.inputs import AttackInputs
+from equipoise.attacks.result import AttackResult, Criterion, confirm, judged, likely_classes
 from equipoise.attacks.spaces import Input
 from equipoise.attacks.steps import (
     Boundary,
@@ -35,10 +35,11 @@ from equipoise.attacks.steps import (
     Zero,
 )
 from equipoise.core import progress
+from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import (
-    Here,
+    AscentState,
     Labels,
     Mode,
     PerSample,
@@ -52,18 +53,20 @@ from equipoise.core.types import (
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Term
-from equipoise.models import couples_samples, frozen, isolated, predict, seeded
+from equipoise.models import Frozen, frozen, global_seed, is_batch_dependent, isolated, predict
+from equipoise.results.differences import RENAMED
 
 TargetRule = Literal["least_likely", "runner_up", "random"]
 
 _STARTS: dict[str, Start] = {"zero": Zero(), "uniform": Uniform(), "boundary": Boundary()}
 
 
+@renamed_arguments(**RENAMED)
 @dataclass(frozen=True)
 class Ascent(Attack):
     """Objective × geometry × step rule × start × number of steps × what to keep.
 
-    Call it as an attack, `ascent(model, x, y, seed=0) -> Perturbed`, or put it in a training method,
+    Call it as an attack, `ascent(model, x, y, seed=0) -> AttackResult`, or put it in a training method,
     `cross_entropy @ ascent`. The model's parameters, gradients, buffers and modes and the global random state are left
     as they were (with `mode="train"`, batch-norm updates its running statistics as in any training forward pass).
     """
@@ -83,14 +86,14 @@ class Ascent(Attack):
     """Direction of the steps."""
     start: Start = Zero()
     """Where to start; also by name, `zero`, `uniform` or `boundary`."""
-    keep: Keep = "last"
+    return_point: ReturnPoint = "last"
     """Which point is the result: the last; the one with the best objective, start included; or the first that
     succeeds (else the best)."""
     space: Space = Input()
     """Where the perturbation lives."""
     mode: Mode = "eval"
     """Mode of the model while climbing. `train`: batch statistics and dropout, as in the papers' runs."""
-    redraw: bool = False
+    resample: bool = False
     """Whether a random model is drawn anew at every step."""
     restarts: int = 1
     """Number of starts: the first as `start` says; where that is the clean point, the others at uniformly random points
@@ -101,12 +104,12 @@ class Ascent(Attack):
     the model predicts it. Untargeted if None."""
     num_targets: int | None = None
     """Climb towards each of so many of the most likely other classes, side by side; any error is a success."""
-    draws: int = 1
+    eot_samples: int = 1
     """Of a random model, over how many draws the objective and its gradient are averaged at every step."""
-    approach: tuple[tuple[float, float], ...] = ()
+    eps_schedule: tuple[tuple[float, float], ...] = ()
     """Larger balls to climb in first, as (radius in multiples of eps, share of the steps); each phase starts at the
     projection of the best point of the one before, and the step rule starts anew."""
-    patience: int | None = None
+    tau: int | None = None
     """Stop a sample at the point where its prediction has been wrong more than so many times (Zhang et al. 2020, tau in
     Alg. 1); None stops it at its first success if that is what is kept, else never."""
     precision: Precision = "32"
@@ -128,7 +131,7 @@ class Ascent(Attack):
         object.__setattr__(self, "steps", steps if isinstance(steps, Steps) else Fixed(cast(int, steps)))
         require_integer("restarts", self.restarts, 1)
         for name, value, options in (
-            ("keep", self.keep, ("last", "best", "first_success")),
+            ("return_point", self.return_point, ("last", "best", "first_success")),
             ("mode", self.mode, ("train", "eval")),
             ("precision", self.precision, ("32", "bf16")),
             ("target", None if isinstance(self.target, int) else self.target, (None, *get_args(TargetRule))),
@@ -147,25 +150,26 @@ class Ascent(Attack):
             self.num_targets is None or self.target is None,
             f"both target = {self.target!r} and num_targets = {self.num_targets} were given: choose one.",
         )
-        if self.patience is not None:
-            require_integer("patience", self.patience, 0)
+        if self.tau is not None:
+            require_integer("tau", self.tau, 0)
         require(
-            self.patience is None or self.keep != "best",
-            f"patience = {self.patience}: goes with keep='last' or 'first_success'.",
+            self.tau is None or self.return_point != "best",
+            f"tau = {self.tau}: goes with return_point='last' or 'first_success'.",
         )
-        require_integer("draws", self.draws, 1)
+        require_integer("eot_samples", self.eot_samples, 1)
         require(
-            not self.approach or (self.keep != "last" and isinstance(self._schedule[0], Fixed)),
-            "approach needs a fixed number of steps and keep='best' or 'first_success': a phase starts where the one "
-            "before was best.",
+            not self.eps_schedule or (self.return_point != "last" and isinstance(self._schedule[0], Fixed)),
+            "eps_schedule needs a fixed number of steps and return_point='best' or 'first_success': a phase starts "
+            "where the one before was best.",
         )
-        shares = [share for _, share in self.approach]
+        shares = [share for _, share in self.eps_schedule]
         require(
-            all(factor >= 1 for factor, _ in self.approach) and all(s > 0 for s in shares) and sum(shares) < 1,
-            f"approach = {self.approach}: expected (radius >= 1, share > 0) pairs whose shares leave some steps.",
+            all(factor >= 1 for factor, _ in self.eps_schedule) and all(s > 0 for s in shares) and sum(shares) < 1,
+            f"eps_schedule = {self.eps_schedule}: expected pairs (radius >= 1, share > 0) whose shares "
+            "leave some steps.",
         )
-        if self.approach:
-            phases(self.geometry, self._schedule[0].most, self.approach)
+        if self.eps_schedule:
+            phases(self.geometry, self._schedule[0].most, self.eps_schedule)
 
     def __rmatmul__(self, objective: object) -> Term:
         require(
@@ -199,13 +203,15 @@ class Ascent(Attack):
 
         Perturbed inputs, or what the space hands on of a perturbed code (in `Latent` the perturbation alone).
         """
-        with seeded(int(streams.keys[0]), x.device), isolated(x.device):
+        with global_seed(int(streams.keys[0]), x.device), isolated(x.device):
             target = None
             if self.target is not None:
                 clean = predict(predictive, x, streams.fold(Stream.MODEL))
                 target = choose_target(self.target, clean, y, streams.fold(Stream.TARGET))
-            inside, origin = self.space.enter(frozen(predictive, self.mode), x)
-            case = Case(inside, origin, y, target, None, streams, streams, Goal(y, target))
+            plain = isinstance(self.space, Input)  # whose climb makes the only copy that is needed
+            still = Frozen(predictive, predictive) if plain else frozen(predictive, self.mode)
+            inside, origin = self.space.enter(still, x)
+            case = Case(inside, origin, y, target, None, streams, streams, Criterion(y, target))
             return self.space.leave(origin, self._from_inside._climb(case).point)
 
     def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
@@ -218,7 +224,7 @@ class Ascent(Attack):
         box = self.space.box
         return self if box is None else replace(self, space=Input(), geometry=replace(self.geometry, box=box))
 
-    def run(self, inputs: Admitted) -> Perturbed:
+    def run(self, inputs: AttackInputs) -> AttackResult:
         """The outcome of all attempts.
 
         In a latent space the result's points and distances are codes, those of the layer that the space names. Where
@@ -247,36 +253,36 @@ class Ascent(Attack):
             "side by side would change; choose one target.",
         )
         size = len(inputs.x) if couples else max(inputs.points_at_once // several, 1)
-        return Perturbed.cat([self._attack(inputs[rows], couples) for rows in inputs.batches(size)])
+        return AttackResult.cat([self._attack(inputs[rows], couples) for rows in inputs.batches(size)])
 
-    def _attack(self, inputs: Admitted, couples: bool) -> Perturbed:
+    def _attack(self, inputs: AttackInputs, couples: bool) -> AttackResult:
         predictive, x, y, target = inputs.predictive, inputs.x, inputs.y, inputs.target
         streams, start = inputs.streams, inputs.start
         clean = predict(predictive, x, streams.fold(Stream.MODEL))
-        goal = Goal(clean.labels if y is None else y, target)
+        criterion = Criterion(clean.labels if y is None else y, target)
         if self.num_targets is not None:
-            target = likely_classes(clean, goal.avoid.clamp_min(0), self.num_targets)
+            target = likely_classes(clean, criterion.label.clamp_min(0), self.num_targets)
         elif self.target is not None:
             target = choose_target(self.target, clean, y, streams.fold(Stream.TARGET))
-            goal = replace(goal, reach=target)
-        case = Case(predictive, x, y, target, clean, streams, streams, goal, start, couples)
+            criterion = replace(criterion, target=target)
+        case = Case(predictive, x, y, target, clean, streams, streams, criterion, start, couples)
         result, value = self._attempt(case, 0)
         for restart in range(1, self.restarts):
             # Samples that are already fooled stay as they are when the first success is all that is asked for.
             everyone = torch.arange(len(x), device=x.device)
-            rows = case.unfooled(result.success) if self.keep == "first_success" else everyone
+            rows = case.unfooled(result.success) if self.return_point == "first_success" else everyone
             if len(rows) == 0:
                 break
             again, new_value = self._attempt(case[rows], restart)
-            old = result.take(rows)
+            old = result[rows]
             better = torch.where(again.errors == old.errors, new_value > value[rows], again.errors > old.errors)
             better = torch.where(again.success == old.success, better, again.success)
-            result = result.overwritten(rows, old.or_rather(again, better))
+            result = result.with_rows(rows, old.where(again, better))
             value[rows] = torch.where(better, new_value, value[rows])
-        result = judged(predictive, self.geometry, goal, x, result, streams)
+        result = judged(predictive, self.geometry, criterion, x, result, streams)
         return replace(result, evaluations=result.evaluations + 1)
 
-    def _attempt(self, case: "Case", restart: int) -> tuple[Perturbed, PerSample]:
+    def _attempt(self, case: "Case", restart: int) -> tuple[AttackResult, PerSample]:
         """One climb, its outcome verified in float32 and eval mode, and its objective."""
         again = restart > 0 and isinstance(self.start, Zero)
         case = replace(
@@ -291,10 +297,10 @@ class Ascent(Attack):
             target = found.target
         # In train mode the climb has moved the running statistics, with which the model is now judged.
         still = frozen(case.predictive.original) if self.mode == "train" else case.predictive
-        result, here = confirmed(
+        result, here = confirm(
             replace(still, random=case.predictive.random),
             self.geometry,
-            case.goal,
+            case.criterion,
             case.x,
             found.point,
             case.streams,
@@ -304,35 +310,35 @@ class Ascent(Attack):
             zero_gradients=found.zero,
         )
         value = self.objective(here, case.clean, case.y, target)
-        if self.precision == "bf16" and self.keep == "first_success":
+        if self.precision == "bf16" and self.return_point == "first_success":
             # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
             again = case.unfooled(result.success | ~found.succeeded)
             if len(again):
                 slow, value[again] = replace(self, precision="32")._attempt(case[again], restart)
                 everyone = torch.ones_like(slow.success)
-                result = result.overwritten(again, result.take(again).or_rather(slow, everyone))
+                result = result.with_rows(again, result[again].where(slow, everyone))
         return result, value
 
-    def _couples(self, case: "Admitted") -> bool:
+    def _couples(self, case: "AttackInputs") -> bool:
         """Whether, in the mode of the climb, samples depend on each other."""
-        return case.examined.coupled or couples_samples(case.predictive.original.module, self.mode)
+        return case.examined.coupled or is_batch_dependent(case.predictive.original.module, self.mode)
 
     @torch.no_grad()
     def _climb(self, case: Case) -> Outcome:
         """`x ← Π(x + step(∇ objective(x)))`, for every sample until it is done."""
         steps, sizes = self._schedule
-        balls = phases(self.geometry, steps.most, self.approach)
+        balls = phases(self.geometry, steps.most, self.eps_schedule)
         phase = balls[0]
-        with held_still(case.predictive, case.x, self.mode, self.precision) as draw:
-            independent = not (case.couples or couples_samples(case.predictive.module, self.mode))
+        with frozen_model(case.predictive, case.x, self.mode, self.precision) as draw:
+            independent = not (case.couples or is_batch_dependent(case.predictive.module, self.mode))
             streams = case.streams.fold(Stream.MODEL)
-            model = Draws(draw, streams, self.draws, self.redraw, at_once=None if independent else 0)
+            model = Draws(draw, streams, self.eot_samples, self.resample, at_once=None if independent else 0)
             predict = draw(streams)
             clean = predict(case.x) if self.objective.needs_clean else None
             rows = Rows.of(
                 case, clean, self._starts(case), steps.draw(case.attempt.fold(Stream.STEPS)), self.step, self._may_cycle
             )
-            active = ActiveBatch(rows, len(case.x), steps.most, Selection(self.keep, self.patience), independent)
+            active = ActiveBatch(rows, len(case.x), steps.most, Selection(self.return_point, self.tau), independent)
             active.evaluations += clean is not None
             for i in range(steps.most):
                 progress.report(i, steps.most, "step")
@@ -342,20 +348,20 @@ class Ascent(Attack):
                     phase = balls[i]
                     active.rows.enter(phase, self.step)
                 value, gradient, output = model.value_and_gradient(self.objective, active.rows, i, predict)
-                active.evaluations += self.draws
+                active.evaluations += self.eot_samples
                 value, gradient = active.observe(i, value, gradient, output, phase.final)
                 if len(active) == 0:
                     break
                 x, origin = active.rows.point, active.rows.origin
                 size = phase.factor * sizes.at(i, steps.most)
-                here = Here(x, value, gradient, origin, size, i - phase.start, phase.steps, phase.ball)
+                here = AscentState(x, value, gradient, origin, size, i - phase.start, phase.steps, phase.ball)
                 moved, memory = self.step(here, active.rows.memory)
                 active.move(i, phase.ball.project(moved, origin), memory)
             return active.finish(self.objective, predict)
 
     def _starts(self, case: Case) -> Points:
         """The points to start from."""
-        ball = phases(self.geometry, self._schedule[0].most, self.approach)[0].ball
+        ball = phases(self.geometry, self._schedule[0].most, self.eps_schedule)[0].ball
         if case.start is not None:
             return ball.project(case.start, case.x)
         return (case.rule or self.start).draw(case.attempt.fold(Stream.START), case.x, ball)
@@ -364,9 +370,12 @@ class Ascent(Attack):
     def _may_cycle(self) -> bool:
         """Whether a point decides all that follow it, so that an ascent that comes back to one sees nothing new."""
         steps, size = self._schedule
-        alike = isinstance(steps, Fixed) and isinstance(size, Constant) and not self.redraw and self.mode == "eval"
+        alike = isinstance(steps, Fixed) and isinstance(size, Constant) and not self.resample and self.mode == "eval"
         return (
-            alike and self.keep != "last" and not self.approach and isinstance(self.step, Steepest | Sign | Normalized)
+            alike
+            and self.return_point != "last"
+            and not self.eps_schedule
+            and isinstance(self.step, Steepest | Sign | Normalized)
         )
 
 

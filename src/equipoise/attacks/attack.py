@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from equipoise.attacks.inputs import Admitted, admitted
-from equipoise.attacks.result import Goal, Perturbed, confirmed, judged
+from equipoise.attacks.inputs import AttackInputs, validated_inputs
+from equipoise.attacks.result import AttackResult, Criterion, confirm, judged
 from equipoise.core import progress
 from equipoise.core.errors import require
 from equipoise.core.rng import Stream
@@ -47,7 +47,7 @@ class AttackLike(Protocol):
         seed: int = 0,
         index: Int[Tensor, " batch"] | None = None,
         batch_size: int = 512,
-    ) -> Perturbed:
+    ) -> AttackResult:
         """Perturb a batch."""
         ...
 
@@ -68,7 +68,7 @@ class Composite(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the parts, to which `Perturbed.part` is an index."""
+        """The names of the parts, to which `AttackResult.part` is an index."""
         ...
 
 
@@ -101,7 +101,7 @@ class Attack(ABC):
         index: Int[Tensor, " batch"] | None = None,
         batch_size: int = 512,
         start: Points | None = None,
-    ) -> Perturbed:
+    ) -> AttackResult:
         """Perturb `x` and return the outcome per sample.
 
         `x` are inputs in the box, `y` their true classes, `target` the classes to reach, `index` the numbers of the
@@ -116,11 +116,13 @@ class Attack(ABC):
             f"{self.kind} takes neither target classes nor points to start from: leave out target and start.",
         )
         given = {"target": target, "seed": seed, "index": index, "batch_size": batch_size, "start": start}
-        with admitted(model, x, y, self.geometry, **given, draws=getattr(self, "mode", "eval") == "train") as inputs:
+        with validated_inputs(
+            model, x, y, self.geometry, **given, draws=getattr(self, "mode", "eval") == "train"
+        ) as inputs:
             return self.run(inputs)
 
     @abstractmethod
-    def run(self, inputs: Admitted) -> Perturbed:
+    def run(self, inputs: AttackInputs) -> AttackResult:
         """The outcome for input that has been validated."""
 
     @abstractmethod
@@ -150,11 +152,11 @@ class Candidates:
 class Batch:
     """Samples that a search works on."""
 
-    inputs: Admitted
+    inputs: AttackInputs
     """The model, the points, their classes and their random streams."""
     clean: Prediction
     """The prediction at the clean points."""
-    best: Perturbed
+    best: AttackResult
     """The outcome so far."""
     value: PerSample
     """Minus the margin at the best point so far: positive is wrong."""
@@ -179,12 +181,12 @@ class Batch:
         return len(self.label)
 
     def __getitem__(self, rows: Tensor) -> "Batch":
-        return Batch(self.inputs[rows], self.clean[rows], self.best.take(rows), self.value[rows], self.restart)
+        return Batch(self.inputs[rows], self.clean[rows], self.best[rows], self.value[rows], self.restart)
 
-    def overwritten(self, rows: Tensor, new: "Batch") -> "Batch":
+    def with_rows(self, rows: Tensor, new: "Batch") -> "Batch":
         """The batch with what was found of the samples `rows` replaced by what is in `new`."""
         value = self.value.index_copy(0, rows, new.value)
-        return replace(self, best=self.best.overwritten(rows, new.best), value=value)
+        return replace(self, best=self.best.with_rows(rows, new.best), value=value)
 
 
 class SearchAttack(Attack):
@@ -204,32 +206,32 @@ class SearchAttack(Attack):
         """Look for a point for every sample of a batch."""
 
     @final
-    def run(self, inputs: Admitted) -> Perturbed:
+    def run(self, inputs: AttackInputs) -> AttackResult:
         """The outcome: the clean points, and over them the best of all restarts for those that are right."""
         inputs.require_independent(self.kind)
-        return Perturbed.cat([self._attack(inputs[rows]) for rows in inputs.batches(inputs.batch_size)])
+        return AttackResult.cat([self._attack(inputs[rows]) for rows in inputs.batches(inputs.batch_size)])
 
-    def _attack(self, inputs: Admitted) -> Perturbed:
+    def _attack(self, inputs: AttackInputs) -> AttackResult:
         inputs = replace(inputs, y=own_labels(inputs))
         outcome, clean = unperturbed(inputs, self.geometry)
         batch, right = Batch(inputs, clean, outcome, margin(clean, None, inputs.y)), ~outcome.success
         together = min(getattr(self, "targets", 1), inputs.classes - 1)
         size = max(inputs.points_at_once // together, 1) if self.in_pieces else inputs.batch_size
         for restart in progress.parts(range(getattr(self, "restarts", 1))):
-            again = right if getattr(self, "keep", None) == "nearest" else ~batch.best.success
+            again = right if getattr(self, "return_point", None) == "nearest" else ~batch.best.success
             if not bool(again.any()):
                 break
             for rows in progress.parts(again.nonzero()[:, 0].split(size)):
-                batch = batch.overwritten(rows, self._attempt(replace(batch[rows], restart=restart)))
-        return judged(inputs.predictive, self.geometry, Goal(batch.label), inputs.x, batch.best, inputs.streams)
+                batch = batch.with_rows(rows, self._attempt(replace(batch[rows], restart=restart)))
+        return judged(inputs.predictive, self.geometry, Criterion(batch.label), inputs.x, batch.best, inputs.streams)
 
     def _attempt(self, batch: Batch) -> Batch:
         """One search; the better of its outcome and that of before."""
         candidates, old = self.search(batch), batch.best
-        new, output = confirmed(
+        new, output = confirm(
             batch.inputs.predictive,
             self.geometry,
-            Goal(batch.label),
+            Criterion(batch.label),
             batch.x,
             candidates.point,
             batch.inputs.streams,
@@ -243,28 +245,28 @@ class SearchAttack(Attack):
             better = new.success | (value > batch.value) | (batch.restart == 0)
         else:
             better = new.success & (~old.success | (new.distance < old.distance))
-        found = replace(batch, best=old.or_rather(new, better), value=torch.where(better, value, batch.value))
+        found = replace(batch, best=old.where(new, better), value=torch.where(better, value, batch.value))
         if candidates.claimed is None:
             return found
         doubt = (candidates.claimed & ~new.success).nonzero()[:, 0]
         if len(doubt) == 0:
             return found
-        return found.overwritten(doubt, replace(cast(Any, self), precision="32")._attempt(found[doubt]))
+        return found.with_rows(doubt, replace(cast(Any, self), precision="32")._attempt(found[doubt]))
 
 
-def own_labels(inputs: Admitted) -> Labels:
+def own_labels(inputs: AttackInputs) -> Labels:
     """The true labels, or without labels the classes predicted at the clean points (0 where these are not finite)."""
     if inputs.y is not None:
         return inputs.y
     return predict(inputs.predictive, inputs.x, inputs.streams.fold(Stream.MODEL)).labels.clamp_min(0)
 
 
-def unperturbed(inputs: Admitted, geometry: Ball) -> tuple[Perturbed, Prediction]:
+def unperturbed(inputs: AttackInputs, geometry: Ball) -> tuple[AttackResult, Prediction]:
     """The outcome for samples that stay where they are, which counts where the model is wrong; and the prediction."""
     label = cast(Labels, inputs.y)
     none = torch.zeros_like(label)
-    x, goal = inputs.x, Goal(label)
-    return confirmed(inputs.predictive, geometry, goal, x, x, inputs.streams, evaluations=none, iteration=none)
+    x, criterion = inputs.x, Criterion(label)
+    return confirm(inputs.predictive, geometry, criterion, x, x, inputs.streams, evaluations=none, iteration=none)
 
 
 def described(name: str, attack: Any) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, AttackLike, Wrapped
 from equipoise.attacks.black_box.square import square
 from equipoise.attacks.gradient import cw
-from equipoise.attacks.inputs import Admitted
+from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.minimum_norm.fab import FAB, fab
-from equipoise.attacks.result import Goal, Perturbed, judged
+from equipoise.attacks.result import AttackResult, Criterion, judged
 from equipoise.attacks.steps import Uniform
 from equipoise.core import progress
 from equipoise.core.errors import require, unknown
@@ -35,7 +35,7 @@ DRAWS = 20
 
 @dataclass(frozen=True)
 class Chain(Attack):
-    """Attacks in a row, on one ball; a sample leaves at its first success. `Perturbed.part` says whose it was."""
+    """Attacks in a row, on one ball; a sample leaves at its first success. `AttackResult.part` says whose it was."""
 
     kind = "a chain of attacks"
     needs_labels = True
@@ -54,7 +54,7 @@ class Chain(Attack):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the parts, to which `Perturbed.part` is an index."""
+        """The names of the parts, to which `AttackResult.part` is an index."""
         return tuple(name for name, _ in self.parts)
 
     def settings(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Chain(Attack):
             tuple(dict.fromkeys(note for _, _, notes in found for note in notes)),
         )
 
-    def run(self, inputs: Admitted) -> Perturbed:
+    def run(self, inputs: AttackInputs) -> AttackResult:
         """Each attack on the samples that no attack before it has fooled."""
         x, y, result = inputs.x, cast(Labels, inputs.y), None
         rows = torch.arange(len(x), device=x.device)
@@ -87,15 +87,15 @@ class Chain(Attack):
             if result is None:
                 result = found
             else:
-                before = result.take(rows)
+                before = result[rows]
                 # A random model may err less at the new point than at the old one.
                 better = found.success | (found.errors >= before.errors)
-                result = result.overwritten(rows, before.or_rather(found, better))
+                result = result.with_rows(rows, before.where(found, better))
             rows = (~result.success).nonzero()[:, 0]
             if len(rows) == 0:
                 break
         assert result is not None
-        return judged(inputs.predictive, self.geometry, Goal(y), x, result, inputs.streams)
+        return judged(inputs.predictive, self.geometry, Criterion(y), x, result, inputs.streams)
 
 
 def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
@@ -149,7 +149,7 @@ def autoattack(
                 ("square", square(eps, **common)),
             ]
         case "rand":
-            random = common | {"redraw": True, "draws": DRAWS}
+            random = common | {"resample": True, "eot_samples": DRAWS}
             parts = [
                 ("apgd-ce", apgd(eps, objective=cross_entropy, **random)),
                 ("apgd-dlr", apgd(eps, objective=dlr, **random)),
@@ -174,7 +174,7 @@ def cascade(eps: float, norm: str = "linf", precision: Precision = "32", box: Bo
     """
     common: dict[str, Any] = {"norm": norm, "precision": precision, "box": box}
     cheap: tuple[tuple[str, AttackLike], ...] = (
-        ("cw10", cw(eps, steps=10, start=Uniform(), keep="first_success", **common)),
+        ("cw10", cw(eps, steps=10, start=Uniform(), return_point="first_success", **common)),
         ("apgd-t20", apgd_t(eps, steps=20, targets=3, **common)),
     )
     return Chain(cheap + autoattack(eps, norm, precision=precision, box=box).parts)

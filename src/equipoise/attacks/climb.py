@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from equipoise.attacks.execution import value_and_gradient
-from equipoise.attacks.result import Goal, at, like
+from equipoise.attacks.result import Criterion, at, like
 from equipoise.attacks.steps import Start
 from equipoise.core.errors import require
 from equipoise.core.rng import Streams
@@ -22,7 +22,7 @@ from equipoise.geometry import Ball
 from equipoise.losses.objectives import Objective
 from equipoise.models import Frozen
 
-Keep = Literal["last", "best", "first_success"]
+ReturnPoint = Literal["last", "best", "first_success"]
 
 CHECK_EVERY = 8  # steps between two looks at who has succeeded on an accelerator, where looking waits for the device
 
@@ -38,7 +38,7 @@ class Case:
     clean: Prediction | None
     streams: Streams  # from which a random model is drawn: the same in every attempt, and where the points are judged
     attempt: Streams  # from which this attempt draws its starts and numbers of steps
-    goal: Goal
+    criterion: Criterion
     start: Tensor | None = None
     couples: bool = False  # whether samples depend on each other
     rule: Start | None = None  # where this attempt starts, if not as the ascent says
@@ -63,8 +63,7 @@ class Rows:
     origin: Tensor
     labels: Tensor | None
     target: Tensor | None
-    avoid: Tensor
-    reach: Tensor | None
+    criterion: Criterion
     clean: Prediction | None
     steps: Tensor | None  # how many steps it takes, if not all the same
     memory: tuple[Tensor, ...]  # of the step rule
@@ -104,8 +103,7 @@ class Rows:
             origin=origin,
             labels=case.y,
             target=case.target,
-            avoid=case.goal.avoid,
-            reach=case.goal.reach,
+            criterion=case.criterion,
             clean=clean,
             steps=steps,
             memory=rule.init(start),
@@ -196,18 +194,19 @@ class Phase:
     final: bool = False
 
 
-def phases(geometry: Ball, most: int, approach: Sequence[tuple[float, float]]) -> dict[int, Phase]:
-    """The balls of an ascent of `most` steps by their first step: first those of `approach`, each a radius in multiples
-    of eps and a share of the steps, then `geometry` itself. Raises `EquipoiseError` if no step is left for it.
+def phases(geometry: Ball, most: int, eps_schedule: Sequence[tuple[float, float]]) -> dict[int, Phase]:
+    """The balls of an ascent of `most` steps by their first step: first those of `eps_schedule`, each
+    a radius in multiples of eps and a share of the steps, then `geometry` itself. Raises `EquipoiseError` if no step is
+    left for it.
     """
     found, start = {}, 0
-    for factor, share in approach:
+    for factor, share in eps_schedule:
         steps = max(math.ceil(share * most), 1)
         found[start] = Phase(start, steps, factor, replace(geometry, eps=factor * geometry.eps))
         start += steps
     require(
         start < most,
-        f"steps = {most}: too few to approach the ball in {len(approach)} phases, give at least {start + 1}.",
+        f"steps = {most}: too few to approach the ball in {len(eps_schedule)} phases, give at least {start + 1}.",
     )
     return {**found, start: Phase(start, most - start, 1.0, geometry, final=True)}
 
@@ -250,14 +249,14 @@ class Draws:
 class Selection:
     """Which point an ascent returns: its last, its best, or its first success."""
 
-    keep: Keep
+    return_point: ReturnPoint
     tau: int | None
     """Stop at the point where the prediction has been wrong more than so many times; None: only if `first_success`."""
 
     @property
     def watches(self) -> bool:
         """Whether every point on the way is looked at, or only the last."""
-        return self.keep != "last" or self.tau is not None
+        return self.return_point != "last" or self.tau is not None
 
     def observe(
         self,
@@ -269,9 +268,9 @@ class Selection:
         final: bool = True,
     ) -> None:
         """Remember the best point so far, or the last; the first success beats any value. NaN is never better."""
-        better = ((value > rows.best_value) | (self.keep == "last")) & ~rows.done
-        if self.keep != "best" and final:
-            rows.num_wrong = rows.num_wrong + Goal(rows.avoid, rows.reach).reached(output)
+        better = ((value > rows.best_value) | (self.return_point == "last")) & ~rows.done
+        if self.return_point != "best" and final:
+            rows.num_wrong = rows.num_wrong + rows.criterion.reached(output)
             stops = (rows.num_wrong > (self.tau or 0)) & ~rows.done
             better, rows.succeeded = better | stops, rows.succeeded | stops
             outcome.num_succeeded.index_add_(0, rows.sample, rows.succeeded.long())

@@ -25,16 +25,16 @@ from equipoise.kernels.native import shortcut
 from equipoise.losses.objectives import Objective
 from equipoise.models import (
     Frozen,
-    couples_samples,
     cut,
     frozen,
+    is_batch_dependent,
     laid_out,
     usable_precision,
 )
 
 
 @contextmanager
-def held_still(
+def frozen_model(
     predictive: Predictive, x: Points, mode: Mode = "eval", precision: Precision = "32"
 ) -> Iterator[Callable[[Streams], Predict]]:
     """The model as a private copy in its mode, in the asked precision. Yields a function that draws its randomness from
@@ -49,7 +49,7 @@ def held_still(
     light = full if precision == "32" else frozen(predictive, mode, weights=laid_out(module, precision))
     weights = dict([*full.module.named_parameters(), *full.module.named_buffers()])
     watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
-    fast, alone = FastInputGradients(), not couples_samples(full.module)
+    fast, alone = FastInputGradients(), not is_batch_dependent(full.module)
 
     def draw(streams: Streams) -> Predict:
         predict = light.draw(streams)

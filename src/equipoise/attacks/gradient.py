@@ -11,11 +11,14 @@ from typing import Any
 
 from equipoise.attacks.ascent import Ascent, TargetRule
 from equipoise.attacks.steps import Constant, Gaussian, Start, StepSize, Uniform, UniformUpTo
+from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import EquipoiseError, unknown
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
+from equipoise.results.differences import RENAMED
 
 
+@renamed_arguments(**RENAMED)
 def make_ascent(*parts: Any, **options: Any) -> Ascent:
     """An `Ascent` of these parts. Raises `EquipoiseError` for an option that it does not have."""
     known = [field.name for field in fields(Ascent)]

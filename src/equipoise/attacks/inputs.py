@@ -27,9 +27,9 @@ from equipoise.models import (
     as_predictive,
     cut,
     examine,
+    global_seed,
     isolated,
     predict,
-    seeded,
 )
 
 """The stream from which a random model is drawn (the same for the clean prediction, the climb and the confirmation),
@@ -41,7 +41,7 @@ AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Admitted:
+class AttackInputs:
     """Input that an attack can work on, and the model as it stands for it."""
 
     model: "nn.Module | Predictive"
@@ -71,7 +71,7 @@ class Admitted:
     batch_size: int
     """How many points are to be computed at once."""
 
-    def __getitem__(self, rows: Tensor) -> "Admitted":
+    def __getitem__(self, rows: Tensor) -> "AttackInputs":
         own = ("x", "y", "target", "start", "streams")
         chosen = {name: value if value is None else value[rows] for name in own for value in [getattr(self, name)]}
         return replace(self, **chosen, index=self.index.to(rows.device)[rows])
@@ -110,7 +110,7 @@ _examined: ContextVar[Examined | None] = ContextVar("_examined", default=None)
 
 
 @contextmanager
-def admitted(
+def validated_inputs(
     model: "nn.Module | Predictive",
     x: Points,
     y: Labels | None,
@@ -123,7 +123,7 @@ def admitted(
     start: Points | None = None,
     draws: bool = False,
     part: bool = False,
-) -> Iterator[Admitted]:
+) -> Iterator[AttackInputs]:
     """Check the input, copy and examine the model, and shut out what the caller's thread has set up (autocast,
     inference mode, the global generators' state): everything that an attack does happens inside.
 
@@ -158,7 +158,7 @@ def admitted(
             f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",
         )
         members = len(first.logits)
-        case = Admitted(
+        case = AttackInputs(
             model,
             examined.still,
             x,
@@ -173,7 +173,7 @@ def admitted(
             seed,
             batch_size,
         )
-        generators = seeded(fold(seed, Stream.GLOBAL), x.device) if draws or examined.random else nullcontext()
+        generators = global_seed(fold(seed, Stream.GLOBAL), x.device) if draws or examined.random else nullcontext()
         token = _examined.set(examined)
         try:
             with generators:

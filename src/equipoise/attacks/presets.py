@@ -1,8 +1,8 @@
 """The attacks of R by the names of its tables: FGSM-k, PGDp-k, CWp-k (Sec. 5.1), PGD20-0.5 (Table 4), adaptive.
 
 All start at the clean point with Gaussian noise of standard deviation 0.005 (written `N(0, 0.005)`), 5 times, and all
-but the adaptive one look at where a climb ends, as R does. With `keep="first_success"` they stop at the first success:
-at least as strong, and sooner done. Each also takes the other fields of `Ascent` by name, such as `precision`.
+but the adaptive one look at where a climb ends, as R does. With `return_point="first_success"` they stop at the first
+success: at least as strong, and sooner done. Each also takes the other fields of `Ascent` by name, such as `precision`.
 """
 
 from dataclasses import replace
@@ -62,10 +62,10 @@ def adaptive(eps: float, norm: str = "linf", steps: int = 40, **options: Any) ->
     each g in {0, 0.1, ..., 1}; a sample falls if one of them fools the model (R, Sec. 5.2.2, which takes the best g for
     all samples together, so that this one is at least as strong).
 
-    Steps of `max(1/510, 2·eps/K)` (R, Sec. 5.2.2), stopped at the first success; `Perturbed.part` is 10·g.
+    Steps of `max(1/510, 2·eps/K)` (R, Sec. 5.2.2), stopped at the first success; `AttackResult.part` is 10·g.
     """
     size = max(_box(options).scale / 510, 2 * eps / max(steps, 1))
-    chosen: dict[str, Any] = _starts({"keep": "first_success"} | options)
+    chosen: dict[str, Any] = _starts({"return_point": "first_success"} | options)
     climb = pgd(eps, size, steps, norm, **chosen)
     smoothings = [tenths / 10 for tenths in range(11)]
     return Chain(tuple((f"g={g:g}", replace(climb, objective=smoothed_cross_entropy(g))) for g in smoothings))

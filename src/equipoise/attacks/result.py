@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from equipoise.core.deprecation import renamed_names
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import (
     Labels,
@@ -27,7 +28,7 @@ from equipoise.models import (
 
 
 @dataclass(frozen=True)
-class Perturbed:
+class AttackResult:
     """What an attack found, per sample. Every success was checked again: the point lies in the ball and the box up to
     float32 rounding, and the model in eval mode and its own precision is fooled there.
     """
@@ -77,21 +78,21 @@ class Perturbed:
         """
         return self.errors.to(self.x.dtype) / self.draws
 
-    def take(self, rows: "Tensor | slice") -> "Perturbed":
+    def __getitem__(self, rows: "Tensor | slice") -> "AttackResult":
         """The outcome of some of the samples."""
-        return Perturbed(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return AttackResult(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-    def overwritten(self, rows: Tensor, new: "Perturbed") -> "Perturbed":
+    def with_rows(self, rows: Tensor, new: "AttackResult") -> "AttackResult":
         """These outcomes, with those of the samples `rows` replaced by `new`."""
-        return Perturbed(
+        return AttackResult(
             **{f.name: getattr(self, f.name).index_copy(0, rows, getattr(new, f.name)) for f in fields(self)}
         )
 
-    def or_rather(self, other: "Perturbed", which: Bool[Tensor, " batch"]) -> "Perturbed":
+    def where(self, other: "AttackResult", which: Bool[Tensor, " batch"]) -> "AttackResult":
         """Per sample the outcome of `other` where `which`, else this one; costs and counters of both add up."""
         added = ("evaluations", "nan_gradients", "zero_gradients")
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return Perturbed(
+        return AttackResult(
             **{
                 n: mine + new if n in added else torch.where(like(which, new), new, mine)
                 for n, (mine, new) in pairs.items()
@@ -99,27 +100,27 @@ class Perturbed:
         )
 
     @staticmethod
-    def cat(parts: "Sequence[Perturbed]") -> "Perturbed":
+    def cat(parts: "Sequence[AttackResult]") -> "AttackResult":
         """The outcomes of several batches in one."""
-        return Perturbed(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Perturbed)})
+        return AttackResult(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(AttackResult)})
 
 
 @dataclass(frozen=True)
-class Goal:
+class Criterion:
     """What counts as success."""
 
-    avoid: Labels
+    label: Labels
     """The class that the prediction should not be."""
-    reach: Labels | None = None
-    """The class that it should be; None for any but `avoid`."""
+    target: Labels | None = None
+    """The class that it should be; None for any but `label`."""
 
     def reached(self, here: Prediction) -> Bool[Tensor, " batch"]:
         """Which predictions are a success; one that is not finite is none."""
         labels = here.labels
-        return (labels != self.avoid) & (labels >= 0) if self.reach is None else labels == self.reach
+        return (labels != self.label) & (labels >= 0) if self.target is None else labels == self.target
 
-    def __getitem__(self, rows: "slice | Tensor") -> "Goal":
-        return Goal(self.avoid[rows], at(self.reach, rows))
+    def __getitem__(self, rows: "slice | Tensor") -> "Criterion":
+        return Criterion(self.label[rows], at(self.target, rows))
 
 
 DRAWS = 20
@@ -129,10 +130,10 @@ DRAWS = 20
 
 
 @torch.no_grad()
-def confirmed(
+def confirm(
     predictive: Frozen,
     geometry: Ball,
-    goal: Goal,
+    criterion: Criterion,
     x: Points,
     point: Points,
     streams: Streams,
@@ -141,12 +142,12 @@ def confirmed(
     iteration: Int[Tensor, " batch"],
     nan_gradients: Int[Tensor, " batch"] | None = None,
     zero_gradients: Int[Tensor, " batch"] | None = None,
-) -> tuple[Perturbed, Prediction]:
+) -> tuple[AttackResult, Prediction]:
     """The outcome at the points found, and the prediction there: in eval mode and the model's own precision."""
-    here, errors, not_finite, label = _asked(predictive, goal, point, streams, Stream.MODEL)
+    here, errors, not_finite, label = _asked(predictive, criterion, point, streams, Stream.MODEL)
     none = torch.zeros_like(evaluations)
     draws = DRAWS if predictive.random else 1
-    result = Perturbed(
+    result = AttackResult(
         x=point,
         success=(2 * errors > draws) & geometry.contains(point, x),
         distance=geometry.distance(point, x),
@@ -165,11 +166,13 @@ def confirmed(
 
 
 @torch.no_grad()
-def judged(predictive: Frozen, geometry: Ball, goal: Goal, x: Points, result: Perturbed, streams: Streams) -> Perturbed:
+def judged(
+    predictive: Frozen, geometry: Ball, criterion: Criterion, x: Points, result: AttackResult, streams: Streams
+) -> AttackResult:
     """The outcome of a search, on a random model by fresh draws: those that chose the points were lucky ones."""
     if not predictive.random:
         return result
-    _, errors, not_finite, label = _asked(predictive, goal, result.x, streams, Stream.JUDGE)
+    _, errors, not_finite, label = _asked(predictive, criterion, result.x, streams, Stream.JUDGE)
     success = (2 * errors > DRAWS) & geometry.contains(result.x, x)
     return replace(result, success=success, errors=errors, not_finite=not_finite, prediction=label)
 
@@ -182,16 +185,16 @@ def prediction_of(predictive: Frozen, point: Points, streams: Streams, stream: i
 
 
 def _asked(
-    predictive: Frozen, goal: Goal, point: Points, streams: Streams, stream: int
+    predictive: Frozen, criterion: Criterion, point: Points, streams: Streams, stream: int
 ) -> tuple[Prediction, Int[Tensor, " batch"], Int[Tensor, " batch"], Labels]:
     """The prediction at points, in how many draws it is a success or not finite, and the label given most often."""
     here = prediction_of(predictive, point, streams, stream)
     if not predictive.random:
         labels = here.labels
-        return here, goal.reached(here).long(), (labels < 0).long(), labels
+        return here, criterion.reached(here).long(), (labels < 0).long(), labels
     draws = [Prediction(logits) for logits in here.logits.unflatten(0, (DRAWS, -1))]
     labels = torch.stack([draw.labels for draw in draws])
-    errors = torch.stack([goal.reached(draw) for draw in draws]).sum(0)
+    errors = torch.stack([criterion.reached(draw) for draw in draws]).sum(0)
     return here, errors, (labels < 0).sum(0), labels.mode(0).values
 
 
@@ -213,3 +216,6 @@ def at(value: Any, rows: "slice | Tensor") -> Any:
 def like(values: Shaped[Tensor, " batch"], x: Tensor) -> Shaped[Tensor, "batch ..."]:
     """A value per sample, shaped to be broadcast over `x`."""
     return values.reshape(-1, *[1] * (x.ndim - 1))
+
+
+__getattr__ = renamed_names(__name__, {"Goal": "Criterion", "Perturbed": "AttackResult"})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Streams
-from equipoise.core.types import Here, Points, StepRule
+from equipoise.core.types import AscentState, Points, StepRule
 from equipoise.geometry import Ball
 
 Memory = tuple[Tensor, ...]
@@ -26,7 +26,7 @@ class Steepest:
         """Nothing to remember."""
         return ()
 
-    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(self, here: AscentState, memory: Memory) -> tuple[Points, Memory]:
         """`x + argmax ⟨g, d⟩` over `‖d‖ <= size`."""
         return here.geometry.steepest(here.point, here.gradient, here.size), memory
 
@@ -39,7 +39,7 @@ class Sign:
         """Nothing to remember."""
         return ()
 
-    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(self, here: AscentState, memory: Memory) -> tuple[Points, Memory]:
         """Moves every coordinate by `size`."""
         return here.point + here.size * here.gradient.sign(), memory
 
@@ -52,7 +52,7 @@ class Normalized:
         """Nothing to remember."""
         return ()
 
-    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(self, here: AscentState, memory: Memory) -> tuple[Points, Memory]:
         """Moves each sample by the L2 length `size`."""
         return Ball("l2", math.inf, here.geometry.box).steepest(here.point, here.gradient, here.size), memory
 
@@ -73,7 +73,7 @@ class Momentum:
         """No past gradients."""
         return (torch.zeros_like(x), *self.then.init(x))
 
-    def __call__(self, here: Here, memory: Memory) -> tuple[Points, Memory]:
+    def __call__(self, here: AscentState, memory: Memory) -> tuple[Points, Memory]:
         """Accumulates the gradient and moves along it."""
         gradient = here.gradient
         length = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)

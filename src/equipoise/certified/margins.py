@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from equipoise.attacks.inputs import admitted
+from equipoise.attacks.inputs import validated_inputs
 from equipoise.certified.network import Network, translate
 from equipoise.certified.propagation import enclosures, minimum
 from equipoise.certified.regions import Region, check_region
@@ -175,7 +175,7 @@ def _admitted(model: Any, x: Points, y: Labels | None, geometry: Ball, method: s
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     check_region(geometry)
-    with admitted(model, x, y, geometry) as admission:
+    with validated_inputs(model, x, y, geometry) as admission:
         predictive = admission.predictive.predictive
     if not isinstance(predictive, Single):
         raise EquipoiseError(

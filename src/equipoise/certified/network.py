@@ -22,7 +22,7 @@ from equipoise.certified.layers import Affine, Layer, Max, ReLU, Sum
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.types import Points
 from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d
-from equipoise.models import standing
+from equipoise.models import module_mode
 
 KNOWN = "linear, conv2d, relu, max and average pooling, flatten, eval-mode batch-norm and dropout, + - * / and mean"
 
@@ -149,7 +149,7 @@ def translate(module: nn.Module, x: Points) -> Network:
     """
     few = x[:1].expand(2, *x.shape[1:]).clone()
     tape = _Tape(few)
-    with standing(module, "eval"), torch.autocast(x.device.type, enabled=False), tape.watching(module), tape:
+    with module_mode(module, "eval"), torch.autocast(x.device.type, enabled=False), tape.watching(module), tape:
         output: Any = module(few)
     logits: Any = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     tape.require(id(logits) in tape.known, "its output is not computed from its input by functions of PyTorch")

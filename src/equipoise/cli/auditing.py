@@ -17,7 +17,7 @@ from equipoise.evaluation.verification import fingerprint
 from equipoise.masking.investigate import investigate
 from equipoise.report.figures import canvas
 from equipoise.report.masking import clearest_first, p_value, page
-from equipoise.results.masking import KIND, Verdict
+from equipoise.results.masking import KIND, MaskingReport
 from equipoise.results.provenance import provenance
 from equipoise.results.records import Run
 from equipoise.training import Recipe, load_run
@@ -128,7 +128,7 @@ def _is_audit(record: Path) -> bool:
     return isinstance(found, dict) and found.get("kind") == KIND
 
 
-def _table(verdict: Verdict) -> Table:
+def _table(verdict: MaskingReport) -> Table:
     """Each sign with its figure."""
     table = Table()
     table.add_column("sign", overflow="fold")

@@ -184,10 +184,10 @@ def _suited(method: Method, model: object, data: Dataset, options: Train) -> Met
     """The method as that kind of model needs it."""
     if isinstance(model, DeepKernelGP):
         held_in, _ = training_split(data, options.recipe)
-        return method.apart(total=False).penalised(1.0, kl_to_prior(len(held_in)))
+        return method.per_member(total=False).with_penalty(1.0, kl_to_prior(len(held_in)))
     if isinstance(model, MonteCarloDropout) and options.dropout_loss == "mean-of-losses":
-        return method.apart(total=False)
-    return method.apart() if isinstance(model, Ensemble) and not options.together else method
+        return method.per_member(total=False)
+    return method.per_member() if isinstance(model, Ensemble) and not options.together else method
 
 
 def _net_record(options: Train, data: Dataset) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from equipoise.cli.processes import is_main_process
 from equipoise.evaluation import Progress as EvaluationProgress
 from equipoise.report.studies import interval, mean
 from equipoise.results.findings import Findings
-from equipoise.results.records import AttackResult, CorruptionResult, Evaluation, MeanResult
+from equipoise.results.records import AttackRecord, CorruptionResult, Evaluation, MeanResult
 from equipoise.training import Progress
 
 _EVERY = 0.1  # seconds between two looks of the moving line
@@ -123,7 +123,7 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Table:
     return table
 
 
-def _with_interval(result: AttackResult | CorruptionResult | MeanResult) -> str:
+def _with_interval(result: AttackRecord | CorruptionResult | MeanResult) -> str:
     low, high = result.interval
     return f"{result.accuracy:.1%}  [{low:.1%}, {high:.1%}]"
 

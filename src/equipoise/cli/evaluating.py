@@ -27,17 +27,17 @@ from equipoise.core.locks import locked
 from equipoise.core.types import Predictive
 from equipoise.corruptions import chosen, load_published
 from equipoise.data import Dataset, load
-from equipoise.evaluation import WORST, Corruptions, Progress, Shard, assess, audit, merge, radii, suite
+from equipoise.evaluation import WORST, Corruptions, Progress, Shard, audit, evaluate_dataset, merge, radii, suite
 from equipoise.evaluation.interop import robustbench
 from equipoise.evaluation.journal import Journal, images_of, note_kept
 from equipoise.evaluation.requests import comparable, finished
-from equipoise.evaluation.runs import essentials
+from equipoise.evaluation.runs import evaluation_key
 from equipoise.evaluation.shards import merged
 from equipoise.evaluation.suites import Suite
 from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint, read
-from equipoise.masking.probe import is_black_box
-from equipoise.models import as_predictive, first_look
+from equipoise.masking.model_checks import is_black_box
+from equipoise.models import as_predictive, validate_output
 from equipoise.report.report import cautions
 from equipoise.results.provenance import provenance
 from equipoise.results.records import Evaluation, Run, digest
@@ -51,7 +51,7 @@ _FINE = 1000  # units of progress per block
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """What is evaluated: a model, its data, and the record of its training if it is a run."""
 
     model: nn.Module | Predictive
@@ -59,7 +59,7 @@ class Subject:
     recorded: Run | None
 
 
-def subject_of(options: Evaluate) -> Subject:
+def subject_of(options: Evaluate) -> LoadedModel:
     """The model that was asked for, and its data. Raises `EquipoiseError` if one of them cannot be had."""
     device = Recipe(device=options.device).pick_device()
     target = Path(options.target)
@@ -69,12 +69,12 @@ def subject_of(options: Evaluate) -> Subject:
         say(data.summary)
         model = _own_model(options, data)
         as_predictive(model).module.to(device)
-        return Subject(model, data, None)
+        return LoadedModel(model, data, None)
     model, recorded = load_run(target, options.weights, device)
     data = _data_of(options, recorded)
     say(data.summary)
     _require_fit(recorded, data)
-    return Subject(model, data, recorded)
+    return LoadedModel(model, data, recorded)
 
 
 def evaluate(options: Evaluate, command: str) -> None:
@@ -116,7 +116,7 @@ def evaluate(options: Evaluate, command: str) -> None:
     if options.processes > 1:
         require(options.examples >= 0, f"--examples {options.examples}: expected a number of samples, or 0 for all.")
         require(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected an integer >= 1.")
-        what = essentials(
+        what = evaluation_key(
             subject.model,
             subject.data,
             attacks,
@@ -128,11 +128,11 @@ def evaluate(options: Evaluate, command: str) -> None:
             images=options.images,
             corruptions=corruptions,
         )
-        classes = first_look(as_predictive(subject.model), subject.data.test.x.to(device)).classes
+        classes = validate_output(as_predictive(subject.model), subject.data.test.x.to(device)).classes
         request = comparable(what, by_ball(attacks), classes)
         evaluation = _in_processes(options, out, command, what, request, progress)
     else:
-        evaluation = assess(
+        evaluation = evaluate_dataset(
             subject.model,
             subject.data,
             attacks,
@@ -163,7 +163,7 @@ def _stamp(file: Path) -> int | None:
     return file.stat().st_mtime_ns if file.is_file() else None
 
 
-def _usual_place(options: Evaluate, subject: Subject, attacks: Suite, norm: str, shard: Shard) -> Path:
+def _usual_place(options: Evaluate, subject: LoadedModel, attacks: Suite, norm: str, shard: Shard) -> Path:
     """Where the record goes: a name that tells model, data, attacks, norm and radii apart."""
     names = dict.fromkeys([*(options.attacks or ["clean"]), *options.corruptions])
     eps = dict.fromkeys(f"{attack.geometry.eps:.6g}" for _, attack in attacks)
@@ -375,11 +375,11 @@ def _as_typed(options: Verify, record: Evaluation, typed: Evaluate | None) -> Ev
     )
 
 
-def _unasked(typed: Evaluate, record: Evaluation, subject: Subject) -> list[str]:
+def _unasked(typed: Evaluate, record: Evaluation, subject: LoadedModel) -> list[str]:
     """What in the record is not what its own command asks for."""
     recorded = subject.recorded
     attacks = _attacks(typed, recorded, norm_of(typed.norm, recorded))
-    classes = first_look(as_predictive(subject.model), subject.data.test.x.cpu()).classes
+    classes = validate_output(as_predictive(subject.model), subject.data.test.x.cpu()).classes
     asked = [(name, fitted(name, attack, classes)[0].settings()) for name, attack in attacks]
     told = [(r.attack, r.settings) for r in record.results if r.attack not in ("clean", WORST)]
     if _essence(asked) != _essence(told):

@@ -161,7 +161,7 @@ class Predictive(Protocol):
 
 
 @dataclass(frozen=True)
-class Here:
+class AscentState:
     """Where a climb stands, as a step rule sees it."""
 
     point: Points
@@ -190,7 +190,7 @@ class StepRule(Protocol):
         """The rule's memory at the start: tensors whose first dimension is the batch."""
         ...
 
-    def __call__(self, here: Here, memory: tuple[Tensor, ...]) -> tuple[Points, tuple[Tensor, ...]]:
+    def __call__(self, here: AscentState, memory: tuple[Tensor, ...]) -> tuple[Points, tuple[Tensor, ...]]:
         """The moved iterate and the new memory."""
         ...
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.attacks.inputs import admitted
+from equipoise.attacks.inputs import validated_inputs
 from equipoise.core.errors import require
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, Points, Predict, Predictive
@@ -54,7 +54,7 @@ def in_blocks(
     lie anywhere, not only in [0, 1]. Raises `EquipoiseError` for input that the model cannot take, and for a model in
     which samples depend on each other even in eval mode.
     """
-    ready = admitted(model, x, y, Ball("linf", 0.0, EVERYWHERE), seed=seed, index=index, batch_size=batch_size)
+    ready = validated_inputs(model, x, y, Ball("linf", 0.0, EVERYWHERE), seed=seed, index=index, batch_size=batch_size)
     with ready as case, full_precision():
         require(
             not case.examined.coupled,

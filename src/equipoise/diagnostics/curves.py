@@ -95,11 +95,11 @@ def accuracy_against_eps(
 ) -> Curve:
     """PGD with `eps = k/255`, k steps of 2/255, for every k of `radii` (R, Fig 1). Must fall monotonically to 0.
 
-    Every attack stops at its first success (`keep="last"` judges the last point alone, as early implementations do);
-    `options` are fields of `Ascent`. Raises `EquipoiseError` for input that an attack cannot take.
+    Every attack stops at its first success (`return_point="last"` judges the last point alone, as early
+    implementations do); `options` are fields of `Ascent`. Raises `EquipoiseError` for input that an attack cannot take.
     """
     _check("radii", radii)
-    options = {"keep": "first_success", **options}
+    options = {"return_point": "first_success", **options}
     attacks = [pgd(k / 255, step_size, k, **options) for k in radii]
     return _curve(
         model, x, y, np.array(radii) / 255, attacks, "radius of the Linf ball, in pixels of [0, 1]", seed, batch_size
@@ -122,7 +122,7 @@ def accuracy_against_steps(
     Must converge. The options are those of `accuracy_against_eps`.
     """
     _check("steps", steps)
-    options = {"keep": "first_success", **options}
+    options = {"return_point": "first_success", **options}
     attacks = [pgd(eps, max(1 / 510, 2 * eps / k), k, **options) for k in steps]
     return _curve(model, x, y, np.array(steps, float), attacks, "steps of the attack", seed, batch_size)
 

@@ -93,7 +93,7 @@ def explain(
     """
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
     near = pgd(eps, eps / 10, steps, "l2", box)(model, x, y, **options)
-    far = pgd(math.inf, far_step, far_steps, "l2", box, keep="first_success")(model, x, y, **options)
+    far = pgd(math.inf, far_step, far_steps, "l2", box, return_point="first_success")(model, x, y, **options)
     margin = decision_margin(model, x, y, **options)
     return Explained(
         margin=_array(margin),

@@ -4,17 +4,18 @@ results = evaluate(model, x, y, suite(["fgsm", "pgd"], eps=[4 / 255, 8 / 255]))
 print(results[0].accuracy, results[-1].interval)
 """
 
+from equipoise.core.deprecation import renamed_names
 from equipoise.evaluation.confirm import Verified, predict, verify_outcome
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.evaluate import Block, Progress, evaluate, evaluate_batches, evaluate_block
 from equipoise.evaluation.journal import read_points
-from equipoise.evaluation.runs import affordable_examples, assess, evaluate_run, radii
+from equipoise.evaluation.runs import affordable_examples, evaluate_dataset, evaluate_run, radii
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard, merge
 from equipoise.evaluation.suites import PUBLISHED, AttackLike, Suite, suite
-from equipoise.evaluation.summaries import WORST, cautions, joined, with_worst_cases
+from equipoise.evaluation.summaries import WORST, joined, result_warnings, with_worst_cases
 from equipoise.evaluation.verification import Audit, audit, fingerprint
-from equipoise.masking.probe import judge, probe
+from equipoise.masking.model_checks import check_model, check_results
 
 __all__ = [
     "PUBLISHED",
@@ -29,24 +30,29 @@ __all__ = [
     "Suite",
     "Verified",
     "affordable_examples",
-    "assess",
     "audit",
-    "cautions",
+    "check_model",
+    "check_results",
     "evaluate",
     "evaluate_batches",
     "evaluate_block",
+    "evaluate_dataset",
     "evaluate_run",
     "fingerprint",
     "joined",
-    "judge",
     "merge",
     "on_corruptions",
     "predict",
-    "probe",
     "radii",
     "read_points",
+    "result_warnings",
     "samples",
     "suite",
     "verify_outcome",
     "with_worst_cases",
 ]
+
+__getattr__ = renamed_names(
+    __name__,
+    {"assess": "evaluate_dataset", "cautions": "result_warnings", "judge": "check_results", "probe": "check_model"},
+)

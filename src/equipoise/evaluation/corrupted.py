@@ -17,7 +17,7 @@ from equipoise.data import Dataset
 from equipoise.data.dataset import stratified_order
 from equipoise.evaluation.confirm import predict
 from equipoise.evaluation.evaluate import check_samples
-from equipoise.models import as_predictive, seeded
+from equipoise.models import as_predictive, global_seed
 from equipoise.results.records import CorruptionResult
 
 
@@ -101,7 +101,7 @@ def on_corruptions(
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
             images = corruptions.images(name, x[rows], seed, index[rows])
-            with seeded(fold(seed, Stream.GLOBAL, int(index[start])), x.device):
+            with global_seed(fold(seed, Stream.GLOBAL, int(index[start])), x.device):
                 labels += predict(predictive, images, streams[rows]).tolist()
         right = [label == true for label, true in zip(labels, y.tolist(), strict=True)]
         found.append(CorruptionResult(name, right, labels, source))

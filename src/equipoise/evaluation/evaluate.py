@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks import fitted
 from equipoise.attacks.attack import Composite
-from equipoise.attacks.inputs import Admitted, admitted
+from equipoise.attacks.inputs import AttackInputs, validated_inputs
 from equipoise.attacks.result import DRAWS
 from equipoise.attacks.spaces import Input
 from equipoise.core.checks import check_index
@@ -27,8 +27,8 @@ from equipoise.evaluation.confirm import Verified, verify_outcome
 from equipoise.evaluation.suites import AttackLike, Suite
 from equipoise.evaluation.summaries import joined, with_worst_cases
 from equipoise.geometry import EVERYWHERE, Ball, Box
-from equipoise.models import Frozen, as_predictive, cut, frozen, seeded
-from equipoise.results.records import AttackResult, CorruptionResult
+from equipoise.models import Frozen, as_predictive, cut, frozen, global_seed
+from equipoise.results.records import AttackRecord, CorruptionResult
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how many of how many samples are done, over all attacks: after every attack, and
@@ -45,7 +45,7 @@ class Block:
     computed in any order, by several processes, or again.
     """
 
-    results: list[AttackResult]
+    results: list[AttackRecord]
     """Accuracy without an attack, then one entry per attack."""
     points: list[dict[str, np.ndarray]]
     """Per attack the adversarial points that count: `rows` in the batch and `x`."""
@@ -63,7 +63,7 @@ def evaluate(
     index: Int[Tensor, " batch"] | None = None,
     batch_size: int = 256,
     progress: Progress | None = None,
-) -> list[AttackResult]:
+) -> list[AttackRecord]:
     """Accuracy without an attack, under each attack, and in the worst case over the attacks of each ball.
 
     Samples that are wrong without an attack are not attacked and count as wrong, at distance 0. Every success is
@@ -90,7 +90,7 @@ def evaluate_batches(
     index: Int[Tensor, " samples"] | None = None,
     total: int | None = None,
     progress: Progress | None = None,
-) -> list[AttackResult]:
+) -> list[AttackRecord]:
     """As `evaluate`, for batches that arrive one by one, as from a `DataLoader`: only one is held in memory.
 
     Batches are pairs `(x, y)`; they are moved to the model's device. `total` is the number of samples, if known, for
@@ -161,7 +161,7 @@ def check_samples(
             f"{name} perturbs a latent space: robustness is measured in the input, where the threat is; leave out its "
             "space. (Called by itself it attacks the codes.)",
         )
-    with admitted(predictive, x, y, Ball("linf", 0.0, box), part=part) as case:
+    with validated_inputs(predictive, x, y, Ball("linf", 0.0, box), part=part) as case:
         require(
             not case.examined.coupled,
             "in this model a sample's prediction depends on its batch also in eval mode (such as by batch-norm without "
@@ -188,14 +188,14 @@ def evaluate_block(
     check_index(index, len(x))
     index = index.to(x.device)
     box = attacks[0][1].geometry.box if attacks else Box()
-    with admitted(predictive, x, y, Ball("linf", 0.0, box), seed=seed, index=index, part=True) as case:
-        generators = seeded(fold(seed, Stream.GLOBAL, int(index[0])), x.device) if case.random else nullcontext()
+    with validated_inputs(predictive, x, y, Ball("linf", 0.0, box), seed=seed, index=index, part=True) as case:
+        generators = global_seed(fold(seed, Stream.GLOBAL, int(index[0])), x.device) if case.random else nullcontext()
         with generators:
             return _evaluated(case, predictive, x, y, attacks, index, seed, images, progress)
 
 
 def _evaluated(
-    case: Admitted,
+    case: AttackInputs,
     predictive: Predictive,
     x: Points,
     y: Labels,
@@ -222,7 +222,7 @@ def _evaluated(
     clean = verify_outcome(case.predictive, x, x, y, Ball("linf", 0.0, EVERYWHERE), streams, draws=draws)
     right = (clean.rates >= 0.5).tolist()
     found = [
-        AttackResult(
+        AttackRecord(
             "clean",
             attacks[0][1].geometry.norm if attacks else "linf",
             0.0,
@@ -260,7 +260,7 @@ def _run(
     name: str,
     attack: AttackLike,
     notes: Sequence[str],
-    case: Admitted,
+    case: AttackInputs,
     model: Predictive,
     x: Points,
     y: Labels,
@@ -268,7 +268,7 @@ def _run(
     index: Int[Tensor, " batch"],
     seed: int,
     images: bool,
-) -> tuple[AttackResult, dict[str, np.ndarray]]:
+) -> tuple[AttackRecord, dict[str, np.ndarray]]:
     """One attack on the samples that are right; the others are wrong already."""
     begin = time.perf_counter()
     draws = DRAWS if case.random else 1
@@ -310,7 +310,7 @@ def _run(
                 "rows": rows[checked.success & before].cpu().numpy(),
                 "x": found.x[checked.success & before].cpu().numpy(),
             }
-    result = AttackResult(
+    result = AttackRecord(
         attack=name,
         norm=attack.geometry.norm,
         eps=attack.geometry.eps,

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import plain_json, write_atomically
 from equipoise.evaluation.evaluate import Block
-from equipoise.results.records import AttackResult, CorruptionResult
+from equipoise.results.records import AttackRecord, CorruptionResult
 from equipoise.training.interruption import Interrupted
 
 Points = Mapping[str, np.ndarray]
@@ -104,7 +104,7 @@ class Journal:
             entries, corruptions = kept["results"], kept.get("corruptions", [])
             if kept["seal"] != self._seal(number, [*entries, *corruptions], packed):
                 return None
-            found = [AttackResult(**entry) for entry in entries]
+            found = [AttackRecord(**entry) for entry in entries]
             corrupted = [CorruptionResult(**entry) for entry in corruptions]
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -176,14 +176,14 @@ class Parts:
     begun: dict[tuple[str, ...], float] = field(default_factory=dict)
     """When those that were not there were asked for, on the clock of `_clock`."""
 
-    def read(self, path: tuple[str, ...]) -> Perturbed | None:
+    def read(self, path: tuple[str, ...]) -> AttackResult | None:
         """Return what was kept at `path`, or None if there is nothing that is whole and of this block."""
         try:
             seal, packed = self._file(path).read_bytes().split(b"\n", 1)
             if seal == self._seal(path, packed):
                 found = torch.load(io.BytesIO(packed), weights_only=True)
                 self.seconds[path[0]] = self.seconds.get(path[0], 0.0) + found["seconds"]
-                return Perturbed(**found["value"])
+                return AttackResult(**found["value"])
         except (OSError, ValueError, TypeError):  # not there, damaged, or of another version
             pass
         self.begun[path] = self._clock(path)
@@ -191,7 +191,7 @@ class Parts:
 
     def write(self, path: tuple[str, ...], value: object) -> None:
         """Keep what an attack found, in place of the parts inside it, which are needed no more."""
-        if not isinstance(value, Perturbed):
+        if not isinstance(value, AttackResult):
             return
         self.journal.begin()
         buffer, spent = io.BytesIO(), self._clock(path) - self.begun[path]

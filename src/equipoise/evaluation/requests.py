@@ -66,10 +66,10 @@ def asked_for(record: Evaluation) -> dict[str, Any]:
     return request | ({"corruptions": sources} if sources else {})
 
 
-def comparable(essentials: Mapping[str, Any], attacks: Suite, classes: int) -> dict[str, Any]:
-    """Return the request behind `essentials`, with the attacks as fitted to a model of so many classes."""
+def comparable(evaluation_key: Mapping[str, Any], attacks: Suite, classes: int) -> dict[str, Any]:
+    """Return the request behind `evaluation_key`, with the attacks as fitted to a model of so many classes."""
     asked = [{"name": name, **fitted(name, attack, classes)[0].settings()} for name, attack in attacks]
-    request = {key: value for key, value in essentials.items() if key not in _NEUTRAL}
+    request = {key: value for key, value in evaluation_key.items() if key not in _NEUTRAL}
     return json.loads(json.dumps(request | {"attacks": _by_name(asked)}))
 
 

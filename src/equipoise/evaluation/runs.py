@@ -25,11 +25,11 @@ from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard
 from equipoise.evaluation.suites import Suite, suite
-from equipoise.evaluation.summaries import by_ball, cautions, joined, with_worst_cases
+from equipoise.evaluation.summaries import by_ball, joined, result_warnings, with_worst_cases
 from equipoise.evaluation.verification import fingerprint
 from equipoise.geometry import Box
-from equipoise.masking.probe import judge, probe
-from equipoise.models import as_predictive, first_look, seeded
+from equipoise.masking.model_checks import check_model, check_results
+from equipoise.models import as_predictive, global_seed, validate_output
 from equipoise.results.provenance import provenance
 from equipoise.results.records import Evaluation, Provenance, Run, save
 from equipoise.training import load_run
@@ -38,7 +38,7 @@ STANDARD = ("fgsm", "pgd")
 _LARGE = 1_000_000  # parameters from which a CPU is slow enough to evaluate on fewer samples
 
 
-def assess(
+def evaluate_dataset(
     model: "nn.Module | Predictive",
     data: Dataset,
     attacks: Suite,
@@ -85,11 +85,11 @@ def assess(
     device = torch.device("cpu") if weight is None else weight.device
     attacks = by_ball(attacks)  # the order of the results, which the stored images share
     x, y = check_samples(predictive, test.x, test.y, attacks)
-    with seeded(0, x.device):
-        classes = first_look(predictive, x).classes
+    with global_seed(0, x.device):
+        classes = validate_output(predictive, x).classes
     corruptions = None if corruptions is None else corruptions.of(data, examples)
     came_from = provenance(seed, device, command)
-    everything = essentials(
+    everything = evaluation_key(
         predictive,
         data,
         attacks,
@@ -113,7 +113,7 @@ def assess(
                 return before
             journal.claim(resume, overwrite)
         box = attacks[0][1].geometry.box if attacks else Box()
-        doubts = probe(predictive, x, y, box=box, reported=reported, seed=seed)
+        doubts = check_model(predictive, x, y, box=box, reported=reported, seed=seed)
         found = _evaluated(predictive, test, attacks, blocks, journal, seed, batch_size, images, corruptions, progress)
         results = with_worst_cases(joined([block.results for block in found]))
         record = Evaluation(
@@ -122,8 +122,8 @@ def assess(
             results=results,
             provenance=came_from,
             weights=weights,
-            warnings=cautions(results),
-            flags=[*doubts, *judge(results)],
+            warnings=result_warnings(results),
+            flags=[*doubts, *check_results(results)],
             model=everything["model"],
             index=torch.cat([rows for _, rows in blocks]).tolist(),
             corruptions=joined_corruptions([block.corruptions for block in found]),
@@ -187,7 +187,7 @@ def _evaluated(
     return found
 
 
-def essentials(
+def evaluation_key(
     model: "nn.Module | Predictive",
     data: Dataset,
     attacks: Suite,
@@ -201,7 +201,7 @@ def essentials(
     shard: Shard = WHOLE,
     corruptions: Corruptions | None = None,
 ) -> dict[str, Any]:
-    """Everything that the outcome of `assess` depends on: what makes two evaluations one. `where` holds the seed."""
+    """Return everything on which the outcome of `evaluate_dataset` depends, JSON-ready. `where` holds the seed."""
     n = min(examples, len(data.test)) if examples else len(data.test)
     everything = {
         "target": target,
@@ -275,7 +275,7 @@ def evaluate_run(
         n = affordable_examples(run.net["parameters"], device) if examples is None else examples
         at, norm = radii(run) if eps is None else eps, run.recipe.get("valid_norm", "linf")
         chosen = suite(attacks, at, norm, precision=precision)
-        evaluation = assess(
+        evaluation = evaluate_dataset(
             model,
             data,
             chosen,

@@ -40,10 +40,10 @@ def samples(
     prediction = torch.cat([predict(model, part.to(device)).cpu() for part in x.split(256)])
     rows = _in_turn(y.cpu(), prediction == y.cpu())[:n]
     clean, labels = x[rows.to(x.device)].to(device), y[rows.to(y.device)].to(device)
-    attacks = {"udp": uta(eps, steps=steps, keep="best"), "pgd": pgd(eps, steps=steps, keep="best")}
+    attacks = {"udp": uta(eps, steps=steps, return_point="best"), "pgd": pgd(eps, steps=steps, return_point="best")}
     balls: dict[str, tuple[NormName, float]] = dict.fromkeys(attacks, ("linf", eps))
     if judged is not None:
-        attacks["judged"], balls["judged"] = pgd(judged[1], norm=judged[0], steps=steps, keep="best"), judged
+        attacks["judged"], balls["judged"] = pgd(judged[1], norm=judged[0], steps=steps, return_point="best"), judged
     images = {"clean": clean} | {name: attack(model, clean, labels, seed=seed).x for name, attack in attacks.items()}
     arrays = {name: image.cpu().numpy() for name, image in images.items()}
     predictions = {f"{name}_prediction": predict(model, image).cpu().numpy() for name, image in images.items()}

@@ -14,10 +14,10 @@ from equipoise.core.locks import locked
 from equipoise.evaluation.corrupted import joined_corruptions
 from equipoise.evaluation.journal import images_of, joined_points, pack_points, read_points, save_points
 from equipoise.evaluation.requests import asked_for, finished
-from equipoise.evaluation.summaries import PER_SAMPLE, WORST, cautions, joined, with_worst_cases
-from equipoise.masking.probe import judge
+from equipoise.evaluation.summaries import PER_SAMPLE, WORST, joined, result_warnings, with_worst_cases
+from equipoise.masking.model_checks import check_results
 from equipoise.results.provenance import recommanded
-from equipoise.results.records import AttackResult, CorruptionResult, Evaluation, load, save
+from equipoise.results.records import AttackRecord, CorruptionResult, Evaluation, load, save
 
 T = TypeVar("T")
 
@@ -111,13 +111,13 @@ def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None
     order = sorted(range(len(index)), key=index.__getitem__)
     parts = [[r for r in record.results if r.attack != WORST] for record in records]
     results = with_worst_cases([_ordered(of_attack, order) for of_attack in zip(*parts, strict=True)])
-    doubts = dict.fromkeys(flag for record in records for flag in record.flags if flag not in judge(record.results))
+    doubts = dict.fromkeys(f for record in records for f in record.flags if f not in check_results(record.results))
     whole = replace(
         first,
         data={key: value for key, value in first.data.items() if key != "shard"},
         results=results,
-        warnings=cautions(results),
-        flags=[*doubts, *judge(results)],
+        warnings=result_warnings(results),
+        flags=[*doubts, *check_results(results)],
         index=sorted(index),
         images={},
         corruptions=[_in_order(r, order) for r in joined_corruptions([record.corruptions for record in records])],
@@ -192,7 +192,7 @@ def _in_order(result: CorruptionResult, order: Sequence[int]) -> CorruptionResul
     return replace(result, correct=correct, prediction=prediction)
 
 
-def _ordered(parts: Sequence[AttackResult], order: Sequence[int]) -> AttackResult:
+def _ordered(parts: Sequence[AttackRecord], order: Sequence[int]) -> AttackRecord:
     """The results of one attack on all shards, in the order of the samples."""
     (whole,) = joined([[part] for part in parts])
     columns = {name: list(getattr(whole, name)) for name in PER_SAMPLE}

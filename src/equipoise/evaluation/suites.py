@@ -143,7 +143,7 @@ def _attack(
         return NEAREST[base](eps=eps, norm=norm, **budget)
     if base == "fgsm":  # deterministic: nothing to restart
         return named(base, eps, norm=norm, precision=precision)
-    options: dict[str, Any] = {"norm": norm, "start": Uniform(), "keep": "first_success", "restarts": restarts}
+    options: dict[str, Any] = {"norm": norm, "start": Uniform(), "return_point": "first_success", "restarts": restarts}
     if _budget(base) is not None:
         steps = next(n for n in (number, steps, STEPS) if n is not None)
         options |= {"steps": steps, "step_size": step_size}

@@ -6,23 +6,23 @@ from itertools import pairwise
 
 from equipoise.attacks.result import DRAWS
 from equipoise.evaluation.suites import Suite
-from equipoise.results.records import AttackResult
+from equipoise.results.records import AttackRecord
 from equipoise.results.statistics import mcnemar
 
 WORST = "worst case"
 PER_SAMPLE = ("correct", "distance", "prediction", "winner", "iteration", "queries", "rates", "choice")
-"""What an `AttackResult` has one of for every sample, if any."""
+"""What an `AttackRecord` has one of for every sample, if any."""
 _SHARE = 0.01  # share of gradients that is worth a warning
 _LEVEL = 0.05  # of the paired tests between attacks
 _ENOUGH = 10  # samples for which one class for all is worth a word
 
 
-def joined(blocks: Sequence[Sequence[AttackResult]]) -> list[AttackResult]:
+def joined(blocks: Sequence[Sequence[AttackRecord]]) -> list[AttackRecord]:
     """The results of several batches as those of one: outcomes in order, costs added."""
     return [_concatenated(parts) for parts in zip(*blocks, strict=True)]
 
 
-def _concatenated(parts: Sequence[AttackResult]) -> AttackResult:
+def _concatenated(parts: Sequence[AttackRecord]) -> AttackRecord:
     lists = PER_SAMPLE
     sums = ("evaluations", "nan_gradients", "zero_gradients", "seconds", "not_finite")
     settings = {k: v for k, v in parts[0].settings.items() if k != "refused"}
@@ -35,10 +35,10 @@ def _concatenated(parts: Sequence[AttackResult]) -> AttackResult:
     )
 
 
-def with_worst_cases(results: Sequence[AttackResult]) -> list[AttackResult]:
+def with_worst_cases(results: Sequence[AttackRecord]) -> list[AttackRecord]:
     """The results by ball, each ball of several attacks followed by its worst case."""
     clean, *attacked = results
-    by_ball: dict[tuple[str, float], list[AttackResult]] = {}
+    by_ball: dict[tuple[str, float], list[AttackRecord]] = {}
     for result in attacked:
         by_ball.setdefault((result.norm, result.eps), []).append(result)
     found = [clean]
@@ -55,7 +55,7 @@ def by_ball(attacks: Suite) -> Suite:
     return sorted(attacks, key=lambda named: balls.index((named[1].geometry.norm, named[1].geometry.eps)))
 
 
-def _worst(results: Sequence[AttackResult]) -> AttackResult:
+def _worst(results: Sequence[AttackRecord]) -> AttackRecord:
     """Per sample the nearest success of several attacks on one ball; of a random model, the attack that was the worst
     over draws that do not count.
     """
@@ -67,7 +67,7 @@ def _worst(results: Sequence[AttackResult]) -> AttackResult:
         min(range(len(results)), key=of_sample.__getitem__)
         for of_sample in zip(*(r.choice for r in results), strict=True)
     ]
-    return AttackResult(
+    return AttackRecord(
         attack=WORST,
         norm=results[0].norm,
         eps=results[0].eps,
@@ -88,7 +88,7 @@ def _worst(results: Sequence[AttackResult]) -> AttackResult:
     )
 
 
-def _does_more_harm(a: AttackResult, b: AttackResult) -> bool:
+def _does_more_harm(a: AttackRecord, b: AttackRecord) -> bool:
     """Whether `a` fools significantly more of the samples than `b`: exact paired sign test on those that only one of
     them fools (McNemar 1947), one-sided, at the 5 % level.
     """
@@ -97,13 +97,13 @@ def _does_more_harm(a: AttackResult, b: AttackResult) -> bool:
     return only_a > only_b and mcnemar(only_a, only_b) < _LEVEL
 
 
-def cautions(results: Sequence[AttackResult]) -> list[str]:
+def result_warnings(results: Sequence[AttackRecord]) -> list[str]:
     """What a reader should know before citing these numbers: signs that an attack was weaker than the model is."""
     found = [text for result in results if result.attack == "clean" for text in _of_clean(result)]
     attacks = [r for r in results if r.attack not in ("clean", WORST)]
     found += [text for result in attacks for text in _of_attack(result)]
-    by_ball: dict[tuple[str, float], dict[str, AttackResult]] = {}
-    by_name: dict[tuple[str, str], list[AttackResult]] = {}
+    by_ball: dict[tuple[str, float], dict[str, AttackRecord]] = {}
+    by_name: dict[tuple[str, str], list[AttackRecord]] = {}
     for r in attacks:
         by_ball.setdefault((r.norm, r.eps), {})[r.attack] = r
         by_name.setdefault((r.attack, r.norm), []).append(r)
@@ -126,7 +126,7 @@ def cautions(results: Sequence[AttackResult]) -> list[str]:
     return found
 
 
-def _of_clean(clean: AttackResult) -> Iterator[str]:
+def _of_clean(clean: AttackRecord) -> Iterator[str]:
     """What the predictions without an attack say of the model."""
     if clean.not_finite:
         yield (
@@ -142,7 +142,7 @@ def _of_clean(clean: AttackResult) -> Iterator[str]:
         yield f"the model is random: accuracies are means over {DRAWS} fresh draws, clean and attacked alike."
 
 
-def _of_attack(r: AttackResult) -> Iterator[str]:
+def _of_attack(r: AttackRecord) -> Iterator[str]:
     """What is remarkable about one attack."""
     where = f"{r.attack}, {r.norm} eps {r.eps:g}"
     if r.eps == 0:

@@ -19,11 +19,11 @@ from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.confirm import verify_outcome
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.journal import read_points
-from equipoise.evaluation.summaries import WORST, cautions, with_worst_cases
+from equipoise.evaluation.summaries import WORST, result_warnings, with_worst_cases
 from equipoise.geometry import Ball, Box
-from equipoise.masking.probe import judge
-from equipoise.models import as_predictive, predict, seeded
-from equipoise.results.records import AttackResult, Evaluation, digest, figures, load
+from equipoise.masking.model_checks import check_results
+from equipoise.models import as_predictive, global_seed, predict
+from equipoise.results.records import AttackRecord, Evaluation, digest, figures, load
 
 _LISTS = ("distance", "prediction", "winner", "iteration", "queries")  # beside `correct`, of every attack
 _FEW = 8  # samples on which it is seen whether a model repeats itself
@@ -161,7 +161,7 @@ def repeats(predictive: Predictive, x: Points, streams: Streams) -> bool:
     """Whether the same streams give the same prediction, whatever the global generators do."""
     seen = []
     for seed in (0, 1):
-        with seeded(seed, x.device):
+        with global_seed(seed, x.device):
             seen.append(predict(predictive, x, streams).scores)
     return torch.equal(*seen)
 
@@ -198,8 +198,8 @@ def _points(evaluation: Evaluation, path: Path, x: Points) -> tuple[list[dict[st
 
 
 def _successes(
-    result: AttackResult,
-    clean: AttackResult,
+    result: AttackRecord,
+    clean: AttackRecord,
     stored: "Mapping[str, np.ndarray] | None",
     predictive: Predictive,
     x: Points,
@@ -278,7 +278,7 @@ def _corrupted(
     return len(told) * len(x), wrong
 
 
-def _where(result: AttackResult) -> str:
+def _where(result: AttackRecord) -> str:
     return f"{result.attack}, {result.norm} eps {result.eps:g}"
 
 
@@ -307,7 +307,7 @@ def _box(evaluation: Evaluation, path: Path) -> tuple[Box, list[str]]:
     return (boxes[0] if boxes else Box()), wrong
 
 
-def _parts(result: AttackResult) -> list[Mapping[str, Any]]:
+def _parts(result: AttackRecord) -> list[Mapping[str, Any]]:
     """The settings of the parts of a composite attack."""
     parts = result.settings.get("parts")
     return [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
@@ -353,15 +353,15 @@ def _follows(evaluation: Evaluation, raw: Mapping[str, Any]) -> list[str]:
     for result in results[1:]:
         if result.attack != WORST:
             wrong += [*_of_samples(result, clean), *_of_costs(result, clean)]
-    if list(evaluation.warnings) != (now := cautions(results)):
+    if list(evaluation.warnings) != (now := result_warnings(results)):
         wrong.append(f"its warnings are {list(evaluation.warnings)}, from its results follow {now}.")
     wrong += [
-        f"the flag {flag.name!r} is missing: {flag.figure}." for flag in judge(results) if flag not in evaluation.flags
+        f"the flag {f.name!r} is missing: {f.figure}." for f in check_results(results) if f not in evaluation.flags
     ]
     return wrong
 
 
-def _of_clean(clean: AttackResult, norm: str) -> list[str]:
+def _of_clean(clean: AttackRecord, norm: str) -> list[str]:
     """What cannot be said of accuracy without an attack."""
     expected = replace(
         clean,
@@ -379,7 +379,7 @@ def _of_clean(clean: AttackResult, norm: str) -> list[str]:
     return [f"clean: its {', '.join(differ)} cannot be, as nothing was attacked."] if differ else []
 
 
-def _of_samples(result: AttackResult, clean: AttackResult) -> list[str]:
+def _of_samples(result: AttackRecord, clean: AttackRecord) -> list[str]:
     """What the outcomes of an attack contradict each other in, or those without an attack."""
     wrong = []
     winners = [part.get("name") for part in _parts(result)] or [result.attack]
@@ -402,7 +402,7 @@ def _of_samples(result: AttackResult, clean: AttackResult) -> list[str]:
     return wrong
 
 
-def _of_costs(result: AttackResult, clean: AttackResult) -> list[str]:
+def _of_costs(result: AttackRecord, clean: AttackRecord) -> list[str]:
     """What the counts of an attack contradict: one query more than the attack spent on each sample is the check."""
     spent = sum(q - 1 for q, attacked in zip(result.queries, clean.correct, strict=True) if attacked)
     refused = result.settings.get("refused", 0)

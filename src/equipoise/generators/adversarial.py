@@ -19,7 +19,7 @@ from equipoise.core.errors import EquipoiseError, require, require_integer, unkn
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import kl, margin
-from equipoise.models import Ensemble, as_predictive, seeded, standing
+from equipoise.models import Ensemble, as_predictive, global_seed, module_mode
 
 _FLOOR = 1e-3  # nats: below this the cross-entropy in a denominator counts as this
 _SMALLEST = 4  # pixels of a side, which is halved twice
@@ -47,7 +47,7 @@ class AdversarialGenerator(nn.Module):
         )
         require_integer("width", width, 1)
         self.shape, self.width, self.box = shape, width, box
-        with seeded(seed, torch.device("cpu")):
+        with global_seed(seed, torch.device("cpu")):
             self.move = _ImageMove(shape[0], width) if len(shape) == 3 else _VectorMove(shape[0], 16 * width)
 
     @property
@@ -151,7 +151,7 @@ class Adversary:
         more = f", {self.steps} steps" if self.steps > 1 else ""
         return f"g(crossing {self.crossing:g} on {self.scores}, lr {self.lr:g}{more})"
 
-    def made_for(self, shape: tuple[int, ...], seed: int) -> "Adversary":
+    def build_for(self, shape: tuple[int, ...], seed: int) -> "Adversary":
         """The same player with a network for inputs of that shape. Raises `EquipoiseError` if it has one for others."""
         g = AdversarialGenerator(shape, self.width, seed=seed) if self.generator is None else self.generator
         require(
@@ -242,7 +242,7 @@ class GeneratedMargin:
         with torch.no_grad():
             there, counts = self.player.network()(x), torch.ones(len(x), dtype=torch.bool, device=x.device)
             if self.halvings:
-                with standing(module, "eval"):
+                with module_mode(module, "eval"):
                     there, counts = _moved_back(predict, x, there, self.halvings)
         with torch.set_grad_enabled(self.clean == "live" and torch.is_grad_enabled()):
             here = predict(x)

@@ -24,7 +24,7 @@ from equipoise.models import as_predictive
 
 
 @runtime_checkable
-class Mover(Protocol):
+class Perturbation(Protocol):
     """Something that moves a batch to where a term is evaluated: an ascent."""
 
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
@@ -41,7 +41,7 @@ class Mover(Protocol):
 
 
 @runtime_checkable
-class Player(Protocol):
+class AuxiliaryNetwork(Protocol):
     """Another network of a training, which a penalty owns as its `player`: it has a loss and an optimiser of its own,
     and after each step of the classifier takes one itself, the classifier held still.
     """
@@ -64,7 +64,7 @@ class Player(Protocol):
         """All that is needed to build the network again, JSON-ready."""
         ...
 
-    def made_for(self, shape: tuple[int, ...], seed: int) -> "Player":
+    def build_for(self, shape: tuple[int, ...], seed: int) -> "AuxiliaryNetwork":
         """The player with a network for inputs of that shape."""
         ...
 
@@ -107,7 +107,7 @@ class Term:
 
     objective: Objective
     """What is evaluated."""
-    at: Mover | None = None
+    at: Perturbation | None = None
     """Where: None is the clean input."""
     weight: float = 1.0
     """Its weight in the sum."""
@@ -152,11 +152,11 @@ class Method:
 
     __rmul__ = __mul__
 
-    def penalised(self, weight: float, penalty: Penalty) -> "Method":
+    def with_penalty(self, weight: float, penalty: Penalty) -> "Method":
         """The method with one more penalty on the model."""
         return Method(self.terms, (*self.penalties, (weight, penalty)))
 
-    def apart(self, total: bool = True) -> "Method":
+    def per_member(self, total: bool = True) -> "Method":
         """The method with the members of an ensemble trained apart: every term is summed over the members, each with
         its own output, so that each descends as if it were alone, at the points that the ensemble as a whole perturbed
         (Lakshminarayanan et al. 2017). Without it, what descends is the loss of the ensemble's mean. Without `total`
@@ -201,17 +201,17 @@ class Method:
         ]
 
     @property
-    def places(self) -> list[Mover | None]:
+    def places(self) -> list[Perturbation | None]:
         """The distinct points at which terms are evaluated, in order of first use."""
         return list(dict.fromkeys(term.at for term in self.terms))
 
     @property
-    def players(self) -> list[Player]:
+    def players(self) -> list[AuxiliaryNetwork]:
         """The distinct players of its penalties, in order of first use."""
         owned = (getattr(penalty, "player", None) for _, penalty in self.penalties)
         return list(dict.fromkeys(player for player in owned if player is not None))
 
-    def made_for(self, shape: tuple[int, ...], seed: int) -> "Method":
+    def build_for(self, shape: tuple[int, ...], seed: int) -> "Method":
         """The method with its players' networks made for inputs of that shape, where they are not given. Raises
         `EquipoiseError` if two of the players have one name, or a network is one for others.
         """
@@ -220,7 +220,7 @@ class Method:
             len({player.name for player in players}) == len(players),
             "two players of the method have one name, which their files would share: let the penalties have the same.",
         )
-        made = {player: player.made_for(shape, fold(seed, i)) for i, player in enumerate(players)}
+        made = {player: player.build_for(shape, fold(seed, i)) for i, player in enumerate(players)}
 
         def placed(penalty: Any) -> Penalty:
             player = getattr(penalty, "player", None)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import Square, adaptive, cw, pgd, random_search, transfer
-from equipoise.attacks.ascent import Ascent, Keep
+from equipoise.attacks.ascent import Ascent, ReturnPoint
 from equipoise.attacks.attack import AttackLike, unperturbed
-from equipoise.attacks.inputs import admitted
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.inputs import validated_inputs
+from equipoise.attacks.result import AttackResult
 from equipoise.attacks.steps import Uniform
 from equipoise.core.errors import EquipoiseWarning, NoGradient, require
 from equipoise.core.rng import Streams
@@ -24,7 +24,7 @@ from equipoise.diagnostics.blocks import BATCH_SIZE
 from equipoise.diagnostics.curves import Curve, lines
 from equipoise.diagnostics.surfaces import surface
 from equipoise.geometry import Ball, Box
-from equipoise.masking.probe import gradient_errors, probe
+from equipoise.masking.model_checks import check_model, gradient_errors
 from equipoise.masking.sign_tests import (
     FEW,
     HALF,
@@ -40,9 +40,9 @@ from equipoise.masking.sign_tests import (
     present,
     rising,
 )
-from equipoise.models import as_predictive, seeded
+from equipoise.models import as_predictive, global_seed
 from equipoise.results.findings import Lines, Picture
-from equipoise.results.masking import Sign, Verdict
+from equipoise.results.masking import MaskingReport, Sign
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and which share of the whole is over."""
@@ -80,10 +80,10 @@ class _Case:
     def __getitem__(self, rows: "slice | Tensor") -> "_Case":
         return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows])
 
-    def attack(self, attack: AttackLike) -> Perturbed:
+    def attack(self, attack: AttackLike) -> AttackResult:
         return attack(self.predictive, self.x, self.y, seed=self.seed, index=self.index, batch_size=self.batch_size)
 
-    def run(self, plan: Plan, progress: Progress | None) -> dict[str, Perturbed]:
+    def run(self, plan: Plan, progress: Progress | None) -> dict[str, AttackResult]:
         """What came of every attack."""
         found, done = {}, 0.0
         for name, (cost, attack) in plan.items():
@@ -95,11 +95,11 @@ class _Case:
 
     def run_within(
         self, plan: Plan, first: int, until: float, progress: Progress | None
-    ) -> "tuple[_Case, dict[str, Perturbed]]":
+    ) -> "tuple[_Case, dict[str, AttackResult]]":
         """The same for the first samples, and then for as many more as the time until `until` allows, judged by how
         long those before took; with the samples that were attacked. An outcome does not depend on their number.
         """
-        rounds: list[dict[str, Perturbed]] = []
+        rounds: list[dict[str, AttackResult]] = []
         n, size, begin, over = 0, first, time.monotonic(), 0.0
         while size > n * _WORTH:
             share = (1 - over) * (1 if n + size == len(self.x) else _SHARE_OF_A_ROUND)
@@ -109,7 +109,7 @@ class _Case:
             size = min(int((until - time.monotonic()) / max(each, 1e-9)), len(self.x) - n)
         if len(rounds) == 1:
             return self[:n], rounds[0]
-        return self[:n], {name: Perturbed.cat([found[name] for found in rounds]) for name in plan}
+        return self[:n], {name: AttackResult.cat([found[name] for found in rounds]) for name in plan}
 
 
 def investigate(
@@ -127,21 +127,21 @@ def investigate(
     batch_size: int = BATCH_SIZE,
     target: str = "model",
     progress: Progress | None = None,
-) -> Verdict:
+) -> MaskingReport:
     """Look for signs that `model` owes its robustness at `eps` to gradients that mislead attacks (R, Sec. 5.2).
 
     As many of the samples `x` with labels `y` as `minutes` allow (100 to 1000, in a stratified order) are attacked in
     ways that know more and less; an `EquipoiseWarning` says so if even 100 take longer. `proxy` is another model of the
     same task, for transferred attacks. The verdict names every sign with its figure and its threshold. Every sign is a
     test, so that an honest model is accused with probability 0.05 at most, but for one: that no graph leads from the
-    output to the input. Such a model is attacked without gradients. What `probe` remarks becomes a warning.
+    output to the input. Such a model is attacked without gradients. What `check_model` remarks becomes a warning.
     Raises `EquipoiseError` for input that cannot be attacked, no radius, fewer than 20 samples that are right, and one
     class predicted for samples of several; an error of the model itself is raised as it is.
     """
     require(0 < eps < float("inf"), f"eps = {eps}: give the radius at which the model is said to be robust.")
     require(minutes > 0, f"minutes = {minutes}: expected a number > 0.")
     begin, predictive, ball = time.monotonic(), as_predictive(model), Ball(norm, eps, box)
-    flags = probe(predictive, x, y, box=box, seed=seed)
+    flags = check_model(predictive, x, y, box=box, seed=seed)
     everyone = _Case(predictive, x, y, torch.arange(len(x), device=x.device), seed, batch_size)
     unharmed = _unharmed(everyone, ball)
     lost = (unharmed.errors + unharmed.not_finite) / unharmed.draws
@@ -163,7 +163,7 @@ def investigate(
         skipped.append("transferred attacks: no proxy was given.")
     else:
         case[:2].attack(transfer(proxy, _pgd(ball, 1), proxy_name))  # refused now, if ever
-        plan |= {_MOVED: (STEPS, transfer(proxy, _pgd(ball, keep="best"), proxy_name))}
+        plan |= {_MOVED: (STEPS, transfer(proxy, _pgd(ball, return_point="best"), proxy_name))}
     refusal = _refusal(case[:2], ball)
     if gradients := not refusal:
         plan |= _with_gradients(ball, x[0].numel(), "last" if random else "first_success")
@@ -177,7 +177,7 @@ def investigate(
         flags = [flag for flag in flags if flag not in known]
         skipped.append("other draws of this random model: every attack knew the one it was judged on.")
     case = case[:_MOST]
-    first = _affordable(case, plan, minutes, _pgd(ball, 5, keep="best") if gradients else Square(ball, 12))
+    first = _affordable(case, plan, minutes, _pgd(ball, 5, return_point="best") if gradients else Square(ball, 12))
 
     case, found = case.run_within(plan, first, begin + 60 * minutes, progress)
     broken = {name: outcome.success.cpu().numpy() for name, outcome in found.items()}
@@ -196,7 +196,7 @@ def investigate(
             signs.append(_holes(ground.stuck))
             pictures.append(ground.picture())
     within = [found[name] for name, (_, attack) in plan.items() if attack.geometry.eps <= eps]
-    return Verdict(
+    return MaskingReport(
         target=target,
         norm=norm,
         eps=eps,
@@ -226,7 +226,7 @@ def investigate(
 def _pgd(ball: Ball, steps: int = STEPS, **options: Any) -> Ascent:
     """PGD on the cross-entropy from the sample itself, stopped at the first success."""
     size = max(2.5 * ball.eps / steps, ball.eps / 100)
-    return pgd(ball.eps, size, steps, ball.norm, ball.box, **{"keep": "first_success"} | options)
+    return pgd(ball.eps, size, steps, ball.norm, ball.box, **{"return_point": "first_success"} | options)
 
 
 def _brief(ball: Ball) -> Ascent:
@@ -242,24 +242,24 @@ def _without_gradients(ball: Ball) -> Plan:
     }
 
 
-def _with_gradients(ball: Ball, features: int, keep: Keep) -> Plan:
+def _with_gradients(ball: Ball, features: int, keep: ReturnPoint) -> Plan:
     """Attacks that follow it. Of a random model the last point counts: its first success or best is a lucky draw."""
-    plan: Plan = {f"PGD-{k}": (k, _pgd(ball, k, keep=keep)) for k in (STEPS, *OTHER_STEPS)}
-    plan[_MARGIN] = STEPS, cw(ball.eps, None, STEPS, ball.norm, ball.box, keep=keep)
-    plan[_ONCE] = STEPS, _pgd(ball, start=Uniform(), keep=keep)
-    plan[_OFTEN] = STEPS * RESTARTS, _pgd(ball, start=Uniform(), restarts=RESTARTS, keep=keep)
-    plan[_SMOOTH] = 11 * SMOOTHED, adaptive(ball.eps, ball.norm, SMOOTHED, restarts=1, box=ball.box, keep=keep)
+    plan: Plan = {f"PGD-{k}": (k, _pgd(ball, k, return_point=keep)) for k in (STEPS, *OTHER_STEPS)}
+    plan[_MARGIN] = STEPS, cw(ball.eps, None, STEPS, ball.norm, ball.box, return_point=keep)
+    plan[_ONCE] = STEPS, _pgd(ball, start=Uniform(), return_point=keep)
+    plan[_OFTEN] = STEPS * RESTARTS, _pgd(ball, start=Uniform(), restarts=RESTARTS, return_point=keep)
+    plan[_SMOOTH] = 11 * SMOOTHED, adaptive(ball.eps, ball.norm, SMOOTHED, restarts=1, box=ball.box, return_point=keep)
     for radius in _radii(ball, features):
         steps = 100 if radius > 4 * ball.eps else STEPS
-        plan[_at(radius)] = steps, _pgd(replace(ball, eps=radius), steps, keep=keep)
+        plan[_at(radius)] = steps, _pgd(replace(ball, eps=radius), steps, return_point=keep)
     return plan
 
 
 def _over_draws(predictive: Predictive, ball: Ball) -> Plan:
     """Attacks on a random model: on one draw of it, and on the average over fresh draws (Athalye et al. 2018, EOT)."""
     return {
-        _ONE_DRAW: (STEPS, transfer(OneDraw(predictive), _pgd(ball, keep="last"), "one draw")),
-        _AVERAGED: (STEPS * AVERAGED, _pgd(ball, keep="last", draws=AVERAGED, redraw=True)),
+        _ONE_DRAW: (STEPS, transfer(OneDraw(predictive), _pgd(ball, return_point="last"), "one draw")),
+        _AVERAGED: (STEPS * AVERAGED, _pgd(ball, return_point="last", eot_samples=AVERAGED, resample=True)),
     }
 
 
@@ -279,7 +279,7 @@ class OneDraw:
         predict = self.predictive.draw(streams, weights)
 
         def again(x: Points) -> Prediction:
-            with seeded(0, x.device):
+            with global_seed(0, x.device):
                 return predict(x)
 
         return again
@@ -372,13 +372,13 @@ def _of_gradient(everyone: _Case, box: Box, refusal: str) -> list[Sign]:
     return [misleading(_GRADIENT, along.cpu().numpy(), around.cpu().numpy(), _ATHALYE)]
 
 
-def _unharmed(case: _Case, ball: Ball) -> Perturbed:
+def _unharmed(case: _Case, ball: Ball) -> AttackResult:
     """How the clean samples are classified: the outcome of an attack that leaves them where they are."""
-    with admitted(case.predictive, case.x, case.y, ball, seed=case.seed, index=case.index) as inputs:
-        return Perturbed.cat([unperturbed(inputs[rows], ball)[0] for rows in inputs.batches(case.batch_size)])
+    with validated_inputs(case.predictive, case.x, case.y, ball, seed=case.seed, index=case.index) as inputs:
+        return AttackResult.cat([unperturbed(inputs[rows], ball)[0] for rows in inputs.batches(case.batch_size)])
 
 
-def _left(outcomes: Sequence[Perturbed], random: bool) -> float:
+def _left(outcomes: Sequence[AttackResult], random: bool) -> float:
     """The accuracy that is left on the attacked samples. In the worst case for each; of a random model, under the one
     attack that leaves the least, as the worst of many draws is a lucky one.
     """

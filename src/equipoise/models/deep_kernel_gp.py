@@ -26,7 +26,7 @@ from equipoise.core.errors import EquipoiseError, require, require_integer, unkn
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Predict, Prediction, Weights
 from equipoise.models.frozen import called_with
-from equipoise.models.inference import seeded
+from equipoise.models.inference import global_seed
 from equipoise.nets.split import split
 
 Kernel = Literal["rbf", "matern12", "matern32", "matern52"]
@@ -248,7 +248,7 @@ def deep_kernel_gp(
 
 def _features(extractor: nn.Module, x: Points, seed: int) -> Float[Tensor, "batch features"]:
     """The features in the extractor's present mode, with the global generators seeded."""
-    with seeded(seed, x.device), torch.no_grad():
+    with global_seed(seed, x.device), torch.no_grad():
         batches = x.split(256)
         features = [extractor(batch) for batch in batches]
     for batch, feature in zip(batches, features, strict=True):
@@ -281,6 +281,6 @@ def kl_to_prior(n: int) -> KLToPrior:
     """The penalty that makes the mean over members of the cross-entropy the negative evidence lower bound per sample:
     `-ELBO/n = mean of E_q[-log softmax(f)_y] + KL(q ‖ p)/n` over `n` training samples (Hensman et al. 2015, Eq. 18).
 
-    Train with it as `as_method(each(cross_entropy)).penalised(1.0, kl_to_prior(n))`.
+    Train with it as `as_method(each(cross_entropy)).with_penalty(1.0, kl_to_prior(n))`.
     """
     return KLToPrior(n)

@@ -122,7 +122,7 @@ def examine(predictive: Predictive, x: Points, streams: Streams | None = None, b
         first = first.detach()
         with torch.no_grad():
             random = draws.seen or bool(first.differs(predict(still, few, streams)).any())
-            coupled = couples_samples(still.module)
+            coupled = is_batch_dependent(still.module)
             if not coupled:
                 alone = _taken(still, one, streams[:1])
                 three = torch.cat([one, _another(one, box), one])
@@ -134,7 +134,7 @@ def examine(predictive: Predictive, x: Points, streams: Streams | None = None, b
         return Examined(replace(still, random=random), first, random, coupled, x.shape[1:])
 
 
-def first_look(predictive: Predictive, x: Points, streams: Streams | None = None) -> Prediction:
+def validate_output(predictive: Predictive, x: Points, streams: Streams | None = None) -> Prediction:
     """The prediction at the first two samples, in eval mode, if it is one that an attack or a training can use.
 
     Raises `EquipoiseError` as `examine`, and if neither is finite.
@@ -256,7 +256,7 @@ def _sum_to_one(prediction: Prediction, is_log: bool) -> bool:
 
 
 @contextmanager
-def standing(module: nn.Module, mode: Mode) -> Iterator[None]:
+def module_mode(module: nn.Module, mode: Mode) -> Iterator[None]:
     """Put `module` in `mode`, and on the way out every submodule back in the mode it had."""
     before = [(m, m.training) for m in module.modules()]
     module.train(mode == "train")
@@ -272,7 +272,7 @@ _GENERATORS = threading.RLock()
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def global_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators, from which dropout draws, and on the way out put their states back. One thread at a
     time: the generators belong to the process.
     """
@@ -291,7 +291,7 @@ def reseed(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
-def couples_samples(module: nn.Module, mode: Mode | None = None) -> bool:
+def is_batch_dependent(module: nn.Module, mode: Mode | None = None) -> bool:
     """Whether, in `mode` or its present one, the layers of a module couple the samples of a batch (batch statistics,
     dropout masks).
     """

@@ -1,7 +1,7 @@
 """From a model to class probabilities, and what a few predictions tell of a model.
 
 `as_predictive(model)` accepts any `nn.Module` that returns logits of shape (batch, classes), or an object that has
-them as `.logits`. `standing(module, mode)` sets a mode and restores every submodule's own on the way out.
+them as `.logits`. `module_mode(module, mode)` sets a mode and restores every submodule's own on the way out.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
 
-from equipoise.results.records import AttackResult, Evaluation
+from equipoise.results.records import AttackRecord, Evaluation
 from equipoise.results.statistics import wilson
 
 CLEAN = "clean"
@@ -39,16 +39,16 @@ class Stage:
         return wilson(self.left, self.n)
 
 
-def composites(evaluation: Evaluation) -> list[list[AttackResult]]:
+def composites(evaluation: Evaluation) -> list[list[AttackRecord]]:
     """The composite attacks that say who fooled each sample: one list per attack and norm, by radius."""
-    found: dict[tuple[str, str], list[AttackResult]] = {}
+    found: dict[tuple[str, str], list[AttackRecord]] = {}
     for result in evaluation.results:
         if len(_parts(result)) > 1 and len(result.winner) == result.n:
             found.setdefault((result.attack, result.norm), []).append(result)
     return [sorted(results, key=lambda r: r.eps) for results in found.values()]
 
 
-def stages(result: AttackResult) -> list[Stage]:
+def stages(result: AttackRecord) -> list[Stage]:
     """Clean accuracy, then the parts of a composite attack in the order in which they ran."""
     names = [CLEAN, *_parts(result)]
     won = [[i for i, winner in enumerate(result.winner) if winner == name] for name in names]
@@ -66,7 +66,7 @@ def stages(result: AttackResult) -> list[Stage]:
     ]
 
 
-def descent(result: AttackResult) -> tuple[list[int], list[float]] | None:
+def descent(result: AttackRecord) -> tuple[list[int], list[float]] | None:
     """Robust accuracy against the queries spent on each sample: where it steps down, and what is left from there.
 
     Begins with the first query and ends with the most that any sample took. None without recorded queries.
@@ -80,7 +80,7 @@ def descent(result: AttackResult) -> tuple[list[int], list[float]] | None:
     return places, [count / result.n for count in [*left, left[-1]]]
 
 
-def _parts(result: AttackResult) -> list[str]:
+def _parts(result: AttackRecord) -> list[str]:
     parts = result.settings.get("parts")
     return [str(p.get("name")) for p in parts if isinstance(p, Mapping)] if isinstance(parts, list | tuple) else []
 

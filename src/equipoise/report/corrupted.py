@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from equipoise.results.records import AttackResult, CorruptionResult, Evaluation, MeanResult
+from equipoise.results.records import AttackRecord, CorruptionResult, Evaluation, MeanResult
 
-Result = AttackResult | CorruptionResult | MeanResult
+Result = AttackRecord | CorruptionResult | MeanResult
 """Anything with an accuracy, its interval and its n."""
 
 

@@ -5,10 +5,10 @@ from markupsafe import Markup
 from equipoise.report.figures import STAND_INS, svg
 from equipoise.report.pages import template
 from equipoise.report.studies import figure
-from equipoise.results.masking import Sign, Verdict
+from equipoise.results.masking import MaskingReport, Sign
 
 
-def page(verdict: Verdict) -> str:
+def page(verdict: MaskingReport) -> str:
     """One self-contained HTML page. Raises `EquipoiseError` where matplotlib is not installed."""
     figures = [(picture, Markup(svg(figure(picture, STAND_INS), picture.name))) for picture in verdict.pictures]
     signs = clearest_first(verdict)
@@ -17,13 +17,13 @@ def page(verdict: Verdict) -> str:
     )
 
 
-def _title(verdict: Verdict) -> str:
+def _title(verdict: MaskingReport) -> str:
     if verdict.masked:
         return "Masked gradients"
     return "Too few samples to tell" if verdict.undecided else "No sign of masking"
 
 
-def clearest_first(verdict: Verdict) -> list[Sign]:
+def clearest_first(verdict: MaskingReport) -> list[Sign]:
     """The signs in the order of their p-values, facts, which have none, before all others."""
     return sorted(verdict.signs, key=lambda sign: -1.0 if sign.p is None else sign.p)
 

@@ -19,7 +19,7 @@ from equipoise.report.corrupted import Result
 from equipoise.report.figures import Style
 from equipoise.report.pages import NORMS, radius, template, title, value
 from equipoise.report.reading import PICTURES, Source, read
-from equipoise.results.records import AttackResult, Evaluation
+from equipoise.results.records import AttackRecord, Evaluation
 
 WORST = "worst case"
 _MOST_EPOCHS = 40
@@ -43,13 +43,13 @@ class Row:
     source: Source
     weights: str
     style: Style
-    results: Mapping[Column, AttackResult]
+    results: Mapping[Column, AttackRecord]
     files: Sequence[str]
     """The evaluations it comes from."""
     shown: str = ""
     """The files again, where they alone tell it apart from another row."""
 
-    def robust(self, norm: str, eps: float) -> AttackResult | None:
+    def robust(self, norm: str, eps: float) -> AttackRecord | None:
         """The lowest accuracy reported at one radius (the worst case, where it was recorded); None without any."""
         return min(
             (r for c, r in self.results.items() if (c.norm, c.eps) == (norm, eps)),
@@ -57,16 +57,16 @@ class Row:
             default=None,
         )
 
-    def attacks(self, norm: str, eps: float) -> list[AttackResult]:
+    def attacks(self, norm: str, eps: float) -> list[AttackRecord]:
         """What was run at one radius: all that the worst case there rests on."""
         return [r for c, r in self.results.items() if (c.norm, c.eps) == (norm, eps) and c.attack != WORST]
 
     @property
-    def clean(self) -> AttackResult | None:
+    def clean(self) -> AttackRecord | None:
         """Accuracy without an attack."""
         return self.results.get(Column("", 0.0, "clean"))
 
-    def curve(self, norm: str) -> list[tuple[float, AttackResult]]:
+    def curve(self, norm: str) -> list[tuple[float, AttackRecord]]:
         """Radius and accuracy from clean at 0 to the largest radius."""
         radii = sorted({c.eps for c in self.results if c.norm == norm})
         points = [(0.0, self.clean), *((eps, self.robust(norm, eps)) for eps in radii)]
@@ -278,7 +278,7 @@ def _corrupted(comparisons: Sequence[Comparison]) -> list[corrupted.Table]:
     )
 
 
-def _agree(some: Mapping[Column, AttackResult], others: Mapping[Column, AttackResult]) -> bool:
+def _agree(some: Mapping[Column, AttackRecord], others: Mapping[Column, AttackRecord]) -> bool:
     """Whether the columns in both hold the same outcome on every sample."""
     return all(list(some[c].correct) == list(others[c].correct) for c in some.keys() & others.keys())
 
@@ -289,9 +289,9 @@ def _named(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, shown=", ".join(row.files)) if count[id(row.source), row.weights] > 1 else row for row in rows]
 
 
-def _columns(evaluation: Evaluation) -> dict[Column, AttackResult]:
+def _columns(evaluation: Evaluation) -> dict[Column, AttackRecord]:
     """Results by column; an attack run twice at a radius is told apart by the settings that differ, or a number."""
-    columns: dict[Column, AttackResult] = {}
+    columns: dict[Column, AttackRecord] = {}
     for result in evaluation.results:
         clean = result.attack == "clean"
         column = Column("" if clean else result.norm, 0.0 if clean else float(result.eps), result.attack)
@@ -338,7 +338,7 @@ def notes(sources: Sequence[Source], comparisons: Sequence[Comparison]) -> list[
     return list(dict.fromkeys(found))
 
 
-def cautions(result: Result | None, attacks: Sequence[AttackResult], available: int | None = None) -> list[str]:
+def cautions(result: Result | None, attacks: Sequence[AttackRecord], available: int | None = None) -> list[str]:
     """What stands beside the robust accuracy of a headline that rests on weak attacks, or on few samples of those that
     are `available`, if that is known.
     """
@@ -354,7 +354,7 @@ def cautions(result: Result | None, attacks: Sequence[AttackResult], available: 
     return found
 
 
-def strength(result: AttackResult) -> str:
+def strength(result: AttackRecord) -> str:
     """An attack with its budget, such as `PGD (40 steps, 5 starts)`; the name of a composite one stands for it."""
     budget = []
     for key, one, many in _BUDGET if not _composite(result) else ():
@@ -365,7 +365,7 @@ def strength(result: AttackResult) -> str:
     return title(result.attack) + (f" ({', '.join(budget)})" if budget else "")
 
 
-def _composite(result: AttackResult) -> bool:
+def _composite(result: AttackRecord) -> bool:
     parts = result.settings.get("parts")
     return isinstance(parts, Sequence) and len(parts) > 1
 

@@ -17,7 +17,7 @@ from torch import nn
 from equipoise.attacks import FAB, AttackLike, RandomSearch, Square
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Composite, Wrapped
-from equipoise.attacks.execution import held_still, value_and_gradient
+from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.attacks.inputs import AT_ONCE
 from equipoise.attacks.spaces import Latent
 from equipoise.attacks.steps import Fixed
@@ -29,7 +29,7 @@ from equipoise.generators import GeneratedMargin, Manifold
 from equipoise.losses.objectives import entropy
 from equipoise.models import as_predictive
 from equipoise.reproduce.stand_in import KINDS
-from equipoise.reproduce.tasks import SIZES, DataManifold, Evaluated, Measured, Net, Studied, Task, Training
+from equipoise.reproduce.tasks import SIZES, DataManifold, Evaluated, Measured, Net, StudyTask, Task, Training
 from equipoise.training import build_model
 from equipoise.training.penalties import CrossLipschitz
 
@@ -99,7 +99,7 @@ def seconds(task: Task, sizes: Mapping[str, int] = SIZES, rates: Rates | None = 
     """Estimated seconds of a task on one core of this machine, or on its GPU. `sizes` are the datasets' numbers of
     training samples, `rates` seconds per pass that were measured elsewhere; others are measured here.
     """
-    if isinstance(task, Studied):
+    if isinstance(task, StudyTask):
         return _QUICK if task.quick else STUDIES.get(task.name, 120.0)
     return _START + passes(task, sizes) * per_pass(_net(task), task.data, rates)
 
@@ -174,7 +174,7 @@ def _of_ascent(ascent: Ascent) -> float:
     alike = isinstance(steps, int | Fixed) or ascent.mode == "train"
     targets = ascent.num_targets or 1
     each = _BEHIND if isinstance(ascent.space, Latent) else 1.0
-    return each * (most if alike else (most + 1) / 2) * ascent.restarts * ascent.draws * targets
+    return each * (most if alike else (most + 1) / 2) * ascent.restarts * ascent.eot_samples * targets
 
 
 def _of_attack(attack: AttackLike) -> float:
@@ -205,7 +205,7 @@ def per_pass(net: Net, data: str, rates: Rates | None = None) -> float:
 
 def all_rates(tasks: Iterable[Task]) -> Rates:
     """The seconds per pass of every network of the tasks, measured here, as `seconds` takes them."""
-    described = {_described(_net(task), task.data) for task in tasks if not isinstance(task, Studied)}
+    described = {_described(_net(task), task.data) for task in tasks if not isinstance(task, StudyTask)}
     return {words: _measured(words) for words in sorted(described)}
 
 
@@ -234,7 +234,7 @@ def _measured(words: str) -> float:
         def took(count: int) -> float:
             x = torch.full((count, *net["shape"]), 0.5, device=device)
             streams = Streams.of(0, torch.arange(count, device=device))
-            with held_still(predictive, x) as draw:
+            with frozen_model(predictive, x) as draw:
                 began = clock()
                 value_and_gradient(entropy, draw(streams), x)
                 if device.type == "cuda":

@@ -10,7 +10,7 @@ import numpy as np
 from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.reproduce.tasks import TEST_SIZES, Evaluated, Measured, Task, Training, datasets
 from equipoise.results.findings import Number, Study
-from equipoise.results.records import AttackResult, Evaluation, Run
+from equipoise.results.records import AttackRecord, Evaluation, Run
 from equipoise.results.reproduction import Outcome
 from equipoise.results.statistics import wilson
 
@@ -131,7 +131,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PublishedValue:
     """The pictures, numbers and verdict of a study or a measurement, as it made them."""
 
     title: str
@@ -140,7 +140,7 @@ class Shown:
     """The study or measurement."""
 
 
-Part = Table | Chart | Shown
+Part = Table | Chart | PublishedValue
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _changed(part: Part, changes: Mapping[str, Any]) -> Part:
     """With settings of its trainings changed."""
     if not changes:
         return part
-    if isinstance(part, Shown):
+    if isinstance(part, PublishedValue):
         return replace(part, task=part.task.changed(changes))
     return _with_cells(part, lambda cell: replace(cell, tasks=tuple(task.changed(changes) for task in cell.tasks)))
 
@@ -215,7 +215,7 @@ def _require_known(changes: Mapping[str, Any], tasks: Sequence[Task]) -> None:
 def _scaled(part: Part, scale: float, seeds: int | None) -> Part:
     if scale == 1 and seeds is None:
         return part
-    if isinstance(part, Shown):
+    if isinstance(part, PublishedValue):
         return replace(part, task=part.task.scaled(scale))
     return _with_cells(part, lambda cell: cell.scaled(scale, seeds))
 
@@ -228,7 +228,7 @@ def _tested(part: Part, examples: int | None) -> Part:
             return task
         return replace(task, examples=min(task.examples, examples))
 
-    if isinstance(part, Shown):
+    if isinstance(part, PublishedValue):
         return replace(part, task=fewer(part.task))
     return _with_cells(part, lambda cell: replace(cell, tasks=tuple(fewer(task) for task in cell.tasks)))
 
@@ -239,7 +239,7 @@ def _restricted(part: Part, only: frozenset[str]) -> Part | None:
     def fits(task: Task) -> bool:
         return all(fits(one) for one in task.needs) and only.issuperset(datasets(task))
 
-    if isinstance(part, Shown):
+    if isinstance(part, PublishedValue):
         return part if fits(part.task) else None
     kept = _with_cells(part, lambda cell: cell if all(fits(task) for task in cell.tasks) else None)
     return kept if cells(kept) else None
@@ -298,7 +298,7 @@ def cells(part: Part) -> list[Cell]:
 
 
 def _of(part: Part) -> Iterator[Task]:
-    if isinstance(part, Shown):
+    if isinstance(part, PublishedValue):
         yield part.task
     for cell in cells(part):
         yield from cell.tasks
@@ -346,7 +346,7 @@ def number(name: str) -> Read:
     return look
 
 
-def _result(record: Record, attack: str | None, eps: float, norm: str) -> AttackResult:
+def _result(record: Record, attack: str | None, eps: float, norm: str) -> AttackRecord:
     """The result of the attack, or the one with the fewest correct samples, in that ball."""
     known = record.results if isinstance(record, Evaluation) else []
     fit = [

@@ -10,13 +10,13 @@ from equipoise.nets import split
 from equipoise.reproduce.studies.images import band
 from equipoise.reproduce.studies.overfitting import largest_drop
 from equipoise.reproduce.studies.transfer import probed
-from equipoise.reproduce.tasks import Tell
+from equipoise.reproduce.tasks import ReportProgress
 from equipoise.results.findings import Findings, Lines, Number, Picture
 
 TRANSFER = "transfer accuracy"
 
 
-def transfer(models: Sequence, data: Dataset, tell: Tell, *, target: Dataset, layer: str) -> Findings:
+def transfer(models: Sequence, data: Dataset, tell: ReportProgress, *, target: Dataset, layer: str) -> Findings:
     """Whether a linear classifier of the target dataset, trained on the networks' outputs of `layer`, is right on each
     test sample (U Table 4).
     """
@@ -28,7 +28,12 @@ def transfer(models: Sequence, data: Dataset, tell: Tell, *, target: Dataset, la
 
 
 def course(
-    models: Sequence, data: Dataset, tell: Tell, *, courses: Sequence[Sequence[Mapping[str, float]]], strong: str
+    models: Sequence,
+    data: Dataset,
+    tell: ReportProgress,
+    *,
+    courses: Sequence[Sequence[Mapping[str, float]]],
+    strong: str,
 ) -> Findings:
     """Validation accuracy over the training, clean, under FGSM and under PGD, which is called `strong`: the mean over
     the trainings and their range (U Fig 13; T Figs 4, 9).

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from equipoise.attacks import bg, margin_attack, minimal_l2, pgd, published_margin_attack, random_search
 from equipoise.attacks.minimum_norm.bisection import Bisected
 from equipoise.attacks.presets import pgd_k, pgd_l2
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.result import AttackResult
 from equipoise.attacks.steps import Gaussian
 from equipoise.core.types import Predictive
 from equipoise.corruptions import CORRUPTIONS
@@ -27,7 +27,7 @@ from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.generators import Manifold
 from equipoise.losses.objectives import smoothed_cross_entropy
 from equipoise.models import as_predictive, predict
-from equipoise.reproduce.tasks import Tell
+from equipoise.reproduce.tasks import ReportProgress
 from equipoise.results.findings import Findings, Images, Lines, Number, Picture, Series
 from equipoise.scores import Estimate, Score, r2, r4
 from equipoise.scores.pictures import described
@@ -58,13 +58,15 @@ def _right(model: Model, data: Dataset) -> Bool[Tensor, " samples"]:
 # R: curves, and search at random.
 
 
-def accuracy_by_eps(models: Sequence[Model], data: Dataset, tell: Tell, *, radii: Sequence[int] = RADII) -> Findings:
+def accuracy_by_eps(
+    models: Sequence[Model], data: Dataset, tell: ReportProgress, *, radii: Sequence[int] = RADII
+) -> Findings:
     """Whether each sample withstands PGD with eps = k/255 and k steps of 2/255, for every k, as `k = 10` (R Fig 1)."""
     (model,) = models
     numbers = []
     for i, k in enumerate(radii):
         tell(f"PGD, eps {k}/255", i / len(radii))
-        curve = accuracy_against_eps(model, data.test.x, data.test.y, [k], keep="last", **_STARTS)
+        curve = accuracy_against_eps(model, data.test.x, data.test.y, [k], return_point="last", **_STARTS)
         numbers.append(_each(f"k = {k}", curve.correct[0], outcomes=True))
     return Findings(numbers, [])
 
@@ -72,7 +74,7 @@ def accuracy_by_eps(models: Sequence[Model], data: Dataset, tell: Tell, *, radii
 def accuracy_by_steps(
     models: Sequence[Model],
     data: Dataset,
-    tell: Tell,
+    tell: ReportProgress,
     *,
     eps: float,
     steps: Sequence[int] = STEPS,
@@ -102,7 +104,7 @@ PGD_FAILS, RANDOM_SUCCEEDS = "PGD fails", "PGD fails, random search succeeds"
 
 
 def behind_pgd(
-    models: Sequence[Model], data: Dataset, tell: Tell, *, k: int = 8, steps: int = 10, draws: int = 10_000
+    models: Sequence[Model], data: Dataset, tell: ReportProgress, *, k: int = 8, steps: int = 10, draws: int = 10_000
 ) -> Findings:
     """Which samples withstand PGD, and which of them do not withstand points drawn at random (R Table 10)."""
     (model,) = models
@@ -163,7 +165,7 @@ MARGIN, NORM, RATIO = "margin", "norm of the Jacobian", "normalised margin"
 ACCURACY, BENT, RELATED = "accuracy under PGD20-0.5", "non-linearity", "correlation"
 
 
-def jacobian_analysis(models: Sequence[Model], data: Dataset, tell: Tell) -> Findings:
+def jacobian_analysis(models: Sequence[Model], data: Dataset, tell: ReportProgress) -> Findings:
     """Margin, slope, non-linearity and the distance to misclassification of a network (R Table 4).
 
     Means over all samples; those whose value is not finite are left out: the non-linearity where the attack did not
@@ -182,7 +184,7 @@ _BINS = 10
 
 
 def margins_and_distances(
-    models: Sequence[Model], data: Dataset, tell: Tell, *, names: Sequence[str], split: str
+    models: Sequence[Model], data: Dataset, tell: ReportProgress, *, names: Sequence[str], split: str
 ) -> Findings:
     """How far samples of some normalised margin are from being misclassified, for networks called `names`, and for the
     one called `split` its more and its less linear samples apart (R Fig 4).
@@ -242,7 +244,7 @@ def hole(name: str) -> str:
 
 
 def surfaces(
-    models: Sequence[Model], data: Dataset, tell: Tell, *, names: Sequence[str], of: str, first: int = 8
+    models: Sequence[Model], data: Dataset, tell: ReportProgress, *, names: Sequence[str], of: str, first: int = 8
 ) -> Findings:
     """The `loss` or the `margin` around the first test samples, over a plane through each, of networks called `names`
     (R Figs 5, 6).
@@ -265,7 +267,7 @@ def surfaces(
 # F: scores, the nearest points, corruptions.
 
 
-def _estimate(score: Score, model: Model, data: Dataset, tell: Tell) -> Estimate:
+def _estimate(score: Score, model: Model, data: Dataset, tell: ReportProgress) -> Estimate:
     return score(
         model, data.test.x, data.test.y, progress=lambda done, of: tell(f"{score.name}: {done} of {of}", done / of)
     )
@@ -276,7 +278,7 @@ def nearest_by(name: str) -> str:
     return f"nearest by {name}"
 
 
-def r2_score(models: Sequence[Model], data: Dataset, tell: Tell, *, published: bool = False) -> Findings:
+def r2_score(models: Sequence[Model], data: Dataset, tell: ReportProgress, *, published: bool = False) -> Findings:
     """`R2`, the distance of every sample to where the prediction changes, by FGSM, PGD and BG moved back to the
     boundary, and whose point was the nearest (F Table 2, Table 5, Fig 4); `published`, with FGSM and PGD in Linf.
     """
@@ -293,7 +295,7 @@ def r2_score(models: Sequence[Model], data: Dataset, tell: Tell, *, published: b
 def r4_score(
     models: Sequence[Model],
     data: Dataset,
-    tell: Tell,
+    tell: ReportProgress,
     *,
     manifold: Manifold,
     samples: int = 200,
@@ -308,10 +310,10 @@ def r4_score(
 
 
 def nearest_examples(
-    models: Sequence[Model], data: Dataset, tell: Tell, *, names: Sequence[str], shown: int = 6
+    models: Sequence[Model], data: Dataset, tell: ReportProgress, *, names: Sequence[str], shown: int = 6
 ) -> Findings:
     """The nearest points that BG finds, moved back to the boundary, for networks called `names` (F Fig 3)."""
-    found: dict[str, Perturbed] = {}
+    found: dict[str, AttackResult] = {}
     for i, (name, model) in enumerate(zip(names, models, strict=True)):
         tell(f"BG on {name}", i / len(names))
         found[name] = Bisected(bg())(model, data.test.x)
@@ -329,7 +331,7 @@ def nearest_examples(
 AVERAGE = "average"
 
 
-def corrupted(models: Sequence[Model], data: Dataset, tell: Tell) -> Findings:
+def corrupted(models: Sequence[Model], data: Dataset, tell: ReportProgress) -> Findings:
     """Whether each sample is classified correctly under each corruption of MNIST-C, and their `average` (F Table 3)."""
     (model,) = models
     right = {}

@@ -13,15 +13,15 @@ from equipoise.reproduce.experiment import (
     Experiment,
     Line,
     Part,
+    PublishedValue,
     Read,
-    Shown,
     Table,
     Variant,
     clean,
     robust,
 )
 from equipoise.reproduce.printed import printed
-from equipoise.reproduce.tasks import TEST_SIZES, Call, Evaluated, Measured, Net, Studied, Task, Training, call
+from equipoise.reproduce.tasks import TEST_SIZES, Call, Evaluated, Measured, Net, StudyTask, Task, Training, call
 from equipoise.training import Recipe, methods
 
 SEEDS = range(3)
@@ -88,10 +88,10 @@ def curve(name: str, points: Mapping[float, Sequence[Task]], read: Read = clean)
 
 
 def studied(
-    name: str, title: str, source: str, notes: str, studies: Mapping[str, Studied], about: str = PLANE_NOTES
+    name: str, title: str, source: str, notes: str, studies: Mapping[str, StudyTask], about: str = PLANE_NOTES
 ) -> Experiment:
     """An experiment that shows studies, each under its heading."""
-    parts = [Shown(heading, study) for heading, study in studies.items()]
+    parts = [PublishedValue(heading, study) for heading, study in studies.items()]
     return Experiment(name, title, source, lambda variant: parts, notes=about + notes)
 
 
@@ -104,10 +104,12 @@ ONE_STEP_NOTES = (
 )
 
 
-def courses(title: str, trainings: Sequence[Training], strong: str) -> Shown:
+def courses(title: str, trainings: Sequence[Training], strong: str) -> PublishedValue:
     """Accuracy on validation samples over the training."""
     question = "Does accuracy under an attack fall while the network trains?"
-    return Shown(title, Measured(call(measures.course, strong=strong), trainings, question, "last", courses=True))
+    return PublishedValue(
+        title, Measured(call(measures.course, strong=strong), trainings, question, "last", courses=True)
+    )
 
 
 def one_step_parts(name: str, method: Call) -> list[Part]:
@@ -120,7 +122,7 @@ def one_step_parts(name: str, method: Call) -> list[Part]:
     return [
         courses("Trained with FGSM", trained(call(methods.fgsm_at, eps=0.2)), "PGD-20"),
         courses(f"Trained with {name}", trained(method), "PGD-20"),
-        Shown("The first epochs", Studied("overfitting", data="fashion-mnist")),
+        PublishedValue("The first epochs", StudyTask("overfitting", data="fashion-mnist")),
     ]
 
 

@@ -25,11 +25,11 @@ from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.rng import Streams
 from equipoise.data import Dataset
 from equipoise.data import load as load_dataset
-from equipoise.evaluation import assess, suite
+from equipoise.evaluation import evaluate_dataset, suite
 from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint, read
 from equipoise.generators import auto_encoder
-from equipoise.masking.probe import is_black_box
+from equipoise.masking.model_checks import is_black_box
 from equipoise.models import Ensemble, MonteCarloDropout, as_predictive
 from equipoise.nets import count_parameters
 from equipoise.report.reading import read_metrics
@@ -48,7 +48,7 @@ from equipoise.training import (
     load_run,
 )
 
-Tell = Callable[[str, float], None]
+ReportProgress = Callable[[str, float], None]
 """Called with what is being done and which share of the task is over."""
 
 
@@ -187,7 +187,7 @@ class DataManifold:
         recipe, samples = _shortened(self.recipe, self.samples, self.data, scale)
         return replace(self, recipe=recipe, samples=samples)
 
-    def run(self, setting: Setting, tell: Tell) -> None:
+    def run(self, setting: Setting, tell: ReportProgress) -> None:
         """Learn it, or go on; keep what it does to a few test samples."""
         began = perf_counter()
         place, data = setting.place(self), _limited(setting.dataset(self.data), self.samples, self.recipe.seed)
@@ -275,7 +275,7 @@ class Training:
             method = replace(method, options={**method.options, "generator_steps": steps}) if steps > 1 else method
         return replace(self, method=method, recipe=recipe, samples=samples, manifold=manifold)
 
-    def run(self, setting: Setting, tell: Tell) -> None:
+    def run(self, setting: Setting, tell: ReportProgress) -> None:
         """Train, or go on."""
         place, data = setting.place(self), _limited(setting.dataset(self.data), self.samples, self.recipe.seed)
         net = {**asdict(self.net), "shape": list(data.shape), "classes": len(data.classes), "seed": self.recipe.seed}
@@ -283,9 +283,9 @@ class Training:
         model = build_model(net)
         method = self.method(*([load_manifold(setting.place(self.manifold))] if self.manifold else []))
         if isinstance(model, Ensemble) and not together:
-            method = method.apart()
+            method = method.per_member()
         if isinstance(model, MonteCarloDropout) and dropout_loss == "mean of losses":
-            method = method.apart(total=False)
+            method = method.per_member(total=False)
 
         def progress(now: Progress) -> None:
             done = now.epoch - (now.metrics is None) + now.step / max(now.steps, 1)  # metrics come after an epoch
@@ -386,7 +386,7 @@ class Evaluated:
         examples = max(ceil(self.examples * scale), min(self.examples, 10))
         return replace(self, of=self.of.scaled(scale), proxies=proxies, examples=examples)
 
-    def run(self, setting: Setting, tell: Tell) -> None:
+    def run(self, setting: Setting, tell: ReportProgress) -> None:
         """Evaluate, or go on."""
         place, out = setting.place(self), setting.place(self) / "evaluation.json"
         model, run = load_run(setting.place(self.of), self.weights, self.of.recipe.pick_device())
@@ -396,7 +396,7 @@ class Evaluated:
         if self.proxies:
             own = by_ball([attack for proxy in self.proxies for attack in _moved(proxy, self.weights, own, setting)])
         place.mkdir(parents=True, exist_ok=True)
-        assess(
+        evaluate_dataset(
             model,
             setting.dataset(self.data),
             own,
@@ -423,7 +423,7 @@ def _moved(proxy: Training, weights: str, attacks: Any, setting: Setting) -> Any
 
 
 @dataclass(frozen=True)
-class Studied:
+class StudyTask:
     """One of `equipoise.reproduce.studies`."""
 
     name: str
@@ -449,15 +449,15 @@ class Studied:
         """In a few words."""
         return f"study {self.name}" + (f" on {self.data}" if self.data else "")
 
-    def changed(self, changes: Mapping[str, Any]) -> "Studied":
+    def changed(self, changes: Mapping[str, Any]) -> "StudyTask":
         """The same: a study has settings of its own."""
         return self
 
-    def scaled(self, scale: float) -> "Studied":
+    def scaled(self, scale: float) -> "StudyTask":
         """Its quick form, below a twentieth; a share of its seeds is not taken, as its intervals live by them."""
         return replace(self, quick=self.quick or scale < 0.05)
 
-    def run(self, setting: Setting, tell: Tell) -> None:
+    def run(self, setting: Setting, tell: ReportProgress) -> None:
         """Run the study."""
         began = perf_counter()
         entry = STUDIES[self.name]
@@ -524,7 +524,7 @@ class Measured:
         of = tuple(one.scaled(scale) for one in self.of)
         return replace(self, of=of, examples=examples, samples=samples, manifold=manifold)
 
-    def run(self, setting: Setting, tell: Tell) -> None:
+    def run(self, setting: Setting, tell: ReportProgress) -> None:
         """Measure."""
         began = perf_counter()
         models = [load_run(setting.place(one), self.weights)[0] for one in self.of]
@@ -544,7 +544,7 @@ class Measured:
         return data if self.samples is None else data.limit(self.samples)
 
 
-Task = DataManifold | Training | Evaluated | Studied | Measured
+Task = DataManifold | Training | Evaluated | StudyTask | Measured
 """Something to compute, into a folder: it knows its `needs`, its `data`, a share of itself by `scaled`, and how to
 `run`, or to go on where it was stopped.
 """

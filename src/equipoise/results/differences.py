@@ -7,6 +7,25 @@ from typing import Any
 
 from equipoise.core.errors import require
 
+RENAMED = {
+    "keep": "return_point",
+    "redraw": "resample",
+    "draws": "eot_samples",
+    "approach": "eps_schedule",
+    "patience": "tau",
+}
+"""Old and new names of the fields of an ascent."""
+
+
+def with_new_names(record: Any) -> Any:
+    """Return JSON-ready data in which the settings of every ascent have the names of today."""
+    if isinstance(record, list):
+        return [with_new_names(value) for value in record]
+    if not isinstance(record, Mapping):
+        return record
+    names = RENAMED if {"objective", "geometry"} <= record.keys() else {}
+    return {names.get(key, key): with_new_names(value) for key, value in record.items()}
+
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between two requests, both JSON-ready, one phrase each: `pgd linf 0.1, steps: 20 before, 2
@@ -14,7 +33,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     return [
         f"{', '.join(path)}: {_brief(old)} before, {_brief(new)} now"
-        for path, old, new in _changes(json.loads(json.dumps(before)), json.loads(json.dumps(now)), ())
+        for path, old, new in _changes(with_new_names(json.loads(json.dumps(before))), json.loads(json.dumps(now)), ())
     ]
 
 

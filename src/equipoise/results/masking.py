@@ -41,7 +41,7 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MaskingReport:
     """What the tests for masked gradients said of a model."""
 
     target: str
@@ -65,7 +65,7 @@ class Verdict:
     skipped: Sequence[str] = ()
     """What was left out, and why."""
     warnings: Sequence[str] = ()
-    """What `probe` remarks about the model. No sign follows from it alone."""
+    """What `check_model` remarks about the model. No sign follows from it alone."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Name and SHA-256 of the data, and the number of samples that were looked at."""
     model: Mapping[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from equipoise.core.deprecation import renamed_names
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import plain_json, write_atomically
 from equipoise.results.schema import Finite, Radius, Whole, parse
@@ -66,7 +67,7 @@ class _Outcomes:
 
 
 @dataclass(frozen=True)
-class AttackResult(_Outcomes):
+class AttackRecord(_Outcomes):
     """What one attack did to a model at one radius. `attack = "clean"` with `eps = 0` is accuracy without an attack."""
 
     attack: str
@@ -153,7 +154,7 @@ class MeanResult:
 
 
 @dataclass(frozen=True)
-class Flag:
+class ResultWarning:
     """A reason to doubt a number, with the figure that raised it."""
 
     name: str
@@ -175,7 +176,7 @@ class Evaluation:
     """The run directory or `package.module:factory` that was evaluated."""
     data: Mapping[str, Any]
     """Name, SHA-256 of the content, split and number of samples."""
-    results: Sequence[AttackResult]
+    results: Sequence[AttackRecord]
     """One entry per attack and radius, and the worst case per radius."""
     provenance: Provenance
     """How to get it again."""
@@ -183,7 +184,7 @@ class Evaluation:
     """Which weights of a run: `best` or `last`."""
     warnings: Sequence[str] = ()
     """What the reader should know before citing a number."""
-    flags: Sequence[Flag] = ()
+    flags: Sequence[ResultWarning] = ()
     """Reasons to doubt the numbers."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """SHA-256 of the weights and buffers (`sha256`) and number of parameters."""
@@ -339,7 +340,7 @@ def to_json(record: Record) -> dict[str, Any]:
     return data
 
 
-def figures(result: AttackResult | CorruptionResult | MeanResult) -> dict[str, Any]:
+def figures(result: AttackRecord | CorruptionResult | MeanResult) -> dict[str, Any]:
     """What follows from the outcomes: `n`, `accuracy` and `interval`."""
     return {"n": result.n, "accuracy": result.accuracy, "interval": list(result.interval)}
 
@@ -428,3 +429,6 @@ def weights_error(folder: Path, name: str) -> EquipoiseError:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+__getattr__ = renamed_names(__name__, {"AttackResult": "AttackRecord", "Flag": "ResultWarning"})

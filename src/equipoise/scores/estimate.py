@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import require
 from equipoise.core.types import Points
 from equipoise.results.statistics import wilson
@@ -36,7 +36,7 @@ class Estimate:
     """Of what it is an estimate."""
     x: Points
     """The points it was estimated on."""
-    found: Perturbed | None = None
+    found: AttackResult | None = None
     """The nearest points classified otherwise, where an attack looked for them."""
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from equipoise.attacks.attack import AttackLike
-from equipoise.attacks.result import Perturbed, at
+from equipoise.attacks.result import AttackResult, at
 from equipoise.certified import certified_radius
 from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.rng import Stream, Streams
@@ -63,7 +63,7 @@ class Measured:
     """These radii."""
     margins: Float[Tensor, " samples"] | None = None
     """Where R = 1 ends, of one that is bounded; infinity if nowhere."""
-    found: Perturbed | None = None
+    found: AttackResult | None = None
     """The nearest points that are classified otherwise, where an attack looked for them."""
 
 
@@ -200,7 +200,9 @@ _HALVINGS = 14  # of the largest radius: what a certified margin is exact to
 _PARTS = 256  # of the way to a margin
 
 
-def _up_to(margins: Float[Tensor, " samples"], score: "Score", streams: Streams, found: Perturbed | None) -> Measured:
+def _up_to(
+    margins: Float[Tensor, " samples"], score: "Score", streams: Streams, found: AttackResult | None
+) -> Measured:
     """The integral of G up to each margin, by one radius drawn from each of many equal parts of the way: exact for
     G = 1, unbiased for every G, its error part of the spread over samples.
     """
@@ -308,7 +310,7 @@ class Score:
             margins=joined("margins"),
             score=self,
             x=x,
-            found=Perturbed.cat(found) if found else None,
+            found=AttackResult.cat(found) if found else None,
         )
 
 

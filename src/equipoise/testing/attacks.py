@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import AttackLike
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.result import AttackResult
 
 
 def small_network(seed: int = 0) -> nn.Module:
@@ -40,7 +40,7 @@ class AttackContract:
         model = small_network()
         x, y = small_samples(model)
         found = attack(model, x, y, seed=3)
-        assert isinstance(found, Perturbed) and found.x.shape == x.shape and found.x.dtype == x.dtype
+        assert isinstance(found, AttackResult) and found.x.shape == x.shape and found.x.dtype == x.dtype
         assert attack.geometry.contains(found.x, x).all() and found.x.min() >= 0 and found.x.max() <= 1
         move = (found.x.double() - x.double()).flatten(1)
         length = {"linf": move.abs().amax(1), "l2": move.norm(dim=1), "l1": move.abs().sum(1)}[attack.geometry.norm]

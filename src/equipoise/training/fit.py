@@ -17,7 +17,7 @@ from equipoise.core.world import World, is_main_process
 from equipoise.data import Dataset
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Method, Term, as_method
-from equipoise.models import as_predictive, first_look, frozen, with_module
+from equipoise.models import as_predictive, frozen, validate_output, with_module
 from equipoise.nets import count_parameters
 from equipoise.results.provenance import provenance
 from equipoise.results.records import Run
@@ -123,7 +123,7 @@ def prepare(
     )
     recipe = recipe or Recipe()
     recipe = recipe if recipe.validation else replace(recipe, validation=data.validation)
-    method = method.made_for(data.shape, recipe.seed)
+    method = method.build_for(data.shape, recipe.seed)
     predictive = as_predictive(model)
     require(out is None or str(out) != "", "out is empty: expected the path of a directory, which may not exist yet.")
     out = Path(out) if out is not None else None
@@ -137,7 +137,7 @@ def prepare(
         weight.dtype == torch.float32,
         f"the network is {weight.dtype}: keep it in float32 (Recipe's precision may be bf16).",
     )
-    first = first_look(predictive, data.train.x[:2].to(weight.device))
+    first = validate_output(predictive, data.train.x[:2].to(weight.device))
     method.check(len(data.classes), len(first.logits))
     for place in method.places:
         if isinstance(place, Ascent):

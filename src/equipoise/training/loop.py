@@ -20,7 +20,7 @@ from equipoise.core.types import Predictive
 from equipoise.data import crop_and_flip
 from equipoise.kernels.input_gradients import mostly_wide
 from equipoise.losses.terms import Method
-from equipoise.models import as_predictive, reseed, standing, with_module
+from equipoise.models import as_predictive, module_mode, reseed, with_module
 from equipoise.results.records import Run
 from equipoise.training.awp import perturbed_weights
 from equipoise.training.handlers import Averaging, Handler, Judgement, Players, Reporting, TensorBoard, Validation
@@ -120,7 +120,7 @@ class Training:
             handler.started(self)
         status = INTERRUPTED
         try:
-            with standing(self.module, "train"):
+            with module_mode(self.module, "train"):
                 while self.memory.epoch < self.recipe.epochs and not self._may_stop():
                     self._epoch()
             status = "finished" if self.memory.epoch == self.recipe.epochs else "stopped early"

@@ -82,7 +82,7 @@ def r2(
     subtracts the term, Eq. 12 prints it with a plus sign, which a negative `weight` gives.
     """
     player = Adversary(generator, crossing=crossing, scores=scores, lr=generator_lr, steps=generator_steps)
-    return as_method(loss).penalised(-weight, GeneratedMargin(player, softness, halvings, clean))
+    return as_method(loss).with_penalty(-weight, GeneratedMargin(player, softness, halvings, clean))
 
 
 def fgsm_at(eps: float, loss: Objective = cross_entropy, **options: Any) -> Method:
@@ -122,7 +122,7 @@ def gradalign_at(
     """
     _require_not_negative("weight", weight)
     ascent = replace(attacks.fgsm(eps, step_size=step_size, **options), objective=loss)
-    return as_method(loss @ ascent).penalised(weight, GradientAlignment(ascent.geometry, loss))
+    return as_method(loss @ ascent).with_penalty(weight, GradientAlignment(ascent.geometry, loss))
 
 
 def pgd_at(
@@ -174,7 +174,7 @@ def friendly_at(
     """`L(x_friendly)`: PGD that stops where the prediction is wrong, or `tau` wrong points later (Zhang et al. 2020,
     "Attacks Which Do Not Kill Training Make Adversarial Learning Stronger", Alg. 1).
     """
-    return pgd_at(eps, step_size, steps, loss, patience=tau, **options)
+    return pgd_at(eps, step_size, steps, loss, tau=tau, **options)
 
 
 def mart(
@@ -313,7 +313,7 @@ def hein(weight: float = 0.01, directions: int = 0, loss: Objective = cross_entr
     2017; HEIN in F, Sec. 6). `directions` > 0 estimates the sum at a share of its cost.
     """
     _require_not_negative("weight", weight)
-    return as_method(loss).penalised(weight, CrossLipschitz(directions))
+    return as_method(loss).with_penalty(weight, CrossLipschitz(directions))
 
 
 def r4(
@@ -328,7 +328,7 @@ def r4(
     manifold within ε of x: average on-manifold robustness, trained (F, Eqs. 7-9 and 13, Example 4; in Sec. 7 with 10
     samples and sigma = .06).
     """
-    return as_method(loss).penalised(weight, ManifoldAgreement(manifold, samples, sigma, radii))
+    return as_method(loss).with_penalty(weight, ManifoldAgreement(manifold, samples, sigma, radii))
 
 
 def on_manifold_at(

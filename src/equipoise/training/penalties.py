@@ -1,4 +1,4 @@
-"""Penalties on a model itself, to be added to a training method: `method.penalised(weight, penalty)`."""
+"""Penalties on a model itself, to be added to a training method: `method.with_penalty(weight, penalty)`."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from equipoise.core.types import Labels, Points, Prediction
 from equipoise.geometry import Ball
 from equipoise.kernels.input_gradients import AffineNormalization
 from equipoise.losses.objectives import Objective, cross_entropy, kl
-from equipoise.models import Single, as_predictive, standing
+from equipoise.models import Single, as_predictive, module_mode
 
 Radii = Literal["distances", "uniform"]
 _TINY = 1e-6  # the smallest radius: a sample that is the input itself has none
@@ -79,7 +79,7 @@ class CrossLipschitz:
         # Copies of the buffers: a later forward pass in train mode would change those that the graph needs.
         still = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
         point = x.detach().requires_grad_()
-        with standing(module, "eval"), AffineNormalization():
+        with module_mode(module, "eval"), AffineNormalization():
             logits = Single(module).draw(None, still)(point).logits[0]
         signs = torch.eye(logits.shape[1], dtype=logits.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
         if self.directions:

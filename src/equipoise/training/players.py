@@ -14,7 +14,7 @@ from torch import Tensor
 from equipoise.core.files import write_atomically
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predictive
-from equipoise.losses.terms import Player
+from equipoise.losses.terms import AuxiliaryNetwork
 from equipoise.models import frozen
 from equipoise.training.checkpoint import (
     copy_into,
@@ -32,7 +32,7 @@ _ENLARGED = 3  # pixels of the picture for each of theirs
 class Seat:
     """One player in one process: its network on the device, its optimiser, and what it has done so far."""
 
-    def __init__(self, player: Player, fabric: Fabric, inputs: Points) -> None:
+    def __init__(self, player: AuxiliaryNetwork, fabric: Fabric, inputs: Points) -> None:
         """Of the first few `inputs` it takes a picture after every epoch."""
         self.player, self.fabric, self.inputs = player, fabric, inputs[:_SHOWN]
         self.network = player.network().to(fabric.device)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.core.errors import EquipoiseWarning, require
 from equipoise.core.files import write_atomically
+from equipoise.results.differences import with_new_names
 from equipoise.results.records import Run, save
 from equipoise.training.checkpoint import (
     copy_into,
@@ -94,6 +95,7 @@ class Checkpoints(Handler):
 
     def _restore(self, run: "Training", path: Path) -> None:
         tensors, state = load_tensors(path)
+        state = with_new_names(state)
         now, recipe = json.loads(json.dumps(_identity(run))), run.recipe
         usual = json.loads(json.dumps(asdict(Recipe())))  # of a record that was written before there was the field
         require_same({**state, "recipe": {**usual, **state["recipe"]}}, now, self.folder)

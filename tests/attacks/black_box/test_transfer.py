@@ -68,7 +68,7 @@ def test_success_is_that_of_the_model_under_test(case):
 
 def test_from_the_model_itself_it_is_the_attack(case):
     model, _, x, y = case
-    attack = apgd(EPS, steps=10, keep="best")
+    attack = apgd(EPS, steps=10, return_point="best")
     plain, found = attack(model, x, y, seed=4), transfer(model, attack, "itself")(model, x, y, seed=4)
     assert torch.equal(plain.x, found.x) and torch.equal(plain.success, found.success)
 
@@ -76,10 +76,10 @@ def test_from_the_model_itself_it_is_the_attack(case):
 def test_it_climbs_on_after_the_first_success(case):
     """A point just behind the proxy's boundary seldom lies behind the model's."""
     model, proxy, x, y = case
-    attack = pgd(EPS, EPS / 20, steps=40, keep="first_success")
+    attack = pgd(EPS, EPS / 20, steps=40, return_point="first_success")
     short, far = Transfer(proxy, attack, "v")(model, x, y), transfer(proxy, attack, "v")(model, x, y)
     assert far.success.sum() > short.success.sum() + 20
-    assert transfer(proxy, attack, "v") == Transfer(proxy, replace(attack, keep="best"), "v")
+    assert transfer(proxy, attack, "v") == Transfer(proxy, replace(attack, return_point="best"), "v")
 
 
 def test_batches_and_order_do_not_matter(case):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from equipoise.attacks import Bisected, Chain, fab, fgsm, minimal_l2, pgd, random_search, uta
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.inputs import admitted
-from equipoise.attacks.result import Goal, Perturbed, confirmed
+from equipoise.attacks.inputs import validated_inputs
+from equipoise.attacks.result import AttackResult, Criterion, confirm
 from equipoise.attacks.spaces import Latent
 from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate, verify_outcome
@@ -152,12 +152,12 @@ class Far:
     def settings(self) -> dict[str, Any]:
         return {"attack": "far", "geometry": asdict(self.geometry)}
 
-    def __call__(self, model: Any, x: Tensor, y: Tensor | None = None, **options: Any) -> Perturbed:
+    def __call__(self, model: Any, x: Tensor, y: Tensor | None = None, **options: Any) -> AttackResult:
         none = torch.zeros(len(x), dtype=torch.int64)
         far = torch.cat([torch.full_like(x[:, :1], 0.8), x[:, 1:]], 1)
         counts = {"evaluations": none, "iteration": none}
-        with admitted(model, x, y, self.geometry) as case:
-            return confirmed(case.predictive, self.geometry, Goal(none), x, far, case.streams, **counts)[0]
+        with validated_inputs(model, x, y, self.geometry) as case:
+            return confirm(case.predictive, self.geometry, Criterion(none), x, far, case.streams, **counts)[0]
 
 
 def test_the_first_of_several_crossings_and_how_many_there_were():
@@ -246,7 +246,7 @@ def test_refuses():
 
 def test_it_says_what_it_is():
     attack = minimal_l2(0.05, 30, box=Box(-1, 1), halvings=7)
-    inner = Ascent(cross_entropy, Ball("l2", math.inf, Box(-1, 1)), 0.05, 30, keep="first_success")
+    inner = Ascent(cross_entropy, Ball("l2", math.inf, Box(-1, 1)), 0.05, 30, return_point="first_success")
     assert attack == Bisected(inner, 7) and attack.geometry == inner.geometry
     told = attack.settings()
     assert (told["attack"], told["halvings"], told["looks"], told["of"]) == ("bisected", 7, 16, inner.settings())

@@ -14,7 +14,7 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
 from equipoise.attacks import BG, FMN, Attack, Bisected, DeepFool, bg, deepfool, fmn
-from equipoise.attacks.result import Perturbed
+from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import EVERYWHERE, Ball, Box
 
@@ -199,7 +199,7 @@ def test_what_it_returns(name, norm, case):
     attack: Attack = ATTACKS[name](norm=norm)
     found = attack(net, x, y)
     wrong = net(x).argmax(1) != y
-    assert isinstance(found, Perturbed) and found.success.all() and wrong.any()
+    assert isinstance(found, AttackResult) and found.success.all() and wrong.any()
     assert torch.equal(found.prediction, net(found.x).argmax(1)) and (found.prediction != y).all()
     assert torch.equal(found.x[wrong], x[wrong]) and not found.distance[wrong].any()
     assert found.evaluations[wrong].eq(1).all() and (found.iteration > 0).eq(~wrong).all()
@@ -229,7 +229,7 @@ def test_neither_batch_size_nor_order_matters(name, norm, case):
     net, x = copy.deepcopy(net).double(), x.double()
     attack = ATTACKS[name](norm=norm)
     whole, order = attack(net, x, y), torch.arange(len(x)).flip(0)
-    parts = attack(net, x.flip(0), y.flip(0), index=order, batch_size=13).take(order)
+    parts = attack(net, x.flip(0), y.flip(0), index=order, batch_size=13)[order]
     assert torch.equal(whole.success, parts.success) and torch.allclose(whole.x, parts.x, atol=1e-9)
     assert torch.equal(whole.evaluations, parts.evaluations) and torch.equal(whole.iteration, parts.iteration)
 

@@ -45,10 +45,10 @@ def test_finds_the_shortest_distance_of_a_linear_model(norm):
     ratio = (z.gather(1, y[:, None]) - z) / slopes.norm(DUAL[norm], dim=2)
     best = ratio.scatter(1, y[:, None], math.inf).amin(1)
     inside = best < 0.35  # where not even one coordinate meets the box
-    found = fab(math.inf, norm, 30, keep="nearest", eta=1.0001)(net, x, y)
+    found = fab(math.inf, norm, 30, return_point="nearest", eta=1.0001)(net, x, y)
     assert int(inside.sum()) >= 6 and found.success.all()
     assert torch.allclose(found.distance[inside], best[inside], rtol=3e-4)
-    usual = fab(math.inf, norm, 30, keep="nearest")(net, x, y)
+    usual = fab(math.inf, norm, 30, return_point="nearest")(net, x, y)
     assert (usual.distance[inside] >= best[inside]).all() and (usual.distance[inside] < 1.02 * best[inside]).all()
 
 
@@ -59,7 +59,7 @@ def test_finds_the_shortest_distance_where_the_box_binds(norm):
     net = linear(3, n)
     x = torch.randint(2, (12, n), generator=torch.Generator().manual_seed(2)).double() * 0.96 + 0.02
     y = net(x).argmax(1)
-    found = fab(math.inf, norm, 40, keep="nearest", eta=1.0001)(net, x, y)
+    found = fab(math.inf, norm, 40, return_point="nearest", eta=1.0001)(net, x, y)
     weight, eye = net.weight.numpy(), np.eye(n)
     spread = np.ones((n, 1)) if norm == "linf" else eye
     extra = spread.shape[1]
@@ -112,7 +112,7 @@ def test_follows_the_published_loop(norm, curved, case):
         rounding = 32 * 2**-23 * torch.maximum(own.abs(), other.abs())
         sure &= wrong == (other - own > rounding)  # some points of theirs are wrong by rounding alone
         nearest = torch.where(wrong & (length < nearest), length, nearest)
-    ours = fab(math.inf, norm, 30, keep="nearest", alpha_max=0.03)(net, x, y)
+    ours = fab(math.inf, norm, 30, return_point="nearest", alpha_max=0.03)(net, x, y)
     assert torch.equal(ours.success[right], nearest[right] < math.inf) and int(right.sum()) > 60
     ratio = (ours.distance / nearest)[right & sure & ours.success]
     assert (
@@ -120,16 +120,16 @@ def test_follows_the_published_loop(norm, curved, case):
     )
     robust = (right & (nearest > EPS[norm])).sum()
     for keep in ("nearest", "first_success"):
-        found = fab(EPS[norm], norm, 30, keep=keep, alpha_max=0.03)(net, x, y)
+        found = fab(EPS[norm], norm, 30, return_point=keep, alpha_max=0.03)(net, x, y)
         assert abs(int((~found.success).sum()) - int(robust)) <= 1
     assert 3 < int(robust) < int(right.sum()) - 3
 
 
-@pytest.mark.parametrize("keep", ["first_success", "nearest"])
+@pytest.mark.parametrize("return_point", ["first_success", "nearest"])
 @pytest.mark.parametrize("norm", EPS)
 def test_what_it_returns(norm, keep, case):
     net, x, y = case
-    attack = fab(EPS[norm], norm, 15, keep=keep, restarts=2)
+    attack = fab(EPS[norm], norm, 15, return_point=keep, restarts=2)
     found = attack(net, x, y, seed=1)
     predicted = net(found.x).argmax(1)
     length = (found.x - x).double().flatten(1).norm({"linf": math.inf, "l2": 2, "l1": 1}[norm], dim=1)
@@ -149,7 +149,7 @@ def test_what_it_returns(norm, keep, case):
         "eta": 1.05,
         "alpha_max": 0.1,
         "beta": 0.9,
-        "keep": keep,
+        "return_point": keep,
         "precision": "32",
     }
 
@@ -159,10 +159,10 @@ def test_neither_batch_size_nor_order_matters(norm, case):
     net, x, y = case
     x, y = x[:30], y[:30]
     net, x = copy.deepcopy(net).double(), x.double()  # in float32 a point on the boundary may fall on either side
-    for attack in (fab(EPS[norm] / 2, norm, 8, restarts=2), fab(math.inf, norm, 6, keep="nearest", restarts=2)):
+    for attack in (fab(EPS[norm] / 2, norm, 8, restarts=2), fab(math.inf, norm, 6, return_point="nearest", restarts=2)):
         whole = attack(net, x, y, seed=4)
         index = torch.arange(len(x)).flip(0)
-        parts = attack(net, x.flip(0), y.flip(0), seed=4, index=index, batch_size=20).take(index)
+        parts = attack(net, x.flip(0), y.flip(0), seed=4, index=index, batch_size=20)[index]
         assert torch.equal(whole.success, parts.success) and torch.allclose(whole.x, parts.x, atol=1e-9)
         assert torch.equal(whole.iteration, parts.iteration) and torch.equal(whole.evaluations, parts.evaluations)
 
@@ -204,10 +204,10 @@ def test_the_first_success_is_the_earliest(case):
 
 def test_the_nearest_is_nearer_than_the_first_and_restarts_only_help(case):
     net, x, y = case
-    first, nearest = fab(0.1, steps=20)(net, x, y), fab(0.1, steps=20, keep="nearest")(net, x, y)
+    first, nearest = fab(0.1, steps=20)(net, x, y), fab(0.1, steps=20, return_point="nearest")(net, x, y)
     assert (nearest.success | ~first.success).all()
     assert (nearest.distance <= first.distance + 1e-6)[first.success].all()
-    again = fab(0.1, steps=20, keep="nearest", restarts=3)(net, x, y)
+    again = fab(0.1, steps=20, return_point="nearest", restarts=3)(net, x, y)
     assert (again.distance <= nearest.distance)[nearest.success].all() and (again.success | ~nearest.success).all()
 
 
@@ -223,13 +223,13 @@ class Counting(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("keep", ["first_success", "nearest"])
+@pytest.mark.parametrize("return_point", ["first_success", "nearest"])
 def test_every_evaluation_is_counted(keep, case, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_NATIVE", "0")  # the kernels do not ask the module
     net = Counting(case[0])
     _, x, y = case
     steps = 10
-    found = fab(0.1, steps=steps, keep=keep)(net, x, y)
+    found = fab(0.1, steps=steps, return_point=keep)(net, x, y)
     assert int(found.evaluations.sum()) + 2 + 2 + 1 + 3 == sum(net.tally.looks)  # first it is examined
     assert int(found.evaluations.max()) <= 2 + 4 * (1 + 2 * steps)
     wrong = case[0](x).argmax(1) != y
@@ -241,7 +241,7 @@ def test_every_evaluation_is_counted(keep, case, monkeypatch):
 def test_a_radius_of_zero_finds_nothing(case):
     net, x, y = case
     for keep in ("first_success", "nearest"):
-        found = fab(0.0, steps=5, keep=keep)(net, x, y)
+        found = fab(0.0, steps=5, return_point=keep)(net, x, y)
         assert torch.equal(found.success, net(x).argmax(1) != y) and torch.equal(found.x, x)
 
 
@@ -251,7 +251,7 @@ def test_bf16_successes_hold_in_float32(case):
     half = fab(0.1, steps=15, precision="bf16")(net, x, y)
     assert torch.equal(half.success, net(half.x).argmax(1) != y)
     assert abs(int(full.success.sum()) - int(half.success.sum())) <= 3
-    near = fab(math.inf, steps=15, keep="nearest", precision="bf16")(net, x, y)
+    near = fab(math.inf, steps=15, return_point="nearest", precision="bf16")(net, x, y)
     assert near.success.all()  # those that bf16 misjudged were searched for again
 
 
@@ -314,7 +314,7 @@ def test_gradients_that_show_no_way_are_counted():
 def test_another_box_is_kept_to():
     net = linear(3, 6)
     x = 2 * torch.rand(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
-    found = FAB(Ball("l2", math.inf, Box(-1, 1)), steps=20, keep="nearest")(net, x, net(x).argmax(1))
+    found = FAB(Ball("l2", math.inf, Box(-1, 1)), steps=20, return_point="nearest")(net, x, net(x).argmax(1))
     assert found.success.all() and found.x.min() >= -1 and found.x.max() <= 1 and found.x.min() < 0
 
 
@@ -327,9 +327,9 @@ def test_another_box_is_kept_to():
         ({"eta": 0.9}, "eta = 0.9 stops before the boundary"),
         ({"alpha_max": 2}, "alpha_max = 2: expected a number from 0 to 1"),
         ({"beta": -1}, "beta = -1: expected a number from 0 to 1"),
-        ({"keep": "neareset"}, "did you mean 'nearest'"),
+        ({"return_point": "neareset"}, "did you mean 'nearest'"),
         ({"precision": "16"}, "unknown precision"),
-        ({"eps": math.inf}, "keep='nearest'"),
+        ({"eps": math.inf}, "return_point='nearest'"),
         ({"norm": "l3"}, "unknown norm"),
     ],
 )

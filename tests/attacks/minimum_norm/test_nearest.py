@@ -74,7 +74,7 @@ def test_the_margin_of_a_linear_model(norm):
 def test_attacks_that_search_in_one_norm_are_compared_in_another(case):
     """The smallest L2 distance of the Linf attacks and of BG, and whose it was; a radius is one of L2 too."""
     net, x, _ = case
-    parts = (("linf", back(pgd(0.4, 0.02, 30, keep="first_success"))), ("l2", back(bg())))
+    parts = (("linf", back(pgd(0.4, 0.02, 30, return_point="first_success"))), ("l2", back(bg())))
     found = Nearest(parts, norm="l2")(net, x)
     apart = [attack(net, x, net(x).argmax(1)) for _, attack in parts]
     lengths = torch.stack([torch.where(one.success, (one.x - x).norm(dim=1), math.inf) for one in apart])
@@ -103,7 +103,7 @@ def test_it_is_the_nearest_of_its_parts(case):
     net, x, y = case
     parts = tuple(
         (a.settings()["of"].get("attack", "pgd"), a)
-        for a in map(back, (pgd(0.8, norm="l2", keep="first_success"), bg(), deepfool(), fmn(steps=30)))
+        for a in map(back, (pgd(0.8, norm="l2", return_point="first_success"), bg(), deepfool(), fmn(steps=30)))
     )
     found = Nearest(parts)(net, x, y)
     each = [attack(net, x, y) for _, attack in parts]
@@ -154,7 +154,7 @@ def test_neither_batch_size_nor_order_matters(case):
     net, x, y = case
     attack, order = nearest(steps=20), torch.arange(12).flip(0)
     whole = attack(net, x, y)
-    parts = attack(net, x.flip(0), y.flip(0), index=order, batch_size=5).take(order)
+    parts = attack(net, x.flip(0), y.flip(0), index=order, batch_size=5)[order]
     assert torch.equal(whole.part, parts.part) and torch.allclose(whole.x, parts.x, atol=1e-9)
 
 

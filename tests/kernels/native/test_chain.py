@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from equipoise import methods, nets
 from equipoise.attacks import apgd_t, fab, pgd, square, udp
-from equipoise.attacks.execution import held_still, value_and_gradient
+from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.rng import Streams
 from equipoise.kernels.native import build, chain, compiler
@@ -49,7 +49,7 @@ def points(*shape: int, seed: int = 0) -> Tensor:
 
 def natively(net: nn.Module, x: Tensor, grad: Tensor | None = None) -> tuple[Tensor, Tensor | None, bool]:
     """Logits, their gradient along `grad`, and whether it was the kernels that found them."""
-    with held_still(as_predictive(net), x) as draw:
+    with frozen_model(as_predictive(net), x) as draw:
         predict = draw(Streams.of(0, torch.arange(len(x))))
         assert isinstance(predict, Shortcut)
         at = x.clone().requires_grad_(grad is not None)
@@ -267,7 +267,7 @@ def test_a_network_of_ones_own_is_never_taken_for_another(name):
     torch.manual_seed(0)
     expected = net(x)
     torch.manual_seed(0)
-    with held_still(as_predictive(net), x) as draw:
+    with frozen_model(as_predictive(net), x) as draw:
         predict = draw(Streams.of(0, torch.arange(5)))
         found = predict(x)
         assert not predict.possible
@@ -295,7 +295,7 @@ def test_a_network_that_changes_its_mind_is_followed():
     dice = random.Random(0)
     net = Of(lambda self, x: self.net(x * 1) if dice.random() < 0.5 else self.net(x * 0.5)).eval()
     x = points(5, 1, 8, 8)
-    with held_still(as_predictive(net), x) as draw:
+    with frozen_model(as_predictive(net), x) as draw:
         predict = draw(Streams.of(0, torch.arange(5)))
         found = [predict(x).logits[0] for _ in range(12)]
         assert predict.possible
@@ -360,7 +360,7 @@ def test_large_networks_and_images_are_left_to_the_library():
 def test_the_value_and_the_gradient_of_an_objective():
     net, x = NETS["lenet"](), points(20, 1, 28, 28)
     y = torch.arange(20) % 10
-    with held_still(as_predictive(net), x) as draw:
+    with frozen_model(as_predictive(net), x) as draw:
         value, gradient, here = value_and_gradient(margin, draw(Streams.of(0, torch.arange(20))), x, None, y)
     exact, at = copy.deepcopy(net).double(), x.double().requires_grad_()
     scores = exact(at)
@@ -449,7 +449,7 @@ def test_a_compiler_that_fails_is_named_and_the_library_used(elsewhere, monkeypa
 def test_without_a_compiler_or_when_told_so_the_library_is_used(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     net, x = NETS["cnn4"](), points(4, 1, 28, 28)
-    with held_still(as_predictive(net), x) as draw:
+    with frozen_model(as_predictive(net), x) as draw:
         assert compiler() is None and not isinstance(draw(Streams.of(0, torch.arange(4))), Shortcut)
 
 

@@ -19,7 +19,7 @@ from equipoise.cli.studying import study as run_study
 from equipoise.core.errors import EquipoiseError
 from equipoise.report.pages import light
 from equipoise.report.studies import figure, interval, mean, page
-from equipoise.reproduce.studies import STUDIES, Entry, Options, Tell, load, save
+from equipoise.reproduce.studies import STUDIES, Entry, Options, ReportProgress, load, save
 from equipoise.reproduce.studies.images import difference, direction
 from equipoise.results.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
 
@@ -210,7 +210,7 @@ def test_every_study_is_registered() -> None:
 def toy(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     asked: list[Options] = []
 
-    def run(options: Options, tell: Tell) -> Findings:
+    def run(options: Options, tell: ReportProgress) -> Findings:
         asked.append(options)
         tell("working", 0.5)
         return made_up().findings

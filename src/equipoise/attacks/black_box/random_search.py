@@ -10,8 +10,8 @@ from typing import Any, get_args
 import torch
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
-from equipoise.attacks.execution import held_still
-from equipoise.attacks.result import Goal
+from equipoise.attacks.execution import frozen_model
+from equipoise.attacks.result import Criterion
 from equipoise.core import progress
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream
@@ -59,7 +59,7 @@ class RandomSearch(SearchAttack):
         predictive, value = batch.inputs.predictive, batch.value.clone()
         point, number, tried = x.clone(), torch.zeros_like(y), 0
         left = torch.arange(len(x), device=x.device)
-        with held_still(predictive, x, "eval", self.precision) as draw:
+        with frozen_model(predictive, x, "eval", self.precision) as draw:
             look = draw(streams.fold(Stream.MODEL))
             while tried < self.draws and len(left):
                 progress.report(tried, self.draws, "draw")
@@ -69,11 +69,11 @@ class RandomSearch(SearchAttack):
                 drawn = self.geometry.draw(streams[rows].fold(Stream.RANDOM_SEARCH, trial), x[rows])
                 here = look(drawn)
                 score = margin(here, None, y[rows]).nan_to_num(-torch.inf)
-                fooled = Goal(y[rows]).reached(here).nonzero()[:, 0]
+                fooled = Criterion(y[rows]).reached(here).nonzero()[:, 0]
                 if len(fooled):
                     # Lower precision, or other weights' layout, may see a success that there is not.
                     truth = predict(predictive, drawn[fooled], streams[rows[fooled]].fold(Stream.MODEL))
-                    score[fooled] = torch.where(Goal(y[rows[fooled]]).reached(truth), torch.inf, score[fooled])
+                    score[fooled] = torch.where(Criterion(y[rows[fooled]]).reached(truth), torch.inf, score[fooled])
                 best, first = score.reshape(-1, each).max(1)
                 better = (best > value[left]).nonzero()[:, 0]
                 row, slot = better * each + first[better], left[better]
@@ -87,6 +87,6 @@ def random_search(
     eps: float, norm: str = "linf", draws: int = 10_000, box: Box = Box(), precision: Precision = "32"
 ) -> RandomSearch:
     """Up to `draws` random points of the ball per sample (R, App. C.1). In a `Chain` after a gradient attack it looks
-    only at those that this one left standing, and `Perturbed.part` says who fell to which.
+    only at those that this one left standing, and `AttackResult.part` says who fell to which.
     """
     return RandomSearch(Ball(norm, eps, box), draws, precision)

@@ -22,9 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
-from equipoise.attacks.execution import held_still
+from equipoise.attacks.execution import frozen_model
 from equipoise.attacks.result import prediction_of
 from equipoise.core import progress
+from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
@@ -40,6 +41,7 @@ _TILES = 5  # in each direction, of the start for L2 and L1
 _CROWDED = 0.9  # share of the rows still searching below which the others are cleared away, which costs a copy
 
 
+@renamed_arguments(draws="eot_samples")
 @dataclass(frozen=True)
 class Square(SearchAttack):
     """Random search over squares, within a number of queries per sample and restart."""
@@ -59,7 +61,7 @@ class Square(SearchAttack):
     """Iterations over which the windows shrink; with fewer queries they stay larger (as in AutoAttack)."""
     restarts: int = 1
     """How often it starts again, for the samples that are not yet fooled."""
-    draws: int = 1
+    eot_samples: int = 1
     """Of a random model, over how many draws the margin is averaged at every query."""
     precision: Precision = "32"
     """`bf16` computes the search in bfloat16, unless that is slower (on a CPU, if most convolutions have few filters);
@@ -71,7 +73,7 @@ class Square(SearchAttack):
         require_integer("horizon", self.horizon, 1)
         require(0 < self.p_init <= 1, f"p_init = {self.p_init} is no share of the image: expected 0 < p_init <= 1.")
         require_integer("restarts", self.restarts, 1)
-        require_integer("draws", self.draws, 1)
+        require_integer("eot_samples", self.eot_samples, 1)
         if self.precision not in get_args(Precision):
             raise unknown("precision", self.precision, get_args(Precision))
 
@@ -82,15 +84,15 @@ class Square(SearchAttack):
         """Every field as JSON-ready data, for records."""
         ball = self.geometry
         where = {"norm": ball.norm, "eps": ball.eps, "box": {"low": ball.box.low, "high": ball.box.high}}
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "draws" or self.draws > 1}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "eot_samples" or self.eot_samples > 1}
         return found | {"geometry": where}
 
     def search(self, batch: Batch) -> Candidates:
         """One random search for all samples; those that are fooled leave."""
         x, streams = batch.x, batch.inputs.streams
         point, found, spent = x.clone(), torch.zeros_like(batch.label), torch.zeros_like(batch.label)
-        with held_still(batch.inputs.predictive, x, "eval", self._precision(batch.inputs.predictive)) as draw:
-            keys = [streams.fold(Stream.MODEL, *([n] if n else [])) for n in range(self.draws)]
+        with frozen_model(batch.inputs.predictive, x, "eval", self._precision(batch.inputs.predictive)) as draw:
+            keys = [streams.fold(Stream.MODEL, *([n] if n else [])) for n in range(self.eot_samples)]
             search = _Search.of(self, batch, _averaged([draw(key) for key in keys]))
             for rows in search.run(self):
                 point[rows.slot] = rows.stages[0].reshape(-1, *x.shape[1:])

@@ -12,8 +12,8 @@ from torch import nn
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, AttackLike
 from equipoise.attacks.chain import Chain
-from equipoise.attacks.inputs import Admitted, admitted
-from equipoise.attacks.result import Goal, Perturbed, confirmed
+from equipoise.attacks.inputs import AttackInputs, validated_inputs
+from equipoise.attacks.result import AttackResult, Criterion, confirm
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.types import Labels, Predictive
@@ -57,7 +57,7 @@ class Transfer(Attack):
         proxy = {"name": self.name, "sha256": self.sha256}
         return {"attack": "transfer", "geometry": made["geometry"], "proxy": proxy, "of": made}
 
-    def run(self, inputs: Admitted) -> Perturbed:
+    def run(self, inputs: AttackInputs) -> AttackResult:
         """Attack the proxy, and see what the model says of every point that this yields, fooled there or not.
 
         `success`, `prediction` and `distance` are those of the model under test; `evaluations`, `iteration` and the
@@ -65,7 +65,7 @@ class Transfer(Attack):
         """
         x, y = inputs.x, cast(Labels, inputs.y)
         try:
-            with admitted(self.proxy, x, y, self.geometry, **inputs.options) as proxy:
+            with validated_inputs(self.proxy, x, y, self.geometry, **inputs.options) as proxy:
                 require(
                     proxy.classes == inputs.classes,
                     f"it has {proxy.classes} classes, the model under test has {inputs.classes}: a label would mean "
@@ -74,12 +74,12 @@ class Transfer(Attack):
                 made = self.attack(self.proxy, x, y, **inputs.options)
         except EquipoiseError as error:
             raise EquipoiseError(f"the proxy {self.name!r}: {error}") from error
-        return Perturbed.cat(
+        return AttackResult.cat(
             [
-                confirmed(
+                confirm(
                     inputs.predictive,
                     self.geometry,
-                    Goal(y[b]),
+                    Criterion(y[b]),
                     x[b],
                     made.x[b],
                     inputs.streams[b],
@@ -103,6 +103,6 @@ def transfer(proxy: "nn.Module | Predictive", attack: AttackLike, name: str, sha
     if isinstance(attack, Chain):
         parts = tuple((part, transfer(proxy, one, name, sha256)) for part, one in attack.parts)
         return replace(attack, parts=parts)
-    if isinstance(attack, Ascent) and attack.keep == "first_success":
-        attack = replace(attack, keep="best")
+    if isinstance(attack, Ascent) and attack.return_point == "first_success":
+        attack = replace(attack, return_point="best")
     return Transfer(proxy, attack, name, sha256)

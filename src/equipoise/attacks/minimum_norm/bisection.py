@@ -13,9 +13,9 @@ from torch import Tensor
 
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, AttackLike, own_labels
-from equipoise.attacks.inputs import Admitted
+from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.minimum_norm.search import clearly_wrong
-from equipoise.attacks.result import Goal, Perturbed, confirmed, judged
+from equipoise.attacks.result import AttackResult, Criterion, confirm, judged
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream
@@ -33,7 +33,7 @@ class Bisected(Attack):
     The segment may cross the boundary several times. It is looked at in `looks` evenly spaced points, and between the
     first wrong one and the one before each halving replaces the right or the wrong end by the middle. The result is
     wrong: an upper bound on the distance to the boundary, within `2^-halvings/looks` of the move of a crossing, the
-    first one unless the segment leaves the class and returns between two looks. `Perturbed.crossings` counts the
+    first one unless the segment leaves the class and returns between two looks. `AttackResult.crossings` counts the
     changes between right and wrong that the looks show: more than 1 means that there was a choice. Wrong is what stays
     so under rounding: nearer to the boundary than float32 resolves, no other batch would confirm it.
     """
@@ -66,33 +66,33 @@ class Bisected(Attack):
         own = {"halvings": self.halvings, "looks": self.looks}
         return {"attack": "bisected", "geometry": found["geometry"], **own, "of": found}
 
-    def run(self, inputs: Admitted) -> Perturbed:
+    def run(self, inputs: AttackInputs) -> AttackResult:
         """Attack, and move back what succeeded; without labels, to where the prediction just differs from that at `x`.
 
         A sample that is wrong already is at distance 0; `distance` says nothing where `success` is False.
         """
         inputs.require_independent(self.kind)
         found = self.attack(inputs.model, inputs.x, inputs.y, **inputs.options)
-        return Perturbed.cat(
-            [self._moved_back(inputs[rows], found.take(rows)) for rows in inputs.batches(inputs.batch_size)]
+        return AttackResult.cat(
+            [self._moved_back(inputs[rows], found[rows]) for rows in inputs.batches(inputs.batch_size)]
         )
 
-    def _moved_back(self, inputs: Admitted, found: Perturbed) -> Perturbed:
+    def _moved_back(self, inputs: AttackInputs, found: AttackResult) -> AttackResult:
         """One batch of what was found; those that did not succeed stay."""
         found, rows = replace(found, part=torch.zeros_like(found.part)), found.success.nonzero()[:, 0]
         if len(rows) == 0:
             return found
-        old, inputs = found.take(rows), inputs[rows]
-        predictive, x, streams, goal = inputs.predictive, inputs.x, inputs.streams, Goal(own_labels(inputs))
+        old, inputs = found[rows], inputs[rows]
+        predictive, x, streams, criterion = inputs.predictive, inputs.x, inputs.streams, Criterion(own_labels(inputs))
 
         def on_the_way(share: Tensor) -> Points:
             return torch.lerp(x, old.x, share.reshape(-1, *[1] * (x.ndim - 1)))
 
         def fooled(share: Tensor) -> Tensor:
-            return clearly_wrong(predict(predictive, on_the_way(share), streams.fold(Stream.MODEL)), goal.avoid)
+            return clearly_wrong(predict(predictive, on_the_way(share), streams.fold(Stream.MODEL)), criterion.label)
 
         one = torch.ones_like(old.distance)
-        clean = goal.reached(predict(predictive, x, streams.fold(Stream.MODEL)))
+        clean = criterion.reached(predict(predictive, x, streams.fold(Stream.MODEL)))
         seen = torch.stack(
             [clean, *(fooled(one * i / self.looks) for i in range(1, self.looks)), clean.new_ones(len(x))]
         )
@@ -103,10 +103,10 @@ class Bisected(Attack):
             there = fooled(middle)
             right, wrong = torch.where(there, right, middle), torch.where(there, middle, wrong)
         spent = torch.full_like(old.evaluations, self.looks + self.halvings)
-        near, _ = confirmed(
+        near, _ = confirm(
             predictive,
             self.geometry,
-            goal,
+            criterion,
             x,
             on_the_way(wrong),
             streams,
@@ -115,8 +115,8 @@ class Bisected(Attack):
         )
         crossings = (seen[1:] != seen[:-1]).sum(0)
         near, old = replace(near, crossings=crossings), replace(old, crossings=crossings)
-        return found.overwritten(
-            rows, judged(predictive, self.geometry, goal, x, old.or_rather(near, near.success), streams)
+        return found.with_rows(
+            rows, judged(predictive, self.geometry, criterion, x, old.where(near, near.success), streams)
         )
 
 
@@ -138,6 +138,6 @@ def minimal_l2(
     it climbs towards each of the 9 likeliest side by side, and the first to arrive counts. Also takes the other
     fields of `Ascent`, such as `precision`. It bounds nothing, so that every sample may fall: quote the distances.
     """
-    options = {"keep": "first_success"} | options
+    options = {"return_point": "first_success"} | options
     step_size = 0.02 * box.scale if step_size is None else step_size
     return Bisected(Ascent(objective, Ball("l2", math.inf, box), step_size, steps, **options), halvings, looks)

@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack, described
-from equipoise.attacks.execution import held_still, value_and_gradient
+from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.attacks.minimum_norm.search import clearly_wrong, difference, usable
 from equipoise.attacks.result import like, likely_classes
 from equipoise.core import progress
+from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
@@ -31,6 +32,7 @@ from equipoise.geometry.hyperplane import move_onto
 """The stream of the random starts."""
 
 
+@renamed_arguments(keep="return_point")
 @dataclass(frozen=True)
 class FAB(SearchAttack):
     """Targeted FAB: the linearised boundary towards each of the likeliest wrong classes, all of them side by side."""
@@ -39,7 +41,7 @@ class FAB(SearchAttack):
     needs_labels = True
 
     geometry: Ball
-    """Norm and box, and the radius within which a perturbation counts; it may be infinite with `keep="nearest"`."""
+    """Norm and box, and the radius within which a perturbation counts, infinite only with `return_point="nearest"`."""
     steps: int = 100
     """How many steps."""
     targets: int = 9
@@ -52,7 +54,7 @@ class FAB(SearchAttack):
     """Largest weight of the clean point's own move."""
     beta: float = 0.9
     """How much of the perturbation is left when a misclassified iterate is taken back towards the clean point."""
-    keep: Literal["first_success", "nearest"] = "first_success"
+    return_point: Literal["first_success", "nearest"] = "first_success"
     """The first misclassified point in the ball, at which the sample is done; or, after all steps, the nearest."""
     precision: Precision = "32"
     """`bf16` computes the search in bfloat16; every success is then confirmed in float32."""
@@ -64,12 +66,12 @@ class FAB(SearchAttack):
         for name in ("alpha_max", "beta"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} = {value}: expected a number from 0 to 1.")
-        for name, options in (("keep", ("first_success", "nearest")), ("precision", ("32", "bf16"))):
+        for name, options in (("return_point", ("first_success", "nearest")), ("precision", ("32", "bf16"))):
             if getattr(self, name) not in options:
                 raise unknown(name, getattr(self, name), options)
         require(
-            self.keep == "nearest" or self.geometry.eps < float("inf"),
-            "eps is infinite, where any error is a success: give it a radius, or search with keep='nearest'.",
+            self.return_point == "nearest" or self.geometry.eps < float("inf"),
+            "eps is infinite, where any error is a success: give it a radius, or search with return_point='nearest'.",
         )
 
     def __str__(self) -> str:
@@ -87,7 +89,7 @@ class FAB(SearchAttack):
         if batch.restart:
             reach = torch.where(batch.best.success, batch.best.distance, float("inf")).clamp_max(self.geometry.eps)
             start = self._start(x, targets.shape[1], inputs.streams.fold(Stream.RESTART, batch.restart), reach)
-        with held_still(inputs.predictive, x, "eval", self.precision) as draw:
+        with frozen_model(inputs.predictive, x, "eval", self.precision) as draw:
             found = self._walk(draw(inputs.streams.fold(Stream.MODEL)), x, batch.label, targets, start)
         claimed = None
         if self.precision == "bf16":
@@ -119,7 +121,7 @@ class FAB(SearchAttack):
             won = self._record(rows, each, step, found)
             if step == self.steps:
                 break
-            if self.keep == "first_success" and bool(won.any()):
+            if self.return_point == "first_success" and bool(won.any()):
                 left = (~won).repeat_interleave(each).nonzero()[:, 0]
                 if len(left) == 0:
                     break
@@ -149,9 +151,9 @@ class FAB(SearchAttack):
         return box.clamp(moved).reshape(rows.point.shape)
 
     def _record(self, rows: "_Rows", each: int, step: int, found: "_Found") -> Bool[Tensor, " samples"]:
-        """Keep the best new point of every sample, if it is better than what was found; which samples have one."""
+        """Keep the best new point of every sample, if better than what was found; return which samples have one."""
         score = torch.full_like(rows.value, float("inf"))
-        if self.keep == "nearest":
+        if self.return_point == "nearest":
             wrong = rows.clear.nonzero()[:, 0]
             score[wrong] = self.geometry.distance(rows.point[wrong], rows.origin[wrong])
         else:

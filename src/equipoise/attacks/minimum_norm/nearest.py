@@ -14,12 +14,12 @@ import torch
 
 from equipoise.attacks.attack import Attack, AttackLike, Composite, own_labels, unperturbed
 from equipoise.attacks.gradient import fgsm, pgd
-from equipoise.attacks.inputs import Admitted
+from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.minimum_norm.bisection import Bisected
 from equipoise.attacks.minimum_norm.deepfool import deepfool
 from equipoise.attacks.minimum_norm.fmn import fmn
 from equipoise.attacks.minimum_norm.hein_andriushchenko import bg
-from equipoise.attacks.result import Goal, Perturbed, judged
+from equipoise.attacks.result import AttackResult, Criterion, judged
 from equipoise.core import progress
 from equipoise.core.errors import require
 from equipoise.core.types import Labels
@@ -38,8 +38,8 @@ only their direction counts."""
 class Nearest(Attack):
     """Attacks side by side; of each sample's successes the nearest, of equally near ones the first.
 
-    `Perturbed.part` says whose it was. The parts may have radii of their own, but share the box; and the norm, unless
-    `norm` names the one in which all their distances are measured.
+    `AttackResult.part` says whose it was. The parts may have radii of their own, but share the box; and the norm,
+    unless `norm` names the one in which all their distances are measured.
     """
 
     kind = "the nearest of several attacks"
@@ -68,7 +68,7 @@ class Nearest(Attack):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the parts, to which `Perturbed.part` is an index."""
+        """The names of the parts, to which `AttackResult.part` is an index."""
         return tuple(name for name, _ in self.parts)
 
     def settings(self) -> dict[str, Any]:
@@ -80,30 +80,30 @@ class Nearest(Attack):
             "parts": [{"name": name, **attack.settings()} for name, attack in self.parts],
         }
 
-    def run(self, inputs: Admitted) -> Perturbed:
+    def run(self, inputs: AttackInputs) -> AttackResult:
         """All attacks on the samples that are right; without labels, on all, away from the prediction at `x`.
 
         A sample that no attack moves across the boundary stays as it is.
         """
         batches = list(inputs.batches(inputs.batch_size))
         inputs = replace(inputs, y=torch.cat([own_labels(inputs[rows]) for rows in batches]))
-        result = Perturbed.cat([unperturbed(inputs[rows], self.geometry)[0] for rows in batches])
+        result = AttackResult.cat([unperturbed(inputs[rows], self.geometry)[0] for rows in batches])
         rows = (~result.success).nonzero()[:, 0]
         if len(rows) == 0:
             return result
-        best, left = result.take(rows), inputs[rows]
+        best, left = result[rows], inputs[rows]
         for number, (name, attack) in enumerate(progress.parts(self.parts, self.names)):
             found = progress.kept(name, partial(attack, left.model, left.x, left.y, **left.options))
             if attack.geometry.norm != self.geometry.norm:
                 found = replace(found, distance=self.geometry.distance(found.x, left.x))
             nearer = found.success & self.geometry.contains(found.x, left.x)
             nearer &= ~best.success | (found.distance < best.distance)
-            best = best.or_rather(replace(found, part=torch.full_like(found.part, number)), nearer)
-        goal = Goal(cast(Labels, left.y))
-        return result.overwritten(rows, judged(left.predictive, self.geometry, goal, left.x, best, left.streams))
+            best = best.where(replace(found, part=torch.full_like(found.part, number)), nearer)
+        criterion = Criterion(cast(Labels, left.y))
+        return result.with_rows(rows, judged(left.predictive, self.geometry, criterion, left.x, best, left.streams))
 
 
-def share_won(attack: Composite, found: Perturbed) -> dict[str, float]:
+def share_won(attack: Composite, found: AttackResult) -> dict[str, float]:
     """The share of each part of a `Nearest` or a `Chain` in the samples that were fooled (F, Table 2).
 
     Samples that are wrong as they are count for nobody; all shares are 0 where no sample was fooled.
@@ -144,7 +144,7 @@ def margin_attack(
         return Bisected(attack, halvings, looks)
 
     fast = tuple((f"{r:g}", back(fgsm(r, inner, box=box))) for r in at_radii)
-    slow = tuple((f"{r:g}", back(pgd(r, step_size, steps, inner, box, keep="first_success"))) for r in at_radii)
+    slow = tuple((f"{r:g}", back(pgd(r, step_size, steps, inner, box, return_point="first_success"))) for r in at_radii)
     parts = (
         ("fgsm", Nearest(fast, norm=norm)),
         ("pgd", Nearest(slow, norm=norm)),

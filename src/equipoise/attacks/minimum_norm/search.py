@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
-from equipoise.attacks.execution import held_still, value_and_gradient
+from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.core.rng import Stream
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction
 from equipoise.geometry import Rows
@@ -122,7 +122,7 @@ class BoundaryAttack(SearchAttack):
         """The nearest wrong points that the walk keeps."""
         counts = [torch.zeros_like(batch.label) for _ in range(4)]
         far = batch.x.new_full((len(batch),), torch.inf)
-        with held_still(batch.inputs.predictive, batch.x) as draw:
+        with frozen_model(batch.inputs.predictive, batch.x) as draw:
             look = draw(batch.inputs.streams.fold(Stream.MODEL))
             found = Search(look, batch.x, batch.label, batch.clean, batch.x.clone(), far, *counts)
             self.walk(found)

@@ -11,9 +11,9 @@ from equipoise.reproduce.experiment import (
     Experiment,
     Line,
     Part,
+    PublishedValue,
     Read,
     Record,
-    Shown,
     Table,
     Variant,
     clean,
@@ -218,7 +218,7 @@ def figure_3(variant: Variant) -> list[Part]:
     names, question = METHODS[::-1], "What do the nearest points look like that are classified otherwise?"
     function = call(measures.nearest_examples, names=names)
     return [
-        Shown(
+        PublishedValue(
             f"The nearest points found by BG, {row} (F Fig 3)",
             Measured(function, [training(name, data, 0, variant) for name in names], question, "last", 100),
         )

@@ -15,7 +15,7 @@ from equipoise.reproduce.experiment import (
     Experiment,
     Line,
     Part,
-    Shown,
+    PublishedValue,
     Table,
     Variant,
     clean,
@@ -186,7 +186,7 @@ def surfaces(of: str, source: str) -> Callable[[Variant], list[Part]]:
             Cell(name, "samples with a hole", tasks, number(measures.hole(name)), paper, 12.5)
             for name, paper in zip(names, (25.0, None), strict=True)
         ]
-        return [Shown(f"The {of} around samples ({source})", tasks[0]), Table("Holes (R, App. C.2)", cells)]
+        return [PublishedValue(f"The {of} around samples ({source})", tasks[0]), Table("Holes (R, App. C.2)", cells)]
 
     return parts
 
@@ -280,7 +280,7 @@ def figure_4(variant: Variant) -> list[Part]:
     ]
     cells.append(Cell("EntM", measures.UPPER, tasks, number(measures.UPPER), 65.0, 0.5, scale=1.0))
     return [
-        Shown("Normalised margin and distance (R Fig 4)", tasks[0]),
+        PublishedValue("Normalised margin and distance (R Fig 4)", tasks[0]),
         Table("Correlations (R Table 4), and the non-linearity that parts EntM's samples (R Fig 4b)", cells, unit=""),
     ]
 

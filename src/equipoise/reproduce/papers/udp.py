@@ -33,7 +33,7 @@ from equipoise.reproduce.recipes import (
     one_step_parts,
     studied,
 )
-from equipoise.reproduce.tasks import Call, Measured, Net, Studied, Training, call
+from equipoise.reproduce.tasks import Call, Measured, Net, StudyTask, Training, call
 from equipoise.training import Recipe, methods
 
 START_QUIRK = (
@@ -279,7 +279,7 @@ EXPERIMENTS = (
         "Distances from the training samples of CIFAR-10 to the nearest sample of another class",
         "U Fig 2",
         "Exact, over all training samples; beside U's Euclidean distances are those in Linf, its norm of training.",
-        {"Distance to the nearest sample of another class": Studied("opposite-class", data="cifar10")},
+        {"Distance to the nearest sample of another class": StudyTask("opposite-class", data="cifar10")},
         about="",
     ),
     studied(
@@ -289,7 +289,7 @@ EXPERIMENTS = (
         " U does not print the eps of this figure: on the Narrow Corridor PGD and TRADES have the narrowest gap and "
         "UDP twice that, and each its best one too; on LMS-5 PGD and TRADES have the largest that keeps the classes "
         "apart, half of the Linf gap of the supports, and UDP twice that.",
-        {"Narrow Corridor": Studied("narrow-corridor"), "LMS-5": Studied("lms5")},
+        {"Narrow Corridor": StudyTask("narrow-corridor"), "LMS-5": StudyTask("lms5")},
     ),
     Experiment(
         "udp-figure-4",
@@ -316,28 +316,28 @@ EXPERIMENTS = (
         "PGD and UDP with an eps too large for one place and not for another: attacks, training, changes of prediction",
         "U Fig 8",
         " U does not print the eps: .8 for the attacks, .4 for the training.",
-        {"Two distances": Studied("two-distance")},
+        {"Two distances": StudyTask("two-distance")},
     ),
     studied(
         "udp-figure-9",
         "Decision regions on the Narrow Corridor for eps .05, .15, .25, .35, .45",
         "U Fig 9",
         "",
-        {"Narrow Corridor": Studied("narrow-corridor")},
+        {"Narrow Corridor": StudyTask("narrow-corridor")},
     ),
     studied(
         "udp-figure-10",
         "PGD and UDP perturbations of a deep-kernel Gaussian process trained on clean points",
         "U Fig 10",
         " The study shows U Fig 11 as well.",
-        {"Gaussian process": Studied("due")},
+        {"Gaussian process": StudyTask("due")},
     ),
     studied(
         "udp-figure-11",
         "A deep-kernel Gaussian process trained by PGD and by UDP",
         "U Fig 11",
         " The study shows U Fig 10 as well, and a controlled run with steps of .02.",
-        {"Gaussian process": Studied("due")},
+        {"Gaussian process": StudyTask("due")},
     ),
     Experiment(
         "udp-figure-12",
@@ -371,7 +371,7 @@ EXPERIMENTS = (
         "CIFAR-10 images after 1000 steps up the uncertainty and up the loss, with eps infinite",
         "U Fig 15",
         "U does not say which classifier is perturbed; here it is a LeNet, trained for at least three epochs.",
-        {"Appearance": Studied("appearance", data="cifar10")},
+        {"Appearance": StudyTask("appearance", data="cifar10")},
         about="",
     ),
     Experiment(

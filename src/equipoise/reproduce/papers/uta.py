@@ -22,7 +22,7 @@ from equipoise.reproduce.recipes import (
     one_step_parts,
     studied,
 )
-from equipoise.reproduce.tasks import Call, Net, Studied, Training, call
+from equipoise.reproduce.tasks import Call, Net, StudyTask, Training, call
 from equipoise.training import Recipe, methods
 
 NOTES = (
@@ -194,7 +194,7 @@ EXPERIMENTS = (
         "T Fig 1",
         " T does not print the eps: .8 for the attacks, .4 for the training, where the uncertain method draws its "
         "number of steps (U's UDP).",
-        {"Two distances": Studied("two-distance")},
+        {"Two distances": StudyTask("two-distance")},
     ),
     Experiment(
         "uta-figure-2",
@@ -224,7 +224,7 @@ EXPERIMENTS = (
         "PGD and UTA attacks on a deep-kernel Gaussian process trained on clean points",
         "T Fig 5",
         " The study shows T Fig 6 as well.",
-        {"Gaussian process": Studied("due")},
+        {"Gaussian process": StudyTask("due")},
     ),
     studied(
         "uta-figure-6",
@@ -232,21 +232,21 @@ EXPERIMENTS = (
         "T Fig 6",
         " The study draws the number of steps of the uncertain training (as U), where T takes all. It shows "
         "Fig 5 too, and a controlled run with steps of .02.",
-        {"Gaussian process": Studied("due")},
+        {"Gaussian process": StudyTask("due")},
     ),
     studied(
         "uta-figure-7",
         "TRADES with an eps too large for one place and not for another",
         "T Fig 7",
         " The weight of TRADES is 1, as in T. The study shows T Fig 1 as well.",
-        {"Two distances": Studied("two-distance")},
+        {"Two distances": StudyTask("two-distance")},
     ),
     studied(
         "uta-figure-8",
         "CIFAR-10 images after 1000 steps up the uncertainty and up the loss, with eps infinite",
         "T Fig 8",
         "T does not say which classifier is attacked; here it is a LeNet, trained for at least three epochs.",
-        {"Appearance": Studied("appearance", data="cifar10")},
+        {"Appearance": StudyTask("appearance", data="cifar10")},
         about="",
     ),
     Experiment(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from equipoise.reproduce.studies.keep import load, save
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.results.findings import Findings
 
-__all__ = ["STUDIES", "Entry", "Options", "Tell", "load", "save"]
+__all__ = ["STUDIES", "Entry", "Options", "ReportProgress", "load", "save"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Entry:
     """What it asks, in a sentence."""
     source: str
     """The figures or theorem it is about."""
-    run: Callable[[Options, Tell], Findings]
+    run: Callable[[Options, ReportProgress], Findings]
     """Runs it."""
     takes: tuple[str, ...] = ("seeds",)
     """What it has a use for, of the fields of `Options` that not every study has: `seeds`, `data`, `data_root`,
@@ -37,7 +37,7 @@ _DATA = ("data", "data_root", "limit")
 def _entry(name: str, question: str, source: str, takes: tuple[str, ...] = ("seeds",)) -> Entry:
     """The study of the module of that name, which is imported when it is run."""
 
-    def run(options: Options, tell: Tell) -> Findings:
+    def run(options: Options, tell: ReportProgress) -> Findings:
         return import_module(f"equipoise.reproduce.studies.{name.replace('-', '_')}").run(options, tell)
 
     return Entry(name, question, source, run, takes)

@@ -25,7 +25,7 @@ from equipoise.geometry import Ball
 from equipoise.losses.objectives import entropy
 from equipoise.models import as_predictive, predict
 from equipoise.reproduce.studies.images import dataset, described, direction, images, recipe, seeds, train
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.processes import run_all, share
 from equipoise.results.findings import Findings, Histogram, Images, Number, Picture
 from equipoise.training.methods import standard
@@ -57,7 +57,7 @@ class Seen:
     """L2 distance from the sample, in pixels of [0, 1]."""
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Clean samples beside their UDP and PGD perturbations, and how far each kind goes across the boundary."""
     original = dataset(options)
     data = images(original)

@@ -27,7 +27,7 @@ from equipoise.reproduce.studies.images import (
     seeds,
     train,
 )
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.processes import run_all, share
 from equipoise.results.findings import Findings, Lines, Number, Picture, Series
 from equipoise.training.methods import standard, udp
@@ -38,7 +38,7 @@ EPS = 0.1
 METHODS: Mapping[str, Method] = {"standard": standard(), "UDP": udp(EPS, 0.04, 5)}
 """What trains; U does not say with which steps; these reach twice the radius."""
 
-ATTACK = pgd(EPS, 0.01, 20, keep="first_success", start=Uniform())
+ATTACK = pgd(EPS, 0.01, 20, return_point="first_success", start=Uniform())
 """What robust accuracy is measured with."""
 
 LR, BATCH = 2e-3, 64
@@ -50,7 +50,7 @@ Accuracies = Mapping[tuple[str, str], Sequence[Sequence[float]]]
 """By method and kind of accuracy: one row per seed, one column per width."""
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Clean and PGD accuracy of standard and UDP training against the width of a LeNet."""
     original = dataset(options)
     data = images(original)

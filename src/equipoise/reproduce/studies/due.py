@@ -23,7 +23,7 @@ from equipoise.models import DeepKernelGP
 from equipoise.models.deep_kernel_gp import KLToPrior, deep_kernel_gp
 from equipoise.nets import Normalize
 from equipoise.nets.due import FCResNet
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.plane import (
     EVERYWHERE,
     Sizes,
@@ -78,7 +78,7 @@ class Shape:
     """Samples of the GP: members of the prediction."""
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Where perturbations of a deep-kernel GP go, and what training with them gives."""
     toy, sizes, shape, rows, steps = two_distance(), Sizes(points=200, steps=100, lr=2e-2), Shape(), 80, STEPS
     if options.quick:
@@ -171,7 +171,7 @@ def bound(name: str, toy: Toy, n: int, steps: int, step_size: float = STEP_SIZE)
             part = as_method(loss @ attacks.udp(**length))
         case _:
             part = as_method(loss)
-    return part.penalised(1.0, KLToPrior(n))
+    return part.with_penalty(1.0, KLToPrior(n))
 
 
 def _build(toy: Toy, sizes: Sizes, shape: Shape, case: Case) -> DeepKernelGP:

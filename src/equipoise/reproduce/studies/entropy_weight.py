@@ -22,7 +22,7 @@ from equipoise.reproduce.studies.images import (
     seeds,
     train,
 )
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.processes import run_all, share
 from equipoise.results.findings import Findings, Lines, Number, Picture
 from equipoise.training.methods import pat, standard
@@ -36,7 +36,7 @@ METHODS: Mapping[str, Callable[[Objective], Method]] = {
 }
 """What trains, by the loss that it descends."""
 
-ATTACK = pgd(EPS, EPS / 10, 40, keep="first_success", start=Gaussian(0.005))
+ATTACK = pgd(EPS, EPS / 10, 40, return_point="first_success", start=Gaussian(0.005))
 """PGD40 with the step of R, Sec. 5.1."""
 
 _PAPER = "clean and robust accuracy rise together with lambda from 0.1 to 5 (R, Sec. 5.3 and Fig 3)"
@@ -45,7 +45,7 @@ Accuracies = Mapping[tuple[str, str], Sequence[Sequence[float]]]
 """By method and kind of accuracy: one row per seed, one column per weight."""
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Clean and PGD40 accuracy of EntM and PAT-EntM against the weight lambda of the entropy."""
     original = dataset(options)
     data = images(original)

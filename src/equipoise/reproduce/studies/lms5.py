@@ -12,7 +12,7 @@ import torch
 
 from equipoise.core.rng import fold
 from equipoise.data import Split
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.plane import (
     QUICK,
     Sizes,
@@ -53,7 +53,7 @@ class Case:
     """Seed."""
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Decision regions, and the accuracy without each coordinate, by method."""
     toy, sizes, rows, tests = lms5(), Sizes(points=500, steps=1000, lr=1e-2), 110, 2000
     if options.quick:

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float, Int
 
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.plane import (
     METHODS,
     QUICK,
@@ -55,7 +55,7 @@ class Case:
     """Seed."""
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Decision regions and agreement with the max-margin boundary, by method and eps."""
     toy, sizes, rows = narrow_corridor(), Sizes(), 100
     radii, seeds = RADII, seeds_of(options, 10)

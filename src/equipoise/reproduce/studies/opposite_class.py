@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from equipoise.reproduce.studies.images import dataset, described
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.results.findings import Findings, Histogram, Number, Picture
 
 EPS = {"linf": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5), "l2": (0.5, 1.0, 1.5)}
@@ -27,7 +27,7 @@ Rows = Float[Tensor, "a d"]
 Gaps = Callable[[Rows, Float[Tensor, "b d"]], Float[Tensor, "a b"]]
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Histograms of the distances from every training sample to its nearest sample of another class, exact."""
     data = dataset(options)
     x, y = data.train.x.flatten(1), data.train.y

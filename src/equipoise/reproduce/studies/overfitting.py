@@ -28,7 +28,7 @@ from equipoise.reproduce.studies.images import (
     seeds,
     train,
 )
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.processes import run_all, share
 from equipoise.results.findings import Findings, Lines, Number, Picture
 from equipoise.training.methods import fgsm_at, pgd_at, r_fgsm_at, udp
@@ -36,7 +36,7 @@ from equipoise.training.methods import fgsm_at, pgd_at, r_fgsm_at, udp
 EPS = 0.2
 """Radius of training and testing, and step of the one-step methods (U App. E.2)."""
 
-TESTS = {"FGSM": fgsm(EPS), "PGD-20": pgd(EPS, 0.01, 20, keep="first_success")}
+TESTS = {"FGSM": fgsm(EPS), "PGD-20": pgd(EPS, 0.01, 20, return_point="first_success")}
 """What accuracy is followed under (U Fig 13)."""
 
 METHODS: Mapping[str, Method] = {
@@ -68,7 +68,7 @@ class Size:
     """Of the PGD-20 at the end."""
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Clean, FGSM and PGD-20 accuracy over training, and PGD accuracy against the radius at the end."""
     original = dataset(options)
     data = images(original)
@@ -143,7 +143,7 @@ def overfits(course: Mapping[str, Sequence[float]]) -> bool:
 
 
 def _final_attack(eps: float, size: Size) -> Ascent:
-    return pgd(eps, steps=20, keep="first_success", start=Uniform(), restarts=size.restarts)
+    return pgd(eps, steps=20, return_point="first_success", start=Uniform(), restarts=size.restarts)
 
 
 def _numbers(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from equipoise.reproduce.studies.options import Tell
+from equipoise.reproduce.studies.options import ReportProgress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -78,6 +78,6 @@ def _do(task: Any) -> Any:
     return _own["work"](task)
 
 
-def share(tell: Tell, what: str, total: int, begin: float = 0.0, end: float = 1.0) -> Callable[[int], None]:
+def share(tell: ReportProgress, what: str, total: int, begin: float = 0.0, end: float = 1.0) -> Callable[[int], None]:
     """Tells of a part of a study, from share `begin` to `end` of it, by how many of `total` are done."""
     return lambda done: tell(f"{what} {done}/{total}", begin + (end - begin) * done / total)

@@ -19,7 +19,7 @@ from torch import nn
 
 from equipoise.attacks import pgd, udp
 from equipoise.core.rng import fold
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.plane import EVERYWHERE
 from equipoise.reproduce.studies.processes import one_thread
 from equipoise.results.findings import Findings, Lines, Number, Picture, Series
@@ -63,7 +63,7 @@ class Setting:
         return (self.means[1] - self.means[0]) / 2
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """The contraction of the boundary towards the middle, and whose sides are swapped when eps is large."""
     setting = Setting(chains=200, steps=15, few=20, ascent_steps=8) if options.quick else Setting()
     seeds = [options.seed + i for i in range(options.seeds or (2 if options.quick else 10))]

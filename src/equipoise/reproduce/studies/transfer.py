@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from equipoise.core.errors import require
 from equipoise.data import Dataset, Split, load
 from equipoise.losses.terms import Method
-from equipoise.models import standing
+from equipoise.models import module_mode
 from equipoise.nets import build, split
 from equipoise.reproduce.studies.images import (
     accuracy,
@@ -34,7 +34,7 @@ from equipoise.reproduce.studies.images import (
     seeds,
     train,
 )
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.processes import run_all, share
 from equipoise.results.findings import Findings, Lines, Number, Picture
 from equipoise.training.methods import pgd_at, standard, trades, udp
@@ -65,7 +65,7 @@ LR, BATCH = 2e-3, 64
 _PAPER = "CIFAR-10 to CIFAR-100: standard 42.5, PGD 42.6, TRADES 42.7, UDP 45.3 % at best robust accuracy (U Table 4)"
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Accuracy of linear classifiers of the target dataset on features learned on the source dataset."""
     pair = source_and_target(options)
     source, target = (images(data) for data in pair)
@@ -183,7 +183,7 @@ def features(encoder: nn.Module, split: Split) -> Float[Tensor, "n d"]:
     """The encoder's outputs, in eval mode, as rows on the CPU."""
     weight = next(encoder.parameters(), None)
     device = split.x.device if weight is None else weight.device
-    with standing(encoder, "eval"):
+    with module_mode(encoder, "eval"):
         return torch.cat([encoder(x.to(device)).flatten(1).cpu() for x in split.x.split(512)])
 
 

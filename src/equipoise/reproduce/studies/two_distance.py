@@ -14,7 +14,7 @@ from torch import nn
 
 from equipoise.data import Split
 from equipoise.models import Ensemble
-from equipoise.reproduce.studies.options import Options, Tell
+from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.reproduce.studies.plane import (
     METHODS,
     QUICK,
@@ -68,7 +68,7 @@ class Attacked:
     """Which lie on the other side of the max-margin boundary."""
 
 
-def run(options: Options, tell: Tell) -> Findings:
+def run(options: Options, tell: ReportProgress) -> Findings:
     """Where perturbations go, what training with them gives, and how often predictions change meanwhile."""
     toy, sizes, rows, members = two_distance(), Sizes(), 130, MEMBERS
     if options.quick:

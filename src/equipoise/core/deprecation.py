@@ -1,12 +1,16 @@
-"""Modules that have moved: their old names still import, with a `DeprecationWarning` that says the new one."""
+"""Old names of modules, of names in them and of arguments: they still work, with a `DeprecationWarning`."""
 
+import functools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T", bound=Callable[..., Any])
 
 MOVED = {
     "ascent": "attacks.ascent",
@@ -28,7 +32,7 @@ MOVED = {
     "diagnostics.verdict": "masking.investigate",
     "errors": "core.errors",
     "evaluation.audit": "evaluation.verification",
-    "evaluation.flags": "masking.probe",
+    "evaluation.flags": "masking.model_checks",
     "evaluation.verify": "evaluation.confirm",
     "experiments": "reproduce",
     "filling": "geometry.water_filling",
@@ -103,3 +107,48 @@ def install() -> None:
     """Let old names be imported, after all that exist have been looked for."""
     if not any(isinstance(finder, Moved) for finder in sys.meta_path):
         sys.meta_path.append(Moved())
+
+
+def renamed_names(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a module in which old names, the keys of `renamed`, stand for new ones. A new name is
+    one of the module itself, or `other.module:name`.
+    """
+
+    def find(name: str) -> Any:
+        if name not in renamed:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, _, new = renamed[name].rpartition(":")
+        _warn(f"{module}.{name} has been renamed: write {home or module}.{new}")
+        return getattr(import_module(home or module), new)
+
+    return find
+
+
+def renamed_arguments(**renamed: str) -> Callable[[T], T]:
+    """Decorate a function or a class so that it also takes old names of keyword arguments: `old="new"`. Where both are
+    given, as by `dataclasses.replace`, the old one counts.
+    """
+
+    def decorate(target: T) -> T:
+        call = target.__init__ if isinstance(target, type) else target
+
+        @functools.wraps(call)
+        def wrapped(*args: Any, **options: Any) -> Any:
+            for old in renamed.keys() & options.keys():
+                _warn(f"{target.__name__}({old}=...) has been renamed: write {renamed[old]}=")
+                options[renamed[old]] = options.pop(old)
+            return call(*args, **options)
+
+        if isinstance(target, type):
+            setattr(target, "__init__", wrapped)  # noqa: B010, as a type checker takes offence at the plain form
+        return cast(T, target if isinstance(target, type) else wrapped)
+
+    return decorate
+
+
+def _warn(message: str) -> None:
+    """Warn at the line outside of this package that used the old name."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] in ("equipoise", "importlib"):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, DeprecationWarning, stacklevel=depth)

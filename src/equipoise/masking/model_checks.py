@@ -1,10 +1,11 @@
 """Reasons to doubt a robust accuracy: what about a model, or about finished attacks, suggests that it is overstated.
 
-flags = probe(model, x, y) + judge(results)
+flags = check_model(model, x, y) + check_results(results)
 
-`probe` looks at the model before any attack, `judge` at what the attacks did. Both return a `Flag` per suspicion, with
-the figure that raised it; neither proves anything. Most of the suspicions are those of Athalye, Carlini & Wagner
-(ICML 2018, Sec. 3.1) and of Carlini et al. (On Evaluating Adversarial Robustness, 2019).
+`check_model` looks at the model before any attack, `check_results` at what the attacks did. Both return a
+`ResultWarning` per suspicion, with the figure that raised it; neither proves anything. Most of the
+suspicions are those of Athalye, Carlini & Wagner (ICML 2018, Sec. 3.1) and of Carlini et al. (On Evaluating Adversarial
+Robustness, 2019).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,15 +20,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from equipoise.attacks.execution import value_and_gradient
-from equipoise.attacks.inputs import admitted
+from equipoise.attacks.inputs import validated_inputs
 from equipoise.attacks.result import like
 from equipoise.core.errors import NoGradient, require
 from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Objective, cross_entropy, margin
-from equipoise.models import as_predictive, couples_samples, full_precision, seeded
-from equipoise.results.records import AttackResult, Flag
+from equipoise.models import as_predictive, full_precision, global_seed, is_batch_dependent
+from equipoise.results.records import AttackRecord, ResultWarning
 from equipoise.results.statistics import mcnemar, wilson
 
 SHARE = 0.05
@@ -102,7 +103,7 @@ _SUMMARIES = ("clean", "worst case")  # results that are no attack of their own
 _AT_ONCE = 256
 
 
-def probe(
+def check_model(
     model: "nn.Module | Predictive",
     x: Points,
     y: Labels,
@@ -111,7 +112,7 @@ def probe(
     reported: float | None = None,
     samples: int = 64,
     seed: int = 0,
-) -> list[Flag]:
+) -> list[ResultWarning]:
     """What about the model itself suggests that its robustness is overstated; an empty list if nothing does.
 
     Looks at `samples` samples, spread evenly over `x`, whose values lie in `box`; accuracies and logits that are not
@@ -124,7 +125,7 @@ def probe(
         reported is None or 0 <= reported <= 1,
         f"reported = {reported} is not an accuracy: expected a share in [0, 1], such as 0.93.",
     )
-    require(isinstance(y, Tensor), "probe needs the labels y, a torch tensor of class indices.")
+    require(isinstance(y, Tensor), "check_model needs the labels y, a torch tensor of class indices.")
     predictive = as_predictive(model)
     with _looked_at(predictive, x, y, box, reported, samples, seed) as case:
         found = [ask(case) for ask in PROBES]
@@ -152,18 +153,18 @@ def _looked_at(
     predictive: Predictive, x: Points, y: Labels, box: Box, reported: float | None, samples: int, seed: int
 ) -> Iterator["_Case"]:
     """The samples that are looked at, once the input has passed every check; the model stays as it was."""
-    with admitted(predictive, x, y, Ball("linf", 0.0, box), seed=seed) as admission:
+    with validated_inputs(predictive, x, y, Ball("linf", 0.0, box), seed=seed) as admission:
         n = min(samples, len(x))
         rows = torch.arange(n, device=x.device) * len(x) // n
         yield _Case(admission.predictive, admission.x, y, admission.streams, box, reported, rows, seed)
 
 
-def judge(results: Sequence[AttackResult]) -> list[Flag]:
+def check_results(results: Sequence[AttackRecord]) -> list[ResultWarning]:
     """What finished attacks on the same samples suggest: flags where a black-box attack beats the white-box ones.
 
     Attacks are compared within each ball, the parts of a composite attack through its winners.
     """
-    by_ball: dict[tuple[str, float], list[AttackResult]] = {}
+    by_ball: dict[tuple[str, float], list[AttackRecord]] = {}
     for result in results:
         if result.eps > 0:
             by_ball.setdefault((result.norm, result.eps), []).append(result)
@@ -200,7 +201,7 @@ class _Case:
     def drawn(self, streams: Streams, call: int) -> Iterator[Predict]:
         """The prediction function of one call: the same `call` draws the same random numbers."""
         device = self.all_x.device
-        with seeded(fold(self.seed, Stream.GLOBAL, call), device), torch.autocast(device.type, enabled=False):
+        with global_seed(fold(self.seed, Stream.GLOBAL, call), device), torch.autocast(device.type, enabled=False):
             yield self.predictive.draw(streams.fold(Stream.MODEL, call))
 
     @torch.no_grad()
@@ -286,7 +287,7 @@ class _Case:
         """The logits of the first of the samples, each by itself; together where a layer needs several."""
         few = torch.arange(min(ALONE, self.n), device=self.x.device)
         found = []
-        for rows in few.split(len(few) if couples_samples(self.predictive.module) else 1):
+        for rows in few.split(len(few) if is_batch_dependent(self.predictive.module) else 1):
             with self.drawn(self.streams[rows], 0) as predict:
                 found.append(predict(self.x[rows]).scores)
         return torch.cat(found)
@@ -294,7 +295,7 @@ class _Case:
     @cached_property
     def coupled(self) -> bool:
         """Whether the logits of a sample depend on what else is in its batch; that is not known of a random model."""
-        if couples_samples(self.predictive.module):
+        if is_batch_dependent(self.predictive.module):
             return True
         return not self.random and bool(self.changes(self.alone())[0].any())
 
@@ -316,11 +317,11 @@ class _Case:
         return moved.any(1), float(change[moved & change.isfinite()].amax()) if (moved & ~appeared).any() else 0.0
 
 
-def _not_finite(case: _Case) -> Flag | None:
+def _not_finite(case: _Case) -> ResultWarning | None:
     lost = int((~Prediction(case.everywhere[None]).finite).sum())
     if not lost:
         return None
-    return Flag(
+    return ResultWarning(
         "logits that are not finite",
         f"on {lost} of {len(case.everywhere)} samples they hold a NaN or +inf, or are all -inf",
         "no class follows from them, so that these samples are neither right nor fooled: look for a division by 0, an "
@@ -328,14 +329,14 @@ def _not_finite(case: _Case) -> Flag | None:
     )
 
 
-def _gradient_not_finite(case: _Case) -> Flag | None:
+def _gradient_not_finite(case: _Case) -> ResultWarning | None:
     if case.refusal is not None:
         return None
     lost = {objective.name: _holds_nan(case, objective) for objective in (cross_entropy, margin)}
     if not any(lost.values()):
         return None
     seen = " and that of the ".join(f"{name.replace('_', '-')} on {count}" for name, count in lost.items())
-    return Flag(
+    return ResultWarning(
         "gradients that are not finite",
         f"the input gradient of the {seen} of {case.n} samples holds a NaN or an infinity, their logits do not",
         "attacks take it as 0 and stand still there: look for a square root, a norm or a logarithm at 0 in the model, "
@@ -348,12 +349,12 @@ def _holds_nan(case: _Case, objective: Objective) -> int:
     return int((~gradient.flatten(1).isfinite().all(1)).sum())
 
 
-def _randomised(case: _Case) -> Flag | None:
+def _randomised(case: _Case) -> ResultWarning | None:
     moved, sizes = zip(*(case.changes(case.scores(case.x, call)) for call in (1, 2)), strict=True)
     n = int(torch.stack(moved).any(0).sum())
     if not n:
         return None
-    return Flag(
+    return ResultWarning(
         "randomised model",
         f"logits change by up to {max(sizes):.2g} between calls, on {n} of {case.n} samples",
         "attack the average over draws (expectation over transformation, attack `autoattack-rand`) and report the mean "
@@ -361,11 +362,11 @@ def _randomised(case: _Case) -> Flag | None:
     )
 
 
-def _batch_dependent(case: _Case) -> Flag | None:
+def _batch_dependent(case: _Case) -> ResultWarning | None:
     if not case.coupled:
         return None
     moved, size = case.changes(case.alone())
-    return Flag(
+    return ResultWarning(
         "batch-dependent model",
         f"logits change by up to {size:.2g} from a small batch to one of {case.n}, on {int(moved.sum())} of "
         f"{len(moved)} samples",
@@ -374,13 +375,13 @@ def _batch_dependent(case: _Case) -> Flag | None:
     )
 
 
-def _probabilities(case: _Case) -> Flag | None:
+def _probabilities(case: _Case) -> ResultWarning | None:
     name = "probabilities instead of logits"
     if getattr(case.predictive, "outputs", "logits") != "probabilities":
         low, high = (float(end) for end in case.clean[case.finite].flatten().aminmax()) if case.finite.any() else (0, 0)
         if low < 0 or high > 1 or high - low < SQUASHED:
             return None
-        return Flag(
+        return ResultWarning(
             name,
             f"all outputs for {case.n} samples lie in [0, 1] (from {low:.2g} to {high:.2g}), as after a sigmoid",
             "give the model without its last sigmoid or softmax, so that its logits can be attacked",
@@ -388,14 +389,14 @@ def _probabilities(case: _Case) -> Flag | None:
     lost = int((case.clean.amax(1) == 0).sum())  # log 1
     if lost <= SHARE * case.n:
         return None
-    return Flag(
+    return ResultWarning(
         name,
         f"the largest probability is exactly 1 on {lost} of {case.n} samples, which hides how sure the model is",
         "give the model without its last softmax, so that its logits can be attacked",
     )
 
 
-def _vanishing(case: _Case) -> Flag | None:
+def _vanishing(case: _Case) -> ResultWarning | None:
     if case.refusal is not None:
         return None
     zero, faint = _lost(case, cross_entropy)
@@ -409,7 +410,7 @@ def _vanishing(case: _Case) -> Flag | None:
         if others <= SHARE * case.n
         else "the margin's gradient vanishes too: attack with `square`, by transfer, or through a stand-in (BPDA)"
     )
-    return Flag(
+    return ResultWarning(
         name,
         f"the input gradient of the cross-entropy is exactly 0 on {zero} and below {TINY:g} per width of the box on "
         f"{faint} of {case.n} samples, that of the margin on {others}",
@@ -424,20 +425,20 @@ def _lost(case: _Case, objective: Objective) -> tuple[int, int]:
     return int(zero.sum()), int(((largest < TINY) & ~zero).sum())
 
 
-def _not_differentiable(case: _Case) -> Flag | None:
+def _not_differentiable(case: _Case) -> ResultWarning | None:
     name, advice = (
         "non-differentiable model",
         "replace that part by a differentiable stand-in in the backward pass (BPDA), and attack with `square` too",
     )
     if case.refusal is not None:
-        return Flag(name, f"it gives no gradient ({case.refusal})", advice)
+        return ResultWarning(name, f"it gives no gradient ({case.refusal})", advice)
     fine, coarse = _gradient_errors(case)
     if not len(fine):
         return None
     along, around = float(fine.median()), float(coarse.median())
     if max(along, around) <= ERROR:
         return None
-    return Flag(
+    return ResultWarning(
         name,
         f"the margin's gradient misses finite differences by {along:.0%} along itself in tiny steps and by "
         f"{around:.0%} along random signs in steps of {COARSE:.2g} per pixel (medians of {len(fine)} samples)",
@@ -509,12 +510,12 @@ class _Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _looping(case: _Case) -> Flag | None:
+def _looping(case: _Case) -> ResultWarning | None:
     with _Calls() as calls:
         case.scores(case.x)
     if not calls.count:
         return None
-    return Flag(
+    return ResultWarning(
         "looping model",
         f"one forward pass computes gradients of its own, {calls.count} times",
         "it optimises while it predicts: attack through its loop (an adaptive attack), by transfer from the model "
@@ -522,7 +523,7 @@ def _looping(case: _Case) -> Flag | None:
     )
 
 
-def _extreme_logits(case: _Case) -> Flag | None:
+def _extreme_logits(case: _Case) -> ResultWarning | None:
     logits = case.clean[case.finite]
     if not len(logits):
         return None
@@ -538,7 +539,7 @@ def _extreme_logits(case: _Case) -> Flag | None:
         )
     elif case.gap <= GAP:
         figure += f", the median range of the upper half {spread:.2g}"
-    return Flag(
+    return ResultWarning(
         "extreme logits",
         figure,
         "the cross-entropy loses its gradient to rounding: attack an objective that ignores the scale (`apgd-dlr`), or "
@@ -546,7 +547,7 @@ def _extreme_logits(case: _Case) -> Flag | None:
     )
 
 
-def _double_normalisation(case: _Case) -> Flag | None:
+def _double_normalisation(case: _Case) -> ResultWarning | None:
     inputs: list[Tensor] = []
     layers: dict[str, nn.Module] = {}
 
@@ -567,10 +568,10 @@ def _double_normalisation(case: _Case) -> Flag | None:
         case.scores(case.x)
     name, advice = "double normalisation", "normalise once, inside the model, and give it pixels in [0, 1]"
     if len(inputs) > 1:
-        return Flag(name, f"{len(inputs)} normalising layers act on the input one after the other", advice)
+        return ResultWarning(name, f"{len(inputs)} normalising layers act on the input one after the other", advice)
     low, high = case.box.low, case.box.high
     if inputs and (low < 0 or high > 1):
-        return Flag(
+        return ResultWarning(
             name, f"the model has a normalising layer, and its inputs lie in [{low:g}, {high:g}] already", advice
         )
     if not layers:
@@ -582,7 +583,7 @@ def _double_normalisation(case: _Case) -> Flag | None:
     clear = gained > lost and mcnemar(gained, lost) < LEVEL
     if not clear or (gained - lost) / len(with_it) < POINTS:
         return None
-    return Flag(
+    return ResultWarning(
         name,
         f"clean accuracy is {_mean(with_it):.1%} with the normalising layer {', '.join(layers)} and "
         f"{_mean(without):.1%} without it",
@@ -597,21 +598,21 @@ def _normalises(module: nn.Module) -> bool:
     return named or not any(v is None or callable(v) for v in numbers)
 
 
-def _wrong_accuracy(case: _Case) -> Flag | None:
+def _wrong_accuracy(case: _Case) -> ResultWarning | None:
     if case.reported is None:
         return None
     right = case.right
     low, high = wilson(int(right.sum()), len(right))
     if low <= case.reported <= high:
         return None
-    return Flag(
+    return ResultWarning(
         "accuracy differs from the reported one",
         f"{_mean(right):.1%} on {len(right)} samples (95 % interval {low:.1%} to {high:.1%}), not {case.reported:.1%}",
         "check weights, preprocessing and class order: this may not be the model, or the data, of the report",
     )
 
 
-PROBES: tuple[Callable[[_Case], Flag | None], ...] = (
+PROBES: tuple[Callable[[_Case], ResultWarning | None], ...] = (
     _wrong_accuracy,
     _double_normalisation,
     _not_finite,
@@ -624,10 +625,10 @@ PROBES: tuple[Callable[[_Case], Flag | None], ...] = (
     _vanishing,
     _not_differentiable,
 )
-"""The questions `probe` asks, in the order of its answers."""
+"""The questions `check_model` asks, in the order of its answers."""
 
 
-def _black_box_wins(norm: str, eps: float, results: Sequence[AttackResult]) -> Flag | None:
+def _black_box_wins(norm: str, eps: float, results: Sequence[AttackRecord]) -> ResultWarning | None:
     """Compare who fooled each sample, among attacks on one ball."""
     fooled: dict[bool, set[int]] = {True: set(), False: set()}  # samples, by whether gradients were of no use
     for r in results:
@@ -639,7 +640,7 @@ def _black_box_wins(norm: str, eps: float, results: Sequence[AttackResult]) -> F
     alone, n = len(fooled[True] - fooled[False]), results[0].n
     if not white or alone < SQUARE_SAMPLES or alone <= SQUARE_SHARE * n:
         return None
-    return Flag(
+    return ResultWarning(
         "black box beats white box",
         f"{alone} of {n} samples fell only to an attack without gradients ({norm}, eps {eps:g})",
         "gradients mislead the other attacks: look for what masks them (see the other flags) and attack through it",

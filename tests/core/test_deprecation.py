@@ -1,12 +1,13 @@
 """Old names of modules still import, as the very modules that they are now, and say the new name."""
 
+import dataclasses
 import subprocess
 import sys
 from importlib import import_module
 
 import pytest
 
-from equipoise.core.moved import MOVED, new_name
+from equipoise.core.deprecation import MOVED, new_name
 
 
 def in_its_place(old: str) -> object:
@@ -48,3 +49,40 @@ def test_the_warning_points_at_the_import() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "equipoise.core.rng"
     assert "<string>:3: DeprecationWarning: equipoise.errors has moved: import equipoise.core.errors" in done.stderr
+
+
+def test_old_names_of_fields_still_configure_an_attack() -> None:
+    from equipoise import attacks
+
+    with pytest.warns(
+        DeprecationWarning, match=r"make_ascent\(keep=...\) has been renamed: write return_point="
+    ) as said:
+        old = attacks.pgd(0.1, keep="best")
+    assert old == attacks.pgd(0.1, return_point="best") and w[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match=r"Ascent\(patience=...\) has been renamed: write tau="):
+        assert dataclasses.replace(attacks.pgd(0.1, tau=2, return_point="last"), patience=3).tau == 3
+    with pytest.warns(DeprecationWarning, match=r"FAB\(keep=...\) has been renamed"):
+        assert attacks.fab(0.1, keep="nearest") == attacks.fab(0.1, return_point="nearest")
+    with pytest.warns(DeprecationWarning, match=r"Square\(draws=...\) has been renamed"):
+        assert attacks.square(0.1, draws=3) == attacks.square(0.1, eot_samples=3)
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("equipoise.attacks", "Perturbed", "AttackResult"),
+        ("equipoise.attacks.result", "Goal", "Criterion"),
+        ("equipoise.evaluation", "assess", "evaluate_dataset"),
+        ("equipoise.evaluation", "cautions", "result_warnings"),
+        ("equipoise.evaluation", "judge", "check_results"),
+        ("equipoise.evaluation", "probe", "check_model"),
+        ("equipoise.results.records", "AttackResult", "AttackRecord"),
+        ("equipoise.results.records", "Flag", "ResultWarning"),
+    ],
+)
+def test_old_names_in_modules_still_import(module: str, old: str, new: str) -> None:
+    home = import_module(module)
+    with pytest.warns(DeprecationWarning, match=rf"{module}\.{old} has been renamed: write {module}\.{new}$"):
+        assert getattr(home, old) is getattr(home, new)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        home.nothing  # noqa: B018
