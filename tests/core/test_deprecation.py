@@ -54,9 +54,7 @@ def test_the_warning_points_at_the_import() -> None:
 def test_old_names_of_fields_still_configure_an_attack() -> None:
     from equipoise import attacks
 
-    with pytest.warns(
-        DeprecationWarning, match=r"make_ascent\(keep=...\) has been renamed: write return_point="
-    ) as said:
+    with pytest.warns(DeprecationWarning, match=r"make_ascent\(keep=...\) has been renamed: write return_point=") as w:
         old = attacks.pgd(0.1, keep="best")
     assert old == attacks.pgd(0.1, return_point="best") and w[0].filename == __file__
     with pytest.warns(DeprecationWarning, match=r"Ascent\(patience=...\) has been renamed: write tau="):
