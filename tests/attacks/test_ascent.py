@@ -125,7 +125,7 @@ def test_uta_is_algorithm_one_with_fixed_k():
     assert (found.x - plain[-1]).abs().max() < 1e-14
 
 
-@pytest.mark.parametrize("return_point", ["last", "best", "first_success"])
+@pytest.mark.parametrize("keep", ["last", "best", "first_success"])
 def test_udp_is_algorithm_one_with_drawn_k(keep):
     net, (x, _) = mlp(), batch(40)
     counts = Drawn(UniformUpTo(9))
@@ -646,7 +646,7 @@ def normed(**options) -> Normed:
         return Normed(**options)
 
 
-@pytest.mark.parametrize("return_point", ["last", "first_success"])
+@pytest.mark.parametrize("keep", ["last", "first_success"])
 def test_train_mode_uses_batch_statistics_and_never_shrinks(keep):
     model, (x, y) = normed(), batch(300)
     plain = copy.deepcopy(model).train()

@@ -125,7 +125,7 @@ def test_follows_the_published_loop(norm, curved, case):
     assert 3 < int(robust) < int(right.sum()) - 3
 
 
-@pytest.mark.parametrize("return_point", ["first_success", "nearest"])
+@pytest.mark.parametrize("keep", ["first_success", "nearest"])
 @pytest.mark.parametrize("norm", EPS)
 def test_what_it_returns(norm, keep, case):
     net, x, y = case
@@ -223,7 +223,7 @@ class Counting(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("return_point", ["first_success", "nearest"])
+@pytest.mark.parametrize("keep", ["first_success", "nearest"])
 def test_every_evaluation_is_counted(keep, case, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_NATIVE", "0")  # the kernels do not ask the module
     net = Counting(case[0])
