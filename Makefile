@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: env test check docs demo bench fuzz chaos
+.PHONY: env test check coverage docs demo bench fuzz chaos
 env: $(READY)
 
 # torch first and pinned: what comes after finds it in place and does not choose another build.
@@ -22,6 +22,12 @@ check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
+
+# Fails where a changed line is run by no test: make coverage BASE=origin/main.
+BASE ?= origin/main
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q --cov=equipoise --cov-report=xml
+	$(BIN)/diff-cover coverage.xml --compare-branch $(BASE) --fail-under 95
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
