@@ -19,7 +19,7 @@ from equipoise.attacks.black_box.square import square
 from equipoise.attacks.gradient import cw
 from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.minimum_norm.fab import FAB, fab
-from equipoise.attacks.result import AttackResult, Criterion, judged
+from equipoise.attacks.result import AttackResult, Criterion, judge
 from equipoise.attacks.steps import Uniform
 from equipoise.core import progress
 from equipoise.core.errors import require, unknown
@@ -37,7 +37,7 @@ DRAWS = 20
 class Chain(Attack):
     """Attacks in a row, on one ball; a sample leaves at its first success. `AttackResult.part` says whose it was."""
 
-    kind = "a chain of attacks"
+    kind = "chain"
     needs_labels = True
 
     parts: tuple[tuple[str, AttackLike], ...]
@@ -56,15 +56,6 @@ class Chain(Attack):
     def names(self) -> tuple[str, ...]:
         """The names of the parts, to which `AttackResult.part` is an index."""
         return tuple(name for name, _ in self.parts)
-
-    def settings(self) -> dict[str, Any]:
-        """Every parameter of every part, JSON-ready, in order; and what was changed to fit the model."""
-        return {
-            "kind": "Chain",
-            "geometry": self.parts[0][1].settings()["geometry"],
-            "parts": [{"name": name, **attack.settings()} for name, attack in self.parts],
-            "notes": list(self.notes),
-        }
 
     def fitted(self, classes: int) -> "Chain":
         """The chain for a model of so many classes: where the DLR is not defined the margin takes its place, and there
@@ -95,7 +86,7 @@ class Chain(Attack):
             if len(rows) == 0:
                 break
         assert result is not None
-        return judged(inputs.predictive, self.geometry, Criterion(y), x, result, inputs.streams)
+        return judge(inputs.predictive, self.geometry, Criterion(y), x, result, inputs.streams)
 
 
 def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:

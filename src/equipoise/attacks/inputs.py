@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from equipoise.attacks.active import SampleTable
 from equipoise.core import progress
 from equipoise.core.checks import check_index, check_labels
 from equipoise.core.errors import require, require_integer
@@ -32,24 +33,20 @@ from equipoise.models import (
     predict,
 )
 
-"""The stream from which a random model is drawn (the same for the clean prediction, the climb and the confirmation),
-and that of the global generators, from which dropout draws."""
-
-
 AT_ONCE = 256
 """Samples per gradient on a CPU, which bounds the memory of a large batch and costs nothing."""
 
 
 @dataclass(frozen=True, eq=False)
-class AttackInputs:
+class AttackInputs(SampleTable):
     """Input that an attack can work on, and the model as it stands for it."""
 
+    x: Points
+    """The clean points, without a graph."""
     model: "nn.Module | Predictive"
     """The caller's own model, for the attacks of which an attack is made."""
     predictive: Frozen
     """The model as a private copy in eval mode."""
-    x: Points
-    """The clean points, without a graph."""
     y: Labels | None
     """The true labels."""
     target: Labels | None
@@ -70,11 +67,6 @@ class AttackInputs:
     """The seed of all random draws."""
     batch_size: int
     """How many points are to be computed at once."""
-
-    def __getitem__(self, rows: Tensor) -> "AttackInputs":
-        own = ("x", "y", "target", "start", "streams")
-        chosen = {name: value if value is None else value[rows] for name in own for value in [getattr(self, name)]}
-        return replace(self, **chosen, index=self.index.to(rows.device)[rows])
 
     @property
     def options(self) -> dict[str, Any]:
@@ -140,7 +132,8 @@ def validated_inputs(
         x = cut(x)  # outside of inference mode
         index = torch.arange(len(x)) if index is None else index
         check_index(index, len(x))
-        streams = Streams.of(seed, index.to(x.device))
+        index = index.to(x.device)
+        streams = Streams.of(seed, index)
         original = predictive.original if isinstance(predictive, Frozen) else predictive
         examined = _examined.get()
         if examined is None or examined.still.original != original or examined.shape != x.shape[1:]:
@@ -158,10 +151,10 @@ def validated_inputs(
             f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",
         )
         members = len(first.logits)
-        case = AttackInputs(
+        inputs = AttackInputs(
+            x,
             model,
             examined.still,
-            x,
             y,
             target,
             start,
@@ -177,7 +170,7 @@ def validated_inputs(
         token = _examined.set(examined)
         try:
             with generators:
-                yield case
+                yield inputs
         finally:
             _examined.reset(token)
 

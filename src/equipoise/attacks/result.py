@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from equipoise.attacks.active import SampleTable
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import (
@@ -28,7 +29,7 @@ from equipoise.models import (
 
 
 @dataclass(frozen=True)
-class AttackResult:
+class AttackResult(SampleTable):
     """What an attack found, per sample. Every success was checked again: the point lies in the ball and the box up to
     float32 rounding, and the model in eval mode and its own precision is fooled there.
     """
@@ -68,19 +69,12 @@ class AttackResult:
             if getattr(self, name) is None:  # of an attack that asked once
                 object.__setattr__(self, name, value)
 
-    def __len__(self) -> int:
-        return len(self.x)
-
     @property
     def error_rate(self) -> PerSample:
         """The share of draws in which the model was wrong at `x`: 0 or 1 unless it is random. The accuracy under this
         attack, also of a random model, is `1 - error_rate.mean()`.
         """
         return self.errors.to(self.x.dtype) / self.draws
-
-    def __getitem__(self, rows: "Tensor | slice") -> "AttackResult":
-        """The outcome of some of the samples."""
-        return AttackResult(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def with_rows(self, rows: Tensor, new: "AttackResult") -> "AttackResult":
         """These outcomes, with those of the samples `rows` replaced by `new`."""
@@ -106,7 +100,7 @@ class AttackResult:
 
 
 @dataclass(frozen=True)
-class Criterion:
+class Criterion(SampleTable):
     """What counts as success."""
 
     label: Labels
@@ -118,9 +112,6 @@ class Criterion:
         """Which predictions are a success; one that is not finite is none."""
         labels = here.labels
         return (labels != self.label) & (labels >= 0) if self.target is None else labels == self.target
-
-    def __getitem__(self, rows: "slice | Tensor") -> "Criterion":
-        return Criterion(self.label[rows], at(self.target, rows))
 
 
 DRAWS = 20
@@ -166,7 +157,7 @@ def confirm(
 
 
 @torch.no_grad()
-def judged(
+def judge(
     predictive: Frozen, geometry: Ball, criterion: Criterion, x: Points, result: AttackResult, streams: Streams
 ) -> AttackResult:
     """The outcome of a search, on a random model by fresh draws: those that chose the points were lucky ones."""

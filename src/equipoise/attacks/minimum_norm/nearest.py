@@ -6,7 +6,7 @@ nearest         these, DeepFool and FMN
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from equipoise.attacks.minimum_norm.bisection import Bisected
 from equipoise.attacks.minimum_norm.deepfool import deepfool
 from equipoise.attacks.minimum_norm.fmn import fmn
 from equipoise.attacks.minimum_norm.hein_andriushchenko import bg
-from equipoise.attacks.result import AttackResult, Criterion, judged
+from equipoise.attacks.result import AttackResult, Criterion, judge
 from equipoise.core import progress
 from equipoise.core.errors import require
 from equipoise.core.types import Labels
@@ -42,7 +42,7 @@ class Nearest(Attack):
     unless `norm` names the one in which all their distances are measured.
     """
 
-    kind = "the nearest of several attacks"
+    kind = "nearest"
 
     parts: tuple[tuple[str, AttackLike], ...]
     """Names and attacks."""
@@ -71,15 +71,6 @@ class Nearest(Attack):
         """The names of the parts, to which `AttackResult.part` is an index."""
         return tuple(name for name, _ in self.parts)
 
-    def settings(self) -> dict[str, Any]:
-        """Every parameter of every part, JSON-ready."""
-        ball = asdict(self.geometry)
-        return {
-            "kind": "Nearest",
-            "geometry": ball | {"box": {"kind": "Box", **ball["box"]}},
-            "parts": [{"name": name, **attack.settings()} for name, attack in self.parts],
-        }
-
     def run(self, inputs: AttackInputs) -> AttackResult:
         """All attacks on the samples that are right; without labels, on all, away from the prediction at `x`.
 
@@ -100,7 +91,7 @@ class Nearest(Attack):
             nearer &= ~best.success | (found.distance < best.distance)
             best = best.where(replace(found, part=torch.full_like(found.part, number)), nearer)
         criterion = Criterion(cast(Labels, left.y))
-        return result.with_rows(rows, judged(left.predictive, self.geometry, criterion, left.x, best, left.streams))
+        return result.with_rows(rows, judge(left.predictive, self.geometry, criterion, left.x, best, left.streams))
 
 
 def share_won(attack: Composite, found: AttackResult) -> dict[str, float]:
