@@ -1,13 +1,15 @@
 """The samples that an attack still works on: a table with a row per sample, which rows leave when they are finished."""
 
 from dataclasses import fields
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from equipoise.core.rng import Streams
 from equipoise.core.types import Prediction
+
+T = TypeVar("T", bound="SampleTable")
 
 
 class SampleTable:
@@ -20,7 +22,7 @@ class SampleTable:
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))  # pyright: ignore[reportArgumentType]
 
-    def __getitem__(self, index: "Tensor | slice") -> Self:
+    def __getitem__(self: T, index: "Tensor | slice") -> T:
         columns = (f.name for f in fields(self))  # pyright: ignore[reportArgumentType]
         return type(self)(**{name: _select(getattr(self, name), index) for name in columns})
 
@@ -34,9 +36,6 @@ def _select(value: Any, index: "Tensor | slice") -> Any:
     if isinstance(value, tuple):
         return tuple(_select(item, index) for item in value)
     return value[index] if isinstance(value, Tensor | Streams | Prediction | SampleTable) else value
-
-
-T = TypeVar("T", bound=SampleTable)
 
 
 class Active(Generic[T]):

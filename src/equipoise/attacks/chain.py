@@ -20,7 +20,6 @@ from equipoise.attacks.gradient import cw
 from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.minimum_norm.fab import FAB, fab
 from equipoise.attacks.result import AttackResult, Criterion, judge
-from equipoise.attacks.steps import Uniform
 from equipoise.core import progress
 from equipoise.core.errors import require, unknown
 from equipoise.core.types import Labels, Precision
@@ -165,7 +164,7 @@ def cascade(eps: float, norm: str = "linf", precision: Precision = "32", box: Bo
     """
     common: dict[str, Any] = {"norm": norm, "precision": precision, "box": box}
     cheap: tuple[tuple[str, AttackLike], ...] = (
-        ("cw10", cw(eps, steps=10, start=Uniform(), return_point="first_success", **common)),
+        ("cw10", cw(eps, steps=10, **common)),
         ("apgd-t20", apgd_t(eps, steps=20, targets=3, **common)),
     )
     return Chain(cheap + autoattack(eps, norm, precision=precision, box=box).parts)

@@ -99,7 +99,7 @@ def accuracy_against_eps(
     implementations do); `options` are fields of `Ascent`. Raises `EquipoiseError` for input that an attack cannot take.
     """
     _check("radii", radii)
-    options = {"return_point": "first_success", **options}
+    options = {"start": "zero", **options}
     attacks = [pgd(k / 255, step_size, k, **options) for k in radii]
     return _curve(
         model, x, y, np.array(radii) / 255, attacks, "radius of the Linf ball, in pixels of [0, 1]", seed, batch_size
@@ -122,7 +122,7 @@ def accuracy_against_steps(
     Must converge. The options are those of `accuracy_against_eps`.
     """
     _check("steps", steps)
-    options = {"return_point": "first_success", **options}
+    options = {"start": "zero", **options}
     attacks = [pgd(eps, max(1 / 510, 2 * eps / k), k, **options) for k in steps]
     return _curve(model, x, y, np.array(steps, float), attacks, "steps of the attack", seed, batch_size)
 

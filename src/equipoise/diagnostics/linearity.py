@@ -92,8 +92,8 @@ def explain(
     `exact` is that of `spectral_norm`. Raises `EquipoiseError` for input that an attack cannot take.
     """
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
-    near = pgd(eps, eps / 10, steps, "l2", box)(model, x, y, **options)
-    far = pgd(math.inf, far_step, far_steps, "l2", box, return_point="first_success")(model, x, y, **options)
+    near = pgd(eps, eps / 10, steps, "l2", box, start="zero", return_point="last")(model, x, y, **options)
+    far = pgd(math.inf, far_step, far_steps, "l2", box, start="zero")(model, x, y, **options)
     margin = decision_margin(model, x, y, **options)
     return Explained(
         margin=_array(margin),

@@ -1,5 +1,7 @@
 """A few images, clean and perturbed, to look at."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -40,10 +42,11 @@ def samples(
     prediction = torch.cat([predict(model, part.to(device)).cpu() for part in x.split(256)])
     rows = _in_turn(y.cpu(), prediction == y.cpu())[:n]
     clean, labels = x[rows.to(x.device)].to(device), y[rows.to(y.device)].to(device)
-    attacks = {"udp": uta(eps, steps=steps, return_point="best"), "pgd": pgd(eps, steps=steps, return_point="best")}
+    how: dict[str, Any] = {"steps": steps, "start": "zero", "return_point": "best"}
+    attacks = {"udp": uta(eps, **how), "pgd": pgd(eps, **how)}
     balls: dict[str, tuple[NormName, float]] = dict.fromkeys(attacks, ("linf", eps))
     if judged is not None:
-        attacks["judged"], balls["judged"] = pgd(judged[1], norm=judged[0], steps=steps, return_point="best"), judged
+        attacks["judged"], balls["judged"] = pgd(judged[1], norm=judged[0], **how), judged
     images = {"clean": clean} | {name: attack(model, clean, labels, seed=seed).x for name, attack in attacks.items()}
     arrays = {name: image.cpu().numpy() for name, image in images.items()}
     predictions = {f"{name}_prediction": predict(model, image).cpu().numpy() for name, image in images.items()}

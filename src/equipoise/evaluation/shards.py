@@ -16,6 +16,7 @@ from equipoise.evaluation.journal import images_of, joined_points, pack_points, 
 from equipoise.evaluation.requests import asked_for, finished
 from equipoise.evaluation.summaries import PER_SAMPLE, WORST, joined, result_warnings, with_worst_cases
 from equipoise.masking.model_checks import check_results
+from equipoise.results.differences import with_new_names
 from equipoise.results.provenance import recommanded
 from equipoise.results.records import AttackRecord, CorruptionResult, Evaluation, load, save
 
@@ -173,7 +174,8 @@ def _identity(record: Evaluation) -> dict[str, object]:
         "data": {k: v for k, v in record.data.items() if k != "shard"},
         "number of shards": record.data["shard"].split("/")[1],
         "attacks": [
-            (r.attack, r.norm, r.eps, {k: v for k, v in r.settings.items() if k != "refused"}) for r in record.results
+            (r.attack, r.norm, r.eps, with_new_names({k: v for k, v in r.settings.items() if k != "refused"}))
+            for r in record.results
         ],
         "corruptions": [(r.corruption, r.source) for r in record.corruptions],
         "model": record.model,

@@ -26,7 +26,6 @@ from equipoise.attacks import (
     random_search,
     square,
 )
-from equipoise.attacks.steps import Uniform
 from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.types import Precision
 from equipoise.losses.objectives import dlr
@@ -143,7 +142,9 @@ def _attack(
         return NEAREST[base](eps=eps, norm=norm, **budget)
     if base == "fgsm":  # deterministic: nothing to restart
         return named(base, eps, norm=norm, precision=precision)
-    options: dict[str, Any] = {"norm": norm, "start": Uniform(), "return_point": "first_success", "restarts": restarts}
+    options: dict[str, Any] = {"norm": norm, "restarts": restarts}
+    if base in ("uta", "udp", "trades"):  # of training, where they start near the clean point and return the last
+        options |= {"start": "uniform", "return_point": "first_success"}
     if _budget(base) is not None:
         steps = next(n for n in (number, steps, STEPS) if n is not None)
         options |= {"steps": steps, "step_size": step_size}

@@ -23,6 +23,7 @@ from equipoise.evaluation.summaries import WORST, result_warnings, with_worst_ca
 from equipoise.geometry import Ball, Box
 from equipoise.masking.model_checks import check_results
 from equipoise.models import as_predictive, global_seed, predict
+from equipoise.results.differences import with_new_names
 from equipoise.results.records import AttackRecord, Evaluation, digest, figures, load
 
 _LISTS = ("distance", "prediction", "winner", "iteration", "queries")  # beside `correct`, of every attack
@@ -299,7 +300,7 @@ def _box(evaluation: Evaluation, path: Path) -> tuple[Box, list[str]]:
                     f"{path} is damaged: {_where(result)} names no ball and box in its settings."
                 ) from error
             # The nearest of several points may have been looked for anywhere.
-            anywhere = settings is not result.settings and result.settings.get("kind") == "Nearest"
+            anywhere = settings is not result.settings and with_new_names(result.settings).get("attack") == "nearest"
             if (ball.get("norm"), result.eps if anywhere else ball.get("eps")) != (result.norm, result.eps):
                 wrong.append(f"{_where(result)}: its settings are of {ball.get('norm')} eps {ball.get('eps')}.")
     if len(set(boxes)) > 1:

@@ -1,6 +1,6 @@
 """A training method is a sum of terms: an objective, evaluated at a point, with a weight.
 
-    cross_entropy @ pgd(...)                          PGD adversarial training
+    cross_entropy @ udp(...)                          UDP training
     cross_entropy + 6.0 * (kl() @ trades(...))        TRADES
 
 The objective of a term sees the clean prediction live, with its gradient; inside an ascent it is held fixed. Terms at

@@ -226,12 +226,12 @@ def investigate(
 def _pgd(ball: Ball, steps: int = STEPS, **options: Any) -> Ascent:
     """PGD on the cross-entropy from the sample itself, stopped at the first success."""
     size = max(2.5 * ball.eps / steps, ball.eps / 100)
-    return pgd(ball.eps, size, steps, ball.norm, ball.box, **{"return_point": "first_success"} | options)
+    return pgd(ball.eps, size, steps, ball.norm, ball.box, **{"start": "zero"} | options)
 
 
 def _brief(ball: Ball) -> Ascent:
     """The short PGD of R, Sec. 5.1, whose steps reach the edge of the ball just once."""
-    return pgd(ball.eps, ball.eps / SHORT, SHORT, ball.norm, ball.box)
+    return pgd(ball.eps, ball.eps / SHORT, SHORT, ball.norm, ball.box, start="zero", return_point="last")
 
 
 def _without_gradients(ball: Ball) -> Plan:
@@ -245,7 +245,7 @@ def _without_gradients(ball: Ball) -> Plan:
 def _with_gradients(ball: Ball, features: int, keep: ReturnPoint) -> Plan:
     """Attacks that follow it. Of a random model the last point counts: its first success or best is a lucky draw."""
     plan: Plan = {f"PGD-{k}": (k, _pgd(ball, k, return_point=keep)) for k in (STEPS, *OTHER_STEPS)}
-    plan[_MARGIN] = STEPS, cw(ball.eps, None, STEPS, ball.norm, ball.box, return_point=keep)
+    plan[_MARGIN] = STEPS, cw(ball.eps, None, STEPS, ball.norm, ball.box, start="zero", return_point=keep)
     plan[_ONCE] = STEPS, _pgd(ball, start=Uniform(), return_point=keep)
     plan[_OFTEN] = STEPS * RESTARTS, _pgd(ball, start=Uniform(), restarts=RESTARTS, return_point=keep)
     plan[_SMOOTH] = 11 * SMOOTHED, adaptive(ball.eps, ball.norm, SMOOTHED, restarts=1, box=ball.box, return_point=keep)

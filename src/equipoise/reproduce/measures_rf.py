@@ -92,9 +92,8 @@ def accuracy_by_steps(
         left = []
         for j, smoothing in enumerate(smoothings):
             tell(f"PGD, {k} steps, smoothing {smoothing:g}", (i + j / len(smoothings)) / len(steps))
-            climb = replace(
-                pgd(eps, max(1 / 510, 2 * eps / k), k, **_STARTS), objective=smoothed_cross_entropy(smoothing)
-            )
+            climb = pgd(eps, max(1 / 510, 2 * eps / k), k, return_point="last", **_STARTS)
+            climb = replace(climb, objective=smoothed_cross_entropy(smoothing))
             left.append(right & ~climb(model, x, y).success)
         numbers.append(_each(f"k = {k}", min(left, key=lambda one: int(one.sum())), outcomes=True))
     return Findings(numbers, [])

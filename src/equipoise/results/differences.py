@@ -18,13 +18,33 @@ RENAMED = {
 
 
 def with_new_names(record: Any) -> Any:
-    """Return JSON-ready data in which the settings of every ascent have the names of today."""
+    """Return JSON-ready data in which the settings of every attack have the names and the shape of today."""
     if isinstance(record, list):
         return [with_new_names(value) for value in record]
     if not isinstance(record, Mapping):
         return record
-    names = RENAMED if {"objective", "geometry"} <= record.keys() else {}
-    return {names.get(key, key): with_new_names(value) for key, value in record.items()}
+    return _attack({key: with_new_names(value) for key, value in record.items()})
+
+
+def _attack(record: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an attack in today's shape; all else as it is."""
+    kind = record.get("kind")
+    if kind in ("Chain", "Nearest") and "parts" in record:
+        record = {"attack": kind.lower(), **{key: value for key, value in record.items() if key != "kind"}}
+    elif "attack" not in record and {"objective", "geometry"} <= record.keys():
+        record = {"attack": "ascent", **{RENAMED.get(key, key): value for key, value in record.items()}}
+        target = record.get("target")
+        if isinstance(target, Mapping):
+            record["target"] = target.get("class")
+        if "num_targets" not in record:
+            several = isinstance(target, int)
+            record |= {"num_targets": target, "target": None} if several else {"num_targets": None}
+    elif "attack" not in record and {"queries", "p_init", "geometry"} <= record.keys():
+        record = {"attack": "square", "eot_samples": 1, **record}
+    ball = record.get("geometry")
+    if isinstance(ball, Mapping) and isinstance(ball.get("box"), Mapping):
+        record["geometry"] = {**ball, "box": {"kind": "Box", **ball["box"]}}
+    return record
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

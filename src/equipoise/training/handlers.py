@@ -168,7 +168,7 @@ class Validation(Handler):
         steps, how = job.recipe.valid_steps, {"box": self.ball.box, "precision": job.recipe.precision}
         self.attacks = {
             "valid_fgsm": fgsm(self.ball.eps, self.ball.norm, **how),
-            "valid_pgd": pgd(self.ball.eps, steps=steps, norm=self.ball.norm, return_point="first_success", **how),
+            "valid_pgd": pgd(self.ball.eps, steps=steps, norm=self.ball.norm, start="zero", **how),
         }
 
     def measure(self, run: "Training") -> Mapping[str, float]:

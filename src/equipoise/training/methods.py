@@ -1,6 +1,6 @@
 """Training methods, each a sum of terms. A method of your own is the same kind of sum:
 
-    cross_entropy + 0.5 * (entropy @ pgd(eps=0.1, step_size=0.02, steps=10))
+    cross_entropy + 0.5 * (entropy @ udp(eps=0.1, step_size=0.02, steps=10))
 
 `loss` is what a method descends, and climbs if it climbs the loss: `cross_entropy`, or with uncertainty promoted
 `regularised(entropy_weight=2)` and `regularised(smoothing=0.74)`, so that every method has its EntM and its LS form.
@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from equipoise.attacks import gradient as attacks
+from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.spaces import AutoEncoder, Latent, OnManifold
 from equipoise.attacks.steps import StepSize, Uniform
 from equipoise.core.errors import require
@@ -92,7 +93,8 @@ def fgsm_at(eps: float, loss: Objective = cross_entropy, **options: Any) -> Meth
 
 def r_fgsm_at(eps: float, step_size: float | None = None, loss: Objective = cross_entropy, **options: Any) -> Method:
     """`L(x_r-fgsm)`: FGSM from a random start (Wong et al. 2020; U, Eq. R-FGSM)."""
-    return as_method(loss @ replace(attacks.r_fgsm(eps, step_size, **options), objective=loss))
+    ascent = attacks.r_fgsm(eps, step_size, **{"return_point": "last"} | options)
+    return as_method(loss @ replace(ascent, objective=loss))
 
 
 def n_fgsm_at(
@@ -133,7 +135,7 @@ def pgd_at(
     **options: Any,
 ) -> Method:
     """`L(x_pgd)`, x_pgd climbing L (Madry et al. 2018)."""
-    return as_method(loss @ replace(attacks.pgd(eps, step_size, steps, **options), objective=loss))
+    return as_method(loss @ replace(_pgd(eps, step_size, steps, **options), objective=loss))
 
 
 def pat(
@@ -184,7 +186,7 @@ def mart(
     Eq. 11).
     """
     _require_not_negative("beta", beta)
-    ascent = attacks.pgd(eps, step_size, steps, **options)
+    ascent = _pgd(eps, step_size, steps, **options)
     return boosted_cross_entropy @ ascent + beta * (misclassified_kl() @ ascent)
 
 
@@ -346,6 +348,11 @@ def on_manifold_at(
     """
     climbed = pgd_at(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
     return climbed if clean_share == 0 else _beside_clean(clean_share, loss, climbed)
+
+
+def _pgd(eps: float, step_size: StepSize | float | None, steps: int, **options: Any) -> Ascent:
+    """PGD from the clean point to its last point (Madry et al. 2018; U, Eq. PGD)."""
+    return attacks.pgd(eps, step_size, steps, **{"start": "zero", "return_point": "last"} | options)
 
 
 def _inside(layer: str) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def margin_attack(
         return Bisected(attack, halvings, looks)
 
     fast = tuple((f"{r:g}", back(fgsm(r, inner, box=box))) for r in at_radii)
-    slow = tuple((f"{r:g}", back(pgd(r, step_size, steps, inner, box, return_point="first_success"))) for r in at_radii)
+    slow = tuple((f"{r:g}", back(pgd(r, step_size, steps, inner, box, start="zero"))) for r in at_radii)
     parts = (
         ("fgsm", Nearest(fast, norm=norm)),
         ("pgd", Nearest(slow, norm=norm)),

@@ -63,7 +63,7 @@ def run(options: Options, tell: ReportProgress) -> Findings:
     data = images(original)
     count, steps, size = (20, 100, 10 * STEP_SIZE) if options.quick else (100, STEPS, STEP_SIZE)
     training = 100 if options.quick else 400
-    climbs = {"UDP": uta(math.inf, size, steps), "PGD": pgd(math.inf, size, steps)}
+    climbs = {"UDP": uta(math.inf, size, steps), "PGD": pgd(math.inf, size, steps, start="zero", return_point="last")}
     # On correctly classified samples: the others are on the far side of the boundary before the first step.
     judge = KNeighborsClassifier(1).fit(data.train.x.flatten(1).numpy(), data.train.y.numpy())
     chosen = seeds(options, 5)

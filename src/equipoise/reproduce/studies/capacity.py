@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 
 from equipoise.attacks import pgd
-from equipoise.attacks.steps import Uniform
 from equipoise.data import Dataset
 from equipoise.losses.terms import Method
 from equipoise.nets import build, count_parameters
@@ -38,7 +37,7 @@ EPS = 0.1
 METHODS: Mapping[str, Method] = {"standard": standard(), "UDP": udp(EPS, 0.04, 5)}
 """What trains; U does not say with which steps; these reach twice the radius."""
 
-ATTACK = pgd(EPS, 0.01, 20, return_point="first_success", start=Uniform())
+ATTACK = pgd(EPS, 0.01, 20)
 """What robust accuracy is measured with."""
 
 LR, BATCH = 2e-3, 64

@@ -166,7 +166,7 @@ def bound(name: str, toy: Toy, n: int, steps: int, step_size: float = STEP_SIZE)
     loss = each(cross_entropy)
     match name:
         case "PGD":
-            part = as_method(loss @ attacks.pgd(**length))
+            part = as_method(loss @ attacks.pgd(**length, start="zero", return_point="last"))
         case "UDP":
             part = as_method(loss @ attacks.udp(**length))
         case _:

@@ -36,7 +36,7 @@ METHODS: Mapping[str, Callable[[Objective], Method]] = {
 }
 """What trains, by the loss that it descends."""
 
-ATTACK = pgd(EPS, EPS / 10, 40, return_point="first_success", start=Gaussian(0.005))
+ATTACK = pgd(EPS, EPS / 10, 40, start=Gaussian(0.005))
 """PGD40 with the step of R, Sec. 5.1."""
 
 _PAPER = "clean and robust accuracy rise together with lambda from 0.1 to 5 (R, Sec. 5.3 and Fig 3)"

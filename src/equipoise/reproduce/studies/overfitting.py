@@ -13,7 +13,6 @@ from torch import nn
 
 from equipoise.attacks import fgsm, pgd
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.steps import Uniform
 from equipoise.data import Dataset, Split
 from equipoise.losses.terms import Method
 from equipoise.reproduce.studies.images import (
@@ -36,7 +35,7 @@ from equipoise.training.methods import fgsm_at, pgd_at, r_fgsm_at, udp
 EPS = 0.2
 """Radius of training and testing, and step of the one-step methods (U App. E.2)."""
 
-TESTS = {"FGSM": fgsm(EPS), "PGD-20": pgd(EPS, 0.01, 20, return_point="first_success")}
+TESTS = {"FGSM": fgsm(EPS), "PGD-20": pgd(EPS, 0.01, 20, start="zero")}
 """What accuracy is followed under (U Fig 13)."""
 
 METHODS: Mapping[str, Method] = {
@@ -143,7 +142,7 @@ def overfits(course: Mapping[str, Sequence[float]]) -> bool:
 
 
 def _final_attack(eps: float, size: Size) -> Ascent:
-    return pgd(eps, steps=20, return_point="first_success", start=Uniform(), restarts=size.restarts)
+    return pgd(eps, steps=20, restarts=size.restarts)
 
 
 def _numbers(

@@ -112,7 +112,7 @@ def method(name: str, toy: Toy, eps: float, step_size: float = 0.05, steps: int 
 def attack(name: str, toy: Toy, eps: float, step_size: float, steps: int) -> Ascent:
     """PGD, or UDP with all its steps, with lengths in the papers' units."""
     climb = {"PGD": attacks.pgd, "UDP": attacks.uta}[name]
-    return climb(eps / toy.scale, step_size / toy.scale, steps, box=EVERYWHERE)
+    return climb(eps / toy.scale, step_size / toy.scale, steps, box=EVERYWHERE, start="zero", return_point="last")
 
 
 def network(toy: Toy, widths: Sequence[int], seed: int) -> nn.Module:

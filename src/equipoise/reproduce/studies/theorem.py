@@ -153,7 +153,12 @@ def algorithm(
     """
     generator = np.random.default_rng(abs(fold(seed, _ALGORITHM)))
     climb = {"UDP": udp, "PGD": pgd}[name](
-        eps, max(eps, setting.half) / setting.ascent_steps, setting.ascent_steps, box=EVERYWHERE
+        eps,
+        max(eps, setting.half) / setting.ascent_steps,
+        setting.ascent_steps,
+        box=EVERYWHERE,
+        start="zero",
+        return_point="last",
     )
     classifier = nn.Linear(1, 2, bias=False)
     classifier.weight.data = torch.tensor([[-1.0], [1.0]])
