@@ -96,7 +96,7 @@ def trained(case: Case, data: Data, epochs: int, device: str) -> nn.Module:
     model = nets.build(case.net, shape=tuple(x.shape[1:]), classes=10, seed=0).to(device)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3 if case.net == "lenet" else 5e-4)
     steps, batch = (5, 128) if case.net == "lenet" else (1, 32)
-    perturb = pgd(case.eps, steps=steps)
+    perturb = pgd(case.eps, steps=steps, start="zero", return_point="last")
     for epoch in range(epochs):
         for rows in torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)).split(batch):
             adv = perturb(model, x[rows], y[rows]).x

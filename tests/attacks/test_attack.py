@@ -1,15 +1,19 @@
 """What `Attack` and `SearchAttack` do for every attack: refusals, restarts, what counts, what is searched again."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import Batch, Candidates, SearchAttack, described, fab, pgd
+from equipoise import attacks
+from equipoise.attacks import Batch, Candidates, SearchAttack, described, fab
 from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import Ball
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 X = torch.tensor([[0.2], [0.4], [0.6]])
 Y = torch.tensor([1, 1, 1])

@@ -213,7 +213,7 @@ def test_never_above_a_grid_in_the_plane_and_crown_is_close(norm):
 def test_no_attack_and_no_random_point_gets_below_a_certificate(norm, image_net):
     x, ball = points(4, 2, 8, 8), Ball(norm, EPS[norm])
     y = image_net(x).argmax(1)
-    found = attacks.pgd(ball.eps, steps=15, norm=norm)(image_net, x, y).x
+    found = attacks.pgd(ball.eps, steps=15, norm=norm, start="zero", return_point="last")(image_net, x, y).x
     tried = [found, *(ball.draw(Streams.of(seed, torch.arange(4)), x, surface=True) for seed in range(20))]
     lowest = torch.stack([margins(image_net(z), y) for z in tried]).amin(0)
     previous = torch.full((4,), -math.inf)
@@ -373,7 +373,7 @@ def test_takes_the_librarys_own_networks(name):
     y = net(x).argmax(1)
     assert certified(net, x, None, Ball("linf", 1e-5), "crown-ibp").any()
     margin = certified_margin(net, x, y, Ball("linf", 0.003))
-    found = attacks.pgd(0.003, steps=10)(net, x, y).x
+    found = attacks.pgd(0.003, steps=10, start="zero", return_point="last")(net, x, y).x
     assert (margin <= margins(net(found), y)).all() and (margin > margins(net(x), y) - 0.2).all()
 
 

@@ -354,14 +354,14 @@ def test_names_with_published_budgets():
     assert named["fab-t7"]["steps"] == 7
     parts = named["autoattack"]["parts"]
     assert [p["name"] for p in parts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert (parts[0]["steps"]["most"], parts[1]["target"], parts[2]["targets"], parts[3]["queries"]) == (
+    assert (parts[0]["steps"]["most"], parts[1]["num_targets"], parts[2]["targets"], parts[3]["queries"]) == (
         100,
         9,
         9,
         5000,
     )
     sparse = autoattack(8.0, "l1").settings()["parts"]
-    assert (sparse[0]["restarts"], sparse[1]["target"], sparse[2]["targets"]) == (5, 5, 9)
+    assert (sparse[0]["restarts"], sparse[1]["num_targets"], sparse[2]["targets"]) == (5, 5, 9)
     random = autoattack(0.1, version="rand").settings()["parts"]
     assert [(p["name"], p["eot_samples"], p["resample"]) for p in random] == [
         ("apgd-ce", 20, True),

@@ -26,8 +26,8 @@ class SampleTable:
         columns = (f.name for f in fields(self))  # pyright: ignore[reportArgumentType]
         return type(self)(**{name: _select(getattr(self, name), index) for name in columns})
 
-    def write(self, index: Int[Tensor, " rows"], **values: Any) -> None:
-        """Set these fields of the rows `index`, each to a tensor of as many rows or to one number."""
+    def write(self, index: Tensor, **values: Any) -> None:
+        """Set these fields of the rows `index`, a mask or numbers, each to a tensor of as many rows or to one number."""
         for name, value in values.items():
             getattr(self, name)[index] = value
 

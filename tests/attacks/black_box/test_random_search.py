@@ -192,7 +192,7 @@ def test_refuses():
     ):
         with pytest.raises(EquipoiseError, match=message):
             random_search(**({"eps": 0.1} | options))
-    with pytest.raises(EquipoiseError, match="random search needs the labels y"):
+    with pytest.raises(EquipoiseError, match="random-search needs the labels y"):
         random_search(0.1)(net, x)
     with pytest.raises(EquipoiseError, match="lie outside"):
         random_search(0.1)(net, x + 1, y)
@@ -206,7 +206,7 @@ def test_it_says_what_it_is():
     assert str(random_search(0.1, "l2", 7)) == "random search(l2 0.1, 7 draws)"
     assert random_search(0.1).settings() == {
         "attack": "random-search",
-        "geometry": {"norm": "linf", "eps": 0.1, "box": {"low": 0.0, "high": 1.0}},
+        "geometry": {"norm": "linf", "eps": 0.1, "box": {"kind": "Box", "low": 0.0, "high": 1.0}},
         "draws": 10_000,
         "precision": "32",
     }

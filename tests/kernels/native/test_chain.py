@@ -5,6 +5,7 @@ import ctypes
 import random
 import warnings
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from equipoise import methods, nets
-from equipoise.attacks import apgd_t, fab, pgd, square, udp
+from equipoise import attacks, methods, nets
+from equipoise.attacks import apgd_t, fab, square, udp
 from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.rng import Streams
@@ -24,6 +25,8 @@ from equipoise.kernels.native.chain import Shortcut
 from equipoise.losses.objectives import margin
 from equipoise.models import as_predictive
 from equipoise.nets import Normalize
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
 

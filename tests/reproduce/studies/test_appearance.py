@@ -1,6 +1,7 @@
 """Unbounded perturbations of images: where they end, and how that is measured."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from equipoise.attacks import pgd, uta
+from equipoise import attacks
+from equipoise.attacks import uta
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Split, load
 from equipoise.reproduce.studies import Options
 from equipoise.reproduce.studies.appearance import STEP_SIZE, STEPS, Seen, _numbers, _verdict, correct, look, run
 from equipoise.results.findings import Histogram, Images, Number
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 pytestmark = pytest.mark.unchecked
 

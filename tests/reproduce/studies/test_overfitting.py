@@ -1,12 +1,14 @@
 """Catastrophic overfitting: how it is told from the curves, and that following a training does not change it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.attacks import pgd
+from equipoise import attacks
 from equipoise.data import Dataset, load
 from equipoise.models import as_predictive
 from equipoise.reproduce.studies import Options
@@ -23,6 +25,8 @@ from equipoise.reproduce.studies.overfitting import (
 )
 from equipoise.results.findings import Lines
 from equipoise.training.methods import fgsm_at
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 pytestmark = pytest.mark.unchecked
 

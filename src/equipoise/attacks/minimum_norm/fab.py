@@ -204,5 +204,5 @@ def fab(
     box: Box = Box(),
     **options: Any,
 ) -> FAB:
-    """Targeted FAB within `eps` (`FAB-T` of AutoAttack); also takes the other fields of `FAB`, such as `keep`."""
+    """Targeted FAB within `eps` (`FAB-T` of AutoAttack); also takes the other fields of `FAB`, such as `eta`."""
     return FAB(Ball(norm, eps, box), steps, targets, restarts, **options)
