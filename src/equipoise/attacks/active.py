@@ -27,7 +27,7 @@ class SampleTable:
         return type(self)(**{name: _select(getattr(self, name), index) for name in columns})
 
     def write(self, index: Tensor, **values: Any) -> None:
-        """Set these fields of the rows `index`, a mask or numbers, each to a tensor of as many rows or to one number."""
+        """Set these fields of the rows `index`, a mask or numbers, to tensors of as many rows or to one number each."""
         for name, value in values.items():
             getattr(self, name)[index] = value
 

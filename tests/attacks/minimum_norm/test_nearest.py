@@ -1,9 +1,9 @@
 """The nearest of several attacks: the closed form on linear models, brute force over the parts, who won, refusals."""
 
-from functools import partial
 import copy
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
