@@ -254,7 +254,7 @@ def test_evaluating_on_a_manifold_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: methods.hein(directions=-1), "directions = -1: expected a number of them, or 0 for all"),
+        (lambda: methods.hein(directions=-1), "directions = -1: expected a number of directions, or 0 for all"),
         (lambda: methods.r4(PIXELS, samples=0), "samples = 0: expected an integer >= 1"),
         (lambda: methods.r4(PIXELS, sigma=-1), "sigma = -1 is not a standard deviation: expected a number >= 0"),
         (lambda: methods.r4(PIXELS, radii="distance"), "unknown radii 'distance': did you mean 'distances'"),

@@ -240,7 +240,7 @@ def test_a_generator_takes_as_many_steps_in_a_shorter_training():
     tiny = one.scaled(0.01)
     assert tiny.recipe.epochs == 1 and tiny.samples == 18_000 and tiny.method.options["generator_steps"] == 100
     ((_, penalty),) = tenth.method().penalties
-    assert penalty.player.steps == 10
+    assert penalty.auxiliary_network.steps == 10
 
 
 def test_what_is_read_from_an_evaluation():

@@ -22,7 +22,7 @@ from equipoise.losses.objectives import cross_entropy, entropy
 from equipoise.models import as_predictive
 from equipoise.training import Progress, Recipe, fit, load_run, load_weights
 from equipoise.training.checkpoint import load_tensors
-from equipoise.training.judgement import alarms_of
+from equipoise.training.monitoring import alarms_of
 
 pytestmark = pytest.mark.unchecked
 

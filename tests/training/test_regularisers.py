@@ -145,10 +145,10 @@ def test_friendly_perturbations_are_those_of_the_papers_algorithm(tau):
     assert 0 < stopped < len(X), "some stop early, some do not"
 
 
-def test_patience_is_refused_with_the_best_point():
-    with pytest.raises(EquipoiseError, match="patience = 1: goes with return_point='last'"):
+def test_tau_is_refused_with_the_best_point():
+    with pytest.raises(EquipoiseError, match="tau = 1: goes with return_point='last'"):
         attacks.pgd(0.1, tau=1, return_point="best")
-    with pytest.raises(EquipoiseError, match="patience = -1"):
+    with pytest.raises(EquipoiseError, match="tau = -1"):
         attacks.pgd(0.1, tau=-1)
 
 

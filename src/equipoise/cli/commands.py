@@ -42,7 +42,8 @@ from equipoise.models import DeepKernelGP, Ensemble, MonteCarloDropout, as_predi
 from equipoise.reproduce import RECORD, keep_numbers, reproduction
 from equipoise.results.provenance import recorded_options
 from equipoise.training import MANIFOLD_FILE, build_model, training_split
-from equipoise.training.fit import claim, launch, prepare
+from equipoise.training.fit import launch, prepare
+from equipoise.training.folder import locked_run_folder
 from equipoise.training.interruption import listening
 from equipoise.training.job import Job
 
@@ -158,7 +159,7 @@ def train(options: Train, command: str) -> None:
         )
 
     job = prepared(None if learned is None else auto_encoder(data.shape, learned.codes))
-    with listening(None), claim(job):
+    with listening(None), locked_run_folder(job):
         count = f"{options.members} x {net['name']}" if options.members > 1 else net["name"]
         size = f"{count}, {nets.count_parameters(as_predictive(model).module):,} parameters"
         say(f"{record['name']} on {data.name}, {len(data.train)} samples; {size}")

@@ -11,7 +11,7 @@ from equipoise.cli.display import duration, moving, numbers, say, share_progress
 from equipoise.cli.recorded import answered
 from equipoise.core.errors import require, unknown
 from equipoise.core.files import require_room
-from equipoise.nets.lenet import WIDEST
+from equipoise.nets.convolutional import WIDEST
 from equipoise.report.figures import canvas
 from equipoise.reproduce.studies import STUDIES, Entry, Options, save
 from equipoise.results.findings import Study as Record

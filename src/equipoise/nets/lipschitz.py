@@ -46,7 +46,7 @@ class Matrix:
 class Convolution:
     """The linear map of a convolution with zero padding, on images of one size."""
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     """Height and width of the images."""
     stride: tuple[int, ...]
     """Its stride."""
@@ -155,7 +155,7 @@ def _orthonormal(rows: Tensor) -> Tensor:
     return torch.linalg.qr(rows.flatten(1).T).Q.T.reshape(rows.shape)
 
 
-def bounded(layer: Layer, coefficient: float, input_size: tuple[int, int] | None = None) -> Layer:
+def bounded(layer: Layer, coefficient: float, input_size: tuple[int, ...] | None = None) -> Layer:
     """The same layer with its operator norm bounded by `coefficient`: a `Linear`, or a `Conv2d` with zero padding.
 
     A convolution also needs `input_size`, the height and width of the images that it will be applied to; on other sizes
@@ -174,7 +174,7 @@ def bounded(layer: Layer, coefficient: float, input_size: tuple[int, int] | None
     return layer
 
 
-def _convolution(layer: nn.Conv2d, size: tuple[int, int] | None) -> Convolution:
+def _convolution(layer: nn.Conv2d, size: tuple[int, ...] | None) -> Convolution:
     require(
         layer.padding_mode == "zeros" and not isinstance(layer.padding, str),
         f"the norm of a convolution is known for zero padding given by numbers, not for padding {layer.padding!r} of "

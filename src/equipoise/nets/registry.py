@@ -14,16 +14,11 @@ from torch import nn
 
 from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.types import Predictive
-from equipoise.nets.cnn4 import CNN4
+from equipoise.nets.convolutional import CNN4, LeNet, SmallCNN
 from equipoise.nets.due import FCResNet, WideResNetFeatures
-from equipoise.nets.lenet import LeNet
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
-from equipoise.nets.preact_resnet import PreActResNet18, PreActResNet18UDP
-from equipoise.nets.resnet import ResNet18
-from equipoise.nets.resnet20 import ResNet20
-from equipoise.nets.small_cnn import SmallCNN
-from equipoise.nets.wide_resnet import WideResNet
+from equipoise.nets.residual import PreActResNet18, PreActResNet18UDP, ResNet18, ResNet20, WideResNet
 
 _NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,

@@ -14,7 +14,7 @@ from equipoise import methods
 from equipoise.core.errors import EquipoiseWarning
 from equipoise.data import Dataset, Split
 from equipoise.training import Recipe, fit, load_run, load_weights
-from equipoise.training.judgement import alarms_of, improves
+from equipoise.training.monitoring import alarms_of, improves
 
 FAST = Recipe(epochs=3, batch_size=40, lr=0.01, validation=0.2, valid_steps=3)
 

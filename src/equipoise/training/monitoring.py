@@ -1,4 +1,4 @@
-"""What the validation of an epoch says: which epoch is the best, and what is going wrong."""
+"""Monitoring of the validation metrics: selection of the best epoch, and alarms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from torch import Tensor
 from equipoise.results.statistics import binomial_tail, mcnemar, wilson
 
 _SIGNIFICANT = 0.05
-_LEARNT = 0.25  # of the way from the majority share to 1: what a network that learns anything would reach
+_LEARNT = 0.25  # of the way from the majority share to 1: what any network that learns should reach
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A sign of trouble."""
+    """A sign of trouble in a training."""
 
     kind: str
     """What is suspected; a run reports each kind once."""
     text: str
-    """A sentence with the figures, and the causes that apply."""
+    """A sentence with the numbers, and possible causes."""
 
     def __str__(self) -> str:
         return self.text
@@ -29,31 +29,31 @@ def majority_share(labels: Tensor) -> float:
     return float(labels.bincount().max()) / len(labels)
 
 
-def standing_of(metrics: Mapping[str, float], majority: float) -> int:
-    """2 if clean and robust validation accuracy exceed the majority share, 1 if only the clean one does, else 0."""
-    if metrics["valid_clean"] <= majority:
-        return 0
-    return 1 + (metrics["valid_pgd"] > majority)
+def _accuracies_above(metrics: Mapping[str, float], majority: float) -> int:
+    """2 if clean and robust accuracy exceed the majority share, 1 if only the clean accuracy does, else 0."""
+    return 0 if metrics["valid_clean"] <= majority else 1 + (metrics["valid_pgd"] > majority)
 
 
 def improves(
-    metrics: Mapping[str, float], correct: Tensor, top: Mapping[str, float], top_correct: Tensor, majority: float
+    metrics: Mapping[str, float], robust: Tensor, top: Mapping[str, float], top_robust: Tensor, majority: float
 ) -> tuple[bool, bool]:
-    """Whether an epoch becomes the best one, and whether its robust accuracy is the highest so far.
+    """Whether an epoch becomes the best epoch, and whether its robust accuracy is the highest so far.
 
-    `correct` and `top_correct` say for each validation sample whether it withstood the attack, in this epoch and in
-    that of the highest accuracy so far. Epochs whose accuracy does not exceed the `majority` share come after all
-    others (`standing_of`). Among the others, the latest epoch is the best that is not significantly worse than the
-    top (exact McNemar test on the same samples, p < 0.05), so that noise does not decide, and ties go to the later.
+    An epoch whose clean accuracy exceeds the `majority` share ranks above one where it does not, and so for the robust
+    accuracy. Within a rank the best epoch is the latest that is not significantly worse than the one with the highest
+    accuracy (exact McNemar test on the same samples, p < 0.05), so that noise does not decide and ties go to the later.
+
+    Arguments: `metrics` of this epoch and `top`, of the epoch with the highest accuracy so far (empty if there is
+    none); `robust` and `top_robust`, which validation samples withstood the attack in them.
     """
     if not top:
         return True, True
-    now, then = standing_of(metrics, majority), standing_of(top, majority)
+    now, then = _accuracies_above(metrics, majority), _accuracies_above(top, majority)
     if now != then:
         return now > then, now > then
     higher = metrics["valid_pgd"] > top["valid_pgd"]
-    lost, won = int((top_correct & ~correct).sum()), int((correct & ~top_correct).sum())
-    return higher or mcnemar(lost, won) >= _SIGNIFICANT, higher
+    lost, gained = int((top_robust & ~robust).sum()), int((robust & ~top_robust).sum())
+    return higher or mcnemar(lost, gained) >= _SIGNIFICANT, higher
 
 
 def alarms_of(
@@ -64,26 +64,31 @@ def alarms_of(
     climbs: bool,
     majority: float | None = None,
 ) -> list[Alarm]:
-    """What is going wrong after an epoch on `n` validation samples, of whose labels the share `majority` is one class.
+    """The alarms after an epoch.
 
-    Catastrophic overfitting (Wong et al. 2020) of a method that `climbs`: since the epoch of the best PGD accuracy, PGD
+    Catastrophic overfitting (Wong et al. 2020) of adversarial training: since the epoch of the best PGD accuracy, PGD
     accuracy has lost a third of itself and more than chance explains, while FGSM accuracy rose. From the second epoch
     on: one class is predicted for all samples; or the clean accuracy is not significantly above the majority share
-    (one-sided, 5 %), on samples enough to rule out that a quarter of the way from there to 1 has been learnt.
+    (one-sided, 5 %), on enough samples to rule out that a quarter of the way from there to 1 has been learnt.
+
+    Arguments: metrics of the `past` epochs and of this one (`now`); the number of `classes`; `n`, the number of
+    validation samples; `climbs`, whether the method perturbs by an ascent; the share of the most common class.
     """
     if not past:
         return []
-    found = [_overfitting(past, now, 1 / classes, n)] if climbs else []
     share = 1 / classes if majority is None else majority
-    found.append(_one_class(now, n, share, climbs) or _no_better(now, n, share, climbs))
-    return [alarm for alarm in found if alarm is not None]
+    alarms = (
+        _overfitting(past, now, 1 / classes, n) if climbs else None,
+        _one_class(now, n, share, climbs) or _no_better_than_chance(now, n, share, climbs),
+    )
+    return [alarm for alarm in alarms if alarm is not None]
 
 
 def _overfitting(past: Sequence[Mapping[str, float]], now: Mapping[str, float], chance: float, n: int) -> Alarm | None:
     noise = 3 * (chance * (1 - chance) / n) ** 0.5
     top = max(past, key=lambda m: m["valid_pgd"])
-    fell = top["valid_pgd"] - now["valid_pgd"]
-    if fell <= max(top["valid_pgd"] / 3, noise) or now["valid_fgsm"] <= top["valid_fgsm"]:
+    drop = top["valid_pgd"] - now["valid_pgd"]
+    if drop <= max(top["valid_pgd"] / 3, noise) or now["valid_fgsm"] <= top["valid_fgsm"]:
         return None
     return Alarm(
         "catastrophic overfitting",
@@ -103,10 +108,10 @@ def _one_class(now: Mapping[str, float], n: int, share: float, climbs: bool) -> 
     )
 
 
-def _no_better(now: Mapping[str, float], n: int, share: float, climbs: bool) -> Alarm | None:
+def _no_better_than_chance(now: Mapping[str, float], n: int, share: float, climbs: bool) -> Alarm | None:
     accuracy = now["valid_clean"]
-    right = round(accuracy * n)
-    if binomial_tail(right, n, share) < _SIGNIFICANT or wilson(right, n)[1] >= share + _LEARNT * (1 - share):
+    correct = round(accuracy * n)
+    if binomial_tail(correct, n, share) < _SIGNIFICANT or wilson(correct, n)[1] >= share + _LEARNT * (1 - share):
         return None
     return Alarm(
         "no better than chance",
@@ -116,5 +121,4 @@ def _no_better(now: Mapping[str, float], n: int, share: float, climbs: bool) -> 
 
 
 def _remedies(climbs: bool) -> str:
-    """What helps: a radius is a cause only where the method has one."""
     return ("lower eps, or " if climbs else "") + "lower lr, or train longer, or check the labels"

@@ -1,4 +1,4 @@
-"""Training with a second player: its steps, its place in checkpoints and metrics, its files."""
+"""Training with an auxiliary network: its steps, its place in checkpoints and metrics, its files."""
 
 import dataclasses
 import json
@@ -95,7 +95,7 @@ RECIPES = {
 @pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("at", [(1, 1), (2, 3), (3, 4)])
 def test_resuming_continues_bit_for_bit(kind: str, at: tuple[int, int], tmp_path: Path) -> None:
-    """Killed anywhere, both players, the metrics and the pictures are those of a run left alone."""
+    """Killed anywhere, both networks, the metrics and the pictures are those of a run left alone."""
     recipe, method = RECIPES[kind], methods.r2(weight=0.3)
     expected = fit(method, net(), images(), recipe, out=tmp_path / "whole")
 
@@ -132,7 +132,7 @@ def test_an_epoch_records_what_the_generator_did(tmp_path: Path) -> None:
     assert "R2(softness 1, halvings 6)" in run.method["sum"]
 
 
-def test_two_processes_train_both_players_as_one() -> None:
+def test_two_processes_train_both_networks_as_one() -> None:
     found = []
     for devices in (1, 2):
         f, g = net(batch_norm=False), AdversarialGenerator((1, 8, 8))
@@ -180,19 +180,21 @@ def test_vectors_have_a_generator_and_no_image(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "generator.png").exists()
 
 
-def test_a_player_of_two_penalties_is_one() -> None:
+def test_an_auxiliary_network_of_two_penalties_is_one() -> None:
     """It is made once, and takes one step."""
-    player = Adversary()
-    method = as_method(cross_entropy).with_penalty(-0.1, GeneratedMargin(player, 1.0))
-    method = method.with_penalty(-0.1, GeneratedMargin(player, 0.5)).build_for((5,), 0)
-    assert len(method.players) == 1
-    assert method.penalties[0][1].player.network() is method.penalties[1][1].player.network()
+    adversary = Adversary()
+    method = as_method(cross_entropy).with_penalty(-0.1, GeneratedMargin(adversary, 1.0))
+    method = method.with_penalty(-0.1, GeneratedMargin(adversary, 0.5)).build_for((5,), 0)
+    assert len(method.auxiliary_networks) == 1
+    assert method.penalties[0][1].auxiliary_network.network() is method.penalties[1][1].auxiliary_network.network()
 
 
 def test_refused(tmp_path: Path) -> None:
     first, second = (GeneratedMargin(Adversary(crossing=c)) for c in (1.0, 2.0))
     twice = as_method(cross_entropy).with_penalty(-1.0, first).with_penalty(-1.0, second)
-    with pytest.raises(EquipoiseError, match=r"two players of the method have one name, .* let the penalties have the"):
+    with pytest.raises(
+        EquipoiseError, match=r"two auxiliary networks of the method have one name, .* let the penalties have the"
+    ):
         fit(twice, net(), images(), FAST)
     with pytest.raises(EquipoiseError, match=r"made for inputs of shape \(3, 8, 8\), the data has \(1, 8, 8\)"):
         fit(methods.r2(AdversarialGenerator((3, 8, 8))), net(), images(), FAST)
