@@ -1,7 +1,7 @@
-"""The papers' networks. Every one takes images in [0, 1] and returns logits of shape (batch, classes).
+"""The papers' networks, from images in [0, 1] to logits of shape (batch, classes).
 
-`build` makes one by name, with seeded weights; input normalisation is a layer inside the model, so that attacks
-and their `eps` always live in [0, 1]. `split` cuts one into an encoder and a classifier, for attacks in between.
+`build` makes a network by name, with seeded weights. Input normalisation is a layer of the network, so that attacks
+and their `eps` are in pixels of [0, 1]. `split` cuts a network into an encoder and a classifier, for latent attacks.
 """
 
 from equipoise.nets.convolutional import CNN4, LeNet, SmallCNN

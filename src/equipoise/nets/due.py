@@ -35,21 +35,16 @@ class BoundedResidual(nn.Module):
 class FCResNet(nn.Module):
     """Flatten, a linear layer to `features`, and `depth` blocks `h + relu(linear(h))`, every layer with norm <= c.
 
-    The input layer is bounded too, as in the authors' code, so that the whole map is `c (1+c)^depth`-Lipschitz.
-    `shape` is that of one input, of any rank; `dropout` is that of the branches. Raises `EquipoiseError` for numbers
-    outside their range.
+    The input layer is bounded too, as in the authors' code, so that the network is `c (1+c)^depth`-Lipschitz. `shape`
+    is that of one input, of any rank; `dropout` applies to the branches. Raises `EquipoiseError` for numbers out of
+    range.
     """
 
     features: int
-    """Number of features it returns."""
+    """Number of features."""
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        features: int = 128,
-        depth: int = 4,
-        coefficient: float = 0.95,
-        dropout: float = 0.0,
+        self, shape: Sequence[int], features: int = 128, depth: int = 4, coefficient: float = 0.95, dropout: float = 0.0
     ) -> None:
         super().__init__()
         require(features >= 1 and depth >= 0, f"features = {features} must be at least 1, depth = {depth} at least 0.")
@@ -66,7 +61,7 @@ class FCResNet(nn.Module):
 class BoundedWideBlock(nn.Module):
     """`skip(h) + conv(dropout(relu(bn(conv(relu(bn(h)))))))` with 3x3 convolutions, every layer with norm <= c.
 
-    Where the shape changes, the skip is a 1x1 convolution. `size` is that of the images it is applied to.
+    Where the shape changes, the skip is a 1x1 convolution. `size` is the height and width of the input images.
     """
 
     def __init__(
@@ -96,19 +91,14 @@ class WideResNetFeatures(nn.Module):
     conv3x3 to 16 channels, `(depth - 4) / 6` blocks each of 16, 32 and 64 times `widen` channels, bn, relu, mean over
     the image (Zagoruyko & Komodakis 2016; bounded as by van Amersfoort et al. 2021, who use depth 28, widen 10, c = 3).
     `shape` is (channels, height, width); the last two stages halve each side. Raises `EquipoiseError` for inputs that
-    are not images and numbers outside their range.
+    are not images and numbers out of range.
     """
 
     features: int
-    """Number of features it returns."""
+    """Number of features."""
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        depth: int = 10,
-        widen: int = 1,
-        coefficient: float = 3.0,
-        dropout: float = 0.0,
+        self, shape: Sequence[int], depth: int = 10, widen: int = 1, coefficient: float = 3.0, dropout: float = 0.0
     ) -> None:
         super().__init__()
         layout = wide_layout(shape, depth, widen)

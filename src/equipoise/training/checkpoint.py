@@ -78,11 +78,12 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(io.BytesIO(_read(path)), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        converted = str(path.with_suffix(".weights.pt"))
         raise EquipoiseError(
             f"{path} is no file of plain weights, and no other pickles are read, because they may run code. If you "
             f"trust it, convert it:\n"
-            f"    found = torch.load({str(path)!r}, weights_only=False)\n"
-            f'    torch.save(getattr(found, "state_dict", lambda: found)(), {str(path.with_suffix(".weights.pt"))!r})'
+            f"    checkpoint = torch.load({str(path)!r}, weights_only=False)\n"
+            f'    torch.save(getattr(checkpoint, "state_dict", lambda: checkpoint)(), {converted!r})'
         ) from error
     while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
         nested = [content[name] for name in _NESTED if isinstance(content.get(name), Mapping)]

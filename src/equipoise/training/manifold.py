@@ -95,7 +95,7 @@ def _epoch(
     generator = torch.Generator().manual_seed(abs(fold(recipe.seed, RunStream.ORDER, epoch)))
     # Batches of nearly one size: MMD² needs two samples of the last one too.
     batches = torch.randperm(len(x), generator=generator).tensor_split(_num_batches(x, recipe))
-    sums = torch.zeros(2, dtype=torch.float64, device=x.device)
+    totals = torch.zeros(2, dtype=torch.float64, device=x.device)
     prior = torch.Generator().manual_seed(abs(fold(recipe.seed, RunStream.NOISE, epoch)))
     for step, index in enumerate(batches):
         done = (epoch + step / len(batches)) / recipe.epochs
@@ -108,10 +108,10 @@ def _epoch(
         optimizer.zero_grad()
         (reconstruction + weight * mmd).backward()
         optimizer.step()
-        sums += len(index) * torch.stack([reconstruction, mmd]).detach()
+        totals += len(index) * torch.stack([reconstruction, mmd]).detach()
         if progress is not None:
             progress(f"epoch {epoch + 1}/{recipe.epochs}", done)
-    means = (sums / len(x)).tolist()
+    means = (totals / len(x)).tolist()
     require(
         all(abs(mean) < float("inf") for mean in means),
         f"the manifold's loss is no longer finite in epoch {epoch + 1}: lower lr (now {recipe.lr:g}).",

@@ -46,6 +46,8 @@ from equipoise.losses.terms import Method, as_method
 from equipoise.training.corruption import Corrupted
 from equipoise.training.penalties import CrossLipschitz, GradientAlignment, ManifoldAgreement, Neighbours, Radii
 
+StepLength = StepSize | float | None
+
 
 def standard(loss: Objective = cross_entropy) -> Method:
     """Standard training, empirical risk minimisation: `L(x)`."""
@@ -173,11 +175,7 @@ def gradalign_at(
 
 
 def pgd_at(
-    eps: float,
-    step_size: StepSize | float | None = None,
-    steps: int = 10,
-    loss: Objective = cross_entropy,
-    **options: Any,
+    eps: float, step_size: StepLength = None, steps: int = 10, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
     """PGD adversarial training: `L(x')`, x' maximising L over the ball by gradient ascent (Madry et al. 2018)."""
     return as_method(loss @ replace(attacks.pgd(eps, step_size, steps, **options), objective=loss))
@@ -185,7 +183,7 @@ def pgd_at(
 
 def pat(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 10,
     clean_share: float = 0.5,
     loss: Objective = cross_entropy,
@@ -212,7 +210,7 @@ def corruption_at(
 
 def friendly_at(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 10,
     tau: int = 0,
     loss: Objective = cross_entropy,
@@ -228,9 +226,7 @@ def friendly_at(
     return pgd_at(eps, step_size, steps, loss, tau=tau, **options)
 
 
-def mart(
-    eps: float, step_size: StepSize | float | None = None, steps: int = 10, beta: float = 5.0, **options: Any
-) -> Method:
+def mart(eps: float, step_size: StepLength = None, steps: int = 10, beta: float = 5.0, **options: Any) -> Method:
     """Misclassification-aware adversarial training: `BCE(x') + λ KL(p(x) ‖ p(x')) (1 - p_y(x))`, BCE the boosted
     cross-entropy, x' maximising CE by PGD (Wang et al. 2020, Eq. 11).
 
@@ -243,11 +239,7 @@ def mart(
 
 
 def udp(
-    eps: float,
-    step_size: StepSize | float | None = None,
-    steps: int = 20,
-    loss: Objective = cross_entropy,
-    **options: Any,
+    eps: float, step_size: StepLength = None, steps: int = 20, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
     """Training at the point of greatest uncertainty, k ~ U{1..K} steps of gradient ascent on the entropy away: `L(x')`
     (U, Alg. 1; k as in its code).
@@ -256,11 +248,7 @@ def udp(
 
 
 def uta(
-    eps: float,
-    step_size: StepSize | float | None = None,
-    steps: int = 20,
-    loss: Objective = cross_entropy,
-    **options: Any,
+    eps: float, step_size: StepLength = None, steps: int = 20, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
     """Training at the point of greatest uncertainty, K steps away: `L(x')`, as `udp` with k = K (T, Alg. 1)."""
     return as_method(loss @ attacks.uta(eps, step_size, steps, **options))
@@ -268,7 +256,7 @@ def uta(
 
 def udpr(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 20,
     weight: float = 1.0,
     loss: Objective = cross_entropy,
@@ -285,7 +273,7 @@ def udpr(
 
 def trades(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 10,
     beta: float = 6.0,
     divergence: Divergence = "clean||here",
@@ -308,7 +296,7 @@ def trades(
 
 def udp_trades(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 20,
     beta: float = 1.0,
     divergence: Divergence = "soft-cross-entropy",
@@ -325,36 +313,25 @@ def udp_trades(
     return as_method(loss) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
 
 
-def ls_pgd(
-    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
-) -> Method:
+def ls_pgd(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
     """PGD adversarial training in the latent space after `layer`: `CE(C(E(x) + δ))`, δ maximising CE; encoder E and
     classifier C are trained together (U, Table 5).
     """
     return pgd_at(eps, step_size, steps, **_latent(layer), **options)
 
 
-def ls_udp(
-    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
-) -> Method:
+def ls_udp(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
     """UDP in the latent space after `layer`: `CE(C(E(x) + δ))`, δ maximising entropy (U, Eq. ERM-P and Table 5)."""
     return udp(eps, step_size, steps, **_latent(layer), **options)
 
 
-def ls_uta(
-    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
-) -> Method:
+def ls_uta(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
     """UTA in the latent space after `layer`: `CE(C(E(x) + δ))`, as `ls_udp` with all K steps (T, Sec. 5.2)."""
     return uta(eps, step_size, steps, **_latent(layer), **options)
 
 
 def ls_udpr(
-    eps: float,
-    layer: str,
-    step_size: StepSize | float | None = None,
-    steps: int = 20,
-    weight: float = 1.0,
-    **options: Any,
+    eps: float, layer: str, step_size: StepLength = None, steps: int = 20, weight: float = 1.0, **options: Any
 ) -> Method:
     """UDPR in the latent space after `layer`: `CE(x) + λ CE(C(E(x) + δ))` (U, Table 5).
 
@@ -367,7 +344,7 @@ def ls_udpr(
 def ls_trades(
     eps: float,
     layer: str,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 20,
     beta: float = 6.0,
     divergence: Divergence = "clean||here",
@@ -417,7 +394,7 @@ def r4(
 def on_manifold_at(
     manifold: AutoEncoder,
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 10,
     clean_share: float = 0.0,
     loss: Objective = cross_entropy,
