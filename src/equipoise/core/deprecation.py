@@ -63,7 +63,6 @@ MOVED = {
     "studies": "reproduce.studies",
     "terms": "losses.terms",
     "training.judgement": "training.monitoring",
-    "training.players": "training.auxiliary",
     "types": "core.types",
     "verdicts": "results.masking",
 }
