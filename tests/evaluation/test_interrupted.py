@@ -88,11 +88,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
 STOPS = {
     "first linf 0.05: step 2": ("nothing was finished yet", {"first": 3, "apgd": 2, "fab": 2, "square": 2}),
     "apgd, step 1": (
-        "1 finished attack on what is under way is kept",
+        "1 finished attack on unfinished blocks is kept",
         {"first": 2, "apgd": 3, "fab": 2, "square": 2},
     ),
     "square, query 7": (
-        "3 finished attacks on what is under way are kept",
+        "3 finished attacks on unfinished blocks are kept",
         {"first": 2, "apgd": 2, "fab": 2, "square": 3},
     ),
 }
@@ -121,7 +121,7 @@ def test_a_crash_keeps_as_much_and_blocks_are_told_apart(tmp_path: Path, whole: 
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         run(tmp_path / "aa.json", progress=progress)
-    assert stopped.value.__notes__ == ["1 of 2 blocks and 2 finished attacks on what is under way are kept"]
+    assert stopped.value.__notes__ == ["1 of 2 blocks and 2 finished attacks on unfinished blocks are kept"]
     with pytest.raises(MemoryError):
         run(tmp_path / "aa.json", resume=True, progress=stop_at("square, query 3", MemoryError))
     CALLS.clear()

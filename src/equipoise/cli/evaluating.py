@@ -27,9 +27,19 @@ from equipoise.core.locks import locked
 from equipoise.core.types import Predictive
 from equipoise.corruptions import chosen, load_published
 from equipoise.data import Dataset, load
-from equipoise.evaluation import WORST, Corruptions, Progress, Shard, audit, evaluate_dataset, merge, radii, suite
+from equipoise.evaluation import (
+    WORST,
+    Corruptions,
+    Progress,
+    Shard,
+    evaluate_dataset,
+    merge,
+    radii,
+    suite,
+    verify_record,
+)
 from equipoise.evaluation.interop import robustbench
-from equipoise.evaluation.journal import Journal, images_of, note_kept
+from equipoise.evaluation.journal import Journal, images_of, note_saved
 from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.runs import evaluation_key
 from equipoise.evaluation.shards import merged
@@ -148,7 +158,7 @@ def evaluate(options: Evaluate, command: str) -> None:
             overwrite=options.overwrite,
             images=options.images,
             shard=shard,
-            reported=options.reported,
+            expected_clean_accuracy=options.reported,
             corruptions=corruptions,
         )
     show(evaluation)
@@ -273,7 +283,7 @@ def _in_processes(
                     time.sleep(_PAUSE)
                 require_alive(started, count)
         except KeyboardInterrupt as stop:
-            note_kept(stop, *_finished(list(places.values()), sizes))
+            note_saved(stop, *_finished(list(places.values()), sizes))
             raise
         look()
         whole = merged(list(places.values()), out, command, overwrite=True)
@@ -326,7 +336,9 @@ def verify(options: Verify) -> None:
     if root is not None and record.corruptions:
         names = chosen([result.corruption for result in record.corruptions])
         corruptions = Corruptions(names, load_published(root, names)).of(data, told["n"])
-    found = audit(options.record, subject.model, test.x.cpu()[rows], test.y.cpu()[rows], corruptions=corruptions)
+    found = verify_record(
+        options.record, subject.model, test.x.cpu()[rows], test.y.cpu()[rows], corruptions=corruptions
+    )
     mismatches = [*found.mismatches, *(_unasked(typed, record, subject) if typed else ())]
     for mismatch in mismatches[:_SHOWN]:
         say(f"not true: {mismatch}")

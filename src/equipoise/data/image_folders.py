@@ -20,25 +20,7 @@ from equipoise.data.files import opened, reason, require_memory
 from equipoise.data.formats import Arrays, some
 from equipoise.data.trees import BROKEN, LOCKED, NOWHERE, Kind, Tree
 
-_SUFFIXES = frozenset(
-    [
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
+_SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|bmp|dib|gif|p[pgbn]m|tiff?|webp)")
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "AVIF")  # others may run programs
 _SPLITS = ("train", "test")
 _VALIDATION = ("val", "valid", "validation", "dev")
@@ -239,7 +221,7 @@ def _below(name: PurePosixPath, top: PurePosixPath) -> tuple[str, ...]:
 
 
 def _is_image(name: PurePosixPath) -> bool:
-    return name.suffix.lower() in _SUFFIXES
+    return _SUFFIX.fullmatch(name.suffix.lower()) is not None
 
 
 def _hidden(name: PurePosixPath) -> bool:
