@@ -217,7 +217,7 @@ def test_another_request_does_not_replace_a_record(tmp_path: Path, what: str) ->
 def test_files_that_are_no_records_are_not_replaced_either(tmp_path: Path) -> None:
     out = tmp_path / "aa.json"
     out.write_text("my notes")
-    with pytest.raises(EquipoiseError, match=r"aa.json exists and is no record that can be read"):
+    with pytest.raises(EquipoiseError, match=r"aa.json exists and is not a readable record"):
         run(out)
     (tmp_path / "bb.images.npz").write_text("mine")
     with pytest.raises(EquipoiseError, match=r"bb.images.npz, where the adversarial images would be written"):

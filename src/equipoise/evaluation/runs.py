@@ -19,7 +19,7 @@ from equipoise.core.locks import locked
 from equipoise.core.progress import keeping
 from equipoise.core.types import Precision, Predictive
 from equipoise.data import Dataset, Split
-from equipoise.evaluation.corrupted import Corruptions, joined_corruptions, on_corruptions
+from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.evaluate import (
     Block,
     Progress,
@@ -34,7 +34,7 @@ from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard
 from equipoise.evaluation.suites import Suite, suite
-from equipoise.evaluation.summaries import by_ball, joined, result_warnings, with_worst_cases
+from equipoise.evaluation.summaries import by_ball, concatenated, joined, result_warnings, with_worst_cases
 from equipoise.evaluation.verification import fingerprint
 from equipoise.masking.model_checks import check_model, check_results
 from equipoise.models import as_predictive, global_seed, validate_output
@@ -152,7 +152,7 @@ class _Job:
             flags=[*flags, *check_results(results)],
             model=self.key["model"],
             index=torch.cat([index for _, index in self.batches]).tolist(),
-            corruptions=joined_corruptions([block.corruptions for block in blocks]),
+            corruptions=[concatenated(rs) for rs in zip(*(block.corruptions for block in blocks), strict=True)],
         )
         if out is None or journal is None:
             return record
