@@ -1,4 +1,4 @@
-"""What differs between two requests, and the refusal to replace the finished result of another one."""
+"""Differences between two requests, and the refusal to replace the finished result of another request."""
 
 import json
 import os
@@ -18,7 +18,7 @@ RENAMED = {
 
 
 def with_new_names(record: Any) -> Any:
-    """Return JSON-ready data in which the settings of every ascent have the names of today."""
+    """Return JSON-ready data in which the settings of every ascent have their present names."""
     if isinstance(record, list):
         return [with_new_names(value) for value in record]
     if not isinstance(record, Mapping):
@@ -28,7 +28,7 @@ def with_new_names(record: Any) -> Any:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two requests, both JSON-ready, one phrase each: `pgd linf 0.1, steps: 20 before, 2
+    """Return the differences between two requests, both JSON-ready, as phrases: `pgd linf 0.1, steps: 20 before, 2
     now`.
     """
     return [
@@ -58,13 +58,13 @@ def _brief(value: Any) -> str:
 
 
 def require_same(path: str | os.PathLike[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `EquipoiseError` naming what differs unless the finished result at `path`, the outcome of the request
-    `before`, is that of the request `now` too.
+    """Raise `EquipoiseError` with the differences unless the finished result at `path`, of the request `before`,
+    also answers the request `now`.
     """
-    told = differences(before, now)
-    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    phrases = differences(before, now)
+    more = f"; and {len(phrases) - 3} more" if len(phrases) > 3 else ""
     require(
-        not told,
-        f"{path} already holds another result ({'; '.join(told[:3])}{more}): add --overwrite to replace it, or choose "
-        "another place with --out.",
+        not phrases,
+        f"{path} already holds another result ({'; '.join(phrases[:3])}{more}): add --overwrite to replace it, or "
+        "choose another place with --out.",
     )

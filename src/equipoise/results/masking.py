@@ -1,4 +1,4 @@
-"""The verdict on whether a model's gradients are masked, as plain data. No torch."""
+"""The report of an audit for gradient masking, as plain data. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,66 +10,66 @@ from equipoise.results.findings import Lines, Picture
 from equipoise.results.statistics import wilson
 
 KIND = "masking"
-"""What a verdict's record says that it is."""
+"""The `kind` of the record of an audit."""
 
 DETECTABLE = 0.05
-"""Share of samples that must not go unseen: "no sign of masking" needs so many samples that the 95 % interval of a
-share of which none was seen ends below it."""
+"""Share of affected samples that an audit must detect: "no sign of masking" needs enough samples that the 95 %
+confidence interval of a share observed as 0 ends below it."""
 ENOUGH = next(n for n in range(1, 1000) if wilson(0, n)[1] < DETECTABLE)
-"""The fewest samples for which it does."""
+"""The smallest number of samples for which it does."""
 
 
 @dataclass(frozen=True)
 class Sign:
-    """One reason to suspect, or to trust."""
+    """One indicator of gradient masking."""
 
     name: str
-    """What would be a sign of masking."""
+    """Description of the indicator."""
     figure: str
-    """What was measured."""
+    """The measured value."""
     threshold: str
-    """What it was compared with."""
+    """The value that it was compared with."""
     p: float | None
-    """Probability of such a figure, or a more striking one, on an honest model; None for a fact that no honest model
-    shows, such as a graph that does not reach the input."""
+    """p-value under the hypothesis of an unmasked model; None for an indicator that is observed, not tested, such as a
+    graph that does not reach the input."""
     source: str
-    """Who named it."""
+    """Publication that describes it."""
     raised: bool = False
-    """Whether it is one, all signs of a verdict considered."""
+    """Whether it is significant, corrected for the number of indicators."""
     interval: tuple[float, float] | None = None
-    """95 % Wilson interval of the share that the threshold is about; None if there is none."""
+    """95 % Wilson interval of the share that is compared with the threshold; None if there is none."""
 
 
 @dataclass(frozen=True)
 class MaskingReport:
-    """What the tests for masked gradients said of a model."""
+    """The results of the tests of a model for gradient masking."""
 
     target: str
-    """What was looked at."""
+    """The model that was audited."""
     norm: str
     """Norm of the ball."""
     eps: float
     """Its radius, in the units of the input."""
     n: int
-    """Samples that were attacked: those that are right without an attack."""
+    """Number of attacked samples: those that are classified correctly without an attack."""
     clean: float
     """Accuracy without an attack, in [0, 1]."""
     robust: float
-    """Accuracy in the worst case over everything that was tried at this radius, in [0, 1]."""
+    """Accuracy in the worst case over all attacks at this radius, in [0, 1]."""
     signs: Sequence[Sign]
-    """Every sign that was looked for."""
+    """Every indicator that was tested."""
     level: float
-    """Probability with which an honest model is accused."""
+    """Family-wise false-positive rate."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every parameter."""
     skipped: Sequence[str] = ()
-    """What was left out, and why."""
+    """Tests that were left out, and why."""
     warnings: Sequence[str] = ()
-    """What `check_model` remarks about the model. No sign follows from it alone."""
+    """Warnings of `check_model` about the model. None of them is an indicator by itself."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """Name and SHA-256 of the data, and the number of samples that were looked at."""
+    """Name and SHA-256 of the data, and the number of samples."""
     model: Mapping[str, Any] = field(default_factory=dict)
-    """Which weights, their SHA-256 and how many parameters."""
+    """Which weights, their SHA-256 and the number of parameters."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Command, seed, versions, commit, device, threads and date."""
     seconds: float = 0.0
@@ -79,17 +79,17 @@ class MaskingReport:
 
     @property
     def masked(self) -> bool:
-        """Whether a sign was raised."""
+        """Whether an indicator was raised."""
         return any(sign.raised for sign in self.signs)
 
     @property
     def undecided(self) -> bool:
-        """Whether no sign was raised, but on so few samples that this says nothing."""
+        """Whether no indicator was raised, but on too few samples to conclude anything."""
         return not self.masked and self.n < ENOUGH
 
     @property
     def caution(self) -> str:
-        """What to know before quoting `robust`; empty unless a sign was raised."""
+        """What to know before quoting `robust`; empty unless an indicator was raised."""
         if not self.masked:
             return ""
         return (
@@ -110,9 +110,7 @@ class MaskingReport:
         return f"no sign of masking: none of {len(self.signs)} signs was found on {self.n} samples."
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the maps as JSON-ready data, with the verdict in words, and the curves with their 95 %
-        intervals.
-        """
+        """Return all but the maps as JSON-ready data, with the verdict as text, and the curves with 95 % intervals."""
         body = asdict(replace(self, pictures=()))
         del body["pictures"]
         panels = [panel for picture in self.pictures for panel in picture.panels if isinstance(panel, Lines)]
