@@ -202,7 +202,7 @@ def _provenance(**values):
         (_provenance(device="an abacus"), r"other device\."),
         (lambda r: replace(r, index=[0, *r.index[1:]]), r"sample 0 is in two of the shards"),
         (lambda r: replace(r, index=[99, *r.index[1:]]), r"the shards hold 12 samples, the evaluation has 12: they w"),
-        (lambda r: replace(r, index=r.index[1:]), r"2.json is damaged: its index does not hold one place per sample"),
+        (lambda r: replace(r, index=r.index[1:]), r"2.json is damaged: its index does not hold one position per sample"),
         (lambda r: replace(r, index=["a", *r.index[1:]]), r"2.json is damaged: index\[0\]: expected integer, got text"),
         (lambda r: replace(r, data={**r.data, "shard": 2}), r"2.json is damaged: its shard is 2; expected i/n, such"),
         (lambda r: replace(r, images={}), r"2.json: made without images, the other shards with: evaluate them alike"),
