@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from equipoise.core.progress import keeping, kept, listening, parts, report
+from equipoise.core.caching import cached, caching
+from equipoise.core.progress import listening, report, shares
 
 
 def _steps(n: int) -> None:
@@ -15,7 +16,7 @@ def _steps(n: int) -> None:
 
 def test_without_a_listener_nothing_happens() -> None:
     _steps(3)
-    assert list(parts([1, 2])) == [1, 2]
+    assert list(shares([1, 2])) == [1, 2]
 
 
 def test_a_listener_hears_what_is_reported_and_only_inside() -> None:
@@ -26,25 +27,24 @@ def test_a_listener_hears_what_is_reported_and_only_inside() -> None:
     assert heard == [(0, 2, "step 0 of 2"), (1, 2, "step 1 of 2")]
 
 
-def test_parts_make_shares_of_the_whole() -> None:
+def test_items_are_shares_of_the_whole() -> None:
     heard: list[Any] = []
     with listening(lambda *now: heard.append(now)):
-        for n in parts([2, 4], ["first", "second"]):
-            for _ in parts(range(2)):
+        for n in shares([2, 4], ["first", "second"]):
+            for _ in shares(range(2)):
                 _steps(n)
-    shares = [done / of for done, of, _ in heard]
-    assert shares == [0, 1 / 8, 2 / 8, 3 / 8, *(0.5 + k / 16 for k in range(8))]
+    assert [done / of for done, of, _ in heard] == [0, 1 / 8, 2 / 8, 3 / 8, *(0.5 + k / 16 for k in range(8))]
     assert [what for *_, what in heard][-1] == "second, step 3 of 4"
 
 
 def test_a_loop_that_is_left_early_leaves_no_place_behind() -> None:
     heard: list[Any] = []
     with listening(lambda *now: heard.append(now)):
-        for _ in parts(range(3)):
-            left_open = parts(range(7))
+        for _ in shares(range(3)):
+            left_open = shares(range(7))
             next(left_open)
         with pytest.raises(ValueError, match="stop"):
-            for _ in parts(range(5), list("abcde")):
+            for _ in shares(range(5), list("abcde")):
                 raise ValueError("stop")
         report(1, 2, "step")
     assert heard == [(1, 2, "step 1 of 2")]
@@ -77,17 +77,17 @@ def test_what_is_finished_is_not_computed_again_and_same_names_stay_apart() -> N
         return name
 
     def inner(names: str) -> str:
-        return "".join(kept("leaf", lambda name=name: leaf(name)) for name in names)
+        return "".join(cached("leaf", lambda name=name: leaf(name)) for name in names)
 
     def whole() -> str:
-        return kept("x", lambda: inner("ab")) + kept("x", lambda: inner("cde"))
+        return cached("x", lambda: inner("ab")) + cached("x", lambda: inner("cde"))
 
     store = _Memory()
-    with pytest.raises(KeyboardInterrupt), keeping(store):
+    with pytest.raises(KeyboardInterrupt), caching(store):
         whole()
     assert calls == ["a", "b", "c", "d"]
     calls.extend(["", ""])
-    with keeping(store):
+    with caching(store):
         assert whole() == "abcde"
     assert calls[6:] == ["d", "e"]
     assert whole() == "abcde" and len(calls) == 13, "without a store everything is computed"

@@ -35,9 +35,12 @@ def test_what_they_say_of_themselves():
     assert Conv2d(x, x, padding=2).is_plain and not Conv2d(x, x, stride=(1, 2)).is_plain
     assert not Conv2d(x, x, groups=3).is_plain and not Conv2d(x, x, dilation=2).is_plain
     mean, variance = torch.zeros(3), torch.ones(3)
-    assert BatchNorm(x, mean, variance).stands and not BatchNorm(x, mean, variance, training=True).stands
-    assert not BatchNorm(x, None, None).stands
-    assert MaxPool2d(x, 2).halves and MaxPool2d(x, (2, 2), 2).halves and not MaxPool2d(x, 2, 1).halves
+    assert (
+        BatchNorm(x, mean, variance).uses_running_statistics
+        and not BatchNorm(x, mean, variance, training=True).uses_running_statistics
+    )
+    assert not BatchNorm(x, None, None).uses_running_statistics
+    assert MaxPool2d(x, 2).is_2x2 and MaxPool2d(x, (2, 2), 2).is_2x2 and not MaxPool2d(x, 2, 1).is_2x2
     assert MaxPool2d(x, 3, 2).window == ((3, 3), (2, 2)) and MaxPool2d(x, 3, 2, 1).window is None
     assert MaxPool2d(x, 2, return_indices=True).window is MaxPool2d(x, 2, dilation=2).window is None
     assert AvgPool2d(x, 2).window == ((2, 2), (2, 2)) and AvgPool2d(x, 2, divisor_override=3).window is None

@@ -123,7 +123,7 @@ def test_a_key_is_that_of_everything_that_decides_the_result():
 def test_the_code_version_is_that_of_all_that_computes_and_of_nothing_that_presents(tmp_path, monkeypatch):
     monkeypatch.setattr(equipoise, "__file__", str(tmp_path / "__init__.py"))
     versions = []
-    counted = ("__init__.py", "kernels/native/chain.c", "kernels/native/lanes.h", "reproduce/tasks.py")
+    counted = ("__init__.py", "kernels/native/layers.c", "kernels/native/simd.h", "reproduce/tasks.py")
     for name in (*counted, "reproduce/studies/lms5.py", "reproduce/papers/t.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)

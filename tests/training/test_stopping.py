@@ -12,7 +12,7 @@ import pytest
 
 from equipoise.cli.main import main
 from equipoise.core.errors import EquipoiseError
-from equipoise.core.world import World
+from equipoise.core.torchrun import World
 from equipoise.results.records import Run, load
 from equipoise.training import Interrupted
 from equipoise.training.interruption import Stop, listening

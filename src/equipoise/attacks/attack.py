@@ -217,11 +217,11 @@ class SearchAttack(Attack):
         batch, right = Batch(inputs, clean, outcome, margin(clean, None, inputs.y)), ~outcome.success
         together = min(getattr(self, "targets", 1), inputs.classes - 1)
         size = max(inputs.points_at_once // together, 1) if self.in_pieces else inputs.batch_size
-        for restart in progress.parts(range(getattr(self, "restarts", 1))):
+        for restart in progress.shares(range(getattr(self, "restarts", 1))):
             again = right if getattr(self, "return_point", None) == "nearest" else ~batch.best.success
             if not bool(again.any()):
                 break
-            for rows in progress.parts(again.nonzero()[:, 0].split(size)):
+            for rows in progress.shares(again.nonzero()[:, 0].split(size)):
                 batch = batch.with_rows(rows, self._attempt(replace(batch[rows], restart=restart)))
         return judged(inputs.predictive, self.geometry, Criterion(batch.label), inputs.x, batch.best, inputs.streams)
 

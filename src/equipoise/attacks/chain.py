@@ -22,6 +22,7 @@ from equipoise.attacks.minimum_norm.fab import FAB, fab
 from equipoise.attacks.result import AttackResult, Criterion, judged
 from equipoise.attacks.steps import Uniform
 from equipoise.core import progress
+from equipoise.core.caching import cached
 from equipoise.core.errors import require, unknown
 from equipoise.core.types import Labels, Precision
 from equipoise.geometry import Ball, Box
@@ -80,9 +81,9 @@ class Chain(Attack):
         """Each attack on the samples that no attack before it has fooled."""
         x, y, result = inputs.x, cast(Labels, inputs.y), None
         rows = torch.arange(len(x), device=x.device)
-        for number, (name, attack) in enumerate(progress.parts(self.fitted(inputs.classes).parts, self.names)):
+        for number, (name, attack) in enumerate(progress.shares(self.fitted(inputs.classes).parts, self.names)):
             left = inputs[rows]
-            found = progress.kept(name, partial(attack, inputs.model, left.x, left.y, **left.options))
+            found = cached(name, partial(attack, inputs.model, left.x, left.y, **left.options))
             found = replace(found, part=torch.full_like(found.part, number))
             if result is None:
                 result = found

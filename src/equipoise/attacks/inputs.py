@@ -93,7 +93,7 @@ class AttackInputs:
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """The positions of the samples, so many at a time."""
-        return progress.parts(torch.arange(len(self.x), device=self.x.device).split(size))
+        return progress.shares(torch.arange(len(self.x), device=self.x.device).split(size))
 
     def require_independent(self, name: str) -> None:
         """Raise `EquipoiseError` for a model in which, in eval mode, a prediction depends on the batch."""

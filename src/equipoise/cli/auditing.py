@@ -11,7 +11,7 @@ from equipoise.cli.evaluating import norm_of, subject_of
 from equipoise.cli.options import Audit, Evaluate
 from equipoise.cli.recorded import answered
 from equipoise.core.errors import require
-from equipoise.core.files import plain_json, require_room, write_atomically
+from equipoise.core.files import read_json, require_writable, write_atomically
 from equipoise.evaluation import radii
 from equipoise.evaluation.verification import fingerprint
 from equipoise.masking.investigate import investigate
@@ -116,13 +116,13 @@ def _claimed(out: Path) -> tuple[Path, Path]:
         not record.exists() or _is_audit(record),
         f"--out {out} would replace {record}, which is no record of an audit: choose another name.",
     )
-    require_room(out.parent)
+    require_writable(out.parent)
     return out, record
 
 
 def _is_audit(record: Path) -> bool:
     try:
-        found = plain_json(record)
+        found = read_json(record)
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("kind") == KIND

@@ -22,7 +22,7 @@ from equipoise.cli.options import Evaluate, Merge, Train, Verify, net_options, p
 from equipoise.cli.recorded import from_data
 from equipoise.cli.workers import noting, own_note, progress_of, require_alive, workers
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import require_room, write_once
+from equipoise.core.files import require_writable, write_once
 from equipoise.core.locks import locked
 from equipoise.core.types import Predictive
 from equipoise.corruptions import chosen, load_published
@@ -107,7 +107,7 @@ def evaluate(options: Evaluate, command: str) -> None:
             options.overwrite or out.is_file() or not place.exists(),
             f"--robustbench {place} exists already: add --overwrite to replace it, or choose another.",
         )
-        require_room(place.parent, "--robustbench")
+        require_writable(place.parent, "--robustbench")
     weights = options.weights if recorded else "given"
     note = own_note()
     progress = noting(note) if note else _from_here(evaluation_progress(f"evaluating {options.target}"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json
+from equipoise.core.files import read_json
 from equipoise.results.differences import require_same
 from equipoise.results.schema import parse
 
@@ -49,7 +49,7 @@ def answered(
     if overwrite or not (os.path.lexists(record) or os.path.lexists(page)):
         return None
     try:
-        found = plain_json(record)
+        found = read_json(record)
         before = found["provenance"]["options"]
         then = _flags(before) | {name: found[name] for name in facts}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

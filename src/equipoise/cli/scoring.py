@@ -16,7 +16,7 @@ from equipoise.certified import certified
 from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.recorded import answered
 from equipoise.core.errors import EquipoiseError, require, unknown
-from equipoise.core.files import require_room, write_atomically
+from equipoise.core.files import require_writable, write_atomically
 from equipoise.evaluation.verification import fingerprint
 from equipoise.geometry import Ball, NormName
 from equipoise.report.figures import canvas
@@ -106,7 +106,7 @@ def score(options: Score, command: str) -> None:
     out = options.out
     require(not out.is_dir(), f"--out {out} is a directory: expected a file, such as r2.json.")
     require(out.suffix == ".json", f"--out {out}: expected a file that ends in .json.")
-    require_room(out.parent)
+    require_writable(out.parent)
     require(options.examples >= 0, f"--examples {options.examples}: expected a number of samples, or 0 for all.")
     require(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected an integer >= 1.")
     canvas(1, 1)  # is matplotlib there?

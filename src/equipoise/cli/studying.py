@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from equipoise.cli.display import duration, moving, numbers, say, share_progress
 from equipoise.cli.recorded import answered
 from equipoise.core.errors import require, unknown
-from equipoise.core.files import require_room
+from equipoise.core.files import require_writable
 from equipoise.nets.lenet import WIDEST
 from equipoise.report.figures import canvas
 from equipoise.reproduce.studies import STUDIES, Entry, Options, save
@@ -113,4 +113,4 @@ def claim(out: Path, overwrite: bool) -> None:
         not holds_study or overwrite,
         f"{out} already holds a study: add --overwrite to replace it, or choose another place with --out.",
     )
-    require_room(out)
+    require_writable(out)

@@ -17,9 +17,9 @@ from equipoise.attacks.attack import Composite
 from equipoise.attacks.inputs import AttackInputs, validated_inputs
 from equipoise.attacks.result import DRAWS
 from equipoise.attacks.spaces import Input
+from equipoise.core.caching import cached
 from equipoise.core.checks import check_index
 from equipoise.core.errors import require, require_integer
-from equipoise.core.progress import kept as kept_before
 from equipoise.core.progress import listening
 from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
@@ -284,7 +284,7 @@ def _run(
     kept = {"rows": np.zeros(0, np.int64), "x": x[:0].cpu().numpy()}
     if len(rows):
         search = partial(attack, model, x[rows], y[rows], seed=seed, index=index[rows], batch_size=len(x))
-        found = kept_before(name, search)
+        found = cached(name, search)
         streams = Streams.of(seed, index[rows]).fold(Stream.MODEL)
         checked = verify_outcome(case.predictive, x[rows], found.x, y[rows], attack.geometry, streams, draws=draws)
         before = correct[rows]

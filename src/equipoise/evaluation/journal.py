@@ -25,7 +25,7 @@ import torch
 
 from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json, write_atomically
+from equipoise.core.files import read_json, write_atomically
 from equipoise.evaluation.evaluate import Block
 from equipoise.results.records import AttackRecord, CorruptionResult
 from equipoise.training.interruption import Interrupted
@@ -51,7 +51,7 @@ class Journal:
     def is_begun(self) -> bool:
         """Whether this evaluation, and no other, was begun here."""
         try:
-            return plain_json(self._header) == self.what
+            return read_json(self._header) == self.what
         except (OSError, ValueError):
             return False
 
@@ -77,7 +77,7 @@ class Journal:
             "evaluate anew.",
         )
         try:
-            before = plain_json(header)
+            before = read_json(header)
         except ValueError:
             before = None
         if not isinstance(before, dict):
@@ -99,7 +99,7 @@ class Journal:
         """The finished block of that number, or None if there is none that is whole and of this evaluation."""
         results, points = self._files(number)
         try:
-            kept = plain_json(results)
+            kept = read_json(results)
             packed = points.read_bytes() if points.is_file() else b""
             entries, corruptions = kept["results"], kept.get("corruptions", [])
             if kept["seal"] != self._seal(number, [*entries, *corruptions], packed):
@@ -165,7 +165,7 @@ def note_kept(stop: KeyboardInterrupt, blocks: int, of: int, attacks: int) -> No
 
 @dataclass(frozen=True)
 class Parts:
-    """What the attacks on one block have found so far: a store of `equipoise.core.progress.keeping`."""
+    """What the attacks on one block have found so far: a store of `equipoise.core.caching.caching`."""
 
     journal: Journal
     """Where they are kept."""

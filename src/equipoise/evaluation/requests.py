@@ -8,7 +8,7 @@ from typing import Any
 
 from equipoise.attacks import fitted
 from equipoise.core.errors import EquipoiseError
-from equipoise.core.files import plain_bytes
+from equipoise.core.files import read_bytes
 from equipoise.evaluation.journal import images_of
 from equipoise.evaluation.suites import Suite
 from equipoise.evaluation.summaries import WORST
@@ -32,7 +32,7 @@ def finished(
     if overwrite or not (os.path.lexists(path) or os.path.lexists(pictures)):
         return None
     if not os.path.lexists(path):
-        if images is not None and pictures.is_file() and plain_bytes(pictures) == images:
+        if images is not None and pictures.is_file() and read_bytes(pictures) == images:
             return None
         raise EquipoiseError(
             f"{pictures}, where the adversarial images would be written, is of another record: add --overwrite to "

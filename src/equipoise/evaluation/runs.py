@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from equipoise.core.caching import caching
 from equipoise.core.errors import EquipoiseError, require, require_integer
 from equipoise.core.files import write_atomically
 from equipoise.core.locks import locked
-from equipoise.core.progress import keeping
 from equipoise.core.types import Precision, Predictive
 from equipoise.data import Dataset, Split
 from equipoise.evaluation.corrupted import Corruptions, joined_corruptions, on_corruptions
@@ -165,7 +165,7 @@ def _evaluated(
                 x, y = test.x[rows.to(test.x.device)], test.y[rows.to(test.y.device)]
                 within = _within(progress, done, len(rows), total)
                 parts = None if journal is None else journal.parts(number)
-                with nullcontext() if parts is None else keeping(parts):
+                with nullcontext() if parts is None else caching(parts):
                     block = evaluate_block(
                         predictive, x, y, attacks, index=rows, seed=seed, images=images, progress=within
                     )

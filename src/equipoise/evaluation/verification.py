@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json
+from equipoise.core.files import read_json
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.evaluation.confirm import verify_outcome
@@ -120,7 +120,7 @@ def audit(
         f"these are not the weights that {path} is about: their SHA-256 is {now['sha256']}, recorded is "
         f"{evaluation.model.get('sha256')}.",
     )
-    mismatches = _follows(evaluation, plain_json(path))
+    mismatches = _follows(evaluation, read_json(path))
     if evaluation.model.get("parameters") != now["parameters"]:
         mismatches.append(f"the model has {now['parameters']} parameters, not {evaluation.model.get('parameters')}.")
     points, wrong = _points(evaluation, Path(path), x)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json, write_atomically
+from equipoise.core.files import read_json, write_atomically
 from equipoise.report.reading import read_metrics
 from equipoise.reproduce.experiment import Cell, Chart, Part, Plan, Table, found
 from equipoise.reproduce.registry import experiment
@@ -153,7 +153,7 @@ def _named(training: Training) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = plain_json(path)
+        content = read_json(path)
     except OSError as error:
         raise EquipoiseError(f"{path.parent} holds no experiment: cannot read {path.name}.") from error
     except ValueError as error:

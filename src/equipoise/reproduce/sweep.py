@@ -30,7 +30,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from equipoise.core.errors import EquipoiseError, require, require_integer
-from equipoise.core.files import plain_json, write_atomically
+from equipoise.core.files import read_json, write_atomically
 from equipoise.reproduce import cost, stand_in
 from equipoise.reproduce.experiment import Plan
 from equipoise.reproduce.tasks import Setting, Task, code_version, datasets, described, forget_datasets
@@ -614,7 +614,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """The JSON of a file of ours; empty if it is missing or damaged."""
     try:
-        found = plain_json(path)
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

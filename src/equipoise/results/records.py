@@ -14,7 +14,7 @@ from typing import Any
 
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json, write_atomically
+from equipoise.core.files import read_json, write_atomically
 from equipoise.results.schema import Finite, Radius, Whole, parse
 from equipoise.results.statistics import wilson
 
@@ -399,7 +399,7 @@ def save(path: str | os.PathLike[str], record: Record) -> Path:
 def load(path: str | os.PathLike[str]) -> Record:
     """Read a record. Raises `EquipoiseError` if the file is missing, not JSON, or not a record."""
     try:
-        data = plain_json(path)
+        data = read_json(path)
     except OSError as error:
         raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
     except ValueError as error:

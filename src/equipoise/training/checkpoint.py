@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from equipoise import nets
 from equipoise.core.errors import EquipoiseError, require, require_integer
-from equipoise.core.files import plain_bytes, reason, write_atomically
+from equipoise.core.files import read_bytes, reason, write_atomically
 from equipoise.core.rng import fold
 from equipoise.core.types import Predictive
 from equipoise.generators import AdversarialGenerator
@@ -50,7 +50,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _content(path: Path) -> bytes:
     try:
-        return plain_bytes(path)
+        return read_bytes(path)
     except OSError as error:
         raise EquipoiseError(f"cannot read {path}: {reason(error)}.") from error
 

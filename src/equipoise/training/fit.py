@@ -12,8 +12,8 @@ from torch import nn
 
 from equipoise.attacks.ascent import Ascent
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.torchrun import World, is_main_process
 from equipoise.core.types import Predictive
-from equipoise.core.world import World, is_main_process
 from equipoise.data import Dataset
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Method, Term, as_method

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json, require_room
+from equipoise.core.files import read_json, require_writable
 from equipoise.core.locks import locked
 from equipoise.results.records import Run, changed_weights, load
 from equipoise.training.interruption import Interrupted
@@ -44,7 +44,7 @@ def claimed(out: "Path | None", *, resume: bool = False, overwrite: bool = False
     require(out.exists() or not resume, f"nothing to resume in {out}: it holds no run.")
     new = not out.exists()
     with locked(out):
-        require_room(out)
+        require_writable(out)
         out.mkdir(parents=True, exist_ok=True)
         if (out / _MOVING).exists() or (overwrite and (out / _REPLACED).exists()):
             _put_back(out)
@@ -153,7 +153,7 @@ def _players(out: Path) -> Iterable[str]:
 def _if_about(record: Path, out: Path) -> list[Path]:
     """A record of an evaluation of the run in `out` and the file of its images; nothing for any other file."""
     try:
-        content = plain_json(record)
+        content = read_json(record)
     except (OSError, ValueError):
         return []
     if not isinstance(content, Mapping) or content.get("kind") not in _ABOUT_A_MODEL:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from equipoise.core.errors import EquipoiseWarning
-from equipoise.core.world import World
+from equipoise.core.torchrun import World
 from equipoise.models import as_predictive
 from equipoise.results.records import Run, from_json, load, save, to_json
 from equipoise.training.checkpoint import load_weights

@@ -22,7 +22,7 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
-from equipoise.core.world import World
+from equipoise.core.torchrun import World
 from equipoise.training.interruption import Interrupted, Stop
 
 _LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"

@@ -28,10 +28,10 @@ from equipoise.core import progress
 from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream, Streams, fold
-from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
+from equipoise.core.types import Images, Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box
 from equipoise.kernels.input_gradients import mostly_wide
-from equipoise.kernels.windowed import Change, Images, LocalForward, Span, Window
+from equipoise.kernels.windowed import Change, FeatureMaps, Span, Window, WindowedForward
 from equipoise.losses.objectives import margin
 from equipoise.models import Frozen, Single
 
@@ -132,7 +132,7 @@ class _Rows:
     """The samples still searching. Every field is per sample, so that rows can leave."""
 
     slot: Tensor  # where the row's result belongs
-    stages: tuple[Images, ...]  # the best point so far, and what the network computes there
+    stages: tuple[FeatureMaps, ...]  # the best point so far, and what the network computes there
     origin: Images
     labels: Labels
     value: PerSample  # minus the margin at the best point: positive is fooled
@@ -158,7 +158,7 @@ class _Search:
 
     rows: _Rows
     moves: "_Signs | _Hills"
-    local: LocalForward
+    local: WindowedForward
     truth: Predict
     seed: int
 
@@ -177,7 +177,7 @@ class _Search:
             return prediction_of(inputs.predictive, point, inputs.streams)
 
         single = isinstance(inputs.predictive.predictive, Single)
-        local = LocalForward.of(flat(drawn), x) if single else LocalForward(flat(drawn))
+        local = WindowedForward.of(flat(drawn), x) if single else WindowedForward(flat(drawn))
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
         start = moves.start(images, streams.fold(Stream.SQUARE_START), fold(seed, Stream.SQUARE_START))
         none = torch.zeros_like(y)

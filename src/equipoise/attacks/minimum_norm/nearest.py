@@ -21,6 +21,7 @@ from equipoise.attacks.minimum_norm.fmn import fmn
 from equipoise.attacks.minimum_norm.hein_andriushchenko import bg
 from equipoise.attacks.result import AttackResult, Criterion, judged
 from equipoise.core import progress
+from equipoise.core.caching import cached
 from equipoise.core.errors import require
 from equipoise.core.types import Labels
 from equipoise.geometry import Ball, Box
@@ -92,8 +93,8 @@ class Nearest(Attack):
         if len(rows) == 0:
             return result
         best, left = result[rows], inputs[rows]
-        for number, (name, attack) in enumerate(progress.parts(self.parts, self.names)):
-            found = progress.kept(name, partial(attack, left.model, left.x, left.y, **left.options))
+        for number, (name, attack) in enumerate(progress.shares(self.parts, self.names)):
+            found = cached(name, partial(attack, left.model, left.x, left.y, **left.options))
             if attack.geometry.norm != self.geometry.norm:
                 found = replace(found, distance=self.geometry.distance(found.x, left.x))
             nearer = found.success & self.geometry.contains(found.x, left.x)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json, write_atomically
+from equipoise.core.files import read_json, write_atomically
 from equipoise.report.studies import draw, page
 from equipoise.results.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
 
@@ -61,7 +61,7 @@ def load(folder: Path) -> Study:
     """Read a study back. Raises `EquipoiseError` if there is none, or it is damaged."""
     place, arrays_place = folder / "study.json", folder / "study.npz"
     try:
-        record, content = plain_json(place), arrays_place.read_bytes()
+        record, content = read_json(place), arrays_place.read_bytes()
     except OSError as error:
         raise EquipoiseError(f"there is no study in {folder}: {error.filename}: {error.strerror}.") from error
     except ValueError as error:

@@ -19,8 +19,8 @@ from equipoise.attacks import apgd_t, fab, pgd, square, udp
 from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.rng import Streams
-from equipoise.kernels.native import build, chain, compiler
-from equipoise.kernels.native.chain import Shortcut
+from equipoise.kernels.native import build, compiler, layers
+from equipoise.kernels.native.layers import NativeForward
 from equipoise.losses.objectives import margin
 from equipoise.models import as_predictive
 from equipoise.nets import Normalize
@@ -51,12 +51,12 @@ def natively(net: nn.Module, x: Tensor, grad: Tensor | None = None) -> tuple[Ten
     """Logits, their gradient along `grad`, and whether it was the kernels that found them."""
     with frozen_model(as_predictive(net), x) as draw:
         predict = draw(Streams.of(0, torch.arange(len(x))))
-        assert isinstance(predict, Shortcut)
+        assert isinstance(predict, NativeForward)
         at = x.clone().requires_grad_(grad is not None)
         with torch.set_grad_enabled(grad is not None):
             logits = predict(at).logits[0]
         found = None if grad is None else torch.autograd.grad(logits, at, grad)[0]
-        return logits.detach(), found, predict.possible
+        return logits.detach(), found, predict.is_supported
 
 
 def close(found: Tensor, exact: Tensor) -> bool:
@@ -270,7 +270,7 @@ def test_a_network_of_ones_own_is_never_taken_for_another(name):
     with frozen_model(as_predictive(net), x) as draw:
         predict = draw(Streams.of(0, torch.arange(5)))
         found = predict(x)
-        assert not predict.possible
+        assert not predict.is_supported
     expected = expected if isinstance(expected, Tensor) else expected.logits
     expected = expected.detach()
     assert torch.allclose(found.logits[0], expected, atol=1e-6), "and the random state is as it was"
@@ -298,7 +298,7 @@ def test_a_network_that_changes_its_mind_is_followed():
     with frozen_model(as_predictive(net), x) as draw:
         predict = draw(Streams.of(0, torch.arange(5)))
         found = [predict(x).logits[0] for _ in range(12)]
-        assert predict.possible
+        assert predict.is_supported
     ways = [net.net(x), net.net(x / 2)]
     seen = [[torch.allclose(one, way, atol=1e-5) for way in ways] for one in found]
     assert all(sum(row) == 1 for row in seen) and len({tuple(row) for row in seen}) == 2
@@ -308,9 +308,9 @@ def test_weights_that_learn_are_left_to_the_library():
     """The kernels hold weights still: of one that is not frozen a gradient may be asked for."""
     net, x = NETS["cnn4"](), points(3, 1, 28, 28)
     predict = as_predictive(net).draw()
-    way = Shortcut(predict, predict, dict(net.named_parameters()))
+    way = NativeForward(predict, predict, dict(net.named_parameters()))
     loss = way(x).logits.sum()
-    assert not way.possible and loss.requires_grad
+    assert not way.is_supported and loss.requires_grad
 
 
 def test_in_train_mode_buffers_are_not_touched_by_a_look():
@@ -419,7 +419,7 @@ def test_without_a_cache_that_can_be_used_it_is_compiled_all_the_same(without_ca
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = build.library()
-    assert found is not None and found.tape.restype is ctypes.c_size_t
+    assert found is not None and found.trace_size.restype is ctypes.c_size_t
 
 
 def test_a_compiler_that_is_no_command_is_refused(monkeypatch):
@@ -450,17 +450,17 @@ def test_without_a_compiler_or_when_told_so_the_library_is_used(monkeypatch, nam
     monkeypatch.setenv(name, value)
     net, x = NETS["cnn4"](), points(4, 1, 28, 28)
     with frozen_model(as_predictive(net), x) as draw:
-        assert compiler() is None and not isinstance(draw(Streams.of(0, torch.arange(4))), Shortcut)
+        assert compiler() is None and not isinstance(draw(Streams.of(0, torch.arange(4))), NativeForward)
 
 
 def test_kernels_that_find_something_else_are_not_used(monkeypatch):
-    logits = chain._Packed.logits
+    logits = layers._NativeLayers.logits
 
-    def wrong(self, x, recorded):
-        found, tapes = logits(self, x, recorded)
-        return found + 0.1 * found.abs().max(), tapes
+    def wrong(self, x, traced):
+        found, traces = logits(self, x, traced)
+        return found + 0.1 * found.abs().max(), traces
 
-    monkeypatch.setattr(chain._Packed, "logits", wrong)
+    monkeypatch.setattr(layers._NativeLayers, "logits", wrong)
     net, x = NETS["cnn4"](), points(4, 1, 28, 28)
     with pytest.warns(EquipoiseWarning, match="find other logits than PyTorch"):
         found, _, native = natively(net, x)

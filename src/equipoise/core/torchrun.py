@@ -1,4 +1,4 @@
-"""The place of a process among those that train together, as torchrun tells it."""
+"""The processes of distributed training, as torchrun describes them in the environment."""
 
 import os
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from equipoise.core.errors import require
 
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _ADVICE = "start the training by torchrun, or unset WORLD_SIZE."
-_DIGITS = 19  # a number of so many is none of processes or ports
+_MAX_DIGITS = 18  # of numbers of processes and ports
 
 
 @dataclass(frozen=True)
 class World:
-    """One of `size` processes; a process alone by default."""
+    """This process among the `size` processes of a training; a single process by default."""
 
     rank: int = 0
     """Number of this process, from 0."""
@@ -30,10 +30,10 @@ class World:
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "World | None":
-        """What torchrun set, or None if it did not start this process.
+        """Return what torchrun has set; None if it did not start this process, or only some of its variables are set.
 
-        A part of its variables, left behind by something else, does not count. Raises `EquipoiseError` if they say that
-        there are several processes but not which one this is, or are no numbers.
+        Raises `EquipoiseError` if the variables say that there are several processes but not which one this is, or are
+        not numbers.
         """
         size = variables.get("WORLD_SIZE", "1")
         _require_number("WORLD_SIZE", size)
@@ -54,10 +54,10 @@ class World:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that prints and writes: the only one, or the first of those that torchrun started."""
+    """Return whether this process prints and writes: it is the only one, or the first that torchrun started."""
     return any(name not in os.environ for name in _TORCHRUN) or os.environ["RANK"] == "0"
 
 
 def _require_number(name: str, text: str) -> None:
-    number = text.isdecimal() and len(text) < _DIGITS
-    require(number, f"the environment has {name}={text:.80}, expected a whole number: {_ADVICE}")
+    is_number = text.isdecimal() and len(text) <= _MAX_DIGITS
+    require(is_number, f"the environment has {name}={text:.80}, expected a whole number: {_ADVICE}")
