@@ -22,7 +22,7 @@ from equipoise.certified import layers
 from equipoise.certified.layers import Affine, Layer, Max, ReLU, Sum
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.types import Points
-from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d
+from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, leaves, map_leaves
 from equipoise.models import module_mode
 
 SUPPORTED = "linear, conv2d, relu, max and average pooling, flatten, eval-mode batch-norm and dropout, + - * / and mean"
@@ -178,10 +178,10 @@ class _Trace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", str(func))
-        refs = [self._ref(value) for value in args]
-        named = {key: self._ref(value) for key, value in kwargs.items()}
+        refs, named = map_leaves(args, self._ref), map_leaves(kwargs, self._ref)
         out = func(*args, **kwargs)
-        if not any(_depends(value) for value in (refs, named)) or (not isinstance(out, Tensor) and name in _QUERIES):
+        depends = any(isinstance(value, _Ref) for value in leaves((refs, named)))
+        if not depends or (not isinstance(out, Tensor) and name in _QUERIES):
             return out
         translator = _FUNCTIONS.get(name)
         self.require(translator is not None, f"{name}() is none of the functions that bounds can pass: {SUPPORTED}")
@@ -199,9 +199,8 @@ class _Trace(TorchFunctionMode):
         return out
 
     def _ref(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and id(value) in self.outputs:
-            return _Ref(self.node_of(value), value.shape[1:])
-        return [self._ref(item) for item in value] if isinstance(value, list | tuple) else value
+        known = isinstance(value, Tensor) and id(value) in self.outputs
+        return _Ref(self.node_of(value), value.shape[1:]) if known else value
 
     def node_of(self, tensor: Tensor) -> int:
         """Return the node whose output a tensor is."""
@@ -242,12 +241,6 @@ class _Trace(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _depends(value: Any) -> bool:
-    if isinstance(value, list | tuple | dict):
-        return any(_depends(item) for item in (value.values() if isinstance(value, dict) else value))
-    return isinstance(value, _Ref)
 
 
 # Functions of PyTorch as layers. Each takes the function's own arguments and returns the node of its output.

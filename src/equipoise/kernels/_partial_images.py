@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from equipoise.kernels._backward_kernels import FEW_CHANNELS, PolyphaseConv, interleave, max_pool_2x2
 from equipoise.kernels._receptive_fields import Fields, ReceptiveField, Span, Window, covered_share, propagated
 from equipoise.kernels.input_gradients import RECTIFIERS, faster_in_bf16
-from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, pair
+from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, leaves, map_leaves, pair
 
 FeatureMaps = Float[Tensor, "_batch _channels _height _width"]
 """Images, or the output of a layer; any two may differ in size."""
@@ -91,61 +91,49 @@ class PartialImages(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         current = _partial_images((args, kwargs))[0].current
-        return func(*current.completed(args), **current.completed(kwargs or {}))
+        return func(*map_leaves(args, current.completed), **map_leaves(kwargs or {}, current.completed))
 
 
-def _partial_images(value: Any) -> list[PartialImages]:
-    """All in the arguments of an operation, in their order."""
-    if type(value) is PartialImages:
-        return [value]
-    values = value.values() if type(value) is dict else value if type(value) in (tuple, list) else ()
-    return [images for item in values for images in _partial_images(item)]
+def _partial_images(arguments: Any) -> list[PartialImages]:
+    return [value for value in leaves(arguments) if type(value) is PartialImages]
 
 
 @dataclass(frozen=True)
 class Structure:
     """What the exploring pass finds and all others follow. Local operations are numbered from 1 on."""
 
+    # Convolutions that are computed on complete images.
     whole_convs: set[int] = field(default_factory=set)
-    """Convolutions that are computed on complete images."""
+    # Convolutions followed by 2×2 max pooling: their windows consist of whole pairs, all that the pooling needs.
     pooled_convs: set[int] = field(default_factory=set)
-    """Convolutions followed by 2×2 max pooling: their windows consist of whole pairs, all that the pooling needs."""
+    # Convolutions that can be computed in their phases, which those of `pooled_convs` are.
     polyphase: dict[int, PolyphaseConv] = field(default_factory=dict)
-    """Convolutions that can be computed in their phases, which those of `pooled_convs` are."""
+    # Sums, products and concatenations that are local.
     combinations: set[int] = field(default_factory=set)
-    """Sums, products and concatenations that are local."""
+    # Operations whose outputs are needed beyond the changed window.
     stored: set[int] = field(default_factory=set)
-    """Operations whose outputs are needed beyond the changed window."""
 
 
+@dataclass
 class PartialPass:
     """One pass through the network. Without `stages` (stored activations) the images are complete and the window is
     one that might change: the pass finds which activations that would need, and the rest of the structure if it
     `explores`.
     """
 
-    def __init__(
-        self,
-        structure: Structure,
-        stages: dict[int, Tensor] | None = None,
-        samples: Tensor | None = None,
-        explores: bool = False,
-    ) -> None:
-        self._structure, self._stages, self._samples, self._explores = structure, stages, samples, explores
-        self._count = 0
-        self.activations: dict[int, Activation] = {}
+    structure: Structure
+    stages: dict[int, Tensor] | None = None  # by operation
+    samples: Tensor | None = None  # the index of the batch in the stages
+    explores: bool = False
+    activations: dict[int, Activation] = field(default_factory=dict)  # by operation
+    count: int = 0  # of operations so far
 
     def input(self, patch: FeatureMaps, window: Window, size: Sequence[int]) -> PartialImages:
         """Return the input of the network: images of this size, of which the window holds the patch."""
         return self._output(Activation(0, patch, window), size)
 
     def compute(
-        self,
-        func: Any,
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        inputs: Sequence[PartialImages],
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[PartialImages]
     ) -> Any:
         """Run an operation of the network: in the window if it is known to be local, else on complete images."""
         if "out" not in kwargs and all(images.complete is None and images.ndim == 4 for images in inputs):
@@ -158,31 +146,29 @@ class PartialPass:
                 return inputs[0]
             if result is not None:
                 return result
-        return func(*self.completed(args), **self.completed(kwargs))
+        return func(*map_leaves(args, self.completed), **map_leaves(kwargs, self.completed))
 
     def completed(self, value: Any) -> Any:
-        """Return the arguments of an operation with complete images."""
-        if type(value) is PartialImages:
-            if value.complete is None:
-                activation, everything = value.activation, ((0, value.shape[2]), (0, value.shape[3]))
-                value.complete = self._crop(activation, everything, copy=True)
-            return value.complete
-        if type(value) in (tuple, list):
-            return type(value)(self.completed(item) for item in value)
-        return {k: self.completed(item) for k, item in value.items()} if type(value) is dict else value
+        """Return an argument of an operation; for partial images the complete ones."""
+        if type(value) is not PartialImages:
+            return value
+        if value.complete is None:
+            everything = ((0, value.shape[2]), (0, value.shape[3]))
+            value.complete = self._crop(value.activation, everything, copy=True)
+        return value.complete
 
     def _crop(self, activation: Activation, window: Window, copy: bool = False) -> Tensor:
         """This window of an activation, around it or within."""
         image, own = activation.image, activation.window
         is_within = all(low <= first and last <= high for (low, high), (first, last) in zip(own, window, strict=True))
-        if self._stages is None:
+        if self.stages is None:
             if copy or not is_within:
-                self._structure.stored.add(activation.index)
+                self.structure.stored.add(activation.index)
         elif not is_within:
-            if activation.index not in self._stages:
+            if activation.index not in self.stages:
                 raise NotStoredError
-            assert self._samples is not None
-            return pasted(self._stages[activation.index], self._samples, image, own, window)
+            assert self.samples is not None
+            return pasted(self.stages[activation.index], self.samples, image, own, window)
         elif window != own:
             rows, columns = (slice(a - low, b - low) for (a, b), (low, _) in zip(window, own, strict=True))
             image = image[:, :, rows, columns]
@@ -193,8 +179,8 @@ class PartialPass:
         return PartialImages(self, activation, size)
 
     def _next_index(self) -> int:
-        self._count += 1
-        return self._count
+        self.count += 1
+        return self.count
 
     def _compute_window(
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Sequence[PartialImages]
@@ -239,9 +225,9 @@ class PartialPass:
     ) -> PartialImages | None:
         """A sum, product or concatenation, in the smallest window around those of all inputs."""
         index, size = self._next_index(), inputs[0].shape[2:]
-        if self._explores and all(images.shape[2:] == size for images in inputs) and all(map(_is_uniform, terms)):
-            self._structure.combinations.add(index)
-        if index not in self._structure.combinations:
+        if self.explores and all(images.shape[2:] == size for images in inputs) and all(map(_is_uniform, terms)):
+            self.structure.combinations.add(index)
+        if index not in self.structure.combinations:
             return None
         windows = [images.activation.window for images in inputs]
         window: Any = tuple((min(w[k][0] for w in windows), max(w[k][1] for w in windows)) for k in (0, 1))
@@ -252,11 +238,11 @@ class PartialPass:
         input, weight, bias, stride, padding, dilation = *call[:3], *map(pair, call[3:6])
         if stride is None or padding is None or dilation is None:
             return None
-        index, structure = self._next_index(), self._structure
+        index, structure = self._next_index(), self.structure
         extents = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
         shapes = zip(extents, stride, padding, input.shape[2:], strict=True)
         fields: Any = tuple(ReceptiveField(*shape, index in structure.pooled_convs) for shape in shapes)
-        if self._explores:
+        if self.explores:
             changed = propagated(fields, input.activation.window)[0]
             if covered_share(changed, [f.outputs for f in fields]) > MOST_CHANGED:
                 structure.whole_convs.add(index)
@@ -265,9 +251,9 @@ class PartialPass:
         in_float32 = torch.is_autocast_enabled("cpu") and not faster_in_bf16(len(weight))
         if in_float32:
             weight, bias = weight.float(), None if bias is None else bias.float()
-        if self._explores and call.is_plain and input.shape[1] <= FEW_CHANNELS:
+        if self.explores and call.is_plain and input.shape[1] <= FEW_CHANNELS:
             structure.polyphase[index] = PolyphaseConv(weight, bias, (0, 0))
-        uses_phases = index in structure.pooled_convs and self._stages is not None
+        uses_phases = index in structure.pooled_convs and self.stages is not None
         polyphase = structure.polyphase.get(index) if uses_phases else None
 
         def convolve(x: Tensor, padding: Span) -> Tensor:
@@ -282,8 +268,8 @@ class PartialPass:
     def _max_pool_2x2(self, x: PartialImages) -> PartialImages:
         activation, index = x.activation, self._next_index()
         fields: Any = tuple(ReceptiveField(2, 2, 0, size) for size in x.shape[2:])
-        if self._explores and activation.conv is not None and not any(size % 2 for size in x.shape[2:]):
-            self._structure.pooled_convs.add(activation.conv)
+        if self.explores and activation.conv is not None and not any(size % 2 for size in x.shape[2:]):
+            self.structure.pooled_convs.add(activation.conv)
         if activation.is_polyphase:
             largest, window = activation.values.amax(1), propagated(fields, activation.window)[0]
             largest = largest.relu_() if activation.rectified else largest
@@ -314,7 +300,7 @@ class PartialPass:
         """
         changed, inputs, padding = propagated(fields, x.activation.window)
         h = self._crop(x.activation, inputs)
-        if self._stages is None:
+        if self.stages is None:
             padding: Any = tuple((f.padding, f.padding) for f in fields)
         (up, down), (left, right) = padding
         common = (up, left)

@@ -30,7 +30,7 @@ from equipoise.kernels._backward_kernels import (
     interleave,
     max_pool_2x2,
 )
-from equipoise.kernels.torch_calls import BatchNorm, Conv2d, MaxPool2d, pair
+from equipoise.kernels.torch_calls import BatchNorm, Conv2d, MaxPool2d, map_leaves, pair
 
 MANY_FILTERS = 32
 """Number of output channels from which a convolution on a CPU is faster in channels-last order."""
@@ -152,7 +152,7 @@ class FastInputGradients(TorchFunctionMode):
                 self._is_pooled.setdefault(output.weight, True)
                 return self._run(func, args, kwargs)
         if self._outputs:
-            return self._run(func, self._as_images(args), self._as_images(kwargs))
+            return self._run(func, map_leaves(args, self._as_image), map_leaves(kwargs, self._as_image))
         return self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -175,22 +175,21 @@ class FastInputGradients(TorchFunctionMode):
         result = x if RECTIFIERS[func](x, *args, **kwargs) else x.view_as(x)
         return self._remember(result, output.weight, is_polyphase=True, rectified=True)
 
-    def _as_images(self, value: Any) -> Any:
-        """Arguments of an operation other than the expected pooling, with phases interleaved; the convolution is not
-        computed in its phases again.
+    def _as_image(self, value: Any) -> Any:
+        """An argument of an operation other than the expected pooling: phases are interleaved, and the convolution is
+        not computed in its phases again.
         """
-        if isinstance(value, Tensor) and (output := self._output(value)) is not None:
-            self._is_pooled[output.weight] = False
-            if not output.is_polyphase:
-                return value
-            if output.image is None:
-                with torch.enable_grad():  # whatever the mode at the first use
-                    image = interleave(value)
-                    output.image = image.relu() if output.rectified else image
-            return output.image
-        if type(value) in (tuple, list):
-            return type(value)(self._as_images(v) for v in value)
-        return {k: self._as_images(v) for k, v in value.items()} if type(value) is dict else value
+        output = self._output(value)
+        if output is None:
+            return value
+        self._is_pooled[output.weight] = False
+        if not output.is_polyphase:
+            return value
+        if output.image is None:
+            with torch.enable_grad():  # whatever the mode at the first use
+                image = interleave(value)
+                output.image = image.relu() if output.rectified else image
+        return output.image
 
     # Each of the following takes the arguments of PyTorch's function, and returns None where it does not apply.
 

@@ -3,6 +3,7 @@
 For code that intercepts the calls a network makes and replaces some of them.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -15,6 +16,25 @@ def pair(value: Any) -> Pair | None:
     if isinstance(value, int):
         return value, value
     return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 else None
+
+
+def leaves(arguments: Any) -> Iterator[Any]:
+    """Yield all values in nested tuples, lists and dictionaries, in their order."""
+    if isinstance(arguments, tuple | list | dict):
+        for value in arguments.values() if isinstance(arguments, dict) else arguments:
+            yield from leaves(value)
+    else:
+        yield arguments
+
+
+def map_leaves(arguments: Any, function: Callable[[Any], Any]) -> Any:
+    """Return nested tuples, lists and dictionaries with the function applied to their values."""
+    kind = type(arguments)
+    if kind is tuple or kind is list:
+        return kind([map_leaves(value, function) for value in arguments])
+    if kind is dict:
+        return {name: map_leaves(value, function) for name, value in arguments.items()}
+    return function(arguments)
 
 
 class Conv2d(NamedTuple):

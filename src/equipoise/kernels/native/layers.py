@@ -22,7 +22,7 @@ from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.kernels.input_gradients import MANY_FILTERS, RECTIFIERS
 from equipoise.kernels.native.build import address, library, run_threaded
-from equipoise.kernels.torch_calls import Conv2d, Dropout, MaxPool2d, pair
+from equipoise.kernels.torch_calls import Conv2d, Dropout, MaxPool2d, leaves, pair
 
 _MAX_WEIGHTS = 1 << 18  # numbers in all kernels together: more do not stay in the cache
 _MAX_BUFFERS = 1 << 17  # numbers per sample in all buffers together
@@ -175,12 +175,8 @@ class _Tracer(TorchFunctionMode):
         return all(t is None or (self._is_constant(t) and t.dtype == torch.float32) for t in tensors)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, tuple | list) else []
+def _tensors(arguments: Any) -> list[Tensor]:
+    return [value for value in leaves(arguments) if isinstance(value, Tensor)]
 
 
 class _NativeLayers:
