@@ -19,11 +19,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from equipoise.core.deprecation import renamed_names
 from equipoise.core.types import Points, Predict, Prediction
 from equipoise.kernels._partial_images import FeatureMaps, NotStoredError, PartialPass, Structure, pasted
 from equipoise.kernels._receptive_fields import Span, Window, covered_share
 
 __all__ = ["Change", "FeatureMaps", "Span", "Window", "WindowedForward"]
+__getattr__ = renamed_names(__name__, {"LocalForward": "WindowedForward"})
 
 Change = tuple[Tensor, Window]
 """New values of a window of a stage."""

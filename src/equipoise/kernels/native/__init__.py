@@ -5,8 +5,10 @@
 `compiler()` is the C compiler in use, or None.
 """
 
+from equipoise.core.deprecation import renamed_names
 from equipoise.kernels.native.build import compiler
 from equipoise.kernels.native.hyperplane import move_onto
 from equipoise.kernels.native.layers import native_forward
 
 __all__ = ["compiler", "move_onto", "native_forward"]
+__getattr__ = renamed_names(__name__, {"shortcut": "native_forward"})
