@@ -16,7 +16,8 @@ from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.evaluation.suites import PUBLISHED
 from equipoise.geometry import Box
-from equipoise.masking.model_checks import check_model, check_results
+from equipoise.masking.model_checks import check_model
+from equipoise.masking.result_checks import check_results
 from equipoise.models import Single
 from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18
 from equipoise.results.records import AttackRecord, ResultWarning

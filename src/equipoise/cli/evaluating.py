@@ -36,7 +36,7 @@ from equipoise.evaluation.shards import merged
 from equipoise.evaluation.suites import Suite
 from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint, read
-from equipoise.masking.model_checks import is_black_box
+from equipoise.masking.result_checks import is_black_box
 from equipoise.models import as_predictive, validate_output
 from equipoise.report.report import cautions
 from equipoise.results.provenance import provenance

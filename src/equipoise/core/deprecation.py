@@ -28,7 +28,7 @@ MOVED = {
     "calls": "kernels.torch_calls",
     "convolution": "kernels.input_gradients",
     "corrupted": "training.corruption",
-    "diagnostics.masking": "masking.sign_tests",
+    "diagnostics.masking": "masking.exact_tests",
     "diagnostics.verdict": "masking.investigate",
     "errors": "core.errors",
     "evaluation.audit": "evaluation.verification",

@@ -15,7 +15,8 @@ from equipoise.evaluation.shards import WHOLE, Shard, merge
 from equipoise.evaluation.suites import PUBLISHED, AttackLike, Suite, suite
 from equipoise.evaluation.summaries import WORST, joined, result_warnings, with_worst_cases
 from equipoise.evaluation.verification import Audit, audit, fingerprint
-from equipoise.masking.model_checks import check_model, check_results
+from equipoise.masking.model_checks import check_model
+from equipoise.masking.result_checks import check_results
 
 __all__ = [
     "PUBLISHED",

@@ -28,7 +28,8 @@ from equipoise.evaluation.suites import Suite, suite
 from equipoise.evaluation.summaries import by_ball, joined, result_warnings, with_worst_cases
 from equipoise.evaluation.verification import fingerprint
 from equipoise.geometry import Box
-from equipoise.masking.model_checks import check_model, check_results
+from equipoise.masking.model_checks import check_model
+from equipoise.masking.result_checks import check_results
 from equipoise.models import as_predictive, global_seed, validate_output
 from equipoise.results.provenance import provenance
 from equipoise.results.records import Evaluation, Provenance, Run, save

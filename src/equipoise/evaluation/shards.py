@@ -15,7 +15,7 @@ from equipoise.evaluation.corrupted import joined_corruptions
 from equipoise.evaluation.journal import images_of, joined_points, pack_points, read_points, save_points
 from equipoise.evaluation.requests import asked_for, finished
 from equipoise.evaluation.summaries import PER_SAMPLE, WORST, joined, result_warnings, with_worst_cases
-from equipoise.masking.model_checks import check_results
+from equipoise.masking.result_checks import check_results
 from equipoise.results.provenance import recommanded
 from equipoise.results.records import AttackRecord, CorruptionResult, Evaluation, load, save
 

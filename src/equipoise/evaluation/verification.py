@@ -21,7 +21,7 @@ from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.journal import read_points
 from equipoise.evaluation.summaries import WORST, result_warnings, with_worst_cases
 from equipoise.geometry import Ball, Box
-from equipoise.masking.model_checks import check_results
+from equipoise.masking.result_checks import check_results
 from equipoise.models import as_predictive, global_seed, predict
 from equipoise.results.records import AttackRecord, Evaluation, digest, figures, load
 

@@ -29,7 +29,7 @@ from equipoise.evaluation import evaluate_dataset, suite
 from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint, read
 from equipoise.generators import auto_encoder
-from equipoise.masking.model_checks import is_black_box
+from equipoise.masking.result_checks import is_black_box
 from equipoise.models import Ensemble, MonteCarloDropout, as_predictive
 from equipoise.nets import count_parameters
 from equipoise.report.reading import read_metrics
