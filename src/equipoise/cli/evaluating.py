@@ -38,7 +38,7 @@ from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint, read
 from equipoise.masking.result_checks import is_black_box
 from equipoise.models import as_predictive, validate_output
-from equipoise.report.report import cautions
+from equipoise.report.accuracy import caveats
 from equipoise.results.provenance import provenance
 from equipoise.results.records import Evaluation, Run, digest
 from equipoise.results.records import load as load_record
@@ -440,7 +440,7 @@ def _rests_on(evaluation: Evaluation) -> list[str]:
     if not attacked:
         return []
     widest = max(attacked, key=lambda result: result.interval[1] - result.interval[0])
-    return cautions(widest, [r for r in attacked if r.attack != WORST], evaluation.data.get("n_test"))
+    return caveats(widest, [r for r in attacked if r.attack != WORST], evaluation.data.get("n_test"))
 
 
 def _require_factory(options: Evaluate) -> None:
