@@ -21,6 +21,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool, Float
 
+from equipoise.core.deprecation import renamed_names
 from equipoise.core.errors import require
 from equipoise.results.masking import MaskingTest
 from equipoise.results.statistics import binomial_tail, mcnemar, wilson
@@ -152,3 +153,17 @@ def _count_discordant(first: Success, second: Success) -> tuple[int, int, int]:
         f"outcomes of {len(first)} and of {len(second)} samples cannot be paired: give those of the same samples.",
     )
     return len(first), int((second & ~first).sum()), int((first & ~second).sum())
+
+
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "beaten": "weaker_attack_test",
+        "decided": "holm_corrected",
+        "differ": "difference_test",
+        "gained": "gain_test",
+        "misleading": "gradient_test",
+        "present": "share_test",
+        "rising": "monotonicity_test",
+    },
+)

@@ -86,7 +86,9 @@ def investigate(
         robust=len(clean.correct) / len(x) * _remaining_accuracy(within, clean.random),
         tests=holm_corrected([*tests, *gradient_tests(samples, box, no_gradient)]),
         false_positive_rate=FALSE_POSITIVE_RATE,
-        settings=plans.settings(plan) | _settings(minutes, seed, None if proxy is None else proxy_name),
+        settings=plans.settings(plan)
+        | {"slack": [FEW, SOME, MANY, HALF], "minutes": minutes, "seed": seed}
+        | {"proxy": None if proxy is None else proxy_name},
         skipped=_skipped(proxy is not None, no_gradient, clean.random, draws_known),
         warnings=[str(warning) for warning in warnings if not (draws_known and warning.name == "randomised model")],
         seconds=time.monotonic() - start,
@@ -181,10 +183,6 @@ def _remaining_accuracy(results: Sequence[AttackResult], random: bool) -> float:
     """
     rates = torch.stack([result.error_rate for result in results])
     return 1 - float(rates.mean(1).amax() if random else rates.amax(0).mean())
-
-
-def _settings(minutes: float, seed: int, proxy_name: str | None) -> dict[str, Any]:
-    return {"slack": [FEW, SOME, MANY, HALF], "minutes": minutes, "seed": seed, "proxy": proxy_name}
 
 
 def _skipped(has_proxy: bool, no_gradient: str, random: bool, draws_known: bool) -> list[str]:

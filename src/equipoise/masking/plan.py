@@ -28,12 +28,10 @@ SHORT_PGD, SHORT_TRANSFER = f"PGD-{SHORT_STEPS} with steps of eps/{SHORT_STEPS}"
 
 
 class PlannedAttack(NamedTuple):
-    """An attack and its cost."""
+    """An attack, and about how many gradients it costs per sample."""
 
     cost: float
-    """About how many gradients it costs per sample."""
     attack: AttackLike
-    """The attack."""
 
 
 Plan = dict[str, PlannedAttack]

@@ -26,17 +26,11 @@ class AttackedSamples:
     """A model, samples, and how these are attacked."""
 
     predictive: Predictive
-    """The model."""
     x: Points
-    """Inputs."""
     y: Labels
-    """Their labels."""
-    index: Tensor
-    """Their places among all samples, which decide what is drawn for them."""
+    index: Tensor  # positions among all samples, which decide what is drawn for them
     seed: int
-    """Seed of the attacks."""
     batch_size: int
-    """Batch size of the attacks."""
 
     def __getitem__(self, samples: "slice | Tensor") -> "AttackedSamples":
         return replace(self, x=self.x[samples], y=self.y[samples], index=self.index[samples])
