@@ -10,12 +10,13 @@ from equipoise.attacks import pgd
 from equipoise.data import Dataset, load
 from equipoise.models import as_predictive
 from equipoise.reproduce.studies import Options
+from equipoise.reproduce.studies.design import Case
 from equipoise.reproduce.studies.images import accuracy, images
 from equipoise.reproduce.studies.overfitting import (
     FOLLOWED,
+    Followed,
+    Overfitting,
     Size,
-    _numbers,
-    _verdict,
     follow,
     largest_drop,
     overfits,
@@ -105,9 +106,11 @@ def test_quick_run() -> None:
 
 
 def verdict(fgsm: list[dict[str, list[float]]], udp: list[dict[str, list[float]]]) -> str:
-    courses = dict(zip(FOLLOWED, (fgsm, udp), strict=True))
-    final = {name: [[0.5] * 4] * len(fgsm) for name in FOLLOWED}
-    return _verdict(courses, {n.name: n for n in _numbers(courses, final)})
+    study = Overfitting(Options(quick=True, seeds=len(fgsm)))
+    for name, courses in zip(FOLLOWED, (fgsm, udp), strict=True):
+        for seed, course in enumerate(courses):
+            study.results[Case(name, 0.0, seed)] = Followed(course, [1], [0.5] * 4)
+    return study.verdict
 
 
 def test_the_verdict_follows_the_curves() -> None:
