@@ -35,10 +35,10 @@ from equipoise.reproduce import (
     Variant,
     call,
     experiment,
+    measures,
     names,
     number,
 )
-from equipoise.reproduce import measures_rf as measures
 from equipoise.reproduce.experiment import cells
 from equipoise.reproduce.printed import printed, rounding
 from equipoise.reproduce.tasks import key, result

@@ -49,6 +49,7 @@ MOVED = {
     "proportions": "results.statistics",
     "provenance": "results.provenance",
     "records": "results.records",
+    "reproduce.measures_rf": "reproduce.measures",
     "reproduction": "results.reproduction",
     "rng": "core.rng",
     "spaces": "attacks.spaces",

@@ -4,7 +4,7 @@ settings and the manifold that they share (F, Secs. 4 to 7).
 
 from functools import cache
 
-from equipoise.reproduce import measures_rf as measures
+from equipoise.reproduce import measures
 from equipoise.reproduce.experiment import (
     Cell,
     Chart,

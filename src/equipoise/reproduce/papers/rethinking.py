@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache, partial
 
 from equipoise.losses import objectives
-from equipoise.reproduce import measures_rf as measures
+from equipoise.reproduce import measures
 from equipoise.reproduce.experiment import (
     Cell,
     Chart,
