@@ -101,7 +101,7 @@ def course(
 def accuracy_by_eps(
     models: Sequence[Model], data: Dataset, tell: ReportProgress, *, radii: Sequence[int] = RADII
 ) -> Findings:
-    """Return whether each sample withstands PGD with eps k/255 and k steps of 2/255, for every k, as `k = 10` (R Fig 1)."""
+    """Return whether each sample withstands PGD with eps k/255 and k steps of 2/255, by k, as `k = 10` (R Fig 1)."""
     (model,) = models
     numbers = []
     for i, k in enumerate(radii):

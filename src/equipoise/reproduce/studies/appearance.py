@@ -120,33 +120,22 @@ class Appearance(ImageStudy[tuple[Split, dict[str, Seen]]]):
         edges = np.linspace(0, 1, 21)
         own = {n: torch.cat([seen[n].own for _, seen in self.over_seeds("standard")]).cpu() for n in ("UDP", "PGD")}
         counts = {name: np.histogram(values.numpy().clip(0, 1), edges)[0] for name, values in own.items()}
-        return [
-            Picture(
-                "appearance",
-                f"Test samples of {self.data.name} before and after {self.steps} steps of {self.size:g} with eps "
-                "infinite, on a trained network; underneath the predicted class and its probability (U Fig 15).",
-                [table],
-                columns=1,
-            ),
-            Picture(
-                "true-class",
-                "Where the climbs end: the probability that the network still gives the true class, over all seeds.",
-                [Histogram("after the climb", edges, counts, "probability of the true class")],
-                columns=1,
-            ),
-        ]
+        histogram = Histogram("after the climb", edges, counts, "probability of the true class")
+        appearance = (
+            f"Test samples of {self.data.name} before and after {self.steps} steps of {self.size:g} with eps infinite, "
+            "on a trained network; underneath the predicted class and its probability (U Fig 15)."
+        )
+        ends = "Where the climbs end: the probability that the network still gives the true class, over all seeds."
+        return [Picture("appearance", appearance, [table], 1), Picture("true-class", ends, [histogram], 1)]
 
     def _settings(self) -> dict[str, Any]:
         return {
-            **self._setup(),
-            "training steps": self.training,
-            "samples": self.count,
-            "steps": self.steps,
+            **self._setup(), "training steps": self.training, "samples": self.count, "steps": self.steps,
             "step_size": self.size,
             "eps": "infinite: only the box [0, 1] holds the points",
             "judge": "nearest neighbour (L2) among the training samples, which knows nothing of the network",
             "UDP": "all steps for every sample, as for PGD; not a number of them drawn at random",
-        }
+        }  # fmt: skip
 
     def _conclude(self) -> str:
         deep, judged = ({n: self.numbers[f"{w}, {n}"] for n in ("UDP", "PGD")} for w in (_DEEP, _JUDGE))

@@ -100,12 +100,10 @@ class Capacity(AccuracyStudy):
 
     def _training(self) -> dict[str, Any]:
         return {
-            "widths": list(self.values),
-            "parameters": self.parameters,
-            "training steps": self.steps,
+            "widths": list(self.values), "parameters": self.parameters, "training steps": self.steps,
             "optimiser": f"Adam, learning rate {LR:g}, batches of {BATCH}",
             "methods": {name: str(method) for name, method in METHODS.items()},
-        }
+        }  # fmt: skip
 
     def _conclude(self) -> str:
         grows, beyond, same, _ = map(direction, self.differences)

@@ -73,11 +73,10 @@ class Due(Design[dict[str, torch.Tensor]]):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.toy, self.sizes, self.shape, self.rows = toys.two_distance(), Sizes(200, steps=100, lr=2e-2), Shape(), 80
-        self.steps = STEPS
+        self.toy, self.sizes, self.shape = toys.two_distance(), Sizes(200, steps=100, lr=2e-2), Shape()
+        self.rows, self.steps = (24, 5) if options.quick else (80, STEPS)
         if options.quick:
             self.sizes, self.shape = replace(self.sizes, points=40, steps=8), Shape(8, 1, 5, 4)
-            self.rows, self.steps = 24, 5
         self.data = {seed: self.toy.dataset(self.sizes.points, 2, fold(seed, 0)) for seed in self.seeds}
 
     def _cases(self) -> list[Case]:
@@ -121,17 +120,12 @@ class Due(Design[dict[str, torch.Tensor]]):
                 for name, ascent in attacks.items()}  # fmt: skip
 
     def _measure(self) -> Iterator[Number]:
-        labels = [points.y.numpy() for points in self.points]
         for name, paper in _CROSS.items():
-            models = zip(self.models["clean", STEP_SIZE], self.moved[name], labels, strict=True)
-            shares = [float((plane.classes(model, self.toy, moved) != y).mean()) for model, moved, y in models]
+            seeds = zip(self.models["clean", STEP_SIZE], self.moved[name], self.points, strict=True)
+            shares = [plane.across(model, self.toy, moved, points) for model, moved, points in seeds]
             moves = f"points that {name}-{self.steps} moves across the"
-            yield percentage(f"{moves} boundary of the model trained on clean points", shares, paper)
-            shares = [
-                float(plane.crossed(self.toy, moved, y).mean())
-                for moved, y in zip(self.moved[name], labels, strict=True)
-            ]
-            yield percentage(f"{moves} max-margin boundary", shares)
+            yield percentage(f"{moves} boundary of the model trained on clean points", [a for a, _ in shares], paper)
+            yield percentage(f"{moves} max-margin boundary", [b for _, b in shares])
         for (name, size), models in self.models.items():
             by = "on clean points" if name == "clean" else f"by {name}-{self.steps}, eps {EPS:g}, steps of {size:g}"
             paper = _ACCURATE.get(name, "") if size == STEP_SIZE else ""
@@ -140,39 +134,26 @@ class Due(Design[dict[str, torch.Tensor]]):
             yield percentage(f"{AGREEMENT}, trained {by}", [plane.agreement(model, self.toy, 100) for model in models])
 
     def _draw(self) -> list[Picture]:
-        view, rows, model, points = (
-            self.toy.wider(EPS),
-            3 * self.rows // 2,
-            self.models["clean", STEP_SIZE][0],
-            self.points[0],
-        )
+        view, rows, points = self.toy.wider(EPS), 3 * self.rows // 2, self.points[0]
+        model = self.models["clean", STEP_SIZE][0]
         pgd, udp = (plane.displaced(view, points, self.moved[name][0]) for name in ("PGD", "UDP"))
-        trained = [
-            plane.regions(
-                name if name == "clean" else f"{name}-{self.steps}, steps of {size:g}",
-                models[0], self.toy, self.rows, points,
-            )
-            for (name, size), models in self.models.items()
-        ]  # fmt: skip
-        return [
-            Picture(
-                "attacks",
-                f"{self.steps} steps of {STEP_SIZE:g} with eps {EPS:g} on a model trained on clean points: PGD over "
-                "its probability, UDP over its entropy (U Fig 10; T Fig 5).",
-                [
-                    plane.regions("PGD over the probability", model, view, rows, points, truth=None, **pgd),
-                    plane.entropy_regions("UDP over the entropy", "entropy, nats", model, view, rows, **udp),
-                ],
-                2,
-            ),
-            Picture(
-                "training",
-                "Decision regions after training on clean points, by PGD, and by UDP (U Fig 11; T Fig 6), and with "
-                "smaller steps.",
-                trained,
-                5,
-            ),
+        attacks = (
+            f"{self.steps} steps of {STEP_SIZE:g} with eps {EPS:g} on a model trained on clean points: PGD over its "
+            "probability, UDP over its entropy (U Fig 10; T Fig 5)."
+        )
+        training = (
+            "Decision regions after training on clean points, by PGD, and by UDP (U Fig 11; T Fig 6), and with smaller "
+            "steps."
+        )
+        before = [
+            plane.regions("PGD over the probability", model, view, rows, points, truth=None, **pgd),
+            plane.entropy_regions("UDP over the entropy", "entropy, nats", model, view, rows, **udp),
         ]
+        after = []
+        for (name, size), models in self.models.items():
+            title = name if name == "clean" else f"{name}-{self.steps}, steps of {size:g}"
+            after.append(plane.regions(title, models[0], self.toy, self.rows, points))
+        return [Picture("attacks", attacks, before, 2), Picture("training", training, after, 5)]
 
     def _settings(self) -> dict[str, Any]:
         return {

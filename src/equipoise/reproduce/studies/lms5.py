@@ -65,8 +65,8 @@ class Lms5(PlaneStudy):
             "(U Fig 7)."
         )
         return [
-            Picture("decision-regions", caption, [self._panel(*configuration) for configuration in PAPERS], 4),
-            Picture("other-eps", "Each with the eps of the other.", [self._panel(*other) for other in OTHERS], 3),
+            Picture("decision-regions", caption, self._panels(PAPERS), 4),
+            Picture("other-eps", "Each with the eps of the other.", self._panels(OTHERS), 3),
         ]
 
     def _settings(self) -> dict[str, Any]:

@@ -111,27 +111,16 @@ class NarrowCorridor(PlaneStudy):
             shares = 100 * self.by_radius(name)
             lines.append(Series(name, shares.mean(1), shares.min(1), shares.max(1), dashed=name == "standard"))
         agreements = Lines(AGREEMENT.capitalize(), np.array(self.radii), lines, "eps", "% of the area")
+        at_twice = (
+            f"Decision regions after training, seed {self.seeds[0]}: PGD and TRADES with an eps of the narrowest "
+            f"gap, {self.eps:g}, UDP with twice that (U Fig 3, top)."
+        )
+        best = "The same with the eps at which each method agrees best with the max-margin boundary (mean over seeds)."
+        radii = f"The same for several eps, with a step size of {plane.STEP_SIZE} and {plane.STEPS} steps (U Fig 9)."
         return [
-            Picture(
-                "decision-regions",
-                f"Decision regions after training, seed {self.seeds[0]}: PGD and TRADES with an eps of the narrowest "
-                f"gap, {self.eps:g}, UDP with twice that (U Fig 3, top).",
-                [self._panel(*configuration) for configuration in self.at_twice.items()],
-                4,
-            ),
-            Picture(
-                "best-eps",
-                "The same with the eps at which each method agrees best with the max-margin boundary (mean over "
-                "seeds).",
-                [self._panel(*configuration) for configuration in (("standard", 0.0), *overall.items())],
-                4,
-            ),
-            Picture(
-                "radii",
-                f"The same for several eps, with a step size of {plane.STEP_SIZE} and {plane.STEPS} steps (U Fig 9).",
-                [self._panel(*configuration) for configuration in product(_ROBUST, self.radii)],
-                len(self.radii),
-            ),
+            Picture("decision-regions", at_twice, self._panels(self.at_twice.items()), 4),
+            Picture("best-eps", best, self._panels((("standard", 0.0), *overall.items())), 4),
+            Picture("radii", radii, self._panels(product(_ROBUST, self.radii)), len(self.radii)),
             Picture("agreement", f"Mean over {len(self.seeds)} seeds, with their range.", [agreements], 1),
         ]
 

@@ -123,35 +123,22 @@ class Overfitting(ImageStudy[Followed]):
 
     def _draw(self) -> list[Picture]:
         steps = np.array(self.over_seeds(FOLLOWED[0])[0].steps, dtype=np.float64)
-        courses = [
-            Lines(
-                f"trained with {name}",
-                steps,
-                [band(test, [course[test] for course in courses]) for test in ("clean", *TESTS)],
-                "steps of training",
-                "accuracy",
-            )
-            for name, courses in self.courses.items()
-        ]
+        panels = []
+        for name, courses in self.courses.items():
+            lines = [band(test, [course[test] for course in courses]) for test in ("clean", *TESTS)]
+            panels.append(Lines(f"trained with {name}", steps, lines, "steps of training", "accuracy"))
         ends = [band(name, [result.final for result in self.over_seeds(name)]) for name in self.methods]
         against_eps = Lines("at the end of training", np.array(TEST_EPS), ends, "eps of the test (Linf)", "accuracy")
-        return [
-            Picture(
-                "over-training",
-                f"Test accuracy while a LeNet trains on {self.data.name} with one-step perturbations of eps {EPS:g} "
-                f"(U Fig 13): means of {len(self.seeds)} seeds, bands from the smallest to the largest.",
-                courses,
-                columns=2,
-            ),
-            Picture(
-                "against-eps",
-                f"Test accuracy on {self.data.name} under PGD (20 steps, {self.size.restarts} random starts) after "
-                "training with fast methods (U Fig 14, there ResNet-18 on CIFAR-10 and UDP with five models sampled "
-                "by dropout, here one model).",
-                [against_eps],
-                columns=1,
-            ),
-        ]
+        over_training = (
+            f"Test accuracy while a LeNet trains on {self.data.name} with one-step perturbations of eps {EPS:g} "
+            f"(U Fig 13): means of {len(self.seeds)} seeds, bands from the smallest to the largest."
+        )
+        at_end = (
+            f"Test accuracy on {self.data.name} under PGD (20 steps, {self.size.restarts} random starts) after "
+            "training with fast methods (U Fig 14, there ResNet-18 on CIFAR-10 and UDP with five models sampled "
+            "by dropout, here one model)."
+        )
+        return [Picture("over-training", over_training, panels, 2), Picture("against-eps", at_end, [against_eps], 1)]
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ them back, and perturbations are not held to that interval: only the ball bounds
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -204,6 +204,12 @@ def crossed(toy: Toy, points: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, 
     return (toy.max_margin(points) > 0) != (labels == 1)
 
 
+def across(model: Model, toy: Toy, moved: Float[np.ndarray, "n 2"], split: Split) -> tuple[float, float]:
+    """Return the shares of moved points across the model's boundary, and across the max-margin boundary."""
+    labels = split.y.numpy()
+    return float((classes(model, toy, moved) != labels).mean()), float(crossed(toy, moved, labels).mean())
+
+
 def regions(title: str, model: Model, toy: Toy, rows: int, split: Split, **more: Any) -> Regions:
     """Return the panel of a model's probability of class 1, with points and the max-margin boundary; `more` replaces
     fields of `Regions`.
@@ -242,10 +248,6 @@ def label(name: str, eps: float) -> str:
 class PlaneStudy(Design[Trained]):
     """A study of networks trained on one problem with perturbations of several radii, the values of its cases."""
 
-    toy: Toy
-    sizes: Sizes
-    rows: int
-
     def __init__(self, options: Options, toy: Toy, sizes: Sizes, rows: int) -> None:
         super().__init__(options)
         self.toy, self.sizes, self.rows = toy, QUICK if options.quick else sizes, 30 if options.quick else rows
@@ -259,6 +261,11 @@ class PlaneStudy(Design[Trained]):
     def _networks(self, name: str, eps: float) -> list[nn.Module]:
         return [trained.module for trained in self.over_seeds(name, eps)]
 
-    def _panel(self, name: str, eps: float) -> Regions:
-        data = self._training(Case(name, eps, self.seeds[0])).data.train
-        return regions(label(name, eps), self._networks(name, eps)[0], self.toy, self.rows, data)
+    def _panels(self, configurations: Iterable[tuple[str, float]]) -> list[Regions]:
+        """The decision regions of methods and radii, of the first seed."""
+        seed = self.seeds[0]
+        data = self._training(Case("standard", 0.0, seed)).data.train  # of every method
+        return [
+            regions(label(name, eps), self.results[Case(name, eps, seed)].module, self.toy, self.rows, data)
+            for name, eps in configurations
+        ]

@@ -120,21 +120,16 @@ class Transfer(Design[tuple[float, list[float]]]):
         return {
             "source": images.described(self.source, self.originals[0].shape),
             "target": images.described(self.target, self.originals[1].shape),
-            "net": self.net,
-            "features": f"outputs of {self.layer}",
-            "training steps": self.steps,
+            "net": self.net, "features": f"outputs of {self.layer}", "training steps": self.steps,
             "optimiser": f"Adam, learning rate {LR:g}, batches of {BATCH}",
             "methods": {name: str(method) for name, method in self.methods.items()},
             "linear classifier": "logistic regression with L2 penalty (C = 1) on standardised features, scikit-learn",
-        }
+        }  # fmt: skip
 
     def _conclude(self) -> str:
         facts = ", ".join(f"{name} {np.mean(values):.1%}" for name, values in self.transferred.items())
-        changes = {
-            name: direction(self.numbers[f"transfer accuracy, UDP minus {name}"])
-            for name in self.methods
-            if name != "UDP"
-        }
+        others = [name for name in self.methods if name != "UDP"]
+        changes = {name: direction(self.numbers[f"transfer accuracy, UDP minus {name}"]) for name in others}
         if all(change == "higher" for change in changes.values()):
             return f"As in the paper, UDP's features transfer better: {facts}."
         compared = ", ".join(

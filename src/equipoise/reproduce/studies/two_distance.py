@@ -8,6 +8,7 @@ is too large for the narrow place, by PGD, UDP and TRADES.
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -92,16 +93,17 @@ class TwoDistance(Design[Trained]):
         }
 
     def _measure(self) -> Iterator[Number]:
-        toy, last, labels = self.toy, ATTACK_STEPS[-1], [data.y.numpy() for data in self.data]
-        for name, models in self.attacked.items():
-            seeds = zip(models, self.moved[name, last], labels, strict=True)
-            shares = [float((plane.classes(model, toy, moved) != y).mean()) for model, moved, y in seeds]
+        toy, last = self.toy, ATTACK_STEPS[-1]
+        shares = {
+            name: list(map(plane.across, models, repeat(toy), self.moved[name, last], self.data))
+            for name, models in self.attacked.items()
+        }
+        for name, seeds in shares.items():
             title = f"points that {name} moves across the boundary of the model it climbs, {last} steps"
-            yield percentage(title, shares, _CROSS[name])
-        for name in self.attacked:
-            seeds = zip(self.moved[name, last], labels, strict=True)
-            shares = [float(plane.crossed(toy, moved, y).mean()) for moved, y in seeds]
-            yield percentage(f"points that {name} moves across the max-margin boundary, {last} steps", shares)
+            yield percentage(title, [own for own, _ in seeds], _CROSS[name])
+        for name, seeds in shares.items():
+            title = f"points that {name} moves across the max-margin boundary, {last} steps"
+            yield percentage(title, [max_margin for _, max_margin in seeds])
         seen = toy.seen(self.view.grid(self.rows))
         for name in _ROBUST:
             networks, called = self._networks(name), f"trained by {name}, eps {TRAIN_EPS:g}"
@@ -122,26 +124,20 @@ class TwoDistance(Design[Trained]):
 
     def _draw(self) -> list[Picture]:
         trades = self._networks("TRADES")[0]
-        title = f"trained by TRADES, eps {TRAIN_EPS:g}"
-        return [
-            Picture(
-                "perturbations",
-                f"PGD above, UDP below. (a, b) Points of a fixed classifier after 1 and {ATTACK_STEPS[1]} steps of "
-                f"{ATTACK_STEP:g} with eps {ATTACK_EPS:g}, over the probability of the network and over the entropy of "
-                f"{self.members} networks, each with the model that is climbed. (c) After training with eps "
-                f"{TRAIN_EPS:g}, {TRAIN_STEPS} steps of {TRAIN_STEP:g}. (d) How often the prediction changed during "
-                "that training (U Fig 8; T Fig 1).",
-                [*self._row("PGD"), *self._row("UDP")],
-                4,
-            ),
-            Picture(
-                "trades",
-                "TRADES with weight 1 and the same eps: where the classes nearly touch it aligns the predictions of "
-                "both (T Fig 7).",
-                [plane.regions(title, trades, self.toy, self.rows, self.data[0])],
-                1,
-            ),
-        ]
+        panel = plane.regions(f"trained by TRADES, eps {TRAIN_EPS:g}", trades, self.toy, self.rows, self.data[0])
+        perturbations = (
+            f"PGD above, UDP below. (a, b) Points of a fixed classifier after 1 and {ATTACK_STEPS[1]} steps of "
+            f"{ATTACK_STEP:g} with eps {ATTACK_EPS:g}, over the probability of the network and over the entropy of "
+            f"{self.members} networks, each with the model that is climbed. (c) After training with eps "
+            f"{TRAIN_EPS:g}, {TRAIN_STEPS} steps of {TRAIN_STEP:g}. (d) How often the prediction changed during "
+            "that training (U Fig 8; T Fig 1)."
+        )
+        aligned = (
+            "TRADES with weight 1 and the same eps: where the classes nearly touch it aligns the predictions of both "
+            "(T Fig 7)."
+        )
+        rows = [*self._row("PGD"), *self._row("UDP")]
+        return [Picture("perturbations", perturbations, rows, 4), Picture("trades", aligned, [panel], 1)]
 
     def _row(self, name: str) -> Iterator[Regions]:
         """The panels of an attack, of the first seed."""
@@ -152,9 +148,8 @@ class TwoDistance(Design[Trained]):
             if name == "PGD":
                 yield plane.regions(title, model, view, rows, data, truth=None, **shown)
             else:
-                yield plane.entropy_regions(
-                    title, f"entropy of {self.members} networks, nats", model, view, rows, **shown
-                )
+                entropy = f"entropy of {self.members} networks, nats"
+                yield plane.entropy_regions(title, entropy, model, view, rows, **shown)
         trained = self.over_seeds(name)[0]
         assert trained.flips is not None
         after = plane.regions(f"(c) trained by {name}, eps {TRAIN_EPS:g}", trained.module, view, rows, data)
