@@ -15,7 +15,7 @@ from typing import Any
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import plain_json, write_atomically
-from equipoise.results.schema import Finite, Radius, Whole, parse
+from equipoise.results.schema import Finite, Radius, Whole, parse, require_schema
 from equipoise.results.statistics import wilson
 
 SCHEMA = 1
@@ -367,10 +367,7 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
         raise EquipoiseError(
             f"{where} is not the record of a run, of an evaluation or of scores: its kind is {_kind(data)}."
         )
-    require(
-        type(data.get("schema")) is int and data["schema"] == SCHEMA,
-        f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}.",
-    )
+    require_schema(data, SCHEMA, where)
     body = {k: v for k, v in data.items() if k not in ("kind", "schema", "digest", "corrupted")}
     for name in ("results", "corruptions"):
         if isinstance(body.get(name), list):

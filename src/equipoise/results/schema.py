@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from equipoise.core.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError, require
 
 T = TypeVar("T")
 
@@ -33,6 +33,14 @@ def parse(kind: type[T], data: Any, where: str) -> T:
     for path in _unknown(found, data, ""):
         raise EquipoiseError(f"{where} is damaged: {path} is no field that this version of equipoise knows.")
     return found
+
+
+def require_schema(data: Mapping[str, Any], schema: int, where: str) -> None:
+    """Raise `EquipoiseError`, naming `where`, for a record of another schema number than the one this version reads."""
+    given = data.get("schema")
+    require(
+        type(given) is int and given == schema, f"{where} has schema {given!r}, this version reads schema {schema}."
+    )
 
 
 def _other(kind: type, value: Any) -> Any:
