@@ -35,6 +35,7 @@ from equipoise.reproduce import (
     outcome,
 )
 from equipoise.reproduce.overview import kept
+from equipoise.reproduce.sweep_folder import ExperimentRecord, write_record
 from equipoise.results.records import load
 from equipoise.results.reproduction import agreement
 from equipoise.training import Recipe
@@ -249,7 +250,7 @@ REFUSED = [
     ("toy --synthetic --only svhn", r"toy needs no data of the name svhn: it needs mnist"),
     ("toy --synthetic --scale 2", r"scale 2: expected a share in (0, 1]"),
     ("toy --synthetic --out mine.npz", r"mine.npz is a file: expected a folder"),
-    ("toy --synthetic --out other", r"other holds another at scale 1, corrected: ask for the same"),
+    ("toy --synthetic --out other", r"other holds another at scale 1.0, corrected: ask for the same"),
     ("toy --synthetic --out full", r"full is not empty and holds no experiment"),
 ]
 
@@ -257,9 +258,10 @@ REFUSED = [
 @pytest.mark.parametrize(("words", "message"), REFUSED)
 def test_what_is_refused_before_anything_runs(toy, words, message, capsys):
     np.savez(toy / "mine.npz")
-    for folder, file in (("other", "experiment.json"), ("full", "letter.txt")):
+    for folder in ("other", "full"):
         (toy / folder).mkdir()
-        (toy / folder / file).write_text('{"name": "another", "scale": 1, "variant": "corrected"}')
+    (toy / "full" / "letter.txt").write_text("Dear")
+    write_record(toy / "other", ExperimentRecord("another", 1.0, "corrected", *[""] * 6, {}, "", [], {}))
     before = sorted(toy.rglob("*"))
     assert ask(f"reproduce {words}") == 2
     out, err = capsys.readouterr()
@@ -295,8 +297,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_workers_and_says_how_to_continue(tmp_path, number):
-    pytest.importorskip("ray", reason="several workers need Ray")
-    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(Path(__file__).parent)],
         env=os.environ | env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

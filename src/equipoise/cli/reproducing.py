@@ -19,7 +19,9 @@ from equipoise.data import available
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.reproduce.overview import Listed, Overview, kept
 from equipoise.reproduce.stand_in import KINDS, stand_in
-from equipoise.reproduce.sweep import Progress, Swept, claim, cores, finished, require_experiments, sweep
+from equipoise.reproduce.sweep import Progress, SweepResult, sweep
+from equipoise.reproduce.sweep_folder import claim, finished, require_experiments
+from equipoise.reproduce.workers import cores
 from equipoise.results.findings import Study
 from equipoise.results.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
 
@@ -161,8 +163,8 @@ def reproduce(options: Reproduce, command: str) -> int:
     expected = _expected(plan, setting, workers, options.reuse)
     say(_headline(plan, options.synthetic))
     say(expected)
-    tell = _show(options.name)
-    outcome = sweep(plan, setting, workers=workers, address=options.address, tell=tell, reuse=options.reuse)
+    show = _show(options.name)
+    outcome = sweep(plan, setting, workers=workers, address=options.address, report_progress=show, reuse=options.reuse)
     moving("")
     found = reproduction(out)
     _print(found)
@@ -216,7 +218,7 @@ def _headline(plan: Plan, synthetic: bool) -> str:
 def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence[Path]) -> str:
     """What there is to do, and how long it will take."""
     tasks = plan.tasks()
-    left = [task for task in tasks if finished(setting.place(task), reuse) is None]
+    left = [task for task in tasks if finished(setting.folder_of(task), reuse) is None]
     sizes = {name: len(setting.dataset(name).train) for name in plan.datasets()}
     done = f", {len(tasks) - len(left)} of them finished before" if len(left) < len(tasks) else ""
     who = "the cluster" if workers is None else "1 worker" if workers == 1 else f"{workers} workers"
@@ -281,7 +283,7 @@ def _print_study(title: str, study: Study) -> None:
     say(study.findings.verdict or "done")
 
 
-def _conclude(outcome: Swept, out: Path) -> int:
+def _conclude(outcome: SweepResult, out: Path) -> int:
     """What failed, on stderr, and what to do next."""
     for sentence in outcome.failed.values():
         print(laid_out(f"failed: {sentence}", sys.stderr), file=sys.stderr)

@@ -8,9 +8,9 @@ from equipoise.data import Dataset
 from equipoise.models import as_predictive
 from equipoise.nets import split
 from equipoise.reproduce.studies.images import band
+from equipoise.reproduce.studies.options import ReportProgress
 from equipoise.reproduce.studies.overfitting import largest_drop
 from equipoise.reproduce.studies.transfer import probed
-from equipoise.reproduce.tasks import ReportProgress
 from equipoise.results.findings import Findings, Lines, Number, Picture
 
 TRANSFER = "transfer accuracy"

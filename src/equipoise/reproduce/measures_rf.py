@@ -1,6 +1,6 @@
 """What tables and figures of R and F show of trained networks that no evaluation does.
 
-Each is a function of networks, data and options, for `equipoise.reproduce.Measured`.
+Each is a function of networks, data and options, for `equipoise.reproduce.MeasureTask`.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.generators import Manifold
 from equipoise.losses.objectives import smoothed_cross_entropy
 from equipoise.models import as_predictive, predict
-from equipoise.reproduce.tasks import ReportProgress
+from equipoise.reproduce.studies.options import ReportProgress
 from equipoise.results.findings import Findings, Images, Lines, Number, Picture, Series
 from equipoise.scores import Estimate, Score, r2, r4
 from equipoise.scores.pictures import described
