@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from equipoise import methods
 from equipoise import reproduce as experiments
 from equipoise.cli import main, reproducing
-from equipoise.cli.options import parse
+from equipoise.cli.parsing import parse
 from equipoise.reproduce import (
     Cell,
     Chart,
@@ -186,12 +186,12 @@ PAIR = Experiment("toy", "Clean accuracy of a toy", "nowhere", two_of_each)
 
 def test_seeds_and_datasets_are_chosen_and_the_report_has_the_same_numbers(toy, capsys, monkeypatch):
     stand_for_all(monkeypatch, PAIR)
-    line = "reproduce toy --scale 0.02 --seeds 2 --only mnist --synthetic --workers 1 --out out"
+    line = "reproduce toy --scale 0.02 --seeds 2 --select mnist --synthetic --workers 1 --out out"
     assert ask(line) == 0
     assert "at scale 0.02 of the paper's, 2 seeds, mnist only, corrected" in capsys.readouterr().out
     assert len(list(Path("out").glob("training-*"))) == 2
     assert json.loads(Path("out/reproduction.json").read_text())["seeds"] == 2, "without a report"
-    assert ask("reproduce toy --scale 0.02 --seeds 1 --only mnist --synthetic --workers 1 --out out") == 2
+    assert ask("reproduce toy --scale 0.02 --seeds 1 --select mnist --synthetic --workers 1 --out out") == 2
     assert "out holds toy at scale 0.02, corrected, 2 seeds, mnist only: ask for the same" in capsys.readouterr().err
     assert ask("report out --out page.html") == 0
     assert re.search("Of 1 numbers of the paper [01] agree within 2 points", capsys.readouterr().out)
@@ -246,7 +246,7 @@ REFUSED = [
     ("toy --synthetic --data mnist=mine.npz", r"--data and --synthetic exclude each other"),
     ("toy --synthetic --workers 0", r"--workers 0: expected at least one"),
     ("toy --synthetic --seeds 0", r"seeds = 0: expected at least one training of each kind"),
-    ("toy --synthetic --only svhn", r"toy needs no data of the name svhn: it needs mnist"),
+    ("toy --synthetic --select svhn", r"toy needs no data of the name svhn: it needs mnist"),
     ("toy --synthetic --scale 2", r"scale 2: expected a share in (0, 1]"),
     ("toy --synthetic --out mine.npz", r"mine.npz is a file: expected a folder"),
     ("toy --synthetic --out other", r"other holds another at scale 1, corrected: ask for the same"),

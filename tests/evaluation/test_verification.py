@@ -351,8 +351,8 @@ def test_a_model_drawn_from_the_seed_is_inferred_again(tmp_path):
     ],
 )
 def test_a_command_that_names_no_options_is_left_aside(command, target, honest, capsys):
-    from equipoise.cli.evaluating import _typed
+    from equipoise.cli.verifying import _request_of
 
     record = load(honest)
-    typed = _typed(replace(record, provenance=replace(record.provenance, command=command)), honest)
+    typed = _request_of(replace(record, provenance=replace(record.provenance, command=command)), honest)
     assert (typed and typed.target) == target and capsys.readouterr() == ("", "")

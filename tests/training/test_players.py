@@ -210,7 +210,7 @@ def test_refused(tmp_path: Path) -> None:
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    tiny = ["--epochs", "1", "--limit", "100", "--evaluate-examples", "0", "--valid-steps", "2"]
+    tiny = ["--epochs", "1", "--examples", "100", "--evaluate-examples", "0", "--valid-steps", "2"]
     assert main(["train", "r2", "--weight", "0.5", "--out", "first", *tiny]) == 0
     metrics = json.loads((tmp_path / "first" / "metrics.jsonl").read_text())
     assert metrics["generator_loss"] > 0

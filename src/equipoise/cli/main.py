@@ -45,10 +45,16 @@ def _outcome(argv: list[str]) -> int:
     try:
         overview.answer(argv)
         from equipoise.cli.commands import run
-        from equipoise.cli.options import parse, questions
+        from equipoise.cli.options import with_new_names
+        from equipoise.cli.parsing import parse, questions
         from equipoise.cli.resuming import continued
 
-        argv = continued(argv)
+        renamed = with_new_names(argv)
+        for old, new in zip(argv, renamed, strict=True):
+            if old != new:
+                text = f"{old.partition('=')[0]} has been renamed: write {new.partition('=')[0]}."
+                warnings.warn(text, EquipoiseWarning, stacklevel=1)
+        argv = continued(renamed)
         options = parse(argv)
         for question in questions(options):
             warnings.warn(question, EquipoiseWarning, stacklevel=1)
@@ -56,9 +62,9 @@ def _outcome(argv: list[str]) -> int:
     except EquipoiseError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        if error.name not in ("tyro", "rich"):
+        if error.name != "rich":
             raise
-        return _fail(f"the command line needs {error.name}, which is not installed: pip install {error.name}.")
+        return _fail("the command line needs rich, which is not installed: pip install rich.")
     except KeyboardInterrupt as error:
         code = 128 + getattr(error, "signal", signal.SIGINT)
         again = _again(argv) if getattr(error, "kept", True) else ""

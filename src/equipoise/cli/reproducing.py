@@ -3,17 +3,15 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.table import Table as RichTable
-from tyro.conf import FlagCreatePairsOff, Positional
 
 from equipoise import reproduce as experiments
 from equipoise.cli.console import columns, laid_out
 from equipoise.cli.display import duration, moving, numbers, say
 from equipoise.cli.pairs import pairs
+from equipoise.cli.requests import Experiments, Reproduce
 from equipoise.core.errors import require, unknown
 from equipoise.data import available
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
@@ -26,73 +24,8 @@ from equipoise.results.reproduction import ChartOutcome, Outcome, Reproduction, 
 _FAILED = 1  # the exit code of a sweep of which a task failed
 
 
-@dataclass(frozen=True)
-class Experiments:
-    """List the papers' tables and figures that can be reproduced: what they need, how long they take.
-
-    Example: equipoise experiments --scale 0.2 --data-root DIR
-    """
-
-    scale: float = 1.0
-    """The share of the papers' epochs, samples and seeds, in (0, 1]."""
-    variant: Literal["as-published", "corrected"] = "corrected"
-    """With the quirks of the papers' own code, or without."""
-    data_root: Path | None = None
-    """Where the files of datasets are looked for."""
-    data: tuple[str, ...] = ()
-    """What stands for a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
-    workers: int | None = None
-    """Processes that share the work; by default all cores."""
-    measure: FlagCreatePairsOff[bool] = False
-    """Measure how fast the networks run here, which takes half a minute, instead of estimating from another machine."""
-
-
-@dataclass(frozen=True)
-class Reproduce:
-    """Compute a table or figure of a paper, at any scale, with the paper's numbers beside ours.
-
-    Example: equipoise reproduce rethinking-table-9 --scale 0.2 --data-root DIR --workers 2 --out repro/r9
-
-    The same command continues what was stopped; what is finished is not computed again.
-    """
-
-    name: Positional[str]
-    """Which one; `equipoise experiments` lists them."""
-    scale: float = 1.0
-    """The share of the paper's epochs, samples and seeds, in (0, 1]; 1 is its protocol to the letter."""
-    variant: Literal["as-published", "corrected"] = "corrected"
-    """With the quirks of the paper's own code, or without."""
-    seeds: int | None = None
-    """So many trainings of each kind; by default the scale's share of the paper's number, at least one."""
-    examples: int | None = None
-    """Test every network on at most so many samples; by default the scale's share of the paper's number."""
-    set: tuple[str, ...] = ()
-    """Deviate from the paper in settings of the trainings, as NAME=VALUE: lr=0.1, or method.softness=0. The record and
-    the page say so."""
-    only: tuple[str, ...] = ()
-    """Only what needs no other datasets than these, such as mnist; by default everything."""
-    data_root: Path | None = None
-    """Where the files of datasets are looked for."""
-    data: tuple[str, ...] = ()
-    """What stands for a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
-    download: FlagCreatePairsOff[bool] = False
-    """Download the published datasets that are missing."""
-    synthetic: FlagCreatePairsOff[bool] = False
-    """Synthetic images for all data: shows that everything works, says nothing about the paper."""
-    workers: int | None = None
-    """Processes that share the work, one thread each; by default all cores. 1 works in this process."""
-    address: str | None = None
-    """A Ray cluster to work on, such as auto or HOST:6379; its machines need the same folders."""
-    reuse: tuple[Path, ...] = ()
-    """Folders of other reproductions: what is finished there and needed here, such as a training that two tables share,
-    is copied, not computed again."""
-    out: Path | None = None
-    """The folder of the results; by default reproductions/NAME."""
-
-
 def list_experiments(options: Experiments) -> None:
     """Print a line for each experiment."""
-    require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
     sources, workers = _sources(options.data), options.workers or cores()
     known = kept()
     by = "of this machine" if options.measure else f"as estimated on {known.machine}; --measure does it here"
@@ -145,10 +78,14 @@ def reproduce(options: Reproduce, command: str) -> int:
     out = options.out or Path("reproductions", options.name)
     variant = _variant(options.variant)
     plan = experiments.experiment(options.name).plan(
-        options.scale, variant, options.seeds, options.only, options.examples, pairs(options.set, "--set", dotted=True)
+        options.scale,
+        variant,
+        options.seeds,
+        options.select,
+        options.examples,
+        pairs(options.set, "--set", dotted=True),
     )
     require(not (options.data and options.synthetic), "--data and --synthetic exclude each other: choose one.")
-    require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
     sources = _sources(options.data)
     missing = [] if options.synthetic else [n for n in plan.datasets() if not _there(n, sources, options.data_root)]
     require(options.download or not missing, _what_to_do(options.name, missing, options.data_root))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equipoise.cli.method_options import spelled_out
+from equipoise.cli.options import with_new_names
 from equipoise.core.errors import require
 from equipoise.results.records import Run, load
 
@@ -16,7 +17,7 @@ def continued(argv: Sequence[str]) -> list[str]:
     Others are returned as they are. Raises `EquipoiseError` for a run that cannot be found or was trained otherwise.
     """
     words = list(argv)
-    if words[:1] != ["train"] or "--resume" not in words or {"-h", "--help"} & set(words):
+    if words[:1] != ["train"] or "--resume" not in words or {"-h", "--help", "--help-all"} & set(words):
         return words
     named = len(words) > 1 and not words[1].startswith("-")
     out = _value(words, "--out")
@@ -26,7 +27,7 @@ def continued(argv: Sequence[str]) -> list[str]:
         require(named, f"there is no run in {out} to resume: start it without --resume.")
         return words
     run = load(record)
-    begun = list(run.words) if isinstance(run, Run) else []
+    begun = with_new_names(run.words) if isinstance(run, Run) else []
     if not begun:
         require(named, f"{out} does not say with which options it was started: give them all again, the method first.")
         return words

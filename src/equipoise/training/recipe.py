@@ -49,7 +49,7 @@ class Recipe:
     precision: Literal["32", "bf16"] = "32"
     """bf16 computes perturbations and the training step in bfloat16 where that is safe; weights stay float32."""
     channels_last: bool | None = None
-    """Train in channels-last order; None does where it is faster, for networks most of whose convolutions have 32
+    """Train in channels-last order; by default where it is faster, for networks most of whose convolutions have 32
     filters or more (perturbations choose for every layer by themselves)."""
     augment: Literal["none", "crop-flip"] = "none"
     """Augmentation: random crops after padding by 4, and horizontal flips."""
