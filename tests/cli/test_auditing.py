@@ -130,7 +130,7 @@ def test_the_exit_code_is_the_verdict(name, code, here, capsys, monkeypatch):
         ("audit a --norm l2", "--norm l2: the run's own radius is of another norm (linf), so give one with --eps"),
         ("audit mlp --data digits", "give the radius at which the model is said to be robust, with --eps"),
         ("audit a --eps 0 --time-budget 0.01", "give the radius at which the model is said to be robust"),
-        ("audit a --batch-size 0", "--batch-size 0: expected an integer >= 1"),
+        ("audit a --batch-size 0", "--batch-size = 0: expected an integer >= 1"),
         ("audit a --time-budget 0", "--time-budget 0.0: expected a number > 0"),
         ("audit a --eps 0.1 --transfer-from nowhere", "nowhere is not a run directory"),
         ("evaluate a --attacks random-search50 --eps 0.1 --transfer-from a", "needs an attack that asks for gradients"),

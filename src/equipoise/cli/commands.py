@@ -80,8 +80,7 @@ def _report(options: Report) -> Path:
             written = report(options.runs, Path(folder, options.out.name)).read_bytes()
         return write_once(options.out, written)
     require(
-        len(options.runs) == 1,
-        f"{experiments[0]} holds an experiment, whose page stands alone: give it by itself.",
+        len(options.runs) == 1, f"{experiments[0]} holds an experiment, whose page stands alone: give it by itself."
     )
     from equipoise.report.reproduction import page
 

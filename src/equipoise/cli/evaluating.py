@@ -200,19 +200,17 @@ def show(*evaluations: Evaluation) -> None:
     say(f"accuracy on {n} test samples of {data['name']}{part}, with 95 % intervals")
     say(accuracies(evaluations))
     for evaluation in evaluations:
-        if table := stages(evaluation):
-            say(table)
-        if table := corrupted(evaluation):
-            say(table)
-    for caution in dict.fromkeys(c for e in evaluations for c in _rests_on(e)):
-        say(f"note: {caution}")
-    for warning in dict.fromkeys(w for e in evaluations for w in e.warnings):
-        say(f"note: {warning}")
-    for flag in dict.fromkeys(str(f) for e in evaluations for f in e.flags):
+        for table in (stages(evaluation), corrupted(evaluation)):
+            if table is not None:
+                say(table)
+    cautions_of_all = [caution for evaluation in evaluations for caution in _cautions(evaluation)]
+    for note in dict.fromkeys([*cautions_of_all, *(w for evaluation in evaluations for w in evaluation.warnings)]):
+        say(f"note: {note}")
+    for flag in dict.fromkeys(str(flag) for evaluation in evaluations for flag in evaluation.flags):
         say(f"flag: {flag}")
 
 
-def _rests_on(evaluation: Evaluation) -> list[str]:
+def _cautions(evaluation: Evaluation) -> list[str]:
     """What to say beside accuracies under attack: that the attacks are weak, or the samples few."""
     _, *attacked = evaluation.results
     if not attacked:

@@ -12,9 +12,9 @@ from typing import Any
 
 from equipoise.cli import overview
 from equipoise.cli.console import laid_out, steady_streams
-from equipoise.cli.processes import is_main_process
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.files import advice, printable, reason
+from equipoise.core.world import is_main_process
 
 _USAGE = 2
 _LONGEST = 200  # characters of a file name in a message
@@ -68,8 +68,8 @@ def _outcome(argv: list[str]) -> int:
     except KeyboardInterrupt as error:
         code = 128 + getattr(error, "signal", signal.SIGINT)
         again = _again(argv) if getattr(error, "kept", True) else ""
-        told = "; ".join(["interrupted", *getattr(error, "__notes__", ())])
-        return _fail(f"{told}; continue with: {again}" if again else f"{told}.", "", code)
+        message = "; ".join(["interrupted", *getattr(error, "__notes__", ())])
+        return _fail(f"{message}; continue with: {again}" if again else f"{message}.", "", code)
     except MemoryError:
         return _fail(_NO_MEMORY)
     except OSError as error:
@@ -114,8 +114,8 @@ def _short_warnings() -> Iterator[None]:
             if not issubclass(category, EquipoiseWarning):
                 usual(message, category, *rest)
             elif is_main_process():
-                said = laid_out(printable(f"warning: {message}"), sys.stderr)
-                print(f"\r\x1b[2K{said}" if sys.stderr.isatty() else said, file=sys.stderr)
+                text = laid_out(printable(f"warning: {message}"), sys.stderr)
+                print(f"\r\x1b[2K{text}" if sys.stderr.isatty() else text, file=sys.stderr)
 
         warnings.simplefilter("always", EquipoiseWarning)
         warnings.showwarning = show

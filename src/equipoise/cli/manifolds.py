@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from equipoise.cli.display import moving, say, share_progress
-from equipoise.cli.processes import is_main_process
 from equipoise.core.errors import require
 from equipoise.core.files import write_atomically
 from equipoise.core.rng import Streams
+from equipoise.core.world import is_main_process
 from equipoise.data import Dataset
 from equipoise.generators import Manifold, auto_encoder
 from equipoise.training import MANIFOLD_FILE, Recipe, fit_manifold, load_manifold

@@ -118,7 +118,7 @@ def choice_of(name: str) -> type:
 
 def _fields_of(function: Callable[..., Method]) -> list[tuple[str, Any, Any, str]]:
     """Name, kind, default and help of what can be typed of a method."""
-    found: dict[str, tuple[Any, Any, str]] = {}
+    entries: dict[str, tuple[Any, Any, str]] = {}
     hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         kind, default, text = hints[name], parameter.default, _HELP.get(name, "")
@@ -126,20 +126,20 @@ def _fields_of(function: Callable[..., Method]) -> list[tuple[str, Any, Any, str
         if get_origin(kind) is Annotated:
             kind, text = get_args(kind)
         if parameter.kind is parameter.VAR_KEYWORD:
-            found |= {key: (*_HANDED_ON[key], _HELP[key]) for key in _HANDED_ON if _takes(function, key)}
+            entries |= {key: (*_HANDED_ON[key], _HELP[key]) for key in _HANDED_ON if _takes(function, key)}
             if "loss" not in hints and _takes(function, "loss"):
-                found |= {key: (*value, _HELP[key]) for key, value in _LOSS.items()}
+                entries |= {key: (*value, _HELP[key]) for key, value in _LOSS.items()}
         elif name in _SPELLED_OUT:
-            found |= {key: (*value, _HELP[key]) for key, value in _SPELLED_OUT[name].items()}
+            entries |= {key: (*value, _HELP[key]) for key, value in _SPELLED_OUT[name].items()}
         elif StepSize in get_args(kind):
-            found |= {"step_size": (float | None, None, text)}
-            found |= {"step_schedule": (Literal["constant", "triangular"], "constant", _HELP["step_schedule"])}
+            entries |= {"step_size": (float | None, None, text)}
+            entries |= {"step_schedule": (Literal["constant", "triangular"], "constant", _HELP["step_schedule"])}
         elif get_origin(kind) is Sequence:
-            found[name] = (tuple[*get_args(kind), ...], default, text)
+            entries[name] = (tuple[*get_args(kind), ...], default, text)
         else:
             kind, default = _HANDED_ON.get(name) or (kind, default)
-            found[name] = (kind, default, text)
-    return [(name, *entry) for name, entry in found.items()]
+            entries[name] = (kind, default, text)
+    return [(name, *entry) for name, entry in entries.items()]
 
 
 def _takes(function: Callable[..., Method], option: str) -> bool:

@@ -104,14 +104,16 @@ def options_of(kind: type) -> list[Option]:
 
 @cache
 def _options(kind: type) -> tuple[Option, ...]:
-    hints, docs, found = get_type_hints(kind, include_extras=True), _attribute_docs(kind), []
+    hints, docs, options = (get_type_hints(kind, include_extras=True), _attribute_docs(kind), [])
     for field in fields(kind):
         value_kind, many, notes = _resolved(hints[field.name])
         if is_dataclass(value_kind):
-            found += _options(value_kind)  # pyright: ignore[reportArgumentType]
+            options += _options(value_kind)  # pyright: ignore[reportArgumentType]
         elif value_kind is not Any:
-            found.append(_option(field, value_kind, many, notes, field.metadata.get("help", docs.get(field.name, ""))))
-    return tuple(found)
+            options.append(
+                _option(field, value_kind, many, notes, field.metadata.get("help", docs.get(field.name, "")))
+            )
+    return tuple(options)
 
 
 def _option(field: "Field[Any]", kind: Any, many: bool, notes: Iterable[Any], text: str) -> Option:
@@ -145,11 +147,11 @@ def _resolved(hint: Any) -> tuple[Any, bool, list[Any]]:
 def _attribute_docs(kind: type) -> dict[str, str]:
     """The text below each field of a dataclass and of those that it derives from."""
     docs: dict[str, str] = {}
-    for one in reversed(kind.__mro__):
-        if not is_dataclass(one) or one.__module__ == "types":
+    for base in reversed(kind.__mro__):
+        if not is_dataclass(base) or base.__module__ == "types":
             continue
         try:
-            (tree,) = ast.parse(textwrap.dedent(getsource(one))).body
+            (tree,) = ast.parse(textwrap.dedent(getsource(base))).body
         except (OSError, TypeError):  # made by a program, or without its source
             continue
         assert isinstance(tree, ast.ClassDef)
@@ -196,9 +198,4 @@ def _path(text: str) -> Path:
 
 
 _CONVERTERS: Mapping[Any, Any] = {float: fraction, int: _integer, Path: _path}
-_EXPECTED = {
-    float: "a number or a fraction, such as 8/255",
-    int: "a whole number",
-    Path: "a path",
-    str: "a text",
-}
+_EXPECTED = {float: "a number or a fraction, such as 8/255", int: "a whole number", Path: "a path", str: "a text"}

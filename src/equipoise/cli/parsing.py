@@ -32,9 +32,9 @@ def parse(argv: Sequence[str]) -> Command:
     kind = REQUESTS[command]
     options, method = options_of(kind), None
     if kind is Train:
-        place = _place_of_method(rest, options)
-        if place is not None:
-            method = rest.pop(place)
+        index = _index_of_method(rest, options)
+        if index is not None:
+            method = rest.pop(index)
             options = [*options_of(choice_of(method)), *options]
     asked = [word for word in rest if word in _HELP]
     if asked:
@@ -54,7 +54,7 @@ def _names(kind: type) -> set[str]:
     return {option.name for option in options_of(kind)}
 
 
-def _place_of_method(words: Sequence[str], options: Sequence[Option]) -> int | None:
+def _index_of_method(words: Sequence[str], options: Sequence[Option]) -> int | None:
     """The index of the first word of a `train` command that is neither a flag nor a value. Raises `EquipoiseError` if
     it is no method.
     """
@@ -105,8 +105,8 @@ def _read(words: Sequence[str], options: Sequence[Option], command: str) -> dict
         while not equals and remaining and not _FLAG.match(remaining[0]) and (option.many or not texts):
             texts.append(remaining.popleft())
         require(option.many or len(texts) == 1, f"{flag} needs a value: {option.expected}.")
-        found = tuple(option.value_of(text) for text in texts)
-        values[option.name] = found if option.many else found[0]
+        converted = tuple(option.value_of(text) for text in texts)
+        values[option.name] = converted if option.many else converted[0]
     values |= _positionals(loose, [option for option in options if option.positional], command)
     for option in options:
         require(

@@ -42,17 +42,17 @@ def lasting(argv: Sequence[str]) -> list[str]:
     """The words of a `train` command that belong to the run itself: all but where it is, and how it is begun."""
     words = [word for word in spelled_out(list(argv))[1:] if word not in _OWN and not word.startswith("--out=")]
     while "--out" in words:
-        place = words.index("--out")
-        del words[place : place + 2]
+        index = words.index("--out")
+        del words[index : index + 2]
     return words
 
 
 def _value(words: Sequence[str], flag: str) -> str:
     """What is typed last behind a flag; empty if nothing is."""
-    found = ""
+    value = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == flag:
-            found = following
+            value = following
         elif word.startswith(f"{flag}="):
-            found = word.removeprefix(f"{flag}=")
-    return found
+            value = word.removeprefix(f"{flag}=")
+    return value

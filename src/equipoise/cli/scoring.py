@@ -102,10 +102,10 @@ def _estimated(
     """The estimates of scores, with progress over all of them."""
     estimates = {}
     for number, (name, definition) in enumerate(chosen.items()):
-        tell = share_progress(f"{name} of {options.target}")
+        show = share_progress(f"{name} of {options.target}")
 
-        def report(done: int, of: int, number: int = number, tell: Callable[[str, float], None] = tell) -> None:
-            tell(f"{done} of {of} samples", (number + done / of) / len(chosen))
+        def report(done: int, of: int, number: int = number, show: Callable[[str, float], None] = show) -> None:
+            show(f"{done} of {of} samples", (number + done / of) / len(chosen))
 
         estimates[name] = definition(
             loaded.model, test.x, test.y, seed=options.seed, batch_size=options.batch_size, progress=report
@@ -166,12 +166,12 @@ def _own_score(name: str, shape: tuple[int, ...]) -> scores.Score:
 
 def _result(estimate: Estimate) -> ScoreResult:
     """An estimate as a record; an infinite margin, where nothing was found, as null."""
-    found, margins, (low, high) = estimate.found, estimate.margins, estimate.band
+    nearest, margins, (low, high) = estimate.found, estimate.margins, estimate.band
     per_sample: dict[str, Any] = {"values": estimate.values.tolist()}
     if margins is not None:
         per_sample["margins"] = [value if math.isfinite(value) else None for value in margins.tolist()]
-    if found is not None:
-        per_sample |= {"found_by": found.part.tolist(), "prediction": found.prediction.tolist()}
+    if nearest is not None:
+        per_sample |= {"found_by": nearest.part.tolist(), "prediction": nearest.prediction.tolist()}
     return ScoreResult(
         value=estimate.value,
         n=len(estimate),

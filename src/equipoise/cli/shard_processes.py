@@ -24,12 +24,7 @@ _FINE = 1000  # units of progress per block
 
 
 def evaluate_in_processes(
-    options: Evaluate,
-    out: Path,
-    command: str,
-    key: Mapping[str, Any],
-    request: Mapping[str, Any],
-    progress: Progress,
+    options: Evaluate, out: Path, command: str, key: Mapping[str, Any], request: Mapping[str, Any], progress: Progress
 ) -> Evaluation:
     """Evaluate each shard in a process of its own, and put the records together.
 
@@ -80,7 +75,7 @@ def _finished(files: Sequence[Path], sizes: Sequence[int]) -> tuple[int, int, in
         size if file.is_file() else len(list(folder.glob("block-*.json")))
         for size, file, folder in zip(sizes, files, folders, strict=True)
     )
-    return blocks, sum(sizes), sum(len(list(folder.glob("block-*.pt"))) for folder in folders)
+    return (blocks, sum(sizes), sum(len(list(folder.glob("block-*.pt"))) for folder in folders))
 
 
 def _shard_words(command: str, number: int, count: int, file: Path) -> list[str]:

@@ -45,16 +45,16 @@ def study(options: Study, command: str) -> None:
     names = {f.name: RENAMED.get(f.name, f.name) for f in fields(Options)}
     asked = Options(**{name: getattr(options, own) for name, own in names.items()})
     say(f"{entry.name}: {entry.question} ({entry.source})")
-    origin, began = provenance(options.seed, torch.device("cpu"), command), time.monotonic()
+    origin, began = (provenance(options.seed, torch.device("cpu"), command), time.monotonic())
     findings = entry.run(asked, share_progress(entry.name))
     moving("")
     seconds = time.monotonic() - began
     record = Record(entry.name, entry.question, entry.source, findings, asdict(origin), options.quick, seconds)
-    place = save(out, record)
+    page = save(out, record)
     if findings.numbers:
         say(numbers(findings))
     say(findings.verdict or "done")
-    say(f"wrote {place} in {duration(seconds)}" + ("; a quick run proves nothing" if options.quick else ""))
+    say(f"wrote {page} in {duration(seconds)}" + ("; a quick run proves nothing" if options.quick else ""))
 
 
 def refuse_unused(entry: Entry, options: Study) -> None:

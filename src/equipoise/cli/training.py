@@ -11,10 +11,10 @@ from equipoise.cli.evaluating import show
 from equipoise.cli.manifolds import Learned, manifold_of_run, named_manifold
 from equipoise.cli.method_options import build_method, full_name, parameters
 from equipoise.cli.pairs import pairs
-from equipoise.cli.processes import is_main_process
 from equipoise.cli.requests import Train
 from equipoise.cli.resuming import lasting
 from equipoise.core.errors import require
+from equipoise.core.world import is_main_process
 from equipoise.data import Dataset, load
 from equipoise.evaluation import evaluate_run
 from equipoise.generators import Manifold, auto_encoder
@@ -49,7 +49,7 @@ def train(options: Train, command: str) -> None:
 
     def prepared(manifold: Manifold | None) -> Job:
         """Everything but the training, checked."""
-        kept = {key: value for key, value in record.items() if key not in ("manifold_epochs", "codes")}
+        own = {key: value for key, value in record.items() if key not in ("manifold_epochs", "codes")}
         return prepare(
             _suited(build_method(options.method, manifold), model, data, options),
             model,
@@ -58,7 +58,7 @@ def train(options: Train, command: str) -> None:
             out=out,
             resume=options.resume,
             overwrite=options.overwrite,
-            method_record=record if manifold is None else kept | {"manifold": str(manifold)},
+            method_record=record if manifold is None else own | {"manifold": str(manifold)},
             net_record=net,
             words=lasting(shlex.split(command)[1:]),
             command=command,

@@ -56,10 +56,7 @@ def verify(options: Verify) -> None:
     mismatches = [*checked.mismatches, *(_not_asked_for(asked, record, loaded) if asked else ())]
     for mismatch in mismatches[:_SHOWN]:
         say(f"not true: {mismatch}")
-    require(
-        not mismatches,
-        f"{options.record} does not hold: {len(mismatches)} of its statements are not true.",
-    )
+    require(not mismatches, f"{options.record} does not hold: {len(mismatches)} of its statements are not true.")
     require(
         checked.unchecked == 0,
         f"{options.record} has no images for {checked.unchecked} of its successes, which were not checked (its "
@@ -118,5 +115,5 @@ def _not_asked_for(asked: Evaluate, record: Evaluation, loaded: LoadedModel) -> 
 
 def _comparable(attacks: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
     """Names and settings as JSON has them, without what only the outcome tells."""
-    kept = [(name, {k: v for k, v in s.items() if k not in ("refused", "notes")}) for name, s in attacks]
-    return json.loads(json.dumps(kept))
+    settings = [(name, {k: v for k, v in s.items() if k not in ("refused", "notes")}) for name, s in attacks]
+    return json.loads(json.dumps(settings))
