@@ -45,7 +45,7 @@ def here(tmp_path, monkeypatch):
         ("train udp --eps 0.1 --normalize=3", "--normalize takes no value: leave '3' out."),
         (f"train udp --eps 0.1 --seed {2**63}", "--seed: expected a whole number of at most 9223372036854775807"),
         ("evaluate", "evaluate needs TARGET, see: equipoise evaluate --help"),
-        ("evaluate --attacks pgd x", "evaluate needs TARGET"),
+        ("evaluate --attacks pgd x", "evaluate needs TARGET before --attacks, see: equipoise evaluate --help"),
         ("evaluate x y", "evaluate takes one TARGET, not 'x' and 'y'."),
         ("evaluate x --atacks pgd", "evaluate has no option --atacks: did you mean --attacks?"),
         ("evaluate x --data-root", "--data-root needs a value: a path."),

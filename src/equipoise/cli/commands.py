@@ -1,8 +1,10 @@
 """What the commands do: read the input, call the library, print what came out."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from equipoise.cli.auditing import audit
 from equipoise.cli.display import say
@@ -17,6 +19,7 @@ from equipoise.cli.requests import (
     Merge,
     Report,
     Reproduce,
+    Request,
     Score,
     Study,
     Train,
@@ -39,32 +42,7 @@ def run(options: Command, command: str) -> int:
     SIGINT and SIGTERM raise `Interrupted`, a `KeyboardInterrupt`, whatever is being done.
     """
     with listening(None), recorded_options(as_data(options)):
-        return _run(options, command)
-
-
-def _run(options: Command, command: str) -> int:
-    match options:
-        case Train():
-            train(options, command)
-        case Evaluate():
-            evaluate(options, command)
-        case Audit():
-            return audit(options, command)
-        case Score():
-            score(options, command)
-        case Verify():
-            verify(options)
-        case Merge():
-            merge_records(options)
-        case Study():
-            study(options, command)
-        case Experiments():
-            list_experiments(options)
-        case Reproduce():
-            return reproduce(options, command)
-        case Report():
-            say(f"wrote {_report(options)}")
-    return 0
+        return _COMMANDS[type(options)](options, command) or 0
 
 
 def _report(options: Report) -> Path:
@@ -88,3 +66,17 @@ def _report(options: Report) -> Path:
     say(f"{result.source}: {result.verdict}")
     say(f"wrote {keep_numbers(experiments[0], result)}")
     return write_once(options.out, page(result).encode("utf-8", "backslashreplace"), options.overwrite)
+
+
+_COMMANDS: dict[type[Request], Callable[[Any, str], int | None]] = {
+    Train: train,
+    Evaluate: evaluate,
+    Audit: audit,
+    Score: score,
+    Verify: lambda options, _: verify(options),
+    Merge: lambda options, _: merge_records(options),
+    Report: lambda options, _: say(f"wrote {_report(options)}"),
+    Study: study,
+    Experiments: lambda options, _: list_experiments(options),
+    Reproduce: reproduce,
+}

@@ -108,11 +108,11 @@ def _described(option: Option, everything: bool) -> list[str]:
     """The lines of an option: how it is typed, then its help, or the first sentence of it, its choices and default."""
     left = f"  {_left(option)}"
     text = option.help.replace("`", "")
-    text = text if everything else f"{text.partition('. ')[0].rstrip('.')}."
+    text = text if everything or not text else f"{text.partition('. ')[0].rstrip('.')}."
     if option.choices and "{" not in left:
         text += f" One of {', '.join(option.choices)}."
     default = _default(option)
-    lines = wrap(f"{text} [{default}]" if default else text, columns() - _COLUMN, break_on_hyphens=False)
+    lines = wrap(f"{text} [{default}]" if default else text, columns() - _COLUMN, break_on_hyphens=False) or [""]
     if len(left) < _COLUMN:
         lines[0] = f"{left:<{_COLUMN}}{lines[0]}"
         return [lines[0], *(" " * _COLUMN + line for line in lines[1:])]
@@ -139,7 +139,7 @@ def _metavar(option: Option) -> str:
 def _default(option: Option) -> str:
     """The default, if it says something."""
     value: Any = option.default
-    if option.required or value is None or value in ((), False, ""):
+    if option.required or value is None or value is False or value == ():
         return ""
     if option.many:
         texts = [_default(replace(option, many=False, default=item)) for item in value]

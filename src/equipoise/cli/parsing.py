@@ -108,10 +108,12 @@ def _read(words: Sequence[str], options: Sequence[Option], command: str) -> dict
         converted = tuple(option.value_of(text) for text in texts)
         values[option.name] = converted if option.many else converted[0]
     values |= _positionals(loose, [option for option in options if option.positional], command)
+    greedy = [option.flag for option in options if option.many and values.get(option.name)]
     for option in options:
+        early = f" before {greedy[0]}" if option.positional and greedy else ""
         require(
             option.name in values or not option.required,
-            f"{command} needs {option.flag}, see: equipoise {command} --help",
+            f"{command} needs {option.flag}{early}, see: equipoise {command} --help",
         )
     return values
 
