@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.cli import commands, main
-from equipoise.cli.options import RENAMED, flag_of, with_new_names
+from equipoise.cli.options import RENAMED, flag_of, with_new_flags
 from equipoise.cli.parsing import parse
 from equipoise.cli.recorded import answered, as_data, from_data
 from equipoise.cli.requests import Audit, Evaluate, Train
@@ -129,7 +129,7 @@ def test_old_spellings_work_with_a_warning(monkeypatch, capsys, line):
     ],
 )
 def test_old_spellings_of_methods(line, name, value):
-    new = with_new_names(line.split())
+    new = with_new_flags(line.split())
     assert new[2] == flag_of(RENAMED[name]) and getattr(parse(new).method, name) == value
 
 

@@ -34,8 +34,8 @@ _RARE = """
     step_schedule uncertainty noise softness crossing scores clean generator_lr generator_steps generator
     diversity_weight width widths joint_loss dropout_samples dropout_loss gp_inducing_points net_option normalize
     momentum nesterov milestones decay lr_peak ema awp awp_warmup channels_last validation valid_examples valid_eps
-    valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision transfer_from corruptions_root
-    expected_clean_accuracy robustbench shard address reuse certificate
+    valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision train.members transfer_from
+    corruptions_root expected_clean_accuracy robustbench shard address reuse certificate
 """
 """Options that only `--help-all` shows."""
 

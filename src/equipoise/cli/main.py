@@ -45,11 +45,11 @@ def _outcome(argv: list[str]) -> int:
     try:
         overview.answer(argv)
         from equipoise.cli.commands import run
-        from equipoise.cli.options import with_new_names
+        from equipoise.cli.options import with_new_flags
         from equipoise.cli.parsing import parse, questions
         from equipoise.cli.resuming import continued
 
-        renamed = with_new_names(argv)
+        renamed = with_new_flags(argv)
         for old, new in zip(argv, renamed, strict=True):
             if old != new:
                 text = f"{old.partition('=')[0]} has been renamed: write {new.partition('=')[0]}."

@@ -44,7 +44,7 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def with_new_names(words: Sequence[str]) -> list[str]:
+def with_new_flags(words: Sequence[str]) -> list[str]:
     """The words of a command line, with the flags of before replaced by those of today."""
     flags = {flag_of(old): flag_of(new) for old, new in RENAMED.items()}
     split = [word.partition("=") for word in words]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equipoise.cli.method_options import spelled_out
-from equipoise.cli.options import with_new_names
+from equipoise.cli.options import with_new_flags
 from equipoise.core.errors import require
 from equipoise.results.records import Run, load
 
@@ -27,7 +27,7 @@ def continued(argv: Sequence[str]) -> list[str]:
         require(named, f"there is no run in {out} to resume: start it without --resume.")
         return words
     run = load(record)
-    begun = with_new_names(run.words) if isinstance(run, Run) else []
+    begun = with_new_flags(run.words) if isinstance(run, Run) else []
     if not begun:
         require(named, f"{out} does not say with which options it was started: give them all again, the method first.")
         return words

@@ -15,7 +15,7 @@ from equipoise.attacks import fitted
 from equipoise.cli.display import say
 from equipoise.cli.evaluating import attacks_of
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
-from equipoise.cli.options import with_new_names
+from equipoise.cli.options import with_new_flags
 from equipoise.cli.parsing import parse
 from equipoise.cli.recorded import from_data
 from equipoise.cli.requests import Evaluate, Verify
@@ -24,6 +24,7 @@ from equipoise.corruptions import chosen, load_published
 from equipoise.evaluation import WORST, Corruptions, audit
 from equipoise.evaluation.verification import read
 from equipoise.models import as_predictive, validate_output
+from equipoise.results.differences import with_new_names
 from equipoise.results.records import Evaluation, digest
 
 _SHOWN = 20  # mismatches of a record that are printed
@@ -79,7 +80,7 @@ def _request_of(record: Evaluation, file: Path) -> Evaluate | None:
     try:
         words = shlex.split(record.provenance.command)
         with redirect_stdout(StringIO()):
-            request = parse(with_new_names(words[1:])) if words[:2] == ["equipoise", "evaluate"] else None
+            request = parse(with_new_flags(words[1:])) if words[:2] == ["equipoise", "evaluate"] else None
     except (ValueError, SystemExit):  # whatever is wrong with the text is not the user's mistake
         return None
     return request if isinstance(request, Evaluate) else None
@@ -116,4 +117,4 @@ def _not_asked_for(asked: Evaluate, record: Evaluation, loaded: LoadedModel) -> 
 def _comparable(attacks: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
     """Names and settings as JSON has them, without what only the outcome tells."""
     settings = [(name, {k: v for k, v in s.items() if k not in ("refused", "notes")}) for name, s in attacks]
-    return json.loads(json.dumps(settings))
+    return with_new_names(json.loads(json.dumps(settings)))
