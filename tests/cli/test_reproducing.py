@@ -244,7 +244,7 @@ REFUSED = [
     ("toy --data mnist", r"--data 'mnist': expected NAME=PATH, such as cifar10=my.npz"),
     ("toy --data mnist=x.npz", r"--data mnist=x.npz: there is no file or folder x.npz"),
     ("toy --synthetic --data mnist=mine.npz", r"--data and --synthetic exclude each other"),
-    ("toy --synthetic --workers 0", r"--workers 0: expected at least one"),
+    ("toy --synthetic --workers 0", r"--workers = 0: expected an integer >= 1"),
     ("toy --synthetic --seeds 0", r"seeds = 0: expected at least one training of each kind"),
     ("toy --synthetic --select svhn", r"toy needs no data of the name svhn: it needs mnist"),
     ("toy --synthetic --scale 2", r"scale 2: expected a share in (0, 1]"),
