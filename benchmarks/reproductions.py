@@ -1,8 +1,8 @@
-"""Keeps what `equipoise reproduce` measured: `python benchmarks/reproductions.py [FOLDER ...]`.
+"""Keep what `equipoise reproduce` measured: `python benchmarks/reproductions.py [FOLDER ...]`.
 
 The record of each folder, its numbers without the weights, goes into `benchmarks/results/reproductions` under the
 experiment's name, without the paths of this machine; its studies' pictures, half as large, into
-`docs/images/reproductions`. What is to be said of a record stands in a `.md` of the same name beside it. Then
+`docs/images/reproductions`. Remarks on a record stand in a `.md` of the same name beside it. Then
 `docs/reproductions.md` is written from all records.
 """
 
@@ -38,16 +38,16 @@ together. The page is made from the records in `benchmarks/results/reproductions
 
 
 def keep(folder: Path) -> None:
-    """The record of a folder, and the pictures of its studies."""
-    found = reproduction(folder)
-    record = dict(in_words(found))
+    """Keep the record of a folder, and the pictures of its studies."""
+    results = reproduction(folder)
+    record = dict(in_words(results))
     words = [Path(word).name if Path(word).is_absolute() else word for word in record["provenance"]["command"].split()]
     record["provenance"] = {**record["provenance"], "command": " ".join(words)}
-    (RECORDS / f"{found.name}{'-as-published' * _published(record)}.json").write_text(
+    (RECORDS / f"{results.name}{'-as-published' * _published(record)}.json").write_text(
         json.dumps(record, indent=1) + "\n"
     )
     PICTURES.mkdir(exist_ok=True)
-    for part in found.parts:
+    for part in results.parts:
         if isinstance(part, ShownOutcome) and part.study:
             for picture in part.study.findings.pictures:
                 small = io.BytesIO()
@@ -58,7 +58,7 @@ def keep(folder: Path) -> None:
 
 
 def page() -> str:
-    """The page of all records, in the order of their names, table 2 before table 11."""
+    """Return the page of all records, in the order of their names, table 2 before table 11."""
     paths = sorted(RECORDS.glob("*.json"), key=lambda path: [part.zfill(4) for part in path.stem.split("-")])
     records = {path: json.loads(path.read_text()) for path in paths}
     shown: dict[str, str] = {}  # a study's first place
@@ -72,18 +72,18 @@ def _summary(records: Iterable[dict[str, Any]]) -> str:
     for one in records:
         slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", _heading(one)).lower())
         about = [f"[{_place(one)}](#{slug})", one["title"], f"{one['scale']:.2g}"]
-        rows.append([*about, *_told(one), f"{one['seconds'] / 3600:.1f}"])
+        rows.append([*about, *_counts(one), f"{one['seconds'] / 3600:.1f}"])
     columns = ["agree", "differ", "undecided", "median difference", "order of the methods, tau"]
     return _table("All of them", ["of the paper", "what", "scale", *columns, "hours of computing"], rows)
 
 
-def _told(record: dict[str, Any]) -> list[str]:
+def _counts(record: dict[str, Any]) -> list[str]:
     """The three counts, the median difference in points, and Kendall's tau."""
     counts, difference, order = record["agreements"], record["median_difference"], record["order"]
     if not any(counts.values()):
         return ["none printed", "", "", "", ""]
-    alone = any(n.get("over") == "samples" and n.get("agreement") for part in record["parts"] for n in _numbers(part))
-    star = "\\*" * alone
+    numbers = (number for part in record["parts"] for number in _numbers(part))
+    star = "\\*" * any(number.get("over") == "samples" and number.get("agreement") for number in numbers)
     return [
         f"{counts['agrees']}{star}",
         *(str(counts[word]) for word in ("differs", "undecided")),
@@ -111,7 +111,7 @@ def _numbers(part: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _experiment(path: Path, record: dict[str, Any], shown: dict[str, str]) -> str:
-    said, origin = path.with_suffix(".md"), record["provenance"]
+    remarks, origin = path.with_suffix(".md"), record["provenance"]
     commit = (origin.get("commit") or "outside a repository")[:12]
     lines = [
         f"## {_heading(record)}\n",
@@ -122,7 +122,7 @@ def _experiment(path: Path, record: dict[str, Any], shown: dict[str, str]) -> st
         *([f"The variant is *{record['variant']}*. {record['quirks']}\n"] if record["quirks"] else []),
         f"`{origin['command']}`, {record['seconds'] / 60:.0f} minutes of computing, {origin['device']}, "
         f"{origin['date'][:10]}, commit {commit}.\n",
-        *([said.read_text()] if said.exists() else []),
+        *([remarks.read_text()] if remarks.exists() else []),
     ]
     return "\n".join(lines)
 
@@ -135,11 +135,9 @@ def _part(part: dict[str, Any], source: str, shown: dict[str, str]) -> str:
         return _study(part, source, shown)
     numbers = part["numbers"]
     columns = list(dict.fromkeys(n["column"] for n in numbers))
-    at = {(n["row"], n["column"]): n for n in numbers}
-    rows = [
-        [row, *(_cell(at[row, column]) if (row, column) in at else "–" for column in columns)]
-        for row in dict.fromkeys(n["row"] for n in numbers)
-    ]
+    cells = {(n["row"], n["column"]): _cell(n) for n in numbers}
+    names = dict.fromkeys(n["row"] for n in numbers)
+    rows = [[name, *(cells.get((name, column), "–") for column in columns)] for name in names]
     corner = f"{part['corner']}, {part['unit']}" if part["unit"] else part["corner"]
     return _table(part["title"], [corner, *columns], rows)
 

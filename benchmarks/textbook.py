@@ -1,7 +1,7 @@
-"""Adversarial training steps as textbooks and published code write them: the yardstick of `training_step.py`.
+"""Adversarial training steps as in textbooks and published code, the reference of `training_step.py`.
 
 Parameters require gradients throughout, `backward()` runs through everything, all K steps are computed for the whole
-batch and finished samples are masked, tensors have their default layout. Nothing here is meant to be fast, and nothing
+batch and finished samples are masked, tensors have their default layout. Nothing here is optimised, and nothing
 is made slow on purpose. The clean prediction of TRADES is computed once, before the loop.
 """
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Climb:
-    """The numbers of an Linf climb."""
+    """The settings of an Linf ascent."""
 
     eps: float
     step_size: float
@@ -35,7 +35,7 @@ def perturb(
     start: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """K signed steps up `objective(logits)`; with `counts`, a sample stops after its own number of them."""
+    """K signed ascent steps on `objective(logits)`; with `counts`, each sample stops after its own number of steps."""
     was_training = model.training
     model.eval()
     adv = (x if start is None else start).clone().detach()
@@ -86,11 +86,11 @@ def trades_loss(model: nn.Module, x: Tensor, adv: Tensor, y: Tensor, beta: float
 
 
 METHODS = {"udp": (udp, udp_loss), "udpr": (udp, udpr_loss), "pgd": (pgd, pgd_loss), "trades": (trades, trades_loss)}
-"""Of each method the perturbation and the loss."""
+"""The perturbation and the loss of each method."""
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """The outer step."""
+    """The step on the parameters."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

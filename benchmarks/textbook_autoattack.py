@@ -1,8 +1,8 @@
-"""Standard AutoAttack as published (Croce & Hein 2020): the yardstick of `autoattack.py`, for Linf and L2.
+"""Standard AutoAttack as published (Croce & Hein 2020), the reference of `autoattack.py`, for Linf and L2.
 
-APGD-CE, then APGD-T (targeted DLR), FAB-T and Square, each on the samples that the ones before could not fool. Inside a
-run of APGD or FAB no sample leaves; targets come one after the other. Parameters require gradients, of which only those
-with respect to the input are asked for; tensors have their default layout. Nothing here is meant to be fast, and
+APGD-CE, then APGD-T (targeted DLR), FAB-T and Square, each on the samples that the ones before could not fool. Within a
+run of APGD or FAB no sample leaves; targets follow one after the other. Parameters require gradients, but only the
+gradient with respect to the input is computed; tensors have their default layout. Nothing here is optimised, and
 nothing is made slow on purpose.
 """
 
@@ -18,13 +18,13 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 Norm = Literal["linf", "l2"]
-Found = tuple[Tensor, Tensor]
+Candidates = tuple[Tensor, Tensor]
 """Points, and whether they fool the model within the ball."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each attack tries."""
+    """The budget of each attack."""
 
     steps: int = 100
     targets: int = 9
@@ -72,10 +72,10 @@ def apgd(
     steps: int,
     start: Tensor,
     target: Tensor | None = None,
-) -> Found:
+) -> Candidates:
     """Auto-PGD on the cross-entropy, or with a target on the targeted DLR; the last point that fooled the model."""
 
-    def look(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             point = point.detach().requires_grad_()
             logits = model(point)
@@ -83,38 +83,38 @@ def apgd(
             (gradient,) = torch.autograd.grad(loss.sum(), [point])
         return loss.detach(), gradient, logits.detach().argmax(1) != y
 
-    before = point = start
-    value, gradient, fooled = look(point)
+    previous = point = start
+    value, gradient, fooled = evaluate(point)
     adv = point.clone()
     best, best_gradient, best_value = point.clone(), gradient.clone(), value.clone()
     size = per_sample(torch.full_like(value, 2 * eps), x).clone()
-    values, halved, best_then = [value], torch.ones_like(fooled), best_value.clone()
+    values, halved, best_at_check = [value], torch.ones_like(fooled), best_value.clone()
     interval, since = max(22 * steps // 100, 1), 0
     for i in range(steps):
         a = 0.75 if i else 1.0
         direction = gradient.sign() if norm == "linf" else gradient / (length(gradient, norm) + 1e-12)
         moved = clip(point + size * direction, x, eps, norm)
-        moved = clip(point + a * (moved - point) + (1 - a) * (point - before), x, eps, norm)
-        before, point = point, moved
-        value, gradient, wrong = look(point)
-        adv[wrong] = point[wrong]
-        fooled |= wrong
+        moved = clip(point + a * (moved - point) + (1 - a) * (point - previous), x, eps, norm)
+        previous, point = point, moved
+        value, gradient, misclassified = evaluate(point)
+        adv[misclassified] = point[misclassified]
+        fooled |= misclassified
         values.append(value)
         better = value > best_value
         best[better], best_gradient[better], best_value[better] = point[better], gradient[better], value[better]
         since += 1
         if since == interval:
             rises = sum((values[-j] > values[-j - 1]).float() for j in range(1, interval + 1))
-            stuck = (rises <= 0.75 * interval) | (~halved & (best_then >= best_value))
+            stuck = (rises <= 0.75 * interval) | (~halved & (best_at_check >= best_value))
             size[stuck] /= 2
             point[stuck], gradient[stuck] = best[stuck], best_gradient[stuck]
-            halved, best_then = stuck, best_value.clone()
+            halved, best_at_check = stuck, best_value.clone()
             interval, since = max(interval - max(3 * steps // 100, 1), max(6 * steps // 100, 1)), 0
     return adv, fooled
 
 
 def shortest_move(x: Tensor, w: Tensor, b: Tensor, norm: Norm) -> Tensor:
-    """The shortest `d` with `w·(x + d) = b` and `x + d` in [0, 1], all rows flat; as far as the box lets it.
+    """The shortest `d` with `w·(x + d) = b` and `x + d` in [0, 1], for flat rows; as far as the box allows.
 
     `d_i = ± min(t g_i, room_i)` with `g = 1` for Linf and `|w|` for L2; `t` lies between two of the sorted kinks
     `room / g` of `Σ |w_i| min(t g_i, room_i)`.
@@ -127,17 +127,17 @@ def shortest_move(x: Tensor, w: Tensor, b: Tensor, norm: Norm) -> Tensor:
     kinks = room / gain.clamp_min(1e-12)
     order = kinks.argsort(dim=1)
     kinks, slopes, ends = (v.gather(1, order) for v in (kinks, weight * gain, weight * room))
-    spent = F.pad(ends.cumsum(1), (1, 0))
-    left = F.pad((slopes.sum(1, keepdim=True) - slopes.cumsum(1)).clamp_min(0), (1, 0))
-    left[:, 0] = slopes.sum(1)
-    reached = spent[:, 1:] + kinks * left[:, 1:]
-    wanted = missing.abs()[:, None]
-    at = torch.searchsorted(reached, wanted)
-    t = (wanted - spent.gather(1, at)) / left.gather(1, at).clamp_min(1e-12)
+    volume = F.pad(ends.cumsum(1), (1, 0))
+    slope = F.pad((slopes.sum(1, keepdim=True) - slopes.cumsum(1)).clamp_min(0), (1, 0))
+    slope[:, 0] = slopes.sum(1)
+    reached = volume[:, 1:] + kinks * slope[:, 1:]
+    amount = missing.abs()[:, None]
+    piece = torch.searchsorted(reached, amount)
+    t = (amount - volume.gather(1, piece)) / slope.gather(1, piece).clamp_min(1e-12)
     return sign * torch.min(t.clamp_min(0) * gain, room)
 
 
-def fab(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, steps: int, target: Tensor) -> Found:
+def fab(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, steps: int, target: Tensor) -> Candidates:
     """FAB towards one class; the nearest misclassified point."""
     rows = torch.arange(len(x), device=x.device)
     point, adv, nearest = x, x.clone(), x.new_full((len(x),), math.inf)
@@ -152,14 +152,14 @@ def fab(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, steps: i
             b = (w * point.flatten(1)).sum(1) - difference
             both = torch.cat([point, x])
             moves = shortest_move(both.flatten(1), torch.cat([w, w]), torch.cat([b, b]), norm).view(both.shape)
-            (here, home), (from_here, from_home) = moves.chunk(2), length(moves, norm).clamp_min(1e-8).chunk(2)
-            alpha = (from_here / (from_here + from_home)).clamp_max(0.1)
-            point = ((1 - alpha) * (point + 1.05 * here) + alpha * (x + 1.05 * home)).clamp(0, 1)
-            wrong = model(point).argmax(1) != y
+            (move, move_x), (size, size_x) = moves.chunk(2), length(moves, norm).clamp_min(1e-8).chunk(2)
+            alpha = (size / (size + size_x)).clamp_max(0.1)
+            point = ((1 - alpha) * (point + 1.05 * move) + alpha * (x + 1.05 * move_x)).clamp(0, 1)
+            misclassified = model(point).argmax(1) != y
             distance = length(point - x, norm).flatten()
-            nearer = wrong & (distance < nearest)
+            nearer = misclassified & (distance < nearest)
             adv[nearer], nearest[nearer] = point[nearer], distance[nearer]
-            point[wrong] = x[wrong] + 0.9 * (point[wrong] - x[wrong])
+            point[misclassified] = x[misclassified] + 0.9 * (point[misclassified] - x[misclassified])
     return adv, nearest <= eps
 
 
@@ -170,7 +170,7 @@ def share(query: int) -> float:
 
 @cache
 def pattern(side: int) -> Tensor:
-    """Two heaps next to each other, one up and one down, of Euclidean length 1 (L2 only)."""
+    """Two hills side by side, of opposite sign and with Euclidean norm 1 together (L2 only)."""
 
     def heap(height: int, width: int) -> Tensor:
         rings = max(height, width) // 2 + 1
@@ -187,19 +187,19 @@ def pattern(side: int) -> Tensor:
 def square(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, queries: int, generator: Generator
 ) -> Tensor:
-    """Square Attack on the margin: random squares, kept where they lower it; a sample that is fooled asks no more."""
-    channels, high, wide = x.shape[1:]
+    """Square Attack on the margin: random squares, kept where they lower it; fooled samples are not queried again."""
+    channels, height, width = x.shape[1:]
 
     def signs(*shape: int) -> Tensor:
         return (torch.rand(shape, generator=generator) - 0.5).sign().to(x.device)
 
     def corner(side: int) -> tuple[slice, slice]:
-        top, left = (int(torch.rand((), generator=generator) * (size - side)) for size in (high, wide))
+        top, left = (int(torch.rand((), generator=generator) * (size - side)) for size in (height, width))
         return slice(top, top + side), slice(left, left + side)
 
     def turned(side: int) -> Tensor:
-        found = pattern(side).to(x.device)
-        return found.T if torch.rand((), generator=generator) > 0.5 else found
+        hills = pattern(side).to(x.device)
+        return hills.T if torch.rand((), generator=generator) > 0.5 else hills
 
     def margin(point: Tensor, y: Tensor) -> Tensor:
         logits = model(point)
@@ -207,27 +207,27 @@ def square(
         return own - logits.scatter(1, y[:, None], -math.inf).amax(1)
 
     def start_linf() -> Tensor:
-        return (x + eps * signs(len(x), channels, 1, wide)).clamp(0, 1)
+        return (x + eps * signs(len(x), channels, 1, width)).clamp(0, 1)
 
     def propose_linf(origin: Tensor, point: Tensor, query: int) -> Tensor:
-        side = min(max(round(math.sqrt(share(query) * high * wide)), 1), high, wide)
+        side = min(max(round(math.sqrt(share(query) * height * width)), 1), height, width)
         down, across = corner(side)
-        move = torch.zeros(channels, high, wide, device=x.device)
+        move = torch.zeros(channels, height, width, device=x.device)
         move[:, down, across] = 2 * eps * signs(channels, 1, 1)
         return clip(point + move, origin, eps, norm)
 
     def start_l2() -> Tensor:
-        move, side = torch.zeros_like(x), high // 5
-        first = (high - 5 * side) // 2
-        for top in range(first, high - side + 1, side):
-            for left in range(first, wide - side + 1, side):
+        move, side = torch.zeros_like(x), height // 5
+        first = (height - 5 * side) // 2
+        for top in range(first, height - side + 1, side):
+            for left in range(first, width - side + 1, side):
                 sign = signs(len(x), channels, 1, 1)
                 move[:, :, top : top + side, left : left + side] += turned(side) * sign
         return (x + eps * move / (length(move, norm) + 1e-12)).clamp(0, 1)
 
     def propose_l2(origin: Tensor, point: Tensor, query: int) -> Tensor:
-        side = max(round(math.sqrt(share(query) * high * wide)), 3)
-        side = min(side + (side + 1) % 2, high, wide)
+        side = max(round(math.sqrt(share(query) * height * width)), 3)
+        side = min(side + (side + 1) % 2, height, width)
         move = point - origin
         (down, across), (down2, across2) = corner(side), corner(side)
         window = torch.zeros_like(move[:1, :1])
@@ -250,32 +250,32 @@ def square(
         best = start()
         least = margin(best, y)
         for query in range(queries):
-            rows = (least > 0).nonzero()[:, 0]
-            if len(rows) == 0:
+            active = (least > 0).nonzero()[:, 0]
+            if len(active) == 0:
                 break
-            origin, point, known = x[rows], best[rows], least[rows]
+            origin, point, old = x[active], best[active], least[active]
             new = propose(origin, point, query)
-            value = margin(new, y[rows])
-            better = value < known
-            least[rows] = torch.where(better, value, known)
-            best[rows] = torch.where(per_sample(better, x), new, point)
+            value = margin(new, y[active])
+            better = value < old
+            least[active] = torch.where(better, value, old)
+            best[active] = torch.where(per_sample(better, x), new, point)
     return best
 
 
 def one_target_after_another(
-    model: nn.Module, x: Tensor, y: Tensor, targets: int, attack: Callable[[Tensor, Tensor, Tensor], Found]
+    model: nn.Module, x: Tensor, y: Tensor, targets: int, attack: Callable[[Tensor, Tensor, Tensor], Candidates]
 ) -> Tensor:
     """`attack(x, y, target)` towards the second likeliest class, the third, and so on, on those not yet fooled."""
     adv, robust = x.clone(), torch.ones_like(y, dtype=torch.bool)
-    for place in range(2, targets + 2):
-        rows = robust.nonzero()[:, 0]
-        if len(rows) == 0:
+    for rank in range(2, targets + 2):
+        active = robust.nonzero()[:, 0]
+        if len(active) == 0:
             break
         with torch.no_grad():
-            target = model(x[rows]).argsort(dim=1)[:, -place]
-        found, fooled = attack(x[rows], y[rows], target)
-        adv[rows[fooled]] = found[fooled]
-        robust[rows[fooled]] = False
+            target = model(x[active]).argsort(dim=1)[:, -rank]
+        points, fooled = attack(x[active], y[active], target)
+        adv[active[fooled]] = points[fooled]
+        robust[active[fooled]] = False
     return adv
 
 
@@ -291,7 +291,7 @@ def apgd_ce(
 def apgd_t(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, budget: Budget, generator: Generator
 ) -> Tensor:
-    def attack(x: Tensor, y: Tensor, target: Tensor) -> Found:
+    def attack(x: Tensor, y: Tensor, target: Tensor) -> Candidates:
         return apgd(model, x, y, eps, norm, budget.steps, random_start(x, eps, norm, generator), target)
 
     return one_target_after_another(model, x, y, budget.targets, attack)
@@ -300,7 +300,7 @@ def apgd_t(
 def fab_t(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, budget: Budget, generator: Generator
 ) -> Tensor:
-    def attack(x: Tensor, y: Tensor, target: Tensor) -> Found:
+    def attack(x: Tensor, y: Tensor, target: Tensor) -> Candidates:
         return fab(model, x, y, eps, norm, budget.steps, target)
 
     return one_target_after_another(model, x, y, budget.targets, attack)
@@ -313,7 +313,7 @@ def square_attack(
 
 
 STAGES: dict[str, Attack] = {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": square_attack}
-"""The attacks in their order."""
+"""The attacks in order."""
 
 
 def stage(
@@ -328,16 +328,16 @@ def stage(
     seed: int = 0,
     batch: int = 250,
 ) -> tuple[Tensor, Tensor]:
-    """One attack on the samples still robust: those that are so afterwards, and the points that fooled the others."""
-    adv, left, generator = x.clone(), robust.clone(), torch.Generator().manual_seed(seed)
-    for rows in robust.nonzero()[:, 0].split(batch):
-        if len(rows):
-            found = attack(model, x[rows], y[rows], eps, norm, budget, generator)
+    """One attack on the robust samples: the mask of those robust afterwards, and adversarial points of the others."""
+    adv, remaining, generator = x.clone(), robust.clone(), torch.Generator().manual_seed(seed)
+    for index in robust.nonzero()[:, 0].split(batch):
+        if len(index):
+            points = attack(model, x[index], y[index], eps, norm, budget, generator)
             with torch.no_grad():
-                wrong = model(found).argmax(1) != y[rows]
-            adv[rows[wrong]] = found[wrong]
-            left[rows[wrong]] = False
-    return left, adv
+                misclassified = model(points).argmax(1) != y[index]
+            adv[index[misclassified]] = points[misclassified]
+            remaining[index[misclassified]] = False
+    return remaining, adv
 
 
 def standard(
@@ -350,18 +350,18 @@ def standard(
     seed: int = 0,
     budget: Budget = Budget(),
 ) -> tuple[dict[str, float], Tensor, dict[str, float]]:
-    """All stages on a model in eval mode: the robust accuracy after each (and before: "clean"), the adversarial points
-    (where there is none, the clean one), and the seconds of each.
+    """All stages on a model in eval mode: the robust accuracy after each (and "clean"), the adversarial points (the
+    clean one where there is none), and the seconds of each.
     """
     adv = x.clone()
     with torch.no_grad():
-        robust = torch.cat([model(part).argmax(1) for part in x.split(batch)]) == y
+        robust = torch.cat([model(points).argmax(1) for points in x.split(batch)]) == y
     accuracy, seconds = {"clean": float(robust.float().mean())}, {}
     for name, attack in STAGES.items():
-        began = time.perf_counter()
-        left, found = stage(attack, model, x, y, robust, eps, norm, budget, seed, batch)
-        seconds[name] = time.perf_counter() - began
-        fooled = robust & ~left
-        adv[fooled] = found[fooled]
-        robust, accuracy[name] = left, float(left.float().mean())
+        start = time.perf_counter()
+        remaining, points = stage(attack, model, x, y, robust, eps, norm, budget, seed, batch)
+        seconds[name] = time.perf_counter() - start
+        fooled = robust & ~remaining
+        adv[fooled] = points[fooled]
+        robust, accuracy[name] = remaining, float(remaining.float().mean())
     return accuracy, adv, seconds

@@ -1,4 +1,4 @@
-"""One training step of equipoise beside the textbook loop, interleaved in one process. See README.md."""
+"""Time of a training step of equipoise and of the textbook loop, interleaved in one process. See README.md."""
 
 import argparse
 import json
@@ -39,7 +39,7 @@ MAKE = {"udp": methods.udp, "udpr": methods.udpr, "pgd": methods.pgd_at, "trades
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed, and how much faster than the textbook it has to be."""
+    """What is timed, and the required speed-up over the textbook loop: the floor, and on a GPU also a goal."""
 
     method: str
     net: str
@@ -73,21 +73,21 @@ ON_GPU = (
 
 
 def images(net: str, batch: int, device: str) -> tuple[Tensor, Tensor]:
-    """Upscaled handwritten digits with their flat background for LeNet, so that pooling meets ties; else noise."""
+    """Upscaled handwritten digits for LeNet, whose flat background gives ties in pooling; otherwise noise."""
     g = torch.Generator().manual_seed(0)
     if net != "lenet":
         return torch.rand(batch, 3, 32, 32, generator=g).to(device), torch.randint(10, (batch,), generator=g).to(device)
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    rows = torch.randint(len(digits.target), (batch,), generator=g)
-    x = torch.as_tensor(digits.images, dtype=torch.float32)[rows, None] / 16
+    index = torch.randint(len(digits.target), (batch,), generator=g)
+    x = torch.as_tensor(digits.images, dtype=torch.float32)[index, None] / 16
     x = F.interpolate(x, size=(20, 20), mode="bilinear", align_corners=False)
-    return F.pad(x, (4, 4, 4, 4)).clamp(0, 1).contiguous().to(device), torch.as_tensor(digits.target)[rows].to(device)
+    return F.pad(x, (4, 4, 4, 4)).clamp(0, 1).contiguous().to(device), torch.as_tensor(digits.target)[index].to(device)
 
 
 def warmed_up(net: str, x: Tensor, y: Tensor, steps: int) -> nn.Module:
-    """The network after a few clean steps, so that its gradients are those of a network in training."""
+    """The network after a few clean steps, so that its gradients are typical of training."""
     model = nets.build(net, shape=tuple(x.shape[1:]), classes=10, seed=0).to(x.device)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for _ in range(steps):
@@ -96,7 +96,7 @@ def warmed_up(net: str, x: Tensor, y: Tensor, steps: int) -> nn.Module:
 
 
 class Textbook:
-    """The yardstick on its own copy of the model."""
+    """The textbook training step, on its own copy of the model."""
 
     def __init__(self, case: Case, model: nn.Module, ascent: Ascent) -> None:
         self.model, self.climb, self.ascent = deepcopy(model), case.climb, ascent
@@ -112,7 +112,7 @@ class Textbook:
 
 
 class Ours:
-    """What `fit` does in a step, with a ResNet in channels-last order and, in bf16, the loss under autocast."""
+    """The training step of `fit`: a ResNet is in channels-last order, and with bf16 the loss is under autocast."""
 
     def __init__(self, case: Case, model: nn.Module) -> None:
         climb, precision = case.climb, case.precision
@@ -124,44 +124,44 @@ class Ours:
         self.precision = precision
 
     @property
-    def place(self) -> int:
-        """Which of the method's points is the perturbed one."""
-        return next(i for i, at in enumerate(self.method.places) if at is not None)
+    def point_index(self) -> int:
+        """Index of the perturbed one among the method's points."""
+        return next(i for i, ascent in enumerate(self.method.places) if ascent is not None)
 
     @property
     def ascent(self) -> Ascent:
-        ascent = self.method.places[self.place]
+        ascent = self.method.places[self.point_index]
         assert isinstance(ascent, Ascent)
         return ascent
 
     def streams(self, streams: Streams) -> Streams:
-        """Those of the perturbation."""
-        return streams.fold(self.place)
+        """The streams of the perturbation."""
+        return streams.fold(self.point_index)
 
     def points(self, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
-        return self.method.points(self.predictive, x, y, streams)[self.place]
+        return self.method.points(self.predictive, x, y, streams)[self.point_index]
 
     def __call__(self, x: Tensor, y: Tensor, streams: Streams) -> None:
         x = x.contiguous(memory_format=self.layout)
         points = self.method.points(self.predictive, x, y, streams)
-        half = torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with half:
+        autocast = torch.autocast(x.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with autocast:
             losses, _ = self.method.losses(self.predictive, x, y, points, streams)
         textbook.train(self.model, self.optimizer, losses.mean())
 
 
 def compare(case: Case, model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> dict[str, float]:
-    """How far the two perturbations are apart: the share of pixels that differ by more than 1e-6, and of samples."""
+    """Shares of pixels and of samples in which the two perturbations differ by more than 1e-6."""
     model, x, streams = deepcopy(model).to(dtype), x.to(dtype), Streams.of(0, torch.arange(len(x), device=x.device))
     ours = Ours(case, model)
     theirs = Textbook(case, model, ours.ascent)
-    apart = (ours.points(x, y, streams) - theirs.points(x, y, ours.streams(streams))).abs() > 1e-6
-    return {"share": float(apart.double().mean()), "samples": float(apart.flatten(1).any(1).double().mean())}
+    differ = (ours.points(x, y, streams) - theirs.points(x, y, ours.streams(streams))).abs() > 1e-6
+    return {"share": float(differ.double().mean()), "samples": float(differ.flatten(1).any(1).double().mean())}
 
 
 def flops(case: Case, model: nn.Module, x: Tensor, streams: Streams, ours: Ours) -> float:
-    """Floating-point operations that a step needs, as torch counts them: gradients to the input for every step that a
-    sample takes, and to the parameters for the outer loss.
+    """Floating-point operations of a training step, as torch counts them: input gradients for every step of every
+    sample, and parameter gradients for the outer loss.
     """
 
     def counted(run: Callable[[], object]) -> float:
@@ -182,9 +182,9 @@ def flops(case: Case, model: nn.Module, x: Tensor, streams: Streams, ours: Ours)
 
 
 def peak(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product or a large convolution, whichever is faster, the best of some.
+    """FLOP/s of a large matrix product or a large convolution, whichever is faster, the best of several runs.
 
-    A processor without an arithmetic in bf16 takes seconds for one, so each is repeated for two seconds at most.
+    A processor without bf16 arithmetic takes seconds for one, so each is repeated for at most two seconds.
     """
     n = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
@@ -198,7 +198,7 @@ def peak(device: str, dtype: torch.dtype) -> float:
 
 
 def fastest(run: Callable[[], object], device: str) -> float:
-    """Wall seconds of the fastest of 20 runs, or of those that fit into two seconds."""
+    """Wall seconds of the fastest of 20 runs, or of the runs that fit into two seconds."""
     seconds: list[float] = []
     while len(seconds) < 20 and sum(seconds) < 2:
         seconds.append(timed(run, device)[0])
@@ -207,40 +207,41 @@ def fastest(run: Callable[[], object], device: str) -> float:
 
 def timed(run: Callable[[], object], device: str) -> tuple[float, float]:
     """Wall and processor seconds of one run."""
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    wait()
+    synchronize = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
     run()
-    wait()
+    synchronize()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def measure(case: Case, device: str, repeats: int, peaks: dict[str, float]) -> dict[str, Any]:
-    """Check that both find the same perturbations, then time them in turn."""
+    """Check that both give the same perturbations, then time them alternately."""
     x, y = images(case.net, case.batch, device)
     model = warmed_up(case.net, x, y, 60 if case.net == "lenet" else 3)
     streams = Streams.of(0, torch.arange(len(x), device=device))
-    kinds = {"float32": torch.float32} | ({"float64": torch.float64} if device == "cpu" else {})
+    dtypes = {"float32": torch.float32} | ({"float64": torch.float64} if device == "cpu" else {})
     if case.precision != "32":
-        kinds = {f"{case.precision} beside float32": torch.float32}
-    agreement = {name: compare(case, model, x, y, dtype) for name, dtype in kinds.items()}
+        dtypes = {f"{case.precision} beside float32": torch.float32}
+    agreement = {name: compare(case, model, x, y, dtype) for name, dtype in dtypes.items()}
     ours = Ours(case, model)
     theirs = Textbook(case, model, ours.ascent)
     their_streams = ours.streams(streams)
     times: dict[str, list[tuple[float, float]]] = {"ours": [], "textbook": []}
     for repeat in range(-1, repeats):
-        round_ = {"ours": lambda: ours(x, y, streams), "textbook": lambda: theirs(x, y, their_streams)}
-        for name in sorted(round_, reverse=bool(repeat % 2)):
-            spent = timed(round_[name], device)
+        runs = {"ours": lambda: ours(x, y, streams), "textbook": lambda: theirs(x, y, their_streams)}
+        for name in sorted(runs, reverse=bool(repeat % 2)):
+            seconds = timed(runs[name], device)
             if repeat >= 0:  # the first round only warms up
-                times[name].append(spent)
+                times[name].append(seconds)
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    peaks[case.precision] = max(peaks[case.precision], peak(device, dtype))  # again: the machine may have been busy
-    wall, cpu = ({name: median(t[i] for t in runs) for name, runs in times.items()} for i in range(2))
+    peaks[case.precision] = max(
+        peaks[case.precision], peak(device, dtype)
+    )  # again, as the machine may have been busy before
+    wall, cpu = ({name: median(seconds[i] for seconds in rounds) for name, rounds in times.items()} for i in range(2))
     useful = flops(case, model, x, streams, ours)
     ratio = {"wall": wall["textbook"] / wall["ours"], "cpu": cpu["textbook"] / cpu["ours"]}
-    kind = "wall" if device == "cuda" else "cpu"
-    decisive = ratio[kind]
+    clock = "wall" if device == "cuda" else "cpu"
     return {
         **asdict(case),
         "name": case.name,
@@ -248,16 +249,16 @@ def measure(case: Case, device: str, repeats: int, peaks: dict[str, float]) -> d
         "wall_ms": {k: 1e3 * v for k, v in wall.items()},
         "cpu_ms": {k: 1e3 * v for k, v in cpu.items()},
         "ratio": ratio,
-        "decided_by": kind,
-        "passed": decisive >= case.floor,
-        "reached_goal": None if case.goal is None else decisive >= case.goal,
+        "decided_by": clock,
+        "passed": ratio[clock] >= case.floor,
+        "reached_goal": None if case.goal is None else ratio[clock] >= case.goal,
         "images_per_second": case.batch / wall["ours"],
         "share_of_peak": useful / wall["ours"] / peaks[case.precision],
     }
 
 
 def peak_memory(net: str, batch: int, steps: int, device: str) -> float:
-    """Most memory held while perturbing, in MiB: of the process on a CPU, of the allocator on a GPU."""
+    """Peak memory while perturbing, in MiB: of the process on a CPU, of the allocator on a GPU."""
     x, y = images(net, batch, device)
     case = Case("pgd", net, batch, steps, "32", 0)
     ours = Ours(case, nets.build(net, shape=tuple(x.shape[1:]), classes=10, seed=0).to(device))
@@ -268,16 +269,16 @@ def peak_memory(net: str, batch: int, steps: int, device: str) -> float:
 
 
 def memory(net: str, batch: int, device: str) -> dict[str, Any]:
-    """Peak memory at K = 2 and K = 40, each in a process of its own."""
-    found = {}
+    """Peak memory at K = 2 and K = 40, each in its own process."""
+    mib = {}
     for steps in (2, 40):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-            found[steps] = alone.submit(peak_memory, net, batch, steps, device).result()
-    return {"net": net, "batch": batch, "mib": found, "passed": found[40] <= 1.05 * found[2]}
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            mib[steps] = process.submit(peak_memory, net, batch, steps, device).result()
+    return {"net": net, "batch": batch, "mib": mib, "passed": mib[40] <= 1.05 * mib[2]}
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where this ran, and how."""
+    """The machine, and the provenance of the run."""
     model = None
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -290,22 +291,44 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def described(found: dict[str, Any]) -> str:
-    """A case in words."""
-    goal = "" if found["goal"] is None else f", goal {found['goal']:g} {'' if found['reached_goal'] else 'not '}reached"
-    verdict = f"{'pass' if found['passed'] else 'FAIL'} (floor {found['floor']:g}{goal})"
-    decisive = found["decided_by"]
-    lines = [found["name"]]
+def described(result: dict[str, Any]) -> str:
+    """The result of a case as text."""
+    goal = (
+        "" if result["goal"] is None else f", goal {result['goal']:g} {'' if result['reached_goal'] else 'not '}reached"
+    )
+    verdict = f"{'pass' if result['passed'] else 'FAIL'} (floor {result['floor']:g}{goal})"
+    lines = [result["name"]]
     for kind in ("wall", "cpu"):
-        ms, ratio = found[f"{kind}_ms"], found["ratio"][kind]
+        ms, ratio = result[f"{kind}_ms"], result["ratio"][kind]
         lines.append(
             f"  {kind:4} ms  ours {ms['ours']:8.1f}   textbook {ms['textbook']:8.1f}   ratio {ratio:5.2f}"
-            + (f"   {verdict}" if kind == decisive else "")
+            + (f"   {verdict}" if kind == result["decided_by"] else "")
         )
-    lines.append(f"  {found['images_per_second']:.0f} images/s, {found['share_of_peak']:.1%} of the measured peak")
-    for kind, apart in found["agreement"].items():
-        lines.append(f"  {kind}: {apart['share']:.1e} of pixels differ, in {apart['samples']:.1e} of samples")
+    lines.append(f"  {result['images_per_second']:.0f} images/s, {result['share_of_peak']:.1%} of the measured peak")
+    for kind, differ in result["agreement"].items():
+        lines.append(f"  {kind}: {differ['share']:.1e} of pixels differ, in {differ['samples']:.1e} of samples")
     return "\n".join(lines)
+
+
+class Report:
+    """Lines about a run on this machine, printed as they come and written at the end."""
+
+    def __init__(self, device: str, *notes: str) -> None:
+        self.machine, self.lines = machine(device), []
+        keys = ("device", "processor", "vector_unit", "threads", "date")
+        self.add(", ".join([*(f"{key} {self.machine[key]}" for key in keys), *notes]))
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+        print(line, flush=True)
+
+    def write(self, path: Path | None, results: dict[str, Any]) -> None:
+        """Write the results as `path.json` and the lines as `path.txt`, if there is a path."""
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(json.dumps({"machine": self.machine, **results}, indent=1) + "\n")
+        path.with_suffix(".txt").write_text("\n".join([f"$ {self.machine['command']}", *self.lines]) + "\n")
 
 
 def main() -> int:
@@ -315,44 +338,32 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=9, help="timed rounds (default: 9)")
     parser.add_argument("--only", default="", help="run only the cases whose name contains this")
     parser.add_argument("--memory", action="store_true", help="measure peak memory at K = 2 and K = 40 instead")
-    parser.add_argument("--out", type=Path, help="write the results there, as NAME.json and NAME.txt")
+    parser.add_argument("--out", type=Path, help="write the results to this path, as NAME.json and NAME.txt")
     args = parser.parse_args()
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if args.threads:
         torch.set_num_threads(args.threads)
-    where = machine(device)
-    lines = [", ".join(f"{k} {where[k]}" for k in ("device", "processor", "vector_unit", "threads", "date"))]
-    print(lines[0], flush=True)
-    results: dict[str, Any] = {"machine": where}
-
-    def tell(line: str) -> None:
-        lines.append(line)
-        print(line, flush=True)
-
+    report = Report(device)
     if args.memory:
-        found = [memory(*which, device) for which in (("lenet", 256), ("preact-resnet18", 32)) if device == "cpu"]
-        found = found or [memory("preact-resnet18", 256, device)]
-        for m in found:
-            tell(
-                f"{m['net']} batch {m['batch']}: {m['mib'][2]:.0f} MiB at K=2, {m['mib'][40]:.0f} MiB at K=40   "
-                f"{'pass' if m['passed'] else 'FAIL'} (at most 5 % more)"
+        cases = [("lenet", 256), ("preact-resnet18", 32)] if device == "cpu" else [("preact-resnet18", 256)]
+        results = [memory(net, batch, device) for net, batch in cases]
+        for result in results:
+            report.add(
+                f"{result['net']} batch {result['batch']}: {result['mib'][2]:.0f} MiB at K=2, "
+                f"{result['mib'][40]:.0f} MiB at K=40   {'pass' if result['passed'] else 'FAIL'} (at most 5 % more)"
             )
-        results["memory"] = found
-    else:
-        peaks = {"32": peak(device, torch.float32), "bf16": peak(device, torch.bfloat16)}
-        tell("measured peak: " + ", ".join(f"{v / 1e9:.0f} GFLOP/s {k}" for k, v in peaks.items()))
-        found = []
-        for case in ON_GPU if device == "cuda" else ON_CPU:
-            if args.only in case.name:
-                found.append(measure(case, device, args.repeats, peaks))
-                tell(described(found[-1]))
-        results |= {"peak_flops": peaks, "cases": found}
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-        args.out.with_suffix(".txt").write_text("\n".join([f"$ {where['command']}", *lines]) + "\n")
-    # A missed floor is printed, and is the machine's as much as ours; different perturbations in float64 are a mistake.
-    return int(any(any(m["agreement"]["float64"].values()) for m in found if "float64" in m.get("agreement", {})))
+        report.write(args.out, {"memory": results})
+        return 0
+    peaks = {"32": peak(device, torch.float32), "bf16": peak(device, torch.bfloat16)}
+    report.add("measured peak: " + ", ".join(f"{v / 1e9:.0f} GFLOP/s {k}" for k, v in peaks.items()))
+    results = []
+    for case in ON_GPU if device == "cuda" else ON_CPU:
+        if args.only in case.name:
+            results.append(measure(case, device, args.repeats, peaks))
+            report.add(described(results[-1]))
+    report.write(args.out, {"peak_flops": peaks, "cases": results})
+    # Missed floors are only printed, as they depend on the machine; different perturbations in float64 are an error.
+    return int(any(any(r["agreement"]["float64"].values()) for r in results if "float64" in r["agreement"]))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ for _ in range(100):
 x, y = digits.test.x, digits.test.y
 for name, attack in {
     "fgsm": attacks.fgsm(eps=0.1),
-    "pgd": attacks.pgd(eps=0.1, steps=20, return_point="first_success", restarts=2),
+    "pgd": attacks.pgd(eps=0.1, steps=20, restarts=2),
     "pgd, L2": attacks.pgd(eps=0.5, steps=20, norm="l2"),
     "cw": attacks.cw(eps=0.1, steps=20),
     "udp (no labels)": attacks.udp(eps=0.1, steps=20),

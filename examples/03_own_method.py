@@ -10,7 +10,8 @@ digits = data.load("digits")
 recipe = Recipe(epochs=5, batch_size=64, valid_eps=0.1)
 
 # Cross-entropy on the clean and the UDP point, predictions kept alike at the PGD point, confidence discouraged.
-mine = cross_entropy - 0.1 * entropy + 0.5 * (cross_entropy @ udp(0.3, 0.03, 15)) + 2.0 * (kl() @ pgd(0.1, 0.02, 8))
+inner = pgd(0.1, 0.02, 8, start="zero", return_point="last")
+mine = cross_entropy - 0.1 * entropy + 0.5 * (cross_entropy @ udp(0.3, 0.03, 15)) + 2.0 * (kl() @ inner)
 
 # An ascent of your own: the margin, in an L2 ball, from a random start, with momentum and a step size that peaks.
 climb = Ascent(

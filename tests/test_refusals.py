@@ -268,7 +268,7 @@ def test_works_inside_inference_mode_and_on_what_was_made_there():
 def test_refuses_an_infinite_default_step():
     with pytest.raises(EquipoiseError, match=r"step_size = inf: expected a finite number"):
         pgd(math.inf)
-    assert pgd(math.inf, 0.1, 3)(net(), X, Y).x.isfinite().all()
+    assert pgd(math.inf, 0.1, 3, start="zero")(net(), X, Y).x.isfinite().all()
 
 
 def test_another_box_admits_other_inputs():

@@ -2,19 +2,22 @@
 
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
-from equipoise.attacks import pgd
+from equipoise import attacks
 from equipoise.attacks.apgd import AutoStep, apgd, apgd_t, checkpoints
 from equipoise.attacks.steps import Boundary, Uniform, UniformUpTo
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.types import Prediction
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import cross_entropy, dlr, margin
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 EPS = {"linf": 0.17, "l2": 0.8, "l1": 2.6}
 

@@ -3,6 +3,7 @@
 import copy
 import random
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from equipoise.attacks import cw, fgsm, pgd, targeted, trades, udp, uta
+from equipoise import attacks
+from equipoise.attacks import fgsm, targeted, trades, udp, uta
 from equipoise.attacks.ascent import Ascent, choose_target
 from equipoise.attacks.execution import value_and_gradient
 from equipoise.attacks.result import AttackResult
@@ -35,6 +37,9 @@ from equipoise.core.types import Prediction
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import cross_entropy, dlr, entropy, kl, margin
 from equipoise.models import Single
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
+cw = partial(attacks.cw, start="zero", return_point="last")
 
 F64 = torch.float64
 
@@ -878,6 +883,15 @@ def test_parts_of_an_outcome():
     assert len(found) == 10 and len(found[slice(3)]) == 3
     again = found.with_rows(torch.tensor([1, 4]), found[torch.tensor([0, 2])])
     assert torch.equal(again.x[[1, 4]], found.x[[0, 2]]) and torch.equal(again.x[0], found.x[0])
+
+
+def test_a_training_term_takes_the_point_after_all_steps():
+    attack = attacks.pgd(0.1, 0.02, 5)
+    assert attack.return_point == "first_success" and (cross_entropy @ attack) == (
+        cross_entropy @ replace(attack, return_point="last")
+    )
+    best = replace(attack, return_point="best")
+    assert (cross_entropy @ best).at == best
 
 
 def test_refuses_what_it_cannot_run():

@@ -1,15 +1,20 @@
 """What `Attack` and `SearchAttack` do for every attack: refusals, restarts, what counts, what is searched again."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import Batch, Candidates, SearchAttack, described, fab, pgd
+from equipoise import attacks
+from equipoise.attacks import Batch, Candidates, SearchAttack, described, fab
 from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import Ball
+from equipoise.results.differences import with_new_names
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 X = torch.tensor([[0.2], [0.4], [0.6]])
 Y = torch.tensor([1, 1, 1])
@@ -87,3 +92,22 @@ def test_what_an_attack_cannot_do_is_refused_by_name() -> None:
     with pytest.raises(EquipoiseError, match=r"^fab needs the labels y: give the true classes"):
         fab(0.1)(Threshold(), X)
     assert pgd(0.15)(Threshold(), X, Y, target=1 - Y, start=X).success.tolist() == [False, True, True]
+
+
+@pytest.mark.unchecked
+def test_settings_of_old_records_are_those_of_today():
+    box = {"low": 0.0, "high": 1.0}
+    old = {
+        "objective": "dlr",
+        "geometry": {"norm": "linf", "eps": 0.1, "box": {"kind": "Box", **box}},
+        "target": 9,
+        "keep": "best",
+    }
+    square = {"geometry": {"norm": "l2", "eps": 1.0, "box": box}, "queries": 5, "p_init": 0.8}
+    chain = with_new_names({"kind": "Chain", "parts": [{"name": "a", **old}, {"name": "s", **square}], "notes": []})
+    assert chain["attack"] == "chain" and "kind" not in chain
+    ascent, squares = chain["parts"]
+    assert (ascent["attack"], ascent["target"], ascent["num_targets"]) == ("ascent", None, 9)
+    assert ascent["return_point"] == "best" and with_new_names(old | {"target": {"class": 3}})["target"] == 3
+    assert (squares["attack"], squares["eot_samples"], squares["geometry"]["box"]["kind"]) == ("square", 1, "Box")
+    assert with_new_names(chain) == chain, "what is new stays as it is"

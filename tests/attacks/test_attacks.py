@@ -3,18 +3,23 @@
 import inspect
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equipoise.attacks import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
+from equipoise import attacks
+from equipoise.attacks import ATTACKS, fgsm, named, r_fgsm, targeted, trades, udp, uta
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.steps import Constant, Fixed, Gaussian, Triangular, Uniform, UniformUpTo, Zero
 from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import cross_entropy, entropy, kl, margin
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
+cw = partial(attacks.cw, start="zero", return_point="last")
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +45,12 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def test_what_they_are():
-    size = Constant(2.5 * 0.1 / 8)
+    size, at_random = Constant(2.5 * 0.1 / 8), {"start": Uniform(), "return_point": "first_success"}
     expected = {
         "fgsm": Ascent(cross_entropy, Ball("linf", 0.1), 0.1, 1),
-        "r-fgsm": Ascent(cross_entropy, Ball("linf", 0.1), 0.125, 1, start=Uniform()),
-        "pgd": Ascent(cross_entropy, Ball("linf", 0.1), size, 8),
-        "cw": Ascent(margin, Ball("linf", 0.1), size, 8),
+        "r-fgsm": Ascent(cross_entropy, Ball("linf", 0.1), 0.125, 1, **at_random),
+        "pgd": Ascent(cross_entropy, Ball("linf", 0.1), size, 8, **at_random),
+        "cw": Ascent(margin, Ball("linf", 0.1), size, 8, **at_random),
         "uta": Ascent(entropy, Ball("linf", 0.1), size, 8),
         "udp": Ascent(entropy, Ball("linf", 0.1), size, UniformUpTo(8)),
         "trades": Ascent(kl("clean||here"), Ball("linf", 0.1), size, 8, start=Gaussian(0.001)),
@@ -66,7 +71,7 @@ def test_options_reach_the_ascent():
     assert trades(0.1, start=Zero()).start == Zero() and r_fgsm(0.1, 0.02).step_size == Constant(0.02)
     assert fgsm(0.1, step_size=0.05).step_size == Constant(0.05) and udp(0.1, 0.02, 5).steps == UniformUpTo(5)
     assert targeted(pgd(0.1), "runner_up") == replace(pgd(0.1), target="runner_up")
-    assert named("pgd", 0.1, step_size=0.01, steps=5, norm="l1") == pgd(0.1, 0.01, 5, norm="l1")
+    assert named("pgd", 0.1, step_size=0.01, steps=5, norm="l1") == attacks.pgd(0.1, 0.01, 5, norm="l1")
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -168,7 +168,7 @@ def test_the_samples_of_r4_are_those_of_the_seed():
 @pytest.mark.parametrize("attack", [attacks.udp, attacks.pgd, attacks.cw, attacks.fgsm])
 def test_codes_that_are_pixels_make_it_the_input(attack):
     model, x = build("mlp", (1, 8, 8), 3), X.float()
-    options = {} if attack is attacks.fgsm else {"step_size": 0.02, "steps": 5}
+    options = {"start": "zero"} | ({} if attack is attacks.fgsm else {"step_size": 0.02, "steps": 5})
     plain, coded = attack(0.1, **options), attack(0.1, **options, space=OnManifold(PIXELS, Box()))
     a, b = plain(model, x, Y), coded(model, x, Y)
     assert torch.equal(a.x.flatten(1), b.x) and torch.equal(a.success, b.success)
@@ -187,9 +187,12 @@ def test_an_ascent_on_the_manifold_is_one_on_the_decoder():
     manifold, model, x = auto_encoder((1, 8, 8), codes=4), build("small-cnn", (1, 8, 8), 3).eval(), X.float()
     whole = nn.Sequential(manifold.decoder, model)
     before = copy.deepcopy([*manifold.state_dict().values(), *model.state_dict().values()])
-    found = attacks.pgd(0.5, 0.1, 8, norm="l2", space=OnManifold(manifold))(model, x, Y, seed=4)
+    attack = attacks.pgd(0.5, 0.1, 8, norm="l2", space=OnManifold(manifold), start="zero", return_point="last")
+    found = attack(model, x, Y, seed=4)
     codes = manifold.encode(x)
-    by_hand = attacks.pgd(0.5, 0.1, 8, norm="l2", box=Box(-math.inf, math.inf))(whole, codes, Y, seed=4)
+    by_hand = attacks.pgd(0.5, 0.1, 8, norm="l2", box=Box(-math.inf, math.inf), start="zero", return_point="last")(
+        whole, codes, Y, seed=4
+    )
     assert torch.allclose(found.x, by_hand.x, atol=1e-6) and found.x.shape == (6, 4)
     assert (found.x - codes).norm(dim=1).max() <= 0.5 + 1e-5
     with torch.no_grad():
@@ -254,7 +257,7 @@ def test_evaluating_on_a_manifold_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: methods.hein(directions=-1), "directions = -1: expected a number of them, or 0 for all"),
+        (lambda: methods.hein(directions=-1), "directions = -1: expected a number of directions, or 0 for all"),
         (lambda: methods.r4(PIXELS, samples=0), "samples = 0: expected an integer >= 1"),
         (lambda: methods.r4(PIXELS, sigma=-1), "sigma = -1 is not a standard deviation: expected a number >= 0"),
         (lambda: methods.r4(PIXELS, radii="distance"), "unknown radii 'distance': did you mean 'distances'"),

@@ -1,12 +1,14 @@
 """Latent spaces: the input as the identity's code, codes against plain forward passes, gradients to both parts."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from equipoise.attacks import cw, pgd, trades, udp
+from equipoise import attacks
+from equipoise.attacks import cw, trades, udp
 from equipoise.attacks.spaces import Input, Latent
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
@@ -18,6 +20,8 @@ from equipoise.nets.split import split
 from equipoise.training import Recipe, fit
 from equipoise.training.methods import ls_pgd, ls_trades, ls_udp, ls_udpr
 from equipoise.training.methods import udp as udp_training
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 X, Y = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
 STREAMS = Streams.of(0, torch.arange(8))

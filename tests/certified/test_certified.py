@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from equipoise import attacks
 from equipoise.certified import METHODS, Region, bounds, certified, certified_margin, certified_radius, translate
 from equipoise.certified.layers import Max, ReLU
-from equipoise.certified.margins import _Case, _rounded_down
-from equipoise.certified.propagation import _of_input, _of_rows, enclosures
+from equipoise.certified.margins import Problem, rounded_down
+from equipoise.certified.propagation import enclosures, minima_by_layers, minima_from_input
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
 from equipoise.geometry import NORMS, Ball, Box
@@ -213,7 +213,7 @@ def test_never_above_a_grid_in_the_plane_and_crown_is_close(norm):
 def test_no_attack_and_no_random_point_gets_below_a_certificate(norm, image_net):
     x, ball = points(4, 2, 8, 8), Ball(norm, EPS[norm])
     y = image_net(x).argmax(1)
-    found = attacks.pgd(ball.eps, steps=15, norm=norm)(image_net, x, y).x
+    found = attacks.pgd(ball.eps, steps=15, norm=norm, start="zero", return_point="last")(image_net, x, y).x
     tried = [found, *(ball.draw(Streams.of(seed, torch.arange(4)), x, surface=True) for seed in range(20))]
     lowest = torch.stack([margins(image_net(z), y) for z in tried]).amin(0)
     previous = torch.full((4,), -math.inf)
@@ -314,7 +314,7 @@ def test_bounds_are_rounded_outwards():
     lower, upper = bounds(nn.Linear(3, 2).double(), points(40, 3, dtype=torch.float64), Ball("linf", 0.1))
     assert lower.dtype == upper.dtype == torch.float64
     value = points(1000, seed=2, dtype=torch.float64) - 0.5
-    down = _rounded_down(value, torch.float32)
+    down = rounded_down(value, torch.float32)
     assert down.dtype == torch.float32 and (down.double() <= value).all() and (value - down).max() < 1e-7
 
 
@@ -373,7 +373,7 @@ def test_takes_the_librarys_own_networks(name):
     y = net(x).argmax(1)
     assert certified(net, x, None, Ball("linf", 1e-5), "crown-ibp").any()
     margin = certified_margin(net, x, y, Ball("linf", 0.003))
-    found = attacks.pgd(0.003, steps=10)(net, x, y).x
+    found = attacks.pgd(0.003, steps=10, start="zero", return_point="last")(net, x, y).x
     assert (margin <= margins(net(found), y)).all() and (margin > margins(net(x), y) - 0.2).all()
 
 
@@ -430,7 +430,7 @@ def test_first_layers_are_bounded_from_the_few_coordinates_they_look_at_as_from_
     for i in network.first:
         units = network.nodes[i].shape.numel()
         sample, place = torch.arange(3).repeat_interleave(units), torch.arange(units).repeat(3)
-        few, all_ = (of(network, i, known, region) for of in (_of_input, _of_rows))
+        few, all_ = (of(network, i, known, region) for of in (minima_from_input, minima_by_layers))
         for sign in (1.0, -1.0):
             assert torch.allclose(few(sign, sample, place), all_(sign, sample, place), atol=1e-5)
             assert (few(sign, sample, place) <= all_(sign, sample, place) + 1e-12).all()
@@ -441,8 +441,8 @@ def test_the_radius_is_found_from_small_ones_on(monkeypatch):
     """Radii far beyond are never tried, and the grid is as fine as it is asked to be."""
     net, x = mlp(6, 16, 16, 3), points(20, 6)
     tried = []
-    margins_at = _Case.margins
-    monkeypatch.setattr(_Case, "margins", lambda self, eps: tried.append(float(eps.max())) or margins_at(self, eps))
+    margins_at = Problem.margins
+    monkeypatch.setattr(Problem, "margins", lambda self, eps: tried.append(float(eps.max())) or margins_at(self, eps))
     radius = certified_radius(net, x, None, "l2", upper=50.0, halvings=14)
     assert max(tried) <= 2 * float(radius.max()) + 50 * 2**-14 and len(tried) <= 2 * 14
     assert ((radius / (50 * 2**-14)).round() * (50 * 2**-14) == radius).all()

@@ -47,7 +47,7 @@ VOLATILE = {
     "seconds", "date", "started", "finished", "command", "device", "machine", "threads", "versions", "host", "pid",
     "commit", "estimate", "sittings", "processes", "environment", "words", "resume",
 }  # fmt: skip
-"""Fields of records that tell when, where and how, not what."""
+"""Fields of records that differ between runs: when, where and how, not what."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Ended:
     """How a command ended."""
 
     code: int
-    said: str
-    left: list[str] = field(default_factory=list)
+    output: str
+    survivors: list[str] = field(default_factory=list)
     """Processes that were alive too long after it."""
 
 
@@ -124,10 +124,10 @@ def begin(command: Sequence[str], folder: Path, limit: int | None = None) -> sub
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    with (folder / "said.txt").open("ab") as said:
+    with (folder / "said.txt").open("ab") as output:
         process = subprocess.Popen(
-            [*start, *command], cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL, stdout=said,
-            stderr=said, start_new_session=True, preexec_fn=limited if limit is not None else None,
+            [*start, *command], cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL, stdout=output,
+            stderr=output, start_new_session=True, preexec_fn=limited if limit is not None else None,
         )  # fmt: skip
     atexit.register(_end, process)
     return process
@@ -189,13 +189,13 @@ def finish(process: subprocess.Popen[bytes], folder: Path, children: Callable[[]
         if time.monotonic() > begin + (LATER if of_ray else SOON):
             break
         time.sleep(0.05)
-    left = [text for text in map(what_runs, seen) if text]
+    survivors = [text for text in map(what_runs, seen) if text]
     for pid in seen:
         if what_runs(pid):
             os.kill(pid, signal.SIGKILL)
-    said = (folder / "said.txt").read_text(errors="replace")
+    output = (folder / "said.txt").read_text(errors="replace")
     (folder / "said.txt").unlink()
-    return Ended(process.returncode, said + ("\nit hung" if hung else ""), left)
+    return Ended(process.returncode, output + ("\nit hung" if hung else ""), survivors)
 
 
 def run(command: Sequence[str], folder: Path) -> Ended:
@@ -206,19 +206,19 @@ def run(command: Sequence[str], folder: Path) -> Ended:
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[bool]:
     """A file system of `size` bytes as the results' folder; False where there cannot be one."""
-    place = folder / "disk"
-    place.mkdir()
-    mounted = os.geteuid() == 0 and _mount(place, size)
+    disk_folder = folder / "disk"
+    disk_folder.mkdir()
+    mounted = os.geteuid() == 0 and _mount(disk_folder, size)
     try:
         yield mounted
     finally:
         if mounted:
-            subprocess.run(["umount", "-l", str(place)], check=True)
-        place.rmdir()
+            subprocess.run(["umount", "-l", str(disk_folder)], check=True)
+        disk_folder.rmdir()
 
 
-def _mount(place: Path, size: int) -> bool:
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+def _mount(disk_folder: Path, size: int) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk_folder)]
     return (
         shutil.which("mount") is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
     )
@@ -273,14 +273,14 @@ def _kill(pid: int, number: signal.Signals) -> None:
 
 
 def essence(value: Any) -> Any:
-    """A record without what tells when, where and how."""
+    """A record without its volatile fields."""
     if isinstance(value, dict):
         return {k: essence(v) for k, v in value.items() if k not in VOLATILE}
     return [essence(v) for v in value] if isinstance(value, list) else value
 
 
 def contents(path: Path) -> str:
-    """What a file says, times and machine apart."""
+    """The content of a file without times and machine."""
     if path.suffix == ".json":
         return json.dumps(essence(json.loads(path.read_text())), sort_keys=True)
     if path.suffix == ".jsonl":
@@ -299,7 +299,7 @@ def contents(path: Path) -> str:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """Every file that a job left, and what it says."""
+    """Every file that a job wrote, and its content."""
     own = ("model", "tmp", "said.txt")
     files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.relative_to(folder).parts[0] not in own]
     return {str(f.relative_to(folder)): contents(f) for f in files}
@@ -318,7 +318,7 @@ def prepare(folder: Path) -> None:
     """A model to evaluate, at `model`."""
     command = [*TRAIN[:-2], "--epochs", "2", "--evaluate-examples", "0", "--out", "model"]
     ended = run(command, folder)
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
 
 
 def fresh(base: Path, job: Job, name: str) -> Path:
@@ -337,37 +337,37 @@ def undisturbed(base: Path, job: Job) -> Undisturbed:
     for command in job.commands:
         start = time.monotonic()
         ended = run(command, folder)
-        assert ended.code == 0 and not ended.left, (job.name, ended)
+        assert ended.code == 0 and not ended.survivors, (job.name, ended)
         seconds.append(time.monotonic() - start)
     return Undisturbed(results(folder), tuple(seconds))
 
 
-def trial(base: Path, job: Job, known: Undisturbed, blows: Sequence[str], rng: random.Random) -> list[str]:
-    """One round: the job, its disturbances, its end. Returns what was wrong."""
-    folder, wrong, blows = fresh(base, job, "disturbed"), [], list(blows)
-    struck = rng.choices(range(len(job.commands)), known.seconds, k=len(blows))
+def trial(base: Path, job: Job, expected: Undisturbed, blows: Sequence[str], rng: random.Random) -> list[str]:
+    """One round: the job, its disturbances, its end. Returns the problems."""
+    folder, problems, blows = fresh(base, job, "disturbed"), [], list(blows)
+    struck = rng.choices(range(len(job.commands)), expected.seconds, k=len(blows))
     for number, command in enumerate(job.commands):
-        again: Sequence[str] = command
-        for blow, where in zip(blows, struck, strict=True):
-            if where != number:
+        next_command: Sequence[str] = command
+        for blow, target in zip(blows, struck, strict=True):
+            if target != number:
                 continue
-            ended = strike(blow, again, folder, rng.uniform(0.2, 1.0) * known.seconds[number], rng)
-            wrong += complaints(blow, ended)
+            ended = strike(blow, next_command, folder, rng.uniform(0.2, 1.0) * expected.seconds[number], rng)
+            problems += complaints(blow, ended)
             if blow == "vanished folder" and not (folder / "out").exists():
                 if job.name.startswith(("evaluation", "shards")):
                     (folder / "out").mkdir()
                 if ended.code != 0 and number > 0:  # what earlier commands wrote is gone too
                     for earlier in job.commands[:number]:
                         run(earlier, folder)
-            again = job.resumed(command) if begun(folder, command) else command
-        ended = run(again, folder)
-        if ended.code != 0 and "already" not in ended.said:
-            wrong.append(f"could not be continued, exit code {ended.code}: {ended.said[-600:]}")
-        wrong += complaints("nothing", ended)
-    wrong += differences(known.files, results(folder))
+            next_command = job.resumed(command) if begun(folder, command) else command
+        ended = run(next_command, folder)
+        if ended.code != 0 and "already" not in ended.output:
+            problems.append(f"could not be continued, exit code {ended.code}: {ended.output[-600:]}")
+        problems += complaints("nothing", ended)
+    problems += differences(expected.files, results(folder))
     others = ("ray", "torchinductor")  # what these leave is not ours
-    wrong += [f"left behind: {f.name}" for f in (folder / "tmp").iterdir() if not f.name.startswith(others)]
-    return wrong
+    problems += [f"left behind: {f.name}" for f in (folder / "tmp").iterdir() if not f.name.startswith(others)]
+    return problems
 
 
 def begun(folder: Path, command: Sequence[str]) -> bool:
@@ -376,49 +376,49 @@ def begun(folder: Path, command: Sequence[str]) -> bool:
 
 
 def complaints(blow: str, ended: Ended) -> list[str]:
-    """What is wrong about how a command ended."""
-    wrong = [f"after {blow} still alive: {text[:150]}" for text in ended.left]
-    if "Traceback" in ended.said or "Fatal Python" in ended.said or "C  [" in ended.said:
-        wrong.append(f"after {blow} a traceback:\n{ended.said[-1500:]}")
-    if "it hung" in ended.said:
-        wrong.append(f"after {blow} it hung")
+    """Problems in how a command ended."""
+    problems = [f"after {blow} still alive: {text[:150]}" for text in ended.survivors]
+    if "Traceback" in ended.output or "Fatal Python" in ended.output or "C  [" in ended.output:
+        problems.append(f"after {blow} a traceback:\n{ended.output[-1500:]}")
+    if "it hung" in ended.output:
+        problems.append(f"after {blow} it hung")
     allowed = {
         "SIGKILL": (-signal.SIGKILL, 0), "SIGTERM": (-signal.SIGTERM, 128 + signal.SIGTERM, 0),
         "SIGINT": (130, -signal.SIGINT, 0), "nothing": (ended.code,),
     }.get(blow, (0, 1, 2))  # fmt: skip
     if ended.code not in allowed:
-        wrong.append(f"after {blow} exit code {ended.code}: {ended.said[-300:]}")
-    return wrong
+        problems.append(f"after {blow} exit code {ended.code}: {ended.output[-300:]}")
+    return problems
 
 
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
-    wrong = [f"missing: {name}" for name in expected.keys() - found.keys()]
-    wrong += [f"left behind: {name}" for name in found.keys() - expected.keys()]
+    problems = [f"missing: {name}" for name in expected.keys() - found.keys()]
+    problems += [f"left behind: {name}" for name in found.keys() - expected.keys()]
     for name in expected.keys() & found.keys():
         if expected[name] != found[name]:
             at = next((i for i, (a, b) in enumerate(zip(expected[name], found[name], strict=False)) if a != b), 0)
-            around = [text[max(at - 60, 0) : at + 60] for text in (expected[name], found[name])]
-            wrong.append(f"{name} differs: ...{around[0]}... is now ...{around[1]}...")
-    return sorted(wrong)
+            excerpts = [text[max(at - 60, 0) : at + 60] for text in (expected[name], found[name])]
+            problems.append(f"{name} differs: ...{excerpts[0]}... is now ...{excerpts[1]}...")
+    return sorted(problems)
 
 
 def chaos(base: Path, kills: int, seed: int, jobs: Sequence[Job] = JOBS, blows: Sequence[str] = BLOWS) -> list[str]:
-    """Disturb jobs `kills` times. Returns everything that was wrong, of which nothing should be."""
-    rng, wrong = random.Random(seed), []
+    """Disturb jobs `kills` times. Returns all problems; there should be none."""
+    rng, problems = random.Random(seed), []
     prepare(base)
-    known = {job.name: undisturbed(base, job) for job in jobs}
+    expected = {job.name: undisturbed(base, job) for job in jobs}
     plan = [(jobs[i % len(jobs)], blows[(i + i // len(jobs)) % len(blows)]) for i in range(kills)]
     done = 0
     while done < kills:
         job, blow = plan[done]
         several = [blow] + ([rng.choice(blows)] if rng.random() < 0.3 and done + 1 < kills else [])
         start = time.monotonic()
-        found = trial(base, job, known[job.name], several, rng)
-        wrong += [f"{job.name}, {' and '.join(several)} (kill {done}, seed {seed}): {text}" for text in found]
+        found = trial(base, job, expected[job.name], several, rng)
+        problems += [f"{job.name}, {' and '.join(several)} (kill {done}, seed {seed}): {text}" for text in found]
         done += len(several)
         verdict = "as undisturbed" if not found else "WRONG\n  " + "\n  ".join(found)
         print(f"{done:4d}  {job.name}: {', '.join(several)}: {verdict} ({time.monotonic() - start:.0f} s)", flush=True)
-    return wrong
+    return problems
 
 
 def main() -> int:
@@ -430,10 +430,10 @@ def main() -> int:
     options = parser.parse_args()
     jobs = [job for job in JOBS if options.only in job.name]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with tempfile.TemporaryDirectory() as place:
-        wrong = chaos(Path(place), options.kills, options.seed, jobs, options.blow or BLOWS)
-    print(f"{options.kills} kills: {len(wrong)} things were wrong" if wrong else f"{options.kills} kills: all is well")
-    return 1 if wrong else 0
+    with tempfile.TemporaryDirectory() as base:
+        problems = chaos(Path(base), options.kills, options.seed, jobs, options.blow or BLOWS)
+    print(f"{options.kills} kills: {len(problems)} problems" if problems else f"{options.kills} kills: all is well")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

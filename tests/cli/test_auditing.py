@@ -20,14 +20,17 @@ def here(tmp_path, monkeypatch):
 
 
 def train(out: str, method: str = "standard", *more: str, epochs: int = 2) -> None:
-    words = f"train {method} --epochs {epochs} --limit 300 --evaluate-examples 0 --out {out}".split()
+    words = f"train {method} --epochs {epochs} --examples 300 --evaluate-examples 0 --out {out}".split()
     assert main([*words, *more]) == 0
 
 
 def test_an_audit_is_a_page_and_a_record(here, capsys):
     train("a", "pat-entm", "--eps", "0.1", "--steps", "3", epochs=12)
     train("b")
-    assert main(["audit", "a", "--eps", "0.1", "--minutes", "0.01", "--transfer-from", "b", "--out", "audit.html"]) == 0
+    assert (
+        main(["audit", "a", "--eps", "0.1", "--time-budget", "0.01", "--transfer-from", "b", "--out", "audit.html"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "transfer beats white box" in out and "wrote audit.html and audit.json" in out
     record = json.loads((here / "audit.json").read_text())
@@ -43,7 +46,7 @@ def test_an_audit_is_a_page_and_a_record(here, capsys):
     assert all(low <= y <= high for low, y, high in zip(first["low"], first["y"], first["high"], strict=True))
     page = (here / "audit.html").read_text()
     assert "<svg" in page and record["model"]["sha256"][:16] in page and "digits, 359 test samples" in page
-    words = ["audit", "a", "--eps", "0.1", "--minutes", "0.01", "--out", "audit.html"]
+    words = ["audit", "a", "--eps", "0.1", "--time-budget", "0.01", "--out", "audit.html"]
     assert main([*words, "--transfer-from", "b"]) == 0
     assert "finished before: audit.html and audit.json" in capsys.readouterr().out
     assert main(words) == 2
@@ -103,7 +106,7 @@ def test_the_exit_code_is_the_verdict(name, code, here, capsys, monkeypatch):
     )
     images = images.reshape(60, 8, 8)
     np.savez(here / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    options = ["--data", "d.npz", "--checkpoint", "w.safetensors", "--eps", "0.01", "--minutes", "0.01"]
+    options = ["--data", "d.npz", "--checkpoint", "w.safetensors", "--eps", "0.01", "--time-budget", "0.01"]
     assert main(["audit", f"own_models:{name}", *options]) == code
     out, page = capsys.readouterr().out.replace("\n", " "), (here / "audit.html").read_text()
     assert json.loads((here / "audit.json").read_text())["masked"] == (code == 1)
@@ -126,9 +129,9 @@ def test_the_exit_code_is_the_verdict(name, code, here, capsys, monkeypatch):
         ("audit a --eps 0.1 --out a/run.json/audit.html", "cannot write into a/run.json: "),
         ("audit a --norm l2", "--norm l2: the run's own radius is of another norm (linf), so give one with --eps"),
         ("audit mlp --data digits", "give the radius at which the model is said to be robust, with --eps"),
-        ("audit a --eps 0 --minutes 0.01", "give the radius at which the model is said to be robust"),
-        ("audit a --batch-size 0", "--batch-size 0: expected an integer >= 1"),
-        ("audit a --minutes 0", "--minutes 0.0: expected a number > 0"),
+        ("audit a --eps 0 --time-budget 0.01", "give the radius at which the model is said to be robust"),
+        ("audit a --batch-size 0", "--batch-size = 0: expected an integer >= 1"),
+        ("audit a --time-budget 0", "--time-budget 0.0: expected a number > 0"),
         ("audit a --eps 0.1 --transfer-from nowhere", "nowhere is not a run directory"),
         ("evaluate a --attacks random-search50 --eps 0.1 --transfer-from a", "needs an attack that asks for gradients"),
     ],

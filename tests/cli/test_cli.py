@@ -21,7 +21,10 @@ import equipoise
 from equipoise.cli import commands, main
 from equipoise.cli.display import duration
 from equipoise.cli.method_options import METHODS, build_method, full_name, parameters
-from equipoise.cli.options import Evaluate, Report, Train, fraction, net_options, parse
+from equipoise.cli.options import fraction
+from equipoise.cli.pairs import pairs
+from equipoise.cli.parsing import parse
+from equipoise.cli.requests import Evaluate, Report, Train
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.generators import Manifold
 from equipoise.results import records
@@ -71,7 +74,9 @@ def said(line: str) -> list[str]:
 
 def train_tiny(out: object, *more: object, method: str = "udp") -> int:
     hyper = [] if method == "standard" else ["--eps", "0.1"]
-    return ask("train", method, *hyper, "--epochs", 1, "--limit", 200, "--evaluate-examples", 20, "--out", out, *more)
+    return ask(
+        "train", method, *hyper, "--epochs", 1, "--examples", 200, "--evaluate-examples", 20, "--out", out, *more
+    )
 
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.25", 0.25), ("1e-3", 1e-3), ("1/4", 0.25)])
@@ -84,13 +89,11 @@ def test_numbers_may_be_fractions(text, value):
 
 
 @pytest.mark.parametrize("text", ["x", "1/0", "1/2/3", "nan", "", "8 / x"])
-def test_what_is_not_a_number_is_refused(text, capsys):
+def test_what_is_not_a_number_is_refused(text):
     with pytest.raises(ValueError, match="such as 8/255"):
         fraction(text)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(EquipoiseError, match="--eps: expected a number or a fraction such as 8/255, got"):
         parse(["train", "udp", "--eps", text])
-    assert stop.value.code == 2
-    assert "--eps" in capsys.readouterr().err
 
 
 def test_flags_work_in_any_order():
@@ -136,7 +139,7 @@ OWN = {
     "fgsm": {*BALL, *LOSS},
     "r-fgsm": {*BALL, *LOSS, "step_size"},
     "n-fgsm": {*BALL, *LOSS, "step_size", "noise"},
-    "gradalign": {*BALL, *LOSS, "weight"},
+    "gradalign": {*BALL, *LOSS, "step_size", "weight"},
     "r2": {*LOSS, "weight", "clean", "softness", "halvings", "crossing", "scores"}
     | {"generator_lr", "generator_steps", "generator"},
     "pgd": {*CLIMB, *LOSS},
@@ -166,16 +169,14 @@ def needed(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_its_own_hyper_parameters_only(name, capsys):
+def test_every_method_has_its_own_hyper_parameters_only(name):
     words = ["train", name, *needed(name)]
     chosen = parse(words).method
     assert parameters(chosen).keys() == OWN[name] | {"name"}
     assert parameters(chosen)["name"] == name
     for flag in {"steps", "beta", "weight"} - OWN[name]:
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(EquipoiseError, match=f"train {name} has no option --{flag}"):
             parse([*words, f"--{flag}", "3"])
-        assert stop.value.code == 2
-    assert "Unrecognized" in capsys.readouterr().err or OWN[name] >= {"steps", "beta"}
 
 
 @pytest.mark.parametrize(
@@ -216,21 +217,21 @@ def test_the_triangular_step_schedule_peaks_where_the_paper_says(name, peak):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "expected"),
+    ("words", "expected"),
     [
         (["width=3", "p=0.5"], {"width": 3, "p": 0.5}),
         (["widths=3,4", "a=7,", "b=,"], {"widths": (3, 4), "a": (7,), "b": ()}),
         (["flag=true", "name=x=y"], {"flag": True, "name": "x=y"}),
     ],
 )
-def test_net_options(pairs, expected):
-    assert net_options(pairs) == expected
+def test_net_options(words, expected):
+    assert pairs(words, "--net-option") == expected
 
 
 @pytest.mark.parametrize("pair", ["width", "=3", "a b=3"])
 def test_net_options_refuses(pair):
     with pytest.raises(EquipoiseError, match="not of the form key=value"):
-        net_options([pair])
+        pairs([pair], "--net-option")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_net_options_refuses(pair):
         ("train udp --eps -0.1", "eps = -0.1 is not a radius"),
         ("train udp --eps 0.1 --steps 0", "steps = 0: expected an integer"),
         ("train udp --eps 0.1 --step-size 0", "step_size = 0.0 moves nothing"),
-        ("train udp --eps 0.1 --limit 0", "limit = 0"),
+        ("train udp --eps 0.1 --examples 0", "--examples = 0: expected an integer >= 1"),
         ("train udp --eps 0.1 --resume --out new", "there is no run in new to resume"),
         ("evaluate nowhere", "there is no run directory nowhere"),
         ("evaluate .", ". is not a run directory: it has no run.json"),
@@ -259,7 +260,7 @@ def test_net_options_refuses(pair):
         ("evaluate own_nets:make --data digits --eps 0.1", "does not take inputs of shape (1, 8, 8)"),
         ("evaluate own_nets:make --data my.npz --eps 0.1 --restarts 0", "restarts = 0: expected an integer"),
         ("evaluate own_nets:make --data my.npz --eps 0.1 --examples -3", "examples = -3"),
-        ("evaluate own_nets:make --data my.npz --eps 0.1 --batch-size 0", "batch_size = 0"),
+        ("evaluate own_nets:make --data my.npz --eps 0.1 --batch-size 0", "--batch-size = 0: expected an integer >= 1"),
         ("evaluate own_nets:make --data my.npz --eps 0.1 --checkpoint no.safetensors", "cannot read no.safetensors"),
         ("evaluate own_nets:make --data my.npz --eps 0.1 --net-option depth=3", "unknown option of net"),
         ("report nowhere", "nowhere does not exist"),
@@ -284,23 +285,17 @@ def test_bad_input_is_refused_with_a_sentence(mine, capsys, words, message):
         "train standard --eps 0.1",
         "evaluate runs/x --norm l3",
         "evaluate",
-        "",
     ],
 )
 def test_refused_flags_exit_with_2(words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        ask(*words.split())
-    assert stop.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert ask(*words.split()) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and err.startswith("error: ") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("recipe", ["--epochs 0", "--lr 0", "--validation 0", "--valid-eps -1", "--ema 2"])
 def test_recipes_out_of_range_are_refused_with_2(here, capsys, recipe):
-    try:
-        code = ask("train", "udp", "--eps", "0.1", *recipe.split())
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 2
+    assert ask("train", "udp", "--eps", "0.1", *recipe.split()) == 2
     assert recipe.split()[0].strip("-").replace("-", "_") in capsys.readouterr().err
     assert not list(here.iterdir())
 
@@ -310,7 +305,7 @@ def test_help_is_complete(command, capsys):
     with pytest.raises(SystemExit) as stop:
         ask(*command.split(), "--help")
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     flags = {
         "": ["train", "evaluate", "report", "--version", "Example: equipoise"],
         "train": [
@@ -403,7 +398,7 @@ def test_a_finished_run_is_neither_overwritten_nor_lost_by_accident(here, capsys
 
 
 def test_the_default_place_of_a_run_and_a_file_in_the_way(here, capsys):
-    assert ask("train", "standard", "--epochs", 1, "--limit", 100, "--evaluate-examples", 0) == 0
+    assert ask("train", "standard", "--epochs", 1, "--examples", 100, "--evaluate-examples", 0) == 0
     assert Path("runs/standard-digits-0/run.json").exists()
     Path("file").write_text("x")
     assert train_tiny("file") == 2
@@ -491,7 +486,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(mine, capsys,
         ),
         (PermissionError(errno.EACCES, "Permission denied", "y"), "Permission denied (y).", 2),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "smaller --batch-size", 2),
-        (ModuleNotFoundError("No module named 'tyro'", name="tyro"), "needs tyro", 2),
+        (ModuleNotFoundError("No module named 'rich'", name="rich"), "needs rich", 2),
         (KeyboardInterrupt(), "continue with: equipoise train udp --eps 0.1 --out 'a b' --resume", 130),
     ],
 )
@@ -555,7 +550,7 @@ def test_ctrl_c_says_how_to_resume_and_leaves_a_run_that_can_be_used(here):
         "0.1",
         "--epochs",
         "2000",
-        "--limit",
+        "--examples",
         "200",
         "--out",
         "r",
@@ -593,5 +588,5 @@ def test_records_are_json(mine):
 
 def test_a_negative_number_of_examples_is_refused_before_training(here, capsys):
     assert ask("train", "standard", "--epochs", 1, "--evaluate-examples", -5, "--out", "r") == 2
-    assert "--evaluate-examples -5: expected a number of test samples" in capsys.readouterr().err
+    assert "--evaluate-examples = -5: expected an integer >= 0" in capsys.readouterr().err
     assert not Path("r").exists()

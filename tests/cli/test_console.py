@@ -15,9 +15,9 @@ import pytest
 
 import equipoise
 from equipoise.cli import commands, main
-from equipoise.cli import options as typed
 from equipoise.cli.console import Steady, columns, laid_out
 from equipoise.cli.overview import COMMANDS, overview
+from equipoise.cli.requests import REQUESTS
 from equipoise.results.records import Evaluation, load
 
 EVALUATE = ["evaluate", "nets_here:make", "--data", "my.npz", "--attacks", "clean", "pgd", "--eps", "0.1"]
@@ -191,7 +191,7 @@ def test_a_long_message_is_wrapped_at_words_on_a_terminal_only(monkeypatch):
     [
         ("wrote runs/udp; next:", "equipoise report runs/udp --out 'a report of a run.html' --very-long-option 1", ""),
         ("interrupted; continue with:", "equipoise train udp --eps 0.1 --epochs 20 --out some/place --resume", ""),
-        ("the command line needs tyro, which is not installed:", "pip install 'equipoise[report,logs,gp]'", "."),
+        ("the command line needs rich, which is not installed:", "pip install 'equipoise[report,logs,gp]'", "."),
     ],
 )
 def test_a_command_stays_on_a_line_of_its_own(monkeypatch, before, command, stop):
@@ -230,7 +230,7 @@ def test_what_is_answered_without_any_library(argv):
 
 
 def test_the_overview_names_every_command_as_its_own_help_does(monkeypatch):
-    kinds = {name: getattr(typed, name.capitalize()) for name in COMMANDS}
+    kinds = {name: REQUESTS[name] for name in COMMANDS}
     first = {name: " ".join((kind.__doc__ or "").split("\n\n")[0].split()) for name, kind in kinds.items()}
     assert first == COMMANDS
     for width in ("40", "80", "200"):

@@ -12,8 +12,8 @@ from equipoise.results.records import load
 from equipoise.training import load_manifold
 from equipoise.training.checkpoint import load_tensors
 
-TINY = ["--data", "digits", "--limit", "300", "--epochs", "1", "--batch-size", "64", "--evaluate-examples", "0"]
-LEARN = ["--manifold-epochs", "2", "--codes", "4"]
+TINY = ["--data", "digits", "--examples", "300", "--epochs", "1", "--batch-size", "64", "--evaluate-examples", "0"]
+LEARN = ["--manifold-epochs", "2", "--code-dim", "4"]
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_bad_manifolds_are_refused_before_anything_is_written(here, capsys):
         ("r4 --samples 0", "samples = 0: expected an integer"),
         ("r4 --manifold first --data flat.npz", "this manifold is one of inputs of shape (1, 8, 8), got"),
         ("on-manifold --eps -1", "eps = -1.0 is not a radius"),
-        ("hein --directions -2", "directions = -2"),
+        ("hein --random-directions -2", "directions = -2"),
         ("r4 --manifold-epochs 0 --out other", "epochs = 0 is out of range"),
     ):
         capsys.readouterr()

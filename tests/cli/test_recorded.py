@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.cli.options import Audit, Evaluate, Score, parse
+from equipoise.cli.parsing import parse
 from equipoise.cli.recorded import as_data, from_data
+from equipoise.cli.requests import Audit, Evaluate, Score
 from equipoise.core.errors import EquipoiseError
 
 FULL = Evaluate(
@@ -21,7 +22,7 @@ FULL = Evaluate(
     net_option=("width=3",),
     images=False,
     transfer_from=(Path("b"), Path("c")),
-    reported=1.0,
+    expected_clean_accuracy=1.0,
     out=Path("é x.json"),
 )
 

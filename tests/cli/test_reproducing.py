@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from equipoise import methods
 from equipoise import reproduce as experiments
 from equipoise.cli import main, reproducing
-from equipoise.cli.options import parse
+from equipoise.cli.parsing import parse
 from equipoise.reproduce import (
     Cell,
     Chart,
@@ -35,6 +35,7 @@ from equipoise.reproduce import (
     outcome,
 )
 from equipoise.reproduce.overview import kept
+from equipoise.reproduce.sweep_folder import ExperimentRecord, write_record
 from equipoise.results.records import load
 from equipoise.results.reproduction import agreement
 from equipoise.training import Recipe
@@ -186,12 +187,12 @@ PAIR = Experiment("toy", "Clean accuracy of a toy", "nowhere", two_of_each)
 
 def test_seeds_and_datasets_are_chosen_and_the_report_has_the_same_numbers(toy, capsys, monkeypatch):
     stand_for_all(monkeypatch, PAIR)
-    line = "reproduce toy --scale 0.02 --seeds 2 --only mnist --synthetic --workers 1 --out out"
+    line = "reproduce toy --scale 0.02 --seeds 2 --select mnist --synthetic --workers 1 --out out"
     assert ask(line) == 0
     assert "at scale 0.02 of the paper's, 2 seeds, mnist only, corrected" in capsys.readouterr().out
     assert len(list(Path("out").glob("training-*"))) == 2
     assert json.loads(Path("out/reproduction.json").read_text())["seeds"] == 2, "without a report"
-    assert ask("reproduce toy --scale 0.02 --seeds 1 --only mnist --synthetic --workers 1 --out out") == 2
+    assert ask("reproduce toy --scale 0.02 --seeds 1 --select mnist --synthetic --workers 1 --out out") == 2
     assert "out holds toy at scale 0.02, corrected, 2 seeds, mnist only: ask for the same" in capsys.readouterr().err
     assert ask("report out --out page.html") == 0
     assert re.search("Of 1 numbers of the paper [01] agree within 2 points", capsys.readouterr().out)
@@ -244,12 +245,12 @@ REFUSED = [
     ("toy --data mnist", r"--data 'mnist': expected NAME=PATH, such as cifar10=my.npz"),
     ("toy --data mnist=x.npz", r"--data mnist=x.npz: there is no file or folder x.npz"),
     ("toy --synthetic --data mnist=mine.npz", r"--data and --synthetic exclude each other"),
-    ("toy --synthetic --workers 0", r"--workers 0: expected at least one"),
+    ("toy --synthetic --workers 0", r"--workers = 0: expected an integer >= 1"),
     ("toy --synthetic --seeds 0", r"seeds = 0: expected at least one training of each kind"),
-    ("toy --synthetic --only svhn", r"toy needs no data of the name svhn: it needs mnist"),
+    ("toy --synthetic --select svhn", r"toy needs no data of the name svhn: it needs mnist"),
     ("toy --synthetic --scale 2", r"scale 2: expected a share in (0, 1]"),
     ("toy --synthetic --out mine.npz", r"mine.npz is a file: expected a folder"),
-    ("toy --synthetic --out other", r"other holds another at scale 1, corrected: ask for the same"),
+    ("toy --synthetic --out other", r"other holds another at scale 1.0, corrected: ask for the same"),
     ("toy --synthetic --out full", r"full is not empty and holds no experiment"),
 ]
 
@@ -257,9 +258,10 @@ REFUSED = [
 @pytest.mark.parametrize(("words", "message"), REFUSED)
 def test_what_is_refused_before_anything_runs(toy, words, message, capsys):
     np.savez(toy / "mine.npz")
-    for folder, file in (("other", "experiment.json"), ("full", "letter.txt")):
+    for folder in ("other", "full"):
         (toy / folder).mkdir()
-        (toy / folder / file).write_text('{"name": "another", "scale": 1, "variant": "corrected"}')
+    (toy / "full" / "letter.txt").write_text("Dear")
+    write_record(toy / "other", ExperimentRecord("another", 1.0, "corrected", *[""] * 6, {}, "", [], {}))
     before = sorted(toy.rglob("*"))
     assert ask(f"reproduce {words}") == 2
     out, err = capsys.readouterr()
@@ -295,8 +297,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_workers_and_says_how_to_continue(tmp_path, number):
-    pytest.importorskip("ray", reason="several workers need Ray")
-    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(Path(__file__).parent)],
         env=os.environ | env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

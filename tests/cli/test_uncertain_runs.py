@@ -32,7 +32,7 @@ def here(tmp_path, monkeypatch):
 
 
 def train(*words: object, method: str = "udp") -> int:
-    usual = ["--eps", 0.1, "--steps", 3, "--epochs", 2, "--limit", 200, "--evaluate-examples", 0, "--out", "r"]
+    usual = ["--eps", 0.1, "--steps", 3, "--epochs", 2, "--examples", 200, "--evaluate-examples", 0, "--out", "r"]
     return main([str(w) for w in ("train", method, *usual, *words)])
 
 
@@ -54,7 +54,7 @@ def test_an_ensemble_that_climbs_its_disagreement(here, capsys):
 
 
 def test_an_ensemble_trained_together(here):
-    assert train("--members", 2, "--together") == 0
+    assert train("--members", 2, "--joint-loss") == 0
     _, run = load_run("r")
     assert "each" not in run.method["sum"]
 
@@ -78,7 +78,7 @@ def test_what_dropout_descends_is_a_choice_that_the_record_tells(here):
 
 
 def test_gaussian_processes_on_features(here, capsys):
-    assert train("--net", "fc-resnet", "--inducing", 12, "--net-option", "features=16", "--lr", 0.02) == 0
+    assert train("--net", "fc-resnet", "--gp-inducing-points", 12, "--net-option", "features=16", "--lr", 0.02) == 0
     model, run = load_run("r")
     assert isinstance(model, DeepKernelGP) and len(model.module.gp.inducing) == 12 and run.net["inducing"] == 12
     assert "each cross-entropy" in run.method["sum"] and "KL(q||p)/180" in run.method["sum"], "a tenth is held out"
@@ -96,7 +96,18 @@ def test_a_gaussian_process_starts_without_the_samples_held_out(here, monkeypatc
 
     monkeypatch.setattr(Dataset, "split_validation", splits)
     monkeypatch.setattr(DeepKernelGP, "start_from", lambda model, x, seed: (started.append(x), start(model, x, seed)))
-    words = ["--net", "fc-resnet", "--inducing", 5, "--net-option", "features=8", "--seed", 3, "--validation", 0.3]
+    words = [
+        "--net",
+        "fc-resnet",
+        "--gp-inducing-points",
+        5,
+        "--net-option",
+        "features=8",
+        "--seed",
+        3,
+        "--validation",
+        0.3,
+    ]
     assert train(*words, "--epochs", 1) == 0
     assert len(started[0]) == 140 and torch.equal(started[0], trained[-1])
     assert "KL(q||p)/140" in load_run("r")[1].method["sum"]
@@ -151,15 +162,19 @@ def test_a_killed_run_of_an_ensemble_resumes_to_the_same_weights(here, monkeypat
 @pytest.mark.parametrize(
     ("words", "method", "message"),
     [
-        (["--together"], "udp", "--together needs --members"),
+        (["--joint-loss"], "udp", "--joint-loss needs --members"),
         (["--dropout-loss", "mean-of-losses"], "udp", "--dropout-loss needs --dropout-samples"),
         (["--members", "0"], "udp", "members = 0: expected an integer >= 1"),
         (["--members", "2", "--dropout-samples", "2"], "udp", "exclude each other: choose one of them"),
-        (["--dropout-samples", "-1"], "udp", "dropout_samples = -1"),
+        (["--dropout-samples", "-1"], "udp", "--dropout-samples = -1"),
         (["--dropout-samples", "2"], "udp", "has no dropout layer"),
         (["--net", "fc-resnet"], "udp", "returns features, not logits: ask for inducing points"),
-        (["--inducing", "5"], "udp", "need a network that returns features, fc-resnet or wide-resnet-features"),
-        (["--inducing", "5", "--members", "2"], "udp", "exclude each other"),
+        (
+            ["--gp-inducing-points", "5"],
+            "udp",
+            "need a network that returns features, fc-resnet or wide-resnet-features",
+        ),
+        (["--gp-inducing-points", "5", "--members", "2"], "udp", "exclude each other"),
         (["--uncertainty", "mutual_information"], "udp", "compares members, the model has 1"),
         (["--latent", "fc7"], "ls-udp", "unknown layer 'fc7'"),
         (["--latent", "logits"], "ls-pgd", "no classifier is left"),

@@ -1,10 +1,13 @@
 """What every predictive must satisfy. A new one adds a row: a function that makes it from nothing."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from equipoise.attacks import pgd, udp
+from equipoise import attacks
+from equipoise.attacks import udp
 from equipoise.attacks.execution import value_and_gradient
 from equipoise.attacks.steps import Uniform
 from equipoise.core.rng import Stream, Streams
@@ -13,6 +16,8 @@ from equipoise.losses.objectives import cross_entropy, entropy
 from equipoise.models import Ensemble, MonteCarloDropout, Single, as_predictive, frozen_weights
 from equipoise.models.deep_kernel_gp import deep_kernel_gp
 from equipoise.nets import FCResNet
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -12,11 +12,11 @@ from equipoise.core.errors import EquipoiseError
 from equipoise.core.files import (
     advice,
     cache_folder,
-    folder_made,
-    plain_bytes,
-    plain_json,
+    ensured_folder,
+    read_bytes,
+    read_json,
     reason,
-    require_room,
+    require_writable,
     write_atomically,
 )
 from equipoise.core.locks import locked
@@ -57,19 +57,19 @@ def test_finding_the_folder_needs_no_heavy_library():
 
 def test_folders_that_stay_empty_are_removed_and_no_others(tmp_path):
     (tmp_path / "there").mkdir()
-    with folder_made(tmp_path / "there" / "a" / "b"):
+    with ensured_folder(tmp_path / "there" / "a" / "b"):
         assert (tmp_path / "there" / "a" / "b").is_dir()
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
-    with folder_made(tmp_path / "new" / "deep"):
+    with ensured_folder(tmp_path / "new" / "deep"):
         (tmp_path / "new" / "kept.txt").write_text("kept")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["kept.txt", "new", "there"]
-    with pytest.raises(OSError, match="Not a directory"), folder_made(tmp_path / "new" / "kept.txt" / "x"):
+    with pytest.raises(OSError, match="Not a directory"), ensured_folder(tmp_path / "new" / "kept.txt" / "x"):
         pass
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["kept.txt", "new", "there"]
 
 
 def test_what_cannot_be_written_leaves_no_folder(tmp_path):
-    require_room(tmp_path / "a" / "b")
+    require_writable(tmp_path / "a" / "b")
     with locked(tmp_path / "c" / "d" / "x.json"):
         assert (tmp_path / "c" / "d").is_dir()
     with pytest.raises(EquipoiseError, match="cannot write"):
@@ -100,12 +100,12 @@ def test_a_device_or_a_pipe_is_not_read_because_it_may_never_end(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for endless in ("/dev/zero", tmp_path / "pipe"):
         with pytest.raises(OSError, match="it is not a plain file"):
-            plain_bytes(endless)
+            read_bytes(endless)
     with pytest.raises(IsADirectoryError):
-        plain_bytes(tmp_path)
+        read_bytes(tmp_path)
 
 
 def test_json_that_is_nested_too_deeply_is_none(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="recursion"):
-        plain_json(tmp_path / "deep.json")
+        read_json(tmp_path / "deep.json")

@@ -1,11 +1,11 @@
-"""Progress and finished parts, as a long computation reports them from deep inside."""
+"""Progress, as a long computation reports it from deep inside."""
 
 import threading
 from typing import Any
 
 import pytest
 
-from equipoise.core.progress import keeping, kept, listening, parts, report
+from equipoise.core.progress import listening, report, shares
 
 
 def _steps(n: int) -> None:
@@ -15,7 +15,7 @@ def _steps(n: int) -> None:
 
 def test_without_a_listener_nothing_happens() -> None:
     _steps(3)
-    assert list(parts([1, 2])) == [1, 2]
+    assert list(shares([1, 2])) == [1, 2]
 
 
 def test_a_listener_hears_what_is_reported_and_only_inside() -> None:
@@ -26,25 +26,24 @@ def test_a_listener_hears_what_is_reported_and_only_inside() -> None:
     assert heard == [(0, 2, "step 0 of 2"), (1, 2, "step 1 of 2")]
 
 
-def test_parts_make_shares_of_the_whole() -> None:
+def test_items_are_shares_of_the_whole() -> None:
     heard: list[Any] = []
     with listening(lambda *now: heard.append(now)):
-        for n in parts([2, 4], ["first", "second"]):
-            for _ in parts(range(2)):
+        for n in shares([2, 4], ["first", "second"]):
+            for _ in shares(range(2)):
                 _steps(n)
-    shares = [done / of for done, of, _ in heard]
-    assert shares == [0, 1 / 8, 2 / 8, 3 / 8, *(0.5 + k / 16 for k in range(8))]
+    assert [done / of for done, of, _ in heard] == [0, 1 / 8, 2 / 8, 3 / 8, *(0.5 + k / 16 for k in range(8))]
     assert [what for *_, what in heard][-1] == "second, step 3 of 4"
 
 
 def test_a_loop_that_is_left_early_leaves_no_place_behind() -> None:
     heard: list[Any] = []
     with listening(lambda *now: heard.append(now)):
-        for _ in parts(range(3)):
-            left_open = parts(range(7))
+        for _ in shares(range(3)):
+            left_open = shares(range(7))
             next(left_open)
         with pytest.raises(ValueError, match="stop"):
-            for _ in parts(range(5), list("abcde")):
+            for _ in shares(range(5), list("abcde")):
                 raise ValueError("stop")
         report(1, 2, "step")
     assert heard == [(1, 2, "step 1 of 2")]
@@ -57,37 +56,3 @@ def test_another_thread_has_listeners_of_its_own() -> None:
         thread.start()
         thread.join()
     assert heard == []
-
-
-class _Memory(dict[tuple[str, ...], Any]):
-    def read(self, path: tuple[str, ...]) -> Any:
-        return self.get(path)
-
-    def write(self, path: tuple[str, ...], value: Any) -> None:
-        self[path] = value
-
-
-def test_what_is_finished_is_not_computed_again_and_same_names_stay_apart() -> None:
-    calls: list[str] = []
-
-    def leaf(name: str) -> str:
-        calls.append(name)
-        if name == "d" and len(calls) < 6:
-            raise KeyboardInterrupt
-        return name
-
-    def inner(names: str) -> str:
-        return "".join(kept("leaf", lambda name=name: leaf(name)) for name in names)
-
-    def whole() -> str:
-        return kept("x", lambda: inner("ab")) + kept("x", lambda: inner("cde"))
-
-    store = _Memory()
-    with pytest.raises(KeyboardInterrupt), keeping(store):
-        whole()
-    assert calls == ["a", "b", "c", "d"]
-    calls.extend(["", ""])
-    with keeping(store):
-        assert whole() == "abcde"
-    assert calls[6:] == ["d", "e"]
-    assert whole() == "abcde" and len(calls) == 13, "without a store everything is computed"

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from equipoise.core.errors import EquipoiseError
-from equipoise.data.files import content, members, unpickle
+from equipoise.data.files import content, members
+from equipoise.data.pickles import unpickle
 
 
 def everything(name: PurePosixPath) -> bool:

@@ -18,8 +18,10 @@ from scipy.io import loadmat, savemat
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.data import Dataset, load
-from equipoise.data.files import MOST, members, unpickle
+from equipoise.data.files import members
 from equipoise.data.formats import read_idx, read_mat
+from equipoise.data.pickles import unpickle
+from equipoise.data.trees import MAX_BYTES
 
 CLASSES = ("cat", "dog", "emu")
 
@@ -121,7 +123,7 @@ def test_a_class_that_is_a_broken_link_is_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (path / split / "emu").symlink_to("nowhere")
     with pytest.raises(
-        EquipoiseError, match=r"d, test/emu is a broken link, where a class may be lost; mend it or del"
+        EquipoiseError, match=r"d, test/emu is a broken link, where a class may be lost; repair it or d"
     ):
         load(path)
 
@@ -158,7 +160,7 @@ def test_links_that_multiply_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (path / "deep" / str(i)).mkdir(parents=True)
         for side in ("a", "b"):
             (path / "deep" / str(i) / side).symlink_to(f"../{i + 1}")
-    monkeypatch.setattr("equipoise.data.files._FOLDERS", 2_000)
+    monkeypatch.setattr("equipoise.data.trees._MAX_FOLDERS", 2_000)
     with pytest.raises(EquipoiseError, match=r"it is no usable folder \(more than 2,000 folders, as when links among"):
         load(path)
 
@@ -510,7 +512,7 @@ def test_huge_declared_sizes_are_refused_unseen(tmp_path: Path, width: int, heig
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("equipoise.data.files.MOST", 1 << 20)
+    monkeypatch.setattr("equipoise.data.archives.MAX_BYTES", 1 << 20)
     files = good() | {"train/cat/big.png": bytes(1 << 21)}
     for path in (tar(tmp_path / "a.tar.gz", files), zipped(tmp_path / "a.zip", files)):
         with pytest.raises(
@@ -522,7 +524,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypa
 def test_a_tar_that_declares_too_much_is_refused(tmp_path: Path) -> None:
     for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.REGTYPE):
         member = tarfile.TarInfo("train/cat/0.png")
-        member.type, member.size = kind, MOST * 4
+        member.type, member.size = kind, MAX_BYTES * 4
         (tmp_path / "a.tar").write_bytes(member.tobuf() + bytes(4096))
         with pytest.raises(
             EquipoiseError, match=r"cannot read .*a.tar: it is truncated, damaged or not an archive|declar"
@@ -656,7 +658,7 @@ def test_an_empty_name_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.unchecked
 def test_what_is_no_name_is_refused() -> None:
     name: Any = None
-    with pytest.raises(EquipoiseError, match=r"None is no dataset: expected a name .digits, mnist.* or a path"):
+    with pytest.raises(EquipoiseError, match=r"None is not a dataset: expected a name .digits, mnist.* or a path"):
         load(name)
 
 

@@ -613,7 +613,7 @@ def test_names_and_paths_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(EquipoiseError, match=r"there is no file or folder .*nothing.npz; expected a dataset's name"):
         load(tmp_path / "nothing.npz")
     (tmp_path / "x.rar").write_bytes(b"")
-    with pytest.raises(EquipoiseError, match=r"cannot tell what .*x.rar is by its name; expected .npz, .tar"):
+    with pytest.raises(EquipoiseError, match=r"cannot tell the format of .*x.rar from its name; expected .npz, .tar"):
         load(tmp_path / "x.rar")
 
 

@@ -1,6 +1,7 @@
 """Curves of models whose robust accuracy is known, and decisions against how often they err."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from equipoise.attacks import pgd
+from equipoise import attacks
 from equipoise.core.errors import EquipoiseError
 from equipoise.diagnostics.curves import (
     Curve,
@@ -23,6 +24,8 @@ from equipoise.models import MonteCarloDropout
 from equipoise.nets import MLP
 from equipoise.report.studies import draw
 from equipoise.results.findings import Picture
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 
 def linear() -> nn.Linear:

@@ -73,7 +73,7 @@ def test_refuses_a_model_whose_accuracy_would_depend_on_the_batch():
 def test_an_attack_that_needs_more_classes_falls_back_by_name():
     net, x, y = data(3)
     (_, result) = evaluate(net, x, y, [("apgd-t", apgd_t(0.05, steps=5))])
-    assert result.settings["objective"] == "margin" and result.settings["target"] == 2
+    assert result.settings["objective"] == "margin" and result.settings["num_targets"] == 2
     assert result.settings["notes"] == [
         "apgd-t: 2 targets instead of 9, the model has 3 classes",
         "apgd-t: margin instead of targeted dlr, the model has 3 classes",

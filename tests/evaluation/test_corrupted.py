@@ -11,7 +11,7 @@ from torch import nn
 from equipoise.core.errors import EquipoiseError
 from equipoise.corruptions import CORRUPTIONS, Published, corrupt
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import Corruptions, Shard, audit, evaluate_dataset, merge, on_corruptions
+from equipoise.evaluation import Corruptions, Shard, evaluate_dataset, merge, on_corruptions, verify_record
 from equipoise.evaluation.runs import evaluation_key
 from equipoise.results.records import CorruptionResult, MeanResult, digest, from_json, load, save, to_json
 from equipoise.results.statistics import wilson
@@ -121,7 +121,7 @@ def test_published_images_belong_to_the_same_samples(tmp_path):
         assert result.prediction == model()(test.x.flip(3 if k else 2)).argmax(1).tolist()
         assert result.source == f"{k}" * 64
     assert digest(record) == digest(load(tmp_path / "r.json"))
-    checked = audit(
+    checked = verify_record(
         tmp_path / "r.json", model(), test.x, test.y, corruptions=Corruptions(FEW, given).of(everything, 12)
     )
     assert (checked.claims, checked.mismatches) == (4 * 12, [])
@@ -130,12 +130,12 @@ def test_published_images_belong_to_the_same_samples(tmp_path):
 def test_an_audit_infers_them_again(tmp_path):
     path, test = tmp_path / "r.json", data().test
     record = evaluate_dataset(model(), data(), [], target="m", out=path, seed=3, corruptions=Corruptions(FEW))
-    found = audit(path, model(), test.x, test.y)
+    found = verify_record(path, model(), test.x, test.y)
     assert (found.claims, found.mismatches) == (4 * 30, [])
     fog = record.corruptions[0]
     false = replace(fog, correct=[not fog.correct[0], *fog.correct[1:]])
     save(path, replace(record, corruptions=[false, *record.corruptions[1:]]))
-    (mismatch,) = audit(path, model(), test.x, test.y).mismatches
+    (mismatch,) = verify_record(path, model(), test.x, test.y).mismatches
     assert mismatch.startswith(
         f"fog, sample 0: class {fog.prediction[0]} is predicted, recorded is {fog.prediction[0]}"
     )
@@ -145,7 +145,7 @@ def test_an_audit_infers_them_again(tmp_path):
         entry = written[key] if key == "corrupted" else written[key][0]
         entry["accuracy"] += 0.01
         (tmp_path / "changed.json").write_text(json.dumps(written))
-        (mismatch,) = audit(tmp_path / "changed.json", model(), test.x, test.y).mismatches
+        (mismatch,) = verify_record(tmp_path / "changed.json", model(), test.x, test.y).mismatches
         assert mismatch == f"{name}: its n, accuracy and interval do not follow from its outcomes."
 
 
@@ -155,10 +155,10 @@ def test_refuses_to_audit_without_the_published_images(tmp_path):
     evaluate_dataset(model(), everything, [], target="m", out=path, corruptions=Corruptions(FEW, given))
     test = everything.test
     with pytest.raises(EquipoiseError, match=r"is about published images of fog, .*: give their folder with --corr"):
-        audit(path, model(), test.x, test.y)
+        verify_record(path, model(), test.x, test.y)
     others = replace(given, sha256={name: "f" * 64 for name in FEW})
     with pytest.raises(EquipoiseError, match=r"is about other images of fog \(SHA-256 000"):
-        audit(path, model(), test.x, test.y, corruptions=Corruptions(FEW, others))
+        verify_record(path, model(), test.x, test.y, corruptions=Corruptions(FEW, others))
 
 
 def test_refuses_published_images_of_another_test_set():

@@ -88,11 +88,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
 STOPS = {
     "first linf 0.05: step 2": ("nothing was finished yet", {"first": 3, "apgd": 2, "fab": 2, "square": 2}),
     "apgd, step 1": (
-        "1 finished attack on what is under way is kept",
+        "1 finished attack on unfinished blocks is kept",
         {"first": 2, "apgd": 3, "fab": 2, "square": 2},
     ),
     "square, query 7": (
-        "3 finished attacks on what is under way are kept",
+        "3 finished attacks on unfinished blocks are kept",
         {"first": 2, "apgd": 2, "fab": 2, "square": 3},
     ),
 }
@@ -121,7 +121,7 @@ def test_a_crash_keeps_as_much_and_blocks_are_told_apart(tmp_path: Path, whole: 
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         run(tmp_path / "aa.json", progress=progress)
-    assert stopped.value.__notes__ == ["1 of 2 blocks and 2 finished attacks on what is under way are kept"]
+    assert stopped.value.__notes__ == ["1 of 2 blocks and 2 finished attacks on unfinished blocks are kept"]
     with pytest.raises(MemoryError):
         run(tmp_path / "aa.json", resume=True, progress=stop_at("square, query 3", MemoryError))
     CALLS.clear()
@@ -217,7 +217,7 @@ def test_another_request_does_not_replace_a_record(tmp_path: Path, what: str) ->
 def test_files_that_are_no_records_are_not_replaced_either(tmp_path: Path) -> None:
     out = tmp_path / "aa.json"
     out.write_text("my notes")
-    with pytest.raises(EquipoiseError, match=r"aa.json exists and is no record that can be read"):
+    with pytest.raises(EquipoiseError, match=r"aa.json exists and is not a readable record"):
         run(out)
     (tmp_path / "bb.images.npz").write_text("mine")
     with pytest.raises(EquipoiseError, match=r"bb.images.npz, where the adversarial images would be written"):

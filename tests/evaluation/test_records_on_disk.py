@@ -13,7 +13,16 @@ from torch import nn
 from equipoise.attacks import Chain, apgd, apgd_t, autoattack, cascade, fab, square
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import Shard, audit, evaluate, evaluate_batches, evaluate_dataset, merge, read_points, suite
+from equipoise.evaluation import (
+    Shard,
+    evaluate,
+    evaluate_batches,
+    evaluate_dataset,
+    merge,
+    read_points,
+    suite,
+    verify_record,
+)
 from equipoise.results.records import Evaluation, digest, load, save
 
 pytestmark = pytest.mark.unchecked
@@ -157,7 +166,7 @@ def test_refuses_to_continue_something_else(tmp_path):
 
 def test_an_honest_record_holds(whole):
     net, data = problem()
-    found = audit(whole, net, data.test.x, data.test.y)
+    found = verify_record(whole, net, data.test.x, data.test.y)
     record = load(whole)
     stored = sum(
         before and not now
@@ -213,7 +222,7 @@ def _tampered(entry: int, field: str, value):
 def test_a_changed_record_does_not_hold(whole, change, message):
     net, data = problem()
     _change(whole, change)
-    found = audit(whole, net, data.test.x, data.test.y)
+    found = verify_record(whole, net, data.test.x, data.test.y)
     assert any(re.search(message, m) for m in found.mismatches), found.mismatches
 
 
@@ -229,27 +238,27 @@ def test_a_changed_image_does_not_hold(whole):
     points[1]["x"][0] = data.test.x[points[1]["rows"][0]].numpy()
     arrays = {f"{i}.{name}": array for i, kept in enumerate(points) for name, array in kept.items()}
     np.savez(images, **arrays)
-    found = audit(whole, net, data.test.x, data.test.y)
+    found = verify_record(whole, net, data.test.x, data.test.y)
     assert any("its image fools nobody, the model is right there" in m for m in found.mismatches)
     images.unlink()
     with pytest.raises(EquipoiseError, match=r"says that its images are in whole.images.npz, which is not beside it"):
-        audit(whole, net, data.test.x, data.test.y)
+        verify_record(whole, net, data.test.x, data.test.y)
 
 
 def test_audit_refuses_other_weights_and_samples(whole):
     net, data = problem()
     with pytest.raises(EquipoiseError, match=r"is about 80 samples, here are 79: give the same data and shard"):
-        audit(whole, net, data.test.x[1:], data.test.y[1:])
+        verify_record(whole, net, data.test.x[1:], data.test.y[1:])
     with torch.no_grad():
         net[1].bias[0] += 1
     with pytest.raises(EquipoiseError, match=r"these are not the weights that .*whole.json is about"):
-        audit(whole, net, data.test.x, data.test.y)
+        verify_record(whole, net, data.test.x, data.test.y)
 
 
 def test_without_images_successes_are_counted_as_unchecked(tmp_path):
     net, data = problem()
     evaluate_dataset(net, data, ATTACKS, target="net", examples=0, out=tmp_path / "a.json")
-    found = audit(tmp_path / "a.json", net, data.test.x, data.test.y)
+    found = verify_record(tmp_path / "a.json", net, data.test.x, data.test.y)
     assert found.mismatches == [] and found.claims == 80 and found.unchecked > 20
 
 
@@ -354,14 +363,14 @@ def test_names_with_published_budgets():
     assert named["fab-t7"]["steps"] == 7
     parts = named["autoattack"]["parts"]
     assert [p["name"] for p in parts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert (parts[0]["steps"]["most"], parts[1]["target"], parts[2]["targets"], parts[3]["queries"]) == (
+    assert (parts[0]["steps"]["most"], parts[1]["num_targets"], parts[2]["targets"], parts[3]["queries"]) == (
         100,
         9,
         9,
         5000,
     )
     sparse = autoattack(8.0, "l1").settings()["parts"]
-    assert (sparse[0]["restarts"], sparse[1]["target"], sparse[2]["targets"]) == (5, 5, 9)
+    assert (sparse[0]["restarts"], sparse[1]["num_targets"], sparse[2]["targets"]) == (5, 5, 9)
     random = autoattack(0.1, version="rand").settings()["parts"]
     assert [(p["name"], p["eot_samples"], p["resample"]) for p in random] == [
         ("apgd-ce", 20, True),

@@ -14,6 +14,7 @@ from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
 from equipoise.evaluation import Shard, evaluate_dataset, merge, runs, suite
 from equipoise.evaluation.interop import robustbench
+from equipoise.evaluation.journal import Journal
 from equipoise.results.records import AttackRecord, Evaluation, Provenance, ResultWarning, digest, load, save
 
 pytestmark = pytest.mark.unchecked
@@ -41,6 +42,25 @@ def run(out: Path, eps: float = 0.1, **options) -> Evaluation:
 
 class Killed(Exception):
     pass
+
+
+def test_a_block_in_which_no_attack_succeeded_is_resumed(tmp_path):
+    whole = run(tmp_path / "whole.json", eps=1e-6)
+    assert whole.results[0].accuracy == whole.results[-1].accuracy == 1
+    left_behind(tmp_path / "aa.json", eps=1e-6)
+    resumed = run(tmp_path / "aa.json", eps=1e-6, resume=True)
+    assert digest(resumed) == digest(whole) and resumed.images["sha256"] == whole.images["sha256"]
+
+
+def test_images_missing_from_a_block_of_an_earlier_version_are_computed(tmp_path, monkeypatch):
+    """Earlier versions saved none for a block in which no attack succeeded."""
+    whole = run(tmp_path / "whole.json", eps=1e-6)
+    with monkeypatch.context() as earlier:
+        write = Journal.write
+        earlier.setattr(Journal, "write", lambda journal, n, block: write(journal, n, replace(block, points=[])))
+        left_behind(tmp_path / "aa.json", eps=1e-6)
+    resumed = run(tmp_path / "aa.json", eps=1e-6, resume=True)
+    assert digest(resumed) == digest(whole) and resumed.images["sha256"] == whole.images["sha256"]
 
 
 @pytest.fixture
@@ -182,7 +202,7 @@ def _provenance(**values):
         (_provenance(device="an abacus"), r"other device\."),
         (lambda r: replace(r, index=[0, *r.index[1:]]), r"sample 0 is in two of the shards"),
         (lambda r: replace(r, index=[99, *r.index[1:]]), r"the shards hold 12 samples, the evaluation has 12: they w"),
-        (lambda r: replace(r, index=r.index[1:]), r"2.json is damaged: its index does not hold one place per sample"),
+        (lambda r: replace(r, index=r.index[1:]), r"2.json is damaged: its index does not hold one position per"),
         (lambda r: replace(r, index=["a", *r.index[1:]]), r"2.json is damaged: index\[0\]: expected integer, got text"),
         (lambda r: replace(r, data={**r.data, "shard": 2}), r"2.json is damaged: its shard is 2; expected i/n, such"),
         (lambda r: replace(r, images={}), r"2.json: made without images, the other shards with: evaluate them alike"),

@@ -21,7 +21,7 @@ from equipoise.attacks import (
 )
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import audit, evaluate, evaluate_dataset, fingerprint, suite
+from equipoise.evaluation import evaluate, evaluate_dataset, fingerprint, suite, verify_record
 
 pytestmark = pytest.mark.unchecked
 
@@ -127,12 +127,12 @@ def test_their_records_stand_an_audit(tmp_path):
     out = tmp_path / "r.json"
     record = evaluate_dataset(net, data, attacks, target="net", examples=0, batch_size=9, out=out, images=True)
     assert all(0 < r.accuracy < 1 for r in record.results if r.attack.startswith(("adaptive", "pgd", "random")))
-    found = audit(out, net, x, y)
+    found = verify_record(out, net, x, y)
     assert not found.mismatches and found.unchecked == 0 and found.claims > 24
     nearest_one = next(r for r in record.results if r.attack == "nearest5")
-    assert nearest_one.settings["kind"] == "Nearest" and nearest_one.accuracy < 1
+    assert nearest_one.settings["attack"] == "nearest" and nearest_one.accuracy < 1
     told = json.loads(out.read_text())
     settings = next(r for r in told["results"] if r["attack"] == "nearest5")["settings"]
     settings["parts"][2]["geometry"]["norm"] = "l2"
     out.write_text(json.dumps(told))
-    assert audit(out, net, x, y).mismatches[1:] == ["nearest5, linf eps 0.06: its settings are of l2 eps inf."]
+    assert verify_record(out, net, x, y).mismatches[1:] == ["nearest5, linf eps 0.06: its settings are of l2 eps inf."]

@@ -1,4 +1,4 @@
-"""Whether `audit` notices every changed field, with the digest made to fit again, and refuses what is damaged."""
+"""Whether `verify_record` notices every changed field, with the digest made to fit, and refuses damaged records."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from torch import nn
 
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
-from equipoise.evaluation import Audit, Shard, audit, evaluate_dataset, suite
+from equipoise.evaluation import Shard, Verification, evaluate_dataset, suite, verify_record
 from equipoise.models import MonteCarloDropout
 from equipoise.results.records import ResultWarning, digest, from_json, load
 
@@ -67,12 +67,12 @@ def changed(honest: Path, tmp_path: Path, change: Callable[[dict], object]) -> P
     return tmp_path / "r.json"
 
 
-def audited(path: Path) -> Audit:
-    return audit(path, net(), DATA.test.x, DATA.test.y)
+def verified(path: Path) -> Verification:
+    return verify_record(path, net(), DATA.test.x, DATA.test.y)
 
 
 def test_an_honest_record_holds(honest):
-    found = audited(honest)
+    found = verified(honest)
     assert found.mismatches == [] and found.unchecked == 0 and found.claims > N
 
 
@@ -160,7 +160,7 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_every_change_is_noticed_although_the_digest_fits(lie, honest, tmp_path):
     change, message = LIES[lie]
-    found = audited(changed(honest, tmp_path, change)).mismatches
+    found = verified(changed(honest, tmp_path, change)).mismatches
     assert any(message in mismatch for mismatch in found), found
     assert not any("digest" in mismatch for mismatch in found)
 
@@ -174,8 +174,8 @@ def test_the_digest_covers_the_seed_but_not_where_it_ran(honest):
 
 def test_a_flag_that_follows_from_the_results_may_not_be_removed(honest, tmp_path, monkeypatch):
     flag = ResultWarning("black box beats white box", "1 of 24", "look")
-    monkeypatch.setattr(sys.modules["equipoise.evaluation.verification"], "check_results", lambda results: [flag])
-    assert audited(honest).mismatches == ["the flag 'black box beats white box' is missing: 1 of 24."]
+    monkeypatch.setattr(sys.modules["equipoise.evaluation.consistency"], "check_results", lambda results: [flag])
+    assert verified(honest).mismatches == ["the flag 'black box beats white box' is missing: 1 of 24."]
 
 
 DAMAGES = {
@@ -229,7 +229,7 @@ DAMAGES = {
 def test_refuses_damaged_records_by_a_sentence(damage, honest, tmp_path):
     change, message = DAMAGES[damage]
     with pytest.raises(EquipoiseError) as refused:
-        audited(changed(honest, tmp_path, change))
+        verified(changed(honest, tmp_path, change))
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -258,7 +258,7 @@ def test_refuses_damaged_images_by_a_sentence(damage, honest, tmp_path):
     change(stored)
     np.savez(tmp_path / "r.images.npz", **stored)  # pyright: ignore[reportArgumentType]
     with pytest.raises(EquipoiseError) as refused:
-        audited(path)
+        verified(path)
     assert message in str(refused.value)
 
 
@@ -270,7 +270,7 @@ def test_refuses_files_that_hold_no_images(content, honest, tmp_path):
         with file.open("wb") as opened:
             np.save(opened, np.zeros(3))
     with pytest.raises(EquipoiseError, match=r"cannot read the stored images .*r.images.npz"):
-        audited(path)
+        verified(path)
 
 
 def test_the_model_of_the_caller_stays_as_it_is(tmp_path):
@@ -278,7 +278,7 @@ def test_the_model_of_the_caller_stays_as_it_is(tmp_path):
     data = replace(DATA, train=Split(X[:N].double(), Y[:N]), test=Split(X[N:].double(), Y[N:]))
     evaluate_dataset(model, data, ATTACKS, target="net", examples=0, out=tmp_path / "r.json", images=True)
     before = copy.deepcopy(model.state_dict())
-    assert audit(tmp_path / "r.json", model, DATA.test.x, DATA.test.y).mismatches == []
+    assert verify_record(tmp_path / "r.json", model, DATA.test.x, DATA.test.y).mismatches == []
     assert model.training and all(value.dtype == torch.float64 for value in model.state_dict().values())
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
@@ -296,16 +296,16 @@ def test_a_shard_holds_on_its_samples(tmp_path):
         shard=Shard(2, 2),
     )
     rows = torch.tensor(record.index)
-    assert audit(tmp_path / "r.json", net(), DATA.test.x[rows], DATA.test.y[rows]).mismatches == []
+    assert verify_record(tmp_path / "r.json", net(), DATA.test.x[rows], DATA.test.y[rows]).mismatches == []
 
 
 def test_a_model_that_says_something_else_at_every_call_is_only_checked_for_consistency(honest, tmp_path):
     noisy = net()
     noisy.register_forward_hook(lambda module, args, logits: logits + 0.1 * torch.randn_like(logits))
     with pytest.raises(EquipoiseError, match=r"r.json is consistent, but it is about a randomised model"):
-        audit(honest, noisy, DATA.test.x, DATA.test.y)
+        verify_record(honest, noisy, DATA.test.x, DATA.test.y)
     path = changed(honest, tmp_path, at("queries", "fooled", 0))
-    found = audit(path, noisy, DATA.test.x, DATA.test.y)
+    found = verify_record(path, noisy, DATA.test.x, DATA.test.y)
     assert found.claims == 0 and any("queries" in mismatch for mismatch in found.mismatches)
 
 
@@ -315,7 +315,7 @@ def test_attacks_in_any_order_keep_their_images(tmp_path):
     mixed = [first, second, ("fgsm", suite(["fgsm"], [0.06])[0][1])]
     record = evaluate_dataset(net(), DATA, mixed, target="net", examples=0, out=tmp_path / "r.json", images=True)
     assert [(r.attack, r.eps) for r in record.results[1:]][:2] == [("pgd5", 0.06), ("fgsm", 0.06)]
-    assert audit(tmp_path / "r.json", net(), DATA.test.x, DATA.test.y).mismatches == []
+    assert verify_record(tmp_path / "r.json", net(), DATA.test.x, DATA.test.y).mismatches == []
 
 
 def test_a_model_drawn_from_the_seed_is_inferred_again(tmp_path):
@@ -329,14 +329,14 @@ def test_a_model_drawn_from_the_seed_is_inferred_again(tmp_path):
             model, DATA, attacks, target="net", examples=0, batch_size=5, out=out, images=True, shard=shard, seed=3
         )
         rows = torch.tensor(record.index)
-        found = audit(out, model, DATA.test.x[rows], DATA.test.y[rows])
+        found = verify_record(out, model, DATA.test.x[rows], DATA.test.y[rows])
         assert found.mismatches == [] and found.claims > len(rows)
         assert any(flag.name == "randomised model" for flag in record.flags)
     data = json.loads(out.read_text())
     data["provenance"]["seed"] = 4
     data["digest"] = digest(from_json(data))
     out.write_text(json.dumps(data))
-    assert len(audit(out, model, DATA.test.x[rows], DATA.test.y[rows]).mismatches) > 0
+    assert len(verify_record(out, model, DATA.test.x[rows], DATA.test.y[rows]).mismatches) > 0
 
 
 @pytest.mark.parametrize(
@@ -351,8 +351,8 @@ def test_a_model_drawn_from_the_seed_is_inferred_again(tmp_path):
     ],
 )
 def test_a_command_that_names_no_options_is_left_aside(command, target, honest, capsys):
-    from equipoise.cli.evaluating import _typed
+    from equipoise.cli.verifying import _request_of
 
     record = load(honest)
-    typed = _typed(replace(record, provenance=replace(record.provenance, command=command)), honest)
+    typed = _request_of(replace(record, provenance=replace(record.provenance, command=command)), honest)
     assert (typed and typed.target) == target and capsys.readouterr() == ("", "")

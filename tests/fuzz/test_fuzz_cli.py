@@ -15,10 +15,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pooch
@@ -26,11 +26,13 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from equipoise.cli import auditing, main, options, reproducing, scoring, studying
-from equipoise.cli.method_options import Choice
+from equipoise.cli import auditing, main, reproducing, scoring, studying
+from equipoise.cli.method_options import METHODS as FUNCTIONS
+from equipoise.cli.method_options import choice_of
+from equipoise.cli.options import Option, options_of
 from equipoise.cli.overview import COMMANDS
+from equipoise.cli.requests import REQUESTS
 from equipoise.core.errors import EquipoiseError
-from equipoise.training import Recipe
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.unchecked]
 
@@ -62,40 +64,13 @@ number = 3
 # The grammar
 
 
-@dataclass(frozen=True)
-class ResultWarning:
-    """What can be typed of one field: its flag, empty if it stands alone, and what kind of value it takes."""
-
-    word: str
-    kind: Any
-    many: bool = False
+def flags_of(kind: type) -> list[Option]:
+    """What can be typed of a request, positional values without a flag."""
+    return [replace(option, flag="") if option.positional else option for option in options_of(kind)]
 
 
-def flags_of(kind: type) -> list[ResultWarning]:
-    """The flags of a command or of a part of one."""
-    hints, found = get_type_hints(kind, include_extras=True), []
-    for field in fields(kind):
-        hint = hints[field.name]
-        notes = [str(part) for part in getattr(hint, "__metadata__", ())]
-        while get_origin(hint) is Annotated:
-            hint = get_args(hint)[0]
-        if is_dataclass(hint):
-            found += flags_of(hint)
-        elif field.name not in ("name", "method") or kind is options.Study or kind is options.Reproduce:
-            kinds = (
-                [one for one in get_args(hint) if one is not type(None)] if None.__class__ in get_args(hint) else [hint]
-            )
-            inner, many = (get_args(kinds[0])[0], True) if get_origin(kinds[0]) is tuple else (kinds[0], False)
-            positional = any("Positional" in text or "positional" in text for text in notes)
-            found.append(ResultWarning("" if positional else f"--{field.name.replace('_', '-')}", inner, many))
-    return found
-
-
-METHODS = {get_args(one)[1].name: flags_of(get_args(one)[0]) for one in get_args(Choice)}
-GRAMMAR = {
-    "train": [*flags_of(Recipe), *(f for f in flags_of(options.Train) if f not in flags_of(Recipe))],
-    **{name: flags_of(getattr(options, name.capitalize())) for name in COMMANDS if name != "train"},
-}
+METHODS = {name: flags_of(choice_of(name)) for name in FUNCTIONS}
+GRAMMAR = {name: flags_of(kind) for name, kind in REQUESTS.items()}
 UNBOUND = ("--seed", "--batch-size")
 """Flags whose value may be huge; of all other whole numbers a huge one is work or room that was asked for."""
 
@@ -140,24 +115,24 @@ USUAL_OF = {
 WORDS = [*FILES, *NUMBERS, *SMALL, *TEXTS]
 
 
-def value(flag: ResultWarning) -> st.SearchStrategy[str]:
+def value(flag: Option) -> st.SearchStrategy[str]:
     """A value of a flag: mostly of its kind, sometimes of none."""
     if get_origin(flag.kind) is Literal:
         usual = absurd = [str(one) for one in get_args(flag.kind)]
     else:
-        whole = INTEGERS if flag.word in UNBOUND else SMALL
-        usual = USUAL_OF.get(flag.word) or USUAL.get(flag.kind, TEXTS)
+        whole = INTEGERS if flag.flag in UNBOUND else SMALL
+        usual = USUAL_OF.get(flag.flag) or USUAL.get(flag.kind, TEXTS)
         absurd = {int: whole, float: NUMBERS, Path: FILES}.get(flag.kind, TEXTS)
     often = st.sampled_from(usual)
     return st.one_of(*[often] * 8, st.sampled_from(absurd), st.sampled_from(absurd), st.sampled_from(WORDS))
 
 
 @st.composite
-def typed(draw: st.DrawFn, known: Sequence[ResultWarning], most: int = 3) -> list[str]:
+def typed(draw: st.DrawFn, known: Sequence[Option], most: int = 3) -> list[str]:
     """Some flags, with values; a flag may be misspelt, come twice or lack its value."""
     words = []
     for flag in draw(st.lists(st.sampled_from(list(known)), max_size=most)):
-        name = draw(st.sampled_from([flag.word] * 30 + [flag.word + "x", flag.word.replace("-", "_")]))
+        name = draw(st.sampled_from([flag.flag] * 30 + [flag.flag + "x", flag.flag.replace("-", "_")]))
         if flag.kind is bool:
             words += [name]
             continue
@@ -285,7 +260,7 @@ def check(words: Sequence[str], template: Path, place: Path) -> None:
             assert allowed or before.items() <= contents(place).items(), "something was replaced"
 
 
-TINY = ["--epochs", "1", "--limit", "40", "--evaluate-examples", "2", "--net", "mlp", "--widths", "4"]
+TINY = ["--epochs", "1", "--examples", "40", "--evaluate-examples", "2", "--net", "mlp", "--widths", "4"]
 QUICK = ["--examples", "2", "--attacks", "pgd2"]
 
 
@@ -302,7 +277,7 @@ def test_train(try_out, data):
     own = METHODS.get(method, METHODS["udp"])
     given_words = data.draw(typed([*own, *GRAMMAR["train"]], 4))
     usual = {"--eps": "0.1", "--steps": "1", "--latent": "fc1"}
-    needed = [word for flag in own if flag.word in usual for word in (flag.word, usual[flag.word])]
+    needed = [word for flag in own if flag.flag in usual for word in (flag.flag, usual[flag.flag])]
     place = data.draw(st.sampled_from([[], ["--out", "new/run"], ["--out", "run"]]))
     try_out(["train", method, *needed, *TINY, "--data", "my.npz", *given_words, *place])
 
@@ -331,7 +306,7 @@ def test_others(try_out, command, data):
         "study": [*studying.STUDIES, "stud"],
         "reproduce": ["rethinking-table-9", "udp-figure-3", "x"],
     }.get(command, [])
-    known = [flag for flag in GRAMMAR[command] if flag.word]
+    known = [flag for flag in GRAMMAR[command] if flag.flag]
     target = [data.draw(st.sampled_from(first))] if first else []
     try_out([command, *target, *data.draw(typed(known, 3))])
 

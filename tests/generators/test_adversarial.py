@@ -60,8 +60,8 @@ def test_its_weights_come_from_the_seed_alone():
 def test_its_loss_is_the_formula(scores):
     """½ ‖g(x) - x‖² + a · max(s_c - best other s_j, 0), sample by sample, in float64."""
     net, generator, x = linear(64).double(), moving((1, 8, 8)).double(), inputs((1, 8, 8), 20).double()
-    player = Adversary(generator, crossing=3.0, scores=scores)
-    losses, shown = player.losses(as_predictive(net).draw(), x)
+    adversary = Adversary(generator, crossing=3.0, scores=scores)
+    losses, shown = adversary.losses(as_predictive(net).draw(), x)
     for i in range(len(x)):
         c, moved = int(net(x[i : i + 1]).argmax()), generator(x[i : i + 1])
         s = net(moved)[0] if scores == "logits" else net(moved)[0].softmax(0)
@@ -84,16 +84,16 @@ def test_it_finds_the_margin_of_a_linear_classifier():
         net.weight.copy_(torch.stack([-2 * w, 2 * w]))
         net.bias.zero_()
     x = 0.25 + 0.5 * inputs((features,), n)  # far from the walls
-    player = Adversary(crossing=10.0, lr=3e-3).build_for((features,), 0)
-    predict, optimizer = as_predictive(net).draw(None, frozen_weights(net, "eval")), player.make_optimizer()
-    first = player.losses(predict, x)[0].mean().item()
+    adversary = Adversary(crossing=10.0, lr=3e-3).build_for((features,), 0)
+    predict, optimizer = as_predictive(net).draw(None, frozen_weights(net, "eval")), adversary.make_optimizer()
+    first = adversary.losses(predict, x)[0].mean().item()
     for _ in range(300):
-        losses, shown = player.losses(predict, x)
+        losses, shown = adversary.losses(predict, x)
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()
     # Just over the boundary the hinge is 0 and the distance pulls back: look a hair's breadth further.
-    gone = 1.02 * (player.network()(x) - x) + x
+    gone = 1.02 * (adversary.network()(x) - x) + x
     crossed = net(gone).argmax(1) != net(x).argmax(1)
     margins = (x @ w).abs() / w.norm()
     assert losses.mean() < 0.3 * first
@@ -155,12 +155,12 @@ def test_each_quirk_of_the_published_training_can_be_had_by_itself():
         ((weight, penalty),) = methods.r2(weight=0.1, **quirks).penalties
         assert weight == -0.1
         for name, value in published.items():
-            of = penalty.player if name in ("crossing", "scores") else penalty
+            of = penalty.auxiliary_network if name in ("crossing", "scores") else penalty
             usual = getattr(type(of)(), name)
             assert getattr(of, name) == (value if name in quirks else usual) and value != usual
 
 
-def test_each_player_has_gradients_of_its_own():
+def test_each_network_has_gradients_of_its_own():
     net, generator, x = linear(), moving((12,)), inputs((12,))
     GeneratedMargin(Adversary(generator), halvings=0)(net, x, torch.zeros(6, dtype=torch.int64)).backward()
     assert all(p.grad is None for p in generator.parameters())
@@ -206,10 +206,10 @@ def test_what_is_generated_is_moved_back_to_the_boundary():
     crossed = score.sign() != there.sign()
     assert 5 < crossed.sum() < 35
     margins = torch.where(crossed, score / (score - there) * length, 0.0)
-    y, player = torch.zeros(40, dtype=torch.int64), Adversary(generator)
+    y, adversary = torch.zeros(40, dtype=torch.int64), Adversary(generator)
     # With a softness beyond all cross-entropies R is the mean of eps* over that softness.
     for halvings in (1, 6, 30):
-        found = GeneratedMargin(player, 1e9, halvings)(net, x, y) * 1e9
+        found = GeneratedMargin(adversary, 1e9, halvings)(net, x, y) * 1e9
         assert margins.mean() <= found + 1e-6 <= (margins + length * crossed * 2.0**-halvings).mean() + 2e-6
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from equipoise import nets
-from equipoise.kernels._backward_kernels import Product
+from equipoise.kernels._backward_kernels import Im2colConv
 from equipoise.kernels.input_gradients import AffineNormalization, FastInputGradients
 
 F64 = torch.float64
@@ -26,7 +26,7 @@ def both(x, weight, call):
             with FastInputGradients():
                 value = call(at)
                 (gradient,) = torch.autograd.grad((value**2).sum(), at)
-            fast = type(value.grad_fn).__name__ == "ConvolutionBackward"  # the library's ends in 0
+            fast = type(value.grad_fn).__name__ == "TiledGradientConvBackward"  # the library's ends in 0
         else:
             value = call(at)
             (gradient,) = torch.autograd.grad((value**2).sum(), at)
@@ -98,7 +98,7 @@ def test_the_matrix_product_is_the_convolution_of_the_library(channels, out, ker
     weight = torch.randn(out, channels, *kernel, generator=generator, dtype=F64).contiguous(memory_format=order)
     offset = torch.randn(out, generator=generator, dtype=F64) if bias else None
     plain = F.conv2d(x, weight, offset, stride, padding)
-    product = Product.apply(x, weight, offset, stride, padding)
+    product = Im2colConv.apply(x, weight, offset, stride, padding)
     upstream = torch.randn(plain.shape, generator=generator, dtype=F64)
     gradients = [torch.autograd.grad(value, x, upstream)[0] for value in (plain, product)]
     assert torch.allclose(plain, product, rtol=0, atol=1e-12) and torch.allclose(*gradients, rtol=0, atol=1e-12)
@@ -120,7 +120,7 @@ def test_the_matrix_product_is_used_for_many_bf16_kernels_and_few_pixels(process
             return layer(at.requires_grad_())
 
     def used(at, layer=layer):
-        return "Product" in type(call(at, layer).grad_fn).__name__
+        return "Im2colConv" in type(call(at, layer).grad_fn).__name__
 
     processor(False)
     assert not used(x)
@@ -149,7 +149,7 @@ def test_standing_batch_norm_is_the_library_s(shape, affine, last, seed):
     mean, variance, weight, bias = torch.randn(4, 4, generator=generator, dtype=F64).unbind()
     variance, scales = variance.exp(), (weight, bias) if affine else (None, None)
     plain, fast, _ = both(x, weight, lambda at: F.batch_norm(at, mean, variance, *scales, eps=1e-3))
-    assert torch.equal(plain[0], fast[0]) and "Normalization" in type(fast[0].grad_fn).__name__
+    assert torch.equal(plain[0], fast[0]) and "RunningBatchNorm" in type(fast[0].grad_fn).__name__
     assert torch.allclose(plain[1], fast[1], rtol=0, atol=1e-12 * float(plain[1].abs().max()))
 
 
@@ -158,7 +158,7 @@ def test_batch_norm_that_learns_or_counts_is_left_alone():
 
     def fast(layer):
         with FastInputGradients():
-            return "Normalization" in type(layer(x).grad_fn).__name__
+            return "RunningBatchNorm" in type(layer(x).grad_fn).__name__
 
     layer = nn.BatchNorm2d(4).requires_grad_(False)
     assert not fast(layer) and layer.num_batches_tracked == 1, "batch statistics"
@@ -272,7 +272,7 @@ def test_narrow_convolutions_in_bf16_are_as_exact_as_the_library_s(processor, he
     mode = FastInputGradients()
     with torch.autocast("cpu", torch.bfloat16):
         plain, *fast = [gradient(network, x, mode if number else None) for number in range(4)]
-    assert kinds[-1] == "LargestBackward", "the second convolution, too"
+    assert kinds[-1] == "PolyphaseMaxBackward", "the second convolution, too"
     apart = [float((found - exact).norm() / exact.norm()) for found in (plain, *fast)]
     assert max(apart[1:]) < 1.25 * apart[0] < 0.25
 
@@ -320,7 +320,7 @@ def test_pooling_is_fast_where_it_applies_and_only_there():
 
     def fast(y, *args, **kwargs):
         with FastInputGradients():
-            return "Pooling" in type(F.max_pool2d(y, *args, **kwargs).grad_fn).__name__
+            return "MaxPool2x2" in type(F.max_pool2d(y, *args, **kwargs).grad_fn).__name__
 
     assert fast(x, 2) and fast(x, (2, 2), 2) and fast(x, kernel_size=2, stride=None, ceil_mode=True)
     assert not fast(x, 3) and not fast(x, 2, 1) and not fast(x, 2, padding=1) and not fast(x[:, :, :5], 2)
@@ -382,7 +382,7 @@ def test_a_pooled_convolution_is_the_library_s_and_so_are_its_ties(
     assert all(torch.equal(a, b) for found in fast for a, b in zip(found, plain, strict=True))
     even = all((s + 2 * p - k) % 2 and p < k for s, p, k in zip(size, padding, kernel, strict=True))
     if first or rectify is None:
-        assert kinds[1:] == ["LargestBackward" if even and channels <= 4 else kinds[0]] * 2
+        assert kinds[1:] == ["PolyphaseMaxBackward" if even and channels <= 4 else kinds[0]] * 2
 
 
 OTHER_USES = {
@@ -416,7 +416,7 @@ def test_a_convolution_that_is_used_otherwise_is_what_it_seems(use, learned):
     x, mode = few_levels(2, 2, 8, 8) + 0.125, FastInputGradients()
     if learned:
         _, _, kinds = each_time(lambda at: F.max_pool2d(F.conv2d(at, weight, offset, padding=1), 2), x, mode)
-        assert kinds == ["PoolingBackward", "LargestBackward", "LargestBackward"]
+        assert kinds == ["MaxPool2x2Backward", "PolyphaseMaxBackward", "PolyphaseMaxBackward"]
     plain, fast, _ = each_time(lambda at: OTHER_USES[use](F.conv2d(at, weight, offset, padding=1)), x, mode)
     assert all(same(a, b) for found in fast for a, b in zip(found, plain, strict=True))
 
@@ -427,7 +427,7 @@ def test_parameters_may_change_between_two_passes():
     for change in (lambda: None, lambda: weight.mul_(2), lambda: offset.add_(1), lambda: weight.zero_()):
         change()
         plain, fast, kinds = each_time(lambda at: F.max_pool2d(F.conv2d(at, weight, offset), 2), x, mode)
-        assert kinds[-1] == "LargestBackward"
+        assert kinds[-1] == "PolyphaseMaxBackward"
         assert all(torch.equal(a, b) for found in fast for a, b in zip(found, plain, strict=True))
     other = offset + 1  # the same kernels with another offset
     plain, fast, _ = each_time(lambda at: F.max_pool2d(F.conv2d(at, weight, other), 2), x, mode)

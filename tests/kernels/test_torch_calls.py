@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, pair
+from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, leaves, map_leaves, pair
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,19 @@ def test_what_they_say_of_themselves():
     assert Conv2d(x, x, padding=2).is_plain and not Conv2d(x, x, stride=(1, 2)).is_plain
     assert not Conv2d(x, x, groups=3).is_plain and not Conv2d(x, x, dilation=2).is_plain
     mean, variance = torch.zeros(3), torch.ones(3)
-    assert BatchNorm(x, mean, variance).stands and not BatchNorm(x, mean, variance, training=True).stands
-    assert not BatchNorm(x, None, None).stands
-    assert MaxPool2d(x, 2).halves and MaxPool2d(x, (2, 2), 2).halves and not MaxPool2d(x, 2, 1).halves
+    assert BatchNorm(x, mean, variance).uses_running_statistics
+    assert not BatchNorm(x, mean, variance, training=True).uses_running_statistics
+    assert not BatchNorm(x, None, None).uses_running_statistics
+    assert MaxPool2d(x, 2).is_2x2 and MaxPool2d(x, (2, 2), 2).is_2x2 and not MaxPool2d(x, 2, 1).is_2x2
     assert MaxPool2d(x, 3, 2).window == ((3, 3), (2, 2)) and MaxPool2d(x, 3, 2, 1).window is None
     assert MaxPool2d(x, 2, return_indices=True).window is MaxPool2d(x, 2, dilation=2).window is None
     assert AvgPool2d(x, 2).window == ((2, 2), (2, 2)) and AvgPool2d(x, 2, divisor_override=3).window is None
     assert pair(3) == (3, 3) and pair([1, 2]) == (1, 2) and pair("same") is pair((1, 2, 3)) is None
+
+
+def test_nested_arguments_are_walked_in_order_and_keep_their_shape():
+    arguments = ((1, [2, 3]), {"dim": 4, "options": (5, {})}, torch.Size([6]))
+    assert list(leaves(arguments)) == [1, 2, 3, 4, 5, 6]
+    doubled = map_leaves(arguments[:2], lambda value: 2 * value)
+    assert doubled == ((2, [4, 6]), {"dim": 8, "options": (10, {})})
+    assert map_leaves(arguments[2], lambda value: value) is arguments[2], "other containers are values themselves"

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from equipoise.attacks.execution import frozen_model
 from equipoise.core.rng import Streams
 from equipoise.core.types import Prediction
-from equipoise.kernels import windowed
-from equipoise.kernels._backward_kernels import Quartered
-from equipoise.kernels.windowed import LocalForward
+from equipoise.kernels import _partial_images, windowed
+from equipoise.kernels._backward_kernels import PolyphaseConv
+from equipoise.kernels.windowed import WindowedForward
 from equipoise.models import Single
 from equipoise.nets import Normalize, build
 
@@ -23,16 +23,16 @@ pytestmark = pytest.mark.unchecked
 F64 = torch.float64
 
 
-def local_of(net: nn.Module, x: Tensor) -> LocalForward:
+def local_of(net: nn.Module, x: Tensor) -> WindowedForward:
     single = Single(net.eval())
     with torch.no_grad():
-        return LocalForward.of(single.draw(), x)
+        return WindowedForward.of(single.draw(), x)
 
 
 @pytest.fixture
 def everywhere(monkeypatch):
     """However much of an image changes, it is computed in a window."""
-    monkeypatch.setattr(windowed, "MOST_CHANGED", 2.0)
+    monkeypatch.setattr(_partial_images, "MOST_CHANGED", 2.0)
 
 
 def settled(net: nn.Module, seed: int) -> nn.Module:
@@ -48,7 +48,7 @@ def settled(net: nn.Module, seed: int) -> nn.Module:
 
 
 def agree(
-    net: nn.Module, local: LocalForward, shape: tuple[int, ...], window, seed: int = 0, moves: bool = True
+    net: nn.Module, local: WindowedForward, shape: tuple[int, ...], window, seed: int = 0, moves: bool = True
 ) -> None:
     """A change in a window: predicted as by the network, nothing written before it is, and then all that is kept."""
     g = torch.Generator().manual_seed(seed)
@@ -126,11 +126,11 @@ def test_local_is_whole(seed):
         features = chain(torch.zeros(shape)).flatten(1).shape[1]
     net = settled(nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 3)), seed)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(windowed, "MOST_CHANGED", 2.0)
+        patched.setattr(_partial_images, "MOST_CHANGED", 2.0)
         local = local_of(net, torch.rand(2, *shape[1:], dtype=F64))
         agree(net, local, tuple(shape[1:]), window, seed, moves=False)
     if any(isinstance(layer, nn.Conv2d) for layer in layers):
-        assert local.kept
+        assert local.stored
 
 
 class Residual(nn.Module):
@@ -194,7 +194,7 @@ def test_branches(kind, window, everywhere):
         net(torch.zeros(1, 2, 12, 14))
     net = settled(net, 0)
     local = local_of(net, torch.rand(2, 2, 12, 14, dtype=F64))
-    assert local.kept
+    assert local.stored
     agree(net, local, (2, 12, 14), window)
 
 
@@ -207,7 +207,7 @@ def test_our_networks(name):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(windowed, "MOST_MEMORY", 10**8)  # in float64
         local = local_of(net, torch.rand(2, *shape, dtype=F64))
-    assert local.kept
+    assert local.stored
     agree(net, local, shape, ((5, 8), (20, 23)))
     agree(net, local, shape, ((0, shape[1]), (2, shape[1])))
 
@@ -229,7 +229,7 @@ def test_less_is_computed():
         patched.setattr(torch, "conv2d", watched)
         local.predict(stages, torch.arange(2), x[:, :, 8:11, 8:11] / 2, ((8, 11), (8, 11)))
     assert seen[:5] == [(7, 7), (9, 9), (11, 11), (13, 13), (15, 15)]
-    assert len(local.kept) > 8 and sum(stage[0].nbytes for stage in stages) < windowed.MOST_MEMORY
+    assert len(local.stored) > 8 and sum(stage[0].nbytes for stage in stages) < windowed.MOST_MEMORY
 
 
 class Looks(Residual):
@@ -262,7 +262,7 @@ def test_what_is_not_seen_to_agree_is_computed_whole(net, everywhere):
     with torch.no_grad():
         net(x)
         local = local_of(net, x)
-        assert local.kept == () and len(local.stages(x)) == 1
+        assert local.stored == () and len(local.stages(x)) == 1
         patch, rows = torch.ones(2, 2, 2, 2), torch.tensor([1, 5])
         new = x[rows]
         new[:, :, 2:4, 0:2] = 1
@@ -272,9 +272,9 @@ def test_what_is_not_seen_to_agree_is_computed_whole(net, everywhere):
 
 def test_too_much_to_keep(monkeypatch):
     net, x = build("small-cnn", shape=(1, 28, 28), classes=10, seed=0), torch.rand(2, 1, 28, 28)
-    assert local_of(net, x).kept
+    assert local_of(net, x).stored
     monkeypatch.setattr(windowed, "MOST_MEMORY", 100_000)
-    assert not local_of(net, x).kept
+    assert not local_of(net, x).stored
 
 
 def test_the_model_is_left_alone():
@@ -282,7 +282,7 @@ def test_the_model_is_left_alone():
     before, x = {k: v.clone() for k, v in net.state_dict().items()}, torch.rand(2, 1, 8, 8)
     kept = x.clone()
     local = local_of(net, x)
-    assert local.kept and torch.equal(x, kept) and not any(layer._forward_hooks for layer in net)
+    assert local.stored and torch.equal(x, kept) and not any(layer._forward_hooks for layer in net)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
@@ -297,19 +297,19 @@ def test_many_rows_go_in_pieces(everywhere):
 
     rows = torch.arange(600)
     with torch.no_grad():
-        for local in (LocalForward(predict), LocalForward.of(predict, x)):
+        for local in (WindowedForward(predict), WindowedForward.of(predict, x)):
             sizes.clear()
             here = local.predict(local.stages(x), rows, 1 - x, ((0, 6), (0, 6)))[0].logits[0]
             assert max(sizes) <= 256 and torch.allclose(here, net(1 - x))
-        assert local.kept
+        assert local.stored
 
 
 @pytest.mark.parametrize(("size", "kernel", "quarters"), [(28, 5, True), (27, 5, False), (28, 4, False)])
 @pytest.mark.parametrize("rectified", [True, False])
 def test_a_pooled_convolution_is_computed_in_quarters_where_it_can_be(size, kernel, quarters, rectified, monkeypatch):
     used = []
-    call = Quartered.__call__
-    monkeypatch.setattr(Quartered, "__call__", lambda self, *args: used.append(1) or call(self, *args))
+    call = PolyphaseConv.__call__
+    monkeypatch.setattr(PolyphaseConv, "__call__", lambda self, *args: used.append(1) or call(self, *args))
     layers = [nn.Conv2d(2, 3, kernel), nn.ReLU(), nn.MaxPool2d(2)]
     chain = nn.Sequential(*layers if rectified else layers[::2])
     features = chain(torch.zeros(1, 2, size, size)).numel()
@@ -331,7 +331,7 @@ def test_in_bf16(units, monkeypatch):
     single, rows = Single(net), torch.arange(4)
     with torch.no_grad(), frozen_model(single, x, "eval", "bf16") as draw:
         predict = draw(Streams.of(0, rows))
-        local = LocalForward.of(predict, x)
+        local = WindowedForward.of(predict, x)
         stages = local.stages(x)
         assert len(stages) > 1
         assert {stage.dtype for stage in stages[1:]} == ({torch.bfloat16} if units else {torch.float32, torch.bfloat16})

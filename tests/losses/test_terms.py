@@ -1,6 +1,7 @@
 """Methods as sums: the algebra, and the losses against plain formulas."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from equipoise import attacks
-from equipoise.attacks import pgd, trades, udp
+from equipoise.attacks import trades, udp
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
 from equipoise.losses.objectives import cross_entropy, dlr, entropy, kl, smoothed_cross_entropy
 from equipoise.losses.terms import Method, Perturbation, Term, as_method
 from equipoise.models import Single
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 F64 = torch.float64
 PGD, UDP = pgd(0.1, 0.02, 5), udp(0.1, 0.02, 5)

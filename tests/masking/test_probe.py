@@ -16,7 +16,9 @@ from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.evaluation.suites import PUBLISHED
 from equipoise.geometry import Box
-from equipoise.masking.model_checks import check_model, check_results
+from equipoise.masking import model_checks
+from equipoise.masking.model_checks import check_model
+from equipoise.masking.result_checks import check_results
 from equipoise.models import Single
 from equipoise.nets import MLP, LeNet, Normalize, PreActResNet18
 from equipoise.results.records import AttackRecord, ResultWarning
@@ -515,3 +517,9 @@ def test_what_cannot_be_compared_is_not_judged():
     assert check_results([result("pgd", 50), result("square", 60, eps=0.2)]) == [], "another radius"
     assert check_results([result("pgd", 50, n=20_000), result("square", 60, n=20_000)]) == [], "a small share"
     assert check_results([result("pgd", 1, n=10), result("square", 3, n=10)]) == [], "too few samples"
+
+
+@pytest.mark.parametrize("name", ["check_results", "is_black_box", "gradient_errors"])
+def test_names_that_were_in_this_module_are_still_found_there(name):
+    with pytest.warns(DeprecationWarning, match=rf"model_checks\.{name} has been renamed: write equipoise\.masking\."):
+        assert callable(getattr(model_checks, name))

@@ -3,13 +3,15 @@
 import copy
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import pgd, udp
+from equipoise import attacks
+from equipoise.attacks import udp
 from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
@@ -25,6 +27,8 @@ from equipoise.models.deep_kernel_gp import (
 )
 from equipoise.nets import Normalize
 from equipoise.nets.due import FCResNet, WideResNetFeatures
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -1,12 +1,14 @@
 """Ensembles: against plain means, members trained alone, and themselves computed the other way."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from equipoise.attacks import pgd, udp
+from equipoise import attacks
+from equipoise.attacks import udp
 from equipoise.attacks.spaces import Latent
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
@@ -17,6 +19,8 @@ from equipoise.nets import build
 from equipoise.training import Recipe, build_model, fit
 from equipoise.training.methods import standard, trades
 from equipoise.training.methods import udp as udp_training
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 X, Y = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
 

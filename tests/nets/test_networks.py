@@ -264,7 +264,7 @@ def test_lenet_takes_an_image_or_says_why_not(height, width):
         (lambda: ResNet18((784,)), r"resnet18 needs images .* got inputs of shape \(784,\)"),
         (
             lambda: build("small-cnn", (1, 7, 9)),
-            r"small-cnn needs .* at least 8x8 pixels, got shape \(1, 7, 9\)",
+            r"small-cnn needs .* at least 8x8 pixels, got inputs of shape \(1, 7, 9\)",
         ),
         (lambda: build("resnet20", (784,)), r"resnet20 needs images .* got inputs of shape \(784,\)"),
         (lambda: ResNet18(SVHN, dropout=1.0), r"dropout of a resnet18 must be a probability in \[0, 1\), got 1.0"),

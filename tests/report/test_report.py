@@ -15,9 +15,9 @@ from scipy.stats import binomtest
 
 from equipoise.core.errors import EquipoiseError
 from equipoise.report import report
+from equipoise.report.accuracy import significance_marks
 from equipoise.report.chains import descent, stages
 from equipoise.report.pages import duration, radius, value
-from equipoise.report.report import standing
 from equipoise.results.records import AttackRecord, ResultWarning, load, save
 
 pytestmark = pytest.mark.unchecked
@@ -133,14 +133,14 @@ def test_every_number_of_the_table_follows_from_the_records(three_runs, tmp_path
             assert cell.endswith(f"{100 * k / n:.1f} {100 * low:.1f}–{100 * high:.1f}")
 
 
-def test_the_best_is_marked_and_what_overlaps_it_is_said_not_to_differ(three_runs, tmp_path):
+def test_the_best_is_marked_and_what_overlaps_it_does_not_differ_significantly(three_runs, tmp_path):
     page = parse(report(three_runs, tmp_path / "r.html"))
     marks = [[cell[0] if cell[0] in "★≈" else "" for cell in cells] for _, cells in table(page)]
     assert marks == [["★", "", "", "", ""], ["≈", "★", "★", "★", "★"], ["≈", "≈", "≈", "≈", ""]]
     lede = next(page.all("p", class_="lede")).text
     assert "Standard, PGD-AT and UDP were evaluated on digits (test split), n = 200 samples." in lede
     assert "At L∞, ε = 0.1, the best robust accuracy, in the worst case over the attacks, is 79.0 %" in lede
-    assert "by PGD-AT. The interval of UDP overlaps it: this many samples do not tell the two apart." in lede
+    assert "by PGD-AT. The interval of UDP overlaps it: the two do not differ significantly." in lede
     assert (
         "The best trade-off, the mean of clean and robust accuracy, is 87.0 %, by PGD-AT (95.0 % clean, 79.0 % robust)."
         in lede
@@ -149,10 +149,10 @@ def test_the_best_is_marked_and_what_overlaps_it_is_said_not_to_differ(three_run
 
 
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=6))
-def test_standing_follows_the_intervals(rights):
+def test_significance_marks_follow_the_intervals(rights):
     results = [AttackRecord("pgd", "linf", 0.1, [i < right for i in range(50)]) for right in rights]
     low = max(binomtest(right, 50).proportion_ci(method="wilson").low for right in rights)
-    for right, mark in zip(rights, standing(results), strict=True):
+    for right, mark in zip(rights, significance_marks(results), strict=True):
         overlaps = binomtest(right, 50).proportion_ci(method="wilson").high >= low
         assert mark == ("best" if right == max(rights) else "tied" if overlaps else "")
 
@@ -655,7 +655,7 @@ def test_the_last_part_leaves_the_accuracy_of_the_attack(winners):
     assert sum(stage.fooled for stage in found) == sum(w is not None for w in winners)
     assert found[-1].accuracy == result.accuracy
     assert found[-1].interval == result.interval
-    assert found[0].left == sum(w != "clean" for w in winners)
+    assert found[0].remaining == sum(w != "clean" for w in winners)
     assert {stage.queries for stage in found} == {None}
 
 
@@ -697,10 +697,10 @@ def test_flags_on_disk_are_not_refused_and_stand_before_the_numbers_of_their_mod
     audit = section(tmp_path / "r.html")
     (box,) = audit.all("div", class_="flags")
     assert box.text == (
-        "Reasons to doubt these numbers Randomised model: logits change by up to 0.4. What to do: average over draws."
+        "Warnings about these numbers Randomised model: logits change by up to 0.4. What to do: average over draws."
     )
     assert "No flags raised" not in audit.text
-    assert audit.text.index("Reasons to doubt") < audit.text.index("AutoAttack")
+    assert audit.text.index("Warnings about") < audit.text.index("AutoAttack")
     assert "listed under Audit: randomised model" in next(page.all(class_="notes")).text
 
 

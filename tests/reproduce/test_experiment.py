@@ -30,7 +30,7 @@ from equipoise.reproduce import (
     robust,
     trade_off,
 )
-from equipoise.reproduce.tasks import code_version, key
+from equipoise.reproduce.running import code_version, key
 from equipoise.results.findings import Findings, Number, Study
 from equipoise.results.provenance import provenance
 from equipoise.results.records import AttackRecord, Evaluation
@@ -123,12 +123,18 @@ def test_a_key_is_that_of_everything_that_decides_the_result():
 def test_the_code_version_is_that_of_all_that_computes_and_of_nothing_that_presents(tmp_path, monkeypatch):
     monkeypatch.setattr(equipoise, "__file__", str(tmp_path / "__init__.py"))
     versions = []
-    counted = ("__init__.py", "kernels/native/chain.c", "kernels/native/lanes.h", "reproduce/tasks.py")
+    counted = (
+        "__init__.py",
+        "kernels/native/layers.c",
+        "kernels/native/simd.h",
+        "reproduce/tasks.py",
+        "reproduce/running.py",
+    )
     for name in (*counted, "reproduce/studies/lms5.py", "reproduce/papers/t.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
         versions.append(code_version.__wrapped__())
-    assert len(set(versions)) == 5 and versions[-1] == versions[-2]
+    assert len(set(versions)) == 6 and versions[-1] == versions[-2]
 
 
 def test_another_dataset_of_the_same_name_has_another_key(tmp_path):
@@ -218,7 +224,7 @@ def test_one_setting_changed_is_a_deviation_of_every_training():
     [
         ("rethinking-table-9", {"lrr": 0.1}, "setting 'lrr'.*did you mean 'lr'"),
         ("rethinking-table-9", {"lr": "fast"}, "lr = 'fast': expected a number"),
-        ("rethinking-table-9", {"epochs": 1.5}, "epochs = 1.5: expected a whole number"),
+        ("rethinking-table-9", {"epochs": 1.5}, "epochs = 1.5: expected an integer"),
         ("rethinking-table-9", {"lr": -0.1}, "lr = -0.1 trains nothing"),
         ("rethinking-table-9", {"seed": 3}, "setting 'seed'"),
         ("framework-table-1", {"method.softness": -1.0}, "softness = -1.0"),
@@ -240,7 +246,7 @@ def test_a_generator_takes_as_many_steps_in_a_shorter_training():
     tiny = one.scaled(0.01)
     assert tiny.recipe.epochs == 1 and tiny.samples == 18_000 and tiny.method.options["generator_steps"] == 100
     ((_, penalty),) = tenth.method().penalties
-    assert penalty.player.steps == 10
+    assert penalty.auxiliary_network.steps == 10
 
 
 def test_what_is_read_from_an_evaluation():

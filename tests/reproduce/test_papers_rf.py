@@ -25,7 +25,7 @@ from equipoise.reproduce import (
     Chart,
     DataManifold,
     Evaluated,
-    Measured,
+    MeasureTask,
     Net,
     Part,
     Setting,
@@ -35,13 +35,13 @@ from equipoise.reproduce import (
     Variant,
     call,
     experiment,
+    measures,
     names,
     number,
 )
-from equipoise.reproduce import measures_rf as measures
 from equipoise.reproduce.experiment import cells
-from equipoise.reproduce.printed import printed, rounding
-from equipoise.reproduce.tasks import key, result
+from equipoise.reproduce.published import rounding, table_values
+from equipoise.reproduce.running import key, result, run
 from equipoise.results.findings import Findings, Number, Study
 from equipoise.training import Recipe
 from equipoise.training.penalties import radial_weights
@@ -90,7 +90,7 @@ def test_every_table_and_figure_of_both_papers_is_there():
 
 
 def test_a_table_as_printed():
-    found = list(printed("\n      A  No_B\nx y  1.25  74\nz  -  0.5\n"))
+    found = list(table_values("\n      A  No_B\nx y  1.25  74\nz  -  0.5\n"))
     assert found == [("x y", "A", 1.25, 0.005), ("x y", "No B", 74.0, 0.005), ("z", "No B", 0.5, 0.005)]
     assert rounding("0.1919") == 0.00005
 
@@ -274,7 +274,7 @@ def test_training_for_r2_is_printed_or_corrected():
 def test_r2_is_scored_in_the_papers_norms_as_published(name):
     """FGSM and PGD in a Linf ball of .3, PGD with 40 steps of .01, distances in L2."""
     for variant, options in (("as published", {"published": True}), ("corrected", {})):
-        found = [t for t in tasks_of(name, variant) if isinstance(t, Measured) and "r2_score" in t.function.function]
+        found = [t for t in tasks_of(name, variant) if isinstance(t, MeasureTask) and "r2_score" in t.function.function]
         assert found and all(task.function.options == options for task in found)
     attack = published_margin_attack()
     assert attack.geometry.norm == "l2" and attack.names == ("fgsm", "pgd", "bg")
@@ -292,7 +292,7 @@ def test_networks_of_f_are_one_for_all_but_cifar_10():
     assert nets == {("cifar10", "resnet20"), *((d, "small-cnn") for d in ("mnist", "svhn", "fashion-mnist"))}
     along = [one for one in trainings("framework-table-4") if one.method.function.endswith(":r4")]
     assert along and all((one.method.options["samples"], one.method.options["sigma"]) == (10, 0.06) for one in along)
-    scores = [t for t in tasks_of("framework-table-4") if isinstance(t, Measured)]
+    scores = [t for t in tasks_of("framework-table-4") if isinstance(t, MeasureTask)]
     assert scores and all(t.function.options == {"samples": 200, "sigma": 0.06} for t in scores)
     assert len({repr(t.manifold) for t in scores} | {repr(one.manifold) for one in along}) == 1
 
@@ -300,7 +300,7 @@ def test_networks_of_f_are_one_for_all_but_cifar_10():
 _FOUND: dict[str, Study] = {}
 
 
-def measured(task: Measured) -> Study:
+def measured(task: MeasureTask) -> Study:
     """What a measurement finds of as many linear networks, on ten samples; once for each function and its options."""
     function = replace(task.function, options={k: LESS.get(k, v) for k, v in task.function.options.items()})
     if (word := f"{function} {len(task.of)}") not in _FOUND:
@@ -315,14 +315,14 @@ def measured(task: Measured) -> Study:
 
 LESS = {"samples": 5}
 CURVES = ("rethinking-figure-1", "rethinking-figure-2")
-MEASURING = [n for n in OURS if n not in CURVES and any(isinstance(task, Measured) for task in tasks_of(n))]
+MEASURING = [n for n in OURS if n not in CURVES and any(isinstance(task, MeasureTask) for task in tasks_of(n))]
 
 
 @pytest.mark.parametrize("name", MEASURING)
 def test_what_is_read_is_what_is_measured(name):
     """Every measurement gives the numbers that its cells ask for."""
     for cell in every_cell(name):
-        if isinstance(cell.tasks[0], Measured):
+        if isinstance(cell.tasks[0], MeasureTask):
             assert len(cell.read(measured(cell.tasks[0]))) >= 1
 
 
@@ -446,7 +446,7 @@ def test_corruptions_are_averaged_sample_by_sample():
 def test_a_manifold_is_a_task_that_a_training_needs(tmp_path):
     manifold = DataManifold("digits", Recipe(epochs=2), codes=2, width=2, samples=200)
     one = Training(call(methods.r4), Net("mlp", {"widths": [8]}), "digits", Recipe(epochs=4), 200, manifold)
-    measured = Measured(call(measures.r4_score, samples=4), [one], "?", "last", 10, manifold=manifold)
+    measured = MeasureTask(call(measures.r4_score, samples=4), [one], "?", "last", 10, manifold=manifold)
     assert one.needs == (manifold,) and measured.needs == (one, manifold)
     half = measured.scaled(0.5)
     assert half.manifold == half.of[0].manifold == manifold.scaled(0.5)
@@ -458,7 +458,7 @@ def test_a_manifold_is_a_task_that_a_training_needs(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EquipoiseWarning)  # so small a network learns nothing in two epochs
         for task in (manifold, few, half.of[0], half):
-            task.run(setting, silent)
+            run(task, setting, silent)
     error = number("squared error of a pixel")(result(manifold, setting))
     assert len(error) == 1 and 0 < error[0] < 1
     assert len(number("R4")(result(half, setting))) == 10

@@ -21,7 +21,7 @@ from equipoise.reproduce import (
     Cell,
     Chart,
     Evaluated,
-    Measured,
+    MeasureTask,
     Net,
     PublishedValue,
     Setting,
@@ -35,8 +35,9 @@ from equipoise.reproduce import (
     number,
 )
 from equipoise.reproduce.experiment import cells
+from equipoise.reproduce.running import key, result, run
 from equipoise.reproduce.studies import STUDIES
-from equipoise.reproduce.tasks import datasets, key, result
+from equipoise.reproduce.tasks import datasets
 from equipoise.training import Recipe, training_split
 
 
@@ -358,7 +359,7 @@ def test_overfitting_is_followed_with_the_papers_attacks():
     for name, eps, steps in (("udp-figure-13", 0.2, 20), ("uta-figure-4", 0.2, 20), ("uta-figure-9", 8 / 255, 10)):
         followed = [part.task for part in experiment(name).plan().parts if isinstance(part, PublishedValue)][:2]
         for task in followed:
-            assert isinstance(task, Measured) and task.courses and len(task.of) == 3
+            assert isinstance(task, MeasureTask) and task.courses and len(task.of) == 3
             for one in task.of:
                 assert (one.recipe.valid_eps, one.recipe.valid_steps) == (eps, steps)
                 climb = ascent(one)
@@ -392,13 +393,13 @@ def short() -> Training:
 
 
 def test_a_measurement_is_given_another_dataset_and_the_course_of_the_training(setting, short):
-    transfer = Measured(call(measures.transfer, layer="input"), [short], "?", "last", 50, samples=40, target="other")
-    course = Measured(call(measures.course, strong="PGD-10"), [short], "?", "last", courses=True)
+    transfer = MeasureTask(call(measures.transfer, layer="input"), [short], "?", "last", 50, samples=40, target="other")
+    course = MeasureTask(call(measures.course, strong="PGD-10"), [short], "?", "last", courses=True)
     for task in (short, transfer, course):
-        task.run(setting, lambda what, share: None)
+        run(task, setting, lambda what, share: None)
     right = number(measures.TRANSFER)(result(transfer, setting))
     assert len(right) == 50 and np.mean(right) > 0.9  # the first pixel says it
-    lines = (setting.place(short) / "metrics.jsonl").read_text().splitlines()
+    lines = (setting.folder_of(short) / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert len(lines) == 2
     assert number("PGD-10 accuracy at the end")(result(course, setting)) == [last["valid_pgd"]]
@@ -406,7 +407,7 @@ def test_a_measurement_is_given_another_dataset_and_the_course_of_the_training(s
 
 
 def test_the_target_is_data_of_the_measurement(setting, short, tmp_path):
-    task = Measured(call(measures.transfer, layer="fc1"), [short], "?", samples=50_000, target="other")
+    task = MeasureTask(call(measures.transfer, layer="fc1"), [short], "?", samples=50_000, target="other")
     assert datasets(task) == ["digits", "other"] and datasets(short) == ["digits"]
     assert task.scaled(0.01).samples == 500 and task.scaled(0.001).samples == 200
     other = np.load(tmp_path / "other.npz")

@@ -27,10 +27,11 @@ from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate_dataset, suite
 from equipoise.nets import build, registry
 from equipoise.reproduce import (
+    Call,
     Cell,
     Evaluated,
     Experiment,
-    Measured,
+    MeasureTask,
     Net,
     Part,
     Plan,
@@ -47,10 +48,12 @@ from equipoise.reproduce import (
     found,
     names,
     sweep,
+    sweep_folder,
+    workers,
 )
 from equipoise.reproduce.experiment import cells
+from equipoise.reproduce.running import result, run
 from equipoise.reproduce.stand_in import KINDS, stand_in
-from equipoise.reproduce.tasks import result
 from equipoise.results.records import Evaluation, digest
 from equipoise.training import Recipe, fit, load_run
 
@@ -86,7 +89,7 @@ def records(plan: Plan, setting: Setting) -> list[str]:
     """What the sweep found, to the last bit, without times and places."""
     found = []
     for task in plan.tasks():
-        place, record = setting.place(task), result(task, setting)
+        place, record = setting.folder_of(task), result(task, setting)
         if isinstance(record, Evaluation):
             found.append(digest(replace(record, target="")))
         else:
@@ -103,7 +106,7 @@ def here(tmp_path) -> Setting:
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
     """Progress is looked at after every step."""
-    monkeypatch.setattr(sweep, "_EVERY", 0.0)
+    monkeypatch.setattr(workers, "_INTERVAL", 0.0)
 
 
 def read(path: Path) -> dict:
@@ -117,8 +120,8 @@ def test_a_transferred_attack_is_made_on_the_weights_that_are_asked_for(here):
     own = replace(moved, proxies=())
     sweep.sweep(toy(moved, own).plan(), here, workers=1)
     first, white_box = result(moved, here), result(own, here)
-    shutil.rmtree(here.place(moved))
-    shutil.copy(here.place(of) / "last.safetensors", here.place(proxy) / "best.safetensors")
+    shutil.rmtree(here.folder_of(moved))
+    shutil.copy(here.folder_of(of) / "last.safetensors", here.folder_of(proxy) / "best.safetensors")
     sweep.sweep(toy(moved, own).plan(), here, workers=1)
     again = result(moved, here)
     assert [one.correct for one in again.results] == [one.correct for one in first.results]
@@ -127,14 +130,14 @@ def test_a_transferred_attack_is_made_on_the_weights_that_are_asked_for(here):
 
 def test_every_task_is_done_once_and_never_again(here, monkeypatch):
     done = []
-    monkeypatch.setattr(sweep, "_do", lambda task, *rest, do=sweep._do: (done.append(task), do(task, *rest))[1])
+    monkeypatch.setattr(workers, "run", lambda task, *rest: (done.append(task), run(task, *rest))[1])
     outcome = sweep.sweep(plan(), here, workers=1)
     assert len(outcome.finished) == len(done) == 4 and not outcome.failed and not outcome.not_begun
     assert sorted(map(repr, done)) == sorted(map(repr, plan().tasks()))
     assert all(done.index(one.of) < done.index(one) for one in done if isinstance(one, Evaluated))
     assert sweep.sweep(plan(), here, workers=1).finished == outcome.finished
     assert len(done) == 4
-    (here.place(training(1)) / "done.json").unlink()
+    (here.folder_of(training(1)) / "done.json").unlink()
     sweep.sweep(plan(), here, workers=1)
     assert done[4:] == [training(1)]
 
@@ -142,23 +145,23 @@ def test_every_task_is_done_once_and_never_again(here, monkeypatch):
 def test_what_is_finished_in_another_folder_is_taken_from_there(here, tmp_path, monkeypatch):
     """Only what is finished: the training of the second evaluation lies there too, begun and no more."""
     sweep.sweep(plan(1), here, workers=1)
-    begun = here.place(training(1))
+    begun = here.folder_of(training(1))
     begun.mkdir()
     (begun / "progress.json").write_text("{}")
     done = []
-    monkeypatch.setattr(sweep, "_do", lambda task, *rest, do=sweep._do: (done.append(task), do(task, *rest))[1])
+    monkeypatch.setattr(workers, "run", lambda task, *rest: (done.append(task), run(task, *rest))[1])
     other = replace(here, folder=tmp_path / "other")
-    copytree = sweep.copytree
+    copytree = sweep_folder.copytree
 
     def killed(found, scratch, **options):
         copytree(found, scratch, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "copytree", killed)
+    monkeypatch.setattr(sweep_folder, "copytree", killed)
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(plan(2), other, workers=1, reuse=[here.folder])
-    assert not sweep.is_done(other.place(training(0))) and list(other.folder.glob("*.copying"))
-    monkeypatch.setattr(sweep, "copytree", copytree)
+    assert not sweep_folder.is_done(other.folder_of(training(0))) and list(other.folder.glob("*.copying"))
+    monkeypatch.setattr(sweep_folder, "copytree", copytree)
     outcome = sweep.sweep(plan(2), other, workers=1, reuse=[here.folder])
     assert len(outcome.finished) == 4 and done == [training(1), evaluated(1)]
     assert records(plan(1), other) == records(plan(1), here) and not list(other.folder.glob("*.copying"))
@@ -174,7 +177,7 @@ def test_folders_to_take_from_are_refused_by_name(here, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sweep, "copytree", full)
+    monkeypatch.setattr(sweep_folder, "copytree", full)
     with pytest.raises(EquipoiseError, match=r"cannot copy .*: No space left on device; free some space and run the"):
         sweep.sweep(plan(1), other, workers=1, reuse=[here.folder])
     monkeypatch.undo()
@@ -188,7 +191,7 @@ def test_what_is_found_is_what_the_parts_find_by_hand(here):
     run = fit(methods.udp(eps=0.1, step_size=0.02, steps=5), net, digits.limit(200, 0), one.recipe)
     kept = result(one, here)
     assert (kept.last, kept.best) == (run.last, run.best)
-    best, _ = load_run(here.place(one))
+    best, _ = load_run(here.folder_of(one))
     expected = evaluate_dataset(best, digits, suite(["pgd5"], [0.1]), target="x", examples=40, seed=0)
     other = result(evaluated(), here)
     assert [one.correct for one in other.results] == [list(one.correct) for one in expected.results]
@@ -213,7 +216,7 @@ def test_the_folder_is_readable_without_the_library(here):
 
 def test_the_progress_is_that_of_the_grid(here):
     seen: list[sweep.Progress] = []
-    sweep.sweep(plan(), here, workers=1, tell=seen.append)
+    sweep.sweep(plan(), here, workers=1, report_progress=seen.append)
     assert [now.total for now in seen] == [4] * len(seen)
     assert [now.done for now in seen] == sorted(now.done for now in seen) and seen[-1].done == 4
     assert seen[-1].remaining == 0 and all(now.remaining > 0 for now in seen if now.done < 3)
@@ -232,9 +235,9 @@ class Stop:
 
 def test_an_interrupted_sweep_continues_to_the_same_numbers(here, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        sweep.sweep(plan(1), here, workers=1, tell=Stop())
+        sweep.sweep(plan(1), here, workers=1, report_progress=Stop())
     assert read(here.folder / "experiment.json")["status"] == "interrupted"
-    place = here.place(training())
+    place = here.folder_of(training())
     assert 0.5 <= read(place / "progress.json")["share"] < 1
     assert not (place / "done.json").exists()
     assert sweep.sweep(plan(1), here, workers=1).failed == {}
@@ -252,7 +255,7 @@ def test_a_second_sweep_on_the_folder_is_refused(here):
             sweep.sweep(plan(1), here, workers=1)
         said.append(str(error.value))
 
-    assert sweep.sweep(plan(1), here, workers=1, tell=second).failed == {}
+    assert sweep.sweep(plan(1), here, workers=1, report_progress=second).failed == {}
     assert f"is being worked on by process {os.getpid()} on " in said[0]
 
 
@@ -279,19 +282,19 @@ def test_the_lock_of_a_process_that_was_killed_does_not_block(here):
 
 
 def test_a_task_that_another_process_holds_is_left_to_it(here, monkeypatch):
-    monkeypatch.setattr(sweep, "_PATIENCE", 0.1)
-    place = here.place(training())
+    monkeypatch.setattr(workers, "_PATIENCE", 0.1)
+    place = here.folder_of(training())
     place.mkdir(parents=True)
     with FileLock(place / "task.lock"):
-        assert "is still held by process" in (sweep.work(training(), here) or "")
-    assert sweep.work(training(), here) is None
+        assert "is still held by process" in (workers.work(training(), here) or "")
+    assert workers.work(training(), here) is None
 
 
 def test_a_damaged_checkpoint_is_named_and_loses_nothing_else(here, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        sweep.sweep(plan(), here, workers=1, tell=Stop())
-    begun = next(one for one in (training(0), training(1)) if (here.place(one) / "checkpoint.safetensors").exists())
-    place = here.place(begun)
+        sweep.sweep(plan(), here, workers=1, report_progress=Stop())
+    begun = next(one for one in (training(0), training(1)) if (here.folder_of(one) / "checkpoint.safetensors").exists())
+    place = here.folder_of(begun)
     content = (place / "checkpoint.safetensors").read_bytes()
     (place / "checkpoint.safetensors").write_bytes(content[: len(content) // 2])
     outcome = sweep.sweep(plan(), here, workers=1)
@@ -309,18 +312,18 @@ def test_a_damaged_checkpoint_is_named_and_loses_nothing_else(here, tmp_path):
 
 
 def test_damaged_or_lost_weights_of_a_finished_training_are_named(here):
-    assert sweep.work(training(), here) is None
-    place = here.place(training())
+    assert workers.work(training(), here) is None
+    place = here.folder_of(training())
     (place / "best.safetensors").write_bytes(b"")
-    sentence = sweep.work(evaluated(), here) or ""
+    sentence = workers.work(evaluated(), here) or ""
     assert f"{place / 'best.safetensors'} is not" in sentence and f"; remove {place} and run" in sentence
     (place / "best.safetensors").unlink()
-    sentence = sweep.work(evaluated(), here) or ""
+    sentence = workers.work(evaluated(), here) or ""
     assert f"cannot read {place / 'best.safetensors'}" in sentence and f"; remove {place} and run" in sentence
 
 
 def test_a_full_disk_is_said_and_what_is_there_is_continued(here, monkeypatch):
-    place, flush = here.place(training(1)), os.fsync
+    place, flush = here.folder_of(training(1)), os.fsync
 
     def full(file: int) -> None:
         if os.readlink(f"/proc/self/fd/{file}").startswith(f"{place}/.last.safetensors"):
@@ -337,11 +340,11 @@ def test_a_full_disk_is_said_and_what_is_there_is_continued(here, monkeypatch):
 
 
 def test_a_mistake_in_one_task_does_not_stop_the_others(here):
-    broken = Measured(call(failing), [training()], "Does it work?")
+    broken = MeasureTask(call(failing), [training()], "Does it work?")
     outcome = sweep.sweep(toy(evaluated(1), broken).plan(), here, workers=1)
     (sentence,) = outcome.failed.values()
     assert len(outcome.finished) == 3 and "ZeroDivisionError: division by zero (the traceback is in" in sentence
-    assert "ZeroDivisionError" in (here.place(broken) / "error.txt").read_text()
+    assert "ZeroDivisionError" in (here.folder_of(broken) / "error.txt").read_text()
 
 
 def failing(*_: object) -> None:
@@ -349,13 +352,15 @@ def failing(*_: object) -> None:
 
 
 def test_a_library_that_changed_meanwhile_is_refused(here):
-    assert "the library was changed since the sweep began" in (sweep.work(training(), replace(here, code="old")) or "")
+    assert "the library was changed since the sweep began" in (
+        workers.work(training(), replace(here, code="old")) or ""
+    )
 
 
-def test_without_ray_several_workers_are_refused(here, monkeypatch):
+def test_without_ray_a_cluster_is_refused(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EquipoiseError, match=r"Ray, which is not installed: pip install 'equipoise\[sweeps\]', or"):
-        sweep.sweep(plan(), here, workers=2)
+        sweep.sweep(plan(), here, address="auto")
 
 
 def test_a_folder_of_something_else_is_refused(here, tmp_path):
@@ -375,6 +380,25 @@ def test_a_folder_of_something_else_is_refused(here, tmp_path):
         sweep.sweep(plan(1), Setting(tmp_path / "mine" / "letter.txt"), workers=1)
     with pytest.raises(EquipoiseError, match="workers = 0: expected"):
         sweep.sweep(plan(1), here, workers=0)
+
+
+def test_the_record_of_an_earlier_version_is_continued_and_of_a_later_one_refused(here):
+    """Versions before these options left them out of the record."""
+    sweep.sweep(plan(1), here, workers=1)
+    file = here.folder / "experiment.json"
+    about = read(file)
+    old = {name: value for name, value in about.items() if name not in ("seeds", "only", "examples", "changes")}
+    file.write_text(json.dumps(old))
+    assert len(sweep.sweep(plan(1), here, workers=1).finished) == 2
+    assert {**read(file), "provenance": {}, "tasks": []} == {**about, "provenance": {}, "tasks": []}
+    with pytest.raises(EquipoiseError, match=r"holds toy at scale 1\.0"):
+        sweep.sweep(replace(plan(1), seeds=1), here, workers=1)
+    file.write_text(json.dumps(about | {"schema": 2}))
+    with pytest.raises(EquipoiseError, match=r"experiment\.json has schema 2, this version reads schema 1"):
+        sweep.sweep(plan(1), here, workers=1)
+    file.write_text(json.dumps(about | {"scale": "all"}))
+    with pytest.raises(EquipoiseError, match=r"experiment\.json is damaged: scale: expected number, got text"):
+        sweep.sweep(plan(1), here, workers=1)
 
 
 # Several workers.
@@ -406,9 +430,8 @@ def begun(folder: Path, since: set[int]) -> int:
 
 @pytest.mark.timeout(300)
 def test_killed_workers_change_nothing(tmp_path):
-    pytest.importorskip("ray", reason="several workers need Ray")
     folder, dead, rng = tmp_path / "out", set(), random.Random(0)
-    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    env = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(folder), str(Path(__file__).parent)],
         env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -423,10 +446,58 @@ def test_killed_workers_change_nothing(tmp_path):
     out, err = driver.communicate(timeout=200)
     assert (driver.returncode, out) == (0, "4\n"), err
     here = Setting(folder)
-    assert sum(read(here.place(task) / "done.json")["sittings"] for task in LONG.tasks()) > 4
+    assert sum(read(here.folder_of(task) / "done.json")["sittings"] for task in LONG.tasks()) > 4
     alone = Setting(tmp_path / "alone")
     sweep.sweep(LONG, alone, workers=1)
     assert records(LONG, here) == records(LONG, alone)
+
+
+def test_a_task_that_always_loses_its_worker_fails_and_stops_no_other(here, tmp_path, monkeypatch):
+    (tmp_path / "dying.py").write_text("import os, signal\ndef now(*_): os.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(workers, "_RETRIES", 1)
+    dying = MeasureTask(Call("dying:now"), [training()], "Does it work?")
+    outcome = sweep.sweep(toy(evaluated(), evaluated(1), dying).plan(), here, workers=2)
+    assert list(outcome.failed) == [here.folder_of(dying)] and len(outcome.finished) == 4
+    assert "its worker was lost 2 times (killed or out of memory)" in outcome.failed[here.folder_of(dying)]
+    assert read(here.folder_of(dying) / "progress.json")["sittings"] == 2
+
+
+CLUSTER = """
+import subprocess, sys
+import ray
+ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20)
+address = ray.get_runtime_context().gcs_address
+sys.exit(subprocess.run([sys.executable, "-c", sys.argv[1], *sys.argv[2:], address]).returncode)
+"""
+ON_A_CLUSTER = """
+import sys
+from pathlib import Path
+from equipoise.reproduce import Setting, sweep
+sys.path.insert(0, sys.argv[2])
+import test_sweep
+outcome = sweep.sweep(test_sweep.plan(), Setting(Path(sys.argv[1])), address=sys.argv[3])
+print(len(outcome.finished), *outcome.failed.values())
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_ray_cluster_finds_what_one_process_finds(tmp_path):
+    pytest.importorskip("ray", reason="a cluster needs Ray")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    there, alone = Setting(tmp_path / "out"), Setting(tmp_path / "alone")
+    words = [sys.executable, "-c", CLUSTER, ON_A_CLUSTER, str(there.folder), str(Path(__file__).parent)]
+    driver = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert driver.stdout.splitlines()[-1:] == ["4"], driver.stdout + driver.stderr
+    sweep.sweep(plan(), alone, workers=1)
+    assert records(plan(), there) == records(plan(), alone)
+
+
+def test_a_cluster_that_is_not_there_is_refused(here):
+    pytest.importorskip("ray", reason="a cluster needs Ray")
+    with pytest.raises(EquipoiseError, match=r"there is no Ray cluster at nowhere \(.*leave out --address"):
+        sweep.sweep(plan(), here, address="nowhere")
+    assert read(here.folder / "experiment.json")["status"] == "interrupted"
 
 
 # What things cost.
@@ -535,7 +606,7 @@ def word(task: Task) -> str:
             return task.method.function
         case Evaluated():
             return " ".join(sorted({re.sub(r"[\d.-]+", "", name) for name in task.attacks}))
-        case Measured():
+        case MeasureTask():
             return task.function.function
     return task.label
 
@@ -549,7 +620,7 @@ SHORTER = {"accuracy_by_eps": {"radii": (10,)}, "accuracy_by_steps": {"steps": (
 
 def shortened(task: Task) -> Task:
     """With measurements of fewer radii, steps and draws."""
-    if isinstance(task, Measured) and (fewer := SHORTER.get(task.function.function.partition(":")[2])):
+    if isinstance(task, MeasureTask) and (fewer := SHORTER.get(task.function.function.partition(":")[2])):
         known = {name: value for name, value in task.function.options.items() if name not in fewer}
         return replace(task, function=replace(task.function, options=known | fewer))
     return task
@@ -592,7 +663,7 @@ def test_every_experiment_runs_at_a_hundredth(name, shared, monkeypatch):
     for task in small.tasks():
         if isinstance(task, StudyTask):
             continue  # their quick forms have tests of their own
-        assert sweep.work(task, shared) is None, task.label
+        assert workers.work(task, shared) is None, task.label
     for part in small.parts:
         for cell in cells(part):
             mean = found(cell, [result(task, shared) for task in cell.tasks]).mean

@@ -22,7 +22,7 @@ from equipoise.losses.objectives import cross_entropy, entropy
 from equipoise.models import as_predictive
 from equipoise.training import Progress, Recipe, fit, load_run, load_weights
 from equipoise.training.checkpoint import load_tensors
-from equipoise.training.judgement import alarms_of
+from equipoise.training.monitoring import alarms_of
 
 pytestmark = pytest.mark.unchecked
 
@@ -459,7 +459,7 @@ def test_refuses_to_resume_something_else(tmp_path: Path) -> None:
         fit(methods.standard(), mlp(), blobs(), FAST, out=out, resume=True)
     with pytest.raises(EquipoiseError, match=r"started with lr = 0\.01"):
         fit(methods.udp(0.1, 0.02, 4), mlp(), blobs(), dataclasses.replace(FAST, lr=0.1), out=out, resume=True)
-    with pytest.raises(EquipoiseError, match="another data"):
+    with pytest.raises(EquipoiseError, match="other data"):
         fit(methods.udp(0.1, 0.02, 4), mlp(), blobs(300), FAST, out=out, resume=True)
     with pytest.raises(EquipoiseError, match="another method"):  # alike in words
         fit(methods.udp(0.1, 0.02, 4, mode="train"), mlp(), blobs(), FAST, out=out, resume=True)

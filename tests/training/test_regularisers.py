@@ -53,10 +53,14 @@ def test_pat_mixes_the_loss_and_its_greatest_value(loss, plain):
     """R, Eqs. 4-6: the inner maximum climbs the same regularised loss."""
     model = net()
     method = methods.pat(0.1, 0.02, 5, loss=loss, clean_share=0.3)
-    climbed = replace(attacks.pgd(0.1, 0.02, 5), objective=loss).perturb(Single(model), X, Y, STREAMS.fold(1))
+    climbed = replace(attacks.pgd(0.1, 0.02, 5, start="zero", return_point="last"), objective=loss).perturb(
+        Single(model), X, Y, STREAMS.fold(1)
+    )
     assert torch.allclose(losses(method, Single(model)), 0.3 * plain(model(X)) + 0.7 * plain(model(climbed)))
     gained = plain(model(climbed)) - plain(model(X))
-    of_cross_entropy = attacks.pgd(0.1, 0.02, 5).perturb(Single(model), X, Y, STREAMS)
+    of_cross_entropy = attacks.pgd(0.1, 0.02, 5, start="zero", return_point="last").perturb(
+        Single(model), X, Y, STREAMS
+    )
     assert gained.min() > 0 and not torch.allclose(climbed, of_cross_entropy)
 
 
@@ -110,7 +114,7 @@ def test_n_fgsm_is_not_projected_back():
 
 def test_friendly_perturbations_stop_where_the_prediction_is_wrong():
     model = net()
-    full = attacks.pgd(0.4, 0.02, 15).perturb(Single(model), X, Y, STREAMS)
+    full = attacks.pgd(0.4, 0.02, 15, start="zero", return_point="last").perturb(Single(model), X, Y, STREAMS)
     (friendly,) = methods.friendly_at(0.4, 0.02, 15).points(Single(model), X, Y, STREAMS)
     wrong = model(friendly).argmax(1) != Y
     moved, whole = (friendly - X).abs().amax(1), (full - X).abs().amax(1)
@@ -119,7 +123,9 @@ def test_friendly_perturbations_stop_where_the_prediction_is_wrong():
     step = (moved / 0.02).round().long()
     for row in wrong.nonzero()[:, 0]:
         if step[row] > 0:
-            before = attacks.pgd(0.4, 0.02, int(step[row]) - 1 or 1).perturb(Single(model), X, Y, STREAMS)[row]
+            before = attacks.pgd(0.4, 0.02, int(step[row]) - 1 or 1, start="zero", return_point="last").perturb(
+                Single(model), X, Y, STREAMS
+            )[row]
             assert step[row] == 1 or model(before).argmax() == Y[row]
 
 
@@ -145,10 +151,10 @@ def test_friendly_perturbations_are_those_of_the_papers_algorithm(tau):
     assert 0 < stopped < len(X), "some stop early, some do not"
 
 
-def test_patience_is_refused_with_the_best_point():
-    with pytest.raises(EquipoiseError, match="patience = 1: goes with return_point='last'"):
+def test_tau_is_refused_with_the_best_point():
+    with pytest.raises(EquipoiseError, match="tau = 1: goes with return_point='last'"):
         attacks.pgd(0.1, tau=1, return_point="best")
-    with pytest.raises(EquipoiseError, match="patience = -1"):
+    with pytest.raises(EquipoiseError, match="tau = -1"):
         attacks.pgd(0.1, tau=-1)
 
 

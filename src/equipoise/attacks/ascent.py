@@ -9,17 +9,17 @@ ascents (`equipoise.attacks`). Gradients are taken with respect to the perturbat
 on each other, those that are finished leave the batch.
 """
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, cast, get_args
 
 import torch
 
 from equipoise.attacks.attack import Attack
-from equipoise.attacks.climb import ActiveBatch, Case, Draws, Outcome, ReturnPoint, Rows, Selection, phases
+from equipoise.attacks.climb import ActiveBatch, Attempt, ClimbState, Draws, Outcome, ReturnPoint, Selection, phases
 from equipoise.attacks.execution import frozen_model
 from equipoise.attacks.inputs import AttackInputs
-from equipoise.attacks.result import AttackResult, Criterion, confirm, judged, likely_classes
+from equipoise.attacks.result import AttackResult, Criterion, confirm, judge, likely_classes
 from equipoise.attacks.spaces import Input
 from equipoise.attacks.steps import (
     Boundary,
@@ -64,14 +64,15 @@ _STARTS: dict[str, Start] = {"zero": Zero(), "uniform": Uniform(), "boundary": B
 @renamed_arguments(**RENAMED)
 @dataclass(frozen=True)
 class Ascent(Attack):
-    """Objective × geometry × step rule × start × number of steps × what to keep.
+    """Objective × geometry × step rule × start × number of steps × point to return.
 
     Call it as an attack, `ascent(model, x, y, seed=0) -> AttackResult`, or put it in a training method,
-    `cross_entropy @ ascent`. The model's parameters, gradients, buffers and modes and the global random state are left
-    as they were (with `mode="train"`, batch-norm updates its running statistics as in any training forward pass).
+    `cross_entropy @ ascent`, where an ascent to the first success returns its last point instead. The model's
+    parameters, gradients, buffers and modes and the global random state are left as they were (with `mode="train"`,
+    batch-norm updates its running statistics as in any training forward pass).
     """
 
-    kind = "an ascent"
+    kind = "ascent"
     takes_targets = True
 
     objective: Objective
@@ -116,13 +117,12 @@ class Ascent(Attack):
     """`bf16` computes the climb in bfloat16; every success is then confirmed in float32."""
 
     def __post_init__(self) -> None:
-        size, steps = self.step_size, self.steps
+        size, steps, start = self.step_size, self.steps, cast(Any, self.start)
         require(
             isinstance(self.objective, Objective),
             f"objective is a {type(self.objective).__name__}: expected an Objective such as cross_entropy, or your "
             "own, Objective('name', formula) with formula(here, clean, labels, target) -> one number per sample.",
         )
-        start: Any = self.start
         if isinstance(start, str):
             if start not in _STARTS:
                 raise unknown("start", start, _STARTS)
@@ -130,14 +130,26 @@ class Ascent(Attack):
         object.__setattr__(self, "step_size", Constant(float(size)) if isinstance(size, Real) else size)
         object.__setattr__(self, "steps", steps if isinstance(steps, Steps) else Fixed(cast(int, steps)))
         require_integer("restarts", self.restarts, 1)
+        require_integer("eot_samples", self.eot_samples, 1)
         for name, value, options in (
-            ("return_point", self.return_point, ("last", "best", "first_success")),
-            ("mode", self.mode, ("train", "eval")),
-            ("precision", self.precision, ("32", "bf16")),
+            ("return_point", self.return_point, get_args(ReturnPoint)),
+            ("mode", self.mode, get_args(Mode)),
+            ("precision", self.precision, get_args(Precision)),
             ("target", None if isinstance(self.target, int) else self.target, (None, *get_args(TargetRule))),
         ):
             if value not in options:
                 raise unknown(name, value, [str(o) for o in options])
+        self._check_targets()
+        if self.tau is not None:
+            require_integer("tau", self.tau, 0)
+        require(
+            self.tau is None or self.return_point != "best",
+            f"tau = {self.tau}: goes with return_point='last' or 'first_success'.",
+        )
+        if self.eps_schedule:
+            self._check_eps_schedule()
+
+    def _check_targets(self) -> None:
         require(
             not isinstance(self.target, int) or self.target >= 0,
             f"target = {self.target} is no class: expected the number of a class, from 0, or a rule.",
@@ -150,15 +162,10 @@ class Ascent(Attack):
             self.num_targets is None or self.target is None,
             f"both target = {self.target!r} and num_targets = {self.num_targets} were given: choose one.",
         )
-        if self.tau is not None:
-            require_integer("tau", self.tau, 0)
+
+    def _check_eps_schedule(self) -> None:
         require(
-            self.tau is None or self.return_point != "best",
-            f"tau = {self.tau}: goes with return_point='last' or 'first_success'.",
-        )
-        require_integer("eot_samples", self.eot_samples, 1)
-        require(
-            not self.eps_schedule or (self.return_point != "last" and isinstance(self._schedule[0], Fixed)),
+            self.return_point != "last" and isinstance(self._schedule[0], Fixed),
             "eps_schedule needs a fixed number of steps and return_point='best' or 'first_success': a phase starts "
             "where the one before was best.",
         )
@@ -168,8 +175,7 @@ class Ascent(Attack):
             f"eps_schedule = {self.eps_schedule}: expected pairs (radius >= 1, share > 0) whose shares "
             "leave some steps.",
         )
-        if self.eps_schedule:
-            phases(self.geometry, self._schedule[0].most, self.eps_schedule)
+        phases(self.geometry, self._schedule[0].most, self.eps_schedule)
 
     def __rmatmul__(self, objective: object) -> Term:
         require(
@@ -179,7 +185,9 @@ class Ascent(Attack):
             self.num_targets is None,
             f"num_targets = {self.num_targets}: a training method climbs once; several targets are for attacks.",
         )
-        return Term(objective, self) if isinstance(objective, Objective) else NotImplemented
+        # Training takes the point after all steps: the first success would be the weakest perturbation that succeeds.
+        point = replace(self, return_point="last") if self.return_point == "first_success" else self
+        return Term(objective, point) if isinstance(objective, Objective) else NotImplemented
 
     def __str__(self) -> str:
         ball, (steps, size) = self.geometry, self._schedule
@@ -191,12 +199,6 @@ class Ascent(Attack):
     def _schedule(self) -> tuple[Steps, StepSize]:
         """How many steps and how long; numbers became rules at construction."""
         return cast(Steps, self.steps), cast(StepSize, self.step_size)
-
-    def settings(self) -> dict[str, Any]:
-        """Every field as JSON-ready data, for records; `target` is how many targets, a rule, or `{"class": number}`."""
-        found = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "num_targets"}
-        target = {"class": self.target} if isinstance(self.target, int) else self.target
-        return found | {"target": target if self.num_targets is None else self.num_targets}
 
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
         """What a training method evaluates its objective at: one climb, nothing checked or verified.
@@ -211,8 +213,8 @@ class Ascent(Attack):
             plain = isinstance(self.space, Input)  # whose climb makes the only copy that is needed
             still = Frozen(predictive, predictive) if plain else frozen(predictive, self.mode)
             inside, origin = self.space.enter(still, x)
-            case = Case(inside, origin, y, target, None, streams, streams, Criterion(y, target))
-            return self.space.leave(origin, self._from_inside._climb(case).point)
+            batch = Attempt(origin, inside, y, target, None, streams, streams, Criterion(y, target))
+            return self.space.leave(origin, self._from_inside._climb(batch).point)
 
     def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
         """The live prediction at what `perturb` returned."""
@@ -246,18 +248,18 @@ class Ascent(Attack):
             f"target holds the true class of {same} of {len(inputs.x)} samples: an attack climbs towards another "
             "class.",
         )
-        several, couples = self.num_targets or 1, self._couples(inputs)
+        targets, dependent = self.num_targets or 1, self._batch_dependent(inputs)
         require(
-            several == 1 or not couples,
-            f"num_targets = {several}: in this model a sample's output depends on its batch, which several targets "
+            targets == 1 or not dependent,
+            f"num_targets = {targets}: in this model a sample's output depends on its batch, which several targets "
             "side by side would change; choose one target.",
         )
-        size = len(inputs.x) if couples else max(inputs.points_at_once // several, 1)
-        return AttackResult.cat([self._attack(inputs[rows], couples) for rows in inputs.batches(size)])
+        size = len(inputs.x) if dependent else max(inputs.points_at_once // targets, 1)
+        return AttackResult.cat([self._attack(inputs[index], dependent) for index in inputs.batches(size)])
 
-    def _attack(self, inputs: AttackInputs, couples: bool) -> AttackResult:
-        predictive, x, y, target = inputs.predictive, inputs.x, inputs.y, inputs.target
-        streams, start = inputs.streams, inputs.start
+    def _attack(self, inputs: AttackInputs, dependent: bool) -> AttackResult:
+        """The best of all restarts on one batch."""
+        predictive, x, y, target, streams = inputs.predictive, inputs.x, inputs.y, inputs.target, inputs.streams
         clean = predict(predictive, x, streams.fold(Stream.MODEL))
         criterion = Criterion(clean.labels if y is None else y, target)
         if self.num_targets is not None:
@@ -265,80 +267,80 @@ class Ascent(Attack):
         elif self.target is not None:
             target = choose_target(self.target, clean, y, streams.fold(Stream.TARGET))
             criterion = replace(criterion, target=target)
-        case = Case(predictive, x, y, target, clean, streams, streams, criterion, start, couples)
-        result, value = self._attempt(case, 0)
+        batch = Attempt(x, predictive, y, target, clean, streams, streams, criterion, inputs.start, dependent)
+        result, value = self._attempt(batch, 0)
         for restart in range(1, self.restarts):
             # Samples that are already fooled stay as they are when the first success is all that is asked for.
             everyone = torch.arange(len(x), device=x.device)
-            rows = case.unfooled(result.success) if self.return_point == "first_success" else everyone
-            if len(rows) == 0:
+            active = batch.unfooled(result.success) if self.return_point == "first_success" else everyone
+            if len(active) == 0:
                 break
-            again, new_value = self._attempt(case[rows], restart)
-            old = result[rows]
-            better = torch.where(again.errors == old.errors, new_value > value[rows], again.errors > old.errors)
-            better = torch.where(again.success == old.success, better, again.success)
-            result = result.with_rows(rows, old.where(again, better))
-            value[rows] = torch.where(better, new_value, value[rows])
-        result = judged(predictive, self.geometry, criterion, x, result, streams)
+            new, new_value = self._attempt(batch[active], restart)
+            old = result[active]
+            better = torch.where(new.errors == old.errors, new_value > value[active], new.errors > old.errors)
+            better = torch.where(new.success == old.success, better, new.success)
+            result = result.with_rows(active, old.where(new, better))
+            value[active] = torch.where(better, new_value, value[active])
+        result = judge(predictive, self.geometry, criterion, x, result, streams)
         return replace(result, evaluations=result.evaluations + 1)
 
-    def _attempt(self, case: "Case", restart: int) -> tuple[AttackResult, PerSample]:
+    def _attempt(self, batch: Attempt, restart: int) -> tuple[AttackResult, PerSample]:
         """One climb, its outcome verified in float32 and eval mode, and its objective."""
-        again = restart > 0 and isinstance(self.start, Zero)
-        case = replace(
-            case,
-            attempt=case.streams.fold(Stream.RESTART, restart),
-            start=case.start if restart == 0 else None,
-            rule=Uniform() if again else self.start,
+        elsewhere = restart > 0 and isinstance(self.start, Zero)
+        batch = replace(
+            batch,
+            own_streams=batch.streams.fold(Stream.RESTART, restart),
+            start=batch.start if restart == 0 else None,
+            start_rule=Uniform() if elsewhere else self.start,
         )
-        found, target = self._climb(case), case.target
+        outcome, target = self._climb(batch), batch.target
         if target is not None and target.ndim == 2:
-            found = found.leading_row(target.shape[1])
-            target = found.target
+            outcome = outcome.leading_rows(target.shape[1])
+            target = outcome.target
         # In train mode the climb has moved the running statistics, with which the model is now judged.
-        still = frozen(case.predictive.original) if self.mode == "train" else case.predictive
-        result, here = confirm(
-            replace(still, random=case.predictive.random),
+        still = frozen(batch.predictive.original) if self.mode == "train" else batch.predictive
+        result, output = confirm(
+            replace(still, random=batch.predictive.random),
             self.geometry,
-            case.criterion,
-            case.x,
-            found.point,
-            case.streams,
-            evaluations=found.evaluations,
-            iteration=found.iteration,
-            nan_gradients=found.nan,
-            zero_gradients=found.zero,
+            batch.criterion,
+            batch.x,
+            outcome.point,
+            batch.streams,
+            evaluations=outcome.evaluations,
+            iteration=outcome.iteration,
+            nan_gradients=outcome.nan,
+            zero_gradients=outcome.zero,
         )
-        value = self.objective(here, case.clean, case.y, target)
+        value = self.objective(output, batch.clean, batch.y, target)
         if self.precision == "bf16" and self.return_point == "first_success":
             # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
-            again = case.unfooled(result.success | ~found.succeeded)
-            if len(again):
-                slow, value[again] = replace(self, precision="32")._attempt(case[again], restart)
+            denied = batch.unfooled(result.success | ~outcome.succeeded)
+            if len(denied):
+                slow, value[denied] = replace(self, precision="32")._attempt(batch[denied], restart)
                 everyone = torch.ones_like(slow.success)
-                result = result.with_rows(again, result[again].where(slow, everyone))
+                result = result.with_rows(denied, result[denied].where(slow, everyone))
         return result, value
 
-    def _couples(self, case: "AttackInputs") -> bool:
+    def _batch_dependent(self, inputs: AttackInputs) -> bool:
         """Whether, in the mode of the climb, samples depend on each other."""
-        return case.examined.coupled or is_batch_dependent(case.predictive.original.module, self.mode)
+        return inputs.examined.coupled or is_batch_dependent(inputs.predictive.original.module, self.mode)
 
     @torch.no_grad()
-    def _climb(self, case: Case) -> Outcome:
-        """`x ← Π(x + step(∇ objective(x)))`, for every sample until it is done."""
+    def _climb(self, batch: Attempt) -> Outcome:
+        """`x_{i+1} = Π(x_i + step(∇ objective(x_i), size_i))`, for every sample until it is finished."""
         steps, sizes = self._schedule
         balls = phases(self.geometry, steps.most, self.eps_schedule)
         phase = balls[0]
-        with frozen_model(case.predictive, case.x, self.mode, self.precision) as draw:
-            independent = not (case.couples or is_batch_dependent(case.predictive.module, self.mode))
-            streams = case.streams.fold(Stream.MODEL)
+        with frozen_model(batch.predictive, batch.x, self.mode, self.precision) as draw:
+            independent = not (batch.batch_dependent or is_batch_dependent(batch.predictive.module, self.mode))
+            streams = batch.streams.fold(Stream.MODEL)
             model = Draws(draw, streams, self.eot_samples, self.resample, at_once=None if independent else 0)
             predict = draw(streams)
-            clean = predict(case.x) if self.objective.needs_clean else None
-            rows = Rows.of(
-                case, clean, self._starts(case), steps.draw(case.attempt.fold(Stream.STEPS)), self.step, self._may_cycle
-            )
-            active = ActiveBatch(rows, len(case.x), steps.most, Selection(self.return_point, self.tau), independent)
+            clean = predict(batch.x) if self.objective.needs_clean else None
+            start, counts = self._starts(batch, phase.ball), steps.draw(batch.own_streams.fold(Stream.STEPS))
+            state = ClimbState.of(batch, clean, start, counts, self.step, self._may_cycle)
+            selection = Selection(self.return_point, self.tau)
+            active = ActiveBatch(state, len(batch), steps.most, selection, independent)
             active.evaluations += clean is not None
             for i in range(steps.most):
                 progress.report(i, steps.most, "step")
@@ -352,30 +354,27 @@ class Ascent(Attack):
                 value, gradient = active.observe(i, value, gradient, output, phase.final)
                 if len(active) == 0:
                     break
-                x, origin = active.rows.point, active.rows.origin
-                size = phase.factor * sizes.at(i, steps.most)
-                here = AscentState(x, value, gradient, origin, size, i - phase.start, phase.steps, phase.ball)
-                moved, memory = self.step(here, active.rows.memory)
+                x, origin, size = active.rows.point, active.rows.origin, phase.factor * sizes.at(i, steps.most)
+                at = AscentState(x, value, gradient, origin, size, i - phase.start, phase.steps, phase.ball)
+                moved, memory = self.step(at, active.rows.memory)
                 active.move(i, phase.ball.project(moved, origin), memory)
             return active.finish(self.objective, predict)
 
-    def _starts(self, case: Case) -> Points:
+    def _starts(self, batch: Attempt, ball: Ball) -> Points:
         """The points to start from."""
-        ball = phases(self.geometry, self._schedule[0].most, self.eps_schedule)[0].ball
-        if case.start is not None:
-            return ball.project(case.start, case.x)
-        return (case.rule or self.start).draw(case.attempt.fold(Stream.START), case.x, ball)
+        if batch.start is not None:
+            return ball.project(batch.start, batch.x)
+        return (batch.start_rule or self.start).draw(batch.own_streams.fold(Stream.START), batch.x, ball)
 
     @property
     def _may_cycle(self) -> bool:
         """Whether a point decides all that follow it, so that an ascent that comes back to one sees nothing new."""
         steps, size = self._schedule
-        alike = isinstance(steps, Fixed) and isinstance(size, Constant) and not self.resample and self.mode == "eval"
         return (
-            alike
-            and self.return_point != "last"
-            and not self.eps_schedule
+            isinstance(steps, Fixed)
+            and isinstance(size, Constant)
             and isinstance(self.step, Steepest | Sign | Normalized)
+            and not (self.resample or self.eps_schedule or self.mode == "train" or self.return_point == "last")
         )
 
 
@@ -397,14 +396,3 @@ def choose_target(rule: TargetRule | int, clean: Prediction, y: Labels | None, s
     worst = torch.inf if rule == "least_likely" else -torch.inf
     scores.scatter_(1, own[:, None], worst)
     return scores.argmin(1) if rule == "least_likely" else scores.argmax(1)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Objective):
-        return value.settings()
-    if is_dataclass(value) and not isinstance(value, type):
-        inner = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        return {"kind": type(value).__name__, **inner} if not isinstance(value, Ball) else inner
-    if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

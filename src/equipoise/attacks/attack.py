@@ -7,21 +7,22 @@ what was found. A search of your own is one method: a `SearchAttack` with a `sea
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Protocol, cast, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from equipoise.attacks.active import SampleTable
 from equipoise.attacks.inputs import AttackInputs, validated_inputs
-from equipoise.attacks.result import AttackResult, Criterion, confirm, judged
+from equipoise.attacks.result import AttackResult, Criterion, confirm, judge
 from equipoise.core import progress
 from equipoise.core.errors import require
 from equipoise.core.rng import Stream
 from equipoise.core.types import Labels, PerSample, Points, Prediction, Predictive
 from equipoise.geometry import Ball
-from equipoise.losses.objectives import margin
+from equipoise.losses.objectives import Objective, margin
 from equipoise.models import predict
 
 
@@ -73,16 +74,12 @@ class Composite(Protocol):
 
 
 class Attack(ABC):
-    """An attack on a batch of samples: a frozen dataclass with a ball as its `geometry`.
-
-    Whatever the attack, the model's parameters, gradients, buffers and modes, the random generators and what the thread
-    has set up are left as they were; random draws depend on `seed` and on each sample's `index`, and results neither on
-    `batch_size` nor on the order, up to float rounding.
-    """
+    """Base class of every attack: a frozen dataclass with a ball as its `geometry`."""
 
     geometry: Ball
+    """Where perturbed points may lie."""
     kind: ClassVar[str]
-    """What records and messages call the attack."""
+    """The name of the attack in records and messages."""
     needs_labels: ClassVar[bool] = False
     """Whether `y` must be given. Without labels an attack leads away from the prediction at the clean point."""
     takes_targets: ClassVar[bool] = False
@@ -125,13 +122,35 @@ class Attack(ABC):
     def run(self, inputs: AttackInputs) -> AttackResult:
         """The outcome for input that has been validated."""
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Every parameter as JSON-ready data, for records."""
+        return described(self.kind, self)
+
+
+def described(name: str, attack: Any) -> dict[str, Any]:
+    """The record of an attack: its name, and the fields of its dataclass as JSON-ready data. The attack of which it is
+    made, its field `attack`, is recorded as `of`; `norm` and `eps` are those of its `geometry`.
+    """
+    names = {f.name: "of" if f.name == "attack" else f.name for f in fields(attack) if f.name not in ("norm", "eps")}
+    return {"attack": name, **{new: _plain(getattr(attack, field)) for field, new in names.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Objective | AttackLike):
+        return value.settings()
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = {} if isinstance(value, Ball) else {"kind": type(value).__name__}
+        return kind | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    match value:
+        case (str(name), AttackLike() as part):
+            return {"name": name, **part.settings()}
+        case tuple() | list():
+            return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 @dataclass
-class Candidates:
+class Candidates(SampleTable):
     """What a search found, per sample: a point, and what it cost."""
 
     point: Points
@@ -147,9 +166,28 @@ class Candidates:
     claimed: Bool[Tensor, " batch"] | None = None
     """What a search in lower precision took for a success, and stopped at: what float32 denies is searched again."""
 
+    @staticmethod
+    def unmoved(x: Points) -> "Candidates":
+        """Before the search: the clean points, and no costs."""
+        return Candidates(x.clone(), *(torch.zeros(len(x), dtype=torch.int64, device=x.device) for _ in range(4)))
+
+    def count(
+        self,
+        index: Int[Tensor, " rows"],
+        nan: Bool[Tensor, " rows"] | None = None,
+        zero: Bool[Tensor, " rows"] | None = None,
+    ) -> None:
+        """Count an evaluation of each of the samples `index`, which may occur more than once, and the gradients there
+        that are not finite, or 0.
+        """
+        self.evaluations.index_add_(0, index, torch.ones_like(index))
+        for counter, events in ((self.nan, nan), (self.zero, zero)):
+            if counter is not None and events is not None:
+                counter.index_add_(0, index, events.long())
+
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(SampleTable):
     """Samples that a search works on."""
 
     inputs: AttackInputs
@@ -177,16 +215,10 @@ class Batch:
         """What the model says at points, one for each of the samples."""
         return predict(self.inputs.predictive, points, self.inputs.streams.fold(Stream.MODEL))
 
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def __getitem__(self, rows: Tensor) -> "Batch":
-        return Batch(self.inputs[rows], self.clean[rows], self.best[rows], self.value[rows], self.restart)
-
-    def with_rows(self, rows: Tensor, new: "Batch") -> "Batch":
-        """The batch with what was found of the samples `rows` replaced by what is in `new`."""
-        value = self.value.index_copy(0, rows, new.value)
-        return replace(self, best=self.best.with_rows(rows, new.best), value=value)
+    def with_rows(self, index: Tensor, new: "Batch") -> "Batch":
+        """The batch with the results of the samples `index` replaced by those of `new`."""
+        value = self.value.index_copy(0, index, new.value)
+        return replace(self, best=self.best.with_rows(index, new.best), value=value)
 
 
 class SearchAttack(Attack):
@@ -200,6 +232,12 @@ class SearchAttack(Attack):
     """Whether a sample that is never fooled returns the point of its smallest margin; else it stays as it is."""
     in_pieces: ClassVar[bool] = True
     """Whether a large batch is searched in pieces that stay in the cache."""
+    targets = 1
+    """Towards how many classes a sample is moved side by side."""
+    restarts = 1
+    """How often the search is tried."""
+    return_point = "first_success"
+    """Which point counts: `nearest` searches again also for the samples that are fooled."""
 
     @abstractmethod
     def search(self, batch: Batch) -> Candidates:
@@ -209,21 +247,21 @@ class SearchAttack(Attack):
     def run(self, inputs: AttackInputs) -> AttackResult:
         """The outcome: the clean points, and over them the best of all restarts for those that are right."""
         inputs.require_independent(self.kind)
-        return AttackResult.cat([self._attack(inputs[rows]) for rows in inputs.batches(inputs.batch_size)])
+        return AttackResult.cat([self._attack(inputs[index]) for index in inputs.batches(inputs.batch_size)])
 
     def _attack(self, inputs: AttackInputs) -> AttackResult:
         inputs = replace(inputs, y=own_labels(inputs))
         outcome, clean = unperturbed(inputs, self.geometry)
-        batch, right = Batch(inputs, clean, outcome, margin(clean, None, inputs.y)), ~outcome.success
-        together = min(getattr(self, "targets", 1), inputs.classes - 1)
+        batch, correct = Batch(inputs, clean, outcome, margin(clean, None, inputs.y)), ~outcome.success
+        together = min(self.targets, inputs.classes - 1)
         size = max(inputs.points_at_once // together, 1) if self.in_pieces else inputs.batch_size
-        for restart in progress.parts(range(getattr(self, "restarts", 1))):
-            again = right if getattr(self, "return_point", None) == "nearest" else ~batch.best.success
-            if not bool(again.any()):
+        for restart in progress.shares(range(self.restarts)):
+            active = (correct if self.return_point == "nearest" else ~batch.best.success).nonzero()[:, 0]
+            if len(active) == 0:
                 break
-            for rows in progress.parts(again.nonzero()[:, 0].split(size)):
-                batch = batch.with_rows(rows, self._attempt(replace(batch[rows], restart=restart)))
-        return judged(inputs.predictive, self.geometry, Criterion(batch.label), inputs.x, batch.best, inputs.streams)
+            for index in progress.shares(active.split(size)):
+                batch = batch.with_rows(index, self._attempt(replace(batch[index], restart=restart)))
+        return judge(inputs.predictive, self.geometry, Criterion(batch.label), inputs.x, batch.best, inputs.streams)
 
     def _attempt(self, batch: Batch) -> Batch:
         """One search; the better of its outcome and that of before."""
@@ -245,13 +283,13 @@ class SearchAttack(Attack):
             better = new.success | (value > batch.value) | (batch.restart == 0)
         else:
             better = new.success & (~old.success | (new.distance < old.distance))
-        found = replace(batch, best=old.where(new, better), value=torch.where(better, value, batch.value))
+        batch = replace(batch, best=old.where(new, better), value=torch.where(better, value, batch.value))
         if candidates.claimed is None:
-            return found
-        doubt = (candidates.claimed & ~new.success).nonzero()[:, 0]
-        if len(doubt) == 0:
-            return found
-        return found.with_rows(doubt, replace(cast(Any, self), precision="32")._attempt(found[doubt]))
+            return batch
+        denied = (candidates.claimed & ~new.success).nonzero()[:, 0]
+        if len(denied) == 0:
+            return batch
+        return batch.with_rows(denied, replace(cast(Any, self), precision="32")._attempt(batch[denied]))
 
 
 def own_labels(inputs: AttackInputs) -> Labels:
@@ -267,9 +305,3 @@ def unperturbed(inputs: AttackInputs, geometry: Ball) -> tuple[AttackResult, Pre
     none = torch.zeros_like(label)
     x, criterion = inputs.x, Criterion(label)
     return confirm(inputs.predictive, geometry, criterion, x, x, inputs.streams, evaluations=none, iteration=none)
-
-
-def described(name: str, attack: Any) -> dict[str, Any]:
-    """Every field of an attack that has a ball as its `geometry`, JSON-ready."""
-    ball = asdict(attack.geometry)
-    return {"attack": name, **asdict(attack), "geometry": ball | {"box": {"kind": "Box", **ball["box"]}}}

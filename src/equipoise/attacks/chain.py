@@ -19,9 +19,9 @@ from equipoise.attacks.black_box.square import square
 from equipoise.attacks.gradient import cw
 from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.minimum_norm.fab import FAB, fab
-from equipoise.attacks.result import AttackResult, Criterion, judged
-from equipoise.attacks.steps import Uniform
+from equipoise.attacks.result import AttackResult, Criterion, judge
 from equipoise.core import progress
+from equipoise.core.caching import cached
 from equipoise.core.errors import require, unknown
 from equipoise.core.types import Labels, Precision
 from equipoise.geometry import Ball, Box
@@ -37,7 +37,7 @@ DRAWS = 20
 class Chain(Attack):
     """Attacks in a row, on one ball; a sample leaves at its first success. `AttackResult.part` says whose it was."""
 
-    kind = "a chain of attacks"
+    kind = "chain"
     needs_labels = True
 
     parts: tuple[tuple[str, AttackLike], ...]
@@ -57,15 +57,6 @@ class Chain(Attack):
         """The names of the parts, to which `AttackResult.part` is an index."""
         return tuple(name for name, _ in self.parts)
 
-    def settings(self) -> dict[str, Any]:
-        """Every parameter of every part, JSON-ready, in order; and what was changed to fit the model."""
-        return {
-            "kind": "Chain",
-            "geometry": self.parts[0][1].settings()["geometry"],
-            "parts": [{"name": name, **attack.settings()} for name, attack in self.parts],
-            "notes": list(self.notes),
-        }
-
     def fitted(self, classes: int) -> "Chain":
         """The chain for a model of so many classes: where the DLR is not defined the margin takes its place, and there
         are no more targets than other classes. `notes` says so.
@@ -80,9 +71,9 @@ class Chain(Attack):
         """Each attack on the samples that no attack before it has fooled."""
         x, y, result = inputs.x, cast(Labels, inputs.y), None
         rows = torch.arange(len(x), device=x.device)
-        for number, (name, attack) in enumerate(progress.parts(self.fitted(inputs.classes).parts, self.names)):
+        for number, (name, attack) in enumerate(progress.shares(self.fitted(inputs.classes).parts, self.names)):
             left = inputs[rows]
-            found = progress.kept(name, partial(attack, inputs.model, left.x, left.y, **left.options))
+            found = cached(name, partial(attack, inputs.model, left.x, left.y, **left.options))
             found = replace(found, part=torch.full_like(found.part, number))
             if result is None:
                 result = found
@@ -95,7 +86,7 @@ class Chain(Attack):
             if len(rows) == 0:
                 break
         assert result is not None
-        return judged(inputs.predictive, self.geometry, Criterion(y), x, result, inputs.streams)
+        return judge(inputs.predictive, self.geometry, Criterion(y), x, result, inputs.streams)
 
 
 def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
@@ -174,7 +165,7 @@ def cascade(eps: float, norm: str = "linf", precision: Precision = "32", box: Bo
     """
     common: dict[str, Any] = {"norm": norm, "precision": precision, "box": box}
     cheap: tuple[tuple[str, AttackLike], ...] = (
-        ("cw10", cw(eps, steps=10, start=Uniform(), return_point="first_success", **common)),
+        ("cw10", cw(eps, steps=10, **common)),
         ("apgd-t20", apgd_t(eps, steps=20, targets=3, **common)),
     )
     return Chain(cheap + autoattack(eps, norm, precision=precision, box=box).parts)

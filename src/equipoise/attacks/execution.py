@@ -21,7 +21,7 @@ from equipoise.core.types import (
     Predictive,
 )
 from equipoise.kernels.input_gradients import FastInputGradients
-from equipoise.kernels.native import shortcut
+from equipoise.kernels.native import native_forward
 from equipoise.losses.objectives import Objective
 from equipoise.models import (
     Frozen,
@@ -55,7 +55,7 @@ def frozen_model(
         predict = light.draw(streams)
         if not (watched and alone):
             return _watched(predict, fast) if watched else predict
-        return shortcut(full.draw(streams), _watched(predict, fast), weights)
+        return native_forward(full.draw(streams), _watched(predict, fast), weights)
 
     with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
         yield draw

@@ -1,7 +1,10 @@
 """Attacks that follow a gradient. `eps` and `step_size` are in pixels of [0, 1]; `norm` is linf, l2 or l1; inputs that
 are no pixels get another `box`.
 
-Every function also takes the fields of `Ascent` by name, such as `start`, `keep`, `mode`, `restarts`, `precision`.
+Every function also takes the fields of `Ascent` by name, such as `mode`, `restarts`, `precision`. `pgd`, `cw` and
+`r_fgsm` are attacks for evaluation: they start at a uniformly random point of the ball and return the first success.
+The inner maximisation of adversarial training, as in U, starts at the clean point and returns the last point:
+`start="zero", return_point="last"` (`equipoise.methods.pgd_at`).
 """
 
 import inspect
@@ -17,6 +20,8 @@ from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
 from equipoise.results.differences import RENAMED
 
+_EVALUATION: dict[str, Any] = {"start": Uniform(), "return_point": "first_success"}
+
 
 @renamed_arguments(**RENAMED)
 def make_ascent(*parts: Any, **options: Any) -> Ascent:
@@ -25,7 +30,7 @@ def make_ascent(*parts: Any, **options: Any) -> Ascent:
     for name in options:
         if name == "random_start":
             raise EquipoiseError(
-                "random_start is not an option: write start='uniform', or leave it out for the clean point."
+                "random_start is not an option: write start='uniform', or start='zero' for the clean point."
             )
         if name not in known:
             raise unknown("option", name, known)
@@ -50,7 +55,6 @@ def r_fgsm(
     eps: float,
     step_size: float | None = None,
     norm: str = "linf",
-    start: Start = Uniform(),
     box: Box = Box(),
     **options: Any,
 ) -> Ascent:
@@ -59,7 +63,7 @@ def r_fgsm(
     The gradient is taken at the random start, as in Wong et al. 2020; U (Eq. R-FGSM) writes it at x.
     """
     size = _step_size(step_size, eps, 1, 1.25)
-    return make_ascent(cross_entropy, Ball(norm, eps, box), size, 1, start=start, **options)
+    return make_ascent(cross_entropy, Ball(norm, eps, box), size, 1, **_EVALUATION | options)
 
 
 def pgd(
@@ -70,8 +74,12 @@ def pgd(
     box: Box = Box(),
     **options: Any,
 ) -> Ascent:
-    """Projected gradient ascent of the cross-entropy (Madry et al. 2018; U, Eq. PGD: from the clean point)."""
-    return make_ascent(cross_entropy, Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options)
+    """Projected gradient ascent of the cross-entropy from a random start, up to the first success (Madry et al. 2018).
+
+    U's (Eq. PGD), from the clean point and with the last point, is `start="zero", return_point="last"`.
+    """
+    size = _step_size(step_size, eps, steps)
+    return make_ascent(cross_entropy, Ball(norm, eps, box), size, steps, **_EVALUATION | options)
 
 
 def cw(
@@ -82,8 +90,8 @@ def cw(
     box: Box = Box(),
     **options: Any,
 ) -> Ascent:
-    """The margin of Carlini & Wagner 2017, climbed by projected gradient steps (R, Sec. 5.1)."""
-    return make_ascent(margin, Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **options)
+    """As `pgd`, climbing the margin of Carlini & Wagner 2017 (R, Sec. 5.1)."""
+    return make_ascent(margin, Ball(norm, eps, box), _step_size(step_size, eps, steps), steps, **_EVALUATION | options)
 
 
 def uta(

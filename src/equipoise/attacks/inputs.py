@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from equipoise.attacks.active import SampleTable
 from equipoise.core import progress
 from equipoise.core.checks import check_index, check_labels
 from equipoise.core.errors import require, require_integer
@@ -32,24 +33,20 @@ from equipoise.models import (
     predict,
 )
 
-"""The stream from which a random model is drawn (the same for the clean prediction, the climb and the confirmation),
-and that of the global generators, from which dropout draws."""
-
-
 AT_ONCE = 256
 """Samples per gradient on a CPU, which bounds the memory of a large batch and costs nothing."""
 
 
 @dataclass(frozen=True, eq=False)
-class AttackInputs:
+class AttackInputs(SampleTable):
     """Input that an attack can work on, and the model as it stands for it."""
 
+    x: Points
+    """The clean points, without a graph."""
     model: "nn.Module | Predictive"
     """The caller's own model, for the attacks of which an attack is made."""
     predictive: Frozen
     """The model as a private copy in eval mode."""
-    x: Points
-    """The clean points, without a graph."""
     y: Labels | None
     """The true labels."""
     target: Labels | None
@@ -71,11 +68,6 @@ class AttackInputs:
     batch_size: int
     """How many points are to be computed at once."""
 
-    def __getitem__(self, rows: Tensor) -> "AttackInputs":
-        own = ("x", "y", "target", "start", "streams")
-        chosen = {name: value if value is None else value[rows] for name in own for value in [getattr(self, name)]}
-        return replace(self, **chosen, index=self.index.to(rows.device)[rows])
-
     @property
     def options(self) -> dict[str, Any]:
         """How to call, on the same samples, an attack of which this one is made."""
@@ -93,7 +85,7 @@ class AttackInputs:
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """The positions of the samples, so many at a time."""
-        return progress.parts(torch.arange(len(self.x), device=self.x.device).split(size))
+        return progress.shares(torch.arange(len(self.x), device=self.x.device).split(size))
 
     def require_independent(self, name: str) -> None:
         """Raise `EquipoiseError` for a model in which, in eval mode, a prediction depends on the batch."""
@@ -140,13 +132,9 @@ def validated_inputs(
         x = cut(x)  # outside of inference mode
         index = torch.arange(len(x)) if index is None else index
         check_index(index, len(x))
-        streams = Streams.of(seed, index.to(x.device))
-        original = predictive.original if isinstance(predictive, Frozen) else predictive
-        examined = _examined.get()
-        if examined is None or examined.still.original != original or examined.shape != x.shape[1:]:
-            examined = examine(predictive, x, streams, geometry.box)
-            if len(x) > 1 and not part and not bool(examined.first.finite.any()):
-                require(bool(predict(examined.still, x, streams).finite.any()), NOT_FINITE)
+        index = index.to(x.device)
+        streams = Streams.of(seed, index)
+        examined = _examination(predictive, x, streams, geometry, part)
         first = examined.first
         for name, labels in (("y", y), ("target", target)):
             if isinstance(labels, Tensor):
@@ -157,29 +145,29 @@ def validated_inputs(
             start is None or (isinstance(start, Tensor) and start.shape == x.shape and start.dtype == x.dtype),
             f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",
         )
-        members = len(first.logits)
-        case = AttackInputs(
-            model,
-            examined.still,
-            x,
-            y,
-            target,
-            start,
-            index,
-            streams,
-            first.classes,
-            members,
-            examined,
-            seed,
-            batch_size,
+        classes, members = first.classes, len(first.logits)
+        inputs = AttackInputs(
+            x, model, examined.still, y, target, start, index, streams, classes, members, examined, seed, batch_size
         )
         generators = global_seed(fold(seed, Stream.GLOBAL), x.device) if draws or examined.random else nullcontext()
         token = _examined.set(examined)
         try:
             with generators:
-                yield case
+                yield inputs
         finally:
             _examined.reset(token)
+
+
+def _examination(predictive: Predictive, x: Points, streams: Streams, geometry: Ball, part: bool) -> Examined:
+    """The examination of the model on these samples: that of the attack around this one, if it is of the same model."""
+    original = predictive.original if isinstance(predictive, Frozen) else predictive
+    examined = _examined.get()
+    if examined is not None and examined.still.original == original and examined.shape == x.shape[1:]:
+        return examined
+    examined = examine(predictive, x, streams, geometry.box)
+    if len(x) > 1 and not part and not bool(examined.first.finite.any()):
+        require(bool(predict(examined.still, x, streams).finite.any()), NOT_FINITE)
+    return examined
 
 
 def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:

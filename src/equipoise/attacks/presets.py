@@ -19,7 +19,7 @@ from equipoise.losses.objectives import smoothed_cross_entropy
 
 def _starts(options: dict[str, Any]) -> dict[str, Any]:
     """R's five starts, with what was asked for in their place."""
-    return {"start": Gaussian(0.005 * _box(options).scale), "restarts": 5} | options
+    return {"start": Gaussian(0.005 * _box(options).scale), "restarts": 5, "return_point": "last"} | options
 
 
 def _box(options: dict[str, Any]) -> Box:

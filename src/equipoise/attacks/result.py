@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from equipoise.attacks.active import SampleTable
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.rng import Stream, Streams
+from equipoise.core.tables import Row, Tabular
 from equipoise.core.types import (
     Labels,
     PerSample,
@@ -27,8 +29,8 @@ from equipoise.models import (
 )
 
 
-@dataclass(frozen=True)
-class AttackResult:
+@dataclass(frozen=True, repr=False)
+class AttackResult(SampleTable, Tabular):
     """What an attack found, per sample. Every success was checked again: the point lies in the ball and the box up to
     float32 rounding, and the model in eval mode and its own precision is fooled there.
     """
@@ -68,8 +70,13 @@ class AttackResult:
             if getattr(self, name) is None:  # of an attack that asked once
                 object.__setattr__(self, name, value)
 
-    def __len__(self) -> int:
-        return len(self.x)
+    def _table(self) -> tuple[Row, list[Row]]:
+        n, fooled = len(self), int(self.success.sum())
+        distance = f"{self.distance[self.success].double().median():.4g}" if fooled else ""
+        each = f"{self.evaluations.double().mean():.4g}" if n else ""
+        lost = int((2 * self.not_finite > self.draws).sum())
+        header = "samples", "fooled", "median distance", "evaluations per sample", "not finite"
+        return header, [(str(n), str(fooled), distance, each, str(lost) if lost else "")]
 
     @property
     def error_rate(self) -> PerSample:
@@ -77,10 +84,6 @@ class AttackResult:
         attack, also of a random model, is `1 - error_rate.mean()`.
         """
         return self.errors.to(self.x.dtype) / self.draws
-
-    def __getitem__(self, rows: "Tensor | slice") -> "AttackResult":
-        """The outcome of some of the samples."""
-        return AttackResult(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def with_rows(self, rows: Tensor, new: "AttackResult") -> "AttackResult":
         """These outcomes, with those of the samples `rows` replaced by `new`."""
@@ -106,7 +109,7 @@ class AttackResult:
 
 
 @dataclass(frozen=True)
-class Criterion:
+class Criterion(SampleTable):
     """What counts as success."""
 
     label: Labels
@@ -118,9 +121,6 @@ class Criterion:
         """Which predictions are a success; one that is not finite is none."""
         labels = here.labels
         return (labels != self.label) & (labels >= 0) if self.target is None else labels == self.target
-
-    def __getitem__(self, rows: "slice | Tensor") -> "Criterion":
-        return Criterion(self.label[rows], at(self.target, rows))
 
 
 DRAWS = 20
@@ -166,7 +166,7 @@ def confirm(
 
 
 @torch.no_grad()
-def judged(
+def judge(
     predictive: Frozen, geometry: Ball, criterion: Criterion, x: Points, result: AttackResult, streams: Streams
 ) -> AttackResult:
     """The outcome of a search, on a random model by fresh draws: those that chose the points were lucky ones."""

@@ -1,6 +1,6 @@
-"""What a network is made of once it is translated: affine maps, sums, and two functions that lines can bound.
+"""The layers of a translated network: affine maps, sums, and two functions that lines can bound.
 
-Every layer works on float64 tensors `(batch, ...)`, sample by sample. An affine one, `W z + b`, also knows `|W| z`, by
+Every layer works on float64 tensors `(batch, ...)`, sample by sample. An affine layer `W z + b` also has `|W| z`, by
 which intervals pass through it, and `A W` for coefficients `A` of its output, by which linear bounds pass back.
 """
 
@@ -16,7 +16,7 @@ from torch.nn.grad import conv2d_input
 
 Map = Callable[[Tensor], Tensor]
 Lines = tuple[Tensor, Tensor, Tensor]
-"""Slope from below, slope from above, and intercept from above; the line from below goes through the origin."""
+"""Slope of the lower line, which goes through the origin; slope and intercept of the upper line."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,23 @@ class Affine:
     magnitude: Map
     """`|W| z`."""
     transposed: Map
-    """`A W`, for rows `A` of coefficients of the output."""
+    """`A W`, for coefficients `A` of the output."""
     shift: Tensor
     """b, to be broadcast over a sample's output."""
     roundings: int
-    """How many roundings an output suffers at most when a network evaluates it; 0 if it only moves numbers."""
+    """Upper bound of the number of roundings per output when a network evaluates it; 0 if it only moves numbers."""
     separate: bool = False
     """Whether every output depends on one input and every input moves one output."""
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """`W c + b ± |W| r` for the centre c and the radius r."""
+        """Return `W c + b ± |W| r` for the centre c and the radius r."""
         centre, radius = self.linear((lower + upper) / 2) + self.shift, self.magnitude((upper - lower) / 2)
         return centre - radius, centre + radius
 
     def rounding(self, lower: Tensor, upper: Tensor, unit: float) -> Tensor:
-        """`2 k u (|W| max |z| + |b|)`: twice what k roundings of relative size u come to, in any order of summation."""
+        """Return `2 k u (|W| max |z| + |b|)`, twice the bound for k roundings of relative size u in any order of
+        summation.
+        """
         largest = self.magnitude(torch.maximum(lower.abs(), upper.abs())) + self.shift.abs()
         return largest.mul_(2 * self.roundings * unit)
 
@@ -52,15 +54,14 @@ class Sum:
     """`Σ ± z_i` of the outputs of several layers, as at the end of a residual block."""
 
     signs: tuple[float, ...]
-    """The sign of each."""
 
     def interval(self, lower: Sequence[Tensor], upper: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The sums of the ends that count."""
+        """Return the sums of the lower and of the upper ends of the `± z_i`."""
         ends = [(low, up) if sign > 0 else (-up, -low) for sign, low, up in zip(self.signs, lower, upper, strict=True)]
         return torch.stack([low for low, _ in ends]).sum(0), torch.stack([up for _, up in ends]).sum(0)
 
     def rounding(self, lower: Sequence[Tensor], upper: Sequence[Tensor], unit: float) -> Tensor:
-        """`2 k u Σ max |z_i|` for the k roundings of a sum."""
+        """Return `2 k u Σ max |z_i|` for the k roundings of a sum."""
         largest = [torch.maximum(low.abs(), up.abs()) for low, up in zip(lower, upper, strict=True)]
         return torch.stack(largest).sum(0).mul_(2 * (len(self.signs) - 1) * unit)
 
@@ -70,30 +71,29 @@ class ReLU:
     """`max(z, 0)`."""
 
     def value(self, z: Tensor) -> Tensor:
-        """The function, which is monotone: it takes bounds to bounds."""
+        """Apply the function, which is monotone: it takes bounds to bounds."""
         return z.clamp_min(0)
 
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """`αz <= max(z, 0) <= u/(u - l) (z - l)` for `l < 0 < u`, with α = 1 if u > -l, else 0 (Zhang et al. 2018)."""
-        above = upper.clamp_min(0)
-        slope = torch.where(lower >= 0, 1.0, above / (above - lower).clamp_min(torch.finfo(above.dtype).tiny))
-        below = (upper > -lower).to(slope.dtype)
-        return below, slope, -slope * lower.clamp_max(0)
+        positive = upper.clamp_min(0)
+        slope = torch.where(lower >= 0, 1.0, positive / (positive - lower).clamp_min(torch.finfo(positive.dtype).tiny))
+        return (upper > -lower).to(slope.dtype), slope, -slope * lower.clamp_max(0)
 
-    def back(self, rows: Tensor) -> Tensor:
-        """Rows of coefficients of the output, in a shape that can be multiplied with slopes."""
-        return rows
+    def expand(self, coefficients: Tensor) -> Tensor:
+        """Return coefficients of the output in a shape that broadcasts with the slopes."""
+        return coefficients
 
 
 @dataclass(frozen=True)
 class Max:
-    """`max_i z_i` over the last dimension, of which `real` are the entries that are no repetitions."""
+    """`max_i z_i` over the last dimension."""
 
-    real: Tensor
-    """Which entries count; the others repeat one that does, where a window is partly in the padding."""
+    is_real: Tensor
+    """Which entries count; the others repeat one of these, where a window is partly in the padding."""
 
     def value(self, z: Tensor) -> Tensor:
-        """The function, which is monotone: it takes bounds to bounds."""
+        """Apply the function, which is monotone: it takes bounds to bounds."""
         return z.amax(-1)
 
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
@@ -105,15 +105,15 @@ class Max:
         """
         best = lower.amax(-1, keepdim=True)
         below = F.one_hot(lower.argmax(-1), lower.shape[-1]).to(lower.dtype)
-        excess = (upper - best).clamp_min(0) * self.real
+        excess = (upper - best).clamp_min(0) * self.is_real
         slope = excess / (upper - lower).clamp_min(torch.finfo(lower.dtype).tiny)
-        line = excess.sum(-1) / 2 <= excess.amax(-1)
-        constant = torch.where(line, best[..., 0] - (slope * lower).sum(-1), upper.amax(-1))
-        return below, slope * line[..., None], constant
+        is_line = excess.sum(-1) / 2 <= excess.amax(-1)
+        intercept = torch.where(is_line, best[..., 0] - (slope * lower).sum(-1), upper.amax(-1))
+        return below, slope * is_line[..., None], intercept
 
-    def back(self, rows: Tensor) -> Tensor:
-        """Rows of coefficients of the output, in a shape that can be multiplied with slopes."""
-        return rows[..., None]
+    def expand(self, coefficients: Tensor) -> Tensor:
+        """Return coefficients of the output in a shape that broadcasts with the slopes."""
+        return coefficients[..., None]
 
 
 Layer = Affine | Sum | ReLU | Max
@@ -122,21 +122,25 @@ Layer = Affine | Sum | ReLU | Max
 def linear(weight: Tensor, bias: Tensor | None) -> Affine:
     """`W z + b` over the last dimension."""
     w = weight.double()
-    size, zero = w.abs(), w.new_zeros(())
-    return Affine(lambda z: z @ w.T, lambda z: z @ size.T, lambda a: a @ w, _shift(bias, zero, 1), w.shape[1] + 2)
+    size = w.abs()
+    return Affine(lambda z: z @ w.T, lambda z: z @ size.T, lambda a: a @ w, _shift(w, bias, 1), w.shape[1] + 2)
 
 
 def convolution(shape: torch.Size, weight: Tensor, bias: Tensor | None, options: dict[str, Any]) -> Affine:
     """A two-dimensional convolution of samples of this shape; `options` are stride, padding, dilation and groups."""
     w = weight.double()
-    size, zero = w.abs(), w.new_zeros(())
+    size = w.abs()
     return Affine(
         lambda z: F.conv2d(z, w, **options),
         lambda z: F.conv2d(z, size, **options),
         lambda a: conv2d_input((len(a), *shape), w, a, **options),
-        _shift(bias, zero, 3),
+        _shift(w, bias, 3),
         math.prod(w.shape[1:]) + 2,
     )
+
+
+def _shift(weight: Tensor, bias: Tensor | None, dimensions: int) -> Tensor:
+    return weight.new_zeros(()) if bias is None else bias.double().reshape(-1, *[1] * (dimensions - 1))
 
 
 def scaling(scale: Tensor, shift: Tensor, roundings: int) -> Affine:
@@ -162,39 +166,37 @@ def reshaping(before: torch.Size, after: torch.Size, zero: Tensor) -> Affine:
     return Affine(there, there, back, zero, 0, separate=True)
 
 
-def windows(shape: torch.Size, out: torch.Size, geometry: dict[str, Any], like: Tensor) -> tuple[Affine, Max]:
-    """The numbers in every window of a max-pooling, in a last dimension, and the maximum over it."""
-    (height, width), size, step, gap, pad = shape[1:], *(pair(geometry[k]) for k in _WINDOW)
-    # In ceil mode the last window may reach beyond the padding.
+def windows(shape: torch.Size, out: torch.Size, geometry: dict[str, Any], zero: Tensor) -> tuple[Affine, Max]:
+    """The windows of a max-pooling as a last dimension, and the maximum over it. `geometry` has kernel_size, stride,
+    dilation and padding.
+    """
+    height, width = shape[1:]
+    kernel, stride, dilation, padding = (
+        pair(geometry[name]) for name in ("kernel_size", "stride", "dilation", "padding")
+    )
+    # In ceil mode the last window may extend beyond the padding.
     beyond = [
         max(0, (n - 1) * s + d * (k - 1) + 1 - side - 2 * p)
-        for n, s, d, k, side, p in zip(out[1:], step, gap, size, (height, width), pad, strict=True)
+        for n, s, d, k, side, p in zip(out[1:], stride, dilation, kernel, (height, width), padding, strict=True)
     ]
-    plane = torch.arange(1.0, height * width + 1, dtype=torch.float64, device=like.device).reshape(1, 1, height, width)
-    plane = F.pad(plane, (pad[1], pad[1] + beyond[1], pad[0], pad[0] + beyond[0]))
-    index = F.unfold(plane, size, gap, stride=step)[0].T.long() - 1
-    real = index >= 0
-    index = torch.where(real, index, index.amax(1, keepdim=True))
+    plane = torch.arange(1.0, height * width + 1, dtype=torch.float64, device=zero.device).reshape(1, 1, height, width)
+    plane = F.pad(plane, (padding[1], padding[1] + beyond[1], padding[0], padding[0] + beyond[0]))
+    index = F.unfold(plane, kernel, dilation, stride=stride)[0].T.long() - 1
+    is_real = index >= 0
+    index = torch.where(is_real, index, index.amax(1, keepdim=True))
     flat, full = index.flatten(), (shape[0], *out[1:], index.shape[1])
 
-    def gathered(z: Tensor) -> Tensor:
+    def gather(z: Tensor) -> Tensor:
         return z.flatten(2).index_select(2, flat).reshape(len(z), *full)
 
-    def scattered(a: Tensor) -> Tensor:
+    def scatter(a: Tensor) -> Tensor:
         z = a.new_zeros(len(a), shape[0], height * width)
         return z.index_add_(2, flat, a.reshape(len(a), shape[0], -1)).reshape(len(a), *shape)
 
-    return Affine(gathered, gathered, scattered, like.new_zeros(()).double(), 0), Max(real.reshape(full[1:]))
-
-
-_WINDOW = ("kernel_size", "stride", "dilation", "padding")
+    return Affine(gather, gather, scatter, zero, 0), Max(is_real.reshape(full[1:]))
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """One number for both directions, or two."""
+    """Return an argument as a pair (vertical, horizontal); one number counts for both."""
     both = (value, value) if isinstance(value, int) else tuple(value)
     return both[0], both[-1]
-
-
-def _shift(bias: Tensor | None, zero: Tensor, dimensions: int) -> Tensor:
-    return zero if bias is None else bias.double().reshape(-1, *[1] * (dimensions - 1))

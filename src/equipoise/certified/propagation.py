@@ -1,16 +1,16 @@
 """Bounds of what a network computes on a region: intervals forwards, linear bounds backwards.
 
-Interval bound propagation (Gowal et al. 2018) takes the interval of every coordinate through layer by layer. CROWN
-(Zhang et al. 2018) bounds a linear function of a layer's output by linear functions of what came before it, layer by
-layer back to the input: for rows A,
+Interval bound propagation (Gowal et al. 2018) passes the interval of every coordinate through the layers. CROWN (Zhang
+et al. 2018) bounds a linear function of a layer's output by linear functions of the layer's input, layer by layer back
+to the network's input: for coefficients A,
 
     A (W z + b + δ) >= (A W) z + A b - |A| ‖δ‖       for an affine layer whose evaluation errs by at most ‖δ‖
     A f(z)          >= (A⁺ α + A⁻ β) z + A⁻ γ        for a function with  α z <= f(z) <= β z + γ
 
-and takes the smallest value over the region in the end.
+and in the end takes the minimum over the region.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,46 +22,46 @@ from equipoise.certified.network import Network
 from equipoise.certified.regions import Region
 
 NUMBERS = 2**17
-"""How many numbers the coefficients of all rows that go back together may have in the widest layer: a cache's full."""
+"""Maximum size of the coefficients in the widest layer that are propagated back together: what fits in the cache."""
 
 
 @dataclass(frozen=True)
 class Enclosure:
-    """What is known of the output of one layer, for every sample."""
+    """Bounds of the output of one layer, for every sample."""
 
     lower: Tensor
-    """The smallest value."""
+    """The lower bounds."""
     upper: Tensor
-    """The largest value."""
+    """The upper bounds."""
     rounding: Tensor | None = None
-    """How much rounding may change it, where the layer rounds."""
+    """By how much rounding may change the output, where the layer rounds."""
     lines: Lines | None = None
     """The lines that bound it, for a function that is not affine."""
 
 
 def enclosures(network: Network, region: Region, refine: bool) -> list[Enclosure]:
-    """What every layer may give on the region: by intervals, or if asked to `refine` by CROWN wherever it matters.
+    """Return bounds of every layer's output on the region: by intervals, and with `refine` by CROWN where it matters.
 
-    It matters for what a ReLU cannot decide (`l < 0 < u`), and for what a maximum compares, unless it is negative.
+    It matters where a ReLU is undecided (`l < 0 < u`), and for what a maximum compares, unless it is negative.
     """
-    known: list[Enclosure] = []
+    bounds: list[Enclosure] = []
     for i in range(len(network.nodes)):
-        known.append(_by_intervals(network, i, known, region))
+        bounds.append(_by_intervals(network, i, bounds, region))
         exact = region.norm == "linf" and network.separate.issuperset(network.nodes[i].parents)
         if refine and i in network.decided and not exact:
-            known[i] = _by_rows(network, i, known, region)
-    return known
+            bounds[i] = _refined(network, i, bounds, region)
+    return bounds
 
 
-def _by_intervals(network: Network, i: int, known: list[Enclosure], region: Region) -> Enclosure:
+def _by_intervals(network: Network, i: int, bounds: list[Enclosure], region: Region) -> Enclosure:
     layer, parents = network.nodes[i].layer, network.nodes[i].parents
     if layer is None:
         return Enclosure(*region.interval())
-    lower, upper = known[parents[0]].lower, known[parents[0]].upper
+    lower, upper = bounds[parents[0]].lower, bounds[parents[0]].upper
     if isinstance(layer, ReLU | Max):
         return Enclosure(layer.value(lower), layer.value(upper), lines=layer.lines(lower, upper))
     if isinstance(layer, Sum):
-        lowers, uppers = [known[p].lower for p in parents], [known[p].upper for p in parents]
+        lowers, uppers = [bounds[p].lower for p in parents], [bounds[p].upper for p in parents]
         (lower, upper), rounding = layer.interval(lowers, uppers), layer.rounding(lowers, uppers, network.unit)
     elif layer.roundings == 0:
         return Enclosure(*layer.interval(lower, upper))
@@ -71,115 +71,111 @@ def _by_intervals(network: Network, i: int, known: list[Enclosure], region: Regi
     return Enclosure(lower - rounding, upper + rounding, rounding)
 
 
-def _by_rows(network: Network, i: int, known: list[Enclosure], region: Region) -> Enclosure:
-    lower, upper = known[i].lower.flatten(1), known[i].upper.flatten(1)
-    wanted = upper > 0 if i in network.compared else (lower < 0) & (upper > 0)
-    sample, place = wanted.nonzero(as_tuple=True)
-    least = _of_input(network, i, known, region) if i in network.first else _of_rows(network, i, known, region)
-    width = network.first[i].values.shape[1] if i in network.first else network.widest
+def _refined(network: Network, i: int, bounds: list[Enclosure], region: Region) -> Enclosure:
+    shape = bounds[i].lower.shape
+    lower, upper = bounds[i].lower.flatten(1), bounds[i].upper.flatten(1)
+    undecided = upper > 0 if i in network.compared else (lower < 0) & (upper > 0)
+    sample, unit = undecided.nonzero(as_tuple=True)
+    if i in network.first:
+        minima, width = minima_from_input(network, i, bounds, region), network.first[i].values.shape[1]
+    else:
+        minima, width = minima_by_layers(network, i, bounds, region), network.widest
+    size = max(1, NUMBERS // width)
     for bound, sign, tighter in ((lower, 1.0, torch.maximum), (upper, -1.0, torch.minimum)):
-        for piece in _pieces(len(sample), width):
-            found = sign * least(sign, sample[piece], place[piece])
-            bound[sample[piece], place[piece]] = tighter(bound[sample[piece], place[piece]], found)
-    return Enclosure(lower.reshape(known[i].lower.shape), upper.reshape(known[i].lower.shape), known[i].rounding)
+        for start in range(0, len(sample), size):
+            s, u = sample[start : start + size], unit[start : start + size]
+            bound[s, u] = tighter(bound[s, u], sign * minima(sign, s, u))
+    return Enclosure(lower.reshape(shape), upper.reshape(shape), bounds[i].rounding)
 
 
-Least = Callable[[float, Tensor, Tensor], Tensor]
-"""Lower bounds of units of a node, or with the sign -1 of their negatives, each for a sample."""
+Minima = Callable[[float, Tensor, Tensor], Tensor]
+"""Lower bounds of `sign` times units of a node; takes the sign, and for each unit its sample and its number."""
 
 
-def _of_rows(network: Network, i: int, known: list[Enclosure], region: Region) -> Least:
-    """By linear functions that go back to the input layer by layer."""
+def minima_by_layers(network: Network, i: int, bounds: list[Enclosure], region: Region) -> Minima:
+    """Return the lower bounds by linear functions that pass back to the input layer by layer."""
     shape = network.nodes[i].shape
 
-    def least(sign: float, sample: Tensor, place: Tensor) -> Tensor:
-        rows = region.centre.new_zeros(len(sample), shape.numel()).scatter_(1, place[:, None], sign)
-        return minimum(network, known, region, i, rows.reshape(-1, *shape), sample)
+    def minima(sign: float, sample: Tensor, unit: Tensor) -> Tensor:
+        rows = region.centre.new_zeros(len(sample), shape.numel()).scatter_(1, unit[:, None], sign)
+        return minimum(network, bounds, region, i, rows.reshape(-1, *shape), sample)
 
-    return least
+    return minima
 
 
-def _of_input(network: Network, i: int, known: list[Enclosure], region: Region) -> Least:
-    """Of units that are affine functions of the input, from the few coordinates that each looks at."""
+def minima_from_input(network: Network, i: int, bounds: list[Enclosure], region: Region) -> Minima:
+    """Return the lower bounds of units that are affine functions of a few coordinates of the input each."""
     slopes, constant = network.first[i], region.centre.new_zeros(1, *network.nodes[0].shape)
     rounding = torch.zeros_like(region.centre)
     for j in slopes.chain:
-        layer, own = network.nodes[j].layer, known[j].rounding
+        layer, own = network.nodes[j].layer, bounds[j].rounding
         assert isinstance(layer, Affine)
         constant, rounding = layer.linear(constant) + layer.shift, layer.magnitude(rounding)
         rounding = rounding if own is None else rounding + own
     constant, rounding = constant.flatten(), rounding.flatten(1)
 
-    def least(sign: float, sample: Tensor, place: Tensor) -> Tensor:
-        found = region.minimum_of_few(sign * slopes.values[place], slopes.index[place], sample)
-        return found + sign * constant[place] - rounding[sample, place]
+    def minima(sign: float, sample: Tensor, unit: Tensor) -> Tensor:
+        linear = region.sparse_minimum(sign * slopes.values[unit], slopes.index[unit], sample)
+        return linear + sign * constant[unit] - rounding[sample, unit]
 
-    return least
+    return minima
 
 
 def minimum(
     network: Network,
-    known: list[Enclosure],
+    bounds: list[Enclosure],
     region: Region,
     node: int,
     rows: Float[Tensor, "rows ..."],
     sample: Int[Tensor, " rows"],
-    back: bool = True,
+    to_input: bool = True,
 ) -> Float[Tensor, " rows"]:
-    """A lower bound of linear functions of a node's output, each for the sample it belongs to.
+    """Return a lower bound of linear functions of a node's output, each for its sample.
 
-    It is the better one of two: at the last layer that is not affine the intervals are put in, which alone is what
-    interval propagation says; and, if asked to go `back`, at the input the region.
+    It is the better of two: with the intervals at the last layer that is not affine, as in interval propagation, and,
+    with `to_input`, with the region at the input.
     """
-    # With all rows from one sample its bounds need not be copied for each.
+    # If all rows belong to one sample, its bounds need not be copied for each.
     first = int(sample[0]) if len(sample) else 0
     owner = slice(first, first + 1) if bool((sample == first).all()) else sample
     best, offset = None, rows.new_zeros(len(rows))
-    pending: dict[int, Tensor] = {node: rows}
+    pending: dict[int, Tensor] = {node: rows}  # coefficients of the outputs of nodes
     for i in range(node, 0, -1):
         if i not in pending:
             continue
         if best is None and isinstance(network.nodes[i].layer, ReLU | Max):
-            best = offset + torch.stack([_least(a, known[j], owner) for j, a in pending.items()]).sum(0)
-            if not back:
+            best = offset + torch.stack([_over_intervals(a, bounds[j], owner) for j, a in pending.items()]).sum(0)
+            if not to_input:
                 return best
-        parts, constant = _step_back(network.nodes[i].layer, known[i], pending.pop(i), owner)
+        coefficients, constant = _step_back(network.nodes[i].layer, bounds[i], pending.pop(i), owner)
         offset = offset + constant
-        for parent, part in zip(network.nodes[i].parents, parts, strict=True):
-            pending[parent] = pending[parent] + part if parent in pending else part
+        for parent, a in zip(network.nodes[i].parents, coefficients, strict=True):
+            pending[parent] = pending[parent] + a if parent in pending else a
     last = offset + region.minimum(pending[0], owner) if 0 in pending else offset
     return last if best is None else torch.maximum(best, last)
 
 
 def _step_back(
-    layer: Layer | None, here: Enclosure, a: Tensor, owner: "slice | Tensor"
+    layer: Layer | None, bounds: Enclosure, a: Tensor, owner: "slice | Tensor"
 ) -> tuple[list[Tensor], "Tensor | float"]:
-    """Rows of coefficients of a layer's inputs, and the constant of each, that together are no more than rows of its
-    output.
-    """
-    if here.lines is not None:
+    """A lower bound of linear functions of a layer's output: coefficients of each of its inputs, and a constant."""
+    if bounds.lines is not None:
         assert isinstance(layer, ReLU | Max)
-        below, above, intercept = (line[owner] for line in here.lines)
-        constant, a = _dot(a.clamp_max(0), intercept), layer.back(a)
+        below, above, intercept = (line[owner] for line in bounds.lines)
+        constant, a = _dot(a.clamp_max(0), intercept), layer.expand(a)
         return [torch.where(a > 0, below, above).mul_(a)], constant
-    constant = 0.0 if here.rounding is None else -_dot(a.abs(), here.rounding[owner])
+    constant = 0.0 if bounds.rounding is None else -_dot(a.abs(), bounds.rounding[owner])
     if isinstance(layer, Sum):
         return [sign * a for sign in layer.signs], constant
     assert isinstance(layer, Affine)
     return [layer.transposed(a)], constant + _dot(a, layer.shift.expand(1, *a.shape[1:]))
 
 
-def _least(rows: Tensor, z: Enclosure, owner: "slice | Tensor") -> Tensor:
-    """The smallest value of a linear function over intervals."""
-    return _dot(rows.clamp_min(0), z.lower[owner]) + _dot(rows.clamp_max(0), z.upper[owner])
+def _over_intervals(a: Tensor, z: Enclosure, owner: "slice | Tensor") -> Tensor:
+    return _dot(a.clamp_min(0), z.lower[owner]) + _dot(a.clamp_max(0), z.upper[owner])
 
 
 def _dot(rows: Tensor, values: Tensor) -> Tensor:
     """`Σ a·v` per row, for values of each row or of all."""
     a, v = rows.flatten(1), values.flatten(1)
     return a @ v[0] if len(v) == 1 else torch.linalg.vecdot(a, v)
-
-
-def _pieces(rows: int, widest: int) -> Iterator[slice]:
-    at_once = max(1, NUMBERS // widest)
-    return (slice(k, k + at_once) for k in range(0, rows, at_once))

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.table import Table
 
 from equipoise.cli.display import duration, moving, say, share_progress
-from equipoise.cli.evaluating import norm_of, subject_of
-from equipoise.cli.options import Audit, Evaluate
+from equipoise.cli.loaded_model import load_model, norm_of
 from equipoise.cli.recorded import answered
-from equipoise.core.errors import require
-from equipoise.core.files import plain_json, require_room, write_atomically
+from equipoise.cli.requests import Audit
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import read_json, require_writable, write_atomically
 from equipoise.evaluation import radii
 from equipoise.evaluation.verification import fingerprint
 from equipoise.masking.investigate import investigate
@@ -30,81 +30,62 @@ def audit(options: Audit, command: str) -> int:
     """Look for signs of masked gradients, write the page and its record, and say what came out. Returns the exit code:
     0 if no sign was found, 1 if the model is masked, and 3 if there are too few samples to tell.
     """
-    require(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected an integer >= 1.")
-    require(options.minutes > 0, f"--minutes {options.minutes}: expected a number > 0.")
+    require(options.time_budget > 0, f"--time-budget {options.time_budget}: expected a number > 0.")
     canvas(1, 1)  # is matplotlib there?
     out, record = _claimed(options.out)
-    subject = subject_of(
-        Evaluate(
-            options.target,
-            data=options.data,
-            data_root=options.data_root,
-            weights=options.weights,
-            checkpoint=options.checkpoint,
-            net_option=options.net_option,
-            seed=options.seed,
-            device=options.device,
-        )
-    )
+    loaded = load_model(options)
     device = Recipe(device=options.device).pick_device()
-    recorded = subject.recorded
-    norm = norm_of(options.norm, recorded)
-    eps = _radius(options, recorded, norm)
+    norm = norm_of(options.norm, loaded.run)
+    eps = _radius(options, loaded.run, norm)
     proxy = None if options.transfer_from is None else load_run(options.transfer_from, device=device)[0]
-    test = subject.data.test.limit(2000).to(device)
+    test = loaded.data.test.limit(2000).to(device)
     about = {
-        "data": {"name": subject.data.name, "sha256": subject.data.sha256, "split": "test", "n": len(test)},
-        "model": {"weights": options.weights if recorded else "given", **fingerprint(subject.model)},
+        "data": {"name": loaded.data.name, "sha256": loaded.data.sha256, "split": "test", "n": len(test)},
+        "model": {"weights": options.weights if loaded.run else "given", **fingerprint(loaded.model)},
     }
     before = answered(record, out, options, about, options.overwrite)
     if before is not None:
         say(str(before["verdict"]))
         say(f"finished before: {out} and {record}")
         return MASKED if before["masked"] else UNDECIDED if before["undecided"] else 0
-    verdict = investigate(
-        subject.model,
+    report = investigate(
+        loaded.model,
         test.x,
         test.y,
         eps,
         norm,
         proxy=proxy,
         proxy_name=str(options.transfer_from),
-        minutes=options.minutes,
+        minutes=options.time_budget,
         seed=options.seed,
         batch_size=options.batch_size,
         target=options.target,
         progress=share_progress(f"auditing {options.target}"),
     )
     moving("")
-    verdict = replace(
-        verdict,
-        data=about["data"],
-        model=about["model"],
-        provenance=asdict(provenance(options.seed, device, command)),
-    )
-    text = page(verdict)
-    write_atomically(record, (json.dumps(verdict.to_json(), indent=1) + "\n").encode())
+    report = replace(report, **about, provenance=asdict(provenance(options.seed, device, command)))
+    text = page(report)
+    write_atomically(record, (json.dumps(report.to_json(), indent=1) + "\n").encode())
     write_atomically(out, text)
-    say(_table(verdict))
-    say(str(verdict))
-    for line in (verdict.caution, *verdict.warnings):
+    say(_table(report))
+    for line in (str(report), report.caution, *report.warnings):
         if line:
             say(line)
-    say(f"wrote {out} and {record} in {duration(verdict.seconds)}")
-    return MASKED if verdict.masked else UNDECIDED if verdict.undecided else 0
+    say(f"wrote {out} and {record} in {duration(report.seconds)}")
+    return MASKED if report.masked else UNDECIDED if report.undecided else 0
 
 
-def _radius(options: Audit, recorded: Run | None, norm: str) -> float:
+def _radius(options: Audit, run: Run | None, norm: str) -> float:
     """The radius that was asked for, or that of the run's validation attacks."""
     if options.eps is not None:
         return options.eps
-    require(recorded is not None, "give the radius at which the model is said to be robust, with --eps, such as 8/255.")
-    assert recorded is not None
+    if run is None:
+        raise EquipoiseError("give the radius at which the model is said to be robust, with --eps, such as 8/255.")
     require(
-        norm == norm_of(None, recorded),
-        f"--norm {norm}: the run's own radius is of another norm ({norm_of(None, recorded)}), so give one with --eps.",
+        norm == norm_of(None, run),
+        f"--norm {norm}: the run's own radius is of another norm ({norm_of(None, run)}), so give one with --eps.",
     )
-    return radii(recorded)[1]
+    return radii(run)[1]
 
 
 def _claimed(out: Path) -> tuple[Path, Path]:
@@ -116,25 +97,25 @@ def _claimed(out: Path) -> tuple[Path, Path]:
         not record.exists() or _is_audit(record),
         f"--out {out} would replace {record}, which is no record of an audit: choose another name.",
     )
-    require_room(out.parent)
+    require_writable(out.parent)
     return out, record
 
 
 def _is_audit(record: Path) -> bool:
     try:
-        found = plain_json(record)
+        content = read_json(record)
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("kind") == KIND
+    return isinstance(content, dict) and content.get("kind") == KIND
 
 
-def _table(verdict: MaskingReport) -> Table:
+def _table(report: MaskingReport) -> Table:
     """Each sign with its figure."""
     table = Table()
     table.add_column("sign", overflow="fold")
     table.add_column("found")
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("measured", overflow="fold")
-    for sign in clearest_first(verdict):
+    for sign in clearest_first(report):
         table.add_row(sign.name, "yes" if sign.raised else "no", p_value(sign.p), sign.figure)
     return table

@@ -16,24 +16,13 @@ _COMMAND = re.compile(r"(?P<before>.*:) (?P<command>equipoise .+|pip install (?:
 
 
 @runtime_checkable
-class Stream(Protocol):
+class _Stream(Protocol):
     """What is needed of `sys.stdout` and its kin."""
 
-    def write(self, text: str, /) -> int:
-        """Write text, and return its length."""
-        ...
-
-    def flush(self) -> None:
-        """Hand on what was written."""
-        ...
-
-    def isatty(self) -> bool:
-        """Whether a person reads it."""
-        ...
-
-    def fileno(self) -> int:
-        """The descriptor of its file."""
-        ...
+    def write(self, text: str, /) -> int: ...
+    def flush(self) -> None: ...
+    def isatty(self) -> bool: ...
+    def fileno(self) -> int: ...
 
 
 class Steady:
@@ -43,7 +32,7 @@ class Steady:
     failure, such as a full disk, is kept in `failure`.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: _Stream) -> None:
         self._stream = stream
         self._lost = False
         self.failure: OSError | None = None
@@ -124,7 +113,7 @@ def columns() -> int:
     return _USUAL
 
 
-def laid_out(text: str, stream: Stream) -> str:
+def laid_out(text: str, stream: _Stream) -> str:
     """Return `text` as `stream` shows it best: on a terminal with long lines wrapped at words, and with a command at
     the end of a message on a line of its own, which is not wrapped, so that it can be copied; else unchanged.
     """
@@ -134,8 +123,8 @@ def laid_out(text: str, stream: Stream) -> str:
     for line in text.split("\n"):
         if len(line) <= (width := columns()):
             lines.append(line)
-        elif (found := _COMMAND.fullmatch(line)) and (found["command"].startswith("pip") or not found["stop"]):
-            lines += [*_wrapped(found["before"], width), f"  {found['command']}"]
+        elif (match := _COMMAND.fullmatch(line)) and (match["command"].startswith("pip") or not match["stop"]):
+            lines += [*_wrapped(match["before"], width), f"  {match['command']}"]
         else:
             lines += _wrapped(line, width)
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from equipoise.cli.console import columns, laid_out
-from equipoise.cli.processes import is_main_process
+from equipoise.core.torchrun import is_main_process
 from equipoise.evaluation import Progress as EvaluationProgress
 from equipoise.report.studies import interval, mean
 from equipoise.results.findings import Findings
@@ -79,26 +79,22 @@ class TrainingProgress:
 
 def evaluation_progress(title: str) -> EvaluationProgress:
     """A callback of `evaluate` that shows what is done and how long the rest will take."""
-    begin = shown = time.monotonic()
+    report = share_progress(title)
 
     def show(what: str, done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
         if done >= total:
             moving("")
-        elif now - shown > _EVERY:
-            shown = now
-            left = f", {duration((now - begin) / done * (total - done))} left" if done else ""
-            moving(f"{title}: {what}, {done / total:.0%}{left}")
+        else:
+            report(what, done / total)
 
     return show
 
 
 def share_progress(title: str) -> Callable[[str, float], None]:
     """A callback that shows what is being done, which share of the whole is over, and how long the rest will take."""
-    began, shown = time.monotonic(), 0.0
+    began = shown = time.monotonic()
 
-    def tell(what: str, share: float) -> None:
+    def report(what: str, share: float) -> None:
         nonlocal shown
         now = time.monotonic()
         if now - shown > _EVERY:
@@ -106,7 +102,7 @@ def share_progress(title: str) -> Callable[[str, float], None]:
             left = f", {duration((now - began) / share * max(1 - share, 0))} left" if share > 0 else ""
             moving(f"{title}: {what}, {share:.0%}{left}")
 
-    return tell
+    return report
 
 
 def accuracies(evaluations: Sequence[Evaluation]) -> Table:
@@ -117,9 +113,9 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Table:
     for evaluation in evaluations:
         table.add_column(f"{evaluation.weights} weights" if len(evaluations) > 1 else "accuracy", justify="right")
     for results in zip(*(e.results for e in evaluations), strict=True):
-        one = results[0]
-        ball = ("", "") if one.attack == "clean" else (one.norm, f"{one.eps:.4g}")
-        table.add_row(one.attack, *ball, *map(_with_interval, results))
+        first = results[0]
+        ball = ("", "") if first.attack == "clean" else (first.norm, f"{first.eps:.4g}")
+        table.add_row(first.attack, *ball, *map(_with_interval, results))
     return table
 
 

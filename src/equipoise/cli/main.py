@@ -12,9 +12,9 @@ from typing import Any
 
 from equipoise.cli import overview
 from equipoise.cli.console import laid_out, steady_streams
-from equipoise.cli.processes import is_main_process
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.files import advice, printable, reason
+from equipoise.core.torchrun import is_main_process
 
 _USAGE = 2
 _LONGEST = 200  # characters of a file name in a message
@@ -45,10 +45,16 @@ def _outcome(argv: list[str]) -> int:
     try:
         overview.answer(argv)
         from equipoise.cli.commands import run
-        from equipoise.cli.options import parse, questions
+        from equipoise.cli.options import with_new_flags
+        from equipoise.cli.parsing import parse, questions
         from equipoise.cli.resuming import continued
 
-        argv = continued(argv)
+        renamed = with_new_flags(argv)
+        for old, new in zip(argv, renamed, strict=True):
+            if old != new:
+                text = f"{old.partition('=')[0]} has been renamed: write {new.partition('=')[0]}."
+                warnings.warn(text, EquipoiseWarning, stacklevel=1)
+        argv = continued(renamed)
         options = parse(argv)
         for question in questions(options):
             warnings.warn(question, EquipoiseWarning, stacklevel=1)
@@ -56,14 +62,14 @@ def _outcome(argv: list[str]) -> int:
     except EquipoiseError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        if error.name not in ("tyro", "rich"):
+        if error.name != "rich":
             raise
-        return _fail(f"the command line needs {error.name}, which is not installed: pip install {error.name}.")
+        return _fail("the command line needs rich, which is not installed: pip install rich.")
     except KeyboardInterrupt as error:
         code = 128 + getattr(error, "signal", signal.SIGINT)
         again = _again(argv) if getattr(error, "kept", True) else ""
-        told = "; ".join(["interrupted", *getattr(error, "__notes__", ())])
-        return _fail(f"{told}; continue with: {again}" if again else f"{told}.", "", code)
+        message = "; ".join(["interrupted", *getattr(error, "__notes__", ())])
+        return _fail(f"{message}; continue with: {again}" if again else f"{message}.", "", code)
     except MemoryError:
         return _fail(_NO_MEMORY)
     except OSError as error:
@@ -108,8 +114,8 @@ def _short_warnings() -> Iterator[None]:
             if not issubclass(category, EquipoiseWarning):
                 usual(message, category, *rest)
             elif is_main_process():
-                said = laid_out(printable(f"warning: {message}"), sys.stderr)
-                print(f"\r\x1b[2K{said}" if sys.stderr.isatty() else said, file=sys.stderr)
+                text = laid_out(printable(f"warning: {message}"), sys.stderr)
+                print(f"\r\x1b[2K{text}" if sys.stderr.isatty() else text, file=sys.stderr)
 
         warnings.simplefilter("always", EquipoiseWarning)
         warnings.showwarning = show

@@ -1,6 +1,7 @@
 """The data manifold of a run: named, trained first, or found in the run's folder."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,10 @@ import torch
 from PIL import Image
 
 from equipoise.cli.display import moving, say, share_progress
-from equipoise.cli.method_options import Learned
-from equipoise.cli.processes import is_main_process
 from equipoise.core.errors import require
 from equipoise.core.files import write_atomically
 from equipoise.core.rng import Streams
+from equipoise.core.torchrun import is_main_process
 from equipoise.data import Dataset
 from equipoise.generators import Manifold, auto_encoder
 from equipoise.training import MANIFOLD_FILE, Recipe, fit_manifold, load_manifold
@@ -21,6 +21,18 @@ PICTURE = "manifold.png"
 """What the picture of a manifold is called in a run directory."""
 
 _ROWS, _SAMPLES, _SIDE = 8, 6, 56
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The manifold that a run trains, or takes over."""
+
+    manifold: str | None
+    """File or run of a manifold that was trained before; None to train one."""
+    manifold_epochs: int
+    """Epochs of its training."""
+    codes: int
+    """Dimension of its codes."""
 
 
 def named_manifold(wanted: Learned, data: Dataset) -> bytes | None:

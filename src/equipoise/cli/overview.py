@@ -31,7 +31,7 @@ def answer(argv: Sequence[str]) -> None:
     if argv[0] in ("--version", "-V"):
         print(f"equipoise {equipoise.__version__}")
         sys.exit(0)
-    if argv[0] in ("--help", "-h"):
+    if argv[0] in ("--help", "-h", "--help-all"):
         print(overview())
         sys.exit(0)
 
@@ -53,8 +53,9 @@ def overview() -> str:
             "commands:",
             *listed,
             "",
-            "equipoise COMMAND --help  lists what a command takes",
-            "equipoise --version       says which equipoise this is",
+            "equipoise COMMAND --help      the usual options of a command",
+            "equipoise COMMAND --help-all  all of them",
+            "equipoise --version           the version of equipoise",
             "",
             "Example: equipoise train udp --data digits --eps 0.15 --steps 10 --out runs/udp",
         ]

@@ -6,8 +6,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from equipoise.cli.options import RENAMED, flag_of
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json
+from equipoise.core.files import read_json
 from equipoise.results.differences import require_same
 from equipoise.results.schema import parse
 
@@ -30,7 +31,7 @@ def from_data(kind: type[T], data: Mapping[str, Any], where: str) -> T:
     """
     command = kind.__name__.lower()
     require(data.get("command") == command, f"{where} is damaged: its options are not those of equipoise {command}.")
-    return parse(kind, {name: value for name, value in data.items() if name != "command"}, where)
+    return parse(kind, {RENAMED.get(name, name): value for name, value in data.items() if name != "command"}, where)
 
 
 _NEUTRAL = ("command", "out", "overwrite", "resume", "device", "batch_size", "data_root", "checkpoint", "processes")
@@ -49,27 +50,26 @@ def answered(
     if overwrite or not (os.path.lexists(record) or os.path.lexists(page)):
         return None
     try:
-        found = plain_json(record)
-        before = found["provenance"]["options"]
-        then = _flags(before) | {name: found[name] for name in facts}
+        finished = read_json(record)
+        then = _flags(finished["provenance"]["options"]) | {name: finished[name] for name in facts}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        there = record if os.path.lexists(record) else page
+        file = record if os.path.lexists(record) else page
         raise EquipoiseError(
-            f"{there} exists, and does not say which request it answers: add --overwrite to replace it, or choose "
+            f"{file} exists, and does not say which request it answers: add --overwrite to replace it, or choose "
             "another place with --out."
         ) from error
     require_same(record, then, _flags(as_data(options)) | dict(facts))
-    return found if os.path.lexists(page) else None
+    return finished if os.path.lexists(page) else None
 
 
 def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, by flag; nothing where nothing was typed."""
-    return {f"--{k.replace('_', '-')}": v for k, v in options.items() if k not in _NEUTRAL and v not in (None, [], ())}
+    return {flag_of(RENAMED.get(k, k)): v for k, v in options.items() if k not in _NEUTRAL and v not in (None, [], ())}
 
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {"kind": type(value).__name__, **{f.name: _plain(getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
+        return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)

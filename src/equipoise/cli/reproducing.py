@@ -3,125 +3,60 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.table import Table as RichTable
-from tyro.conf import FlagCreatePairsOff, Positional
 
 from equipoise import reproduce as experiments
 from equipoise.cli.console import columns, laid_out
 from equipoise.cli.display import duration, moving, numbers, say
 from equipoise.cli.pairs import pairs
+from equipoise.cli.requests import Experiments, Reproduce
 from equipoise.core.errors import require, unknown
 from equipoise.data import available
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.reproduce.overview import Listed, Overview, kept
 from equipoise.reproduce.stand_in import KINDS, stand_in
-from equipoise.reproduce.sweep import Progress, Swept, claim, cores, finished, require_experiments, sweep
+from equipoise.reproduce.sweep import Progress, SweepResult, sweep
+from equipoise.reproduce.sweep_folder import claim, finished, require_experiments
+from equipoise.reproduce.workers import cores
 from equipoise.results.findings import Study
 from equipoise.results.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
 
 _FAILED = 1  # the exit code of a sweep of which a task failed
 
 
-@dataclass(frozen=True)
-class Experiments:
-    """List the papers' tables and figures that can be reproduced: what they need, how long they take.
-
-    Example: equipoise experiments --scale 0.2 --data-root DIR
-    """
-
-    scale: float = 1.0
-    """The share of the papers' epochs, samples and seeds, in (0, 1]."""
-    variant: Literal["as-published", "corrected"] = "corrected"
-    """With the quirks of the papers' own code, or without."""
-    data_root: Path | None = None
-    """Where the files of datasets are looked for."""
-    data: tuple[str, ...] = ()
-    """What stands for a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
-    workers: int | None = None
-    """Processes that share the work; by default all cores."""
-    measure: FlagCreatePairsOff[bool] = False
-    """Measure how fast the networks run here, which takes half a minute, instead of estimating from another machine."""
-
-
-@dataclass(frozen=True)
-class Reproduce:
-    """Compute a table or figure of a paper, at any scale, with the paper's numbers beside ours.
-
-    Example: equipoise reproduce rethinking-table-9 --scale 0.2 --data-root DIR --workers 2 --out repro/r9
-
-    The same command continues what was stopped; what is finished is not computed again.
-    """
-
-    name: Positional[str]
-    """Which one; `equipoise experiments` lists them."""
-    scale: float = 1.0
-    """The share of the paper's epochs, samples and seeds, in (0, 1]; 1 is its protocol to the letter."""
-    variant: Literal["as-published", "corrected"] = "corrected"
-    """With the quirks of the paper's own code, or without."""
-    seeds: int | None = None
-    """So many trainings of each kind; by default the scale's share of the paper's number, at least one."""
-    examples: int | None = None
-    """Test every network on at most so many samples; by default the scale's share of the paper's number."""
-    set: tuple[str, ...] = ()
-    """Deviate from the paper in settings of the trainings, as NAME=VALUE: lr=0.1, or method.softness=0. The record and
-    the page say so."""
-    only: tuple[str, ...] = ()
-    """Only what needs no other datasets than these, such as mnist; by default everything."""
-    data_root: Path | None = None
-    """Where the files of datasets are looked for."""
-    data: tuple[str, ...] = ()
-    """What stands for a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
-    download: FlagCreatePairsOff[bool] = False
-    """Download the published datasets that are missing."""
-    synthetic: FlagCreatePairsOff[bool] = False
-    """Synthetic images for all data: shows that everything works, says nothing about the paper."""
-    workers: int | None = None
-    """Processes that share the work, one thread each; by default all cores. 1 works in this process."""
-    address: str | None = None
-    """A Ray cluster to work on, such as auto or HOST:6379; its machines need the same folders."""
-    reuse: tuple[Path, ...] = ()
-    """Folders of other reproductions: what is finished there and needed here, such as a training that two tables share,
-    is copied, not computed again."""
-    out: Path | None = None
-    """The folder of the results; by default reproductions/NAME."""
-
-
 def list_experiments(options: Experiments) -> None:
     """Print a line for each experiment."""
-    require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
     sources, workers = _sources(options.data), options.workers or cores()
-    known = kept()
-    by = "of this machine" if options.measure else f"as estimated on {known.machine}; --measure does it here"
+    overview = kept()
+    by = "of this machine" if options.measure else f"as estimated on {overview.machine}; --measure does it here"
     title = f"at scale {options.scale:g}, on {workers} worker{'s' * (workers > 1)} {by}"
     table = RichTable(title=title, title_justify="left")
     wide, roomy = columns() >= 110, columns() >= 150
     table.add_column("name", no_wrap=True)
     table.add_column("about", justify="right", no_wrap=True)
     table.add_column("data", overflow="fold")
-    for name, there_is_room in (("source", wide), ("shows", roomy)):
-        if there_is_room:
+    for name, fits in (("source", wide), ("shows", roomy)):
+        if fits:
             table.add_column(name, overflow="fold")
-    for name in sorted(known.experiments, key=_naturally):
-        one = known.experiments[name]
-        there = {n: _there(n, sources, options.data_root) for n in one.data}
-        data = ", ".join(n if here else f"{n} (missing)" for n, here in there.items())
-        about = _roughly(_work(name, one, options, known).by(workers))
-        table.add_row(name, about, data or "none", *[one.source][:wide], *[one.title][:roomy])
+    for name in sorted(overview.experiments, key=_naturally):
+        entry = overview.experiments[name]
+        found = {n: _is_available(n, sources, options.data_root) for n in entry.data}
+        data = ", ".join(n if is_found else f"{n} (missing)" for n, is_found in found.items())
+        about = _roughly(_work(name, entry, options, overview).by(workers))
+        table.add_row(name, about, data or "none", *[entry.source][:wide], *[entry.title][:roomy])
     say(table)
     say("next: equipoise reproduce NAME --scale 0.1 --out DIR")
 
 
-def _work(name: str, one: Listed, options: Experiments, known: Overview) -> cost.Work:
+def _work(name: str, entry: Listed, options: Experiments, overview: Overview) -> cost.Work:
     """How long an experiment takes: as it was estimated once, or by the speed of this machine."""
     variant = _variant(options.variant)
     if options.scale == 1 and not options.measure:
-        return cost.Work(one.seconds[variant], one.chain[variant])
+        return cost.Work(entry.seconds[variant], entry.chain[variant])
     plan = experiments.experiment(name).plan(options.scale, variant)
-    return cost.work(plan.tasks(), rates=None if options.measure else known.rates)
+    return cost.work(plan.tasks(), rates=None if options.measure else overview.rates)
 
 
 def _naturally(name: str) -> list[str]:
@@ -145,12 +80,18 @@ def reproduce(options: Reproduce, command: str) -> int:
     out = options.out or Path("reproductions", options.name)
     variant = _variant(options.variant)
     plan = experiments.experiment(options.name).plan(
-        options.scale, variant, options.seeds, options.only, options.examples, pairs(options.set, "--set", dotted=True)
+        options.scale,
+        variant,
+        options.seeds,
+        options.select,
+        options.examples,
+        pairs(options.set, "--set", dotted=True),
     )
     require(not (options.data and options.synthetic), "--data and --synthetic exclude each other: choose one.")
-    require(options.workers is None or options.workers >= 1, f"--workers {options.workers}: expected at least one.")
     sources = _sources(options.data)
-    missing = [] if options.synthetic else [n for n in plan.datasets() if not _there(n, sources, options.data_root)]
+    missing = (
+        [] if options.synthetic else [n for n in plan.datasets() if not _is_available(n, sources, options.data_root)]
+    )
     require(options.download or not missing, _what_to_do(options.name, missing, options.data_root))
     claim(plan, out)
     require_experiments(options.reuse)
@@ -161,12 +102,12 @@ def reproduce(options: Reproduce, command: str) -> int:
     expected = _expected(plan, setting, workers, options.reuse)
     say(_headline(plan, options.synthetic))
     say(expected)
-    tell = _show(options.name)
-    outcome = sweep(plan, setting, workers=workers, address=options.address, tell=tell, reuse=options.reuse)
+    show = _show(options.name)
+    outcome = sweep(plan, setting, workers=workers, address=options.address, report_progress=show, reuse=options.reuse)
     moving("")
-    found = reproduction(out)
-    _print(found)
-    keep_numbers(out, found)
+    result = reproduction(out)
+    _print(result)
+    keep_numbers(out, result)
     say(_headline(plan, options.synthetic))
     return _conclude(outcome, out)
 
@@ -188,7 +129,7 @@ def _sources(pairs: Sequence[str]) -> dict[str, str]:
     return sources
 
 
-def _there(name: str, sources: Mapping[str, str], root: Path | None) -> bool:
+def _is_available(name: str, sources: Mapping[str, str], root: Path | None) -> bool:
     return name in sources or available(name, root)
 
 
@@ -202,25 +143,27 @@ def _what_to_do(name: str, missing: Sequence[str], root: Path | None) -> str:
 
 def _headline(plan: Plan, synthetic: bool) -> str:
     """What these numbers are."""
-    one = plan.experiment
+    experiment = plan.experiment
     scale = "at the paper's scale" if plan.scale == 1 else f"at scale {plan.scale:g} of the paper's"
     scale += "" if plan.seeds is None else f", {plan.seeds} seed{'s' * (plan.seeds > 1)}"
     scale += "" if plan.examples is None else f", at most {plan.examples:,} test samples"
     scale += f", {' and '.join(plan.only)} only" if plan.only else ""
     scale += "".join(f", with {name} = {value} in place of its own" for name, value in plan.changes.items())
-    variant = f", {plan.variant}" + (f" ({one.quirks})" if one.quirks and plan.variant == "as published" else "")
+    variant = f", {plan.variant}" + (
+        f" ({experiment.quirks})" if experiment.quirks and plan.variant == "as published" else ""
+    )
     data = "; SYNTHETIC data, which says nothing about the paper" if synthetic else ""
-    return f"{one.source}: {one.title}; {scale}{variant}{data}"
+    return f"{experiment.source}: {experiment.title}; {scale}{variant}{data}"
 
 
 def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence[Path]) -> str:
     """What there is to do, and how long it will take."""
     tasks = plan.tasks()
-    left = [task for task in tasks if finished(setting.place(task), reuse) is None]
+    remaining = [task for task in tasks if finished(setting.folder_of(task), reuse) is None]
     sizes = {name: len(setting.dataset(name).train) for name in plan.datasets()}
-    done = f", {len(tasks) - len(left)} of them finished before" if len(left) < len(tasks) else ""
+    done = f", {len(tasks) - len(remaining)} of them finished before" if len(remaining) < len(tasks) else ""
     who = "the cluster" if workers is None else "1 worker" if workers == 1 else f"{workers} workers"
-    return f"{len(tasks)} tasks{done}; about {_roughly(cost.total(left, workers or 1, sizes))} on {who}"
+    return f"{len(tasks)} tasks{done}; about {_roughly(cost.total(remaining, workers or 1, sizes))} on {who}"
 
 
 def _show(name: str) -> Callable[[Progress], None]:
@@ -234,9 +177,9 @@ def _show(name: str) -> Callable[[Progress], None]:
     return show
 
 
-def _print(found: Reproduction) -> None:
+def _print(result: Reproduction) -> None:
     """The numbers of every part, beside the paper's."""
-    for part in found.parts:
+    for part in result.parts:
         if isinstance(part, ShownOutcome):
             if part.study is not None:
                 _print_study(part.title, part.study)
@@ -247,27 +190,27 @@ def _print(found: Reproduction) -> None:
             table.add_column(name, overflow="fold")
         for name in (f"paper {unit}".strip(), "here", "95 % interval", "verdict"):
             table.add_column(name, justify="right", no_wrap=True)
-        for row, column, one in _rows(part):
-            table.add_row(row, column, _digits(one.paper), *_ours(one))
+        for row, column, outcome in _rows(part):
+            table.add_row(row, column, _digits(outcome.paper), *_ours(outcome))
         say(table)
-    if any(found.agreements.values()):
-        say(found.verdict)
-    for caution in found.cautions:
+    if any(result.agreements.values()):
+        say(result.verdict)
+    for caution in result.cautions:
         say(f"caution: {caution}")
 
 
 def _rows(part: TableOutcome | ChartOutcome) -> Iterator[tuple[str, str, Outcome]]:
     if isinstance(part, TableOutcome):
-        yield from ((one.row, one.column, one) for one in part.outcomes)
+        yield from ((outcome.row, outcome.column, outcome) for outcome in part.outcomes)
     else:
-        yield from ((name, f"{x:.4g}", one) for name, line in part.lines.items() for x, one in line)
+        yield from ((name, f"{x:.4g}", outcome) for name, line in part.lines.items() for x, outcome in line)
 
 
-def _ours(one: Outcome) -> tuple[str, str, str]:
-    if one.mean is None:
+def _ours(outcome: Outcome) -> tuple[str, str, str]:
+    if outcome.mean is None:
         return "-", "", ""
-    interval = "" if one.interval is None else f"[{', '.join(map(_digits, one.interval))}]"
-    return _digits(one.mean), interval, one.agreement or ""
+    interval = "" if outcome.interval is None else f"[{', '.join(map(_digits, outcome.interval))}]"
+    return _digits(outcome.mean), interval, outcome.agreement or ""
 
 
 def _digits(value: float | None) -> str:
@@ -281,7 +224,7 @@ def _print_study(title: str, study: Study) -> None:
     say(study.findings.verdict or "done")
 
 
-def _conclude(outcome: Swept, out: Path) -> int:
+def _conclude(outcome: SweepResult, out: Path) -> int:
     """What failed, on stderr, and what to do next."""
     for sentence in outcome.failed.values():
         print(laid_out(f"failed: {sentence}", sys.stderr), file=sys.stderr)

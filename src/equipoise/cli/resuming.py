@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equipoise.cli.method_options import spelled_out
+from equipoise.cli.options import with_new_flags
 from equipoise.core.errors import require
 from equipoise.results.records import Run, load
 
@@ -16,7 +17,7 @@ def continued(argv: Sequence[str]) -> list[str]:
     Others are returned as they are. Raises `EquipoiseError` for a run that cannot be found or was trained otherwise.
     """
     words = list(argv)
-    if words[:1] != ["train"] or "--resume" not in words or {"-h", "--help"} & set(words):
+    if words[:1] != ["train"] or "--resume" not in words or {"-h", "--help", "--help-all"} & set(words):
         return words
     named = len(words) > 1 and not words[1].startswith("-")
     out = _value(words, "--out")
@@ -26,7 +27,7 @@ def continued(argv: Sequence[str]) -> list[str]:
         require(named, f"there is no run in {out} to resume: start it without --resume.")
         return words
     run = load(record)
-    begun = list(run.words) if isinstance(run, Run) else []
+    begun = with_new_flags(run.words) if isinstance(run, Run) else []
     if not begun:
         require(named, f"{out} does not say with which options it was started: give them all again, the method first.")
         return words
@@ -41,17 +42,17 @@ def lasting(argv: Sequence[str]) -> list[str]:
     """The words of a `train` command that belong to the run itself: all but where it is, and how it is begun."""
     words = [word for word in spelled_out(list(argv))[1:] if word not in _OWN and not word.startswith("--out=")]
     while "--out" in words:
-        place = words.index("--out")
-        del words[place : place + 2]
+        index = words.index("--out")
+        del words[index : index + 2]
     return words
 
 
 def _value(words: Sequence[str], flag: str) -> str:
     """What is typed last behind a flag; empty if nothing is."""
-    found = ""
+    value = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == flag:
-            found = following
+            value = following
         elif word.startswith(f"{flag}="):
-            found = word.removeprefix(f"{flag}=")
-    return found
+            value = word.removeprefix(f"{flag}=")
+    return value

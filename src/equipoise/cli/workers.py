@@ -27,7 +27,7 @@ class Worker:
 
     process: "subprocess.Popen[bytes]"
     """The process, whose standard input stays open as long as this one lives."""
-    said: BinaryIO
+    errors: BinaryIO
     """What it writes to stderr."""
 
 
@@ -43,15 +43,15 @@ def workers(
     with ExitStack() as stack:
         stack.callback(_end, started)
         for number, words in commands.items():
-            said = stack.enter_context(TemporaryFile())
+            errors = stack.enter_context(TemporaryFile())
             process = subprocess.Popen(
                 [sys.executable, "-m", "equipoise.cli.workers", *words],
                 env=os.environ | {"OMP_NUM_THREADS": str(threads), _PROGRESS: str(notes[number])},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=errors,
             )
-            started[number] = Worker(process, said)
+            started[number] = Worker(process, errors)
         yield started
 
 
@@ -74,8 +74,8 @@ def require_alive(started: Mapping[int, Worker], count: int) -> None:
     """Raise `EquipoiseError` with what the first process that failed had to say."""
     for number, worker in started.items():
         if worker.process.poll():
-            worker.said.seek(0)
-            lines = worker.said.read().decode(errors="replace").strip().splitlines()
+            worker.errors.seek(0)
+            lines = worker.errors.read().decode(errors="replace").strip().splitlines()
             last = lines[-1] if lines else "without a message"
             own = last.startswith("error: ")
             raise EquipoiseError(
@@ -85,17 +85,17 @@ def require_alive(started: Mapping[int, Worker], count: int) -> None:
             )
 
 
-def noting(place: str) -> Progress:
+def noting(file: str) -> Progress:
     """A callback of `evaluate` that notes in a file which share of the work is over."""
-    told = -_EVERY
+    noted = -_EVERY
 
     def note(what: str, done: int, total: int) -> None:
-        nonlocal told
+        nonlocal noted
         now = time.monotonic()
-        if now - told >= _EVERY:
-            told = now
+        if now - noted >= _EVERY:
+            noted = now
             with suppress(EquipoiseError):  # whether there is space is found out by what matters
-                write_atomically(place, f"{done / total:.6f}".encode(), durable=False)
+                write_atomically(file, f"{done / total:.6f}".encode(), durable=False)
 
     return note
 
@@ -105,10 +105,10 @@ def own_note() -> str | None:
     return os.environ.get(_PROGRESS)
 
 
-def progress_of(place: Path) -> float:
+def progress_of(file: Path) -> float:
     """The share of its work that a process has noted last, 0 before the first note."""
     try:
-        return float(place.read_bytes())
+        return float(file.read_bytes())
     except (OSError, ValueError):
         return 0.0
 

@@ -1,1 +1,1 @@
-"""What everything rests on: types, errors, random streams, files and locks, progress."""
+"""The base of all rooms: types, errors, random streams, files and locks, progress and caching."""

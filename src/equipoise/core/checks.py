@@ -1,4 +1,4 @@
-"""Checks of what is handed over beside the points of a batch: labels, and the numbers of the samples."""
+"""Checks of a batch's labels and sample indices."""
 
 from typing import Any
 
@@ -8,19 +8,21 @@ from torch import Tensor
 from equipoise.core.errors import require
 
 
-def check_index(index: Any, batch: int) -> None:
-    """Raise `EquipoiseError` unless `index` is one integer per sample."""
+def check_index(index: Any, batch: int, unit: str = "sample") -> None:
+    """Raise `EquipoiseError` unless `index` is one integer per sample; `unit` is its name in the message."""
     require(
         isinstance(index, Tensor)
         and index.shape == (batch,)
         and not index.is_floating_point()
         and index.dtype != torch.bool,
-        f"index must be a tensor of {batch} integers, one per sample.",
+        f"index must be a tensor of {batch} integers, one per {unit}.",
     )
 
 
 def check_labels(name: str, labels: Any, batch: int, classes: int | None) -> None:
-    """Raise `EquipoiseError` unless `labels` is None or one class index per sample; `classes` None stands for any."""
+    """Raise `EquipoiseError` unless `labels` is None or one class index per sample; `classes` None allows
+    any.
+    """
     if labels is None:
         return
     require(

@@ -1,4 +1,4 @@
-"""Errors meant for people: one sentence each, saying what, where, what was expected and what to do."""
+"""Errors for users: one sentence each, saying what is wrong, where, what was expected and what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,15 +8,15 @@ _LONGEST = 200  # characters of a name in a message
 
 
 class EquipoiseError(ValueError):
-    """Input that cannot be used. The message is one sentence for the user; the command line prints it, exit code 2."""
+    """Unusable input. The message is one sentence for the user; the command line prints it and exits with code 2."""
 
 
 class NoGradient(EquipoiseError):
-    """The graph of a model's output does not reach its input, so that there is no gradient to follow."""
+    """A model's output has no gradient with respect to its input: the graph does not reach it."""
 
 
 class EquipoiseWarning(UserWarning):
-    """Something works but is probably not what was meant."""
+    """Something works but is probably not intended."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -26,18 +26,18 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_integer(name: str, value: object, low: int = -(2**63), high: int = 2**63 - 1) -> None:
-    """Raise `EquipoiseError` unless `value`, given as `name`, is an integer from `low` to `high`; a bool is none.
+    """Raise `EquipoiseError` unless `value`, the argument `name`, is an integer from `low` to `high`; a bool is not.
 
-    By default any that 64 bits hold, such as a seed.
+    By default any 64-bit integer is accepted, such as a seed.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         expected = f" >= {low}" if high >= 2**63 - 1 > low > -(2**63) else f" from {low} to {high}"
-        of = f", as int({value})" if isinstance(value, Integral) and not isinstance(value, int) else ""
-        raise EquipoiseError(f"{name} = {value!r:.{_LONGEST}}: expected an integer{expected}{of}.")
+        hint = f", as int({value})" if isinstance(value, Integral) and not isinstance(value, int) else ""
+        raise EquipoiseError(f"{name} = {value!r:.{_LONGEST}}: expected an integer{expected}{hint}.")
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> EquipoiseError:
-    """The error for a name that is none of `options`, with the nearest one suggested."""
+    """Return the error for a name that is not one of `options`, suggesting the nearest one."""
     options = sorted(options)
     shown = repr(name) if len(repr(name)) <= _LONGEST else f"{repr(name)[:_LONGEST]}..."
     near = get_close_matches(str(name).lower(), options, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""The disk: where files are kept between runs, and what to do when a place cannot be written."""
+"""Reading and writing files: the cache folder, atomic writes, and messages for what goes wrong."""
 
 import errno
 import json
@@ -14,13 +14,13 @@ from equipoise.core.errors import EquipoiseError, require
 
 
 def cache_folder() -> Path | None:
-    """Return the folder that keeps downloads, decoded archives and compiled kernels from one run to the next.
+    """Return the folder that keeps downloads, decoded archives and compiled kernels between runs.
 
-    It is `$EQUIPOISE_CACHE`, or else `equipoise` in `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home
-    folder. The folder need not exist, and it may be one that can only be read: a writer has to expect an `OSError`.
+    It is `$EQUIPOISE_CACHE`, else `equipoise` in `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home
+    folder. It need not exist and may be read-only: writing may raise `OSError`.
     """
-    if chosen := os.environ.get("EQUIPOISE_CACHE"):
-        return Path(chosen)
+    if cache := os.environ.get("EQUIPOISE_CACHE"):
+        return Path(cache)
     if users := os.environ.get("XDG_CACHE_HOME"):
         return Path(users, "equipoise")
     try:
@@ -30,45 +30,43 @@ def cache_folder() -> Path | None:
 
 
 @contextmanager
-def folder_made(folder: Path) -> Iterator[None]:
-    """Within the context `folder` is there, with its parents; those that were not, and are empty at the end, go again.
+def ensured_folder(folder: Path) -> Iterator[None]:
+    """Create `folder` and its parents for the context; those created and still empty at the end are removed again.
 
-    Raises `OSError` if it cannot be made.
+    Raises `OSError` if it cannot be created.
     """
-    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]  # the innermost first
+    created = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]  # innermost first
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        for place in made:
-            try:
-                place.rmdir()
-            except OSError:  # it holds something, or was never made
-                continue
+        for path in created:
+            with suppress(OSError):  # it is not empty, or was never created
+                path.rmdir()
 
 
-def plain_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return what a file holds. Raises `OSError` if it cannot be read, also for one that may never end: a device or a
-    pipe.
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file. Raises `OSError` if it cannot be read, also for a device or a pipe, which may never
+    end.
     """
-    kind = os.stat(path).st_mode
-    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # that of a folder, the system says itself
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # for a folder the system has its own message
         raise OSError(errno.EINVAL, "it is not a plain file", os.fspath(path))
     return Path(path).read_bytes()
 
 
-def plain_json(path: str | os.PathLike[str]) -> Any:
-    """Return the data in a file of JSON. Raises `OSError` as `plain_bytes`, and `ValueError` if it is something else,
-    also if it is nested too deeply to be read.
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the data in a JSON file. Raises `OSError` as `read_bytes`, and `ValueError` for other content, also if
+    nested too deeply.
     """
     try:
-        return json.loads(plain_bytes(path))
+        return json.loads(read_bytes(path))
     except RecursionError as error:
         raise ValueError(str(error)) from error
 
 
 def printable(text: object) -> str:
-    """Return the text with control characters and bytes that are not UTF-8 escaped, so that it is one line."""
+    """Return the text on one line: control characters and bytes that are not UTF-8 are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
@@ -78,35 +76,35 @@ def reason(error: OSError) -> str:
 
 
 def advice(error: OSError, option: str = "--out") -> str:
-    """Return what helps against a file that could not be written: space where there is none, else another place."""
+    """Return the remedy for a failed write: free space if the disk is full, or another place given by `option`."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return f"free some space or choose another place with {option}" if full else f"choose another place with {option}"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, durable: bool = True) -> Path:
-    """Write `content` to `path` so that `path` holds either its old content or all of the new, also after a crash.
+    """Write `content` to `path`, which holds either its old content or all of the new at any time, also after a crash.
 
-    Text is written in UTF-8; the bytes of a file name in another encoding are written as escapes.
-    Without `durable` that holds when a process is killed, but not when the machine loses power, and takes less time.
-    Raises `EquipoiseError` if it cannot be written (no space, no permission); nothing is left behind then.
+    Text is written in UTF-8; bytes of a file name in another encoding are escaped. Without `durable` the guarantee
+    covers a killed process but not a power failure, and writing is faster. Raises `EquipoiseError` if the file cannot
+    be written (no space, no permission); nothing is left behind then.
     """
     path = Path(path)
     content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    real = path.resolve()  # a link keeps pointing to the file, which is what changes
+    target = path.resolve()  # a link stays, and the file it points to changes
     require(
-        not os.path.exists(real) or os.path.isfile(real) or os.path.isdir(real),
+        not os.path.exists(target) or os.path.isfile(target) or os.path.isdir(target),
         f"cannot write {path}: it is not a plain file; choose another place with --out.",
     )
-    temporary = real.with_name(f".{real.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with folder_made(real.parent):
+        with ensured_folder(target.parent):
             try:
                 with temporary.open("wb") as file:
                     file.write(content)
                     if durable:
                         file.flush()
                         os.fsync(file.fileno())
-                temporary.replace(real)
+                temporary.replace(target)
             finally:
                 with suppress(OSError):  # after success it is gone already
                     temporary.unlink()
@@ -116,31 +114,30 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, dura
 
 
 def write_once(path: str | os.PathLike[str], content: bytes, overwrite: bool = False, option: str = "--out") -> Path:
-    """Write `content` to `path` unless it is there already. Raises `EquipoiseError` if other content is there and may
-    not be overwritten; `option` is the one that names the place.
+    """Write `content` to `path` unless it is there already. Raises `EquipoiseError` if other content is there and
+    `overwrite` is False; `option` names the command-line option for the path.
     """
     path = Path(path)
     try:
-        there = plain_bytes(path) if os.path.lexists(path) else None
+        old = read_bytes(path) if os.path.lexists(path) else None
     except OSError as error:
         raise EquipoiseError(f"cannot read {path}: {reason(error)}; choose another place with {option}.") from error
-    if there == content:
+    if old == content:
         return path
     require(
-        overwrite or there is None,
+        overwrite or old is None,
         f"{path} exists already, with other content: add --overwrite to replace it, or choose another place with "
         f"{option}.",
     )
     return write_atomically(path, content)
 
 
-def require_room(folder: Path, option: str = "--out") -> None:
-    """See that files can be written into `folder`, which need not exist: better refused now than after hours of work.
-
-    Nothing is left behind. Raises `EquipoiseError` if they cannot; `option` is the one that names the place.
+def require_writable(folder: Path, option: str = "--out") -> None:
+    """Raise `EquipoiseError` unless files can be written into `folder`, which need not exist: before hours of work, not
+    after. Nothing is left behind. `option` names the command-line option for the folder.
     """
     try:
-        with folder_made(folder), TemporaryFile(dir=folder):
+        with ensured_folder(folder), TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise EquipoiseError(f"cannot write into {folder}: {reason(error)}; {advice(error, option)}.") from error

@@ -1,10 +1,11 @@
-"""Edges as Canny detects them."""
+"""Edge detection."""
 
 import torch
 import torch.nn.functional as F
 
 from equipoise.core.rng import Streams
-from equipoise.corruptions.canvas import Images, blurred, unit
+from equipoise.core.types import Images
+from equipoise.corruptions.canvas import blurred, unit
 
 LOW, HIGH = 0.1, 0.2
 """Thresholds of the Sobel magnitude (of images in [0, 1], not divided by 8), for a 28x28 image."""
@@ -14,11 +15,11 @@ LUMA = (0.2125, 0.7154, 0.0721)
 
 def canny_edges(images: Images, streams: Streams) -> Images:
     """1 on the edges and 0 elsewhere (Canny 1986): Gaussian blur with sigma = 1, Sobel gradients, the local maxima of
-    their magnitude along the gradient, and of those above 0.1 the ones connected with one above 0.2.
+    their magnitude along the gradient, and of those above 0.1 the ones connected to one above 0.2.
 
-    Nothing is random. As the original's library, also in that the outermost pixels are no edges and that the blur is
-    normalised at the border; ours works in the images' precision. Colours are taken by their luma, and their edges are
-    white. For another side sigma grows with it, and the thresholds shrink as gradients do.
+    Not random. As the original's library: the outermost pixels are no edges, and the blur is normalised at the border;
+    ours computes in the images' precision. Colours count by their luma, and their edges are white. For other image
+    sizes sigma grows with the side, and the thresholds shrink as gradients do.
     """
     size = unit(images)
     red, green, blue = images.expand(-1, 3, -1, -1).split(1, dim=1)
@@ -40,8 +41,8 @@ def _sobel(images: Images) -> tuple[Images, Images]:
 
 
 def _is_local_maximum(magnitude: Images, down: Images, right: Images) -> torch.Tensor:
-    """Where no point one pixel further along the gradient, to either side, has more: interpolated between the two
-    neighbours that the gradient points between. Not on the border.
+    """Where the magnitude one pixel further along the gradient, to either side, is not larger: interpolated between the
+    two neighbours that the gradient points between. Never on the border.
     """
     height, width = magnitude.shape[2:]
     rows = torch.arange(1, height + 1, device=magnitude.device)[:, None]
@@ -50,23 +51,23 @@ def _is_local_maximum(magnitude: Images, down: Images, right: Images) -> torch.T
     steep = down.abs() >= right.abs()
     smaller, larger = torch.minimum(down.abs(), right.abs()), torch.maximum(down.abs(), right.abs())
     diagonal = smaller / larger.clamp_min(torch.finfo(larger.dtype).tiny)
-    up_or_down, aside = down.sign().long(), right.sign().long()
+    vertical, horizontal = down.sign().long(), right.sign().long()
 
-    def beside(rise: torch.Tensor, run: torch.Tensor) -> Images:
-        place = (rows + rise) * (width + 2) + columns + run
-        return padded.gather(2, place.flatten(2)).view_as(magnitude)
+    def neighbour(rise: torch.Tensor, run: torch.Tensor) -> Images:
+        index = (rows + rise) * (width + 2) + columns + run
+        return padded.gather(2, index.flatten(2)).view_as(magnitude)
 
     inside = torch.zeros_like(steep)
     inside[:, :, 1:-1, 1:-1] = True
     for way in (1, -1):
-        straight = beside(way * up_or_down * steep, way * aside * ~steep)
-        ahead = (1 - diagonal) * straight + diagonal * beside(way * up_or_down, way * aside)
+        straight = neighbour(way * vertical * steep, way * horizontal * ~steep)
+        ahead = (1 - diagonal) * straight + diagonal * neighbour(way * vertical, way * horizontal)
         inside &= ahead <= magnitude
     return inside
 
 
 def _connected(seeds: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
-    """The part of `within` that is connected with a seed, also over corners; grown until nothing changes."""
+    """The part of `within` that is connected to a seed, also over corners."""
     while True:
         grown = (F.max_pool2d(seeds.float(), 3, 1, 1) > 0) & within
         if torch.equal(grown, seeds):

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from equipoise.core.checks import check_index
 from equipoise.core.errors import require, unknown
 from equipoise.core.rng import Streams
+from equipoise.core.types import Images
 from equipoise.corruptions.blur import glass_blur, motion_blur
-from equipoise.corruptions.canvas import Images
 from equipoise.corruptions.edges import canny_edges
 from equipoise.corruptions.noise import impulse_noise, shot_noise
 from equipoise.corruptions.strokes import dotted_line, stripe, zigzag
@@ -18,7 +19,7 @@ from equipoise.corruptions.warps import rotate, scale, shear, translate
 from equipoise.corruptions.weather import brightness, fog, spatter
 
 Corruption = Callable[[Images, Streams], Images]
-"""Corrupted images of the shape of those given, in [0, 1]; the streams, one per image, are all that is random."""
+"""Returns corrupted images of the same shape, in [0, 1]. All randomness comes from the streams, one per image."""
 
 CORRUPTIONS: Mapping[str, Corruption] = {
     "shot_noise": shot_noise,
@@ -40,45 +41,42 @@ CORRUPTIONS: Mapping[str, Corruption] = {
 """The corruptions of MNIST-C, in the order of Mu & Gilmer (2019)."""
 
 MNIST_C = "mnist-c"
-"""All of them, wherever names are expected."""
+"""Stands for all of them, wherever names are expected."""
 SMALLEST = 8
 """Smallest side of an image."""
-_AT_ONCE = 256  # images, which bounds memory
+_BATCH = 256  # images that are corrupted together, which bounds memory
 
 
 def corrupt(images: Images, name: str, seed: int = 0, index: Int[Tensor, " batch"] | None = None) -> Images:
-    """The images under the corruption `name`, of the same shape and dtype, in [0, 1].
+    """Return the images under the corruption `name`, of the same shape and dtype, in [0, 1].
 
-    What is random depends on `seed`, on `name` and on each image's `index` (default 0, 1, ...), not on the batch or its
+    Random numbers depend on `seed`, on `name` and on each image's `index` (default 0, 1, ...), not on the batch or its
     order. Images are (n, 1 or 3, height, width) in [0, 1] with sides of at least 8; severities are those of MNIST-C for
-    28x28, with lengths scaled for other sides. Raises `EquipoiseError` for an unknown name and for anything else as
-    images or index.
+    28x28, with lengths scaled for other sides. Raises `EquipoiseError` for an unknown name and for other images or
+    indices.
     """
     (name,) = chosen([name])
     check_images(images)
     index = torch.arange(len(images)) if index is None else index
-    require(
-        isinstance(index, Tensor)
-        and index.shape == (len(images),)
-        and not index.is_floating_point()
-        and index.dtype != torch.bool,
-        f"index must be a tensor of {len(images)} integers, one per image.",
-    )
+    check_index(index, len(images), "image")
     streams = Streams.of(seed, index.to(images.device)).fold(list(CORRUPTIONS).index(name))
-    parts = zip(images.split(_AT_ONCE), torch.arange(len(images), device=images.device).split(_AT_ONCE), strict=True)
-    return torch.cat([CORRUPTIONS[name](part, streams[rows]) for part, rows in parts])
+    starts = range(0, len(images), _BATCH)
+    batches = [slice(start, start + _BATCH) for start in starts]
+    return torch.cat([CORRUPTIONS[name](images[batch], streams[batch]) for batch in batches])
 
 
 def chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """The corruptions that are named, each once; `mnist-c` is all. Raises `EquipoiseError` for none, or an unknown."""
+    """Return the named corruptions, each once, with `mnist-c` for all. Raises `EquipoiseError` for none, or an unknown
+    name.
+    """
     require(not isinstance(names, str), f"corruptions = {names!r} is a text: expected a list of names, [{names!r}].")
-    found: dict[str, None] = {}
+    selected: dict[str, None] = {}
     for name in names:
         if name != MNIST_C and name not in CORRUPTIONS:
             raise unknown("corruption", name, [MNIST_C, *CORRUPTIONS])
-        found |= dict.fromkeys(CORRUPTIONS if name == MNIST_C else [name])
-    require(len(found) > 0, f"there is no corruption: name some, or all by {MNIST_C!r}.")
-    return tuple(found)
+        selected |= dict.fromkeys(CORRUPTIONS if name == MNIST_C else [name])
+    require(len(selected) > 0, f"there is no corruption: name some, or all by {MNIST_C!r}.")
+    return tuple(selected)
 
 
 def check_images(images: Any) -> None:

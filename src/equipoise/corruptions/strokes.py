@@ -1,4 +1,4 @@
-"""Stripes, and strokes over the image, drawn on a canvas of rows and columns 0 to 27 that is stretched over it."""
+"""Stripes, and strokes drawn on a canvas of rows and columns 0 to 27 that is stretched over the image."""
 
 from itertools import pairwise
 
@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.core.rng import Streams
-from equipoise.corruptions.canvas import SIDE, Images
+from equipoise.core.types import Images
+from equipoise.corruptions.canvas import SIDE, coordinates
 
 FADE = 2.3
-"""Vertical distance from a stroke, in pixels of a 28x28 image, at which nothing is left of it."""
+"""Vertical distance from a stroke, in pixels of a 28x28 image, at which it has faded out."""
 LEFT, RIGHT, AMPLITUDE = 2.0, 25.0, 2.0
 """First and last column of the zigzag's axis; how far the zigzag swings to either side, and a quarter of its period."""
 
@@ -18,9 +19,7 @@ PerImage = Float[Tensor, " batch"]
 
 
 def stripe(images: Images, streams: Streams) -> Images:
-    """`1 - x` in the first and in the last quarter of the columns, x between them; nothing is random. As the
-    original.
-    """
+    """`1 - x` in the first and in the last quarter of the columns, x between them. Not random. As the original."""
     width = images.shape[3]
     column = torch.arange(width, device=images.device)
     return torch.where((column < width // 4) | (column >= width - width // 4), 1 - images, images)
@@ -39,13 +38,13 @@ def dotted_line(images: Images, streams: Streams) -> Images:
 def zigzag(images: Images, streams: Streams) -> Images:
     """A zigzag of seven strokes along the line from (r0, 2) to (r1, 25), r0 uniform in {0, ..., 26} and r1 - r0 in
     {-5, ..., 4}: its corners lie 2, 6, 10, 14, 18, 22 along that line, 2 beside it on alternate sides. As the original,
-    with the odd end of its last stroke; but the published code clips bytes to [0, 1] here, by which all of the digit
-    that is not black becomes white, and ours leaves it as it is.
+    including the odd end of its last stroke; but the published code clips bytes to [0, 1] here, which makes all of the
+    digit that is not black white, and ours does not.
     """
     row, rise = streams.fold(0).integers(SIDE - 1).double(), streams.fold(1).integers(10).double() - 5
     angle = torch.atan(rise / (RIGHT - LEFT))
     length = (RIGHT - LEFT) / angle.cos()
-    corners = 6  # as many fit, whatever the rise
+    corners = 6  # the number that fits, whatever the rise
     along = [0 * length, *((2 * i + 1) * AMPLITUDE + 0 * length for i in range(corners)), length]
     beside = [0 * length, *((-1) ** i * AMPLITUDE + 0 * length for i in range(corners))]
     beside.append(beside[-1] / (2 * (length - 2 * AMPLITUDE * (length // (2 * AMPLITUDE)))))
@@ -59,16 +58,15 @@ def zigzag(images: Images, streams: Streams) -> Images:
 
 def _canvas(images: Images) -> tuple[Float[Tensor, "height 1"], Float[Tensor, " width"]]:
     """Rows and columns of the pixels in units of a 28x28 image, so that the borders lie at 0 and 27."""
-    height, width = images.shape[2:]
-    rows, columns = (torch.arange(n, dtype=torch.float64, device=images.device) for n in (height, width))
-    return (rows * (SIDE - 1) / (height - 1))[:, None], columns * (SIDE - 1) / (width - 1)
+    rows, columns = coordinates(images)
+    return (rows * (SIDE - 1) / (len(rows) - 1))[:, None], columns * (SIDE - 1) / (len(columns) - 1)
 
 
 def _stroke(
     images: Images, column: PerImage, row: PerImage, to_column: PerImage, to_row: PerImage
 ) -> Float[Tensor, "batch 1 height width"]:
-    """The brightness `1 + log(1 - d / 2.3)`, at least 0, of a stroke at vertical distance d, from the column where it
-    starts, rounded down, until before the one where it ends, rounded up.
+    """The brightness `1 + log(1 - d / 2.3)`, at least 0, of a stroke at vertical distance d, from the first column,
+    rounded down, to before the last, rounded up.
     """
     rows, columns = _canvas(images)
     start, end, at_start, at_end = (v[:, None, None] for v in (column, to_column, row, to_row))

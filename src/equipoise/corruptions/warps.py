@@ -1,6 +1,6 @@
 """Affine maps of the plane around the image's centre, sampled bilinearly, black outside.
 
-`out(p) = in(A (p - centre) + centre + shift)` for places `p = (row, column)`, as the original defines them.
+`out(p) = in(A (p - centre) + centre + shift)` for positions `p = (row, column)`, as in the original.
 """
 
 import torch
@@ -8,19 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.core.rng import Streams
-from equipoise.corruptions.canvas import SIDE, Images, pixels, signs
+from equipoise.core.types import Images
+from equipoise.corruptions.canvas import SIDE, coordinates, pixels, signs
 
 ANGLE = 0.4
 """Angle of the rotation and of the shear, in radians."""
-SHRUNK = 0.7
-"""Factor by which `scale` shrinks."""
+SCALE = 0.7
+"""Size of an image shrunk by `scale`, relative to the original."""
 SHIFT = 3.0
-"""Pixels of a 28x28 image by which `translate` moves along either axis."""
+"""Distance by which `translate` moves along either axis, in pixels of a 28x28 image."""
 
 
 def shear(images: Images, streams: Streams) -> Images:
-    """`A = ((cos s, 0), (-sin s, 1))` with `s = ±0.4`, either sign as likely: rows slide sideways and grow apart a
-    little. That is the original's, whose library rotates one axis alone by the angle and calls it shear.
+    """`A = ((cos s, 0), (-sin s, 1))` with `s = ±0.4`, both signs equally likely: rows slide sideways and grow apart a
+    little. As the original, whose library rotates only one axis by the angle and calls it shear.
     """
     s = ANGLE * signs(streams)
     zero, one = torch.zeros_like(s), torch.ones_like(s)
@@ -34,13 +35,13 @@ def rotate(images: Images, streams: Streams) -> Images:
 
 
 def scale(images: Images, streams: Streams) -> Images:
-    """`A = I / 0.7`: shrunk to 70 %, with nothing random. As the original."""
+    """`A = I / 0.7`: shrunk to 70 %, not random. As the original."""
     zero = torch.zeros(len(streams), dtype=torch.float64, device=images.device)
-    return warped(images, _matrix(zero + 1 / SHRUNK, zero, zero, zero + 1 / SHRUNK))
+    return warped(images, _matrix(zero + 1 / SCALE, zero, zero, zero + 1 / SCALE))
 
 
 def translate(images: Images, streams: Streams) -> Images:
-    """Moved by ±3 of 28 pixels along each axis, all four directions as likely. As the original."""
+    """Moved by ±3 of 28 pixels along each axis, all four directions equally likely. As the original."""
     one = torch.ones(len(streams), dtype=torch.float64, device=images.device)
     ways = torch.stack([signs(streams.fold(0)), signs(streams.fold(1))], -1)
     size = torch.tensor(images.shape[2:], dtype=torch.float64, device=images.device)
@@ -48,21 +49,20 @@ def translate(images: Images, streams: Streams) -> Images:
 
 
 def warped(images: Images, matrix: Float[Tensor, "batch 2 2"], shift: Float[Tensor, "batch 2"] | None = None) -> Images:
-    """`out(p) = in(A (p - centre) + centre + shift)`, bilinear between pixels, 0 outside."""
+    """Return `out(p) = in(A (p - centre) + centre + shift)`, bilinear between pixels, 0 outside."""
     height, width = images.shape[2:]
     ends = torch.tensor([height - 1, width - 1], dtype=torch.float64, device=images.device)
-    rows, columns = (torch.arange(n, dtype=torch.float64, device=images.device) for n in (height, width))
-    grid = torch.cartesian_prod(rows, columns) - ends / 2
-    place = matrix[:, None, :, 0] * grid[:, :1] + matrix[:, None, :, 1] * grid[:, 1:] + ends / 2
+    grid = torch.cartesian_prod(*coordinates(images)) - ends / 2
+    position = matrix[:, None, :, 0] * grid[:, :1] + matrix[:, None, :, 1] * grid[:, 1:] + ends / 2
     if shift is not None:
-        place = place + shift[:, None]
-    corner = place.floor()
-    past = place - corner
+        position = position + shift[:, None]
+    corner = position.floor()
+    offset = position - corner
     out = torch.zeros_like(images)
     for down in (0, 1):
         for right in (0, 1):
             row, column = corner[..., 0].long() + down, corner[..., 1].long() + right
-            weight = (past[..., 0] - (1 - down)).abs() * (past[..., 1] - (1 - right)).abs()
+            weight = (offset[..., 0] - (1 - down)).abs() * (offset[..., 1] - (1 - right)).abs()
             weight = weight * ((row >= 0) & (row < height) & (column >= 0) & (column < width))
             out += weight.view(-1, 1, height, width).to(images.dtype) * pixels(images, row, column)
     return out.clamp(0, 1)

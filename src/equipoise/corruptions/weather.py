@@ -1,4 +1,4 @@
-"""Light, fog and dirt."""
+"""Brightness, fog and mud."""
 
 import torch
 import torch.nn.functional as F
@@ -6,24 +6,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from equipoise.core.rng import Streams
-from equipoise.corruptions.canvas import SIDE, Images, blurred, unit
+from equipoise.core.types import Images
+from equipoise.corruptions.canvas import SIDE, blurred, unit
 
 BRIGHTER = 0.5
-"""What is added to a colour's value, its largest channel."""
+"""Added to a colour's value, its largest channel."""
 DENSITY, DECAY = 3.0, 1.4
-"""Weight of the fog, and by the square of what each octave of it is weaker than the last."""
+"""Weight of the fog; each of its octaves is weaker than the one before by the square of `DECAY`."""
 MAP = 256
-"""Side of the map of fog, of which the 28 upper left rows and columns are seen."""
-WET, SPREAD, DRIED = 0.65, 0.3, 0.8
-"""Mean of the liquid, which is also the level from which it stays; its deviation; the level from which drops do."""
+"""Side of the fog map, of which the upper left 28x28 pixels are used."""
+WET, DEVIATION, DRY = 0.65, 0.3, 0.8
+"""Mean of the liquid, also its threshold; its standard deviation; the threshold below which drops dry."""
 MUD = 63 / 255
-"""How bright mud is."""
-_AT_ONCE = 16  # maps of fog that a processor's cache holds
+"""Brightness of mud."""
+_BATCH = 16  # fog maps that fit in the cache
 
 
 def brightness(images: Images, streams: Streams) -> Images:
     """The value V of each colour (its largest channel) becomes `min(V + 0.5, 1)`; hue and saturation stay: grey pixels
-    become `min(x + 0.5, 1)`. The original turns colours to grey at last.
+    become `min(x + 0.5, 1)`. The original turns colours grey in the end.
     """
     value = images.amax(1, keepdim=True)
     brighter = (value + BRIGHTER).clamp(max=1)
@@ -32,19 +33,19 @@ def brightness(images: Images, streams: Streams) -> Images:
 
 def fog(images: Images, streams: Streams) -> Images:
     """`(x + 3 f) · m / (m + 3)`, m the image's largest value and f in [0, 1] the fog: 28x28 of the 256x256 pixels of a
-    plasma fractal, drawn apart for each image. As the original, up to rounding; for another side, f is interpolated.
+    plasma fractal, drawn separately for each image. As the original, up to rounding; for other sizes f is interpolated.
     """
     largest = images.amax((1, 2, 3), keepdim=True)
-    few = torch.arange(len(images), device=images.device).split(_AT_ONCE)
-    seen = torch.cat([plasma(streams[rows], MAP)[:, None, :SIDE, :SIDE] for rows in few]).to(images.dtype)
-    if images.shape[2:] != seen.shape[2:]:
-        seen = F.interpolate(seen, images.shape[2:], mode="bilinear", align_corners=True)
-    return ((images + DENSITY * seen) * largest / (largest + DENSITY)).clamp(0, 1)
+    maps = [plasma(streams[i : i + _BATCH], MAP)[:, None, :SIDE, :SIDE] for i in range(0, len(images), _BATCH)]
+    density = torch.cat(maps).to(images.dtype)
+    if images.shape[2:] != density.shape[2:]:
+        density = F.interpolate(density, images.shape[2:], mode="bilinear", align_corners=True)
+    return ((images + DENSITY * density) * largest / (largest + DENSITY)).clamp(0, 1)
 
 
 def plasma(streams: Streams, side: int) -> Float[Tensor, "batch side side"]:
     """Diamond-square (Fournier et al. 1982) on a torus: each new point is the mean of its four neighbours plus uniform
-    noise, whose width falls by 1.4² = 1.96 from octave to octave; at last stretched to [0, 1]. `side` is a power of 2.
+    noise, whose width falls by 1.4² = 1.96 from octave to octave; finally rescaled to [0, 1]. `side` is a power of 2.
     """
     heights = torch.zeros(len(streams), side, side, device=streams.keys.device)
     step, width = side, 1.0
@@ -55,12 +56,9 @@ def plasma(streams: Streams, side: int) -> Float[Tensor, "batch side side"]:
         pairs = corners + corners.roll(-1, 1)
         centres = (pairs + pairs.roll(-1, 2)) / 4 + noise[:, 0]
         heights[:, half::step, half::step] = centres
-        heights[:, ::step, half::step] = (centres + centres.roll(1, 1) + corners + corners.roll(-1, 2)) / 4 + noise[
-            :, 1
-        ]
-        heights[:, half::step, ::step] = (centres + centres.roll(1, 2) + corners + corners.roll(-1, 1)) / 4 + noise[
-            :, 2
-        ]
+        for k, (rows, columns) in enumerate(((0, half), (half, 0)), 1):
+            edges = centres + centres.roll(1, k) + corners + corners.roll(-1, 3 - k)
+            heights[:, rows::step, columns::step] = edges / 4 + noise[:, k]
         step, width = half, width / DECAY**2
     lowest = heights.amin((1, 2), keepdim=True)
     return (heights - lowest) / (heights.amax((1, 2), keepdim=True) - lowest)
@@ -68,11 +66,11 @@ def plasma(streams: Streams, side: int) -> Float[Tensor, "batch side side"]:
 
 def spatter(images: Images, streams: Streams) -> Images:
     """`x (1 - m) + 63/255 m`: mud of density m on the image. Gaussian noise (mean 0.65, deviation 0.3) is blurred with
-    sigma = 1; the places above 0.65 are blurred with sigma = 1.5, and what stays below 0.8 dries to m = 0. As the
+    sigma = 1; pixels above 0.65 are blurred with sigma = 1.5, and those that stay below 0.8 dry to m = 0. As the
     original; both sigmas are in pixels of a 28x28 image.
     """
-    noise = WET + SPREAD * streams.normal(1, *images.shape[2:], dtype=images.dtype)
+    noise = WET + DEVIATION * streams.normal(1, *images.shape[2:], dtype=images.dtype)
     drops = (blurred(noise, unit(images)) > WET).to(images.dtype)
     mud = blurred(drops, 1.5 * unit(images))
-    mud = torch.where(mud < DRIED, 0.0, mud).clamp(0, 1)
+    mud = torch.where(mud < DRY, 0.0, mud).clamp(0, 1)
     return images * (1 - mud) + MUD * mud

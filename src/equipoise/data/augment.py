@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: no loop over samples, and the same draw for a sample whichever batch it comes in."""
+"""Augmentation of whole batches, without a loop over samples; a sample's draw does not depend on its batch."""
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +10,14 @@ from equipoise.core.rng import Streams
 
 
 def crop_and_flip(x: Float[Tensor, "n c h w"], streams: Streams, *, pad: int = 4) -> Float[Tensor, "n c h w"]:
-    """Pad with zeros, crop images (n, c, h, w) at random to the old size, mirror them with probability 1/2.
+    """Pad images (n, c, h, w) with zeros, crop them at random to the old size, mirror them with probability 1/2.
 
     `out[i, :, r, s] = padded[i, :, r + dy_i, (w-1-s if flip_i else s) + dx_i]`, with `dy_i, dx_i` uniform in
     {0, ..., 2 pad}. The draws depend on `streams` alone, e.g. `Streams.of(seed, index).fold(epoch)` with the samples'
     numbers in the dataset. Raises `EquipoiseError` for `pad < 0`, an `x` that is not a batch of images, or a number
     of streams other than the number of images.
     """
-    require(pad >= 0, f"pad = {pad}; expected a number of pixels, 0 or more.")
+    require(pad >= 0, f"pad = {pad}; expected a number of pixels, at least 0.")
     require(
         x.ndim == 4,
         f"crop and flip needs images (n, channels, height, width), got shape {tuple(x.shape)}; turn it off.",

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from equipoise.core.errors import EquipoiseError, require, require_integer
 
-_SHOWN = 20  # classes that are named
+_MAX_NAMED = 20  # classes in a summary
 
 
 def stratified_order(y: Int[Tensor, " n"], seed: int) -> Int[Tensor, " n"]:
-    """A seeded permutation of the samples of which every prefix has nearly the class shares of the whole.
+    """Return a seeded permutation of the samples in which every prefix has nearly the class shares of the whole.
 
     The k-th sample drawn of a class with m samples has key `k/m`, k = 0, ..., m-1; samples are sorted by key, ties at
-    random. So the first samples show every class once, and balanced classes take turns.
+    random. So the first samples show every class once, and balanced classes alternate.
     """
     require_integer("seed", seed)
     shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
@@ -64,18 +64,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, rows: slice | Int[Tensor, " k"]) -> "Split":
-        """Some of the samples, by slice or by a tensor of indices; at least one."""
-        return Split(self.x[rows], self.y[rows])
+    def __getitem__(self, index: slice | Int[Tensor, " k"]) -> "Split":
+        """Select samples by a slice or a tensor of indices; at least one."""
+        return Split(self.x[index], self.y[index])
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same samples on `device`."""
+        """Return the same samples on `device`."""
         return Split(self.x.to(device), self.y.to(device))
 
     def limit(self, n: int, seed: int = 0) -> "Split":
-        """The first `n` samples of a seeded stratified permutation, or all samples when there are no more than `n`.
+        """Return the first `n` samples of a seeded stratified permutation, or all if there are no more than `n`.
 
-        The samples of a smaller `n` come first in those of a larger. Raises `EquipoiseError` for `n < 1`.
+        The samples of a smaller `n` are the first of those of a larger `n`. Raises `EquipoiseError` for `n < 1`.
         """
         require(n >= 1, f"limit = {n}; expected at least one sample.")
         return self if n >= len(self) else self[stratified_order(self.y, seed)[:n].to(self.y.device)]
@@ -90,17 +90,17 @@ class Dataset:
     """
 
     name: str
-    """What it is called in results."""
+    """Name of the dataset in results."""
     train: Split
-    """Samples to train on; a validation split is carved from these."""
+    """Training samples, from which `split_validation` takes the validation samples."""
     test: Split
-    """Samples that only final results are measured on."""
+    """Test samples, for final results only."""
     classes: tuple[str, ...]
     """Name of each class, in the order of the labels."""
     sha256: str
-    """Digest of the decoded content as it was loaded, whole: `limit` does not change it."""
+    """Digest of all decoded content as it was loaded; `limit` does not change it."""
     notes: tuple[str, ...] = ()
-    """What is to be said about how it was read, each a phrase: what was passed over and why, and how it was scaled."""
+    """Remarks on how it was read, each a phrase: what was passed over and why, and how it was scaled."""
     validation: float = 0.1
     """Share of the training samples that is usually held out for validation."""
 
@@ -131,24 +131,24 @@ class Dataset:
 
     @property
     def summary(self) -> str:
-        """What was read, in a few lines: the samples, their shape, the classes in their order, and the notes."""
+        """A few lines about the samples, their shape, the classes in their order, and the notes."""
         kind = "images" if self.train.x.ndim == 4 else "samples"
         n, shape = len(self.classes), " x ".join(map(str, self.shape))
-        some = self.classes if n <= _SHOWN else (*self.classes[: _SHOWN - 1], "...", self.classes[-1])
+        shown = self.classes if n <= _MAX_NAMED else (*self.classes[: _MAX_NAMED - 1], "...", self.classes[-1])
         return "\n".join(
             (
                 f"{self.name}: {len(self.train):,} training and {len(self.test):,} test {kind} of shape {shape}; "
-                f"{n:,} classes, in this order: {', '.join(some)}",
+                f"{n:,} classes, in this order: {', '.join(shown)}",
                 *self.notes,
             )
         )
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """The same dataset on `device`."""
+        """Return the same dataset on `device`."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def limit(self, n: int, seed: int = 0) -> "Dataset":
-        """The dataset with at most `n` training samples (`Split.limit`); the test split stays whole.
+        """Return the dataset with at most `n` training samples (`Split.limit`); the test split stays whole.
 
         Raises `EquipoiseError` if `n` is below the number of classes.
         """
@@ -159,11 +159,11 @@ class Dataset:
         return replace(self, train=self.train.limit(n, seed))
 
     def split_validation(self, size: int | float | None = None, seed: int = 0) -> tuple[Split, Split]:
-        """A training and a validation split, both carved from `train` and disjoint; `test` is never looked at.
+        """Return a training and a validation split, both taken from `train` and disjoint; `test` is not used.
 
         `size` is a number of samples (int) or a share in (0, 1) (float), by default `validation`. The validation split
-        is the end of the stratified permutation whose start `limit` takes: deterministic, with the class shares of the
-        whole. Raises `EquipoiseError` if either part would be empty or a class would be left without training samples.
+        is the end of the stratified permutation from whose start `limit` takes its samples: deterministic, with the
+        class shares of the whole. Raises `EquipoiseError` if a split would be empty or a class lack training samples.
         """
         n = len(self.train)
         size = self.validation if size is None else size
@@ -172,13 +172,13 @@ class Dataset:
             f"validation share = {size}; expected a share between 0 and 1, or a whole number of samples.",
         )
         count = size if isinstance(size, int) else round(size * n)
-        most = n - len(self.classes)
+        largest = n - len(self.classes)
         require(
-            1 <= count <= most,
+            1 <= count <= largest,
             f"validation size {size} takes {count} of the {n} training samples of {self.name!r}; "
             + (
-                f"expected 1 to {most}, so that"
-                if most > 0
+                f"expected 1 to {largest}, so that"
+                if largest > 0
                 else f"{len(self.classes)} classes need more samples, where"
             )
             + " every class keeps one to train on.",

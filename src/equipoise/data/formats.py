@@ -12,23 +12,20 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.data.files import (
-    MOST,
-    printable,
-    reason,
-    require_memory,
-    unpickle,
-)
+from equipoise.core.files import printable
+from equipoise.data.files import reason, require_memory
+from equipoise.data.pickles import unpickle
+from equipoise.data.trees import MAX_BYTES
 
 Contents = Mapping[str, bytes]
 """Decompressed content of each file of a dataset, by its published name."""
 
-_CLASSES = 1_000_000
+_MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """A dataset as a reader found it: `x` (n, c, h, w) or (n, d), uint8 or floats in [0, 1]; `y` (n,), integers."""
+    """A dataset as read from its files: `x` (n, c, h, w) or (n, d), uint8 or floats in [0, 1]; `y` (n,), integers."""
 
     x_train: np.ndarray
     """Training samples."""
@@ -41,13 +38,13 @@ class Arrays:
     classes: tuple[str, ...]
     """Names of the classes."""
     notes: tuple[str, ...] = ()
-    """What else is to be said about how they were read, each a phrase."""
-    doubts: tuple[str, ...] = ()
-    """What was probably not meant, each a phrase: samples that could not be read, pixels that are nearly black."""
+    """Remarks on how they were read, each a phrase."""
+    warnings: tuple[str, ...] = ()
+    """What is probably a mistake, each a phrase: samples that could not be read, pixels that are nearly black."""
 
 
 def read_idx(data: bytes, where: str, dimensions: int) -> np.ndarray:
-    """An array of bytes in the IDX format: `00 00 08 d`, d big-endian 32-bit sizes, then the values (LeCun, MNIST).
+    """Return an array of bytes in IDX format: `00 00 08 d`, d big-endian 32-bit sizes, then the values (LeCun, MNIST).
 
     Raises `EquipoiseError` naming `where` for a wrong magic number or number of dimensions, or a size that differs
     from the one declared.
@@ -70,7 +67,7 @@ def read_idx(data: bytes, where: str, dimensions: int) -> np.ndarray:
 
 
 def read_mnist(contents: Contents, classes: Sequence[str]) -> Arrays:
-    """MNIST and the sets made in its image: four IDX files."""
+    """Read MNIST, or a dataset in the same format: four IDX files."""
 
     def split(prefix: str) -> tuple[np.ndarray, np.ndarray]:
         images, labels = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
@@ -81,13 +78,13 @@ def read_mnist(contents: Contents, classes: Sequence[str]) -> Arrays:
 
 
 def read_cifar10(contents: Contents) -> Arrays:
-    """CIFAR-10, the batches for Python: five of training samples, one of test samples, and the names."""
+    """Read CIFAR-10, the Python version: five batches of training samples, one of test samples, and the class names."""
     train = [f"data_batch_{i}" for i in range(1, 6)]
     return _cifar(contents, train, ["test_batch"], "labels", ("batches.meta", "label_names"))
 
 
 def read_cifar100(contents: Contents) -> Arrays:
-    """CIFAR-100, the batches for Python, with its 100 fine classes."""
+    """Read CIFAR-100, the Python version, with its 100 fine classes."""
     return _cifar(contents, ["train"], ["test"], "fine_labels", ("meta", "fine_label_names"))
 
 
@@ -96,18 +93,18 @@ def _cifar(contents: Contents, train: Sequence[str], test: Sequence[str], key: s
     require(isinstance(names, list), f"{meta[0]} has no list of class names; expected a file of the published dataset.")
     require(
         all(isinstance(name, str | bytes) for name in names),
-        f"{meta[0]} has class names that are no text; expected a file of the published dataset.",
+        f"{meta[0]} has class names that are not text; expected a file of the published dataset.",
     )
     classes = tuple(name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name for name in names)
 
     def batch(name: str) -> tuple[np.ndarray, np.ndarray]:
-        found = unpickle(contents[name], name)
-        x = _entry(found, "data", name)
+        arrays = unpickle(contents[name], name)
+        x = _entry(arrays, "data", name)
         require(
             isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 2 and x.shape[1] == 3 * 32 * 32,
             f"{name} holds data of another kind; expected bytes of shape (n, 3072), images of 3 x 32 x 32 pixels.",
         )
-        y = _entry(found, key, name)
+        y = _entry(arrays, key, name)
         y = y.tolist() if isinstance(y, np.ndarray) else y
         require(
             isinstance(y, list) and all(isinstance(label, int) and abs(label) < 2**31 for label in y),
@@ -123,11 +120,11 @@ def _cifar(contents: Contents, train: Sequence[str], test: Sequence[str], key: s
 
 
 def read_svhn(contents: Contents) -> Arrays:
-    """SVHN, cropped digits: two MATLAB files with `X` (32, 32, 3, n) and `y` (n, 1), where 10 is the digit 0."""
+    """Read SVHN, cropped digits: two MATLAB files with `X` (32, 32, 3, n) and `y` (n, 1), where 10 is the digit 0."""
 
     def split(name: str) -> tuple[np.ndarray, np.ndarray]:
-        found = read_mat(contents[name], name)
-        x, y = (_entry(found, key, name) for key in ("X", "y"))
+        arrays = read_mat(contents[name], name)
+        x, y = (_entry(arrays, key, name) for key in ("X", "y"))
         require(
             x.dtype == np.uint8 and x.ndim == 4 and x.shape[:3] == (32, 32, 3),
             f"{name} holds {x.dtype} images of shape {x.shape}; expected uint8 of shape (32, 32, 3, n).",
@@ -152,18 +149,18 @@ def read_mat(data: bytes, where: str) -> dict[str, np.ndarray]:
     """
     try:
         order = {b"IM": "<", b"MI": ">"}[data[126:128]]
-        found: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         for kind, content in _elements(memoryview(data)[128:], order):
             if kind == _COMPRESSED:
                 unpacker = zlib.decompressobj()
-                content = memoryview(unpacker.decompress(content, MOST))
+                content = memoryview(unpacker.decompress(content, MAX_BYTES))
                 if not unpacker.eof:
-                    raise ValueError(f"a variable is cut off or has more than {MOST:,} bytes")
+                    raise ValueError(f"a variable is cut off or has more than {MAX_BYTES:,} bytes")
                 ((kind, content),) = _elements(content, order)
             if kind == _MATRIX:
                 name, array = _matrix(content, order)
-                found[name] = array
-        return found
+                arrays[name] = array
+        return arrays
     except Exception as error:  # a damaged file can raise anything
         raise EquipoiseError(
             f"{where} is truncated or not a MATLAB file of version 5 ({reason(error)}); get it again."
@@ -171,65 +168,65 @@ def read_mat(data: bytes, where: str) -> dict[str, np.ndarray]:
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """The data elements one after another: type and content."""
-    at = 0
-    while at < len(data):
-        kind, size = struct.unpack_from(f"{order}II", data, at)
-        if kind >> 16:  # at most four bytes, in the place of the size
-            kind, size, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+    """Yield type and content of each data element."""
+    offset = 0
+    while offset < len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, offset)
+        if kind >> 16:  # at most four bytes, in place of the size
+            kind, size, start, end = kind & 0xFFFF, kind >> 16, offset + 4, offset + 8
         else:
-            start = at + 8
+            start = offset + 8
             end = start + (size if kind == _COMPRESSED else -(-size // 8) * 8)
         if start + size > len(data):
             raise ValueError(f"it ends within an element of {size:,} bytes")
         yield kind, data[start : start + size]
-        at = end
+        offset = end
 
 
 def _matrix(data: memoryview, order: str) -> tuple[str, np.ndarray]:
     """Name and values of a variable."""
-    (_, flags), (_, sizes), (_, name), *parts = _elements(data, order)
+    (_, flags), (_, sizes), (_, name), *values = _elements(data, order)
     dtype = _OF_MATLAB.get(np.frombuffer(flags, f"{order}u4", 1).item() & 0xFF)
-    if dtype is None or len(parts) != 1 or parts[0][0] not in _STORED:  # text, cells, complex numbers
+    if dtype is None or len(values) != 1 or values[0][0] not in _STORED:  # text, cells, complex numbers
         return bytes(name).decode(), np.empty(0, object)
-    kind, content = parts[0]
+    ((kind, content),) = values
     shape = np.frombuffer(sizes, f"{order}i4").tolist()
-    values = np.frombuffer(content, order + _STORED[kind])
+    array = np.frombuffer(content, order + _STORED[kind])
     if min(shape, default=0) < 0:
         raise ValueError(f"it declares the shape {tuple(shape)}")
-    return bytes(name).decode(), values.astype(dtype, copy=False).reshape(shape, order="F")
+    return bytes(name).decode(), array.astype(dtype, copy=False).reshape(shape, order="F")
 
 
 def read_npz(path: Path) -> Arrays:
-    """An `.npz` file with x_train, y_train, x_test, y_test, and `classes` (names) if it likes; no pickled objects.
+    """Read an `.npz` file with x_train, y_train, x_test, y_test, and optionally `classes` (names); no pickled objects.
 
     `x` is uint8, or floats in [0, 1]: features (n, d); grey images (n, h, w); or images with 1 or 3 channels, last
     (n, h, w, c), which is preferred where both readings fit, or first (n, c, h, w). `y` is integers from 0 on.
-    `notes` and `doubts`, texts, become those of the arrays; other arrays are named in the notes.
+    Texts in `notes` and `doubts` become the notes and warnings; other arrays are named in the notes.
     """
     wanted, texts = ("x_train", "y_train", "x_test", "y_test"), ("classes", "notes", "doubts")
     try:
         with path.open("rb") as stream:
             require(stream.read(6) != np.lib.format.MAGIC_PREFIX, "it is a single array")
             with zipfile.ZipFile(stream) as archive:
-                there = Counter(member.filename.removesuffix(".npy") for member in archive.infolist())
-                missing = [name for name in wanted if name not in there]
+                present = Counter(member.filename.removesuffix(".npy") for member in archive.infolist())
+                missing = [name for name in wanted if name not in present]
                 require(not missing, f"it has no array {', '.join(missing)}")
-                twice = [name for name in (*wanted, *texts) if there[name] > 1]
+                twice = [name for name in (*wanted, *texts) if present[name] > 1]
                 require(not twice, f"it has two arrays {', '.join(twice)}")
-                found = {name: _array(archive, name) for name in (*wanted, *texts) if name in there}
+                arrays = {name: _array(archive, name) for name in (*wanted, *texts) if name in present}
     except Exception as error:  # a damaged file can raise anything
         raise EquipoiseError(
             f"cannot read {printable(path)}: {reason(error)}; expected an .npz file with {', '.join(wanted)}."
         ) from error
-    x_train, y_train, x_test, y_test = (found[name] for name in wanted)
+    x_train, y_train, x_test, y_test = (arrays[name] for name in wanted)
     y_train, y_test = (np.ravel(y) if y.ndim == 2 and y.shape[1] == 1 else y for y in (y_train, y_test))
-    names, notes, doubts = (tuple(printable(t) for t in np.ravel(found.get(name, ()))) for name in texts)
-    if "classes" not in found:
+    names, notes, warnings = (tuple(printable(t) for t in np.ravel(arrays.get(name, ()))) for name in texts)
+    if "classes" not in arrays:
         highest = max((int(y.max()) for y in (y_train, y_test) if y.size and y.dtype.kind in "ui"), default=-1)
-        require(highest < _CLASSES, f"{path} holds the label {highest}; expected class numbers 0, 1, 2, ...")
+        require(highest < _MAX_CLASSES, f"{path} holds the label {highest}; expected class numbers 0, 1, 2, ...")
         names = tuple(str(c) for c in range(highest + 1))
-    if others := sorted(printable(name) for name in there if name not in found):
+    if others := sorted(printable(name) for name in present if name not in arrays):
         notes += (f"arrays that were not read: {some(others)}",)
     return Arrays(
         _samples(x_train, f"{path}, x_train"),
@@ -238,12 +235,12 @@ def read_npz(path: Path) -> Arrays:
         _labels(y_test, f"{path}, y_test", len(x_test), len(names)),
         names,
         notes,
-        doubts,
+        warnings,
     )
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an `.npz` file, whose header is compared with its size before there is any room made for it."""
+    """An array of an `.npz` file, whose header is compared with its size before memory is allocated."""
     npy = np.lib.format
     member = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
     require(not member.flag_bits & 1, "it is locked with a password")
@@ -264,13 +261,13 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list, and how many there are more."""
+    """The first names of a list, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def _entry(found: Mapping[str, Any], key: str, where: str) -> Any:
-    require(key in found, f"{where} has no entry {key!r}; expected a file of the published dataset.")
-    return found[key]
+def _entry(arrays: Mapping[str, Any], key: str, where: str) -> Any:
+    require(key in arrays, f"{where} has no entry {key!r}; expected a file of the published dataset.")
+    return arrays[key]
 
 
 def _labels(y: np.ndarray, where: str, samples: int, classes: int) -> np.ndarray:

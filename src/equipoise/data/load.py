@@ -20,7 +20,7 @@ from equipoise.data.files import content, is_archive, members, reason
 from equipoise.data.formats import Arrays, Contents, read_cifar10, read_cifar100, read_mnist, read_npz, read_svhn
 from equipoise.data.image_folders import read_images
 
-_UNLIKE = 50  # times the largest value of one split that of the other is, from where their scales may differ
+_MAX_RATIO = 50  # of the largest values of the two splits; beyond it their scales may differ
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Source:
     files: tuple[tuple[str, ...], ...]
     """The files: the published name, then other names under which the same content is accepted."""
     digests: Mapping[str, str | None]
-    """Digest, as `md5:...` or `sha256:...`, of the decompressed content of every part; None if it is not checked."""
+    """Digest, as `md5:...` or `sha256:...`, of the decompressed content of every file; None if it is not checked."""
     read: Callable[[Contents], Arrays]
-    """From the decompressed content of the parts to arrays."""
+    """From the decompressed content of the files to arrays."""
     archives: Mapping[str, str]
     """Digests of the files as published, checked on download."""
     validation: float = Dataset.validation
@@ -116,24 +116,24 @@ SOURCES: Mapping[str, Source] = {
 
 
 def names() -> tuple[str, ...]:
-    """Names that `load` knows."""
+    """Return the names of datasets that `load` knows."""
     return ("digits", *SOURCES)
 
 
 def load(
     name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, download: bool = True
 ) -> Dataset:
-    """A dataset by name (`names()`), or from an `.npz` file, a folder or an archive of images.
+    """Return a dataset by name (`names()`), or from an `.npz` file, a folder or an archive of images.
 
     Files of a published dataset are looked for in `root/NAME` and `root`, packed or not, and otherwise downloaded into
     the cache (`cache_folder`) if `download` allows; the digest of their decompressed content is checked either way.
     Images of an archive are decoded once and kept in the cache. `Dataset.notes` say what was passed over, and why; what
-    is probably not meant is an `EquipoiseWarning` too. Raises `EquipoiseError` for an unknown name, a missing,
+    is probably a mistake is also an `EquipoiseWarning`. Raises `EquipoiseError` for an unknown name, a missing,
     truncated, damaged or altered file, and whatever `Split` and `Dataset` refuse.
     """
     require(
         isinstance(name_or_path, str | os.PathLike),
-        f"{name_or_path!r} is no dataset: expected a name ({', '.join(names())}) or a path.",
+        f"{name_or_path!r} is not a dataset: expected a name ({', '.join(names())}) or a path.",
     )
     name = os.fsdecode(name_or_path)
     path = Path(name)
@@ -156,7 +156,7 @@ def load(
         return make(path.stem, read_npz(path))
     require(
         is_archive(path),
-        f"cannot tell what {printable(name)} is by its name; expected .npz, .tar, .tar.gz, .tar.xz or .zip.",
+        f"cannot tell the format of {printable(name)} from its name; expected .npz, .tar, .tar.gz, .tar.xz or .zip.",
     )
     return make(path.name.removesuffix(path.suffix).removesuffix(".tar"), _archive(path))
 
@@ -165,35 +165,35 @@ def available(name: str, root: str | os.PathLike[str] | None = None) -> bool:
     """Whether the files of a published dataset are under `root` or in the cache, so that `load` downloads nothing."""
     if name not in SOURCES:
         return name == "digits"
-    places = [] if root is None else [Path(root) / name, Path(root)]
+    folders = [] if root is None else [Path(root) / name, Path(root)]
     cache = cache_folder()
     return all(
-        any(os.path.exists(place / one) for place in places for one in file)
+        any(os.path.exists(folder / alternative) for folder in folders for alternative in file)
         or (cache is not None and os.path.exists(cache / name / file[0]))
         for file in SOURCES[name].files
     )
 
 
 def published(name: str, source: Source, root: Path | None = None, download: bool = True) -> Dataset:
-    """The published dataset `name`, read from the files of `source` as `load` describes."""
+    """Return the published dataset `name`, read from the files of `source` as `load` describes."""
     contents: dict[str, bytes] = {}
     for file in source.files:
         path = _locate(name, source, file, root, download)
-        for part, data in _parts(path, frozenset(source.digests)):
-            _verify(data, source.digests[part], f"{path}, {part}" if path.name != part else str(path))
-            contents[part] = data
-    missing = [part for part in source.digests if part not in contents]
+        for member, data in _members(path, frozenset(source.digests)):
+            _check_digest(data, source.digests[member], f"{path}, {member}" if path.name != member else str(path))
+            contents[member] = data
+    missing = [member for member in source.digests if member not in contents]
     require(not missing, f"the files of {name!r} lack {', '.join(missing)}; get the published ones again.")
     return replace(make(name, source.read(contents)), validation=source.validation)
 
 
 def make(name: str, arrays: Arrays) -> Dataset:
-    """The dataset of `arrays`, with pixels of 0 to 255 scaled to [0, 1] and the digest of the arrays.
+    """Return the dataset of `arrays`, with pixels of 0 to 255 scaled to [0, 1] and the digest of the arrays.
 
-    Bytes of both splits are divided by 255. Where one split is bytes and the other floats in [0, 1], bytes of 0 and 1
-    alone are taken as they are; a note says so. Warns of what is probably not meant. The digest is SHA-256 over the
-    type, shape and little-endian values of x and y of both splits and over the names of the classes, so the same
-    samples have the same digest in whatever format they came.
+    Bytes of both splits are divided by 255. If one split is bytes and the other floats in [0, 1], bytes that are all 0
+    or 1 are taken as they are, with a note. Warns of what is probably a mistake. The digest is SHA-256 over the type,
+    shape and little-endian values of x and y of both splits and over the names of the classes, so the same samples have
+    the same digest in every format.
     """
     name = printable(name)
     digest = hashlib.sha256("\n".join(arrays.classes).encode())
@@ -201,8 +201,8 @@ def make(name: str, arrays: Arrays) -> Dataset:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.data)
-    train, test, notes, doubts = _scaled(arrays.x_train, arrays.x_test)
-    doubts = (*arrays.doubts, *doubts)
+    train, test, notes, remarks = _scaled(arrays.x_train, arrays.x_test)
+    remarks = (*arrays.warnings, *remarks)
 
     def split(kind: str, x: np.ndarray, y: np.ndarray) -> Split:
         try:
@@ -211,14 +211,14 @@ def make(name: str, arrays: Arrays) -> Dataset:
             raise EquipoiseError(f"dataset {name!r}, {kind} split: {error}") from error
 
     splits = split("training", train, arrays.y_train), split("test", test, arrays.y_test)
-    found = Dataset(name, *splits, arrays.classes, digest.hexdigest(), (*arrays.notes, *notes, *doubts))
-    for doubt in doubts:
-        warnings.warn(f"dataset {name!r}: {doubt}.", EquipoiseWarning, stacklevel=3)
-    return found
+    dataset = Dataset(name, *splits, arrays.classes, digest.hexdigest(), (*arrays.notes, *notes, *remarks))
+    for remark in remarks:
+        warnings.warn(f"dataset {name!r}: {remark}.", EquipoiseWarning, stacklevel=3)
+    return dataset
 
 
 def _scaled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """Both splits as float32 on one scale, and notes and doubts about it."""
+    """Both splits as float32 on one scale, with notes and warnings about it."""
     splits = {"training": train, "test": test}
     highest = {kind: float(x.max()) if x.size else 0.0 for kind, x in splits.items()}
     of_bytes = [kind for kind, x in splits.items() if x.dtype == np.uint8]
@@ -231,7 +231,7 @@ def _scaled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
         if mixed
     )
     dark = [kind for kind in divided if highest[kind] <= 1]
-    doubts = (
+    warnings = (
         f"no byte of the {' and '.join(dark)} samples is above 1: divided by 255 they are nearly black; give floats if "
         "1 stands for white",
     ) * bool(dark)
@@ -241,9 +241,9 @@ def _scaled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
             for kind, x in splits.items()
         ]
     low, high = sorted(highest[kind] / (255 if kind in divided else 1) for kind in splits)
-    if 0 < low < high / _UNLIKE and not doubts:
-        doubts = (f"the largest value of one split is {low:g} and of the other {high:g}: they may have two scales",)
-    return scaled[0], scaled[1], notes, doubts
+    if 0 < low < high / _MAX_RATIO and not warnings:
+        warnings = (f"the largest value of one split is {low:g} and of the other {high:g}: they may have two scales",)
+    return scaled[0], scaled[1], notes, warnings
 
 
 def _digits() -> Arrays:
@@ -261,11 +261,11 @@ def _digits() -> Arrays:
 
 def _locate(name: str, source: Source, file: tuple[str, ...], root: Path | None, download: bool) -> Path:
     """The first of the file's names that exists under `root`, or the downloaded file."""
-    places = [] if root is None else [root / name, root]
-    for path in (place / alternative for place in places for alternative in file):
+    folders = [] if root is None else [root / name, root]
+    for path in (folder / alternative for folder in folders for alternative in file):
         if os.path.exists(path):
             return path
-    sought = f"was not found in {' or '.join(map(str, places))}" if places else "is not here"
+    sought = f"was not found in {' or '.join(map(str, folders))}" if folders else "is not here"
     advice = f"put it into a folder and name that with --data-root, or get it from {source.url}"
     missing = f"{file[0]} of the dataset {name!r} {sought}"
     require(download, f"{missing} and downloading is off; {advice}.")
@@ -287,25 +287,25 @@ def _locate(name: str, source: Source, file: tuple[str, ...], root: Path | None,
         raise EquipoiseError(f"{missing} and could not be downloaded ({reason(error)}); {advice}.") from error
 
 
-def _parts(path: Path, wanted: frozenset[str]) -> list[tuple[str, bytes]]:
+def _members(path: Path, wanted: frozenset[str]) -> list[tuple[str, bytes]]:
     if path.is_dir() or is_archive(path):
         return [(name.name, data) for name, data in members(path, lambda name: name.name in wanted)]
     return [(path.name.removesuffix(".gz"), content(path))]
 
 
-def _verify(data: bytes, expected: str | None, where: str) -> None:
+def _check_digest(data: bytes, expected: str | None, where: str) -> None:
     if expected is None:
         return
     algorithm, digest = expected.split(":")
-    found = hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
+    actual = hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
     require(
-        found == digest,
-        f"{where} is not the published file: its {algorithm} is {found}, expected {digest}; get it again.",
+        actual == digest,
+        f"{where} is not the published file: its {algorithm} is {actual}, expected {digest}; get it again.",
     )
 
 
 def _archive(path: Path) -> Arrays:
-    """The images of an archive: from the cache if they were decoded before, otherwise decoded and cached."""
+    """The images of an archive, from the cache if they were decoded before."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -315,7 +315,7 @@ def _archive(path: Path) -> Arrays:
     if cache is None:
         return read_images(path)
     cached = cache / f"images-2-{digest}.npz"
-    if os.path.exists(cached):  # unlike the path's own method also of a folder that is closed to us
+    if os.path.exists(cached):  # unlike Path.exists, does not raise for a folder that cannot be listed
         with contextlib.suppress(EquipoiseError):  # damaged: decode and write it again
             return read_npz(cached)
     arrays = read_images(path)
@@ -328,7 +328,7 @@ def _archive(path: Path) -> Arrays:
         y_test=arrays.y_test,
         classes=np.array(arrays.classes),
         notes=np.array(arrays.notes, str),
-        doubts=np.array(arrays.doubts, str),
+        doubts=np.array(arrays.warnings, str),
     )
     try:
         write_atomically(cached, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""What every diagnostic does before it looks at a model: check the input, hold the model still, cut the batch."""
+"""What every diagnostic does first: validate the input, freeze the model, and split the samples into blocks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from equipoise.geometry import EVERYWHERE, Ball
 from equipoise.models import full_precision
 
 BATCH_SIZE = 256
-"""Samples at a time, which bounds the memory."""
+"""Samples per block, which bounds the memory."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some samples of a batch, and the model as it stands for them."""
+    """Some of the samples, and the model for them."""
 
     predict: Predict
-    """The model: eval mode, constant weights, its randomness drawn as an attack with the same seed draws it."""
-    rows: Int[Tensor, " rows"]
-    """Which samples."""
+    """The model in eval mode, with constant weights; random numbers as an attack with the same seed draws them."""
+    samples: Int[Tensor, " block"]
+    """Their indices."""
     streams: Streams
     """Their random streams."""
     classes: int
@@ -48,23 +48,24 @@ def in_blocks(
     seed: int = 0,
     index: Int[Tensor, " batch"] | None = None,
 ) -> list[Result]:
-    """`work` of every block of at most `batch_size` samples, in order; `index` is what an attack calls so.
+    """Return the result of `work` for every block of at most `batch_size` samples; `index` is that of an attack.
 
     The model's parameters, gradients, buffers and modes and the global random state are left as they were. Inputs may
-    lie anywhere, not only in [0, 1]. Raises `EquipoiseError` for input that the model cannot take, and for a model in
-    which samples depend on each other even in eval mode.
+    have any values, not only in [0, 1]. Raises `EquipoiseError` for input that the model cannot take, and for a
+    batch-dependent model.
     """
-    ready = validated_inputs(model, x, y, Ball("linf", 0.0, EVERYWHERE), seed=seed, index=index, batch_size=batch_size)
-    with ready as case, full_precision():
+    everywhere = Ball("linf", 0.0, EVERYWHERE)
+    validated = validated_inputs(model, x, y, everywhere, seed=seed, index=index, batch_size=batch_size)
+    with validated as inputs, full_precision():
         require(
-            not case.examined.coupled,
+            not inputs.examined.coupled,
             "in this model a sample's output depends on its batch, so it has no derivative of its own: make its "
             "predictions independent of the batch, for batch-norm by track_running_stats=True.",
         )
 
-        def block(rows: Tensor) -> Block:
-            streams = case.streams[rows]
-            predict = case.predictive.draw(streams.fold(Stream.MODEL))
-            return Block(predict, rows, streams, case.classes, case.members)
+        def block(samples: Tensor) -> Block:
+            streams = inputs.streams[samples]
+            predict = inputs.predictive.draw(streams.fold(Stream.MODEL))
+            return Block(predict, samples, streams, inputs.classes, inputs.members)
 
-        return [work(block(rows)) for rows in torch.arange(len(x), device=x.device).split(batch_size)]
+        return [work(block(samples)) for samples in torch.arange(len(x), device=x.device).split(batch_size)]

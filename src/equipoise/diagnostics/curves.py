@@ -1,8 +1,8 @@
-"""Accuracy against the size of the ball, and against the number of steps: two checks that an attack does its work.
+"""Accuracy against the radius, and against the number of steps: two checks that an attack works.
 
-As the ball grows the accuracy must fall to 0, and as the steps grow it must settle (R, Sec. 5.2.2, Figs 1, 2; Carlini
-et al. 2019). A curve keeps the outcome of every sample, so that two of its points can be compared in pairs. The
-decisions are pure functions of these outcomes; each says how sure it can be, for on few samples nothing is refuted.
+As the radius grows the accuracy must fall to 0, and as the number of steps grows it must converge (R, Sec. 5.2.2,
+Figs 1, 2; Carlini et al. 2019). A curve keeps the outcome of every sample, so that two of its points can be compared by
+paired tests. Each test comes with an interval, as few samples refute nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ RADII = tuple(range(10, 151, 10))
 STEPS = (8, 16, 32, 64, 128, 256)
 """The k of the accuracy-steps curve (R, Sec. 5.2.2: k in [8, 256])."""
 LEVEL = 0.05
-"""Of the tests."""
+"""Significance level of the tests."""
 NOTHING = 0.001
 """The accuracy that counts as 0: R's tables write `0` for less than 0.1 %."""
 
@@ -42,7 +42,7 @@ class Curve:
     x: Float[np.ndarray, " points"]
     """The parameter, increasing."""
     correct: Outcomes
-    """Whether each sample was still classified correctly: right without an attack, and not fooled by this one."""
+    """Whether each sample is classified correctly both without an attack and under this one."""
     clean: Bool[np.ndarray, " samples"]
     """Whether each sample is classified correctly without an attack."""
     x_name: str
@@ -52,13 +52,13 @@ class Curve:
 
     @property
     def accuracy(self) -> Float[np.ndarray, " points"]:
-        """The raw curve, each attack on its own: the diagnostic, for here a stronger attack may do worse."""
+        """The raw curve, each attack on its own: the diagnostic, as a stronger attack may do worse here."""
         return self.correct.mean(1)
 
     @property
     def cumulative(self) -> Float[np.ndarray, " points"]:
-        """The accuracy under this attack and all before it, which cannot rise: a better estimate of the robustness, and
-        no diagnostic. (What fools in a small ball lies in every larger one.)
+        """The accuracy under this attack and all before it, which cannot rise: a better estimate of the robustness, but
+        no diagnostic. (An adversarial example in a small ball lies in every larger one.)
         """
         return np.logical_and.accumulate(self.correct, 0).mean(1)
 
@@ -70,16 +70,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether outcomes are compatible with what they should show."""
+    """Whether outcomes are compatible with a hypothesis."""
 
     holds: bool
-    """Whether it was not refuted."""
+    """Whether the hypothesis was not rejected."""
     figure: str
-    """What was seen, in words."""
+    """What was observed, in words."""
     p_value: float
-    """How probable outcomes as bad as these are if it does hold."""
+    """Probability of outcomes as bad as these under the hypothesis."""
     interval: tuple[float, float]
-    """95 % Wilson interval of the share that the figure is about: how much may have gone unseen."""
+    """95 % Wilson interval of the share that the figure is about."""
 
 
 def accuracy_against_eps(
@@ -93,13 +93,14 @@ def accuracy_against_eps(
     batch_size: int = 512,
     **options: Any,
 ) -> Curve:
-    """PGD with `eps = k/255`, k steps of 2/255, for every k of `radii` (R, Fig 1). Must fall monotonically to 0.
+    """Return the accuracy under PGD with `eps = k/255` and k steps of 2/255, for every k of `radii` (R, Fig
+    1). It must fall monotonically to 0.
 
     Every attack stops at its first success (`return_point="last"` judges the last point alone, as early
     implementations do); `options` are fields of `Ascent`. Raises `EquipoiseError` for input that an attack cannot take.
     """
     _check("radii", radii)
-    options = {"return_point": "first_success", **options}
+    options = {"start": "zero", **options}
     attacks = [pgd(k / 255, step_size, k, **options) for k in radii]
     return _curve(
         model, x, y, np.array(radii) / 255, attacks, "radius of the Linf ball, in pixels of [0, 1]", seed, batch_size
@@ -117,18 +118,19 @@ def accuracy_against_steps(
     batch_size: int = 512,
     **options: Any,
 ) -> Curve:
-    """PGD in one ball with k steps of `max(1/510, 2·eps/k)` for every k of `steps` (R, Fig 2: eps 8/255 and 16/255).
+    """Return the accuracy under PGD in one ball with k steps of `max(1/510, 2·eps/k)` for every k of `steps`
+    (R, Fig 2: eps 8/255 and 16/255).
 
-    Must converge. The options are those of `accuracy_against_eps`.
+    It must converge. The options are those of `accuracy_against_eps`.
     """
     _check("steps", steps)
-    options = {"return_point": "first_success", **options}
+    options = {"start": "zero", **options}
     attacks = [pgd(eps, max(1 / 510, 2 * eps / k), k, **options) for k in steps]
     return _curve(model, x, y, np.array(steps, float), attacks, "steps of the attack", seed, batch_size)
 
 
 def lines(curves: Mapping[str, Curve], title: str, log_x: bool = False) -> Lines:
-    """The panel of curves with one x, by name: raw with its interval, and dashed where the cumulative one differs.
+    """Return the panel of curves with one x, by name: raw with its interval, and dashed where the cumulative differs.
 
     Raises `EquipoiseError` for curves over different x.
     """
@@ -147,28 +149,28 @@ def lines(curves: Mapping[str, Curve], title: str, log_x: bool = False) -> Lines
 
 
 def falls_to_zero(correct: Bool[np.ndarray, " samples"], zero: float = NOTHING, level: float = LEVEL) -> Decision:
-    """Whether the accuracy in the largest ball can be 0: an exact binomial test of `accuracy <= zero`, by default the
-    0.1 % below which R writes 0. The upper end of the Wilson interval says what may be left.
+    """Test whether the accuracy in the largest ball can be 0: an exact binomial test of `accuracy <= zero`, by default
+    the 0.1 % below which R writes 0.
     """
-    n, left = len(correct), int(correct.sum())
-    low, high = wilson(left, n)
-    p = binomial_tail(left, n, zero)
-    figure = f"{left} of {n} samples are still correct in the largest ball (95 % interval {low:.1%} to {high:.1%})"
+    n, remaining = len(correct), int(correct.sum())
+    low, high = wilson(remaining, n)
+    p = binomial_tail(remaining, n, zero)
+    figure = f"{remaining} of {n} samples are still correct in the largest ball (95 % interval {low:.1%} to {high:.1%})"
     return Decision(p >= level, figure, p, (low, high))
 
 
 def has_converged(
     correct: Outcomes, steps: Float[np.ndarray, " points"], doublings: int = 1, level: float = LEVEL
 ) -> Decision:
-    """Whether the last doublings of the steps fool no more samples than before: an exact McNemar test, one-sided, on
+    """Test whether the last doublings of the steps fool no more samples than before: an exact one-sided McNemar test on
     the samples that only one of the two attacks fools. The interval is of the share that only the longer one fools.
 
     Raises `EquipoiseError` if the curve has no point with that few steps.
     """
-    fewer = steps[-1] / 2**doublings
-    before = np.flatnonzero(steps <= fewer)
+    fewest = steps[-1] / 2**doublings
+    before = np.flatnonzero(steps <= fewest)
     require(
-        len(before) > 0, f"the steps begin at {steps[0]:g}: {doublings} doublings need a point at {fewer:g} or less."
+        len(before) > 0, f"the steps begin at {steps[0]:g}: {doublings} doublings need a point at {fewest:g} or less."
     )
     short, long = correct[before[-1]], correct[-1]
     gained, lost = int((short & ~long).sum()), int((~short & long).sum())
@@ -181,16 +183,16 @@ def has_converged(
 
 
 def monotone(correct: Outcomes, x: Float[np.ndarray, " points"], level: float = LEVEL) -> Decision:
-    """Whether the accuracy never rises: exact McNemar tests, one-sided, between every two points of the raw curve,
+    """Test whether the accuracy never rises: exact McNemar tests, one-sided, between every two points of the raw curve,
     with Bonferroni's correction for their number. The figure is about the two points of the clearest rise; the interval
     is of the share that falls at the first of them and survives the second.
     """
     require(len(correct) >= 2, f"the curve has {len(correct)} point: expected at least 2.")
     pairs = list(combinations(range(len(correct)), 2))
-    risen = [(int((~correct[i] & correct[j]).sum()), int((correct[i] & ~correct[j]).sum())) for i, j in pairs]
-    p_values = [mcnemar(up, down) for up, down in risen]
-    worst = int(np.argmin(p_values))
-    (i, j), (up, down), p = pairs[worst], risen[worst], min(1.0, p_values[worst] * len(pairs))
+    rises = [(int((~correct[i] & correct[j]).sum()), int((correct[i] & ~correct[j]).sum())) for i, j in pairs]
+    p_values = [mcnemar(up, down) for up, down in rises]
+    clearest = int(np.argmin(p_values))
+    (i, j), (up, down), p = pairs[clearest], rises[clearest], min(1.0, p_values[clearest] * len(pairs))
     figure = f"from {x[i]:.3g} to {x[j]:.3g} {up} of {correct.shape[1]} samples become correct again and {down} fall"
     return Decision(p >= level, figure, p, wilson(up, correct.shape[1]))
 
@@ -204,7 +206,7 @@ def _curve(
     model: "nn.Module | Predictive",
     x: Points,
     y: Labels,
-    at: np.ndarray,
+    values: np.ndarray,
     attacks: Sequence[Ascent],
     x_name: str,
     seed: int,
@@ -212,8 +214,8 @@ def _curve(
 ) -> Curve:
     fooled = [attack(model, x, y, seed=seed, batch_size=batch_size).success.cpu().numpy() for attack in attacks]
 
-    def right(block: Block) -> Tensor:
-        return block.predict(x[block.rows]).labels == y[block.rows]
+    def correct(block: Block) -> Tensor:
+        return block.predict(x[block.samples]).labels == y[block.samples]
 
-    clean = torch.cat(in_blocks(right, model, x, y, batch_size=batch_size, seed=seed)).cpu().numpy()
-    return Curve(at, clean & ~np.stack(fooled), clean, x_name, tuple(attack.settings() for attack in attacks))
+    clean = torch.cat(in_blocks(correct, model, x, y, batch_size=batch_size, seed=seed)).cpu().numpy()
+    return Curve(values, clean & ~np.stack(fooled), clean, x_name, tuple(attack.settings() for attack in attacks))

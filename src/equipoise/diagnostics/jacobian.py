@@ -21,18 +21,18 @@ from equipoise.diagnostics.blocks import BATCH_SIZE, Block, in_blocks
 from equipoise.losses.objectives import margin
 
 MANY_CLASSES = 100
-"""Up to so many classes the whole Jacobian costs less than the power iteration: with 10 classes a tenth of it, with 100
-about as much (LeNet and ResNet-18 on a CPU)."""
+"""Number of classes up to which the whole Jacobian costs less than the power iteration: with 10 classes a tenth, with
+100 about as much (LeNet and ResNet-18 on a CPU)."""
 _ENTRIES = 1 << 26  # numbers of a Jacobian held at a time
 
 
 def decision_margin(
     model: "nn.Module | Predictive", x: Points, y: Labels, *, batch_size: int = BATCH_SIZE, seed: int = 0
 ) -> PerSample:
-    """`M = f_y - max_{i≠y} f_i` per sample, in units of the logits: positive where correct (R, Sec. 6)."""
+    """Return `M = f_y - max_{i≠y} f_i` per sample, in units of the logits: positive where correct (R, Sec. 6)."""
 
     def work(block: Block) -> PerSample:
-        return -margin(block.predict(x[block.rows]), labels=y[block.rows])
+        return -margin(block.predict(x[block.samples]), labels=y[block.samples])
 
     return torch.cat(in_blocks(work, model, x, y, batch_size=batch_size, seed=seed))
 
@@ -47,7 +47,7 @@ def spectral_norm(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> PerSample:
-    """`‖∇f(x)‖₂`, the largest singular value of the Jacobian of the outputs, per sample (R, Eq. 12).
+    """Return `‖∇f(x)‖₂`, the largest singular value of the Jacobian of the outputs, per sample (R, Eq. 12).
 
     Power iteration `v ← JᵀJv / ‖JᵀJv‖` with every sample's own v, by products with J and Jᵀ alone. A sample is done
     when, with `σ = ‖Jv‖` and `u = Jv/σ`, the residual `‖Jᵀu - σv‖` is at most `tolerance·σ`: a singular value then
@@ -63,8 +63,8 @@ def spectral_norm(
 
     def work(block: Block) -> tuple[PerSample, int]:
         if exact or (exact is None and block.classes <= MANY_CLASSES):
-            return torch.cat([_largest(j) for j in _matrices(block, x[block.rows])]), 0
-        return _power_iteration(block, x[block.rows], iterations, tolerance)
+            return torch.cat([_largest(j) for j in _matrices(block, x[block.samples])]), 0
+        return _power_iteration(block, x[block.samples], iterations, tolerance)
 
     values, unfinished = zip(*in_blocks(work, model, x, batch_size=batch_size, seed=seed), strict=True)
     if sum(unfinished):
@@ -80,10 +80,10 @@ def spectral_norm(
 def jacobian(
     model: "nn.Module | Predictive", x: Points, *, batch_size: int = BATCH_SIZE, seed: int = 0
 ) -> Float[Tensor, "batch classes features"]:
-    """The Jacobian of the outputs of every sample, its input flattened: one backward pass per class."""
+    """Return the Jacobian of the outputs of every sample, its input flattened: one backward pass per class."""
 
     def work(block: Block) -> Tensor:
-        return torch.cat(list(_matrices(block, x[block.rows])))
+        return torch.cat(list(_matrices(block, x[block.samples])))
 
     return torch.cat(in_blocks(work, model, x, batch_size=batch_size, seed=seed))
 
@@ -99,7 +99,7 @@ def normalised_margin(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> PerSample:
-    """`M / ‖∇f(x)‖₂` per sample, in the units of the input (R, Sec. 6); infinite where the Jacobian is 0.
+    """Return `M / ‖∇f(x)‖₂` per sample, in the units of the input (R, Sec. 6); infinite where the Jacobian is 0.
 
     Over `√2` it estimates the L2 distance to the decision boundary, which it would bound if the norm were f's global
     Lipschitz constant (Tsuzuku et al. 2018; R, Theorem 1). The options are those of `spectral_norm`.
@@ -113,7 +113,8 @@ def normalised_margin(
 def nonlinearity(
     model: "nn.Module | Predictive", x: Points, x_moved: Points, *, batch_size: int = BATCH_SIZE, seed: int = 0
 ) -> PerSample:
-    """How far from linear the outputs are between two points, per sample: with `d = x' - x` and the Jacobian J at x,
+    """Return how far from linear the outputs are between two points, per sample. With `d = x' - x` and the
+    Jacobian J at x:
 
         Q_f(x', x) = ‖f(x') - f(x) - J d‖₂ / ‖J d‖₂          (R, Eq. 13)
 
@@ -126,11 +127,11 @@ def nonlinearity(
     )
 
     def work(block: Block) -> PerSample:
-        here, there = x[block.rows], x_moved[block.rows]
-        slope = _Jacobian.at(block.predict, here)
-        linear = slope.forward(there - here)
-        rest = block.predict(there).scores - slope.scores - linear
-        return (_length(rest) / _length(linear)).to(x.dtype)
+        origin, moved = x[block.samples], x_moved[block.samples]
+        jacobian = _Jacobian.at(block.predict, origin)
+        linear = jacobian.forward(moved - origin)
+        remainder = block.predict(moved).scores - jacobian.scores - linear
+        return (_length(remainder) / _length(linear)).to(x.dtype)
 
     return torch.cat(in_blocks(work, model, x, batch_size=batch_size, seed=seed))
 
@@ -154,19 +155,19 @@ class Correlation:
 def correlation(
     a: "PerSample | Float[np.ndarray, ' batch']", b: "PerSample | Float[np.ndarray, ' batch']"
 ) -> Correlation:
-    """Pearson's and Spearman's correlation with 95 % intervals; of normalised margins and the distances of an attack it
-    is the last row of R's Table 4. Raises `EquipoiseError` below 4 samples, for values that are not finite, and if
-    either quantity is constant.
+    """Return Pearson's and Spearman's correlation with 95 % intervals; of normalised margins and the distances
+    of an attack it is the last row of R's Table 4. Raises `EquipoiseError` below 4 samples, for values that are not
+    finite, and if either quantity is constant.
     """
-    one, other = (np.asarray(v.cpu() if isinstance(v, Tensor) else v, dtype=np.float64) for v in (a, b))
-    require(len(one) == len(other), f"there are {len(one)} values of a and {len(other)} of b: expected as many.")
-    require(len(one) >= 4, f"the interval of a correlation needs at least 4 samples, got {len(one)}.")
-    require(bool(np.isfinite(one).all() and np.isfinite(other).all()), "a correlation needs finite values.")
-    require(bool(np.ptp(one) > 0 and np.ptp(other) > 0), "one of the quantities is the same for every sample.")
+    first, second = (np.asarray(v.cpu() if isinstance(v, Tensor) else v, dtype=np.float64) for v in (a, b))
+    require(len(first) == len(second), f"there are {len(first)} values of a and {len(second)} of b: expected as many.")
+    require(len(first) >= 4, f"the interval of a correlation needs at least 4 samples, got {len(first)}.")
+    require(bool(np.isfinite(first).all() and np.isfinite(second).all()), "a correlation needs finite values.")
+    require(bool(np.ptp(first) > 0 and np.ptp(second) > 0), "one of the quantities is the same for every sample.")
     from scipy import stats
 
-    n, spread = len(one), stats.norm.ppf(0.975)
-    pearson, spearman = (float(np.asarray(f(one, other))[0]) for f in (stats.pearsonr, stats.spearmanr))
+    n, spread = len(first), stats.norm.ppf(0.975)
+    pearson, spearman = (float(np.asarray(f(first, second))[0]) for f in (stats.pearsonr, stats.spearmanr))
 
     def interval(r: float, variance: float) -> tuple[float, float]:
         centre, half = np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15)), spread * np.sqrt(variance / (n - 3))
@@ -217,19 +218,19 @@ def _traced(predict: Predict, x: Points) -> tuple[Points, Float[Tensor, "batch c
     return point, scores
 
 
-def _matrices(block: Block, x: Points) -> "list[Float[Tensor, 'rows classes features']]":
-    """The Jacobians, few enough at a time for their memory."""
-    found = []
-    for part in x.split(max(1, _ENTRIES // (block.classes * x[0].numel()))):
+def _matrices(block: Block, x: Points) -> "list[Float[Tensor, 'batch classes features']]":
+    """The Jacobians, as many at a time as memory allows."""
+    matrices = []
+    for points in x.split(max(1, _ENTRIES // (block.classes * x[0].numel()))):
         with torch.enable_grad():
-            point, scores = _traced(block.predict, part)
+            point, scores = _traced(block.predict, points)
             rows = [torch.autograd.grad(z.sum(), point, retain_graph=True)[0].flatten(1) for z in scores.unbind(1)]
-        found.append(torch.stack(rows, 1))
-    return found
+        matrices.append(torch.stack(rows, 1))
+    return matrices
 
 
-def _largest(matrices: Float[Tensor, "rows classes features"]) -> PerSample:
-    """The largest singular value of each; NaN of one that is not finite, which the library refuses."""
+def _largest(matrices: Float[Tensor, "batch classes features"]) -> PerSample:
+    """The largest singular value of each; NaN of one that is not finite, which PyTorch refuses."""
     finite = matrices.flatten(1).isfinite().all(1)
     return torch.where(finite, torch.linalg.svdvals(matrices.nan_to_num(0.0, 0.0, 0.0))[:, 0], torch.nan)
 
@@ -237,32 +238,32 @@ def _largest(matrices: Float[Tensor, "rows classes features"]) -> PerSample:
 def _power_iteration(block: Block, x: Points, iterations: int, tolerance: float) -> tuple[PerSample, int]:
     """The largest singular values, and how many did not converge."""
     value = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    slope, left = _Jacobian.at(block.predict, x), torch.arange(len(x), device=x.device)
-    done = torch.zeros_like(left, dtype=torch.bool)
-    # A start in the image of Jᵀ has no part that J takes to 0, and a fair share of the best direction.
-    v = _unit(slope.backward(block.streams.fold(Stream.POWER_ITERATION).normal(block.classes, dtype=x.dtype)))
+    jacobian, active = _Jacobian.at(block.predict, x), torch.arange(len(x), device=x.device)
+    done = torch.zeros_like(active, dtype=torch.bool)
+    # A start in the image of Jᵀ has no component in the kernel of J, and a fair share of the best direction.
+    v = _unit(jacobian.backward(block.streams.fold(Stream.POWER_ITERATION).normal(block.classes, dtype=x.dtype)))
     for _ in range(iterations):
-        u = slope.forward(v)
-        w = slope.backward(_unit(u))
+        u = jacobian.forward(v)
+        w = jacobian.backward(_unit(u))
         size, sigma = _length(w), _length(u)
-        value[left] = torch.where(done, value[left], size)  # as it was when the sample was done, whoever else is not
+        value[active] = torch.where(done, value[active], size)  # unchanged once done, whatever the other samples
         residual = _length(w.flatten(1) - sigma[:, None] * v.flatten(1))
-        done = done | ~(residual > tolerance * sigma)  # with NaN, too, there is nothing more to find
-        if 2 * int(done.sum()) >= len(left):
-            left, w, done = left[~done], w[~done], done[~done]
-            if len(left) == 0:
+        done = done | ~(residual > tolerance * sigma)  # NaN is final too
+        if 2 * int(done.sum()) >= len(active):
+            active, w, done = active[~done], w[~done], done[~done]
+            if len(active) == 0:
                 break
-            slope = _Jacobian.at(block.predict, x[left])
+            jacobian = _Jacobian.at(block.predict, x[active])
         v = _unit(w)
     return value.to(x.dtype), int((~done).sum())
 
 
-def _length(rows: Tensor) -> PerSample:
+def _length(vectors: Tensor) -> PerSample:
     """L2 norms in float64: the square of a slope of 1e-30 is 0 in float32."""
-    return torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=torch.float64)
+    return torch.linalg.vector_norm(vectors.flatten(1), dim=1, dtype=torch.float64)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    """Rows of length 1; those of length 0 stay."""
-    length = _length(rows).clamp_min(torch.finfo(torch.float64).tiny)
-    return (rows.flatten(1) / length[:, None]).reshape(rows.shape).to(rows.dtype)
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors scaled to length 1; zero vectors are unchanged."""
+    length = _length(vectors).clamp_min(torch.finfo(torch.float64).tiny)
+    return (vectors.flatten(1) / length[:, None]).reshape(vectors.shape).to(vectors.dtype)

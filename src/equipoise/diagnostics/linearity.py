@@ -1,7 +1,7 @@
 """Whether margins and slopes explain a model's robustness: R's Table 4 and Fig 4, sample by sample.
 
-    found = explain(model, x, y)
-    found.correlation.pearson          # of M/‖∇f‖₂ with the distance at which an unbounded attack succeeds
+    explained = explain(model, x, y)
+    explained.correlation.pearson          # of M/‖∇f‖₂ with the distance at which an unbounded attack succeeds
 
 R reads it so: a normalised margin says how far the boundary is only where f is nearly linear, which `nonlinearity`
 measures; entropy maximisation alone enlarges the margin and destroys the linearity.
@@ -28,7 +28,7 @@ Values = Float[np.ndarray, " samples"]
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """Margins, slopes and what attacks did, per sample."""
+    """Margins, slopes and outcomes of attacks, per sample."""
 
     margin: Values
     """`M = f_y - max_{i≠y} f_i`."""
@@ -49,13 +49,13 @@ class Explained:
 
     @property
     def correlation(self) -> Correlation:
-        """Of the normalised margin with the distance, over the samples that are right without an attack and have both.
+        """Correlation of the normalised margin with the distance, over the correctly classified samples that have both.
 
         Raises `EquipoiseError` if these are fewer than 4.
         """
         margin, distance = self.normalised_margin, self.distance
-        rows = (distance > 0) & np.isfinite(margin)  # NaN is not larger than 0
-        return correlation(margin[rows], distance[rows])
+        samples = (distance > 0) & np.isfinite(margin)  # NaN is not larger than 0
+        return correlation(margin[samples], distance[samples])
 
     def numbers(self) -> list[Number]:
         """The rows of R's Table 4."""
@@ -85,15 +85,15 @@ def explain(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> Explained:
-    """Margins and Jacobians at x, the last point of PGD with `steps` steps of eps/10 in the L2 ball (R: PGD20-0.5), and
-    the distance at which PGD without a ball first succeeds, in at most `far_steps` steps of `far_step`, which is also
-    how far it may overshoot.
+    """Return margins and Jacobians at x, the last point of PGD with `steps` steps of eps/10 in the L2 ball (R:
+    PGD20-0.5), and the distance at which PGD without a ball first succeeds, in at most `far_steps` steps of `far_step`,
+    which is also how far it may overshoot.
 
     `exact` is that of `spectral_norm`. Raises `EquipoiseError` for input that an attack cannot take.
     """
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
-    near = pgd(eps, eps / 10, steps, "l2", box)(model, x, y, **options)
-    far = pgd(math.inf, far_step, far_steps, "l2", box, return_point="first_success")(model, x, y, **options)
+    near = pgd(eps, eps / 10, steps, "l2", box, start="zero", return_point="last")(model, x, y, **options)
+    far = pgd(math.inf, far_step, far_steps, "l2", box, start="zero")(model, x, y, **options)
     margin = decision_margin(model, x, y, **options)
     return Explained(
         margin=_array(margin),

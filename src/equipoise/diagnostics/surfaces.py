@@ -1,7 +1,7 @@
-"""The loss and the margin around a sample: does the gradient lead uphill, and how rough is the ground?
+"""The loss and the margin around a sample: does the gradient lead uphill, and how rough is the surface?
 
 R (App. C.2, Figs 5, 6) looks at `x' = x + e1·d1 + e2·d2`, with `d1 = sign(∇CE(x))` and d2 random with `‖d2‖_∞ = 1`,
-for e1, e2 in [-.04, .04]. Where the loss falls along d1 a climb gets stuck in what R calls a hole.
+for e1, e2 in [-.04, .04]. Where the loss falls along d1, gradient ascent gets stuck in what R calls a hole.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Surface:
     margin: Maps
     """`f_y - max_{i≠y} f_i`: positive where the prediction is right."""
     rounding: Float[np.ndarray, " samples"]
-    """How far rounding may have moved a value of the loss."""
+    """Rounding error of the loss."""
 
     @property
     def holes(self) -> Float[np.ndarray, " samples"]:
@@ -105,7 +105,7 @@ def surface(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> Surface:
-    """Loss and margin over `x + e1·d1 + e2·d2`, `points` values of each in [-reach, reach] (R, App. C.2).
+    """Return loss and margin over `x + e1·d1 + e2·d2`, `points` values of each in [-reach, reach] (R, App. C.2).
 
     d1 is the sign of the gradient of the cross-entropy at x, taken as 0 where it is not finite. d2 is drawn for each
     sample from ±1 in every coordinate: R asks only for `‖d2‖_∞ = 1`, and signs are as long as d1 in every norm. As in
@@ -117,22 +117,22 @@ def surface(
     e = np.arange(-(points // 2), points // 2 + 1) * (reach / (points // 2))
 
     def work(block: Block) -> tuple[Tensor, Tensor, Tensor]:
-        here, labels = x[block.rows], y[block.rows]
-        _, gradient, _ = value_and_gradient(cross_entropy, block.predict, here, labels=labels)
-        other = 2.0 * (block.streams.fold(Stream.DIRECTION).bits(*here.shape[1:]) & 1).to(here.dtype) - 1
-        along, across = (_outer(e, d) for d in (gradient.nan_to_num(0.0, 0.0, 0.0).sign(), other))
-        lines = [_line(block, here[:, None] + along + across[:, i, None], labels) for i in range(points)]
-        loss, margins, outputs = (torch.stack(parts, 1) for parts in zip(*lines, strict=True))
+        origin, labels = x[block.samples], y[block.samples]
+        _, gradient, _ = value_and_gradient(cross_entropy, block.predict, origin, labels=labels)
+        signs = 2.0 * (block.streams.fold(Stream.DIRECTION).bits(*origin.shape[1:]) & 1).to(origin.dtype) - 1
+        along, across = (_outer(e, d) for d in (gradient.nan_to_num(0.0, 0.0, 0.0).sign(), signs))
+        lines = [_line(block, origin[:, None] + along + across[:, i, None], labels) for i in range(points)]
+        loss, margins, outputs = (torch.stack(line, 1) for line in zip(*lines, strict=True))
         rounding = _ROUNDING * torch.finfo(x.dtype).eps * outputs.amax((1, 2)).clamp_min(1)
         return loss, margins, rounding
 
-    found = in_blocks(work, model, x, y, batch_size=max(1, batch_size // points), seed=seed)
-    loss, margins, rounding = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    blocks = in_blocks(work, model, x, y, batch_size=max(1, batch_size // points), seed=seed)
+    loss, margins, rounding = (torch.cat(values).cpu().numpy() for values in zip(*blocks, strict=True))
     return Surface(e, loss, margins, rounding)
 
 
 def roughness(values: Maps) -> Float[np.ndarray, " samples"]:
-    """How much the slope of each map changes from one end to the other, over how steep it is on average:
+    """Return how much the slope of each map changes from end to end, relative to its mean steepness:
 
         Σ_axes mean over lines of Σ_i |v_{i+1} - 2 v_i + v_{i-1}|  /  Σ_axes mean |v_{i+1} - v_i|.
 
@@ -153,9 +153,9 @@ def _outer(e: np.ndarray, direction: Points) -> Float[Tensor, "batch points ..."
 def _line(block: Block, points: Float[Tensor, "batch points ..."], y: Labels) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, margin and size of the logits that they compare along a line of points of each sample."""
     batch, count = points.shape[:2]
-    here = Prediction(block.predict(points.flatten(0, 1)).logits.double())
+    prediction = Prediction(block.predict(points.flatten(0, 1)).logits.double())
     labels = y.repeat_interleave(count)
     # Not the largest of all: a class that is absent, with a logit of -1e9, is compared with none.
-    compared = torch.maximum(here.scores.gather(1, labels[:, None])[:, 0].abs(), here.scores.amax(1).abs())
-    values = cross_entropy(here, labels=labels), -margin(here, labels=labels), compared
+    compared = torch.maximum(prediction.scores.gather(1, labels[:, None])[:, 0].abs(), prediction.scores.amax(1).abs())
+    values = cross_entropy(prediction, labels=labels), -margin(prediction, labels=labels), compared
     return tuple(v.reshape(batch, count) for v in values)  # pyright: ignore[reportReturnType]

@@ -1,4 +1,4 @@
-"""Honest evaluation: attacks over a set of samples, every success checked again, and the records of it.
+"""Evaluation: attacks on a set of samples, every success re-verified, and the records of the results.
 
 results = evaluate(model, x, y, suite(["fgsm", "pgd"], eps=[4 / 255, 8 / 255]))
 print(results[0].accuracy, results[-1].interval)
@@ -14,23 +14,23 @@ from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard, merge
 from equipoise.evaluation.suites import PUBLISHED, AttackLike, Suite, suite
 from equipoise.evaluation.summaries import WORST, joined, result_warnings, with_worst_cases
-from equipoise.evaluation.verification import Audit, audit, fingerprint
-from equipoise.masking.model_checks import check_model, check_results
+from equipoise.evaluation.verification import Verification, fingerprint, verify_record
+from equipoise.masking.model_checks import check_model
+from equipoise.masking.result_checks import check_results
 
 __all__ = [
     "PUBLISHED",
     "WHOLE",
     "WORST",
     "AttackLike",
-    "Audit",
     "Block",
     "Corruptions",
     "Progress",
     "Shard",
     "Suite",
+    "Verification",
     "Verified",
     "affordable_examples",
-    "audit",
     "check_model",
     "check_results",
     "evaluate",
@@ -49,10 +49,18 @@ __all__ = [
     "samples",
     "suite",
     "verify_outcome",
+    "verify_record",
     "with_worst_cases",
 ]
 
 __getattr__ = renamed_names(
     __name__,
-    {"assess": "evaluate_dataset", "cautions": "result_warnings", "judge": "check_results", "probe": "check_model"},
+    {
+        "Audit": "Verification",
+        "assess": "evaluate_dataset",
+        "audit": "verify_record",
+        "cautions": "result_warnings",
+        "judge": "check_results",
+        "probe": "check_model",
+    },
 )

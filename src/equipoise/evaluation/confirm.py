@@ -1,4 +1,4 @@
-"""Whether a perturbed point counts: decided here alone, from the points themselves, whatever an attack claims."""
+"""Verification of perturbed points: whether they count is decided from the points, whatever an attack claims."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from equipoise.models import as_predictive
 
 @dataclass(frozen=True)
 class Verified:
-    """What is true of perturbed points, per sample."""
+    """The verified outcome of perturbed points, per sample."""
 
     success: Bool[Tensor, " batch"]
     """The point lies in the ball and in the box, and its predicted class is not the label (by a random model, in more
@@ -24,18 +24,18 @@ class Verified:
     distance: Float[Tensor, " batch"]
     """Distance from the clean input in the ball's norm, in float64."""
     prediction: Labels
-    """The class predicted there, in float32 and eval mode (most often); -1 for no finite prediction."""
+    """The class predicted there, in float32 and eval mode (the most frequent one); -1 if no prediction is finite."""
     rates: Float[Tensor, " batch"]
     """Share of the draws in which the label is predicted."""
     choice: Float[Tensor, " batch"]
-    """The same over as many other draws."""
+    """The same share over as many independent draws."""
     fair: Bool[Tensor, " batch"]
     """The point lies in the ball and in the box."""
 
 
 def predict(model: "nn.Module | Predictive", x: Points, streams: Streams | None = None) -> Labels:
-    """The predicted classes in float32 and eval mode, without autocast; -1 where a prediction is not finite. A random
-    model is drawn from `streams`.
+    """Return the predicted classes in float32 and eval mode, without autocast; -1 where a prediction is not finite. A
+    random model is drawn from `streams`.
     """
     return predictive.predict(as_predictive(model), x, streams).labels
 
@@ -51,9 +51,8 @@ def verify_outcome(
     *,
     draws: int = 1,
 ) -> Verified:
-    """Check perturbed points against their clean inputs `x` and labels `y`: in the ball and the box, as
-    `Ball.contains` says, and misclassified, in how many of `draws` fresh draws. Raises `EquipoiseError` for an unknown
-    norm.
+    """Verify that perturbed points lie in the ball around the clean inputs `x` and in the box, by `Ball.contains`, and
+    in how many of `draws` fresh draws they are not classified as `y`. Raises `EquipoiseError` for an unknown norm.
     """
     if ball.norm not in NORMS:
         raise unknown("norm", ball.norm, NORMS)
@@ -61,12 +60,13 @@ def verify_outcome(
     labels = torch.stack(
         [predict(model, point, _fresh(streams, number)) for number in range(1 if draws == 1 else 2 * draws)]
     )
-    right = (labels == y).double()
-    half = labels[:draws]
-    rates, choice = right[:draws].mean(0), right[-draws:].mean(0)
-    wrong = ((half != y) & (half >= 0)).double().mean(0) > 0.5
+    correct = (labels == y).double()
+    rates, choice = correct[:draws].mean(0), correct[-draws:].mean(0)
+    labels = labels[:draws]
+    misclassified = ((labels != y) & (labels >= 0)).double().mean(0) > 0.5
     fair = ball.contains(point, x)
-    return Verified(fair & wrong, distance, half[0] if draws == 1 else half.mode(0).values, rates, choice, fair)
+    prediction = labels[0] if draws == 1 else labels.mode(0).values
+    return Verified(fair & misclassified, distance, prediction, rates, choice, fair)
 
 
 def _fresh(streams: Streams | None, number: int) -> Streams | None:

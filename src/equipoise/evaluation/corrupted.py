@@ -1,4 +1,4 @@
-"""Accuracy on corrupted images: those of MNIST-C, made here or as they were published (F, Table 3)."""
+"""Robustness to common corruptions: those of MNIST-C, made here or as published (F, Table 3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,46 +23,46 @@ from equipoise.results.records import CorruptionResult
 
 @dataclass(frozen=True, eq=False)
 class Corruptions:
-    """Which corruptions to measure on, and where their images come from.
+    """The corruptions to evaluate on, and the source of their images.
 
     Raises `EquipoiseError` for an unknown name or none.
     """
 
     names: Sequence[str] = tuple(CORRUPTIONS)
-    """Which; `mnist-c` is all."""
+    """Names of corruptions; `mnist-c` stands for all."""
     published: Published | None = None
-    """The published images, one per sample in the order of the evaluation; without, they are made from the seed."""
+    """The published images, one per sample in the order of the evaluation; if None, they are made from the seed."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", chosen(self.names))
 
     def of(self, data: Dataset, examples: int = 0) -> "Corruptions":
-        """The same, the published images reduced to the `examples` test samples that an evaluation is of (0: all).
+        """Return the same, with the published images of the `examples` test samples of an evaluation only (0: all).
 
         Raises `EquipoiseError` if they are not of that test set, or if its images cannot be corrupted.
         """
         if self.published is None:
             check_images(data.test.x)
             return self
-        test, mine = data.test, self.published
+        test, own = data.test, self.published
         require(
-            torch.equal(mine.labels, test.y.cpu()) and data.shape == (1, 28, 28),
-            f"the published corruptions are not of the test set of {data.name}: they have {len(mine.labels)} images of "
-            f"shape (1, 28, 28) and their own labels; evaluate on all of MNIST (--data mnist), or without them.",
+            torch.equal(own.labels, test.y.cpu()) and data.shape == (1, 28, 28),
+            f"the published corruptions are not of the test set of {data.name}: they have {len(own.labels)} images "
+            f"of shape (1, 28, 28) and their own labels; evaluate on all of MNIST (--data mnist), or without them.",
         )
         n = len(test)
-        rows = stratified_order(test.y, 0)[:examples].cpu() if 0 < examples < n else torch.arange(n)
-        images = {name: mine.images[name][rows] for name in self.names}
-        return replace(self, published=Published(images, mine.labels[rows], mine.sha256))
+        selected = stratified_order(test.y, 0)[:examples].cpu() if 0 < examples < n else torch.arange(n)
+        images = {name: own.images[name][selected] for name in self.names}
+        return replace(self, published=Published(images, own.labels[selected], own.sha256))
 
     def sources(self) -> Mapping[str, str]:
-        """Where the images of each corruption come from, as in `CorruptionResult.source`."""
+        """Return the source of the images of each corruption, as in `CorruptionResult.source`."""
         return {name: "" if self.published is None else self.published.sha256[name] for name in self.names}
 
     def images(self, name: str, x: Points, seed: int, index: Int[Tensor, " batch"]) -> Points:
-        """The samples `index` of the evaluation, whose clean images are `x`, under one corruption.
+        """Return the samples `index` of the evaluation, whose clean images are `x`, under one corruption.
 
-        They are made on the CPU, so that every device gets the same.
+        They are made on the CPU, so that they are the same on every device.
         """
         if self.published is None:
             return corrupt(x.cpu(), name, seed, index).to(x.device)
@@ -80,9 +80,9 @@ def on_corruptions(
     index: Int[Tensor, " batch"] | None = None,
     batch_size: int = 256,
 ) -> list[CorruptionResult]:
-    """Accuracy of a model on each corruption of the images `x` with labels `y`.
+    """Return the accuracy of a model on each corruption of the images `x` with labels `y`.
 
-    What is random depends on `seed` and each sample's `index` (default 0, 1, ...), not on batches or order.
+    Random draws depend on `seed` and each sample's `index` (default 0, 1, ...), not on batches or order.
 
         results = on_corruptions(model, x, y)
         print(MeanResult(results).accuracy, *((r.corruption, r.accuracy, r.interval) for r in results))
@@ -95,26 +95,14 @@ def on_corruptions(
     index = torch.arange(len(x)) if index is None else index.cpu()
     check_index(index, len(x))
     streams = Streams.of(seed, index.to(x.device)).fold(Stream.MODEL)
-    found = []
+    results = []
     for name, source in corruptions.sources().items():
         labels: list[int] = []
         for start in range(0, len(x), batch_size):
-            rows = slice(start, start + batch_size)
-            images = corruptions.images(name, x[rows], seed, index[rows])
+            batch = slice(start, start + batch_size)
+            images = corruptions.images(name, x[batch], seed, index[batch])
             with global_seed(fold(seed, Stream.GLOBAL, int(index[start])), x.device):
-                labels += predict(predictive, images, streams[rows]).tolist()
-        right = [label == true for label, true in zip(labels, y.tolist(), strict=True)]
-        found.append(CorruptionResult(name, right, labels, source))
-    return found
-
-
-def joined_corruptions(parts: Sequence[Sequence[CorruptionResult]]) -> list[CorruptionResult]:
-    """The results on several batches as those on one, outcomes in order."""
-    return [
-        replace(
-            of_one[0],
-            correct=[right for part in of_one for right in part.correct],
-            prediction=[label for part in of_one for label in part.prediction],
-        )
-        for of_one in zip(*parts, strict=True)
-    ]
+                labels += predict(predictive, images, streams[batch]).tolist()
+        correct = [label == true for label, true in zip(labels, y.tolist(), strict=True)]
+        results.append(CorruptionResult(name, correct, labels, source))
+    return results

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from equipoise.attacks import fitted
 from equipoise.attacks.attack import Composite
 from equipoise.attacks.inputs import AttackInputs, validated_inputs
-from equipoise.attacks.result import DRAWS
+from equipoise.attacks.result import DRAWS, AttackResult
 from equipoise.attacks.spaces import Input
+from equipoise.core.caching import cached
 from equipoise.core.checks import check_index
 from equipoise.core.errors import require, require_integer
-from equipoise.core.progress import kept as kept_before
 from equipoise.core.progress import listening
 from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
@@ -31,9 +31,8 @@ from equipoise.models import Frozen, as_predictive, cut, frozen, global_seed
 from equipoise.results.records import AttackRecord, CorruptionResult
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and how many of how many samples are done, over all attacks: after every attack, and
-at every step within one, where a share of the attack counts as that share of its samples, rounded down."""
-
+"""Called with a text and the numbers of samples that are done and to do, over all attacks: after every attack, and at
+every step within one, where a share of the attack counts as that share of its samples, rounded down."""
 
 Batch = Sequence[Tensor]
 """A pair of inputs and labels, as a `DataLoader` yields it."""
@@ -41,16 +40,16 @@ Batch = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """What came of one batch: the finished unit of an evaluation. Blocks know nothing of each other, so they can be
-    computed in any order, by several processes, or again.
+    """The results on one batch, the unit in which an evaluation is computed and saved. Blocks are independent: they can
+    be computed in any order, by several processes, or again.
     """
 
     results: list[AttackRecord]
     """Accuracy without an attack, then one entry per attack."""
-    points: list[dict[str, np.ndarray]]
-    """Per attack the adversarial points that count: `rows` in the batch and `x`."""
+    points: list[dict[str, np.ndarray]] = field(default_factory=list)
+    """For each attack, if images are stored, its adversarial examples: `rows` in the batch and `x`."""
     corruptions: list[CorruptionResult] = field(default_factory=list)
-    """One entry per corruption, if some were asked for."""
+    """One entry per corruption."""
 
 
 def evaluate(
@@ -64,10 +63,10 @@ def evaluate(
     batch_size: int = 256,
     progress: Progress | None = None,
 ) -> list[AttackRecord]:
-    """Accuracy without an attack, under each attack, and in the worst case over the attacks of each ball.
+    """Return the accuracy without an attack, under each attack, and in the worst case over the attacks of each ball.
 
-    Samples that are wrong without an attack are not attacked and count as wrong, at distance 0. Every success is
-    checked again by `verify_outcome`; one that fails the check does not count, and `refused` in the settings says how
+    Samples that are misclassified without an attack are not attacked and count as misclassified, at distance 0. Every
+    success is re-verified by `verify_outcome`; one that fails does not count, and `refused` in the settings says how
     many did. Random draws depend on `seed` and each sample's `index` (default 0, 1, ...), not on batches or order.
     Raises `EquipoiseError` for input that no attack could take.
     """
@@ -94,35 +93,42 @@ def evaluate_batches(
     """As `evaluate`, for batches that arrive one by one, as from a `DataLoader`: only one is held in memory.
 
     Batches are pairs `(x, y)`; they are moved to the model's device. `total` is the number of samples, if known, for
-    the progress. Raises `EquipoiseError` as `evaluate` does, naming the first batch that cannot be used.
+    the progress. Raises `EquipoiseError` as `evaluate` does, for the first batch that cannot be used.
     """
     predictive, attacks = _snapshot(model), as_suite(attacks)
     require(isinstance(batches, Iterable), f"batches is a {type(batches).__name__}: expected pairs (x, y), one by one.")
     blocks, start = [], 0
     for batch in batches:
         require(
-            isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch),
+            isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(tensor, Tensor) for tensor in batch),
             f"a batch is a {type(batch).__name__}: expected a pair of tensors (x, y).",
         )
         x, y = batch
-        own = torch.arange(start, start + len(x)) if index is None else index[start : start + len(x)]
-        check_index(own, len(x))
-        begun = start
-
-        def report(what: str, done: int, of: int, begun: int = begun, n: int = len(x)) -> None:
-            if progress is not None:
-                parts = of // n
-                progress(what, begun * parts + done, (total if total is not None else begun + n) * parts)
-
-        blocks.append(evaluate_block(predictive, x, y, attacks, seed=seed, index=own, progress=report).results)
-        start += len(x)
+        end = start + len(x)
+        batch_index = torch.arange(start, end) if index is None else index[start:end]
+        check_index(batch_index, len(x))
+        report = progress_within(progress, start, len(x), end if total is None else total)
+        blocks.append(evaluate_block(predictive, x, y, attacks, seed=seed, index=batch_index, progress=report).results)
+        start = end
     require(len(blocks) > 0, "there is no batch to evaluate on: the loader is empty.")
     return with_worst_cases(joined(blocks))
 
 
+def progress_within(progress: Progress | None, done: int, n: int, total: int) -> Progress | None:
+    """Return the progress on a block of `n` of `total` samples, before which `done` are finished."""
+    if progress is None:
+        return None
+
+    def report(text: str, done_in_block: int, of: int) -> None:
+        num_attacks = of // n
+        progress(text, done * num_attacks + done_in_block, total * num_attacks)
+
+    return report
+
+
 def as_suite(attacks: Any) -> Suite:
-    """Named attacks as pairs: a single attack or a dictionary is taken for what it is meant to be. Raises
-    `EquipoiseError` for names without radii and for anything else.
+    """Return named attacks as pairs, also from a single attack or a dictionary. Raises `EquipoiseError` for names
+    without radii and for anything else.
     """
     if isinstance(attacks, AttackLike):
         return [(getattr(attacks, "name", type(attacks).__name__.lower()), attacks)]
@@ -143,32 +149,36 @@ def as_suite(attacks: Any) -> Suite:
 
 
 def _snapshot(model: "nn.Module | Predictive") -> Frozen:
-    """The model with the weights of now: while it is evaluated, another thread may go on training it."""
+    """A copy of the model with its present weights: another thread may go on training it."""
     predictive = as_predictive(model)
     return predictive if isinstance(predictive, Frozen) else frozen(predictive, weights=lambda w: cut(w).clone())
+
+
+def box_of(attacks: Suite) -> Box:
+    """Return the valid range of the inputs under these attacks."""
+    return attacks[0][1].geometry.box if attacks else Box()
 
 
 def check_samples(
     predictive: Predictive, x: Points, y: Labels, attacks: Suite, part: bool = False
 ) -> tuple[Points, Labels]:
-    """The samples, or a `part` of them, on the model's device. Raises `EquipoiseError` for unusable ones."""
+    """Return the samples, or a `part` of them, on the model's device. Raises `EquipoiseError` for unusable ones."""
     weight = next(predictive.module.parameters(), None)
     x, y = (x, y) if weight is None else (x.to(weight.device), y.to(weight.device))
-    box = attacks[0][1].geometry.box if attacks else Box()
     for name, attack in attacks:
         require(
             isinstance(getattr(attack, "space", Input()), Input),
             f"{name} perturbs a latent space: robustness is measured in the input, where the threat is; leave out its "
             "space. (Called by itself it attacks the codes.)",
         )
-    with validated_inputs(predictive, x, y, Ball("linf", 0.0, box), part=part) as case:
+    with validated_inputs(predictive, x, y, Ball("linf", 0.0, box_of(attacks)), part=part) as inputs:
         require(
-            not case.examined.coupled,
+            not inputs.examined.coupled,
             "in this model a sample's prediction depends on its batch also in eval mode (such as by batch-norm without "
             "running statistics), so its accuracy would depend on the batch size: give batch-norm running statistics, "
             "or make predictions independent of the batch.",
         )
-        return case.x, y
+        return inputs.x, y
 
 
 def evaluate_block(
@@ -182,153 +192,167 @@ def evaluate_block(
     images: bool = False,
     progress: Progress | None = None,
 ) -> Block:
-    """One batch: without an attack, then under each attack those that were right. `images` keeps what was found."""
+    """Evaluate one batch: without an attack, then under each attack. `images` keeps the adversarial examples."""
     predictive = as_predictive(model)
     x, y = check_samples(predictive, x, y, attacks, part=True)
     check_index(index, len(x))
     index = index.to(x.device)
-    box = attacks[0][1].geometry.box if attacks else Box()
-    with validated_inputs(predictive, x, y, Ball("linf", 0.0, box), seed=seed, index=index, part=True) as case:
-        generators = global_seed(fold(seed, Stream.GLOBAL, int(index[0])), x.device) if case.random else nullcontext()
+    ball = Ball("linf", 0.0, box_of(attacks))
+    with validated_inputs(predictive, x, y, ball, seed=seed, index=index, part=True) as inputs:
+        generators = global_seed(fold(seed, Stream.GLOBAL, int(index[0])), x.device) if inputs.random else nullcontext()
         with generators:
-            return _evaluated(case, predictive, x, y, attacks, index, seed, images, progress)
+            return _evaluated(inputs, y, attacks, images, progress)
 
 
-def _evaluated(
-    case: AttackInputs,
-    predictive: Predictive,
-    x: Points,
-    y: Labels,
-    attacks: Suite,
-    index: Int[Tensor, " batch"],
-    seed: int,
-    images: bool,
-    progress: Progress | None,
-) -> Block:
+def _evaluated(inputs: AttackInputs, y: Labels, attacks: Suite, images: bool, progress: Progress | None) -> Block:
     """The block, with the global generators seeded if the model draws from them."""
-    streams = Streams.of(seed, index).fold(Stream.MODEL)
-    draws = DRAWS if case.random else 1
-    # Looking at clean samples costs next to nothing: an estimate of the remaining time counts the attacks.
-    total, done = len(x) * max(len(attacks), 1), 0
-
-    def report(what: str, n: int) -> None:
-        nonlocal done
-        done += n
-        if progress is not None:
-            progress(what, done, total)
-
-    report("clean", 0)
+    n = len(y)
+    total = n * max(len(attacks), 1)  # predicting the clean samples costs next to nothing: it counts only if alone
+    report = progress or (lambda text, done, total: None)
+    report("clean", 0, total)
     begin = time.perf_counter()
-    clean = verify_outcome(case.predictive, x, x, y, Ball("linf", 0.0, EVERYWHERE), streams, draws=draws)
-    right = (clean.rates >= 0.5).tolist()
-    found = [
-        AttackRecord(
-            "clean",
-            attacks[0][1].geometry.norm if attacks else "linf",
-            0.0,
-            right,
-            prediction=clean.prediction.tolist(),
-            winner=[None if r else "clean" for r in right],
-            evaluations=draws * len(x),
-            seconds=time.perf_counter() - begin,
-            rates=clean.rates.tolist() if case.random else (),
-            choice=clean.choice.tolist() if case.random else (),
-            not_finite=int((clean.prediction < 0).sum()),
-        )
-    ]
-    report("clean", 0 if attacks else len(x))
-    points = []
-    for name, attack in attacks:
-        attack, notes = fitted(name, attack, case.classes)
-        where = f"{name} {attack.geometry.norm} {attack.geometry.eps:g}"
-        with _heard(progress, where, done, len(x), total):
-            result, kept = _run(name, attack, notes, case, predictive, x, y, clean, index, seed, images)
-        found.append(result)
-        points.append(kept)
-        report(where, len(x))
-    return Block(found, points)
+    clean = _verified(inputs, inputs.x, inputs.x, y, Ball("linf", 0.0, EVERYWHERE), inputs.index)
+    correct = (clean.rates >= 0.5).tolist()
+    results, points = (
+        [
+            AttackRecord(
+                "clean",
+                attacks[0][1].geometry.norm if attacks else "linf",
+                0.0,
+                correct,
+                prediction=clean.prediction.tolist(),
+                winner=[None if is_correct else "clean" for is_correct in correct],
+                evaluations=_num_draws(inputs) * n,
+                seconds=time.perf_counter() - begin,
+                rates=clean.rates.tolist() if inputs.random else (),
+                choice=clean.choice.tolist() if inputs.random else (),
+                not_finite=int((clean.prediction < 0).sum()),
+            )
+        ],
+        [],
+    )
+    report("clean", 0 if attacks else n, total)
+    for number, (name, attack) in enumerate(attacks):
+        attack, notes = fitted(name, attack, inputs.classes)
+        label = f"{name} {attack.geometry.norm} {attack.geometry.eps:g}"
+        with _forwarding(progress, label, number * n, n, total):
+            result, examples = _attacked(name, attack, notes, inputs, y, clean, images)
+        results.append(result)
+        points += [examples] if images else []
+        report(label, (number + 1) * n, total)
+    return Block(results, points)
 
 
-def _heard(progress: Progress | None, where: str, before: int, n: int, total: int) -> AbstractContextManager[None]:
-    """Hand on what one attack on `n` samples reports, `before` samples being done already."""
+def _num_draws(inputs: AttackInputs) -> int:
+    return DRAWS if inputs.random else 1
+
+
+def _verified(
+    inputs: AttackInputs, x: Points, points: Points, y: Labels, ball: Ball, index: Int[Tensor, " batch"]
+) -> Verified:
+    streams = Streams.of(inputs.seed, index).fold(Stream.MODEL)
+    return verify_outcome(inputs.predictive, x, points, y, ball, streams, draws=_num_draws(inputs))
+
+
+def _forwarding(progress: Progress | None, label: str, done: int, n: int, total: int) -> AbstractContextManager[None]:
+    """Forward the progress of one attack on `n` samples, `done` samples being finished already."""
     if progress is None:
         return nullcontext()
-    return listening(lambda done, of, what: progress(f"{where}: {what}", before + n * done // of, total))
+    return listening(lambda step, of, text: progress(f"{label}: {text}", done + n * step // of, total))
 
 
-def _run(
-    name: str,
-    attack: AttackLike,
-    notes: Sequence[str],
-    case: AttackInputs,
-    model: Predictive,
-    x: Points,
-    y: Labels,
-    clean: Verified,
-    index: Int[Tensor, " batch"],
-    seed: int,
-    images: bool,
+@dataclass
+class _Outcome:
+    """The outcome of an attack per sample, initially that without the attack, and the attack's counts."""
+
+    correct: Tensor
+    distance: Tensor
+    prediction: Tensor
+    rates: Tensor
+    choice: Tensor
+    queries: Tensor
+    winner: list[str | None]
+    iteration: list[int | None]
+    evaluations: int = 0
+    nan_gradients: int = 0
+    zero_gradients: int = 0
+    refused: int = 0
+    not_finite: int = 0
+
+    @staticmethod
+    def without_attack(x: Points, clean: Verified) -> "_Outcome":
+        correct = clean.rates >= 0.5
+        return _Outcome(
+            correct,
+            torch.zeros(len(x), dtype=torch.float64, device=x.device).masked_fill(correct, torch.inf),
+            clean.prediction.clone(),
+            clean.rates.clone(),
+            clean.choice.clone(),
+            torch.ones_like(clean.prediction),
+            winner=[None if is_correct else "clean" for is_correct in correct.tolist()],
+            iteration=[None if is_correct else 0 for is_correct in correct.tolist()],
+        )
+
+    def update(
+        self, active: Tensor, result: AttackResult, verified: Verified, names: Sequence[str], random: bool, draws: int
+    ) -> Tensor:
+        """Enter what an attack found on the `active` samples, as far as it was verified; return which it fooled."""
+        refused = result.success & ~verified.success & (not random)
+        unusable = refused | (verified.prediction < 0)
+        succeeded = verified.success & self.correct[active]
+        fooled = active[succeeded]
+        self.correct[fooled] = False
+        self.distance[fooled] = verified.distance[succeeded]
+        self.prediction[active] = torch.where(unusable, self.prediction[active], verified.prediction)
+        self.rates[active] = torch.where(verified.fair, verified.rates, self.rates[active])
+        self.choice[active] = torch.where(verified.fair, verified.choice, self.choice[active])
+        self.queries[active] += result.evaluations + draws
+        self.evaluations = int((result.evaluations + draws).sum())
+        self.nan_gradients = int(result.nan_gradients.sum())
+        self.zero_gradients = int(result.zero_gradients.sum())
+        self.refused, self.not_finite = int(refused.sum()), int((verified.prediction < 0).sum())
+        attacks, iterations = result.part[succeeded].tolist(), result.iteration[succeeded].tolist()
+        for sample, attack, iteration in zip(fooled.tolist(), attacks, iterations, strict=True):
+            self.winner[sample], self.iteration[sample] = names[attack], iteration
+        return succeeded
+
+
+def _attacked(
+    name: str, attack: AttackLike, notes: Sequence[str], inputs: AttackInputs, y: Labels, clean: Verified, images: bool
 ) -> tuple[AttackRecord, dict[str, np.ndarray]]:
-    """One attack on the samples that are right; the others are wrong already."""
+    """One attack on the samples that are classified correctly, and with `images` its adversarial examples."""
     begin = time.perf_counter()
-    draws = DRAWS if case.random else 1
-    correct, prediction, rates, choice = clean.rates >= 0.5, clean.prediction.clone(), clean.rates, clean.choice
-    attacked = rates > 0  # a random model may be right at times where it is mostly wrong
-    distance = torch.zeros(len(y), dtype=torch.float64, device=y.device).masked_fill(correct, torch.inf)
-    names = attack.names if isinstance(attack, Composite) else (name,)
-    winner: list[str | None] = [None if right else "clean" for right in correct.tolist()]
-    iteration: list[int | None] = [None if right else 0 for right in correct.tolist()]
-    queries = torch.ones_like(y)
-    nan = zero = refused = lost = 0
-    rows = attacked.nonzero()[:, 0]
-    kept = {"rows": np.zeros(0, np.int64), "x": x[:0].cpu().numpy()}
-    if len(rows):
-        search = partial(attack, model, x[rows], y[rows], seed=seed, index=index[rows], batch_size=len(x))
-        found = kept_before(name, search)
-        streams = Streams.of(seed, index[rows]).fold(Stream.MODEL)
-        checked = verify_outcome(case.predictive, x[rows], found.x, y[rows], attack.geometry, streams, draws=draws)
-        before = correct[rows]
-        correct[rows] = before & ~checked.success
-        distance[rows] = torch.where(before, torch.where(checked.success, checked.distance, torch.inf), 0.0)
-        wrong = found.success & ~checked.success & ~torch.tensor(case.random, device=x.device)
-        unusable = wrong | (checked.prediction < 0)
-        prediction[rows] = torch.where(unusable, clean.prediction[rows], checked.prediction)
-        rates = rates.index_copy(0, rows, torch.where(checked.fair, checked.rates, rates[rows]))
-        choice = choice.index_copy(0, rows, torch.where(checked.fair, checked.choice, choice[rows]))
-        lost = int((checked.prediction < 0).sum())
-        queries[rows] += found.evaluations + draws
-        refused, nan, zero = int(wrong.sum()), int(found.nan_gradients.sum()), int(found.zero_gradients.sum())
-        for row, part, step in zip(
-            rows[checked.success & before].tolist(),
-            found.part[checked.success & before].tolist(),
-            found.iteration[checked.success & before].tolist(),
-            strict=True,
-        ):
-            winner[row], iteration[row] = names[part], step
+    outcome = _Outcome.without_attack(inputs.x, clean)
+    examples = {"rows": np.zeros(0, np.int64), "x": inputs.x[:0].cpu().numpy()}
+    active = (clean.rates > 0).nonzero()[:, 0]  # a random model may be correct at times where it is mostly wrong
+    if len(active):
+        x, labels, index = inputs.x[active], y[active], inputs.index[active]
+        search = partial(attack, inputs.model, x, labels, seed=inputs.seed, index=index, batch_size=len(y))
+        result = cached(name, search)
+        verified = _verified(inputs, x, result.x, labels, attack.geometry, index)
+        names = attack.names if isinstance(attack, Composite) else (name,)
+        succeeded = outcome.update(active, result, verified, names, inputs.random, _num_draws(inputs))
         if images:
-            kept = {
-                "rows": rows[checked.success & before].cpu().numpy(),
-                "x": found.x[checked.success & before].cpu().numpy(),
-            }
-    result = AttackRecord(
+            examples = {"rows": active[succeeded].cpu().numpy(), "x": result.x[succeeded].cpu().numpy()}
+    record = AttackRecord(
         attack=name,
         norm=attack.geometry.norm,
         eps=attack.geometry.eps,
-        correct=correct.tolist(),
-        distance=[d if d < float("inf") else None for d in distance.tolist()],
-        prediction=prediction.tolist(),
-        winner=winner,
-        iteration=iteration,
-        queries=queries.tolist(),
+        correct=outcome.correct.tolist(),
+        distance=[d if d < float("inf") else None for d in outcome.distance.tolist()],
+        prediction=outcome.prediction.tolist(),
+        winner=outcome.winner,
+        iteration=outcome.iteration,
+        queries=outcome.queries.tolist(),
         settings=attack.settings()
         | ({"notes": list(notes)} if notes else {})
-        | ({"refused": refused} if refused else {}),
-        evaluations=int(queries[rows].sum()) - len(rows) if len(rows) else 0,
-        nan_gradients=nan,
-        zero_gradients=zero,
+        | ({"refused": outcome.refused} if outcome.refused else {}),
+        evaluations=outcome.evaluations,
+        nan_gradients=outcome.nan_gradients,
+        zero_gradients=outcome.zero_gradients,
         seconds=time.perf_counter() - begin,
-        rates=rates.tolist() if case.random else (),
-        choice=choice.tolist() if case.random else (),
-        not_finite=lost,
+        rates=outcome.rates.tolist() if inputs.random else (),
+        choice=outcome.choice.tolist() if inputs.random else (),
+        not_finite=outcome.not_finite,
     )
-    return result, kept
+    return record, examples

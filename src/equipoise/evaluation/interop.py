@@ -1,4 +1,4 @@
-"""Between equipoise and other projects: results in RobustBench's form, robust accuracy while Lightning trains."""
+"""Interoperability: results in the format of RobustBench, and robust accuracy during training with Lightning."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,20 @@ _THREATS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def robustbench(evaluation: Evaluation) -> dict[str, Any]:
-    """The result in the fields in which RobustBench lists a model: accuracies in percent, the threat model, and the
-    attack that measured it; `autoattack_acc` only where AutoAttack's standard sequence, or one that contains it, ran.
+    """Return the result in the fields of a RobustBench entry: accuracies in percent, the threat model, and the attacks;
+    `autoattack_acc` only if AutoAttack's standard sequence, or one that contains it, ran.
 
-    Of one ball: that of the smallest radius, in the norm of the first attack. Raises `EquipoiseError` if no attack ran.
+    It is about the ball of the smallest radius in the norm of the first attack. Raises `EquipoiseError` if there was no
+    attack.
     """
     attacked = [r for r in evaluation.results if r.attack != "clean"]
     if not attacked:
         raise EquipoiseError("a RobustBench entry needs an attack: evaluate with --attacks autoattack.")
     norm = attacked[0].norm
     eps = min(r.eps for r in attacked if r.norm == norm)
-    at = [r for r in attacked if (r.norm, r.eps) == (norm, eps)]
-    worst = next((r for r in at if r.attack == WORST), at[0])
-    full = [r for r in at if r.attack in ("autoattack", "autoattack-plus", "cascade")]
+    results = [r for r in attacked if (r.norm, r.eps) == (norm, eps)]
+    worst = next((r for r in results if r.attack == WORST), results[0])
+    full = [r for r in results if r.attack in ("autoattack", "autoattack-plus", "cascade")]
     entry = {
         "name": evaluation.target,
         "dataset": evaluation.data["name"],
@@ -36,7 +37,7 @@ def robustbench(evaluation: Evaluation) -> dict[str, Any]:
         "n_examples": worst.n,
         "clean_acc": f"{100 * evaluation.results[0].accuracy:.2f}",
         "external": f"{100 * worst.accuracy:.2f}",
-        "attacks": [r.attack for r in at if r.attack != WORST],
+        "attacks": [r.attack for r in results if r.attack != WORST],
         "unreliable": bool(evaluation.flags),
         "seed": evaluation.provenance.seed,
         "weights_sha256": evaluation.model.get("sha256"),
@@ -47,14 +48,14 @@ def robustbench(evaluation: Evaluation) -> dict[str, Any]:
 def lightning_callback(
     attacks: Suite, *, every: int = 1, batches: int = 1, seed: int = 0, name: str = "robust_accuracy"
 ) -> Any:
-    """A callback for a Lightning `Trainer` that logs accuracy under `attacks` at the end of every `every`-th epoch.
+    """Return a callback for a Lightning `Trainer` that logs accuracy under `attacks` after every `every`-th epoch.
 
-    On the first `batches` batches `(x, y)` of the (first) validation loader, as `evaluate_batches` does: to
-    `name/clean` and `name/attack/eps`, and to `name/worst case/eps` where several attacks share a ball. The
-    LightningModule itself is attacked, so its `forward` must return logits. Training goes on as it would without: modes
-    and random states are restored. It works at the end of the training epoch, because Lightning validates without
-    gradients. Raises `EquipoiseError` if Lightning is not installed or a number is unusable, and in training if there
-    is no validation loader or its batches cannot be attacked.
+    The accuracies on the first `batches` batches `(x, y)` of the (first) validation loader, by `evaluate_batches`, are
+    logged as `name/clean`, `name/attack/eps`, and `name/worst case/eps` if several attacks share a ball. The
+    LightningModule itself is attacked, so its `forward` must return logits. Modes and random states are restored, so
+    that training is not affected. It runs at the end of the training epoch, as Lightning validates without gradients.
+    Raises `EquipoiseError` if Lightning is not installed or a number is unusable, and in training if there is no
+    validation loader or its batches cannot be attacked.
     """
     require(every >= 1, f"every = {every}: expected a number of epochs >= 1.")
     require(batches >= 1, f"batches = {batches}: expected a number of batches >= 1.")
@@ -86,10 +87,10 @@ def lightning_callback(
 
 
 def _lightning() -> ModuleType:
-    """Lightning under the name it is installed by; under the one already in use, if by both."""
+    """Lightning under the name by which it is installed; if by both, under the one that is already imported."""
     for package in sorted(("pytorch_lightning", "lightning.pytorch"), key=lambda package: package not in sys.modules):
         try:
             return import_module(package)
         except ModuleNotFoundError:
             continue
-    raise EquipoiseError("the callback is one for Lightning, which is not installed: pip install pytorch-lightning.")
+    raise EquipoiseError("the callback needs Lightning, which is not installed: pip install pytorch-lightning.")

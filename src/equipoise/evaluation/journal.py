@@ -1,10 +1,9 @@
-"""An evaluation that can be stopped: finished blocks on disk, and the adversarial images in one file at the end.
+"""Saving unfinished evaluations block by block, so that they can be resumed, and adversarial images in one file.
 
-Beside the record `aa.json` lies `aa.json.partial/` while the evaluation runs, with what is being evaluated
-(`evaluation.json`), a file for every finished block, and for the block under way one for every finished attack and
-every finished part of a composite attack. Each is written atomically, so that after a kill at any moment what is there
-is whole. A block or a part carries a seal, and one whose seal does not fit, because it is damaged or belongs elsewhere,
-counts as not finished.
+While an evaluation to `aa.json` runs, the folder `aa.json.partial/` beside it holds what is being evaluated
+(`evaluation.json`), a file for every finished block, and for an unfinished block one for every finished attack and
+member of a composite attack. All are written atomically, so that they are complete even after a kill. Each carries a
+seal; a file whose seal does not match, because it is damaged or of another evaluation, counts as missing.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ import torch
 
 from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json, write_atomically
+from equipoise.core.files import read_json, write_atomically
 from equipoise.evaluation.evaluate import Block
 from equipoise.results.records import AttackRecord, CorruptionResult
 from equipoise.training.interruption import Interrupted
@@ -38,30 +37,30 @@ class Journal:
     """The finished blocks of one evaluation."""
 
     folder: Path
-    """Where they lie."""
-    what: Mapping[str, Any]
-    """Everything the outcome depends on."""
+    """The folder that holds them."""
+    key: Mapping[str, Any]
+    """Everything on which the outcome depends."""
 
     @classmethod
-    def of(cls, out: "Path | str", what: Mapping[str, Any]) -> "Journal":
-        """The journal of the evaluation whose record will be `out`. `what` is everything the outcome depends on."""
-        return cls(Path(f"{out}.partial"), json.loads(json.dumps(what)))
+    def of(cls, out: "Path | str", key: Mapping[str, Any]) -> "Journal":
+        """Return the journal of the evaluation whose record will be `out`; its outcome depends on `key`."""
+        return cls(Path(f"{out}.partial"), json.loads(json.dumps(key)))
 
     @property
     def is_begun(self) -> bool:
         """Whether this evaluation, and no other, was begun here."""
         try:
-            return plain_json(self._header) == self.what
+            return read_json(self._header) == self.key
         except (OSError, ValueError):
             return False
 
     def claim(self, resume: bool = False, overwrite: bool = False) -> None:
-        """See to it that the folder is free, or that the evaluation in it is to be continued.
+        """Check that the folder is free, or that the evaluation in it is to be resumed.
 
-        Raises `EquipoiseError` if an unfinished evaluation lies there and `resume` is not set, if nothing says what it
-        is of, or if it is of something else, naming the difference. With `overwrite` such a one is removed.
+        Raises `EquipoiseError` if it holds an unfinished evaluation and `resume` is not set, if nothing says what was
+        evaluated, or if that is something else, naming the difference. With `overwrite` such a folder is removed.
         """
-        folder, header, what = self.folder, self._header, self.what
+        folder, header, key = self.folder, self._header, self.key
         if not any(file.name != header.name for kind in ("json", "pt") for file in folder.rglob(f"*.{kind}")):
             return
         if overwrite and not (resume and self.is_begun):
@@ -77,12 +76,12 @@ class Journal:
             "evaluate anew.",
         )
         try:
-            before = plain_json(header)
+            before = read_json(header)
         except ValueError:
             before = None
         if not isinstance(before, dict):
             raise EquipoiseError(f"{header} is damaged: remove {folder} and evaluate anew.")
-        changed = [key for key in {**what, **before} if what.get(key) != before.get(key)]
+        changed = [name for name in {**key, **before} if key.get(name) != before.get(name)]
         require(
             not changed,
             f"{folder} is of another evaluation, with other {', '.join(changed)}: give the same options as then, "
@@ -91,31 +90,36 @@ class Journal:
 
     def begin(self) -> None:
         """Write down what is being evaluated."""
-        content = (json.dumps(self.what, indent=1) + "\n").encode()
+        content = (json.dumps(self.key, indent=1) + "\n").encode()
         if not self._header.is_file() or self._header.read_bytes() != content:
             write_atomically(self._header, content)
 
     def read(self, number: int) -> Block | None:
-        """The finished block of that number, or None if there is none that is whole and of this evaluation."""
+        """Return the block of this number, or None unless it is finished, undamaged and of this evaluation."""
         results, points = self._files(number)
         try:
-            kept = plain_json(results)
+            saved = read_json(results)
             packed = points.read_bytes() if points.is_file() else b""
-            entries, corruptions = kept["results"], kept.get("corruptions", [])
-            if kept["seal"] != self._seal(number, [*entries, *corruptions], packed):
+            entries, corruptions = saved["results"], saved.get("corruptions", [])
+            if saved["seal"] != self._seal(number, [*entries, *corruptions], packed):
                 return None
-            found = [AttackRecord(**entry) for entry in entries]
-            corrupted = [CorruptionResult(**entry) for entry in corruptions]
+            block = Block(
+                [AttackRecord(**entry) for entry in entries],
+                read_points(points) if packed else [],
+                [CorruptionResult(**entry) for entry in corruptions],
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return Block(found, read_points(points) if packed else [{} for _ in found[1:]], corrupted)
+        # Earlier versions saved no images of a block in which no attack succeeded.
+        complete = not self.key.get("images") or len(block.points) == len(block.results) - 1
+        return block if complete else None
 
     def write(self, number: int, block: Block) -> None:
-        """Keep a finished block. Its results are written last: where they are, its points are too."""
+        """Save a finished block. Its results are written last: where they are, its points are too."""
         results, points = self._files(number)
         self.begin()
         packed = b""
-        if any(len(kept.get("rows", ())) for kept in block.points):
+        if block.points:
             packed = pack_points(block.points)
             write_atomically(points, packed)
         else:
@@ -125,19 +129,19 @@ class Journal:
         content = {"seal": self._seal(number, [*entries, *corruptions], packed), "results": entries}
         content |= {"corruptions": corruptions} if corruptions else {}
         write_atomically(results, (json.dumps(content) + "\n").encode())
-        self.parts(number).discard()
+        self.unfinished(number).discard()
 
-    def parts(self, number: int) -> "Parts":
-        """The finished parts of the block of that number, which is under way."""
-        return Parts(self, number)
+    def unfinished(self, number: int) -> "UnfinishedBlock":
+        """Return what is saved of the block of this number before it is finished."""
+        return UnfinishedBlock(self, number)
 
     def finished(self, numbers: Sequence[int]) -> tuple[int, int]:
-        """How many of the blocks of these numbers are finished, and how many attacks on others."""
+        """Return how many of these blocks are finished, and how many attacks on other blocks."""
         return sum(self._files(n)[0].is_file() for n in numbers), len(list(self.folder.glob("block-*.pt")))
 
     def discard(self) -> None:
-        """Remove all of it, once the record is written."""
-        with suppress(OSError):  # what is left behind does no harm, and is named when it is met again
+        """Remove the folder, once the record is written."""
+        with suppress(OSError):  # a folder that is left behind does no harm, and the next evaluation names it
             shutil.rmtree(self.folder)
 
     @property
@@ -145,95 +149,94 @@ class Journal:
         return self.folder / "evaluation.json"
 
     def _seal(self, number: int, results: Sequence[Mapping[str, Any]], packed: bytes) -> str:
-        """SHA-256 of what a block is of, its number, and all that was found."""
-        text = json.dumps([self.what, number, results], sort_keys=True)
+        text = json.dumps([self.key, number, results], sort_keys=True)
         return hashlib.sha256(text.encode() + b"\n" + packed).hexdigest()
 
     def _files(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"block-{number:06d}.json", self.folder / f"block-{number:06d}.npz"
 
 
-def note_kept(stop: KeyboardInterrupt, blocks: int, of: int, attacks: int) -> None:
-    """Add to an interrupt what is kept of an evaluation of `of` blocks: so many, and attacks on those under way."""
-    found = [f"{blocks} of {of} blocks"] if blocks else []
-    found += [f"{attacks} finished attack{'s' * (attacks > 1)} on what is under way"] if attacks else []
-    kept = f"{' and '.join(found)} {'are' if blocks + attacks > 1 else 'is'} kept"
-    stop.add_note(kept if found else "nothing was finished yet")
+def note_saved(stop: KeyboardInterrupt, blocks: int, total: int, attacks: int) -> None:
+    """Note on an interrupt how many of `total` blocks, and of the attacks on unfinished blocks, are saved."""
+    saved = [f"{blocks} of {total} blocks"] if blocks else []
+    saved += [f"{attacks} finished attack{'s' * (attacks > 1)} on unfinished blocks"] if attacks else []
+    verb = "are" if blocks + attacks > 1 else "is"
+    stop.add_note(f"{' and '.join(saved)} {verb} kept" if saved else "nothing was finished yet")
     if isinstance(stop, Interrupted):
-        stop.kept = bool(found)
+        stop.kept = bool(saved)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the attacks on one block have found so far: a store of `equipoise.core.progress.keeping`."""
+class UnfinishedBlock:
+    """The results of attacks on a block before it is finished: a store of `equipoise.core.caching.caching`."""
 
     journal: Journal
-    """Where they are kept."""
+    """The journal of the evaluation."""
     number: int
     """The number of the block."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """How long those that were read had taken, by the place of the attack: the first part of a path."""
+    """Computing time of the results that were read, by attack: the first component of a path."""
     begun: dict[tuple[str, ...], float] = field(default_factory=dict)
-    """When those that were not there were asked for, on the clock of `_clock`."""
+    """When the computation of each missing result began, on the clock of `_clock`."""
 
     def read(self, path: tuple[str, ...]) -> AttackResult | None:
-        """Return what was kept at `path`, or None if there is nothing that is whole and of this block."""
+        """Return the result saved at `path`, or None unless it is there, undamaged and of this block."""
         try:
             seal, packed = self._file(path).read_bytes().split(b"\n", 1)
             if seal == self._seal(path, packed):
-                found = torch.load(io.BytesIO(packed), weights_only=True)
-                self.seconds[path[0]] = self.seconds.get(path[0], 0.0) + found["seconds"]
-                return AttackResult(**found["value"])
-        except (OSError, ValueError, TypeError):  # not there, damaged, or of another version
+                saved = torch.load(io.BytesIO(packed), weights_only=True)
+                self.seconds[path[0]] = self.seconds.get(path[0], 0.0) + saved["seconds"]
+                return AttackResult(**saved["value"])
+        except (OSError, ValueError, TypeError):  # missing, damaged, or of another version
             pass
         self.begun[path] = self._clock(path)
         return None
 
     def write(self, path: tuple[str, ...], value: object) -> None:
-        """Keep what an attack found, in place of the parts inside it, which are needed no more."""
+        """Save the result of an attack, in place of those of its members, which are no longer needed."""
         if not isinstance(value, AttackResult):
             return
         self.journal.begin()
-        buffer, spent = io.BytesIO(), self._clock(path) - self.begun[path]
-        torch.save({"value": {f.name: getattr(value, f.name) for f in fields(value)}, "seconds": spent}, buffer)
+        buffer, seconds = io.BytesIO(), self._clock(path) - self.begun[path]
+        torch.save({"value": {f.name: getattr(value, f.name) for f in fields(value)}, "seconds": seconds}, buffer)
         packed = buffer.getvalue()
         write_atomically(self._file(path), self._seal(path, packed) + b"\n" + packed, durable=False)
         for file in self.journal.folder.glob(f"{self._file(path).stem}.*.pt"):
             file.unlink()
 
     def discard(self) -> None:
-        """Remove all of them, once the block is written."""
+        """Remove all results, once the block is written."""
         for file in self.journal.folder.glob(f"block-{self.number:06d}.*.pt"):
             file.unlink()
 
     def timed(self, block: Block) -> Block:
-        """The block, its attacks with the time that was spent on what had been kept."""
+        """Return the block, with the time of earlier calls added to that of its attacks."""
         clean, *attacked = block.results
-        before = {int(place.split("-", 1)[0]): seconds for place, seconds in self.seconds.items()}
+        before = {int(name.split("-", 1)[0]): seconds for name, seconds in self.seconds.items()}
         return replace(
             block,
             results=[clean, *(replace(r, seconds=r.seconds + before.get(i, 0.0)) for i, r in enumerate(attacked))],
         )
 
     def _clock(self, path: tuple[str, ...]) -> float:
-        """Seconds, to which reading a part of an attack adds what that part had taken."""
+        """Seconds; reading the result of a member of an attack adds the time that member had taken."""
         return time.monotonic() + self.seconds.get(path[0], 0.0)
 
     def _file(self, path: tuple[str, ...]) -> Path:
-        places = ".".join(name.split("-", 1)[0] for name in path)
-        return self.journal.folder / f"block-{self.number:06d}.{places}.pt"
+        positions = ".".join(name.split("-", 1)[0] for name in path)
+        return self.journal.folder / f"block-{self.number:06d}.{positions}.pt"
 
     def _seal(self, path: tuple[str, ...], packed: bytes) -> bytes:
-        text = json.dumps([self.journal.what, self.number, path], sort_keys=True)
+        text = json.dumps([self.journal.key, self.number, path], sort_keys=True)
         return hashlib.sha256(text.encode() + b"\n" + packed).hexdigest().encode()
 
 
 def pack_points(points: Sequence[Points]) -> bytes:
-    """The points of every attack as a compressed `.npz`; the same points give the same bytes."""
+    """Return the points of every attack as a compressed `.npz`; the same points give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number, kept in enumerate(points):
-            for name, array in kept.items():
+        for number, arrays in enumerate(points):
+            for name, array in arrays.items():
                 inner = io.BytesIO()
                 np.lib.format.write_array(inner, np.ascontiguousarray(array), allow_pickle=False)
                 entry = zipfile.ZipInfo(f"{number}.{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
@@ -242,22 +245,22 @@ def pack_points(points: Sequence[Points]) -> bytes:
 
 
 def read_points(path: "Path | str") -> list[dict[str, np.ndarray]]:
-    """Per attack, in the order of the record's entries without `clean` and the worst cases, the adversarial points:
-    `rows` in the order of the record and `x`. Raises `EquipoiseError` if the file cannot be read or holds other things.
+    """Return for each attack of a record, in the order of its results, the adversarial points: `rows`, the positions of
+    the samples in the record, and `x`. Raises `EquipoiseError` if the file cannot be read or has other content.
     """
-    found: dict[int, dict[str, np.ndarray]] = {}
-    unread = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    points: dict[int, dict[str, np.ndarray]] = {}
+    errors = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for key in arrays.files:
                 number, name = key.split(".", 1)
-                found.setdefault(int(number), {})[name] = arrays[key]
-    except unread as error:
+                points.setdefault(int(number), {})[name] = arrays[key]
+    except errors as error:
         raise EquipoiseError(f"cannot read the stored images {path}: {error}.") from error
-    for number in range(len(found)):
-        kept = found.get(number, {})
-        require(set(kept) == {"rows", "x"}, f"{path} has not both rows and images of attack {number}.")
-        rows, x = kept["rows"], kept["x"]
+    for number in range(len(points)):
+        arrays = points.get(number, {})
+        require(set(arrays) == {"rows", "x"}, f"{path} has not both rows and images of attack {number}.")
+        rows, x = arrays["rows"], arrays["x"]
         require(
             rows.dtype == np.int64 and rows.ndim == 1 and bool((np.diff(rows, prepend=-1) > 0).all()),
             f"{path}: the rows of attack {number} are not increasing numbers of samples (int64).",
@@ -266,29 +269,29 @@ def read_points(path: "Path | str") -> list[dict[str, np.ndarray]]:
             x.dtype in (np.float32, np.float64) and x.ndim >= 2 and len(x) == len(rows),
             f"{path}: the images of attack {number} are {x.dtype} of shape {x.shape}: expected {len(rows)} of float32.",
         )
-    return [found[number] for number in range(len(found))]
+    return [points[number] for number in range(len(points))]
 
 
 def joined_points(blocks: Iterable[tuple[Sequence[Points], Sequence[int]]]) -> list[dict[str, np.ndarray]]:
-    """The points of several blocks as those of one; each block comes with the new places of its rows."""
-    parts = [
-        [{"rows": np.asarray(places)[kept["rows"]], "x": kept["x"]} for kept in points] for points, places in blocks
+    """Return the points of several blocks as those of one; each block comes with the new positions of its samples."""
+    moved = [
+        [(np.asarray(positions)[arrays["rows"]], arrays["x"]) for arrays in points] for points, positions in blocks
     ]
     attacks = []
-    for of_attack in zip(*parts, strict=True):
-        rows = np.concatenate([kept["rows"] for kept in of_attack])
+    for blocks_of_attack in zip(*moved, strict=True):
+        rows, x = (np.concatenate(arrays) for arrays in zip(*blocks_of_attack, strict=True))
         order = np.argsort(rows, kind="stable")
-        attacks.append({"rows": rows[order], "x": np.concatenate([kept["x"] for kept in of_attack])[order]})
+        attacks.append({"rows": rows[order], "x": x[order]})
     return attacks
 
 
 def images_of(out: "Path | str") -> Path:
-    """Where the adversarial images of the record `out` lie."""
+    """Return the file of the adversarial images of the record `out`."""
     return Path(out).with_name(f"{Path(out).stem}.images.npz")
 
 
 def save_points(out: "Path | str", packed: bytes) -> dict[str, str]:
-    """Write the adversarial images of the record `out` beside it; its `images` entry: name of the file and SHA-256."""
+    """Write the adversarial images of the record `out` beside it; return its `images`: name of the file and SHA-256."""
     path = images_of(out)
     write_atomically(path, packed)
     return {"file": path.name, "sha256": hashlib.sha256(packed).hexdigest()}

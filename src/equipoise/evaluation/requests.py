@@ -1,4 +1,4 @@
-"""What an evaluation was asked for, so that a finished record answers the same request and no other replaces it."""
+"""Requests of evaluations: a finished record answers the same request, and no other record replaces it unasked."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 from equipoise.attacks import fitted
 from equipoise.core.errors import EquipoiseError
-from equipoise.core.files import plain_bytes
+from equipoise.core.files import read_bytes
 from equipoise.evaluation.journal import images_of
 from equipoise.evaluation.suites import Suite
 from equipoise.evaluation.summaries import WORST
@@ -16,7 +16,7 @@ from equipoise.results.differences import require_same
 from equipoise.results.records import Evaluation, load
 
 _NEUTRAL = ("batch_size", "torch", "device", "threads", "processes")
-"""Change the last bits of a result, or how it is computed, but not what was asked for."""
+"""Entries of an evaluation key that change the last bits of a result, or how it is computed, but not the request."""
 
 
 def finished(
@@ -25,24 +25,24 @@ def finished(
     """Return the finished record at `out` if it answers the request, as `comparable` describes it; None if there is
     none, or with `overwrite`.
 
-    Raises `EquipoiseError` if anything else is there. Images without a record are something else, unless they are just
-    these `images`: then whoever wrote them was stopped before the record.
+    Raises `EquipoiseError` if anything else is there. This includes images without a record, unless they are equal to
+    `images`: then the process that wrote them was stopped before it wrote the record.
     """
-    path, pictures = Path(out), images_of(out)
-    if overwrite or not (os.path.lexists(path) or os.path.lexists(pictures)):
+    path, image_file = Path(out), images_of(out)
+    if overwrite or not (os.path.lexists(path) or os.path.lexists(image_file)):
         return None
     if not os.path.lexists(path):
-        if images is not None and pictures.is_file() and plain_bytes(pictures) == images:
+        if images is not None and image_file.is_file() and read_bytes(image_file) == images:
             return None
         raise EquipoiseError(
-            f"{pictures}, where the adversarial images would be written, is of another record: add --overwrite to "
+            f"{image_file}, where the adversarial images would be written, is of another record: add --overwrite to "
             "replace it, or choose another place with --out."
         )
     try:
         record = load(path)
     except EquipoiseError as error:
         raise EquipoiseError(
-            f"{path} exists and is no record that can be read: choose another place with --out, or add --overwrite to "
+            f"{path} exists and is not a readable record: choose another place with --out, or add --overwrite to "
             "replace it."
         ) from error
     require_same(path, asked_for(record) if isinstance(record, Evaluation) else {"kind": "run"}, request)
@@ -67,17 +67,17 @@ def asked_for(record: Evaluation) -> dict[str, Any]:
 
 
 def comparable(evaluation_key: Mapping[str, Any], attacks: Suite, classes: int) -> dict[str, Any]:
-    """Return the request behind `evaluation_key`, with the attacks as fitted to a model of so many classes."""
-    asked = [{"name": name, **fitted(name, attack, classes)[0].settings()} for name, attack in attacks]
+    """Return the request behind `evaluation_key`, with the attacks fitted to a model of `classes` classes."""
+    settings = [{"name": name, **fitted(name, attack, classes)[0].settings()} for name, attack in attacks]
     request = {key: value for key, value in evaluation_key.items() if key not in _NEUTRAL}
-    return json.loads(json.dumps(request | {"attacks": _by_name(asked)}))
+    return json.loads(json.dumps(request | {"attacks": _by_name(settings)}))
 
 
 def _by_name(attacks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Every attack's settings by its name and ball, without what only the outcome tells."""
-    found = {}
+    """The settings of each attack by its name and ball, without the entries that describe the outcome."""
+    by_name = {}
     for attack in attacks:
         settings = {key: value for key, value in attack.items() if key not in ("name", "refused", "notes")}
         ball = settings.get("geometry", {})
-        found[f"{attack['name']} {ball.get('norm')} {ball.get('eps', 0.0):.6g}"] = settings
-    return found
+        by_name[f"{attack['name']} {ball.get('norm')} {ball.get('eps', 0.0):.6g}"] = settings
+    return by_name

@@ -1,4 +1,6 @@
-"""A few images, clean and perturbed, to look at."""
+"""A few images, clean and perturbed, for visual inspection."""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,24 +28,25 @@ def samples(
     steps: int = 40,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The same `n` images clean, at greatest uncertainty (`udp`) and at greatest loss (`pgd`).
+    """Return the same `n` images clean, at greatest uncertainty (`udp`) and at greatest loss (`pgd`).
 
     The images are the first correctly classified ones of each class in turn, so that the classes are balanced (wrongly
-    classified ones only if the others do not suffice). Both climbs (of the entropy and of the cross-entropy, all
-    steps) keep their best point within `eps` in Linf, which is larger than in training so that the eye sees a change;
-    with a norm and a radius in `judged`, greatest loss within these is a fourth kind of image, of that name.
-    Returns the arrays of `samples.npz` as `Run` describes them. Raises `EquipoiseError` for input that an attack
+    classified ones only if there are too few). Both attacks (gradient ascent on the entropy and the cross-entropy)
+    return their best point within `eps` in Linf, which is larger than in training so that the change is visible; with a
+    norm and a radius in `judged`, greatest loss within these is a fourth kind of image, of that name.
+    The arrays are those of `samples.npz` as `Run` describes them. Raises `EquipoiseError` for input that an attack
     cannot take.
     """
     require(n >= 1, f"n = {n}: expected at least one image.")
     device = next(as_predictive(model).module.parameters()).device
-    prediction = torch.cat([predict(model, part.to(device)).cpu() for part in x.split(256)])
-    rows = _in_turn(y.cpu(), prediction == y.cpu())[:n]
-    clean, labels = x[rows.to(x.device)].to(device), y[rows.to(y.device)].to(device)
-    attacks = {"udp": uta(eps, steps=steps, return_point="best"), "pgd": pgd(eps, steps=steps, return_point="best")}
+    prediction = torch.cat([predict(model, batch.to(device)).cpu() for batch in x.split(256)])
+    chosen = _balanced_order(y.cpu(), prediction == y.cpu())[:n]
+    clean, labels = x[chosen.to(x.device)].to(device), y[chosen.to(y.device)].to(device)
+    options: dict[str, Any] = {"steps": steps, "start": "zero", "return_point": "best"}
+    attacks = {"udp": uta(eps, **options), "pgd": pgd(eps, **options)}
     balls: dict[str, tuple[NormName, float]] = dict.fromkeys(attacks, ("linf", eps))
     if judged is not None:
-        attacks["judged"], balls["judged"] = pgd(judged[1], norm=judged[0], steps=steps, return_point="best"), judged
+        attacks["judged"], balls["judged"] = pgd(judged[1], norm=judged[0], **options), judged
     images = {"clean": clean} | {name: attack(model, clean, labels, seed=seed).x for name, attack in attacks.items()}
     arrays = {name: image.cpu().numpy() for name, image in images.items()}
     predictions = {f"{name}_prediction": predict(model, image).cpu().numpy() for name, image in images.items()}
@@ -52,11 +55,11 @@ def samples(
     return arrays | {"labels": labels.cpu().numpy()} | predictions | radii
 
 
-def _in_turn(y: Labels, right: Tensor) -> Int[Tensor, " batch"]:
-    """All rows: the right ones first; among these the first of each class, then the second of each, and so on."""
-    seen: dict[tuple[bool, int], int] = {}
+def _balanced_order(y: Labels, correct: Tensor) -> Int[Tensor, " batch"]:
+    """All samples, correctly classified ones first; of these the first of each class, then the second of each, ..."""
+    counts: dict[tuple[bool, int], int] = {}
     keys = []
-    for row, (label, good) in enumerate(zip(y.tolist(), right.tolist(), strict=True)):
-        turn = seen[good, label] = seen.get((good, label), -1) + 1
-        keys.append((not good, turn, label, row))
+    for sample, (label, is_correct) in enumerate(zip(y.tolist(), correct.tolist(), strict=True)):
+        rank = counts[is_correct, label] = counts.get((is_correct, label), -1) + 1
+        keys.append((not is_correct, rank, label, sample))
     return torch.tensor([key[-1] for key in sorted(keys)])

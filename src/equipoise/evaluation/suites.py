@@ -1,4 +1,4 @@
-"""Attacks as they are used to evaluate: stronger than for training, started at random, stopped at the first success."""
+"""Attacks for evaluation: stronger than in training, with a random start, stopped at the first success."""
 
 import inspect
 import re
@@ -26,7 +26,6 @@ from equipoise.attacks import (
     random_search,
     square,
 )
-from equipoise.attacks.steps import Uniform
 from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.types import Precision
 from equipoise.losses.objectives import dlr
@@ -47,18 +46,18 @@ def suite(
     restarts: int = 1,
     precision: Precision = "32",
 ) -> Suite:
-    """The named attacks at every radius of `eps`, in increasing order.
+    """Return the named attacks at every radius of `eps`, in increasing order.
 
     A name may end in a number of steps, queries or draws: `pgd100`, `square1000`, `random-search5000`. `fgsm-8`,
     `pgd40-8` and `cw40-8` are the attacks of R's tables (`equipoise.attacks.presets`), of radius 8/255 whatever `eps`
     says. Otherwise the attacks of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`,
-    from a start uniform on the ball, those of `PUBLISHED` their published budgets, and those of `NEAREST` their own:
-    they look for the nearest point anywhere, which counts where it lies within eps. `clean` adds nothing: accuracy
+    from a start uniform on the ball, those of `PUBLISHED` have their published budgets, and those of `NEAREST`
+    their own: these minimise the distance, and a point counts if it lies within eps. `clean` adds nothing: accuracy
     without an attack is always measured. Raises `EquipoiseError` for unknown names and unusable numbers.
     """
-    asked = [name for name in dict.fromkeys(names) if name != "clean"]
-    presets = [(name, _preset(name, norm, precision)) for name in asked if _PRESET.fullmatch(name)]
-    attacks = [name for name in asked if not _PRESET.fullmatch(name)]
+    names = [name for name in dict.fromkeys(names) if name != "clean"]
+    presets = [(name, _preset(name, norm, precision)) for name in names if _PRESET.fullmatch(name)]
+    attacks = [name for name in names if not _PRESET.fullmatch(name)]
     bases = {_parse(name)[0] for name in attacks}
     require(not attacks or len(eps) > 0, "attacks need at least one radius: give some eps, such as 8/255.")
     given = [n for n, v in (("steps", steps), ("step_size", step_size)) if v is not None]
@@ -69,12 +68,12 @@ def suite(
         f"{', '.join(given)}: not for {', '.join(fixed)}, whose budget is the published one "
         "or the number behind the name, as in apgd-ce20; evaluate other attacks with it apart.",
     )
-    found = [
+    others = [
         (name, _attack(name, radius, norm, steps, step_size, restarts, precision))
         for radius in set(eps)
         for name in attacks
     ]
-    return sorted([*found, *presets], key=lambda entry: entry[1].geometry.eps)
+    return sorted([*others, *presets], key=lambda entry: entry[1].geometry.eps)
 
 
 _PRESET = re.compile(r"(fgsm|pgd|cw)(\d{0,18})-(\d+(?:\.\d+)?)")
@@ -107,10 +106,10 @@ PUBLISHED: dict[str, Callable[..., AttackLike]] = {
     "random-search": random_search,
     "adaptive": adaptive,
 }
-"""Attacks that come with their published budgets."""
+"""Attacks with their published budgets."""
 
 NEAREST: dict[str, Callable[..., AttackLike]] = {"bg": bg, "deepfool": deepfool, "fmn": fmn, "nearest": nearest}
-"""Attacks that look for the nearest point, in float32 alone."""
+"""Minimum-norm attacks, in float32 only."""
 
 
 def _parse(name: str) -> tuple[str, int | None]:
@@ -126,7 +125,7 @@ def _parse(name: str) -> tuple[str, int | None]:
 
 
 def _budget(name: str) -> str | None:
-    """What the number behind the attack's name is called, if it takes one."""
+    """The parameter that the number behind the attack's name sets, if any."""
     parameters = inspect.signature((ATTACKS | PUBLISHED | NEAREST)[name]).parameters
     return next((word for word in ("steps", "queries", "draws") if word in parameters), None)
 
@@ -143,7 +142,9 @@ def _attack(
         return NEAREST[base](eps=eps, norm=norm, **budget)
     if base == "fgsm":  # deterministic: nothing to restart
         return named(base, eps, norm=norm, precision=precision)
-    options: dict[str, Any] = {"norm": norm, "start": Uniform(), "return_point": "first_success", "restarts": restarts}
+    options: dict[str, Any] = {"norm": norm, "restarts": restarts}
+    if base in ("uta", "udp", "trades"):  # of training, where they start near the clean point and return the last
+        options |= {"start": "uniform", "return_point": "first_success"}
     if _budget(base) is not None:
         steps = next(n for n in (number, steps, STEPS) if n is not None)
         options |= {"steps": steps, "step_size": step_size}

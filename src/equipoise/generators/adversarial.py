@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
+from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction
 from equipoise.geometry import Ball, Box
@@ -118,7 +119,7 @@ def _beside(small: Tensor, large: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Adversary:
-    """The generator as a player of a training: for each x it descends
+    """The generator as an auxiliary network of a training: for each x it descends
 
         ½ ‖g(x) - x‖² + a · max(s_c(g(x)) - max over j ≠ c of s_j(g(x)), 0),   c the class f predicts at x,
 
@@ -152,7 +153,7 @@ class Adversary:
         return f"g(crossing {self.crossing:g} on {self.scores}, lr {self.lr:g}{more})"
 
     def build_for(self, shape: tuple[int, ...], seed: int) -> "Adversary":
-        """The same player with a network for inputs of that shape. Raises `EquipoiseError` if it has one for others."""
+        """The same with a network for inputs of that shape. Raises `EquipoiseError` if it has one for others."""
         g = AdversarialGenerator(shape, self.width, seed=seed) if self.generator is None else self.generator
         require(
             g.shape == tuple(shape),
@@ -194,6 +195,7 @@ class Adversary:
         return self.network()(x)
 
 
+@renamed_arguments(player="auxiliary_network")
 @dataclass(frozen=True)
 class GeneratedMargin:
     """`R = mean of eps*(x) / (softness + CE(f(x), f(x*)))`, `eps* = ‖x* - x‖₂` in pixels of [0, 1], x* on the way from
@@ -215,7 +217,7 @@ class GeneratedMargin:
     counts as at least 0.001 nats.
     """
 
-    player: Adversary = Adversary()
+    auxiliary_network: Adversary = Adversary()
     """g."""
     softness: float = 1.0
     """What is added to the cross-entropy."""
@@ -234,13 +236,13 @@ class GeneratedMargin:
     def __name__(self) -> str:
         """What it is called in records."""
         live = ", clean live" if self.clean == "live" else ""
-        return f"R2(softness {self.softness:g}, halvings {self.halvings}{live}) @ {self.player}"
+        return f"R2(softness {self.softness:g}, halvings {self.halvings}{live}) @ {self.auxiliary_network}"
 
     def __call__(self, module: nn.Module, x: Points, y: Labels) -> Tensor:
         """R of a batch, with its graph; for an ensemble f is its mean. Raises `EquipoiseError` without a generator."""
         predict = as_predictive(Ensemble(module) if isinstance(module, nn.ModuleList) else module).draw()
         with torch.no_grad():
-            there, counts = self.player.network()(x), torch.ones(len(x), dtype=torch.bool, device=x.device)
+            there, counts = self.auxiliary_network.network()(x), torch.ones(len(x), dtype=torch.bool, device=x.device)
             if self.halvings:
                 with module_mode(module, "eval"):
                     there, counts = _moved_back(predict, x, there, self.halvings)

@@ -1,8 +1,9 @@
-"""The arguments with which a network calls the layers of torch, under torch's own names: `Conv2d(*args, **kwargs)`.
+"""The arguments of PyTorch's layer functions, under PyTorch's own names: `Conv2d(*args, **kwargs)`.
 
-For what sees the operations of a network as they happen, and has a way of its own for some of them.
+For code that intercepts the calls a network makes and replaces some of them.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,14 +12,33 @@ Pair = tuple[int, int]
 
 
 def pair(value: Any) -> Pair | None:
-    """Both numbers of an argument that may be one for both directions; None if it is neither."""
+    """Return an argument as a pair (vertical, horizontal); one integer counts for both. None for anything else."""
     if isinstance(value, int):
         return value, value
     return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 else None
 
 
+def leaves(arguments: Any) -> Iterator[Any]:
+    """Yield all values in nested tuples, lists and dictionaries, in their order."""
+    if isinstance(arguments, tuple | list | dict):
+        for value in arguments.values() if isinstance(arguments, dict) else arguments:
+            yield from leaves(value)
+    else:
+        yield arguments
+
+
+def map_leaves(arguments: Any, function: Callable[[Any], Any]) -> Any:
+    """Return nested tuples, lists and dictionaries with the function applied to their values."""
+    kind = type(arguments)
+    if kind is tuple or kind is list:
+        return kind([map_leaves(value, function) for value in arguments])
+    if kind is dict:
+        return {name: map_leaves(value, function) for name, value in arguments.items()}
+    return function(arguments)
+
+
 class Conv2d(NamedTuple):
-    """Of `torch.conv2d`."""
+    """Arguments of `torch.conv2d`."""
 
     input: Any
     weight: Tensor
@@ -30,12 +50,12 @@ class Conv2d(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it goes pixel by pixel, in one group."""
+        """Whether stride, dilation and groups are all 1."""
         return (pair(self.stride), pair(self.dilation), self.groups) == ((1, 1), (1, 1), 1)
 
 
 class BatchNorm(NamedTuple):
-    """Of `torch.nn.functional.batch_norm`."""
+    """Arguments of `torch.nn.functional.batch_norm`."""
 
     input: Any
     running_mean: Tensor | None
@@ -47,13 +67,13 @@ class BatchNorm(NamedTuple):
     eps: float = 1e-5
 
     @property
-    def stands(self) -> bool:
-        """Whether its statistics do, so that samples do not depend on each other."""
+    def uses_running_statistics(self) -> bool:
+        """Whether it normalises by fixed running statistics, so that samples do not depend on each other."""
         return not self.training and self.running_mean is not None and self.running_var is not None
 
 
 class MaxPool2d(NamedTuple):
-    """Of `torch.nn.functional.max_pool2d`."""
+    """Arguments of `torch.nn.functional.max_pool2d`."""
 
     input: Any
     kernel_size: Any
@@ -65,18 +85,18 @@ class MaxPool2d(NamedTuple):
 
     @property
     def window(self) -> tuple[Pair, Pair] | None:
-        """Kernel and stride, where it has no padding and gives nothing but the largest of a window."""
+        """Kernel size and stride; None with padding, dilation or indices."""
         plain = pair(self.dilation) == (1, 1) and not self.return_indices
         return _window(self.kernel_size, self.stride, self.padding) if plain else None
 
     @property
-    def halves(self) -> bool:
-        """Whether it takes the largest of 2×2 pixels."""
+    def is_2x2(self) -> bool:
+        """Whether it takes the maxima of disjoint 2×2 windows."""
         return self.window == ((2, 2), (2, 2))
 
 
 class AvgPool2d(NamedTuple):
-    """Of `torch.nn.functional.avg_pool2d`."""
+    """Arguments of `torch.nn.functional.avg_pool2d`."""
 
     input: Any
     kernel_size: Any
@@ -88,12 +108,12 @@ class AvgPool2d(NamedTuple):
 
     @property
     def window(self) -> tuple[Pair, Pair] | None:
-        """Kernel and stride, where it has no padding and gives the mean of a window."""
+        """Kernel size and stride; None with padding or another divisor."""
         return _window(self.kernel_size, self.stride, self.padding) if self.divisor_override is None else None
 
 
 class Dropout(NamedTuple):
-    """Of `torch.nn.functional.dropout` and its kin."""
+    """Arguments of `torch.nn.functional.dropout` and its variants."""
 
     input: Any
     p: float = 0.5

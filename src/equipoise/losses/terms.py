@@ -1,6 +1,6 @@
 """A training method is a sum of terms: an objective, evaluated at a point, with a weight.
 
-    cross_entropy @ pgd(...)                          PGD adversarial training
+    cross_entropy @ udp(...)                          UDP training
     cross_entropy + 6.0 * (kl() @ trades(...))        TRADES
 
 The objective of a term sees the clean prediction live, with its gradient; inside an ascent it is held fixed. Terms at
@@ -42,8 +42,8 @@ class Perturbation(Protocol):
 
 @runtime_checkable
 class AuxiliaryNetwork(Protocol):
-    """Another network of a training, which a penalty owns as its `player`: it has a loss and an optimiser of its own,
-    and after each step of the classifier takes one itself, the classifier held still.
+    """Another network that is trained alongside the classifier, which a penalty owns as its `auxiliary_network`: it has
+    a loss and an optimiser of its own, and takes its steps after each step of the classifier, then frozen.
     """
 
     @property
@@ -65,7 +65,7 @@ class AuxiliaryNetwork(Protocol):
         ...
 
     def build_for(self, shape: tuple[int, ...], seed: int) -> "AuxiliaryNetwork":
-        """The player with a network for inputs of that shape."""
+        """The same with a network for inputs of that shape."""
         ...
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -206,27 +206,28 @@ class Method:
         return list(dict.fromkeys(term.at for term in self.terms))
 
     @property
-    def players(self) -> list[AuxiliaryNetwork]:
-        """The distinct players of its penalties, in order of first use."""
-        owned = (getattr(penalty, "player", None) for _, penalty in self.penalties)
-        return list(dict.fromkeys(player for player in owned if player is not None))
+    def auxiliary_networks(self) -> list[AuxiliaryNetwork]:
+        """The distinct auxiliary networks of its penalties, in order of first use."""
+        owned = (getattr(penalty, "auxiliary_network", None) for _, penalty in self.penalties)
+        return list(dict.fromkeys(network for network in owned if network is not None))
 
     def build_for(self, shape: tuple[int, ...], seed: int) -> "Method":
-        """The method with its players' networks made for inputs of that shape, where they are not given. Raises
-        `EquipoiseError` if two of the players have one name, or a network is one for others.
+        """The method with its auxiliary networks made for inputs of that shape, where they are not given. Raises
+        `EquipoiseError` if two of them have one name, or a given network is for other inputs.
         """
-        players = self.players
+        networks = self.auxiliary_networks
         require(
-            len({player.name for player in players}) == len(players),
-            "two players of the method have one name, which their files would share: let the penalties have the same.",
+            len({network.name for network in networks}) == len(networks),
+            "two auxiliary networks of the method have one name, which their files would share: let the penalties have "
+            "the same.",
         )
-        made = {player: player.build_for(shape, fold(seed, i)) for i, player in enumerate(players)}
+        built = {network: network.build_for(shape, fold(seed, i)) for i, network in enumerate(networks)}
 
-        def placed(penalty: Any) -> Penalty:
-            player = getattr(penalty, "player", None)
-            return penalty if player is None else replace(penalty, player=made[player])
+        def with_network(penalty: Any) -> Penalty:
+            network = getattr(penalty, "auxiliary_network", None)
+            return penalty if network is None else replace(penalty, auxiliary_network=built[network])
 
-        return replace(self, penalties=tuple((weight, placed(penalty)) for weight, penalty in self.penalties))
+        return replace(self, penalties=tuple((weight, with_network(penalty)) for weight, penalty in self.penalties))
 
     def loss(
         self,

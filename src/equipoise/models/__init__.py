@@ -1,6 +1,6 @@
-"""From a model to class probabilities: one network, several, or a distribution over them.
+"""Predictives, models with class probabilities: one network, several, or a distribution over networks.
 
-Every predictive works wherever a network does: in every attack, every training method and every evaluation.
+Every predictive can be used wherever a network can: in every attack, training method and evaluation.
 """
 
 from equipoise.models.deep_kernel_gp import DeepKernelGP, kl_to_prior

@@ -2,7 +2,7 @@
 
     extractor = FCResNet((2,))
     model = deep_kernel_gp(extractor, classes=2, x_train=x, inducing=20)
-    elbo = as_method(each(cross_entropy)).penalised(1.0, kl_to_prior(len(x)))
+    elbo = as_method(each(cross_entropy)).with_penalty(1.0, kl_to_prior(len(x)))
 
 Class c has a latent function `f_c ~ GP(μ_c, k_c)` on the features `h = φ(x)`; the likelihood is `softmax(f(h))_y`
 (van Amersfoort et al. 2021, "On Feature Collapse and Deep Kernel Learning for Single Forward Pass Uncertainty"; U,
@@ -32,17 +32,17 @@ from equipoise.nets.split import split
 Kernel = Literal["rbf", "matern12", "matern32", "matern52"]
 
 _SMOOTHNESS = {"matern12": 0.5, "matern32": 1.5, "matern52": 2.5}
-_JITTER = 1e-6  # relative, on the diagonal of k(Z, Z), with which it has a Cholesky factor in float64
-_LEAST_VARIANCE = 1e-6  # where the square root still has a gradient
-_FEATURES_AT_START = 1000  # as the authors take for the inducing points
+_JITTER = 1e-6  # relative, on the diagonal of k(Z, Z), so that a Cholesky factor exists in float64
+_SMALLEST_VARIANCE = 1e-6  # where the square root still has a gradient
+_INITIAL_FEATURES = 1000  # for the inducing points, as in the authors' code
 
 
 class SparseGP(nn.Module):
     """One sparse variational GP per class on feature vectors, all with the same inducing points.
 
-    Kernel and constant mean are gpytorch's and learned per class. q(v) starts as the prior. Computed in float64, also
-    under autocast: there the Cholesky factor of nearly equal inducing points exists. Nothing is remembered between
-    calls. Raises `EquipoiseError` for an unknown kernel, numbers below 1, and if gpytorch is missing.
+    Kernel and constant mean are gpytorch's and learned per class; q(v) is initialised to the prior. Computed in
+    float64, also under autocast, so that the Cholesky factor of nearly equal inducing points exists. Raises
+    `EquipoiseError` for an unknown kernel, numbers below 1, and if gpytorch is missing.
     """
 
     def __init__(self, features: int, classes: int, inducing: int = 20, kernel: Kernel = "rbf") -> None:
@@ -59,12 +59,12 @@ class SparseGP(nn.Module):
         self.variational_mean = nn.Parameter(torch.zeros(classes, inducing))
         """m of every class."""
         self.variational_root = nn.Parameter(torch.eye(inducing).repeat(classes, 1, 1))
-        """A lower triangular R with S = R Rᵀ of every class; what is above the diagonal is not used."""
+        """The lower triangle R of every class, with S = R Rᵀ; entries above the diagonal are ignored."""
 
     def forward(
         self, features: Float[Tensor, "batch features"]
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
-        """Mean and variance of every class's latent function at every point, each point for itself."""
+        """Mean and variance of every class's latent function at every point, independently of the other points."""
         dtype = torch.promote_types(features.dtype, torch.float32)
         h, z = features.double(), self.inducing.double()
         k_zz, k_zh = self.kernel(z, torch.cat([z, h])).to_dense().split([len(z), len(h)], -1)
@@ -73,7 +73,7 @@ class SparseGP(nn.Module):
         mean = self.mean(h) + (self.variational_mean[..., None] * a).sum(-2)
         explained = (self.variational_root.double().tril().mT @ a).square().sum(-2)
         variance = self.kernel(h, diag=True) - a.square().sum(-2) + explained
-        return mean.T.to(dtype), variance.clamp_min(_LEAST_VARIANCE).T.to(dtype)
+        return mean.T.to(dtype), variance.clamp_min(_SMALLEST_VARIANCE).T.to(dtype)
 
     def kl_to_prior(self) -> Float[Tensor, ""]:
         """`KL(q ‖ p) = ½ Σ (tr S + mᵀ m - M - log det S)`, summed over the classes, in nats."""
@@ -83,9 +83,8 @@ class SparseGP(nn.Module):
 
     @torch.no_grad()
     def start_from(self, features: Float[Tensor, "batch features"], seed: int = 0) -> None:
-        """Put the inducing points at the k-means centres of `features`, and every lengthscale at their mean distance.
-
-        As DUE starts. Raises `EquipoiseError` if there are fewer distinct feature vectors than inducing points.
+        """Initialise the inducing points to the k-means centres of `features`, and every lengthscale to their mean
+        distance, as DUE does. Raises `EquipoiseError` if there are fewer distinct feature vectors than inducing points.
         """
         points, count = features.double().cpu(), len(self.inducing)
         distinct = len(points.unique(dim=0))
@@ -93,7 +92,7 @@ class SparseGP(nn.Module):
             distinct >= max(count, 2),
             f"{count} inducing points need as many distinct feature vectors (at least 2), the data has {distinct}.",
         )
-        from sklearn.cluster import KMeans  # takes a second to import, which most never need
+        from sklearn.cluster import KMeans  # its import takes a second
 
         centres = KMeans(count, random_state=seed % 2**32).fit(points.numpy()).cluster_centers_
         self.inducing.copy_(torch.from_numpy(centres))
@@ -104,7 +103,7 @@ def _kernel_and_mean(kernel: str, classes: int) -> tuple[Any, Any]:
     if kernel not in ("rbf", *_SMOOTHNESS):
         raise unknown("kernel", kernel, ("rbf", *_SMOOTHNESS))
     try:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of torch.jit, which it still uses
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # gpytorch uses torch.jit
             from gpytorch import kernels, means
     except ImportError as error:
         raise EquipoiseError("a deep-kernel GP needs gpytorch: pip install 'equipoise[gp]'.") from error
@@ -117,10 +116,10 @@ def _kernel_and_mean(kernel: str, classes: int) -> tuple[Any, Any]:
 
 
 class DeepKernelGPModule(nn.Module):
-    """An extractor of feature vectors, `.extractor`, and the GPs on them, `.gp`; made without data, for weights to be
-    loaded. `features` is the number that the extractor returns, by default its `.features`.
+    """An extractor of feature vectors, `.extractor`, and the GPs on them, `.gp`, not initialised from data.
 
-    Raises `EquipoiseError` as `SparseGP`, and if the number of features is not known.
+    `features` is the number of features that the extractor returns, by default its `.features`. Raises
+    `EquipoiseError` as `SparseGP`, and if that number is not known.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class DeepKernelGPModule(nn.Module):
         return self.gp(features)
 
     def named_stages(self) -> dict[str, nn.Module]:
-        """Extractor and GPs, for perturbations of the features."""
+        """Extractor and GPs."""
         return {"extractor": self.extractor, "gp": self.gp}
 
 
@@ -165,13 +164,12 @@ def _check_features(features: Any, batch: int) -> None:
 class DeepKernelGP:
     """GP logits as a predictive: member s has the logits `mean(x) + std(x) · ξ_s`, independent over the classes.
 
-    The standard normal ξ come from the streams' shared one and are the same for every sample; they are matched in their
-    first two moments, so that over the members mean and variance of the logits are exactly the GP's. Each sample is
-    predicted for itself, without its covariance with others.
+    The standard normal ξ come from the stream shared by all samples. Their first two moments are matched, so that mean
+    and variance of the logits over the members are exactly the GP's. Covariances between samples are ignored.
     """
 
     module: nn.Module
-    """Extractor and GPs, a `DeepKernelGPModule`; or any that ends with a `SparseGP` and returns what that returns."""
+    """A `DeepKernelGPModule`, or any module that ends with a `SparseGP` and returns its output."""
     samples: int = 16
     """Number of members; 1 is the GP's mean alone, without its uncertainty."""
 
@@ -180,10 +178,9 @@ class DeepKernelGP:
         require_integer("samples", self.samples, 1)
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
-        """The prediction with ξ frozen, drawn from the shared stream; without streams, from that of seed 0."""
+        """Return the prediction function with fixed ξ. Without streams the seed is 0."""
         shared = (streams or Streams.of(0, torch.zeros(1, dtype=torch.int64))).shared
-        noise = _matched(shared.normal(self.samples, _gp(self.module).classes, dtype=torch.float64)[0])
-
+        noise = _match_moments(shared.normal(self.samples, _gp(self.module).classes, dtype=torch.float64)[0])
         network = self.module if weights is None else called_with(self.module, weights)
 
         def predict(x: Points) -> Prediction:
@@ -193,36 +190,35 @@ class DeepKernelGP:
         return predict
 
     def start_from(self, x_train: Points, seed: int = 0) -> None:
-        """Start from the features of (at most 1000) training inputs: inducing points at their k-means centres, every
-        lengthscale at their mean distance.
+        """Initialise the GPs from the features of (at most 1000) training inputs: inducing points at their k-means
+        centres, every lengthscale at their mean distance.
 
-        The features are those in the extractor's present mode, which for a network yet to be trained is train mode.
-        `seed` chooses the inputs and starts the k-means; the global random state is left as it was. Raises
-        `EquipoiseError` as `SparseGP.start_from`, and for an extractor that returns no feature vectors.
+        The extractor's mode is not changed: a network yet to be trained is in train mode. `seed` is that of the choice
+        of inputs and of k-means; the global random state is left unchanged. Raises `EquipoiseError` as
+        `SparseGP.start_from`, and for an extractor that returns no feature vectors.
         """
-        chosen = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(seed))[:_FEATURES_AT_START]
+        index = torch.randperm(len(x_train), generator=torch.Generator().manual_seed(seed))[:_INITIAL_FEATURES]
         extractor, _ = split(self.module, "extractor")
-        _gp(self.module).start_from(_features(extractor, x_train[chosen.to(x_train.device)], seed), seed)
+        _gp(self.module).start_from(_features(extractor, x_train[index.to(x_train.device)], seed), seed)
 
     def split(self, layer: str) -> "tuple[nn.Module, DeepKernelGP]":
-        """The extractor, for `layer = "extractor"`, and the GPs as a predictive of features."""
-        extractor, rest = split(self.module, layer)
-        return extractor, DeepKernelGP(rest, self.samples)
+        """Return the extractor, for `layer = "extractor"`, and the GPs as a predictive of features."""
+        extractor, gp = split(self.module, layer)
+        return extractor, DeepKernelGP(gp, self.samples)
 
 
-def _matched(noise: Float[Tensor, "samples classes"]) -> Float[Tensor, "samples classes"]:
+def _match_moments(noise: Float[Tensor, "samples classes"]) -> Float[Tensor, "samples classes"]:
     """Shifted and scaled to mean 0 and variance 1 per class; a single sample becomes 0."""
     centred = noise - noise.mean(0)
     return centred / centred.square().mean(0).sqrt().clamp_min(torch.finfo(noise.dtype).tiny)
 
 
 def _gp(module: nn.Module) -> SparseGP:
-    found = [part for part in module.modules() if isinstance(part, SparseGP)]
+    gps = [layer for layer in module.modules() if isinstance(layer, SparseGP)]
     require(
-        len(found) == 1,
-        f"a {type(module).__name__} holds {len(found)} SparseGP: expected 1, as in a DeepKernelGPModule.",
+        len(gps) == 1, f"a {type(module).__name__} holds {len(gps)} SparseGP: expected 1, as in a DeepKernelGPModule."
     )
-    return found[0]
+    return gps[0]
 
 
 def deep_kernel_gp(
@@ -234,20 +230,20 @@ def deep_kernel_gp(
     samples: int = 16,
     seed: int = 0,
 ) -> DeepKernelGP:
-    """GPs on the features of `extractor`, which start from training inputs as `DeepKernelGP.start_from` says.
+    """Return GPs on the features of `extractor`, initialised from training inputs (`DeepKernelGP.start_from`).
 
-    Raises `EquipoiseError` as that, and as `DeepKernelGPModule`.
+    Raises `EquipoiseError` as `DeepKernelGP.start_from` and `DeepKernelGPModule`.
     """
-    found = _features(extractor, x_train[:2], seed)
-    module = DeepKernelGPModule(extractor, classes, inducing, found.shape[1], kernel)
-    module.gp.to(found)
+    features = _features(extractor, x_train[:2], seed)
+    module = DeepKernelGPModule(extractor, classes, inducing, features.shape[1], kernel)
+    module.gp.to(features)
     model = DeepKernelGP(module, samples)
     model.start_from(x_train, seed)
     return model
 
 
 def _features(extractor: nn.Module, x: Points, seed: int) -> Float[Tensor, "batch features"]:
-    """The features in the extractor's present mode, with the global generators seeded."""
+    """The features, in the extractor's present mode."""
     with global_seed(seed, x.device), torch.no_grad():
         batches = x.split(256)
         features = [extractor(batch) for batch in batches]
@@ -258,7 +254,13 @@ def _features(extractor: nn.Module, x: Points, seed: int) -> Float[Tensor, "batc
 
 @dataclass(frozen=True)
 class KLToPrior:
-    """The penalty `KL(q(v) ‖ p(v)) / n`."""
+    """The penalty `KL(q(v) ‖ p(v)) / n` of a deep-kernel GP.
+
+    It makes the mean over members of the cross-entropy the negative evidence lower bound per training sample,
+    `-ELBO/n = mean of E_q[-log softmax(f)_y] + KL(q ‖ p)/n` (Hensman et al. 2015, Eq. 18):
+
+        as_method(each(cross_entropy)).with_penalty(1.0, kl_to_prior(n))
+    """
 
     n: int
     """Number of training samples."""
@@ -268,19 +270,13 @@ class KLToPrior:
 
     @property
     def __name__(self) -> str:
-        """What it is called in records."""
+        """Name in records."""
         return f"KL(q||p)/{self.n}"
 
     def __call__(self, module: nn.Module, x: Points, y: Labels) -> Tensor:
-        """The penalty of a deep-kernel GP, in the precision of its parameters."""
+        """The penalty, in the precision of the GP's parameters."""
         gp = _gp(module)
         return gp.kl_to_prior().to(gp.inducing.dtype) / self.n
 
 
-def kl_to_prior(n: int) -> KLToPrior:
-    """The penalty that makes the mean over members of the cross-entropy the negative evidence lower bound per sample:
-    `-ELBO/n = mean of E_q[-log softmax(f)_y] + KL(q ‖ p)/n` over `n` training samples (Hensman et al. 2015, Eq. 18).
-
-    Train with it as `as_method(each(cross_entropy)).with_penalty(1.0, kl_to_prior(n))`.
-    """
-    return KLToPrior(n)
+kl_to_prior = KLToPrior

@@ -1,4 +1,4 @@
-"""Several networks, whose mean is the prediction."""
+"""Ensembles: the mean over several networks."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,47 +15,34 @@ from equipoise.models.single import Single
 from equipoise.nets import MLP, Normalize
 from equipoise.nets.split import split
 
-_VECTORS = (
-    nn.Sequential,
-    nn.Flatten,
-    nn.Linear,
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.Tanh,
-    nn.GELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Identity,
-    MLP,
-    Normalize,
-)
+_POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Identity)
+_VECTORIZED = (nn.Sequential, nn.Flatten, nn.Linear, MLP, Normalize, *_POINTWISE)
 
 
 @dataclass(frozen=True)
 class Ensemble:
     """M networks: `p = (1/M) Σ_m softmax(f_m(x))` (Lakshminarayanan et al. 2017; U, Sec. 2).
 
-    `Ensemble([first, second, ...])`. Members may differ in everything but their number of classes. On an accelerator
-    those of one architecture made of linear layers and pointwise functions are computed side by side by
-    `torch.func.vmap`; others, and on a CPU where it gains nothing, one after the other.
+    `Ensemble([first, second, ...])`. Members may differ in everything but their number of classes. On an accelerator,
+    members of one architecture made of linear layers and pointwise functions are computed together by
+    `torch.func.vmap`; all others, and on a CPU where it gains nothing, one after the other.
     """
 
     module: Any
     """The members; a sequence of networks becomes a `ModuleList`."""
     outputs: Literal["logits", "probabilities"] = "logits"
-    """What the members return."""
+    """Output of the members."""
     vectorize: bool | None = None
-    """True computes the members side by side whatever they are made of, False never; None decides by what they are.
-    While batch statistics are being averaged, in train mode, members are always computed one after the other."""
+    """Whether to compute the members together; None decides by their layers. While batch statistics are averaged, in
+    train mode, members are always computed one after the other."""
     stacked: bool = False
-    """Whether every member has an input of its own: batches of shape (batch, members, ...)."""
+    """Whether every member has its own input: batches of shape (batch, members, ...)."""
 
     def __post_init__(self) -> None:
         kind = type(self.module)
-        one = issubclass(kind, nn.Module) and not issubclass(kind, nn.ModuleList | nn.Sequential)
+        single = issubclass(kind, nn.Module) and not issubclass(kind, nn.ModuleList | nn.Sequential)
         require(
-            not one and self.outputs in ("logits", "probabilities"),
+            not single and self.outputs in ("logits", "probabilities"),
             "an ensemble takes its members as one list: write Ensemble([first, second]).",
         )
         members = list(self.module)
@@ -77,52 +64,52 @@ class Ensemble:
 
     @property
     def members(self) -> list[Single]:
-        """Each network as a predictive."""
+        """The members as predictives."""
         return [Single(member, self.outputs) for member in self.module]
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
-        """All members as a function to a `Prediction`; nothing is random."""
-        if len(self) > 1 and self._side_by_side:
+        """Return all members as a function to a `Prediction`. `streams` are not used."""
+        if len(self) > 1 and self._use_vmap:
             return self._vectorized(weights)
         each = [None] * len(self) if weights is None else self._by_member(weights)
-        draws = [one.draw(None, mine) for one, mine in zip(self.members, each, strict=True)]
+        draws = [member.draw(None, own) for member, own in zip(self.members, each, strict=True)]
 
         def predict(x: Points) -> Prediction:
             inputs = x.unbind(1) if self.stacked else [x] * len(draws)
-            return Prediction(torch.cat([draw(mine).logits for draw, mine in zip(draws, inputs, strict=True)]))
+            return Prediction(torch.cat([draw(input).logits for draw, input in zip(draws, inputs, strict=True)]))
 
         return predict
 
     def split(self, layer: str) -> "tuple[nn.Module, Ensemble]":
-        """The members' encoders, whose codes (batch, members, ...) lie side by side, and the rest as an ensemble."""
+        """Return the members' encoders, with codes of shape (batch, members, ...), and an ensemble of classifiers."""
         pairs = [split(member, layer) for member in self.module]
         rest = nn.ModuleList([classifier for _, classifier in pairs])
-        encoders = _SideBySide([encoder for encoder, _ in pairs], layer)
+        encoders = _Encoders([encoder for encoder, _ in pairs], layer)
         return encoders, Ensemble(rest, self.outputs, self.vectorize, stacked=True)
 
     @property
-    def _side_by_side(self) -> bool:
+    def _use_vmap(self) -> bool:
         if any(m.training and getattr(m, "track_running_stats", False) for m in self.module.modules()):
-            return False  # vmap has no place for the running statistics of all members
+            return False  # vmap cannot update the running statistics of all members
         if self.vectorize is not None:
             return self.vectorize
         on_cpu = all(weight.device.type == "cpu" for weight in self.module.parameters())
-        return not on_cpu and _alike(self.module) and all(type(m) in _VECTORS for m in self.module[0].modules())
+        return not on_cpu and _alike(self.module) and all(type(m) in _VECTORIZED for m in self.module[0].modules())
 
     def _vectorized(self, weights: Weights | None) -> Predict:
-        frozen = None if weights is None else self._stacked(weights)  # once is enough for what stands still
+        constant = None if weights is None else self._stacked(weights)
 
-        def one(weights: Weights, x: Points) -> Tensor:
+        def member_logits(weights: Weights, x: Points) -> Tensor:
             return Single(self.module[0], self.outputs).draw(None, weights)(x).logits[0]
 
         def predict(x: Points) -> Prediction:
-            every = vmap(one, in_dims=(0, 1 if self.stacked else None), randomness="different")
-            return Prediction(every(self._stacked(dict(_named(self.module))) if frozen is None else frozen, x))
+            logits = vmap(member_logits, in_dims=(0, 1 if self.stacked else None), randomness="different")
+            return Prediction(logits(self._stacked(dict(_named(self.module))) if constant is None else constant, x))
 
         return predict
 
     def _by_member(self, weights: Weights) -> list[Weights]:
-        """Each member's weights by its own names; what members share has one name in the whole."""
+        """Each member's weights by its own names. A tensor that members share has one name in `weights`."""
         names = {id(tensor): name for name, tensor in _named(self.module)}
         return [
             {own: weights[names[id(t)]] for own, t in _named(member) if names[id(t)] in weights}
@@ -130,13 +117,12 @@ class Ensemble:
         ]
 
     def _stacked(self, weights: Weights) -> Weights:
-        """The weights of all members in one tensor for each name."""
         each = self._by_member(weights)
-        return {name: torch.stack([mine[name] for mine in each]) for name in each[0]}
+        return {name: torch.stack([own[name] for own in each]) for name in each[0]}
 
 
-class _SideBySide(nn.Module):
-    """Several encoders of the same batch: their codes as (batch, members, ...)."""
+class _Encoders(nn.Module):
+    """Several encoders of the same batch, with codes of shape (batch, members, ...)."""
 
     def __init__(self, encoders: Sequence[nn.Module], layer: str) -> None:
         super().__init__()
@@ -159,10 +145,10 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _alike(members: Iterable[nn.Module]) -> bool:
-    """Whether the networks are of one architecture: the same modules, in the same mode, and shapes."""
-    plans = [
+    """Whether the networks have the same modules, modes and shapes."""
+    architectures = [
         [(name, type(m), m.training) for name, m in member.named_modules()]
         + [(name, t.shape, t.dtype) for name, t in member.state_dict().items()]
         for member in members
     ]
-    return all(plan == plans[0] for plan in plans)
+    return all(architecture == architectures[0] for architecture in architectures)

@@ -1,8 +1,8 @@
-"""A private copy of a model for an attack to work on, so that nothing of the caller's is ever touched.
+"""Private copies of models, so that attacks leave the caller's model untouched.
 
 `frozen(predictive, mode)` copies the *structure* of a model (its modules, containers and hooks) and shares its tensors,
-cut from the graph. The copy has modes, hooks and buffers of its own: several threads can attack one model, a backward
-pass that recomputes (gradient checkpointing) finds the weights it started from, and an exception leaves nothing behind.
+detached. The copy has its own modes, hooks and buffers: several threads can attack one model, a backward pass that
+recomputes (gradient checkpointing) finds the weights it started from, and an exception leaves nothing to restore.
 """
 
 import functools
@@ -23,12 +23,12 @@ Replace = Callable[[Tensor], Tensor]
 
 _ATOMS = (int, float, str, bool, type(None), bytes, complex, torch.dtype, torch.device, torch.Size)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-_OWN = {name for name, value in vars(nn.Module()).items() if type(value) in (dict, OrderedDict)}
-"""The dictionaries that every module has: of its parameters, buffers, parts and hooks."""
+_MODULE_DICTS = {name for name, value in vars(nn.Module()).items() if type(value) in (dict, OrderedDict)}
+"""The dictionaries that every module has: of its parameters, buffers, submodules and hooks."""
 
 
 def cut(tensor: Tensor) -> Tensor:
-    """Return the tensor without its graph, sharing its memory; one made under `torch.inference_mode()`, which autograd
+    """Return the tensor without its graph, sharing its memory; a tensor of `torch.inference_mode()`, which autograd
     cannot use, is copied.
     """
     return tensor.clone() if tensor.is_inference() else tensor.detach()
@@ -36,14 +36,14 @@ def cut(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """A predictive on a private copy of a model: its parameters are constants, its mode and hooks are its own."""
+    """A predictive on a private copy of a model, whose parameters are constants."""
 
     predictive: Predictive
-    """The same kind of predictive as the original, on the copy."""
+    """A predictive of the original's class, on the copy."""
     original: Predictive
-    """The caller's own, which is never touched."""
+    """The caller's predictive, which is never changed."""
     random: bool = False
-    """Whether two calls differ, so that it has to be judged by several."""
+    """Whether two calls differ, so that the model has to be evaluated several times."""
 
     @property
     def module(self) -> nn.Module:
@@ -52,7 +52,7 @@ class Frozen:
 
     @property
     def outputs(self) -> str:
-        """What the network returns: `logits` or `probabilities`."""
+        """Output of the network: `logits` or `probabilities`."""
         return getattr(self.predictive, "outputs", "logits")
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
@@ -63,10 +63,10 @@ class Frozen:
 def frozen(predictive: Predictive, mode: Mode = "eval", *, weights: Replace = cut) -> Frozen:
     """Return a private copy of a predictive, in `mode`, whose parameters are constants.
 
-    `weights` makes the copy's parameters of the model's own: by default they share memory. Buffers are copied in eval
-    mode and shared in train mode: batch-norm then updates the running statistics of the model itself, as in any
-    training pass. Recurrent layers on CUDA, whose kernels differentiate in train mode only, stay in it, without their
-    dropout. Of a frozen predictive a copy in train mode is one of the original.
+    `weights` maps the model's parameters to the copy's, which by default share memory. Buffers are copied in eval mode
+    and shared in train mode: batch-norm then updates the running statistics of the model itself, as in any training
+    pass. Recurrent layers on CUDA, which are differentiable in train mode only, stay in train mode, without dropout. A
+    copy in train mode of a frozen predictive is one of its original.
     """
     original = predictive.original if isinstance(predictive, Frozen) else predictive
     source = predictive.predictive if isinstance(predictive, Frozen) and mode == "eval" else original
@@ -76,32 +76,32 @@ def frozen(predictive: Predictive, mode: Mode = "eval", *, weights: Replace = cu
         own.setdefault(id(buffer), cut(buffer).clone() if mode == "eval" else buffer)
     copy = _Copier(module, own).predictive(source)
     copy.module.train(mode == "train")
-    for part in copy.module.modules():
-        if isinstance(part, nn.RNNBase) and mode == "eval" and next(part.parameters()).is_cuda:
-            part.training, part.dropout = True, 0.0
+    for layer in copy.module.modules():
+        if isinstance(layer, nn.RNNBase) and mode == "eval" and next(layer.parameters()).is_cuda:
+            layer.training, layer.dropout = True, 0.0
     if source is original and any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
-        copy.module.register_forward_pre_hook(_in_its_precision)
+        copy.module.register_forward_pre_hook(_in_own_precision)
     return Frozen(copy, original, isinstance(predictive, Frozen) and predictive.random)
 
 
-def _in_its_precision(module: nn.Module, args: Any) -> Any:
-    """Points stay in float32, where rounding does not leave the ball; a half-precision model sees them in its own."""
+def _in_own_precision(module: nn.Module, args: Any) -> Any:
+    """Give a half-precision model inputs of its precision; attacks keep float32, where rounding stays in the ball."""
     dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
     return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
 
 def called_with(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """Return a copy of the module's structure that has these parameters and buffers in place of its own, also under the
-    other names of what has several; the rest is shared. As `torch.func.functional_call`, without touching the module.
+    """Return a copy of the module's structure with these parameters and buffers in place of its own, under all names of
+    shared ones. As `torch.func.functional_call`, but without changing the module meanwhile.
     """
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     return _Copier(module, {id(own): tensors[name] for name, own in named if name in tensors}).copy(module)
 
 
 class _Copier:
-    """Copies modules with the lists, dictionaries and sets among their attributes, and what leads to a module or to a
-    tensor with a replacement: other containers, bound methods, closures, small objects. Everything else (data sets,
-    trainers, locks, what a hook of the caller's records into, ...) is shared.
+    """Copies modules with their lists, dictionaries and sets, and everything that refers to a module or to a replaced
+    tensor: other containers, bound methods, closures, small objects. Everything else (data sets, trainers, locks, ...)
+    is shared.
     """
 
     def __init__(self, root: nn.Module, tensors: dict[int, Tensor]) -> None:
@@ -110,10 +110,10 @@ class _Copier:
         self._originals: list[Any] = []  # kept alive, so that no id is used twice
 
     def predictive(self, predictive: Predictive) -> Predictive:
-        """Return the copy of a predictive, whatever its class."""
+        """Return the copy of a predictive of any class."""
         require(
             hasattr(predictive, "__dict__"),
-            f"a {type(predictive).__name__} keeps its module out of reach: give the class a __dict__ (no __slots__).",
+            f"a {type(predictive).__name__} hides its module: give the class a __dict__ (no __slots__).",
         )
         copy: Any = self._object(predictive)
         if copy.module is predictive.module:  # an attribute of the class, say
@@ -125,7 +125,7 @@ class _Copier:
         return copy
 
     def copy(self, value: Any) -> Any:
-        """Return the copy of a value, or the value itself where it leads to nothing that is copied."""
+        """Return the copy of a value, or the value itself if it refers to nothing that is copied."""
         if id(value) in self._copies:
             return self._copies[id(value)]
         kind: Any = type(value)
@@ -136,18 +136,18 @@ class _Copier:
         if isinstance(value, dict):
             return self._dict(value)
         if kind in (list, tuple, set, frozenset):
-            inner = [self.copy(one) for one in value]
-            return self._unless_same(value, inner, list(value), lambda: kind(inner))
+            items = [self.copy(item) for item in value]
+            return self._unless_same(value, items, list(value), lambda: kind(items))
         if kind is MethodType:
             owner = self.copy(value.__self__)
             return self._unless_same(value, [owner], [value.__self__], lambda: MethodType(value.__func__, owner))
         if kind is functools.partial:
             old = [value.func, value.args, value.keywords]
-            new = [self.copy(one) for one in old]
+            new = [self.copy(item) for item in old]
             return self._unless_same(value, new, old, lambda: functools.partial(new[0], *new[1], **new[2]))
         if kind is FunctionType:
             return self._closure(value) if value.__closure__ else value
-        return self._object(value) if self._leads_back(value) else value
+        return self._object(value) if self._refers_to_module(value) else value
 
     def _remember(self, value: Any, copy: Any) -> Any:
         self._copies[id(value)] = copy
@@ -162,67 +162,66 @@ class _Copier:
         if isinstance(module, _WRAPPERS):
             return self._remember(module, self.copy(module.module))
         compiled_from = module.__dict__.get("_modules", {}).get("_orig_mod")
-        if compiled_from is not None:  # of torch.compile, which would compile every copy anew
+        if compiled_from is not None:  # torch.compile would compile every copy anew
             return self._remember(module, self.copy(compiled_from))
         self._tree.add(id(module))
         return self._object(module)
 
     def _object(self, value: Any) -> Any:
         copy = self._remember(value, object.__new__(type(value)))
-        copied = {}
-        for name in sorted(value.__dict__, key=_OWN.__contains__):  # attributes first: hooks may write to them
-            inner = value.__dict__[name]
-            if name in _OWN:  # always a new one: a hook of the copy is none of the original
-                new = _filled(inner, {key: self.copy(one) for key, one in inner.items()})
-                copied[name] = self._remember(inner, new)
+        attributes = {}
+        for name in sorted(value.__dict__, key=_MODULE_DICTS.__contains__):  # attributes first: hooks may write to them
+            old = value.__dict__[name]
+            if name in _MODULE_DICTS:  # always a new dictionary: a hook of the copy is none of the original
+                attributes[name] = self._remember(old, _dict_like(old, {key: self.copy(v) for key, v in old.items()}))
             else:
-                copied[name] = self._private(inner) if isinstance(value, nn.Module) else self.copy(inner)
-        copy.__dict__.update({name: copied[name] for name in value.__dict__})
+                attributes[name] = self._private(old) if isinstance(value, nn.Module) else self.copy(old)
+        copy.__dict__.update({name: attributes[name] for name in value.__dict__})
         copy.__dict__.pop("_compiled_call_impl", None)
         return copy
 
     def _private(self, value: Any) -> Any:
-        """The copy of an attribute of a module: what can be changed in place is always a new one."""
+        """The copy of an attribute of a module; mutable containers are always copied."""
         kind: Any = type(value)
         if id(value) in self._copies or not isinstance(value, dict | list | set):
             return self.copy(value)
         if isinstance(value, dict):
-            return self._remember(value, _filled(value, {key: self._private(one) for key, one in value.items()}))
+            return self._remember(value, _dict_like(value, {key: self._private(v) for key, v in value.items()}))
         return self._remember(value, kind(map(self._private, value))) if kind in (list, set) else self.copy(value)
 
     def _dict(self, value: Any) -> Any:
         new = {key: self.copy(inner) for key, inner in value.items()}
-        return self._unless_same(value, list(new.values()), list(value.values()), lambda: _filled(value, new))
+        return self._unless_same(value, list(new.values()), list(value.values()), lambda: _dict_like(value, new))
 
     def _closure(self, function: Any) -> Any:
-        """A function that holds a module, such as a hook that writes to it; the same on the copy."""
+        """The copy of a function with a closure, such as a hook that writes to a module."""
         self._remember(function, function)  # it may hold itself
         old = [_content(cell) for cell in function.__closure__]
-        new = [self.copy(one) for one in old]
+        new = [self.copy(value) for value in old]
 
         def make() -> FunctionType:
-            cells = tuple(CellType(one) for one in new)
-            again = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
-            again.__defaults__, again.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-            return again
+            cells = tuple(CellType(value) for value in new)
+            copy = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
+            copy.__defaults__, copy.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+            return copy
 
         return self._unless_same(function, new, old, make)
 
-    def _leads_back(self, value: Any) -> bool:
-        """Whether a plain object holds a module of the tree, itself or in a container of its own."""
-        held = getattr(value, "__dict__", None)
-        if type(held) is not dict or isinstance(value, type | ModuleType):
+    def _refers_to_module(self, value: Any) -> bool:
+        """Whether a plain object has a module of the tree as an attribute, or in a container that is one."""
+        attributes = getattr(value, "__dict__", None)
+        if type(attributes) is not dict or isinstance(value, type | ModuleType):
             return False
-        return any(map(self._holds, held.values()))
+        return any(map(self._holds_module, attributes.values()))
 
-    def _holds(self, value: Any) -> bool:
+    def _holds_module(self, value: Any) -> bool:
         values = tuple(value.values()) if isinstance(value, dict) else value
         values = values if isinstance(values, list | tuple) else (values,)
-        return any(id(one) in self._tree or isinstance(one, Predictive) for one in values)
+        return any(id(item) in self._tree or isinstance(item, Predictive) for item in values)
 
 
-def _filled(like: Any, items: dict[Any, Any]) -> Any:
-    """A dictionary of the same kind with these items."""
+def _dict_like(like: Any, items: dict[Any, Any]) -> Any:
+    """A dictionary of the class of `like` with these items."""
     kind: Any = type(like)
     copy = kind.__new__(kind)
     if isinstance(like, defaultdict):

@@ -1,8 +1,4 @@
-"""From a model to class probabilities, and what a few predictions tell of a model.
-
-`as_predictive(model)` accepts any `nn.Module` that returns logits of shape (batch, classes), or an object that has
-them as `.logits`. `module_mode(module, mode)` sets a mode and restores every submodule's own on the way out.
-"""
+"""A single network as a predictive."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,14 +20,14 @@ class Single:
     module: nn.Module
     """The network."""
     outputs: Literal["logits", "probabilities"] = "logits"
-    """What the network returns; of probabilities the logarithm is taken."""
+    """Output of the network; probabilities are converted to logits by their logarithm."""
 
     def __post_init__(self) -> None:
         if self.outputs not in ("logits", "probabilities"):
             raise unknown("kind of output", self.outputs, ("logits", "probabilities"))
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
-        """The network as a function to a `Prediction` with one member."""
+        """Return the network as a function to a `Prediction` with one member, with `weights` in place of its own."""
         network = self.module if weights is None else called_with(self.module, weights)
 
         def predict(x: Points) -> Prediction:
@@ -45,7 +41,7 @@ class Single:
         return predict
 
     def split(self, layer: str) -> "tuple[nn.Module, Single]":
-        """The encoder that ends with `layer`, and the classifier that follows it."""
+        """Return the encoder that ends with `layer`, and the classifier after it."""
         encoder, classifier = split(self.module, layer)
         return encoder, Single(classifier, self.outputs)
 
@@ -53,15 +49,19 @@ class Single:
 def as_predictive(
     model: "nn.Module | Predictive", outputs: Literal["logits", "probabilities"] = "logits"
 ) -> Predictive:
-    """`model` itself if it is a predictive, else the network as one. Raises `EquipoiseError` for anything else."""
+    """Return `model` itself if it is a predictive, else the network as a `Single`.
+
+    A network is any `nn.Module` that returns logits of shape (batch, classes), or an object with them as `.logits`.
+    Raises `EquipoiseError` for anything else.
+    """
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     compiled_from = getattr(model, "_orig_mod", None)
     if isinstance(compiled_from, nn.Module):
-        model = compiled_from  # of torch.compile, which would compile every copy and every batch size anew
+        model = compiled_from  # torch.compile would compile every copy and every batch size anew
     require(
         not isinstance(model, torch.jit.ScriptModule),
-        "a scripted or traced model cannot be attacked, its weights cannot be held still: give the original module.",
+        "a scripted or traced model cannot be attacked, as its weights cannot be frozen: give the original module.",
     )
     if isinstance(model, nn.Module):
         return Single(model, outputs)

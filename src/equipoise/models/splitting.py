@@ -1,4 +1,4 @@
-"""A predictive in two parts: an encoder, and the predictive that follows it."""
+"""Splitting a predictive into an encoder and the predictive after it."""
 
 from typing import Protocol, runtime_checkable
 
@@ -14,12 +14,14 @@ class Splittable(Protocol):
     """A predictive that can be split."""
 
     def split(self, layer: str) -> tuple[nn.Module, Predictive]:
-        """The encoder that ends with `layer`, and what follows as a predictive of codes; they share the parameters."""
+        """Return the encoder that ends with `layer`, and a predictive of its codes. They share the parameters."""
         ...
 
 
 def parts(predictive: Predictive, layer: str) -> tuple[nn.Module, Predictive]:
-    """The encoder that ends with `layer`, and the predictive that follows. Raises `EquipoiseError` if it has none."""
+    """Return the encoder that ends with `layer`, and the predictive after it. Raises `EquipoiseError` if it cannot be
+    split.
+    """
     if isinstance(predictive, Frozen):
         predictive = predictive.predictive
     if isinstance(predictive, Splittable):

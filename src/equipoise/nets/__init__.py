@@ -1,22 +1,25 @@
-"""The papers' networks. Every one takes images in [0, 1] and returns logits of shape (batch, classes).
+"""The papers' networks, from images in [0, 1] to logits of shape (batch, classes).
 
-`build` makes one by name, with seeded weights; input normalisation is a layer inside the model, so that attacks
-and their `eps` always live in [0, 1]. `split` cuts one into an encoder and a classifier, for attacks in between.
+`build` makes a network by name, with seeded weights. Input normalisation is a layer of the network, so that attacks
+and their `eps` are in pixels of [0, 1]. `split` cuts a network into an encoder and a classifier, for latent attacks.
 """
 
-from equipoise.nets.cnn4 import CNN4
+from equipoise.nets.convolutional import CNN4, LeNet, SmallCNN
 from equipoise.nets.due import FCResNet, WideResNetFeatures
-from equipoise.nets.lenet import LeNet
 from equipoise.nets.lipschitz import BoundedBatchNorm2d, BoundedNorm, bounded
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
-from equipoise.nets.preact_resnet import PreActBlock, PreActResNet18, PreActResNet18UDP
 from equipoise.nets.registry import build, count_parameters, extractors, how_built, imported, make, names
-from equipoise.nets.resnet import BasicBlock, ResNet18
-from equipoise.nets.resnet20 import ResNet20
-from equipoise.nets.small_cnn import SmallCNN
+from equipoise.nets.residual import (
+    BasicBlock,
+    PreActBlock,
+    PreActResNet18,
+    PreActResNet18UDP,
+    ResNet18,
+    ResNet20,
+    WideResNet,
+)
 from equipoise.nets.split import Staged, split, stages
-from equipoise.nets.wide_resnet import WideResNet
 
 __all__ = [
     "CNN4",

@@ -1,6 +1,6 @@
-"""Feature extractors that keep distances, for deep kernels: DUE's residual networks with bounded layers.
+"""Distance-preserving feature extractors for deep kernels: DUE's residual networks with bounded layers.
 
-A kernel on features sees two inputs as far apart only if the features are. A residual block `h + g(h)` whose branch g
+A kernel on features sees two inputs as far apart only if their features are. A residual block `h + g(h)` whose branch g
 has Lipschitz constant c < 1 keeps distances up to the factors 1 ± c, so that inputs far from the data cannot collapse
 onto it (van Amersfoort et al. 2021, "On Feature Collapse and Deep Kernel Learning for Single Forward Pass
 Uncertainty"; the models of U, App. D.4). A `Normalize` layer may come first.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from equipoise.core.errors import require
 from equipoise.nets.lipschitz import BoundedBatchNorm2d, bounded
+from equipoise.nets.residual import wide_layout
 
 
 class BoundedResidual(nn.Module):
@@ -34,21 +35,16 @@ class BoundedResidual(nn.Module):
 class FCResNet(nn.Module):
     """Flatten, a linear layer to `features`, and `depth` blocks `h + relu(linear(h))`, every layer with norm <= c.
 
-    The input layer is bounded too, as in the authors' code, so that the whole map is `c (1+c)^depth`-Lipschitz.
-    `shape` is that of one input, of any rank; `dropout` is that of the branches. Raises `EquipoiseError` for numbers
-    outside their range.
+    The input layer is bounded too, as in the authors' code, so that the network is `c (1+c)^depth`-Lipschitz. `shape`
+    is that of one input, of any rank; `dropout` applies to the branches. Raises `EquipoiseError` for numbers out of
+    range.
     """
 
     features: int
-    """Number of features it returns."""
+    """Number of features."""
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        features: int = 128,
-        depth: int = 4,
-        coefficient: float = 0.95,
-        dropout: float = 0.0,
+        self, shape: Sequence[int], features: int = 128, depth: int = 4, coefficient: float = 0.95, dropout: float = 0.0
     ) -> None:
         super().__init__()
         require(features >= 1 and depth >= 0, f"features = {features} must be at least 1, depth = {depth} at least 0.")
@@ -65,11 +61,11 @@ class FCResNet(nn.Module):
 class BoundedWideBlock(nn.Module):
     """`skip(h) + conv(dropout(relu(bn(conv(relu(bn(h)))))))` with 3x3 convolutions, every layer with norm <= c.
 
-    Where the shape changes, the skip is a 1x1 convolution. `size` is that of the images it is applied to.
+    Where the shape changes, the skip is a 1x1 convolution. `size` is the height and width of the input images.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, size: tuple[int, int], stride: int, coefficient: float, dropout: float
+        self, inputs: int, outputs: int, size: tuple[int, ...], stride: int, coefficient: float, dropout: float
     ) -> None:
         super().__init__()
         norm = partial(BoundedBatchNorm2d, coefficient=coefficient)
@@ -77,7 +73,7 @@ class BoundedWideBlock(nn.Module):
         self.conv1 = _convolution(inputs, outputs, size, coefficient, stride=stride)
         self.bn2 = norm(outputs)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = _convolution(outputs, outputs, _halved(size, stride), coefficient)
+        self.conv2 = _convolution(outputs, outputs, _strided(size, stride), coefficient)
         reshapes = stride != 1 or inputs != outputs
         self.skip = (
             _convolution(inputs, outputs, size, coefficient, kernel=1, stride=stride) if reshapes else nn.Identity()
@@ -95,51 +91,38 @@ class WideResNetFeatures(nn.Module):
     conv3x3 to 16 channels, `(depth - 4) / 6` blocks each of 16, 32 and 64 times `widen` channels, bn, relu, mean over
     the image (Zagoruyko & Komodakis 2016; bounded as by van Amersfoort et al. 2021, who use depth 28, widen 10, c = 3).
     `shape` is (channels, height, width); the last two stages halve each side. Raises `EquipoiseError` for inputs that
-    are not images and numbers outside their range.
+    are not images and numbers out of range.
     """
 
     features: int
-    """Number of features it returns."""
+    """Number of features."""
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        depth: int = 10,
-        widen: int = 1,
-        coefficient: float = 3.0,
-        dropout: float = 0.0,
+        self, shape: Sequence[int], depth: int = 10, widen: int = 1, coefficient: float = 3.0, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        require(
-            len(shape) == 3,
-            f"a WideResNet needs images (channels, height, width), got inputs of shape {tuple(shape)}.",
-        )
-        require(depth >= 10 and depth % 6 == 4, f"depth of a WideResNet must be 10, 16, 22, ... (6n + 4), got {depth}.")
-        require(widen >= 1, f"widen of a WideResNet must be at least 1, got {widen}.")
+        layout = wide_layout(shape, depth, widen)
         require(0 <= dropout < 1, f"dropout must be in [0, 1), got {dropout}.")
-        channels, height, width = shape
-        size, inputs, blocks = (height, width), 16, []
-        self.stem = _convolution(channels, inputs, size, coefficient)
-        for outputs, stride in ((16 * widen, 1), (32 * widen, 2), (64 * widen, 2)):
-            for step in (stride, *[1] * ((depth - 10) // 6)):
-                blocks.append(BoundedWideBlock(inputs, outputs, size, step, coefficient, dropout))
-                inputs, size = outputs, _halved(size, step)
-        self.blocks = nn.Sequential(*blocks)
-        self.bn = BoundedBatchNorm2d(inputs, coefficient)
-        self.features = inputs
+        channels, *size = shape
+        self.stem = _convolution(channels, 16, tuple(size), coefficient)
+        self.blocks = nn.Sequential()
+        for inputs, outputs, stride in layout:
+            self.blocks.append(BoundedWideBlock(inputs, outputs, tuple(size), stride, coefficient, dropout))
+            size = _strided(size, stride)
+        self.features = 64 * widen
+        self.bn = BoundedBatchNorm2d(self.features, coefficient)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch features"]:
         """Feature vectors of a batch of images."""
         return F.relu(self.bn(self.blocks(self.stem(x)))).mean((2, 3))
 
 
-def _halved(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    height, width = size
-    return -(-height // stride), -(-width // stride)
+def _strided(size: Sequence[int], stride: int) -> tuple[int, ...]:
+    return tuple(-(-side // stride) for side in size)
 
 
 def _convolution(
-    inputs: int, outputs: int, size: tuple[int, int], coefficient: float, kernel: int = 3, stride: int = 1
+    inputs: int, outputs: int, size: tuple[int, ...], coefficient: float, kernel: int = 3, stride: int = 1
 ) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
     return bounded(layer, coefficient, size)

@@ -1,9 +1,9 @@
-"""Layers whose Lipschitz constant is bounded: `|f(a) - f(b)| <= c |a - b|` in the Euclidean norm.
+"""Layers with a bounded Lipschitz constant: `|f(a) - f(b)| <= c |a - b|` in the Euclidean norm.
 
 `bounded(layer, c)` makes a linear layer or a convolution use `W / max(1, σ/c)` for its weight `W`, where σ is the
 largest singular value of the map `x -> W x` (Gouk et al. 2021, "Regularisation of Neural Networks by Enforcing
-Lipschitz Continuity"). For a convolution that is the map of images to images, padding and stride included: the norm of
-its weight reshaped to a matrix is another number. `BoundedBatchNorm2d` bounds a batch-norm the same way.
+Lipschitz Continuity"). For a convolution that is the map of images to images, padding and stride included, not its
+weight reshaped to a matrix. `BoundedBatchNorm2d` bounds a batch-norm the same way.
 """
 
 import math
@@ -21,8 +21,8 @@ from equipoise.core.errors import EquipoiseError, require
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
-_VECTORS, _START_ITERATIONS = 8, 30  # of random weights σ is then 0.1 % too small at most
-_SETTLED, _MOST_ITERATIONS = 1e-6, 300  # relative change of σ that ends the iteration at the end of training
+_VECTORS, _INITIAL_ITERATIONS = 8, 30  # σ of random weights is then at most 0.1 % too small
+_TOLERANCE, _MAX_ITERATIONS = 1e-6, 300  # relative change of σ that ends the iteration at the end of training
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Matrix:
     """The linear map of a linear layer."""
 
     def domain(self, weight: Tensor) -> tuple[int, ...]:
-        """Shape of what it maps: (inputs,)."""
+        """Shape of its argument: (inputs,)."""
         return (weight.shape[1],)
 
     def __call__(self, weight: Tensor, x: Tensor) -> Tensor:
-        """`W x` of every row."""
+        """`W x` of every row x."""
         return x @ weight.T
 
     def adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
-        """`Wᵀ y` of every row."""
+        """`Wᵀ y` of every row y."""
         return y @ weight
 
 
@@ -46,19 +46,19 @@ class Matrix:
 class Convolution:
     """The linear map of a convolution with zero padding, on images of one size."""
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     """Height and width of the images."""
     stride: tuple[int, ...]
-    """Its stride."""
+    """Stride of the convolution."""
     padding: tuple[int, ...]
-    """Zeros at each side."""
+    """Zeros added at each side."""
     dilation: tuple[int, ...]
-    """Its dilation."""
+    """Dilation of the convolution."""
     groups: int
-    """Into how many groups its channels are split."""
+    """Number of groups of channels."""
 
     def domain(self, weight: Tensor) -> tuple[int, ...]:
-        """Shape of what it maps: (channels, height, width)."""
+        """Shape of its argument: (channels, height, width)."""
         return weight.shape[1] * self.groups, *self.size
 
     def __call__(self, weight: Tensor, x: Tensor) -> Tensor:
@@ -74,12 +74,11 @@ class Convolution:
 class BoundedNorm(nn.Module):
     """The parametrization `W -> W / max(1, σ/c)`, whose operator norm is at most c.
 
-    σ = uᵀ W v with the leading singular vectors u and v, which are constants of the gradient. They are found by power
-    iteration of a few vectors at a time, kept orthogonal: many steps at the start, then one per forward pass in train
-    mode, and none in eval mode. σ approaches the norm from below. (A single vector, once it has converged, needs
-    hundreds of steps to notice that training made another direction the largest.) While training, σ lags behind the
-    weights by a few percent; on leaving train mode it is iterated until it no longer changes, so that the bound holds
-    in eval mode.
+    σ = uᵀ W v with the leading singular vectors u and v, which are constants of the gradient. They come from orthogonal
+    iteration: many steps at the start, then one per forward pass in train mode, and none in eval mode. (A single
+    vector, once it has converged, needs hundreds of steps to notice that training made another direction the largest.)
+    σ approaches the norm from below. While training it lags behind the weights by a few percent; on leaving train mode
+    it is iterated to convergence, so that the bound holds in eval mode.
     """
 
     u: Tensor
@@ -95,23 +94,23 @@ class BoundedNorm(nn.Module):
         start = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(weight)
         self.register_buffer("v", _orthonormal(start))
         self.register_buffer("u", torch.zeros_like(operator(weight, start)))
-        for _ in range(_START_ITERATIONS):
+        for _ in range(_INITIAL_ITERATIONS):
             self._iterate(weight)
 
     def settle(self, weight: Tensor) -> None:
-        """Iterate until σ no longer changes."""
+        """Iterate until σ converges."""
         full = weight.detach().to(self.v.dtype)
         before = self.norm(full)
-        for _ in range(_MOST_ITERATIONS):
+        for _ in range(_MAX_ITERATIONS):
             self._iterate(full)
             now = self.norm(full)
-            if not now - before > _SETTLED * now:
+            if not now - before > _TOLERANCE * now:
                 return
             before = now
 
     @torch.no_grad()
     def _iterate(self, weight: Tensor) -> None:
-        """One step `V -> Wᵀ W V` on the rows of v, and the best estimates in the space they span, the largest first."""
+        """One step `V -> Wᵀ W V` on the rows of v, then a singular value decomposition in the space they span."""
         weight = weight.nan_to_num(0, 0, 0)  # of weights that diverged the norm is NaN, but the vectors stay
         left = _orthonormal(self.operator(weight, self.v))
         image = self.operator.adjoint(weight, left).flatten(1)
@@ -133,20 +132,20 @@ class BoundedNorm(nn.Module):
             return weight / (self.norm(full) / self.coefficient).clamp_min(1)
 
     def extra_repr(self) -> str:
-        """The bound, for printing the model."""
+        """The bound, for `repr`."""
         return f"coefficient={self.coefficient:g}"
 
 
 class _SettledOnLeaving(ParametrizationList):
-    """The parametrizations of a bounded weight, settled whenever the layer leaves train mode."""
+    """The parametrizations of a bounded weight, iterated to convergence when the layer leaves train mode."""
 
     def train(self, mode: bool = True) -> "_SettledOnLeaving":
         leaves = self.training and not mode
         super().train(mode)
         if leaves:
-            for one in self:
-                if isinstance(one, BoundedNorm):
-                    one.settle(cast(Tensor, self.original))
+            for parametrization in self:
+                if isinstance(parametrization, BoundedNorm):
+                    parametrization.settle(cast(Tensor, self.original))
         return self
 
 
@@ -155,11 +154,11 @@ def _orthonormal(rows: Tensor) -> Tensor:
     return torch.linalg.qr(rows.flatten(1).T).Q.T.reshape(rows.shape)
 
 
-def bounded(layer: Layer, coefficient: float, input_size: tuple[int, int] | None = None) -> Layer:
-    """The same layer with its operator norm bounded by `coefficient`: a `Linear`, or a `Conv2d` with zero padding.
+def bounded(layer: Layer, coefficient: float, input_size: tuple[int, ...] | None = None) -> Layer:
+    """Bound the operator norm of a `Linear` or of a `Conv2d` with zero padding by `coefficient`, and return the layer.
 
-    A convolution also needs `input_size`, the height and width of the images that it will be applied to; on other sizes
-    the bound holds roughly. Raises `EquipoiseError` for any other layer, and for a coefficient that is not positive.
+    A convolution also needs `input_size`, the height and width of its input images; on other sizes the bound holds
+    approximately. Raises `EquipoiseError` for any other layer, and for a coefficient that is not positive.
     """
     match layer:
         case nn.Linear():
@@ -169,12 +168,12 @@ def bounded(layer: Layer, coefficient: float, input_size: tuple[int, int] | None
         case _:
             raise EquipoiseError(f"the norm of a {type(layer).__name__} cannot be bounded: give a Linear or a Conv2d.")
     register_parametrization(layer, "weight", BoundedNorm(coefficient, layer.weight, operator))
-    # PyTorch offers no other place where both the weight and the change of mode are known.
+    # PyTorch has no other hook that sees both the weight and the change of mode.
     cast(Any, layer).parametrizations["weight"].__class__ = _SettledOnLeaving
     return layer
 
 
-def _convolution(layer: nn.Conv2d, size: tuple[int, int] | None) -> Convolution:
+def _convolution(layer: nn.Conv2d, size: tuple[int, ...] | None) -> Convolution:
     require(
         layer.padding_mode == "zeros" and not isinstance(layer.padding, str),
         f"the norm of a convolution is known for zero padding given by numbers, not for padding {layer.padding!r} of "

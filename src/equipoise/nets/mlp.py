@@ -14,9 +14,8 @@ class MLP(nn.Module):
     """Flatten, then a ReLU layer per entry of `widths`, then a linear layer to the logits.
 
     The default on 28x28 images is the 784-256-10 network of the UTA paper (Appendix B.1.1); `widths=()` is a linear
-    classifier. `shape` is that of one input, of any rank. With a `negative_slope`, a share in [0, 1), the layers are
-    leaky: max(x, negative_slope x); its authors' code has .01. Raises `EquipoiseError` for a width below 1 and
-    another slope.
+    classifier. `shape` is that of one input, of any rank. A `negative_slope` in [0, 1) makes the ReLUs leaky:
+    max(x, negative_slope x); 0.01 in the UTA authors' code. Raises `EquipoiseError` for numbers out of range.
     """
 
     def __init__(

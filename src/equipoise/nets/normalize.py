@@ -14,8 +14,8 @@ class Normalize(nn.Module):
     """Standardise each channel: `(x - mean) / std`, with x of shape (batch, channels, ...) in [0, 1].
 
     As the first layer of a model it keeps attacks in pixel units. `mean` and `std` hold one number per channel, or one
-    for all; they are buffers: saved with the weights, never trained. Raises `EquipoiseError` for lengths that differ,
-    numbers that are not finite, or a `std` that is not positive.
+    for all; they are buffers. Raises `EquipoiseError` for different lengths, numbers that are not finite, or a `std`
+    that is not positive.
     """
 
     mean: Tensor

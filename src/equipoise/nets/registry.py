@@ -1,4 +1,4 @@
-"""Networks by name: the papers' own, and the user's as `package.module:factory`."""
+"""Networks by name: the papers', and the user's own as `package.module:factory`."""
 
 import importlib
 import inspect
@@ -14,16 +14,11 @@ from torch import nn
 
 from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.types import Predictive
-from equipoise.nets.cnn4 import CNN4
+from equipoise.nets.convolutional import CNN4, LeNet, SmallCNN
 from equipoise.nets.due import FCResNet, WideResNetFeatures
-from equipoise.nets.lenet import LeNet
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
-from equipoise.nets.preact_resnet import PreActResNet18, PreActResNet18UDP
-from equipoise.nets.resnet import ResNet18
-from equipoise.nets.resnet20 import ResNet20
-from equipoise.nets.small_cnn import SmallCNN
-from equipoise.nets.wide_resnet import WideResNet
+from equipoise.nets.residual import PreActResNet18, PreActResNet18UDP, ResNet18, ResNet20, WideResNet
 
 _NETS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -39,19 +34,16 @@ _NETS: dict[str, Callable[..., nn.Module]] = {
     "wide-resnet": WideResNet,
 }
 _BUILT = "_equipoise_built"
-_EXTRACTORS: dict[str, Callable[..., nn.Module]] = {
-    "fc-resnet": FCResNet,
-    "wide-resnet-features": WideResNetFeatures,
-}
+_EXTRACTORS: dict[str, Callable[..., nn.Module]] = {"fc-resnet": FCResNet, "wide-resnet-features": WideResNetFeatures}
 
 
 def names() -> tuple[str, ...]:
-    """Classifiers that `build` knows, beside any `package.module:factory`."""
+    """Return the names of classifiers for `build`, beside any `package.module:factory`."""
     return tuple(_NETS)
 
 
 def extractors() -> tuple[str, ...]:
-    """Networks that `build` knows and that return features instead of logits, for Gaussian processes."""
+    """Return the names of networks for `build` that return features instead of logits, for Gaussian processes."""
     return tuple(_EXTRACTORS)
 
 
@@ -64,15 +56,15 @@ def build(
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A network that maps (batch, *shape) in [0, 1] to logits (batch, classes), on the CPU, in train mode.
+    """Build a network that maps (batch, *shape) in [0, 1] to logits (batch, classes), on the CPU, in train mode.
 
-    `name` is one of `names()`, one of `extractors()`, which return features (batch, features) instead, or
-    `package.module:factory` for the user's own: a function or class, looked up with the current directory importable,
-    that returns an `nn.Module`; it is given those of `shape`, `classes` and `options`
-    that it has parameters for. `shape` is (channels, height, width) or (features,). `normalize = (mean, std)` puts a
-    `Normalize` layer first. Weights are PyTorch's default initialisation drawn from `seed`; the global random state is
-    left as it was. Raises `EquipoiseError` for an unknown name or option, a shape the network cannot take, and a
-    factory that cannot be imported, fails, or returns something else.
+    `name` is one of `names()`; one of `extractors()`, which return features (batch, features) instead; or
+    `package.module:factory`, a function or class of the user's that returns an `nn.Module`, imported with the current
+    directory on the path and called with those of `shape`, `classes` and `options` that it takes. `shape` is (channels,
+    height, width) or (features,). `normalize = (mean, std)` puts a `Normalize` layer first. Weights are PyTorch's
+    default initialisation with `seed`; the global random state is left unchanged. Raises `EquipoiseError` for an
+    unknown name or option, a shape that the network does not take, and a factory that cannot be imported, fails, or
+    returns something else.
     """
     shape = tuple(shape)
     net = make(name, shape, classes, seed=seed, **options)
@@ -86,14 +78,14 @@ def build(
 
 
 def how_built(model: nn.Module) -> dict[str, Any] | None:
-    """The arguments of `build` that made the network; None if that did not, or for a factory of the user's."""
+    """Return the arguments of `build` that made the network; None if there are none, or for a factory of the user's."""
     return getattr(model, _BUILT, None)
 
 
 def make(
     name: str, shape: Sequence[int], classes: int = 10, *, seed: int = 0, **options: Any
 ) -> "nn.Module | Predictive":
-    """As `build`, from a factory that may also return a predictive, such as an ensemble."""
+    """Build as `build`, without normalisation; a factory may also return a predictive, such as an ensemble."""
     shape = tuple(shape)
     require(
         len(shape) in (1, 3) and all(side >= 1 for side in shape),
@@ -108,7 +100,7 @@ def make(
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of scalars among the parameters of `model`, trained or frozen, each shared one counted once."""
+    """Return the number of parameters of `model`, trained or frozen; shared ones count once."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -130,12 +122,12 @@ def _normalized(
 
 
 def _find(name: str) -> Callable[..., nn.Module]:
-    known = _NETS | _EXTRACTORS
-    if name in known:
-        return known[name]
+    nets = _NETS | _EXTRACTORS
+    if name in nets:
+        return nets[name]
     if ":" not in name:
-        raise unknown("net", name, [*known, "package.module:factory"])
-    factory = _imported("net", name, "factory")
+        raise unknown("net", name, [*nets, "package.module:factory"])
+    factory = imported("net", name, "factory")
     if callable(factory) and not isinstance(factory, nn.Module):
         return cast(Callable[..., nn.Module], factory)
     attribute = name.partition(":")[2]
@@ -144,26 +136,23 @@ def _find(name: str) -> Callable[..., nn.Module]:
     )
 
 
-def imported(what: str, name: str) -> Any:
-    """The user's own `package.module:name`, looked up with the current directory importable.
+def imported(kind: str, name: str, attribute_kind: str | None = None) -> Any:
+    """Import the user's own `package.module:name`, with the current directory on the path.
 
-    `what` says in messages what it is. Raises `EquipoiseError` if it cannot be imported.
+    `kind` is what messages call it, and `attribute_kind` the name in it. Raises `EquipoiseError` if that fails.
     """
-    with _current_directory_importable():
-        return _imported(what, name, what)
-
-
-def _imported(what: str, name: str, attribute_is: str) -> Any:
     module_name, _, attribute = name.partition(":")
-    require(bool(module_name and attribute), f"{what} {name!r} is not of the form package.module:{attribute_is}.")
+    form = f"package.module:{attribute_kind or kind}"
+    require(bool(module_name and attribute), f"{kind} {name!r} is not of the form {form}.")
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does when imported
+        with _current_directory_importable():
+            module = importlib.import_module(module_name)
+    except Exception as error:  # importing the user's module may raise anything
         raise EquipoiseError(
-            f"cannot import {module_name!r} for {what} {name!r} ({type(error).__name__}: {error}); run from the "
+            f"cannot import {module_name!r} for {kind} {name!r} ({type(error).__name__}: {error}); run from the "
             f"directory that holds it, or install it."
         ) from error
-    require(hasattr(module, attribute), f"{what} {name!r}: module {module_name!r} has no {attribute!r}.")
+    require(hasattr(module, attribute), f"{kind} {name!r}: module {module_name!r} has no {attribute!r}.")
     return getattr(module, attribute)
 
 
@@ -174,14 +163,13 @@ def _call(
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # some callables written in C have no signature
         parameters = ()
-    by_name = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    choices = [p for p in by_name if p not in offered]
-    for option in options if not takes_any else ():
+    accepted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    choices = [p for p in accepted if p not in offered]
+    for option in () if any(p.kind is p.VAR_KEYWORD for p in parameters) else options:
         require(bool(choices), f"net {name!r} takes no options, got {option!r}.")
         if option not in choices:
             raise unknown(f"option of net {name!r}", option, choices)
-    arguments = {k: v for k, v in offered.items() if k in by_name} | options
+    arguments = {k: v for k, v in offered.items() if k in accepted} | options
     missing = [
         p.name
         for p in parameters
@@ -196,7 +184,7 @@ def _call(
         net = factory(**arguments)
     except EquipoiseError:
         raise
-    except Exception as error:  # whatever the user's factory does
+    except Exception as error:  # the user's factory may raise anything
         raise EquipoiseError(f"net {name!r} could not be made: {type(error).__name__}: {error}.") from error
     require(
         isinstance(net, nn.Module | Predictive),
@@ -207,10 +195,10 @@ def _call(
 
 @contextmanager
 def _current_directory_importable() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        with suppress(ValueError):  # the user's module may have removed it itself
-            sys.path.remove(here)
+        with suppress(ValueError):  # the user's module may have removed it
+            sys.path.remove(folder)

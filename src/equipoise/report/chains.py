@@ -18,66 +18,65 @@ class Stage:
     name: str
     """The part, or `clean`."""
     fooled: int
-    """Samples that fell to it."""
-    left: int
-    """Samples that are right after it and everything before it."""
+    """Number of samples it fooled."""
+    remaining: int
+    """Number of samples still classified correctly after it."""
     n: int
-    """All samples."""
+    """Number of all samples."""
     iteration: float | None
-    """Median of the steps after which it fooled; None where it fooled nobody or nothing was recorded."""
+    """Median iteration of its successes; None without any, or where none was recorded."""
     queries: float | None
-    """Median of the queries spent on the samples it fooled, those of the parts before it included."""
+    """Median number of queries of the samples it fooled, including those of the parts before it."""
 
     @property
     def accuracy(self) -> float:
-        """Share of samples left, in [0, 1]."""
-        return self.left / self.n
+        """Share of samples remaining, in [0, 1]."""
+        return self.remaining / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of `accuracy`."""
-        return wilson(self.left, self.n)
+        return wilson(self.remaining, self.n)
 
 
 def composites(evaluation: Evaluation) -> list[list[AttackRecord]]:
-    """The composite attacks that say who fooled each sample: one list per attack and norm, by radius."""
-    found: dict[tuple[str, str], list[AttackRecord]] = {}
+    """Return the composite attacks that record who fooled each sample: one list per attack and norm, by radius."""
+    attacks: dict[tuple[str, str], list[AttackRecord]] = {}
     for result in evaluation.results:
         if len(_parts(result)) > 1 and len(result.winner) == result.n:
-            found.setdefault((result.attack, result.norm), []).append(result)
-    return [sorted(results, key=lambda r: r.eps) for results in found.values()]
+            attacks.setdefault((result.attack, result.norm), []).append(result)
+    return [sorted(results, key=lambda r: r.eps) for results in attacks.values()]
 
 
 def stages(result: AttackRecord) -> list[Stage]:
-    """Clean accuracy, then the parts of a composite attack in the order in which they ran."""
+    """Return clean accuracy, then the parts of a composite attack in the order in which they ran."""
     names = [CLEAN, *_parts(result)]
-    won = [[i for i, winner in enumerate(result.winner) if winner == name] for name in names]
-    fallen = accumulate(map(len, won))
+    fooled = [[i for i, winner in enumerate(result.winner) if winner == name] for name in names]
     return [
         Stage(
             name,
-            len(rows),
-            result.n - gone,
+            len(samples),
+            result.n - total,
             result.n,
-            None if name == CLEAN else _median(result.iteration, rows),
-            None if name == CLEAN else _median(result.queries, rows),
+            None if name == CLEAN else _median(result.iteration, samples),
+            None if name == CLEAN else _median(result.queries, samples),
         )
-        for name, rows, gone in zip(names, won, fallen, strict=True)
+        for name, samples, total in zip(names, fooled, accumulate(map(len, fooled)), strict=True)
     ]
 
 
 def descent(result: AttackRecord) -> tuple[list[int], list[float]] | None:
-    """Robust accuracy against the queries spent on each sample: where it steps down, and what is left from there.
+    """Return robust accuracy against the queries per sample: where it steps down, and its value from there.
 
-    Begins with the first query and ends with the most that any sample took. None without recorded queries.
+    Begins with the first query and ends with the largest number of any sample. None without recorded queries.
     """
     if len(result.queries) != result.n:
         return None
-    spent = sorted(q for q, right in zip(result.queries, result.correct, strict=True) if not right and q > 1)
-    at_once = sum(q <= 1 and not right for q, right in zip(result.queries, result.correct, strict=True))
-    left = [result.n - at_once - fallen for fallen in range(len(spent) + 1)]
-    places = [1, *spent, max(1, *result.queries)]
-    return places, [count / result.n for count in [*left, left[-1]]]
+    fooling = [q for q, correct in zip(result.queries, result.correct, strict=True) if not correct]
+    steps = sorted(q for q in fooling if q > 1)
+    remaining = [result.n - (len(fooling) - len(steps)) - fooled for fooled in range(len(steps) + 1)]
+    queries = [1, *steps, max(1, *result.queries)]
+    return queries, [count / result.n for count in [*remaining, remaining[-1]]]
 
 
 def _parts(result: AttackRecord) -> list[str]:
@@ -85,6 +84,6 @@ def _parts(result: AttackRecord) -> list[str]:
     return [str(p.get("name")) for p in parts if isinstance(p, Mapping)] if isinstance(parts, list | tuple) else []
 
 
-def _median(values: Sequence[int | None], rows: Sequence[int]) -> float | None:
-    known = [v for row in rows if row < len(values) and (v := values[row]) is not None]
-    return median(known) if known else None
+def _median(values: Sequence[int | None], samples: Sequence[int]) -> float | None:
+    recorded = [value for i in samples if i < len(values) and (value := values[i]) is not None]
+    return median(recorded) if recorded else None

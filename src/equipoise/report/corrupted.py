@@ -11,7 +11,7 @@ Result = AttackRecord | CorruptionResult | MeanResult
 
 
 @dataclass(frozen=True)
-class Table:
+class CorruptionTable:
     """Models measured on the same corrupted images."""
 
     data: Mapping[str, Any]
@@ -19,7 +19,7 @@ class Table:
     origin: str
     """Where the images come from, in words."""
     columns: Sequence[Any]
-    """The rows of the accuracy table that these models have there, for their names."""
+    """The rows of these models in the accuracy table, for their names."""
     evaluations: Sequence[Evaluation]
     """Of each column."""
 
@@ -30,35 +30,33 @@ class Table:
 
     @property
     def lines(self) -> list[tuple[str, Sequence[Result]]]:
-        """Name and results of each corruption, and their mean at last."""
+        """Name and results of each corruption, and at the end their mean."""
         by_corruption = zip(*(e.corruptions for e in self.evaluations), strict=True)
-        means = [MeanResult(e.corruptions) for e in self.evaluations]
-        return [
-            *((results[0].corruption.replace("_", " "), results) for results in by_corruption),
-            ("mean", means),
-        ]
+        named = [(results[0].corruption.replace("_", " "), results) for results in by_corruption]
+        return [*named, ("mean", [MeanResult(e.corruptions) for e in self.evaluations])]
 
 
-def tables(found: Sequence[tuple[Any, Evaluation]]) -> list[Table]:
-    """The tables of what was measured on corrupted images, one for each set of them: pairs of a model's row in the
-    accuracy table and an evaluation. A row is listed once in a table.
+def tables(evaluations: Sequence[tuple[Any, Evaluation]]) -> list[CorruptionTable]:
+    """Return one table for each set of corrupted images, of pairs of a model's row in the accuracy table and an
+    evaluation. A row is listed once in a table.
     """
-    together: dict[tuple[Any, ...], list[tuple[Any, Evaluation]]] = {}
-    for row, evaluation in found:
+    by_images: dict[tuple[Any, ...], list[tuple[Any, Evaluation]]] = {}
+    for row, evaluation in evaluations:
         if evaluation.corruptions:
-            entries = together.setdefault(_images(evaluation), [])
+            entries = by_images.setdefault(_images(evaluation), [])
             if all(row is not other for other, _ in entries):
                 entries.append((row, evaluation))
-    return [
-        Table(e[0][1].data, _origin(e[0][1]), [row for row, _ in e], [evaluation for _, evaluation in e])
-        for e in together.values()
-    ]
+    tables = []
+    for entries in by_images.values():
+        rows, measured = zip(*entries, strict=True)
+        tables.append(CorruptionTable(measured[0].data, _origin(measured[0]), rows, measured))
+    return tables
 
 
 def _images(evaluation: Evaluation) -> tuple[Any, ...]:
-    """What makes the corrupted images of two evaluations the same."""
-    told = tuple(str(evaluation.data.get(part, "")) for part in ("name", "sha256", "split", "shard", "n"))
-    return *told, _origin(evaluation), tuple((r.corruption, r.source) for r in evaluation.corruptions)
+    """What is the same for two evaluations on the same corrupted images."""
+    data = tuple(str(evaluation.data.get(key, "")) for key in ("name", "sha256", "split", "shard", "n"))
+    return *data, _origin(evaluation), tuple((r.corruption, r.source) for r in evaluation.corruptions)
 
 
 def _origin(evaluation: Evaluation) -> str:

@@ -1,7 +1,7 @@
 """Figures as inline SVG whose colours are CSS variables, so that one drawing serves light and dark pages.
 
-Matplotlib draws with stand-in colours which become `var(--...)` in the text of the SVG. No text of the user's goes
-into a figure.
+Matplotlib draws with stand-in colours, which are replaced by `var(--...)` in the text of the SVG. Figures contain no
+text from the user.
 """
 
 import base64
@@ -22,7 +22,7 @@ SERIES = 8
 _MARKERS = {"o": 6.5, "s": 6.5, "D": 6.5, "^": 8, "v": 8, "P": 9, "X": 9}
 STAND_INS = {"ink": "#000001", "muted": "#000002", "line": "#000003", "page": "#000004", "clean": "#000005"}
 STAND_INS |= {"fgsm": "#000006", "pgd": "#000007"} | {f"s{i}": f"#0001{i:02x}" for i in range(SERIES)}
-"""Colours of a drawing that become the style sheet's variables."""
+"""Colours of a drawing, replaced by the variables of the style sheet."""
 _VARIABLES = {colour: f"var(--{name})" for name, colour in STAND_INS.items()}
 FONT = 11.5
 """Size of a figure's text, in CSS pixels."""
@@ -75,9 +75,9 @@ class Line:
 
 
 def against_eps(name: str, lines: Sequence[Line], label: Callable[[float], str], width: int, height: int) -> str:
-    """Accuracy in percent against eps, one line per run over its interval's band.
+    """Draw accuracy in percent against eps, one line per run over the band of its interval.
 
-    `name` makes the SVG's ids unique; `label` writes a radius. Ticks stand at the evaluated radii that have room.
+    `name` makes the SVG's ids unique; `label` formats a radius. Ticks are at the evaluated radii that have room.
     """
     figure, (axes,) = _figure(width, height, (1,))
     for line in lines:
@@ -98,28 +98,28 @@ def against_eps(name: str, lines: Sequence[Line], label: Callable[[float], str],
 
 
 def margin_curves(name: str, lines: Sequence[tuple[Line, bool]], width: int, height: int) -> str:
-    """The curve of a score in percent against eps: a line with its band for each model, dotted if asked for."""
+    """Draw the curve of a score in percent against eps: for each model a line, dotted if marked, with its band."""
     figure, (axes,) = _figure(width, height, (1,))
-    for line, dashed in lines:
+    for line, dotted in lines:
         low, high = (100 * np.array(line.interval)).T
         colour = line.style.drawing["color"]
         axes.fill_between(line.eps, low, high, color=colour, alpha=0.16, linewidth=0)
-        dashes = (0, (1.2, 1.6)) if dashed else line.style.drawing["linestyle"]
+        dashes = (0, (1.2, 1.6)) if dotted else line.style.drawing["linestyle"]
         axes.plot(line.eps, 100 * np.array(line.accuracy), color=colour, linewidth=1.9, linestyle=dashes, zorder=3)
     _percent(axes, "classified alike within eps")
     _label_below(axes, "eps")
-    first, last = (end(at for line, _ in lines for at in line.eps) for end in (min, max))
+    first, last = (end(eps for line, _ in lines for eps in line.eps) for end in (min, max))
     axes.set_xlim(0 if first < last / 2 else first, last)
     return svg(figure, name)
 
 
 def scatter(name: str, points: Sequence[tuple[float, float, bool]], labels: tuple[str, str], width: int = 420) -> str:
-    """Points of the plane, to the right and upwards in the units of `labels`; filled and joined if marked."""
+    """Draw points of the plane with axes `labels`: marked points are filled and joined."""
     figure, (axes,) = _figure(width, 320, (1,))
     for filled in (False, True):
-        chosen = [(x, y) for x, y, marked in points if marked == filled]
-        if chosen:
-            x, y = zip(*sorted(chosen), strict=True)
+        selected = [(x, y) for x, y, marked in points if marked == filled]
+        if selected:
+            x, y = zip(*sorted(selected), strict=True)
             face = STAND_INS["s0"] if filled else "none"
             if filled:
                 axes.plot(x, y, color=STAND_INS["s0"], linewidth=1.4, zorder=2)
@@ -130,19 +130,19 @@ def scatter(name: str, points: Sequence[tuple[float, float, bool]], labels: tupl
     return svg(figure, name)
 
 
-def against_queries(name: str, falls: Sequence[tuple[str, Sequence[int], Sequence[float]]], width: int = 400) -> str:
-    """Robust accuracy in percent against the queries spent on a sample, on a logarithmic axis.
+def against_queries(name: str, curves: Sequence[tuple[str, Sequence[int], Sequence[float]]], width: int = 400) -> str:
+    """Draw robust accuracy in percent against the number of queries per sample, on a logarithmic axis.
 
-    One falling step curve per radius, which is written at its end: `falls` holds its text, where the curve steps, and
-    the share in [0, 1] that is left from there.
+    `curves` has one step curve per radius: its label, the numbers of queries at which it steps, and the robust accuracy
+    in [0, 1] from there.
     """
     figure, (axes,) = _figure(width, 250, (1,))
     axes.set_xscale("log")
-    last = max(max(places) for _, places, _ in falls)
+    last = max(max(queries) for _, queries, _ in curves)
     lowest = -np.inf
-    for text, places, shares in sorted(falls, key=lambda fall: fall[2][-1]):
-        heights = 100 * np.array(shares)
-        axes.step([*places, last], [*heights, heights[-1]], where="post", color=STAND_INS["ink"], linewidth=1.7)
+    for text, queries, accuracy in sorted(curves, key=lambda curve: curve[2][-1]):
+        heights = 100 * np.array(accuracy)
+        axes.step([*queries, last], [*heights, heights[-1]], where="post", color=STAND_INS["ink"], linewidth=1.7)
         lowest = max(heights[-1], lowest + 8)  # the height of a line of text, so that no two overlap
         axes.annotate(
             text, (1, lowest), (6, 0), ("axes fraction", "data"), "offset points", va="center", annotation_clip=False,
@@ -158,7 +158,7 @@ def against_queries(name: str, falls: Sequence[tuple[str, Sequence[int], Sequenc
 
 
 def training(name: str, metrics: Sequence[Mapping[str, Any]], best: float | None, width: int = 310) -> str:
-    """Training loss above, validation accuracies below, over epochs; a vertical line at the best weights' epoch."""
+    """Draw training loss and, below it, validation accuracies over epochs; a vertical line at the best epoch."""
     figure, (above, below) = _figure(width, 280, (1, 1.7))
     epochs = [entry["epoch"] for entry in metrics]
     points = {"marker": "o", "markersize": 4} if len(epochs) == 1 else {}
@@ -184,7 +184,7 @@ def training(name: str, metrics: Sequence[Mapping[str, Any]], best: float | None
 
 
 def key(name: str, style: Style | None = None, role: str = "") -> str:
-    """A short stroke with a run's marker, or with the dashes of a validation curve (`role`, a name of `VALIDATION`)."""
+    """Draw a short line with a run's marker, or with the dashes of a validation curve (`role`, in `VALIDATION`)."""
     figure, (axes,) = _figure(34, 14, (1,), bare=True)
     if style is not None:
         axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **style.drawing)
@@ -195,7 +195,7 @@ def key(name: str, style: Style | None = None, role: str = "") -> str:
 
 
 def picture(image: np.ndarray, largest: int = 96) -> str:
-    """An image (channels, height, width) in [0, 1] as a PNG data URI, pixel for pixel up to `largest` a side."""
+    """Return an image (channels, height, width) in [0, 1] as a PNG data URI, reduced to `largest` pixels a side."""
     levels = np.rint(255 * image).astype(np.uint8)
     drawn = Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
     if max(drawn.size) > largest:
@@ -212,7 +212,7 @@ def _values(metrics: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def canvas(width: float, height: float, bare: bool = False) -> Any:
-    """An empty figure of `width` x `height` CSS pixels, outside matplotlib's global state; `bare` has no layout.
+    """Return an empty figure of `width` x `height` CSS pixels, outside matplotlib's global state; `bare` has no layout.
 
     Raises `EquipoiseError` where matplotlib is not installed.
     """
@@ -231,7 +231,7 @@ def canvas(width: float, height: float, bare: bool = False) -> Any:
 
 
 def unframe(axes: Any, colours: Mapping[str, str] = STAND_INS) -> None:
-    """Leave of a frame only its ticks' labels and horizontal grid lines."""
+    """Reduce a frame to tick labels and horizontal grid lines."""
     axes.patch.set_visible(False)
     axes.spines[:].set_visible(False)
     axes.grid(axis="y", color=colours["line"], linewidth=1)
@@ -271,7 +271,7 @@ def _label_below(axes: Any, label: str) -> None:
 
 
 def svg(figure: Any, name: str) -> str:
-    """The figure as an `<svg>` element fit to stand inside a page: no size, fonts, ids or rules that leak out of it."""
+    """Return the figure as an `<svg>` element for use inside a page, without size, fonts, or global ids and rules."""
     import matplotlib
 
     buffer = io.StringIO()

@@ -1,4 +1,4 @@
-"""What every page shares: its template's environment, and how numbers and settings are written."""
+"""Parts of every page: the environment of its template, and the format of numbers and settings."""
 
 import math
 import re
@@ -16,7 +16,7 @@ _ACRONYM = re.compile(rf"(?<![a-z])(?:{_NAMES})(?:-(?:at|ce|dlr|t))?(?![a-z])")
 
 
 def template(name: str) -> Template:
-    """One of the package's templates, which writes numbers and settings by the functions of this module."""
+    """Return one of the package's templates, with the functions of this module as filters."""
     environment = Environment(
         loader=PackageLoader("equipoise.report", "."),
         autoescape=True,
@@ -41,48 +41,48 @@ def template(name: str) -> Template:
 
 @cache
 def light() -> dict[str, str]:
-    """The style sheet's colours on a light page, by name."""
+    """Return the style sheet's colours on a light page, by name."""
     css = files("equipoise.report").joinpath("style.css").read_text("utf-8")
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css[: css.index("@media")]))
 
 
 def percent(share: float) -> str:
-    """A share of 1 in percent, one decimal."""
+    """Return a share in percent, with one decimal."""
     return f"{100 * share:.1f}"
 
 
 def interval(bounds: tuple[float, float]) -> str:
-    """An interval of shares in percent, one decimal."""
+    """Return an interval of shares in percent, with one decimal."""
     return f"{percent(bounds[0])}–{percent(bounds[1])}"
 
 
 def radius(eps: float) -> str:
-    """A radius as it was most likely written: `8/255` for a whole number of grey levels, else a decimal number."""
+    """Return a radius as people write it: `8/255` for a whole number of grey levels, else a decimal number."""
     levels = eps * 255
     whole = 0 < eps < 1 and abs(levels - round(levels)) < 1e-6 and round(eps, 3) != eps
     return f"{round(levels)}/255" if whole else f"{eps:g}"
 
 
 def title(name: str) -> str:
-    """A method's or attack's name with acronyms in capitals and a capital first letter."""
+    """Return a method's or attack's name with acronyms in capitals and a capital first letter."""
     name = _ACRONYM.sub(lambda match: match[0].upper(), name).replace("deepfool", "DeepFool")
     return name.replace("autoattack", "AutoAttack") if name.startswith("autoattack") else name[:1].upper() + name[1:]
 
 
 def number(amount: Any) -> str:
-    """A measured number in four digits, or a dash."""
+    """Return a measured number in four digits, or a dash."""
     return f"{amount:.4g}" if isinstance(amount, int | float) and math.isfinite(amount) else "–"
 
 
 def count(amount: float | None) -> str:
-    """A median of whole numbers, with a decimal only where it lies between two; a dash for None."""
+    """Return a median of integers, with a decimal only where it is none itself; a dash for None."""
     if amount is None:
         return "–"
     return f"{amount:,.0f}" if amount == int(amount) else f"{amount:,.1f}"
 
 
 def value(setting: Any) -> str:
-    """A setting of any kind as one line of text."""
+    """Return a setting of any kind as one line of text."""
     match setting:
         case bool():
             return "yes" if setting else "no"
@@ -94,8 +94,8 @@ def value(setting: Any) -> str:
             return radius(setting)
         case Mapping():
             kind = setting.get("kind")
-            parts = ((str(k).replace("_", " "), v) for k, v in setting.items() if k != "kind")
-            text = ", ".join(f"{k} ({value(v)})" if isinstance(v, Mapping) else f"{k} {value(v)}" for k, v in parts)
+            items = ((str(k).replace("_", " "), v) for k, v in setting.items() if k != "kind")
+            text = ", ".join(f"{k} ({value(v)})" if isinstance(v, Mapping) else f"{k} {value(v)}" for k, v in items)
             return f"{kind}: {text}" if kind and text else str(kind or text)
         case list() | tuple():
             return ", ".join(value(v) for v in setting)
@@ -103,8 +103,8 @@ def value(setting: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the units a person would use."""
+    """Return seconds in readable units."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes} min {remainder} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

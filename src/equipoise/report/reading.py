@@ -1,4 +1,4 @@
-"""Reads what a report shows: run directories, loose evaluation files and scores."""
+"""The contents of a report: run directories, separate evaluation files and scores, read from disk."""
 
 import base64
 import json
@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.report.scored import Scored
+from equipoise.report.scored import ModelScore
 from equipoise.results.records import Evaluation, Run, Scores, check_weights, load
 
 PICTURES = {
     "manifold": "The data manifold: in each row a test image, its reconstruction, and samples near it.",
     "generator": "The generator of adversarial examples: images, and what it made of them after each epoch.",
 }
-"""Pictures that a run may keep, as NAME.png, and what they show."""
-
+"""Captions of the pictures that a run may keep, by the NAME of NAME.png."""
 
 _KINDS = ("clean", "judged", "udp", "pgd")
 """Kinds of example images, in the order they are shown."""
@@ -30,16 +29,16 @@ _KINDS = ("clean", "judged", "udp", "pgd")
 
 @dataclass(frozen=True)
 class Samples:
-    """The same few images, clean and perturbed, with what the network made of them."""
+    """The same few images, clean and perturbed, with their predictions."""
 
     labels: np.ndarray
     """True classes, shape (n,)."""
     images: Mapping[str, np.ndarray]
-    """`clean` first, then `judged`, `udp` and `pgd` if they are there: (n, channels, height, width), in [0, 1]."""
+    """`clean` first, then `judged`, `udp` and `pgd` if present: (n, channels, height, width), in [0, 1]."""
     predictions: Mapping[str, np.ndarray]
-    """Predicted classes under the same names, shape (n,)."""
+    """Predicted classes by the same names, shape (n,)."""
     balls: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    """Norm and radius of the perturbation under the names of the perturbed images, where they were recorded."""
+    """Norm and radius of the perturbation by the names of the perturbed images, where recorded."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +46,21 @@ class Source:
     """One line of the comparison: a run directory, or a model that was only evaluated."""
 
     name: str
-    """The method, or the evaluated target; told apart from the other sources of a report."""
+    """The method, or the evaluated target; unique in a report."""
     path: Path
-    """Where it was read."""
+    """Its file or directory."""
     run: Run | None = None
-    """What was asked of the training; None for a model trained elsewhere."""
+    """Record of the training; None for a model trained elsewhere."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """One entry per epoch, in order."""
     evaluations: Sequence[tuple[Path, Evaluation]] = ()
     """File and content of each evaluation."""
     samples: Samples | None = None
     """Example images, if the run kept some."""
-    scores: Sequence[Scored] = ()
-    """What `equipoise score` measured of it."""
+    scores: Sequence[ModelScore] = ()
+    """Its scores, measured by `equipoise score`."""
     pictures: Mapping[str, str] = field(default_factory=dict)
-    """What a run kept of its manifold and of its generator: PNG data URIs by the name in `PICTURES`."""
+    """Pictures of its manifold and of its generator: PNG data URIs by the name in `PICTURES`."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -70,8 +69,8 @@ class Source:
 
 
 def read(paths: Sequence[Path]) -> list[Source]:
-    """The sources at `paths`, each once and with a name of its own; evaluations and scores of a given run directory
-    join that run.
+    """Return the sources at `paths`, each once and with a unique name; evaluations and scores of a given run directory
+    are part of that run.
 
     Raises `EquipoiseError` for no paths at all and for a path that is missing, unreadable, or neither a run directory
     nor an evaluation nor a record of scores.
@@ -82,27 +81,27 @@ def read(paths: Sequence[Path]) -> list[Source]:
         require(path.exists(), f"{path} does not exist; expected a run directory, an evaluation or a score.")
     sources = {path.resolve(): _read_run(path) for path in unique if path.is_dir()}
     for path in (p for p in unique if not p.is_dir()):
-        beside = sources.get(path.resolve().parent)
-        if beside is not None and any(file.name == path.name for file, _ in beside.evaluations):
+        run = sources.get(path.resolve().parent)
+        if run is not None and any(file.name == path.name for file, _ in run.evaluations):
             continue
         record = load(path)
         if isinstance(record, Run):
             raise EquipoiseError(f"{path} is a training run, expected an evaluation; give its directory instead.")
         owner = Path(record.target).resolve()
-        known = sources.get(owner, Source(record.target, path))
+        source = sources.get(owner, Source(record.target, path))
         if isinstance(record, Scores):
-            scores = [Scored(path, key, record) for key in record.scores]
-            sources[owner] = replace(known, scores=(*known.scores, *scores))
+            scores = [ModelScore(path, key, record) for key in record.scores]
+            sources[owner] = replace(source, scores=(*source.scores, *scores))
         else:
-            sources[owner] = replace(known, evaluations=(*known.evaluations, (path, record)))
-    return _told_apart(list(sources.values()))
+            sources[owner] = replace(source, evaluations=(*source.evaluations, (path, record)))
+    return _with_unique_names(list(sources.values()))
 
 
-def _told_apart(sources: Sequence[Source]) -> list[Source]:
-    """Sources of the same name get their directory's name added, or the whole path where that is the same too."""
-    for distinction in (lambda source: source.path.resolve().name, lambda source: str(source.path.resolve())):
+def _with_unique_names(sources: Sequence[Source]) -> list[Source]:
+    """Add the directory's name to sources of the same name, or the whole path where that is the same too."""
+    for suffix in (lambda source: source.path.resolve().name, lambda source: str(source.path.resolve())):
         count = Counter(source.name for source in sources)
-        sources = [replace(s, name=f"{s.name} ({distinction(s)})") if count[s.name] > 1 else s for s in sources]
+        sources = [replace(s, name=f"{s.name} ({suffix(s)})") if count[s.name] > 1 else s for s in sources]
     return list(sources)
 
 
@@ -131,7 +130,7 @@ def _read_run(path: Path) -> Source:
 
 
 def _read_png(path: Path) -> str | None:
-    """A picture as a data URI; None if there is none. Raises `EquipoiseError` if it is none."""
+    """A picture as a data URI; None if there is no such file. Raises `EquipoiseError` if it is no PNG."""
     if not path.exists():
         return None
     try:
@@ -148,10 +147,10 @@ def _numbers(*values: Any) -> bool:
 
 
 def read_metrics(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """The epochs of a `metrics.jsonl`, by number; none if the file is missing.
+    """Return the epochs of a `metrics.jsonl`, by number; none if the file is missing.
 
-    A last line without its line feed is what a kill leaves: it is dropped if it does not parse. Any other line that is
-    not an object raises `EquipoiseError`. Where an epoch comes twice (after a resume), the later line counts.
+    A killed run may leave a last line without a line feed: it is dropped if it does not parse. Any other line that is
+    not an object raises `EquipoiseError`. Of an epoch that occurs twice (after a resume), the later line counts.
     """
     try:
         lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -185,7 +184,7 @@ def _read_samples(path: Path) -> Samples | None:
     kinds = [kind for kind in _KINDS if f"{kind}_prediction" in arrays and kind in arrays]
     shape = arrays["clean"].shape if "clean" in kinds else ()
     per_sample = [arrays.get("labels"), *(arrays[f"{kind}_prediction"] for kind in kinds)]
-    whole = (
+    valid = (
         len(shape) == 4
         and min(shape) > 0
         and shape[1] in (1, 3)
@@ -193,7 +192,7 @@ def _read_samples(path: Path) -> Samples | None:
         and all(a is not None and a.shape == shape[:1] and np.issubdtype(a.dtype, np.integer) for a in per_sample)
     )
     require(
-        whole,
+        valid,
         f"{path} does not hold images: expected clean, udp and pgd of one shape (n, 1 or 3 channels, height, width) "
         "with labels and predictions of length n.",
     )
@@ -203,7 +202,7 @@ def _read_samples(path: Path) -> Samples | None:
 
 
 def _ball(arrays: Mapping[str, np.ndarray], kind: str) -> tuple[str, float] | None:
-    """Norm and radius of that kind of images, if the arrays name them."""
+    """Norm and radius of that kind of images, if recorded."""
     norm, eps = arrays.get(f"{kind}_norm"), arrays.get(f"{kind}_eps")
     if norm is None or eps is None or norm.dtype.kind != "U" or eps.dtype.kind != "f" or norm.ndim or eps.ndim:
         return None

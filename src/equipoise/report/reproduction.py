@@ -22,7 +22,7 @@ from equipoise.results.reproduction import (
 
 
 def page(reproduction: Reproduction) -> str:
-    """One self-contained HTML page. Raises `EquipoiseError` where matplotlib is not installed."""
+    """Return one self-contained HTML page. Raises `EquipoiseError` where matplotlib is not installed."""
     drawings = {i: _drawn(part, i) for i, part in enumerate(reproduction.parts)}
     return template("reproduction.html.j2").render(
         r=reproduction, kind=_kind, drawings=drawings, planes=_planes(reproduction.trained), mark=mark, written=written,
@@ -31,21 +31,21 @@ def page(reproduction: Reproduction) -> str:
 
 
 def mark(outcome: Outcome) -> str:
-    """The class of a cell: not run, without a number of the paper, or how it agrees with it."""
+    """Return the class of a cell: not run, without a published value, or how it agrees with it."""
     if outcome.mean is None:
         return "missing"
     return {None: "silent", "agrees": "hit", "differs": "miss", "undecided": "open"}[outcome.agreement]
 
 
 def written(amount: float | None) -> str:
-    """A number of a table: one decimal, or three digits of a small one; a dash for none."""
+    """Return a number of a table: one decimal, or three digits of a small one; a dash for none."""
     if amount is None:
         return "–"
     return f"{amount:.1f}" if abs(amount) >= 10 else f"{amount:.3g}"
 
 
 def span(outcome: Outcome) -> str:
-    """The interval, as low–high."""
+    """Return the interval, as low–high."""
     return "" if outcome.interval is None else "–".join(written(end) for end in outcome.interval)
 
 
@@ -63,23 +63,16 @@ def _drawn(part: TableOutcome | ChartOutcome | ShownOutcome, number: int) -> Seq
 
 
 def _lines(chart: ChartOutcome) -> Lines:
-    """Every curve with its band, and dashed what the paper says."""
-    x = np.unique([place for line in chart.lines.values() for place, _ in line])
+    """Every curve with its band, and dashed the published values; NaN where there is no number."""
+    x = np.unique([abscissa for line in chart.lines.values() for abscissa, _ in line])
     series: list[Series] = []
     for name, line in chart.lines.items():
-        at = {place: one for place, one in line}
-        ours = [at[place].mean if place in at else None for place in x]
-        spans = [at[place].interval if place in at else None for place in x]
-        low, high = ([np.nan if s is None else s[end] for s in spans] for end in (0, 1))
-        series.append(Series(name, _gaps(ours), np.array(low, np.float32), np.array(high, np.float32)))
-        paper = [at[place].paper if place in at else None for place in x]
-        if any(value is not None for value in paper):
-            series.append(Series(f"{name}, the paper", _gaps(paper), dashed=True))
+        values = {abscissa: (one.mean, *(one.interval or (None, None)), one.paper) for abscissa, one in line}
+        ours, low, high, paper = np.array([values.get(abscissa, (None,) * 4) for abscissa in x], np.float32).T
+        series.append(Series(name, ours, low, high))
+        if not np.isnan(paper).all():
+            series.append(Series(f"{name}, the paper", paper, dashed=True))
     return Lines("", np.asarray(x, np.float32), series, chart.x, chart.y)
-
-
-def _gaps(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values], np.float32)
 
 
 def _planes(trained: Sequence[Trained]) -> Mapping[str, Mapping[str, Any]]:

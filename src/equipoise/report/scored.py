@@ -10,8 +10,8 @@ from equipoise.results.records import ScoreResult, Scores
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One score of one model, as its record says."""
+class ModelScore:
+    """One score of one model, from its record."""
 
     file: Path
     """Where it was read."""
@@ -38,15 +38,15 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """Models under one score on one test set."""
 
     data: Mapping[str, Any]
     """Of the test set."""
     settings: Mapping[str, Any]
     """Of the score."""
-    lines: Sequence[tuple[Any, Scored]]
-    """A model, in whatever way the report names it, and one of its scores; a certified one after that of attacks."""
+    lines: Sequence[tuple[Any, ModelScore]]
+    """A model, as the report names it, and one of its scores; a certified one after that of attacks."""
 
     @property
     def name(self) -> str:
@@ -54,23 +54,24 @@ class Table:
         return str(self.settings.get("name", "score"))
 
     @property
-    def curves(self) -> Sequence[tuple[Any, Scored]]:
+    def curves(self) -> Sequence[tuple[Any, ModelScore]]:
         """The lines whose curves are shares: of samples, or of the points near them."""
-        return [
-            line
-            for line in self.lines
-            if min(line[1].result.curve.value) >= 0 and max(line[1].result.curve.value) <= 1 + 1e-9
-        ]
+        values = [score.result.curve.value for _, score in self.lines]
+        return [line for line, v in zip(self.lines, values, strict=True) if min(v) >= 0 and max(v) <= 1 + 1e-9]
 
 
-def tables(found: Sequence[tuple[Any, Scored]]) -> list[Table]:
-    """A table for each score and each test set, of pairs of a model and a score. The scores of one record stay
+def tables(scores: Sequence[tuple[Any, ModelScore]]) -> list[ScoreTable]:
+    """Return a table for each score and each test set, of pairs of a model and a score. The scores of one record stay
     together: they bound each other.
     """
-    first: dict[Path, Scored] = {}
-    together: dict[str, list[tuple[Any, Scored]]] = {}
-    for model, scored in found:
-        leader = first.setdefault(scored.file, scored)
-        test_set = [str(leader.record.data.get(part, "")) for part in ("name", "sha256", "split")]
-        together.setdefault(json.dumps([test_set, leader.result.settings], sort_keys=True), []).append((model, scored))
-    return [Table(e[0][1].record.data, first[e[0][1].file].result.settings, e) for e in together.values()]
+    first: dict[Path, ModelScore] = {}
+    groups: dict[str, list[tuple[Any, ModelScore]]] = {}
+    for model, score in scores:
+        leader = first.setdefault(score.file, score)
+        test_set = [str(leader.record.data.get(key, "")) for key in ("name", "sha256", "split")]
+        groups.setdefault(json.dumps([test_set, leader.result.settings], sort_keys=True), []).append((model, score))
+    leaders = [first[lines[0][1].file] for lines in groups.values()]
+    return [
+        ScoreTable(leader.record.data, leader.result.settings, lines)
+        for leader, lines in zip(leaders, groups.values(), strict=True)
+    ]

@@ -1,8 +1,7 @@
 """The page of a study and its figures, from its record alone.
 
-Colour says how much, by how much of it lies over the page: a map fades to the page's own colour at a boundary or at
-zero, so that one drawing serves light and dark. Two classes are blue and orange, circles and squares; what grows from
-zero is green.
+A map shows its values by the opacity of a colour: it fades to the colour of the page at a boundary or at zero, so that
+one drawing serves light and dark pages. Two classes are blue and orange, circles and squares; amounts are green.
 """
 
 import io
@@ -30,8 +29,8 @@ _STRIP = 46
 
 
 def page(study: Study, record: str = "") -> str:
-    """One self-contained HTML page of a study, or of a score, whose `record` lies beside it. Raises `EquipoiseError`
-    where matplotlib is not installed.
+    """Return a self-contained HTML page of a study, or of a score, whose `record` lies beside it. Raises
+    `EquipoiseError` if matplotlib is not installed.
     """
     figures = [(picture, Markup(svg(figure(picture, STAND_INS), picture.name))) for picture in study.findings.pictures]
     return template("study.html.j2").render(
@@ -41,7 +40,7 @@ def page(study: Study, record: str = "") -> str:
 
 
 def draw(picture: Picture) -> bytes:
-    """A figure as a PNG, on white."""
+    """Return a figure as a PNG, on white."""
     buffer = io.BytesIO()
     colours = light()
     drawn = figure(picture, {name: colours[name] for name in STAND_INS})
@@ -51,22 +50,22 @@ def draw(picture: Picture) -> bytes:
 
 
 def written(what: Number, value: float) -> str:
-    """A value of a number, in percent if it is a share."""
+    """Return a value of a number in words, in percent if it is a share."""
     return f"{100 * value:.1f}" if what.percent and math.isfinite(value) else number(value)
 
 
 def mean(what: Number) -> str:
-    """The mean of a number, with its unit."""
+    """Return the mean of a number in words, with its unit."""
     return written(what, what.mean) + (" %" if what.percent else "")
 
 
 def interval(what: Number) -> str:
-    """The 95 % interval of the mean, or a dash where there is a single value."""
+    """Return the 95 % interval of the mean in words, a dash for a single value."""
     return "–" if what.interval is None else " to ".join(written(what, end) for end in what.interval)
 
 
 def figure(picture: Picture, colours: Mapping[str, str]) -> Any:
-    """The picture's panels in rows, and below them the scales of their maps and what the markers mean."""
+    """Return a figure of the picture's panels in rows, and below them the scales of the maps and the legend."""
     require(len(picture.panels) > 0, f"figure {picture.name} has no panels.")
     columns = min(picture.columns, len(picture.panels))
     rows, width = math.ceil(len(picture.panels) / columns), _WIDTHS.get(columns, _NARROWEST)
@@ -76,8 +75,8 @@ def figure(picture: Picture, colours: Mapping[str, str]) -> Any:
     figure = canvas(width * columns, sum(heights) + (_STRIP if scales else 0) + (26 if legend else 0) + 12)
     figure.get_layout_engine().set(hspace=0.03, wspace=0.03)
     grid = figure.add_gridspec(rows + bool(scales), columns, height_ratios=[*heights, *([_STRIP] if scales else [])])
-    for place, panel in enumerate(picture.panels):
-        axes = figure.add_subplot(grid[place // columns, place % columns])
+    for i, panel in enumerate(picture.panels):
+        axes = figure.add_subplot(grid[i // columns, i % columns])
         match panel:
             case Regions():
                 _regions(axes, panel, colours, scales[panel.meaning])
@@ -90,8 +89,8 @@ def figure(picture: Picture, colours: Mapping[str, str]) -> Any:
         axes.set_title(panel.title, loc="left", fontsize=FONT, color=colours["ink"], pad=7)
     if scales:
         strip = grid[rows, :].subgridspec(1, max(len(scales), min(columns, 3)), wspace=0.25)
-        for place, (meaning, scale) in enumerate(scales.items()):
-            _scale(figure.add_subplot(strip[0, place]), meaning, scale, colours)
+        for i, (meaning, scale) in enumerate(scales.items()):
+            _scale(figure.add_subplot(strip[0, i]), meaning, scale, colours)
     if legend:
         drawn = figure.legend(
             handles=legend, loc="outside lower center", ncols=min(len(legend), max(2, columns * width // 150)),
@@ -115,7 +114,7 @@ def _height(panel: Panel, width: float) -> float:
 
 
 class _Scale:
-    """How a map's values become colours."""
+    """The mapping of a map's values to colours."""
 
     def __init__(self, panels: Sequence[Regions]) -> None:
         from matplotlib.colors import ListedColormap, Normalize, TwoSlopeNorm
@@ -140,7 +139,7 @@ class _Scale:
 
 
 def _scales(panels: Sequence[Panel]) -> dict[str, _Scale]:
-    """One scale for each thing that maps mean."""
+    """A scale for each meaning of maps."""
     maps = [panel for panel in panels if isinstance(panel, Regions)]
     meanings = dict.fromkeys(panel.meaning for panel in maps)
     return {meaning: _Scale([panel for panel in maps if panel.meaning == meaning]) for meaning in meanings}
@@ -176,10 +175,9 @@ def _regions(axes: Any, panel: Regions, colours: Mapping[str, str], scale: _Scal
             axes.contour(x, y, function, [level], colors=colours["ink"], linewidths=width, linestyles=[dashes])
     if panel.points is not None:
         labels = np.zeros(len(panel.points), int) if panel.labels is None else panel.labels
-        for which in np.unique(labels):
-            own = labels == which
-            colour, marker = _CLASSES[which % len(_CLASSES)]
-            _points(axes, panel, own, colours[colour], marker, colours["page"])
+        for label in np.unique(labels):
+            colour, marker = _CLASSES[label % len(_CLASSES)]
+            _points(axes, panel, labels == label, colours[colour], marker, colours["page"])
     axes.set_xlim(panel.extent[:2])
     axes.set_ylim(panel.extent[2:])
     axes.patch.set_visible(False)
@@ -189,13 +187,13 @@ def _regions(axes: Any, panel: Regions, colours: Mapping[str, str], scale: _Scal
     axes.tick_params(length=0, pad=3, labelsize=_SMALL, labelcolor=colours["muted"])
 
 
-def _points(axes: Any, panel: Regions, own: np.ndarray, colour: str, marker: str, edge: str) -> None:
-    """The points of one class; where they were moved, faint, with a line to a cross at the new place."""
+def _points(axes: Any, panel: Regions, members: np.ndarray, colour: str, marker: str, edge: str) -> None:
+    """Draw the points of a class, if they were moved faint, with a line to a cross where they are now."""
     assert panel.points is not None
-    clean = panel.points[own]
+    clean = panel.points[members]
     size = {"o": 13, "s": 11, "^": 15, "D": 10}[marker]
     if panel.moved is not None:
-        moved = panel.moved[own]
+        moved = panel.moved[members]
         ends = np.stack([clean, moved, np.full_like(clean, np.nan)], 1).reshape(-1, 2)
         axes.plot(*ends.T, color=colour, linewidth=0.7, alpha=0.55, zorder=2.5, clip_on=True)
         axes.scatter(*moved.T, s=17, c=colour, marker="+", linewidths=1.1, zorder=3.2)
@@ -216,10 +214,10 @@ def _centres(extent: tuple[float, float, float, float], shape: tuple[int, ...]) 
 
 
 def _order(panels: Sequence[Panel]) -> dict[str, int]:
-    """The number of each series of a picture, from 0; what stands before a comma tells series apart."""
+    """The number of each series of a picture, from 0; series whose names agree up to a comma share one."""
     names = [s.name for p in panels if isinstance(p, Lines) for s in p.series]
     names += [name for p in panels if isinstance(p, Histogram) for name in p.counts]
-    return {name: place for place, name in enumerate(dict.fromkeys(map(_family, names)))}
+    return {name: i for i, name in enumerate(dict.fromkeys(map(_family, names)))}
 
 
 def _family(name: str) -> str:
@@ -231,16 +229,16 @@ def _lines(axes: Any, panel: Lines, colours: Mapping[str, str], order: Mapping[s
     for series in panel.series:
         colour = colours[f"s{order[_family(series.name)] % SERIES}"]
         if series.low is not None and series.high is not None:
-            known = np.isfinite(series.low) & np.isfinite(series.high)
-            axes.fill_between(
-                panel.x[known], series.low[known], series.high[known], color=colour, alpha=0.18, linewidth=0
-            )
-        known = np.isfinite(series.y)  # a line runs through from one measurement to the next
-        axes.plot(panel.x[known], series.y[known], label=series.name, **_stroke(series, colour, colours, len(panel.x)))
+            finite = np.isfinite(series.low) & np.isfinite(series.high)
+            band = (panel.x[finite], series.low[finite], series.high[finite])
+            axes.fill_between(*band, color=colour, alpha=0.18, linewidth=0)
+        finite = np.isfinite(series.y)  # the line connects each measurement with the next
+        stroke = _stroke(series, colour, colours, len(panel.x))
+        axes.plot(panel.x[finite], series.y[finite], label=series.name, **stroke)
     if panel.log_x:
         axes.set_xscale("log")
-        places = _apart(panel.x)
-        axes.set_xticks(places, [f"{place:,.4g}" for place in places])
+        ticks = _ticks(panel.x)
+        axes.set_xticks(ticks, [f"{tick:,.4g}" for tick in ticks])
         axes.set_xticks([], minor=True)
     if panel.log_y:
         axes.set_yscale("log")
@@ -250,18 +248,18 @@ def _lines(axes: Any, panel: Lines, colours: Mapping[str, str], order: Mapping[s
         axes.legend(fontsize=_SMALL, frameon=False, labelcolor=colours["ink"], handlelength=1.8)
 
 
-def _apart(places: Float[np.ndarray, " x"]) -> list[float]:
-    """Those of the places on a logarithmic axis that have room for a number: a seventh of it from one to the next."""
-    least = np.log(places[-1] / places[0]) / 7
-    kept = [float(places[0])]
-    for place in places[1:]:
-        if np.log(place / kept[-1]) >= least:
-            kept.append(float(place))
-    return kept
+def _ticks(x: Float[np.ndarray, " x"]) -> list[float]:
+    """The values on a logarithmic axis with room for a number: at least a seventh of the axis apart."""
+    distance = np.log(x[-1] / x[0]) / 7
+    ticks = [float(x[0])]
+    for value in x[1:]:
+        if np.log(value / ticks[-1]) >= distance:
+            ticks.append(float(value))
+    return ticks
 
 
 def _stroke(series: Series, colour: str, colours: Mapping[str, str], points: int) -> dict[str, Any]:
-    """Arguments of matplotlib's `plot`: markers where there are few points, dashes for what was not measured."""
+    """Arguments of matplotlib's `plot`: markers for few points, dashes for a series that was not measured."""
     marks = {"marker": "o", "markersize": 4.5, "markeredgecolor": colours["page"], "markeredgewidth": 0.8}
     dashes = (0, (4, 2.5)) if series.dashed else "-"
     return {"color": colour, "linewidth": 1.8, "linestyle": dashes, **(marks if points <= 20 else {})}
@@ -273,10 +271,10 @@ def _histogram(axes: Any, panel: Histogram, colours: Mapping[str, str], order: M
         colour = colours[f"s{order[_family(name)] % SERIES}"]
         axes.stairs(counts, panel.edges, fill=True, color=colour, alpha=0.2)
         axes.stairs(counts, panel.edges, color=colour, linewidth=1.5, label=name)
-    for name, at in panel.marks.items():
-        axes.axvline(at, color=colours["ink"], linewidth=1.1, linestyle=(0, (4, 2.5)))
+    for name, x in panel.marks.items():
+        axes.axvline(x, color=colours["ink"], linewidth=1.1, linestyle=(0, (4, 2.5)))
         axes.annotate(
-            name, (at, 1), (4, -4), ("data", "axes fraction"), "offset points", va="top", fontsize=_SMALL,
+            name, (x, 1), (4, -4), ("data", "axes fraction"), "offset points", va="top", fontsize=_SMALL,
             color=colours["ink"],
         )  # fmt: skip
     axes.set_ylim(bottom=0)
@@ -294,12 +292,12 @@ _GAP, _NOTE = 0.08, 0.26  # of an image's height: between two images, and for th
 
 
 def _spread(length: int, notes: bool) -> float:
-    """The room an image takes in a table, in its pixels."""
+    """The space of an image in a table, in its pixels."""
     return length * (1 + (_NOTE if notes else _GAP))
 
 
 def _images(axes: Any, panel: Images, colours: Mapping[str, str]) -> None:
-    """A table of images, each pixel drawn as it is, with names beside and above and notes below them."""
+    """Draw a table of images without interpolation, with names beside and above and notes below them."""
     rows, columns, _, height, width = panel.pixels.shape
     down, across = _spread(height, bool(panel.notes)), _spread(width, False)
     for row in range(rows):
@@ -329,16 +327,16 @@ def _three_channels(image: Float[np.ndarray, "channels height width"]) -> Float[
 
 
 def _legend(panels: Sequence[Panel], colours: Mapping[str, str]) -> list[Any]:
-    """What the markers and lines of the maps mean."""
+    """The legend of the markers and lines of the maps."""
     from matplotlib.lines import Line2D
 
     maps = [panel for panel in panels if isinstance(panel, Regions)]
     classes = sorted({int(c) for p in maps if p.points is not None and p.labels is not None for c in p.labels})
     handles = []
-    for which in classes:
-        colour, marker = _CLASSES[which % len(_CLASSES)]
+    for label in classes:
+        colour, marker = _CLASSES[label % len(_CLASSES)]
         style = {"color": colours[colour], "marker": marker, "markersize": 4.5, "linestyle": "none"}
-        handles.append(Line2D([], [], label=f"class {which}", **style))
+        handles.append(Line2D([], [], label=f"class {label}", **style))
     if any(p.moved is not None for p in maps):
         line = {"color": colours["muted"], "marker": "+", "markevery": [1], "markersize": 6, "linewidth": 0.8}
         handles.append(Line2D([0, 1], [0, 0], label="perturbed, and from where", **line))
@@ -346,7 +344,6 @@ def _legend(panels: Sequence[Panel], colours: Mapping[str, str]) -> list[Any]:
         handles.append(Line2D([], [], label="boundary of the network", color=colours["ink"], linewidth=1.5))
     if any(p.truth is not None for p in maps):
         dashes = (0, (4, 2.5))
-        handles.append(
-            Line2D([], [], label="max-margin boundary", color=colours["ink"], linewidth=1.3, linestyle=dashes)
-        )
+        style = {"color": colours["ink"], "linewidth": 1.3, "linestyle": dashes}
+        handles.append(Line2D([], [], label="max-margin boundary", **style))
     return handles

@@ -1,9 +1,10 @@
 """The papers' tables and figures, each one command: what is computed, the paper's numbers, and whether they came out.
 
 The experiments of a paper are the `EXPERIMENTS` of its module in `equipoise.reproduce.papers`; the tables that it
-prints lie beside the module, in `udp.txt` for U.
+prints and the titles and notes of its experiments lie beside the module, in `udp.txt` and `udp.toml` for U.
 """
 
+from equipoise.core.deprecation import renamed_names
 from equipoise.reproduce.experiment import (
     Cell,
     Chart,
@@ -22,14 +23,14 @@ from equipoise.reproduce.experiment import (
 )
 from equipoise.reproduce.outcome import in_words, keep_numbers, reproduction
 from equipoise.reproduce.registry import experiment, names
-from equipoise.reproduce.sweep import RECORD
+from equipoise.reproduce.running import Setting
+from equipoise.reproduce.sweep_folder import RECORD
 from equipoise.reproduce.tasks import (
     Call,
     DataManifold,
     Evaluated,
-    Measured,
+    MeasureTask,
     Net,
-    Setting,
     StudyTask,
     Task,
     Training,
@@ -45,7 +46,7 @@ __all__ = [
     "Evaluated",
     "Experiment",
     "Line",
-    "Measured",
+    "MeasureTask",
     "Net",
     "Part",
     "Plan",
@@ -68,3 +69,5 @@ __all__ = [
     "robust",
     "trade_off",
 ]
+
+__getattr__ = renamed_names(__name__, {"Measured": "MeasureTask"})

@@ -1,4 +1,4 @@
-"""How long a task will take here, about: passes through its network, times what one pass costs on this machine.
+"""Estimates of how long tasks take: passes through a network, times what one pass costs on this machine.
 
 A pass is one sample forward and backward. Estimates serve to plan and to show the time left; a sweep corrects them by
 what its finished tasks took.
@@ -29,12 +29,12 @@ from equipoise.generators import GeneratedMargin, Manifold
 from equipoise.losses.objectives import entropy
 from equipoise.models import as_predictive
 from equipoise.reproduce.stand_in import KINDS
-from equipoise.reproduce.tasks import SIZES, DataManifold, Evaluated, Measured, Net, StudyTask, Task, Training
+from equipoise.reproduce.tasks import SIZES, DataManifold, Evaluated, MeasureTask, Net, StudyTask, Task, Training
 from equipoise.training import build_model
 from equipoise.training.penalties import CrossLipschitz
 
 _FORWARD = 1 / 3  # of a pass: the backward one costs about twice as much
-_SURVIVE = 0.5  # share of the samples that use up an attack's budget; the others fall early
+_SURVIVE = 0.5  # share of the samples that use up an attack's budget; the others are misclassified early
 _BEHIND = 0.05  # of a pass: the layers behind a latent space, which are the last ones
 _MEASURED = 200  # passes per sample and network of a measurement: a guess
 _AUTO_ENCODER = 10  # passes of a LeNet that one of an auto-encoder costs
@@ -63,41 +63,37 @@ Rates = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Work:
-    """How long tasks take in all."""
+    """Estimated time of several tasks."""
 
     seconds: float
     """On one worker."""
     chain: float
-    """Of those that have to wait for each other: with any number of workers."""
+    """Of the longest chain of tasks that need each other, which no number of workers shortens."""
 
     def by(self, workers: int) -> float:
-        """Seconds with so many workers."""
+        """Return the seconds with so many workers."""
         return max(self.seconds / workers, self.chain)
 
 
 def total(tasks: Iterable[Task], workers: int = 1, sizes: Mapping[str, int] = SIZES) -> float:
-    """Estimated seconds of all tasks together with so many workers: their sum, shared, but at least the longest chain.
-
-    Tasks come after those they need.
-    """
+    """Return the estimated seconds of all tasks with so many workers; tasks come after those they need."""
     return work(tasks, sizes).by(workers)
 
 
 def work(tasks: Iterable[Task], sizes: Mapping[str, int] = SIZES, rates: Rates | None = None) -> Work:
-    """Estimated seconds of all tasks together, which come after those they need; `rates` as in `seconds`."""
-    spent, chain = 0.0, 0.0
-    ends: dict[str, float] = {}
+    """Return the estimated time of all tasks, which come after those they need; `rates` as in `seconds`."""
+    in_all = 0.0
+    ends: dict[str, float] = {}  # of each task, on as many workers as there are tasks
     for task in tasks:
         own = seconds(task, sizes, rates)
-        end = own + max((ends.get(repr(one), 0.0) for one in task.needs), default=0.0)
-        ends[repr(task)] = end
-        spent, chain = spent + own, max(chain, end)
-    return Work(spent, chain)
+        ends[repr(task)] = own + max((ends.get(repr(one), 0.0) for one in task.needs), default=0.0)
+        in_all += own
+    return Work(in_all, max(ends.values(), default=0.0))
 
 
 def seconds(task: Task, sizes: Mapping[str, int] = SIZES, rates: Rates | None = None) -> float:
-    """Estimated seconds of a task on one core of this machine, or on its GPU. `sizes` are the datasets' numbers of
-    training samples, `rates` seconds per pass that were measured elsewhere; others are measured here.
+    """Return the estimated seconds of a task on one core of this machine, or on its GPU. `sizes` are the datasets'
+    numbers of training samples, `rates` seconds per pass that were measured elsewhere; others are measured here.
     """
     if isinstance(task, StudyTask):
         return _QUICK if task.quick else STUDIES.get(task.name, 120.0)
@@ -111,48 +107,44 @@ def _net(task: Task) -> Net:
             return task.net
         case Evaluated():
             return task.of.net
-        case Measured() if task.of:
+        case MeasureTask() if task.of:
             return task.of[0].net
     return Net("lenet")
 
 
 def passes(task: Task, sizes: Mapping[str, int] = SIZES) -> float:
-    """Passes through the network: samples times forward and backward passes of each."""
+    """Return the passes through the network: samples times forward and backward passes of each."""
     match task:
         case Training():
-            return _of_training(task, _held_in(task, sizes))
+            return _of_training(task, _epoch_size(task, sizes))
         case DataManifold():
-            return task.recipe.epochs * _held_in(task, sizes) * _AUTO_ENCODER
+            return task.recipe.epochs * _epoch_size(task, sizes) * _AUTO_ENCODER
         case Evaluated():
-            own = suite(
+            attacks = suite(
                 task.attacks, task.eps, task.norm, steps=task.steps, step_size=task.step_size, restarts=task.restarts
             )
-            climbs = sum(_of_attack(attack) for _, attack in own) * max(len(task.proxies), 1)
-            return task.examples * (_FORWARD + _SURVIVE * climbs)
-        case Measured():
+            steps = sum(_of_attack(attack) for _, attack in attacks) * max(len(task.proxies), 1)
+            return task.examples * (_FORWARD + _SURVIVE * steps)
+        case MeasureTask():
             return task.examples * _MEASURED * len(task.of)
     return 0.0
 
 
-def _held_in(task: Training | DataManifold, sizes: Mapping[str, int]) -> float:
-    """Samples of an epoch."""
+def _epoch_size(task: Training | DataManifold, sizes: Mapping[str, int]) -> float:
     size = sizes.get(task.data, 1000)
     return min(task.samples or size, size) * (1 - (task.recipe.validation or Dataset.validation))
 
 
-def _of_training(task: Training, held_in: float) -> float:
+def _of_training(task: Training, samples: float) -> float:
     """Epochs times samples times the passes of a step; and the validation after each epoch."""
-    recipe, method = (
-        task.recipe,
-        task.method(*([] if task.manifold is None else [Manifold(nn.Identity(), nn.Identity())])),
-    )
-    places = method.places
-    climbs = sum(_of_ascent(place) for place in places if isinstance(place, Ascent))
+    recipe = task.recipe
+    method = task.method(*([] if task.manifold is None else [Manifold(nn.Identity(), nn.Identity())]))
+    ascents = sum(_of_ascent(point) for point in method.places if isinstance(point, Ascent))
     classes = KINDS.get(task.data, KINDS["mnist"]).classes
     penalties = sum(_of_penalty(penalty, classes) for _, penalty in method.penalties)
-    descents = (len(places) + penalties) * (2 if recipe.awp else 1)
-    checked = min(recipe.valid_examples, held_in) * (1 + recipe.valid_steps)
-    return recipe.epochs * (held_in * (descents + climbs) + checked)
+    descents = (len(method.places) + penalties) * (2 if recipe.awp else 1)
+    validation = min(recipe.valid_examples, samples) * (1 + recipe.valid_steps)
+    return recipe.epochs * (samples * (descents + ascents) + validation)
 
 
 def _of_penalty(penalty: Any, classes: int) -> float:
@@ -170,11 +162,11 @@ def _of_penalty(penalty: Any, classes: int) -> float:
 def _of_ascent(ascent: Ascent) -> float:
     """Steps of a sample; drawn from 1 to K they are (K + 1)/2, unless the whole batch goes all the way."""
     steps = ascent.steps
-    most = steps if isinstance(steps, int) else steps.most
-    alike = isinstance(steps, int | Fixed) or ascent.mode == "train"
-    targets = ascent.num_targets or 1
-    each = _BEHIND if isinstance(ascent.space, Latent) else 1.0
-    return each * (most if alike else (most + 1) / 2) * ascent.restarts * ascent.eot_samples * targets
+    count = steps if isinstance(steps, int) else steps.most
+    if not isinstance(steps, int | Fixed) and ascent.mode != "train":
+        count = (count + 1) / 2
+    cost = _BEHIND if isinstance(ascent.space, Latent) else 1.0
+    return cost * count * ascent.restarts * ascent.eot_samples * (ascent.num_targets or 1)
 
 
 def _of_attack(attack: AttackLike) -> float:
@@ -189,40 +181,39 @@ def _of_attack(attack: AttackLike) -> float:
         case RandomSearch():
             return attack.draws * _FORWARD
         case Composite():
-            return sum(_of_attack(part) for _, part in getattr(attack, "parts", ()))
+            return sum(_of_attack(member) for _, member in getattr(attack, "parts", ()))
         case Wrapped():
             return _of_attack(attack.attack)
     return 100.0
 
 
 def per_pass(net: Net, data: str, rates: Rates | None = None) -> float:
-    """Seconds of one sample's pass through a network: of `rates`, or measured once in this process, on the GPU if there
-    is one.
+    """Return the seconds of one sample's pass through a network: of `rates`, or measured once in this process, on the
+    GPU if there is one.
     """
-    words = _described(net, data)
-    return rates[words] if rates and words in rates else _measured(words)
+    description = _described(net, data)
+    return rates[description] if rates and description in rates else _measured(description)
 
 
 def all_rates(tasks: Iterable[Task]) -> Rates:
-    """The seconds per pass of every network of the tasks, measured here, as `seconds` takes them."""
-    described = {_described(_net(task), task.data) for task in tasks if not isinstance(task, StudyTask)}
-    return {words: _measured(words) for words in sorted(described)}
+    """Return the seconds per pass of every network of the tasks, measured here, as `seconds` takes them."""
+    descriptions = {_described(_net(task), task.data) for task in tasks if not isinstance(task, StudyTask)}
+    return {description: _measured(description) for description in sorted(descriptions)}
 
 
 def _described(net: Net, data: str) -> str:
-    """All that a pass depends on, in words."""
+    """All that a pass depends on, as JSON."""
     kind = KINDS.get(data, KINDS["mnist"])
-    words = {"name": net.name, "options": dict(net.options), "members": net.members, "shape": kind.shape}
-    words |= {"classes": kind.classes, "dropout_samples": net.dropout_samples, "seed": 0}
-    return dumps(words)
+    content = {"name": net.name, "options": dict(net.options), "members": net.members, "shape": kind.shape}
+    return dumps(content | {"classes": kind.classes, "dropout_samples": net.dropout_samples, "seed": 0})
 
 
 @cache
-def _measured(words: str) -> float:
+def _measured(description: str) -> float:
     """The best of three batches, of as many samples as take some hundredths of a second; on a CPU the time of its one
     thread, which other work beside it does not lengthen.
     """
-    net: dict[str, Any] = loads(words)
+    net: dict[str, Any] = loads(description)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock = time.perf_counter if device.type == "cuda" else time.thread_time
     threads = torch.get_num_threads()
@@ -231,7 +222,7 @@ def _measured(words: str) -> float:
         predictive = as_predictive(build_model(net))
         predictive.module.to(device)
 
-        def took(count: int) -> float:
+        def seconds_per_sample(count: int) -> float:
             x = torch.full((count, *net["shape"]), 0.5, device=device)
             streams = Streams.of(0, torch.arange(count, device=device))
             with frozen_model(predictive, x) as draw:
@@ -241,11 +232,11 @@ def _measured(words: str) -> float:
                     torch.cuda.synchronize()
                 return (clock() - began) / count
 
-        took(2)  # what is only done once
+        seconds_per_sample(2)  # what is only done once
         count = 2
-        while count < AT_ONCE and count * took(count) < 0.03:
+        while count < AT_ONCE and count * seconds_per_sample(count) < 0.03:
             count *= 2
-        return min(took(count) for _ in range(3))
+        return min(seconds_per_sample(count) for _ in range(3))
     except EquipoiseError:  # a network of the user's own, or one for other inputs: sweeps say so where it matters
         return 1e-4
     finally:

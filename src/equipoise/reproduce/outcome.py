@@ -1,20 +1,20 @@
-"""What a folder of an experiment holds, beside the paper's numbers."""
+"""What the folder of an experiment holds, beside the paper's numbers."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json, write_atomically
+from equipoise.core.errors import require
+from equipoise.core.files import write_atomically
 from equipoise.report.reading import read_metrics
-from equipoise.reproduce.experiment import Cell, Chart, Part, Plan, Table, found
+from equipoise.reproduce.experiment import Cell, Chart, Part, Plan, Table, Variant, found
 from equipoise.reproduce.registry import experiment
-from equipoise.reproduce.sweep import DONE, RECORD
-from equipoise.reproduce.tasks import Evaluated, Task, Training, result_at
+from equipoise.reproduce.running import result_in
+from equipoise.reproduce.sweep_folder import DONE, read_record, read_state
+from equipoise.reproduce.tasks import Evaluated, Task, Training
 from equipoise.results.findings import Findings, Study
-from equipoise.results.records import Evaluation
 from equipoise.results.reproduction import (
     ChartOutcome,
     Generator,
@@ -30,140 +30,116 @@ NUMBERS = "reproduction.json"
 
 
 def reproduction(folder: "Path | str") -> Reproduction:
-    """What was computed in that folder by `sweep`, finished or not.
+    """Return what was computed in that folder by `sweep`, finished or not.
 
     The tasks are recognised by what they compute, so that numbers of the papers that were corrected since count, and
     results of an earlier version of the library do too; each says its commit. Raises `EquipoiseError` if the folder
     holds no experiment, or one whose tasks are others today.
     """
     folder = Path(folder)
-    record = _json(folder / RECORD)
-    plan = experiment(record["name"]).plan(
-        record["scale"],
-        record["variant"],
-        record.get("seeds"),
-        record.get("only", ()),
-        record.get("examples"),
-        record.get("changes", {}),
-    )
-    tasks, entries = plan.tasks(), record["tasks"]
-    same = len(tasks) == len(entries) and all(t.label == e["label"] for t, e in zip(tasks, entries, strict=False))
+    record = read_record(folder)
+    one = experiment(record.name)
+    variant = cast(Variant, record.variant)
+    plan = one.plan(record.scale, variant, record.seeds, record.only, record.examples, record.changes)
+    tasks = plan.tasks()
     require(
-        same,
-        f"{folder} holds {record['name']} as it was defined before: run `equipoise reproduce` into another place, or "
+        [task.label for task in tasks] == [entry.label for entry in record.tasks],
+        f"{folder} holds {record.name} as it was defined before: run `equipoise reproduce` into another place, or "
         "read the records of its tasks.",
     )
-    places = {repr(task): folder / entry["folder"] for task, entry in zip(tasks, entries, strict=True)}
-    reader = _Reader(places)
-    one = plan.experiment
+    results = _Results(
+        plan, {repr(task): folder / entry.folder for task, entry in zip(tasks, record.tasks, strict=True)}
+    )
     return Reproduction(
         one.name,
         one.title,
         one.source,
         plan.scale,
         plan.variant,
-        [_part(part, reader) for part in plan.parts],
-        [_work(task, places[repr(task)]) for task in tasks],
-        _trained(plan, reader),
+        [results.part(part) for part in plan.parts],
+        [results.work(task) for task in tasks],
+        results.trained(),
         one.quirks,
         one.notes,
-        {name: about["name"] for name, about in record["data"].items() if about.get("name") != name},
-        record["provenance"],
+        {name: data.name for name, data in record.data.items() if data.name != name},
+        record.provenance,
         plan.examples,
         plan.seeds,
         plan.changes,
-        _generators(plan, reader),
+        results.generators(),
     )
 
 
-class _Reader:
-    """The records of the finished tasks, each read once."""
+class _Results:
+    """What the finished tasks of a plan say; every record is read once."""
 
-    def __init__(self, places: Mapping[str, Path]) -> None:
-        self.places = places
-        self._read: dict[str, Any] = {}
+    def __init__(self, plan: Plan, folders: Mapping[str, Path]) -> None:
+        self.tasks, self.folders = plan.tasks(), folders
+        self._records: dict[str, Any] = {}
 
     def folder(self, task: Task) -> Path:
-        """Where it lies."""
-        return self.places[repr(task)]
+        return self.folders[repr(task)]
 
-    def __call__(self, task: Task) -> Any:
-        """Its record; None if it is not finished."""
-        word = repr(task)
-        if word not in self._read:
-            done = (self.folder(task) / DONE).exists()
-            self._read[word] = result_at(task, self.folder(task)) if done else None
-        return self._read[word]
+    def record(self, task: Task) -> Any:
+        """The record of a task; None if it is not finished."""
+        word, folder = repr(task), self.folder(task)
+        if word not in self._records:
+            self._records[word] = result_in(task, folder) if (folder / DONE).exists() else None
+        return self._records[word]
 
+    def part(self, part: Part) -> TableOutcome | ChartOutcome | ShownOutcome:
+        if isinstance(part, Table):
+            return TableOutcome(part.title, part.corner, part.unit, [self.outcome(cell) for cell in part.cells])
+        if isinstance(part, Chart):
+            lines = {line.name: [(x, self.outcome(cell)) for x, cell in line.points] for line in part.lines}
+            return ChartOutcome(part.title, part.x, part.y, lines)
+        study = self.record(part.task)
+        return ShownOutcome(part.title, study if isinstance(study, Study) else None, self.folder(part.task).name)
 
-def _part(part: Part, read: _Reader) -> TableOutcome | ChartOutcome | ShownOutcome:
-    if isinstance(part, Table):
-        return TableOutcome(part.title, part.corner, part.unit, [_outcome(cell, read) for cell in part.cells])
-    if isinstance(part, Chart):
-        lines = {line.name: [(x, _outcome(cell, read)) for x, cell in line.points] for line in part.lines}
-        return ChartOutcome(part.title, part.x, part.y, lines)
-    study = read(part.task)
-    return ShownOutcome(part.title, study if isinstance(study, Study) else None, read.folder(part.task).name)
+    def outcome(self, cell: Cell) -> Outcome:
+        """The number of a cell from the tasks that are finished."""
+        done = [task for task in cell.tasks if self.record(task) is not None]
+        return found(cell, [self.record(task) for task in done], [self.folder(task).name for task in done])
 
+    def work(self, task: Task) -> Work:
+        done = read_state(self.folder(task) / DONE)
+        commit = done.get("provenance", {}).get("commit")
+        return Work(self.folder(task).name, task.label, task.kind, done.get("seconds"), commit)
 
-def _outcome(cell: Cell, read: _Reader) -> Outcome:
-    """The number of a cell from the tasks that are finished."""
-    known = [task for task in cell.tasks if read(task) is not None]
-    return found(cell, [read(task) for task in known], [read.folder(task).name for task in known])
+    def trained(self) -> list[Trained]:
+        """Every evaluated network in every ball, with its clean accuracy and the lowest that attacks leave of it."""
+        points = []
+        for task in self.tasks:
+            if not isinstance(task, Evaluated) or self.record(task) is None:
+                continue
+            accuracies: dict[tuple[str, float], float] = {}
+            clean = 0.0
+            for one in self.record(task).results:
+                if one.attack == "clean":
+                    clean = one.accuracy
+                else:
+                    accuracies[one.norm, one.eps] = min(one.accuracy, accuracies.get((one.norm, one.eps), 1.0))
+            label = f"{task.of.method}, seed {task.of.recipe.seed}"
+            for (norm, eps), worst in sorted(accuracies.items()):
+                ball = f"{task.data}, {norm}, eps {eps:.4g}"
+                points.append(Trained(label, ball, 100 * clean, 100 * worst, self.folder(task).name))
+        return points
 
-
-def _work(task: Task, place: Path) -> Work:
-    done = place / DONE
-    told = _json(done) if done.exists() else {}
-    return Work(place.name, task.label, task.kind, told.get("seconds"), told.get("provenance", {}).get("commit"))
-
-
-def _trained(plan: Plan, read: _Reader) -> list[Trained]:
-    """Every evaluated network in every ball, with its clean accuracy and the lowest that attacks leave of it."""
-    points = []
-    for task in plan.tasks():
-        record = read(task) if isinstance(task, Evaluated) else None
-        if not isinstance(task, Evaluated) or not isinstance(record, Evaluation):
-            continue
-        clean = next(one for one in record.results if one.attack == "clean")
-        balls = {(one.norm, one.eps) for one in record.results if one.attack != "clean"}
-        for norm, eps in sorted(balls):
-            worst = min(one.accuracy for one in record.results if (one.norm, one.eps) == (norm, eps))
-            ball = f"{task.data}, {norm}, eps {eps:.4g}"
-            points.append(Trained(_named(task.of), ball, 100 * clean.accuracy, 100 * worst, read.folder(task).name))
-    return points
-
-
-def _generators(plan: Plan, read: _Reader) -> list[Generator]:
-    """How the adversarial generators of the finished trainings did in the last epoch."""
-    found = []
-    for task in plan.tasks():
-        if not isinstance(task, Training) or read(task) is None:
-            continue
-        last = read_metrics(read.folder(task) / "metrics.jsonl")[-1]
-        if "generator_crossed" in last:
-            crossed, distance = last["generator_crossed"], last["generator_distance"]
-            found.append(Generator(task.label, crossed, distance, read.folder(task).name))
-    return found
-
-
-def _named(training: Training) -> str:
-    return f"{training.method}, seed {training.recipe.seed}"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = plain_json(path)
-    except OSError as error:
-        raise EquipoiseError(f"{path.parent} holds no experiment: cannot read {path.name}.") from error
-    except ValueError as error:
-        raise EquipoiseError(f"{path} is damaged ({error}): run the same `equipoise reproduce` again.") from error
-    require(isinstance(content, dict), f"{path} is damaged: run the same `equipoise reproduce` again.")
-    return content
+    def generators(self) -> list[Generator]:
+        """How the adversarial generators of the finished trainings did in the last epoch."""
+        generators = []
+        for task in self.tasks:
+            if not isinstance(task, Training) or self.record(task) is None:
+                continue
+            last = read_metrics(self.folder(task) / "metrics.jsonl")[-1]
+            if "generator_crossed" in last:
+                crossed, distance = last["generator_crossed"], last["generator_distance"]
+                generators.append(Generator(task.label, crossed, distance, self.folder(task).name))
+        return generators
 
 
 def in_words(outcome: Reproduction) -> Mapping[str, Any]:
-    """The numbers without the pictures, JSON-ready: what is kept beside the code."""
+    """Return the numbers without the pictures, JSON-ready: what is kept beside the code."""
 
     def one(number: Outcome) -> dict[str, Any]:
         return {
@@ -178,22 +154,22 @@ def in_words(outcome: Reproduction) -> Mapping[str, Any]:
         if isinstance(it, ChartOutcome):
             curves = {name: [[x, one(n)] for x, n in line] for name, line in it.lines.items()}
             return {"title": it.title, "x": it.x, "y": it.y, "lines": curves}
-        found = it.study.findings if it.study else Findings([], [])
+        findings = it.study.findings if it.study else Findings([], [])
         return {
             "title": it.title,
             "study": it.study.name if it.study else None,
-            "verdict": found.verdict,
+            "verdict": findings.verdict,
             "numbers": [{"name": n.name, "mean": n.mean, "interval": n.interval, "n": len(n.values), "unit": n.unit,
-                         "percent": n.percent, "paper": n.paper} for n in found.numbers],
-            "pictures": [{"name": one.name, "caption": one.caption} for one in found.pictures],
+                         "percent": n.percent, "paper": n.paper} for n in findings.numbers],
+            "pictures": [{"name": picture.name, "caption": picture.caption} for picture in findings.pictures],
         }  # fmt: skip
 
-    alike = outcome.order
+    order = outcome.order
     return {
         "kind": "reproduction", "schema": 2, "name": outcome.name, "title": outcome.title, "source": outcome.source,
         "scale": outcome.scale, "variant": outcome.variant, "examples": outcome.examples, "seeds": outcome.seeds,
         "changes": dict(outcome.changes), "verdict": outcome.verdict, "agreements": outcome.agreements,
-        "median_difference": outcome.median_difference, "order": None if alike is None else asdict(alike),
+        "median_difference": outcome.median_difference, "order": None if order is None else asdict(order),
         "cautions": outcome.cautions, "generators": [asdict(one) for one in outcome.generators],
         "quirks": outcome.quirks,
         "notes": outcome.notes, "data": dict(outcome.data), "seconds": outcome.seconds,
@@ -202,5 +178,5 @@ def in_words(outcome: Reproduction) -> Mapping[str, Any]:
 
 
 def keep_numbers(folder: "Path | str", outcome: Reproduction) -> Path:
-    """Write them into the folder, as `reproduction.json`. Returns that file."""
+    """Write the numbers into the folder, as `reproduction.json`. Returns that file."""
     return write_atomically(Path(folder) / NUMBERS, (json.dumps(in_words(outcome), indent=1) + "\n").encode())

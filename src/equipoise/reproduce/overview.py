@@ -1,4 +1,4 @@
-"""What can be reproduced, and how long it takes on a reference machine: kept beside the code, to be told at once."""
+"""All experiments with their time on a reference machine: kept beside the code, so that they are listed at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -10,17 +10,17 @@ from equipoise.reproduce.experiment import Experiment
 def _experiments() -> dict[str, Experiment]:
     from equipoise.reproduce.papers import framework, rethinking, udp, uta
 
-    found = (one for paper in (framework, rethinking, udp, uta) for one in paper.EXPERIMENTS)
-    return {one.name: one for one in sorted(found, key=lambda one: one.name)}
+    every = (one for paper in (framework, rethinking, udp, uta) for one in paper.EXPERIMENTS)
+    return {one.name: one for one in sorted(every, key=lambda one: one.name)}
 
 
 def names() -> list[str]:
-    """The names of all experiments."""
+    """Return the names of all experiments."""
     return list(_experiments())
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of that name. Raises `EquipoiseError` if there is none."""
+    """Return the experiment of that name. Raises `EquipoiseError` if there is none."""
     if name not in names():
         raise unknown("experiment", name, names())
     return _experiments()[name]

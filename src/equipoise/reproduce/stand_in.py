@@ -1,6 +1,6 @@
-"""Stand-ins for the published datasets: synthetic images of the same shape and classes, to see that everything works.
+"""Stand-ins for the published datasets: synthetic images of the same shape and number of classes, to try things out.
 
-They say nothing about the papers' numbers. Their names begin with `synthetic-`, in every record too.
+They prove nothing about the papers' numbers. Their names begin with `synthetic-`, in every record too.
 """
 
 import io
@@ -16,7 +16,7 @@ from equipoise.core.files import write_atomically
 
 @dataclass(frozen=True)
 class Kind:
-    """What samples of a published dataset look like."""
+    """Shape and number of classes of a published dataset."""
 
     shape: tuple[int, ...]
     """(channels, height, width)."""
@@ -39,7 +39,7 @@ _NOISE = 0.15  # deviation around a class's prototype: two classes touch, a netw
 
 
 def is_stand_in(name: str) -> bool:
-    """Whether a dataset of that name is synthetic."""
+    """Return whether a dataset of that name is synthetic."""
     return name.startswith(_PREFIX)
 
 

@@ -1,4 +1,4 @@
-"""What differs between two requests, and the refusal to replace the finished result of another one."""
+"""Differences between two requests, and the refusal to replace the finished result of another request."""
 
 import json
 import os
@@ -18,17 +18,39 @@ RENAMED = {
 
 
 def with_new_names(record: Any) -> Any:
-    """Return JSON-ready data in which the settings of every ascent have the names of today."""
+    """Return JSON-ready data in which the settings of every attack have the names and the shape of today."""
     if isinstance(record, list):
         return [with_new_names(value) for value in record]
     if not isinstance(record, Mapping):
         return record
-    names = RENAMED if {"objective", "geometry"} <= record.keys() else {}
-    return {names.get(key, key): with_new_names(value) for key, value in record.items()}
+    return _attack({key: with_new_names(value) for key, value in record.items()})
+
+
+def _attack(record: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an attack in today's shape; all else as it is."""
+    kind = record.get("kind")
+    if kind in ("Chain", "Nearest") and "parts" in record:
+        record = {"attack": kind.lower(), **{key: value for key, value in record.items() if key != "kind"}}
+    elif "attack" not in record and {"objective", "geometry"} <= record.keys():
+        record = {"attack": "ascent", **{RENAMED.get(key, key): value for key, value in record.items()}}
+        target = record.get("target")
+        if isinstance(target, Mapping):
+            record["target"] = target.get("class")
+        if "num_targets" not in record:
+            several = isinstance(target, int)
+            record |= {"num_targets": target, "target": None} if several else {"num_targets": None}
+    elif "attack" not in record and {"queries", "p_init", "geometry"} <= record.keys():
+        record = {"attack": "square", "eot_samples": 1, **{RENAMED.get(key, key): v for key, v in record.items()}}
+    elif record.get("attack") == "fab":
+        record = {RENAMED.get(key, key): value for key, value in record.items()}
+    ball = record.get("geometry")
+    if isinstance(ball, Mapping) and isinstance(ball.get("box"), Mapping):
+        record["geometry"] = {**ball, "box": {"kind": "Box", **ball["box"]}}
+    return record
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two requests, both JSON-ready, one phrase each: `pgd linf 0.1, steps: 20 before, 2
+    """Return the differences between two requests, both JSON-ready, as phrases: `pgd linf 0.1, steps: 20 before, 2
     now`.
     """
     return [
@@ -58,13 +80,13 @@ def _brief(value: Any) -> str:
 
 
 def require_same(path: str | os.PathLike[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `EquipoiseError` naming what differs unless the finished result at `path`, the outcome of the request
-    `before`, is that of the request `now` too.
+    """Raise `EquipoiseError` with the differences unless the finished result at `path`, of the request `before`,
+    also answers the request `now`.
     """
-    told = differences(before, now)
-    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    phrases = differences(before, now)
+    more = f"; and {len(phrases) - 3} more" if len(phrases) > 3 else ""
     require(
-        not told,
-        f"{path} already holds another result ({'; '.join(told[:3])}{more}): add --overwrite to replace it, or choose "
-        "another place with --out.",
+        not phrases,
+        f"{path} already holds another result ({'; '.join(phrases[:3])}{more}): add --overwrite to replace it, or "
+        "choose another place with --out.",
     )

@@ -1,7 +1,7 @@
-"""What a study found, as plain data: numbers with their intervals, and the panels of its figures. No torch.
+"""The findings of a study as plain data: numbers with their intervals, and the panels of its figures. No torch.
 
-A study returns `Findings`; a page draws them. Everything a figure shows is in its panel, so that it can be drawn again,
-differently, or not at all.
+A study returns `Findings`; a page draws them. A panel holds everything that a figure shows, so that it can be drawn
+again or differently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ class Number:
     unit: str = "seeds"
     """What `values` runs over."""
     paper: str = ""
-    """What the paper says of it, with its place."""
+    """What the paper says about it, and where."""
     percent: bool = False
-    """Whether the values are shares of 1, to be written in percent."""
+    """Whether the values are shares of 1, which are written in percent."""
     outcomes: bool = False
-    """Whether each value says if something happened: 1 or 0."""
+    """Whether each value is 1 or 0 for something that happened or not."""
     signed: bool = False
-    """Whether it may be negative, as a difference of shares may."""
+    """Whether the values may be negative, as differences of shares."""
 
     @property
     def mean(self) -> float:
@@ -39,10 +39,10 @@ class Number:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the mean, `mean ± t·s/sqrt(n)` with Student's t of n - 1 degrees, of shares cut to
-        [0, 1], unless `signed`; None below two values.
+        """95 % confidence interval of the mean, `mean ± t·s/sqrt(n)` with Student's t of n - 1 degrees of freedom, cut
+        to [0, 1] for shares that are not `signed`; None below two values.
 
-        Of `outcomes`, Clopper and Pearson's (1934), which is exact and has a width where all agree.
+        Of `outcomes`, that of Clopper and Pearson (1934), which is exact and has a width even if all agree.
         """
         n = len(self.values)
         if n < 2:
@@ -66,11 +66,11 @@ class Regions:
     extent: tuple[float, float, float, float]
     """Left, right, bottom, top."""
     meaning: str = "probability of class 1"
-    """What the values are; panels of a figure whose values mean the same share a scale."""
+    """Meaning of the values; panels of a figure with the same meaning share a scale."""
     level: float | None = 0.5
     """The value at which a line is drawn, halfway between two colours; None for amounts, which begin at 0."""
     boundary: Float[np.ndarray, "rows columns"] | None = None
-    """A function whose zero line is the classifier's boundary, where the values themselves do not show it."""
+    """A function whose zero line is the classifier's boundary, if the values do not show it."""
     points: Float[np.ndarray, "points 2"] | None = None
     """Clean points."""
     labels: Int[np.ndarray, " points"] | None = None
@@ -86,7 +86,7 @@ class Series:
     """One line, with its band."""
 
     name: str
-    """What the legend calls it."""
+    """Name in the legend."""
     y: Float[np.ndarray, " x"]
     """Its values."""
     low: Float[np.ndarray, " x"] | None = None
@@ -94,21 +94,21 @@ class Series:
     high: Float[np.ndarray, " x"] | None = None
     """Upper end of its band."""
     dashed: bool = False
-    """Whether it is a prediction, or a reference, rather than a measurement."""
+    """Whether it is a prediction or a reference instead of a measurement."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """Numbers against a number."""
+    """Lines against a number."""
 
     title: str
     x: Float[np.ndarray, " x"]
-    """Where the series were measured, increasing."""
+    """The values at which the series were measured, increasing."""
     series: Sequence[Series]
     x_name: str
-    """What x is, with its unit."""
+    """Name of x, with its unit."""
     y_name: str
-    """What the series are of, with their unit."""
+    """Name of the quantity of the series, with its unit."""
     log_x: bool = False
     log_y: bool = False
 
@@ -122,14 +122,14 @@ class Histogram:
     counts: Mapping[str, Int[np.ndarray, " bins"]]
     """Per series."""
     x_name: str
-    """What the bins are of, with its unit."""
+    """Name of the binned quantity, with its unit."""
     marks: Mapping[str, float] = field(default_factory=dict)
     """Vertical lines, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A table of pictures."""
+    """A table of images."""
 
     title: str
     pixels: Float[np.ndarray, "rows columns channels height width"]
@@ -137,7 +137,7 @@ class Images:
     rows: Sequence[str]
     columns: Sequence[str]
     notes: Sequence[Sequence[str]] = ()
-    """What stands under each picture, such as the predicted class."""
+    """Text under each image, such as the predicted class."""
 
 
 Panel = Regions | Lines | Histogram | Images
@@ -145,12 +145,12 @@ Panel = Regions | Lines | Histogram | Images
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: panels side by side, in the paper's arrangement."""
+    """A figure: panels in the paper's arrangement."""
 
     name: str
-    """Such as `decision-regions`; a file name."""
+    """A file name, such as `decision-regions`."""
     caption: str
-    """What is seen, and where it is in the paper."""
+    """What the figure shows, and which figure of the paper it is."""
     panels: Sequence[Panel]
     """In reading order."""
     columns: int
@@ -159,12 +159,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a study found."""
+    """Numbers, figures and verdict of a study."""
 
     numbers: Sequence[Number]
-    """What was measured."""
+    """The measurements."""
     pictures: Sequence[Picture]
-    """What is shown."""
+    """The figures."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every parameter of the study, JSON-ready."""
     verdict: str = ""
@@ -173,19 +173,19 @@ class Findings:
 
 @dataclass(frozen=True)
 class Study:
-    """A study that was run: what was asked, what was found, and where it comes from."""
+    """The record of a study: its question, findings and provenance."""
 
     name: str
     """Name on the command line."""
     question: str
-    """What it asks, in a sentence."""
+    """Its question, in a sentence."""
     source: str
-    """The figures or theorem it is about, such as `U Figs 3, 9`."""
+    """The figures or the theorem that it reproduces, such as `U Figs 3, 9`."""
     findings: Findings
-    """What was found."""
+    """What it found."""
     provenance: Mapping[str, Any]
     """Command, seed, versions, commit, device, threads and date."""
     quick: bool = False
-    """Whether it was the small version, which proves nothing."""
+    """Whether it is the small version, which proves nothing."""
     seconds: float = 0.0
     """Wall-clock time."""

@@ -1,75 +1,75 @@
-"""The verdict on whether a model's gradients are masked, as plain data. No torch."""
+"""The outcome of the tests for gradient masking, as plain data. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from equipoise.results.findings import Lines, Picture
+from equipoise.core.deprecation import renamed_names
+from equipoise.core.tables import Row, Tabular
+from equipoise.results.findings import Lines, Picture, Series
 from equipoise.results.statistics import wilson
 
 KIND = "masking"
-"""What a verdict's record says that it is."""
+"""The `kind` of a record of these tests."""
 
-DETECTABLE = 0.05
-"""Share of samples that must not go unseen: "no sign of masking" needs so many samples that the 95 % interval of a
-share of which none was seen ends below it."""
-ENOUGH = next(n for n in range(1, 1000) if wilson(0, n)[1] < DETECTABLE)
+DETECTABLE_SHARE = 0.05
+"""Share of samples that must not go unseen: without any indicator there must be so many samples that the 95 % interval
+of a share of which none was seen ends below it."""
+MIN_SAMPLES = next(n for n in range(1, 1000) if wilson(0, n)[1] < DETECTABLE_SHARE)
 """The fewest samples for which it does."""
 
 
 @dataclass(frozen=True)
-class Sign:
-    """One reason to suspect, or to trust."""
+class MaskingTest:
+    """The test of one indicator of gradient masking."""
 
     name: str
-    """What would be a sign of masking."""
+    """What would indicate masked gradients."""
     figure: str
-    """What was measured."""
+    """The measured value."""
     threshold: str
-    """What it was compared with."""
+    """The value that it was compared with."""
     p: float | None
-    """Probability of such a figure, or a more striking one, on an honest model; None for a fact that no honest model
-    shows, such as a graph that does not reach the input."""
+    """p-value under the hypothesis of an unmasked model; None for an indicator that is observed, not tested, such as a
+    graph that does not reach the input."""
     source: str
-    """Who named it."""
+    """Who proposed it."""
     raised: bool = False
-    """Whether it is one, all signs of a verdict considered."""
+    """Whether it indicates masked gradients, after the correction for the number of tests."""
     interval: tuple[float, float] | None = None
-    """95 % Wilson interval of the share that the threshold is about; None if there is none."""
+    """95 % Wilson interval of the share that is compared with the threshold; None if there is none."""
 
 
-@dataclass(frozen=True)
-class MaskingReport:
-    """What the tests for masked gradients said of a model."""
+@dataclass(frozen=True, repr=False)
+class MaskingReport(Tabular):
+    """The outcome of the tests for gradient masking of one model."""
 
     target: str
-    """What was looked at."""
+    """The model that was tested."""
     norm: str
     """Norm of the ball."""
     eps: float
     """Its radius, in the units of the input."""
     n: int
-    """Samples that were attacked: those that are right without an attack."""
+    """Number of samples that were attacked: those that are classified correctly without an attack."""
     clean: float
     """Accuracy without an attack, in [0, 1]."""
     robust: float
-    """Accuracy in the worst case over everything that was tried at this radius, in [0, 1]."""
-    signs: Sequence[Sign]
-    """Every sign that was looked for."""
-    level: float
-    """Probability with which an honest model is accused."""
+    """Accuracy in the worst case over all attacks at this radius, in [0, 1]."""
+    tests: Sequence[MaskingTest]
+    """Every indicator that was tested; `signs` in a record."""
+    false_positive_rate: float
+    """Largest probability that any test is raised for an unmasked model; `level` in a record."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every parameter."""
     skipped: Sequence[str] = ()
-    """What was left out, and why."""
+    """Tests that were left out, and why."""
     warnings: Sequence[str] = ()
-    """What `check_model` remarks about the model. No sign follows from it alone."""
+    """What `check_model` says about the model. Alone it is no indicator."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """Name and SHA-256 of the data, and the number of samples that were looked at."""
+    """Name and SHA-256 of the data, and the number of samples to choose from."""
     model: Mapping[str, Any] = field(default_factory=dict)
-    """Which weights, their SHA-256 and how many parameters."""
+    """Which checkpoint, its SHA-256 and the number of parameters."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Command, seed, versions, commit, device, threads and date."""
     seconds: float = 0.0
@@ -77,19 +77,23 @@ class MaskingReport:
     pictures: Sequence[Picture] = ()
     """Curves and surfaces."""
 
+    def _table(self) -> tuple[Row, list[Row]]:
+        rows = [(test.name, "raised" if test.raised else "", test.figure, test.threshold) for test in self.tests]
+        return ("indicator", "", "measured", "threshold"), [(str(self), "", "", ""), *rows]
+
     @property
     def masked(self) -> bool:
-        """Whether a sign was raised."""
-        return any(sign.raised for sign in self.signs)
+        """Whether any test was raised."""
+        return any(test.raised for test in self.tests)
 
     @property
     def undecided(self) -> bool:
-        """Whether no sign was raised, but on so few samples that this says nothing."""
-        return not self.masked and self.n < ENOUGH
+        """Whether no test was raised, but on too few samples to conclude anything."""
+        return not self.masked and self.n < MIN_SAMPLES
 
     @property
     def caution(self) -> str:
-        """What to know before quoting `robust`; empty unless a sign was raised."""
+        """What to know before quoting `robust`; empty unless a test was raised."""
         if not self.masked:
             return ""
         return (
@@ -98,38 +102,44 @@ class MaskingReport:
         )
 
     def __str__(self) -> str:
-        raised = [sign.name for sign in self.signs if sign.raised]
-        if raised:
-            return f"masked: {', '.join(raised)}."
+        if self.masked:
+            return f"masked: {', '.join(test.name for test in self.tests if test.raised)}."
         if self.undecided:
             return (
-                f"too few samples to tell: none of {len(self.signs)} signs was found on {self.n} samples, which leaves "
-                f"shares of up to {wilson(0, self.n)[1]:.1%} unseen; give at least {ENOUGH} samples that the model "
-                "classifies correctly."
+                f"too few samples to tell: none of {len(self.tests)} tests was raised on {self.n} samples, which "
+                f"leaves shares of up to {wilson(0, self.n)[1]:.1%} unseen; give at least {MIN_SAMPLES} samples that "
+                "the model classifies correctly."
             )
-        return f"no sign of masking: none of {len(self.signs)} signs was found on {self.n} samples."
+        return f"no indicator of gradient masking: none of {len(self.tests)} tests was raised on {self.n} samples."
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the maps as JSON-ready data, with the verdict in words, and the curves with their 95 %
-        intervals.
+        """Return everything but the maps as JSON-ready data, with the conclusion in words, and the curves with their
+        95 % intervals.
         """
-        body = asdict(replace(self, pictures=()))
-        del body["pictures"]
-        panels = [panel for picture in self.pictures for panel in picture.panels if isinstance(panel, Lines)]
+        record_names = {"tests": "signs", "false_positive_rate": "level"}
+        fields = asdict(replace(self, pictures=()))
+        del fields["pictures"]
         curves = [
-            {
-                "title": panel.title,
-                "x": panel.x.tolist(),
-                "series": [
-                    {"name": s.name, "y": s.y.tolist(), "low": _plain(s.low), "high": _plain(s.high)}
-                    for s in panel.series
-                ],
-            }
-            for panel in panels
+            {"title": panel.title, "x": panel.x.tolist(), "series": [_series(series) for series in panel.series]}
+            for picture in self.pictures
+            for panel in picture.panels
+            if isinstance(panel, Lines)
         ]
-        said = {"masked": self.masked, "undecided": self.undecided, "verdict": str(self), "caution": self.caution}
-        return {"kind": KIND, "schema": 1, **said, **body, "curves": curves}
+        return {
+            "kind": KIND,
+            "schema": 1,
+            "masked": self.masked,
+            "undecided": self.undecided,
+            "verdict": str(self),
+            "caution": self.caution,
+            **{record_names.get(name, name): value for name, value in fields.items()},
+            "curves": curves,
+        }
 
 
-def _plain(values: "np.ndarray | None") -> list[float] | None:
-    return None if values is None else values.tolist()
+def _series(series: Series) -> dict[str, Any]:
+    low, high = (None if end is None else end.tolist() for end in (series.low, series.high))
+    return {"name": series.name, "y": series.y.tolist(), "low": low, "high": high}
+
+
+__getattr__ = renamed_names(__name__, {"Sign": "MaskingTest", "Verdict": "MaskingReport"})

@@ -1,4 +1,4 @@
-"""What is needed to get a number again: command, seed, versions, commit, device."""
+"""What is needed to reproduce a number: command, seed, versions, commit, device."""
 
 import platform
 import shlex
@@ -23,7 +23,7 @@ _options: ContextVar[Mapping[str, Any] | None] = ContextVar("_options", default=
 
 @contextmanager
 def recorded_options(options: Mapping[str, Any]) -> Iterator[None]:
-    """Store `options`, JSON-ready, in every provenance that is made inside: what a person asked for, as data."""
+    """Store `options`, the JSON-ready options of a command, in every provenance that is made inside the context."""
     token = _options.set(options)
     try:
         yield
@@ -32,7 +32,7 @@ def recorded_options(options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def provenance(seed: int, device: "torch.device | str", command: str = "") -> Provenance:
-    """The provenance of something that starts now in this process; `command` defaults to how it was started."""
+    """Return the provenance of a computation that starts now; `command` defaults to that of this process."""
     try:
         own = version("equipoise")
     except PackageNotFoundError:
@@ -55,7 +55,7 @@ def provenance(seed: int, device: "torch.device | str", command: str = "") -> Pr
 
 
 def recommanded(before: Provenance, command: str) -> Provenance:
-    """The provenance of parts of a whole as that of the whole, which `command` and the options of this command made."""
+    """Return the provenance of a record that `command`, with its options, merged from parts made as `before` says."""
     return replace(before, command=command, options=_options.get() or {})
 
 

@@ -1,7 +1,7 @@
-"""Results as plain data: what was run, on what, with which outcome. JSON in and out, no torch.
+"""Results as plain data: the model, the data, the attacks and the outcomes. Read and written as JSON, no torch.
 
-Everything a report shows, a comparison cites or an audit recomputes is one of these records. Files are written
-atomically: a reader sees the old file or the new one, never half of one.
+Everything that a report shows, a comparison cites or a verification recomputes is in these records. Files are written
+atomically: a reader sees the old file or the new one.
 """
 
 import hashlib
@@ -14,8 +14,9 @@ from typing import Any
 
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json, write_atomically
-from equipoise.results.schema import Finite, Radius, Whole, parse
+from equipoise.core.files import read_json, write_atomically
+from equipoise.core.tables import Row, Tabular
+from equipoise.results.schema import Finite, Radius, Whole, parse, require_schema
 from equipoise.results.statistics import wilson
 
 SCHEMA = 1
@@ -23,7 +24,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a number comes from: enough to run it again."""
+    """What is needed to reproduce a result."""
 
     command: str
     """The command line, or the call."""
@@ -34,18 +35,26 @@ class Provenance:
     commit: str | None
     """Commit of the source tree it ran from, with `+` if it had changes; None outside a repository."""
     device: str
-    """What it ran on, in words."""
+    """Name of the device."""
     threads: int
-    """Threads torch used."""
+    """Number of threads that PyTorch used."""
     date: str
-    """UTC, ISO 8601."""
+    """Date and time in UTC, ISO 8601."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What was typed, as data: the name of the command (`command`) and every option. Empty for a call from Python, and
-    in records of earlier versions."""
+    """The name of the command (`command`) and all options, as data. Empty for a call from Python, and in records of
+    earlier versions."""
 
 
-class _Outcomes:
-    """What follows from the outcome of each sample."""
+def _accuracy_cells(outcome: "_Outcomes | MeanResult") -> tuple[str, ...]:
+    low, high = outcome.interval
+    return str(outcome.n), f"{outcome.accuracy:.1%}", f"{low:.1%} to {high:.1%}"
+
+
+_ACCURACY = "samples", "accuracy", "95 % interval"
+
+
+class _Outcomes(Tabular):
+    """Summary of the outcomes of the samples."""
 
     correct: Sequence[bool]
     rates: Sequence[float] = ()
@@ -57,18 +66,18 @@ class _Outcomes:
 
     @property
     def accuracy(self) -> float:
-        """Share of samples classified correctly, in [0, 1]; of a random model, the mean over samples and draws."""
+        """Share of samples classified correctly, in [0, 1]; of a randomised model, the mean over samples and draws."""
         return sum(self.rates or self.correct) / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `accuracy`; of a random model a conservative one, with the samples as trials."""
+        """95 % Wilson interval of `accuracy`; conservative for a randomised model, with the samples as trials."""
         return wilson(min(sum(self.rates or self.correct), self.n), self.n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttackRecord(_Outcomes):
-    """What one attack did to a model at one radius. `attack = "clean"` with `eps = 0` is accuracy without an attack."""
+    """Outcome of one attack at one radius. `attack = "clean"` with `eps = 0` is accuracy without an attack."""
 
     attack: str
     """Name, e.g. `clean`, `fgsm`, `pgd`, or `worst case` over the attacks at one radius."""
@@ -77,7 +86,7 @@ class AttackRecord(_Outcomes):
     eps: Radius
     """Radius of the ball, in pixel units of [0, 1]."""
     correct: Sequence[bool]
-    """Per sample, in the order of the data: still classified correctly (by a random model, in at least
+    """Per sample, in the order of the data: still classified correctly (by a randomised model, in at least
     half of the draws)."""
     distance: Sequence[Finite | None] = ()
     """Per sample: distance of the reported adversarial example, None where the attack failed."""
@@ -86,14 +95,14 @@ class AttackRecord(_Outcomes):
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every parameter of the attack."""
     winner: Sequence[str | None] = ()
-    """Per sample: the name of the attack, or of the part of a composite one, that fooled the model; None if none did,
-    `clean` if it was wrong without an attack."""
+    """Per sample: the name of the attack, or of the member of a composite one, that fooled the model; None if none did,
+    `clean` if the sample was misclassified without an attack."""
     iteration: Sequence[Whole | None] = ()
-    """Per sample: after how many steps of its attempt the winner reached the reported point."""
+    """Per sample: number of steps after which the successful attack reached the reported point."""
     queries: Sequence[Whole] = ()
-    """Per sample: gradient and forward evaluations spent."""
+    """Per sample: number of gradient and forward evaluations."""
     evaluations: Whole = 0
-    """The same, summed over the samples."""
+    """Total number of evaluations."""
     nan_gradients: Whole = 0
     """Steps, summed over the samples, whose gradient held a NaN or an infinity."""
     zero_gradients: Whole = 0
@@ -101,11 +110,16 @@ class AttackRecord(_Outcomes):
     seconds: Finite = 0.0
     """Wall-clock time."""
     rates: Sequence[Finite] = ()
-    """Of a random model, per sample: the share of fresh draws in which it classifies the reported point correctly."""
+    """Per sample, of a randomised model: the share of fresh draws that classify the reported point correctly."""
     choice: Sequence[Finite] = ()
-    """The same over as many other draws, by which the worst of several attacks is chosen."""
+    """The same share over as many independent draws, by which the worst of several attacks is chosen."""
     not_finite: Whole = 0
-    """Samples whose prediction at the reported point is not finite (NaN): neither right nor fooled."""
+    """Number of samples whose prediction at the reported point is not finite (NaN): neither correct nor fooled."""
+
+    def _table(self) -> tuple[Row, list[Row]]:
+        return ("attack", "norm", "eps", *_ACCURACY), [
+            (self.attack, self.norm, f"{self.eps:.4g}", *_accuracy_cells(self))
+        ]
 
     def __post_init__(self) -> None:
         require(self.n > 0, f"{self.attack or 'it'} covers no samples; evaluate again")
@@ -114,9 +128,9 @@ class AttackRecord(_Outcomes):
             require(length in (0, self.n), f"{name} of {self.attack} is not of every sample: {length} for {self.n}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CorruptionResult(_Outcomes):
-    """What one corruption of the images did to a model, on the samples of an evaluation."""
+    """Outcome of one corruption of the images, on the samples of an evaluation."""
 
     corruption: str
     """Name, e.g. `fog`."""
@@ -125,7 +139,10 @@ class CorruptionResult(_Outcomes):
     prediction: Sequence[Whole]
     """Per sample: the class predicted, in float32 and eval mode."""
     source: str = ""
-    """Where the images come from: empty if they were made from the seed, else the SHA-256 of the published ones."""
+    """SHA-256 of the published images; empty if the images were made from the seed."""
+
+    def _table(self) -> tuple[Row, list[Row]]:
+        return ("corruption", *_ACCURACY), [(self.corruption, *_accuracy_cells(self))]
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,7 @@ class MeanResult:
 
     @property
     def n(self) -> int:
-        """Number of samples; each counts once, with the share of the corruptions under which it is right."""
+        """Number of samples; each counts once, with the share of corruptions under which it is classified correctly."""
         return self.results[0].n
 
     @property
@@ -147,29 +164,29 @@ class MeanResult:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `accuracy` for n samples, not n per corruption: what one sample withstands is no
-        independent news of what it withstands next.
+        """95 % Wilson interval of `accuracy` for n samples, not n per corruption: the outcomes of one sample under
+        several corruptions are not independent.
         """
         return wilson(self.accuracy * self.n, self.n)
 
 
 @dataclass(frozen=True)
 class ResultWarning:
-    """A reason to doubt a number, with the figure that raised it."""
+    """A reason to doubt a result, with the measurement behind it."""
 
     name: str
-    """What is suspected, e.g. `randomised model`."""
+    """The suspected problem, e.g. `randomised model`."""
     figure: str
-    """What was measured, e.g. `logits change by up to 0.4 between two calls, on 64 of 64 samples`."""
+    """The measurement, e.g. `logits change by up to 0.4 between two calls, on 64 of 64 samples`."""
     advice: str
-    """What to do."""
+    """The recommended action."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.figure}; {self.advice}"
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabular):
     """Accuracy of one model, clean and under attacks, on one set of samples."""
 
     target: str
@@ -179,13 +196,13 @@ class Evaluation:
     results: Sequence[AttackRecord]
     """One entry per attack and radius, and the worst case per radius."""
     provenance: Provenance
-    """How to get it again."""
+    """What is needed to reproduce it."""
     weights: str = "best"
     """Which weights of a run: `best` or `last`."""
     warnings: Sequence[str] = ()
-    """What the reader should know before citing a number."""
+    """What to know before citing a number."""
     flags: Sequence[ResultWarning] = ()
-    """Reasons to doubt the numbers."""
+    """Reasons to doubt the results."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """SHA-256 of the weights and buffers (`sha256`) and number of parameters."""
     index: Sequence[Whole] = ()
@@ -201,15 +218,20 @@ class Evaluation:
             for outcomes in (result.correct, result.prediction):
                 require(len(outcomes) == self.results[0].n, f"{result.corruption} lacks an outcome for every sample")
 
+    def _table(self) -> tuple[Row, list[Row]]:
+        rows = [(r.attack, r.norm, f"{r.eps:.4g}", *_accuracy_cells(r)) for r in self.results]
+        rows += [(r.corruption, "", "", *_accuracy_cells(r)) for r in self.corruptions]
+        return ("attack", "norm", "eps", *_ACCURACY), rows
+
     @property
     def corrupted(self) -> MeanResult | None:
-        """The mean over the corruptions, None without any."""
+        """The mean over the corruptions; None if there are none."""
         return MeanResult(self.corruptions) if self.corruptions else None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: what was asked for and what came out (`run.json` of a run directory).
+    """A training run: its settings and its outcome (`run.json` of a run directory).
 
     Beside it lie `metrics.jsonl` (one line per epoch), `best.safetensors`, `last.safetensors`, `evaluation*.json`
     and `samples.npz` (arrays `clean`, `udp`, `pgd`, `judged` of shape (n, channels, height, width) in [0, 1], `labels`,
@@ -217,15 +239,15 @@ class Run:
     """
 
     method: Mapping[str, Any]
-    """Name, the sum of terms in words, and every hyper-parameter."""
+    """Name, the sum of terms as text, and every hyper-parameter."""
     recipe: Mapping[str, Any]
-    """Optimiser, schedule, epochs and everything else of the training loop."""
+    """Optimiser, schedule, epochs and all other settings of the training loop."""
     net: Mapping[str, Any]
     """Name and arguments of the network, number of parameters."""
     data: Mapping[str, Any]
     """Name, SHA-256, class names, shape, number of training, validation and test samples."""
     provenance: Provenance
-    """How to get it again."""
+    """What is needed to reproduce it."""
     status: str = "running"
     """`running`, `finished`, `stopped early` or `failed: reason`."""
     best: Mapping[str, float] = field(default_factory=dict)
@@ -233,16 +255,16 @@ class Run:
     last: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the last epoch."""
     alarms: Sequence[str] = ()
-    """Signs of trouble seen while training, e.g. catastrophic overfitting."""
+    """Problems that were noticed in training, e.g. catastrophic overfitting."""
     seconds: Finite = 0.0
     """Wall-clock time of the training."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file of weights."""
     words: Sequence[str] = field(default_factory=list)
-    """The words of the command line with which `--resume` goes on, from the method on; empty for a run from Python."""
+    """Words of the command line with which `--resume` continues, from the method on; empty for a run from Python."""
 
     def __post_init__(self) -> None:
-        require(isinstance(self.data.get("classes") or [], list | tuple), "its classes are no list")
+        require(isinstance(self.data.get("classes") or [], list | tuple), "its classes are not a list")
 
 
 @dataclass(frozen=True)
@@ -271,18 +293,18 @@ class ScoreResult:
     n: Whole
     """Number of samples."""
     curve: ScoreCurve
-    """What it is the integral of."""
+    """The integrand."""
     settings: Mapping[str, Any]
     """Every parameter of the score, with its `H`, `G` and `radii`."""
     standard_error: Finite | None = None
-    """Of the value; None for one sample."""
+    """Standard error of the value; None for one sample."""
     interval: tuple[Finite, Finite] | None = None
     """95 % interval of the value; None for one sample."""
     won: Mapping[str, Finite] = field(default_factory=dict)
     """Share of the nearest points that each attack found."""
     samples: Mapping[str, Any] = field(default_factory=dict)
-    """Per sample its value and, where there is one, the margin (null if nothing was found), who found it, and the class
-    there."""
+    """Per sample its value and, if there is one, the margin (null if no point was found), the attack that found the
+    point, and the class there."""
 
     def __post_init__(self) -> None:
         lacking = sorted({"H", "G", "radii"} - self.settings.keys())
@@ -298,11 +320,11 @@ class Scores:
     data: Mapping[str, Any]
     """Name, SHA-256 of the content, split and number of samples."""
     scores: Mapping[str, ScoreResult]
-    """By the name that was asked for, such as `r2`."""
+    """The scores by name, such as `r2`."""
     provenance: Provenance
-    """How to get it again."""
+    """What is needed to reproduce it."""
     weights: str = "given"
-    """Which weights of a run: `best` or `last`; `given` for a model of one's own."""
+    """Which weights of a run: `best` or `last`; `given` for a user's own model."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """SHA-256 of the weights and buffers (`sha256`) and number of parameters."""
     seconds: Finite = 0.0
@@ -317,10 +339,9 @@ _KINDS: dict[str, type[Record]] = {"evaluation": Evaluation, "run": Run, "score"
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The record as JSON-ready data, with its kind, schema number, and each evaluation result's summary figures.
+    """Return the record as JSON-ready data, with its kind, schema number, and the summary of each evaluation result.
 
-    `corruptions` and the options of the provenance are there only if there are any, so that records without them stay
-    as they always were.
+    Empty `corruptions` and options of the provenance are left out, so that records without them have not changed.
     """
     kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
     data = {"kind": kind, "schema": SCHEMA, **asdict(record)}
@@ -341,13 +362,13 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def figures(result: AttackRecord | CorruptionResult | MeanResult) -> dict[str, Any]:
-    """What follows from the outcomes: `n`, `accuracy` and `interval`."""
+    """Return the summary of the outcomes: `n`, `accuracy` and `interval`."""
     return {"n": result.n, "accuracy": result.accuracy, "interval": list(result.interval)}
 
 
 def digest(evaluation: Evaluation) -> str:
-    """SHA-256 of everything a record claims, and its seed: all but when and where it ran, its command, and how long it
-    took. Two runs of one evaluation, whole or in parts, have the same.
+    """Return the SHA-256 of the results and the seed: everything but the date, the device, the command and the times.
+    Two runs of one evaluation, whole or in shards, have the same digest.
     """
     data = to_json(evaluation)
     data["provenance"] = {"seed": evaluation.provenance.seed}
@@ -359,18 +380,15 @@ def digest(evaluation: Evaluation) -> str:
 
 
 def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
-    """The record that `to_json` wrote. Raises `EquipoiseError` naming `where` and what is wrong for anything else, also
-    for fields of other types and lists of other lengths.
+    """Return the record that `to_json` wrote. Raises `EquipoiseError` naming `where` and the fault for anything else,
+    also for fields of other types and lists of other lengths.
     """
     cls = _KINDS.get(str(data.get("kind"))) if isinstance(data, Mapping) else None
     if cls is None:
         raise EquipoiseError(
             f"{where} is not the record of a run, of an evaluation or of scores: its kind is {_kind(data)}."
         )
-    require(
-        type(data.get("schema")) is int and data["schema"] == SCHEMA,
-        f"{where} has schema {data.get('schema')!r}, this version reads schema {SCHEMA}.",
-    )
+    require_schema(data, SCHEMA, where)
     body = {k: v for k, v in data.items() if k not in ("kind", "schema", "digest", "corrupted")}
     for name in ("results", "corruptions"):
         if isinstance(body.get(name), list):
@@ -379,13 +397,13 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
 
 
 def _without_figures(entry: Any) -> Any:
-    """The data of a result without what follows from it."""
+    """The data of a result without its summary."""
     derived = ("n", "accuracy", "interval")
     return {k: v for k, v in entry.items() if k not in derived} if isinstance(entry, Mapping) else entry
 
 
 def _kind(data: Any) -> str:
-    """What JSON data say they are, in words: another record of equipoise, such as an audit's, says it too."""
+    """The kind of JSON data as text; other records of equipoise, such as that of an audit, have one too."""
     kind = data.get("kind") if isinstance(data, Mapping) else None
     return repr(kind) if isinstance(kind, str) else "not named"
 
@@ -399,7 +417,7 @@ def save(path: str | os.PathLike[str], record: Record) -> Path:
 def load(path: str | os.PathLike[str]) -> Record:
     """Read a record. Raises `EquipoiseError` if the file is missing, not JSON, or not a record."""
     try:
-        data = plain_json(path)
+        data = read_json(path)
     except OSError as error:
         raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
     except ValueError as error:
@@ -414,12 +432,12 @@ def check_weights(folder: Path, run: Run) -> None:
 
 
 def changed_weights(folder: Path, run: Run) -> list[str]:
-    """Names of the weight files that are there and are not those of the record."""
+    """Return the names of existing weight files that differ from those of the record."""
     return [name for name, sha in run.weights.items() if (folder / name).exists() and _sha256(folder / name) != sha]
 
 
 def weights_error(folder: Path, name: str) -> EquipoiseError:
-    """The error for weights that are not those of the record."""
+    """Return the error for a weight file that differs from that of the record."""
     return EquipoiseError(
         f"{folder / name} is not the file that {folder / 'run.json'} names (its SHA-256 differs): something else wrote "
         "it, or the run was killed while it did; continue the run with --resume, or train again."

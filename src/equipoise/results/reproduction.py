@@ -1,6 +1,6 @@
-"""What came of an experiment: the paper's numbers with ours beside them. Plain data, without torch."""
+"""The results of an experiment: the paper's numbers with ours beside them. Plain data, without torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
@@ -20,8 +20,8 @@ _DRAWS, _SIGMAS = 2000, 2 * 1.959964  # draws of the interval of Kendall's tau; 
 
 
 def agreement(interval: tuple[float, float] | None, paper: float, deviation: float, margin: float) -> Agreement:
-    """Whether a number is equivalent to the paper's: `agrees` if the interval of ours minus the paper's lies within
-    `± margin`, `differs` if it lies wholly beyond, else `undecided`, as of a single value without an interval.
+    """Return whether a number is equivalent to the paper's: `agrees` if the interval of ours minus the paper's lies
+    within `± margin`, `differs` if it lies wholly beyond, else `undecided`, as of a single value without an interval.
 
     The interval is widened by the paper's own deviation. So few samples, whose interval is wide, decide nothing.
     """
@@ -35,30 +35,30 @@ def agreement(interval: tuple[float, float] | None, paper: float, deviation: flo
 
 @dataclass(frozen=True)
 class Outcome:
-    """A number of the paper, and what it is here."""
+    """A number of the paper, and ours."""
 
     row: str
-    """The row, or curve, it is in."""
+    """Its row, or curve."""
     column: str
-    """The column it is in."""
+    """Its column."""
     paper: float | None
-    """What the paper says; None if it is silent."""
+    """The published value; None if the paper gives none."""
     deviation: float
-    """Its stated deviation, or the rounding of the printed number."""
+    """Its stated deviation, or its rounding."""
     mean: float | None
     """Ours; None while a task is missing."""
     interval: tuple[float, float] | None
     """95 % interval; None for a single value."""
     n: int
-    """Samples, or repeats, behind it."""
+    """Number of samples, or repeats."""
     seeds: int
-    """Trainings behind it."""
+    """Number of trainings."""
     over: str
     """What the interval covers: `seeds`, with one of them only `samples`, with two or with part of a test set both."""
     folders: Sequence[str]
     """The tasks it comes from, by their folders."""
     percent: bool = True
-    """Whether it is one of percentage points."""
+    """Whether it is in percentage points."""
 
     @property
     def margin(self) -> float:
@@ -115,6 +115,11 @@ class ChartOutcome:
     x: str
     y: str
     lines: Mapping[str, Sequence[tuple[float, Outcome]]]
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """All numbers."""
+        return [outcome for line in self.lines.values() for _, outcome in line]
 
 
 @dataclass(frozen=True)
@@ -178,36 +183,36 @@ class Generator:
 
 @dataclass(frozen=True)
 class Order:
-    """How alike the order of the methods is here and in the paper."""
+    """How similar our order of the methods is to the paper's."""
 
     tau: float
-    """Kendall's: the share of pairs in the same order less that of pairs in the other."""
+    """Kendall's tau: the share of pairs in the same order minus that of pairs in the opposite one."""
     interval: tuple[float, float]
     """95 % interval, from normal errors of our numbers as wide as their intervals."""
     pairs: int
-    """Pairs of methods that the paper gives different numbers in one place."""
+    """Number of pairs of methods that differ in the paper."""
 
 
 def order(tables: Sequence[TableOutcome]) -> Order | None:
-    """Kendall's tau over all pairs of methods that are compared in a place and differ there in the paper; None if there
-    are no such pairs.
+    """Return Kendall's tau over all pairs of methods that are compared with each other and differ in the paper; None
+    if there are no such pairs.
     """
-    ours, theirs, spread = [], [], []
+    ours, theirs, deviations = [], [], []
     for group in (group for table in tables for group in table.comparisons):
-        known = [
+        values = [
             (one.mean, one.paper, (one.interval[1] - one.interval[0]) / _SIGMAS if one.interval else 0.0)
             for one in group
             if one.paper is not None and one.mean is not None
         ]
-        for (mean, paper, noise), (other_mean, other_paper, other_noise) in combinations(known, 2):
+        for (mean, paper, deviation), (other_mean, other_paper, other_deviation) in combinations(values, 2):
             if paper != other_paper:
                 ours.append((mean, other_mean))
                 theirs.append(np.sign(paper - other_paper))
-                spread.append((noise, other_noise))
+                deviations.append((deviation, other_deviation))
     if not ours:
         return None
     means, signs = np.array(ours, float), np.array(theirs, float)
-    errors = np.random.default_rng(0).standard_normal((_DRAWS, *means.shape)) * np.array(spread, float)
+    errors = np.random.default_rng(0).standard_normal((_DRAWS, *means.shape)) * np.array(deviations, float)
 
     def taus(values: np.ndarray) -> np.ndarray:
         """Of one draw after another, along the first axis."""
@@ -252,7 +257,7 @@ class Reproduction:
     @property
     def outcomes(self) -> list[Outcome]:
         """All numbers."""
-        return list(_outcomes(self.parts))
+        return [one for part in self.parts if not isinstance(part, ShownOutcome) for one in part.outcomes]
 
     @property
     def missing(self) -> list[Work]:
@@ -266,20 +271,20 @@ class Reproduction:
 
     @property
     def agreements(self) -> dict[Agreement, int]:
-        """How many of the numbers that the paper prints and that were computed agree, differ, and are undecided."""
-        known = [one.agreement for one in self.outcomes if one.agreement is not None]
-        return {word: known.count(word) for word in AGREEMENTS}
+        """How many of the published values that were computed agree, differ, and are undecided."""
+        agreements = [one.agreement for one in self.outcomes]
+        return {word: agreements.count(word) for word in AGREEMENTS}
 
     @property
     def median_difference(self) -> float | None:
-        """Median of the absolute differences from the paper's numbers, in percentage points; None if it prints none."""
-        known = [abs(one.mean - one.paper) for one in self.outcomes
-                 if one.percent and one.paper is not None and one.mean is not None]  # fmt: skip
-        return median(known) if known else None
+        """Median absolute difference from the published values, in percentage points; None without such values."""
+        differences = [abs(one.mean - one.paper) for one in self.outcomes
+                       if one.percent and one.paper is not None and one.mean is not None]  # fmt: skip
+        return median(differences) if differences else None
 
     @property
     def order(self) -> Order | None:
-        """How alike the order of the methods is here and in the paper."""
+        """How similar our order of the methods is to the paper's."""
         return order([part for part in self.parts if isinstance(part, TableOutcome)])
 
     @property
@@ -299,53 +304,40 @@ class Reproduction:
     @property
     def verdict(self) -> str:
         """In a sentence: how many of the paper's numbers agree, how far they lie apart, and how alike the order is."""
-        told, printed = self.agreements, sum(one.paper is not None for one in self.outcomes)
-        if any(told.values()):
-            said = summary(told, self.median_difference, self.order)
+        counts, published = self.agreements, sum(one.paper is not None for one in self.outcomes)
+        if any(counts.values()):
+            sentence = summary(counts, self.median_difference, self.order)
             alone = sum(one.agreement is not None and one.seeds == 1 for one in self.outcomes)
-            said += f"; {alone} are of one training, whose noise their intervals do not hold" if alone else ""
-        elif printed:
-            said = f"None of the {printed} numbers of the paper is measured yet"
+            sentence += f"; {alone} are of one training, whose noise their intervals do not hold" if alone else ""
+        elif published:
+            sentence = f"None of the {published} numbers of the paper is measured yet"
         else:
-            said = "The paper prints no number to compare with"
+            sentence = "The paper prints no number to compare with"
         limits = [*self.limits]
         limits += [f"with {one} in place of {name}" for name, one in self.data.items()]
         limits += [f"{len(self.missing)} of {len(self.works)} tasks are not finished"] if self.missing else []
-        return ", ".join([said, *limits]) + "."
+        return ", ".join([sentence, *limits]) + "."
 
 
-def summary(counts: Mapping[Agreement, int], difference: float | None, alike: Order | None) -> str:
-    """The three counts, the median difference and the order of the methods, in words."""
-    said = (
+def summary(counts: Mapping[Agreement, int], difference: float | None, order: Order | None) -> str:
+    """Return the three counts, the median difference and the order of the methods, in words."""
+    sentence = (
         f"Of {sum(counts.values())} numbers of the paper {counts['agrees']} agree within {MARGIN:g} points, "
         f"{counts['differs']} differ and {counts['undecided']} are undecided"
     )
-    said += "" if difference is None else f"; the median difference is {difference:.1f} points"
-    if alike is None:
-        return said
-    low, high = alike.interval
-    return said + f"; the order of the methods has Kendall's tau {alike.tau:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _outcomes(parts: Sequence[TableOutcome | ChartOutcome | ShownOutcome]) -> Iterator[Outcome]:
-    for part in parts:
-        if isinstance(part, TableOutcome):
-            yield from part.outcomes
-        elif isinstance(part, ChartOutcome):
-            for line in part.lines.values():
-                yield from (one for _, one in line)
+    sentence += "" if difference is None else f"; the median difference is {difference:.1f} points"
+    if order is None:
+        return sentence
+    low, high = order.interval
+    return sentence + f"; the order of the methods has Kendall's tau {order.tau:.2f} ({low:.2f} to {high:.2f})"
 
 
 def front(points: Sequence[Trained]) -> list[Trained]:
-    """The points that no other of the same ball beats in both accuracies (Pareto), by rising clean accuracy."""
+    """Return the Pareto front of every ball: the points that no other beats in both accuracies, by clean accuracy."""
 
-    def beaten(one: Trained) -> bool:
-        return any(
-            other.ball == one.ball
-            and other.clean >= one.clean
-            and other.robust >= one.robust
-            and (other.clean, other.robust) != (one.clean, one.robust)
-            for other in points
-        )
+    def dominates(other: Trained, one: Trained) -> bool:
+        better = other.clean >= one.clean and other.robust >= one.robust
+        return better and other.ball == one.ball and (other.clean, other.robust) != (one.clean, one.robust)
 
-    return sorted((one for one in points if not beaten(one)), key=lambda one: (one.ball, one.clean))
+    efficient = (one for one in points if not any(dominates(other, one) for other in points))
+    return sorted(efficient, key=lambda one: (one.ball, one.clean))

@@ -1,4 +1,4 @@
-"""Plain data to records: one reader for every file, made from the types of the fields."""
+"""Parsing of plain data into records by the types of their fields, for every file."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from equipoise.core.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError, require
 
 T = TypeVar("T")
 
@@ -27,16 +27,24 @@ def parse(kind: type[T], data: Any, where: str) -> T:
     path of the field: `run.json is damaged: results[2].eps: expected number, got text.`
     """
     try:
-        found = msgspec.convert(data, kind, dec_hook=_other)
+        record = msgspec.convert(data, kind, dec_hook=_from_text)
     except msgspec.ValidationError as error:
         raise EquipoiseError(f"{where} is damaged: {_worded(str(error))}.") from error
-    for path in _unknown(found, data, ""):
+    for path in _unknown_fields(record, data, ""):
         raise EquipoiseError(f"{where} is damaged: {path} is no field that this version of equipoise knows.")
-    return found
+    return record
 
 
-def _other(kind: type, value: Any) -> Any:
-    """A value of a type that JSON does not have."""
+def require_schema(data: Mapping[str, Any], schema: int, where: str) -> None:
+    """Raise `EquipoiseError`, naming `where`, for a record of another schema number than the one this version reads."""
+    given = data.get("schema")
+    require(
+        type(given) is int and given == schema, f"{where} has schema {given!r}, this version reads schema {schema}."
+    )
+
+
+def _from_text(kind: type, value: Any) -> Any:
+    """A value of a type that JSON lacks."""
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
@@ -53,24 +61,24 @@ _WORDS = {
 
 
 def _worded(error: str) -> str:
-    """The path of the field, then what is wrong, in the words of JSON: 'results[2].eps: expected number, got text'."""
-    told, _, path = error.partition(" - at `$")
+    """The path of the field, then the error, in terms of JSON: 'results[2].eps: expected number, got text'."""
+    message, _, path = error.partition(" - at `$")
     for word, ours in _WORDS.items():
-        told = told.replace(f"`{word}`", ours).replace(f"`{word} | null`", f"{ours} or null")
-    told = told.replace("Object missing required field", "it lacks the field").replace("`", "")
-    return (f"{path.strip('.`')}: " if path else "") + told[:1].lower() + told[1:].rstrip(".")
+        message = message.replace(f"`{word}`", ours).replace(f"`{word} | null`", f"{ours} or null")
+    message = message.replace("Object missing required field", "it lacks the field").replace("`", "")
+    return (f"{path.strip('.`')}: " if path else "") + message[:1].lower() + message[1:].rstrip(".")
 
 
-def _unknown(value: Any, data: Any, path: str) -> Iterator[str]:
-    """The paths of the entries of `data` that no field of the dataclasses in `value` stands for."""
+def _unknown_fields(value: Any, data: Any, path: str) -> Iterator[str]:
+    """The paths of the entries of `data` that are not fields of the dataclasses in `value`."""
     if is_dataclass(value) and isinstance(data, Mapping):
         names = {field.name for field in fields(value)}
         yield from (f"{path}{name}" for name in data if name not in names)
         for name in names & data.keys():
-            yield from _unknown(getattr(value, name), data[name], f"{path}{name}.")
+            yield from _unknown_fields(getattr(value, name), data[name], f"{path}{name}.")
     elif isinstance(value, Mapping) and isinstance(data, Mapping):
         for name in value.keys() & data.keys():
-            yield from _unknown(value[name], data[name], f"{path}{name}.")
+            yield from _unknown_fields(value[name], data[name], f"{path}{name}.")
     elif isinstance(value, list | tuple) and any(map(is_dataclass, value[:1])):  # all of a list are of one type
-        for number, (one, its) in enumerate(zip(value, data, strict=True)):
-            yield from _unknown(one, its, f"{path.removesuffix('.')}[{number}].")
+        for number, (item, item_data) in enumerate(zip(value, data, strict=True)):
+            yield from _unknown_fields(item, item_data, f"{path.removesuffix('.')}[{number}].")

@@ -1,4 +1,4 @@
-"""Counts of outcomes: the interval of a proportion, and exact tests. No torch."""
+"""Statistics of counts: the confidence interval of a proportion, and exact tests. No torch."""
 
 import math
 from typing import Literal
@@ -11,8 +11,8 @@ from equipoise.core.errors import require
 def wilson(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson score interval of a proportion: `(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)` (Wilson 1927).
 
-    `z` is the normal quantile, 1.96 for 95 %. A sum of shares in [0, 1] may stand for the successes: its spread is at
-    most theirs, so that the interval is on the safe side. Raises `EquipoiseError` for `n < 1` or `successes` outside
+    `z` is the normal quantile, 1.96 for 95 %. The successes may be a sum of shares in [0, 1]: its variance is at most
+    that of a count, so that the interval is conservative. Raises `EquipoiseError` for `n < 1` or `successes` outside
     `[0, n]`.
     """
     require(n >= 1, f"an interval needs at least one sample, got n = {n}.")
@@ -24,15 +24,15 @@ def wilson(successes: float, n: int, z: float = 1.959963984540054) -> tuple[floa
 
 
 def binomial_tail(count: int, n: int, share: float = 0.5) -> float:
-    """The exact p-value of `count` or more outcomes among `n` that happen with probability `share`:
+    """Return the exact p-value of `count` or more outcomes among `n` that happen with probability `share`:
     `P(Bin(n, share) >= count)`; 1 where there is nothing to test.
     """
     return float(bdtrc(count - 1, n, share)) if count > 0 else 1.0
 
 
 def mcnemar(only_first: int, only_second: int, alternative: Literal["greater", "two-sided"] = "greater") -> float:
-    """The exact p-value of outcomes in pairs (McNemar 1947): of the samples on which two differ, `only_first` are on
-    one side; by chance half would be. 1 if they never differ.
+    """Return the exact p-value of paired outcomes (McNemar 1947): of the samples on which the two differ, `only_first`
+    succeed in the first only; by chance half would. 1 if they never differ.
     """
     n = only_first + only_second
     if alternative == "greater":

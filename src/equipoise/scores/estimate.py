@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 
 from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import require
+from equipoise.core.tables import Row, Tabular
 from equipoise.core.types import Points
 from equipoise.results.statistics import wilson
 from equipoise.scores.radii import Radii
@@ -17,27 +18,27 @@ from equipoise.scores.radii import Radii
 if TYPE_CHECKING:
     from equipoise.scores.score import Score
 
-_GRID = 101  # radii of a curve of margins
+_NUM_RADII = 101  # of a curve of margins
 
 
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """A score, with its error and what it was made of."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(Tabular):
+    """A score with its standard error and its parts."""
 
     values: Float[np.ndarray, " samples"]
     """`∫ H(R_Q(x_i, eps)) G(eps) d eps` of every sample."""
     shares: Float[np.ndarray, "samples radii"] | None
-    """`H(R_Q(x_i, eps))` at the radii drawn, of a robustness that is sampled."""
+    """`H(R_Q(x_i, eps))` at the radii drawn, if R_Q is sampled."""
     drawn: Float[np.ndarray, "samples radii"] | None
     """These radii."""
     margins: Float[np.ndarray, " samples"] | None
-    """Where R = 1 ends, of a robustness that is bounded; infinity if nowhere."""
+    """Radius up to which R = 1, if R_Q is bounded; infinite if there is no such end."""
     score: "Score"
-    """Of what it is an estimate."""
+    """The score that is estimated."""
     x: Points
     """The points it was estimated on."""
     found: AttackResult | None = None
-    """The nearest points classified otherwise, where an attack looked for them."""
+    """The nearest adversarial examples, if an attack searched for them."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -49,29 +50,29 @@ class Estimate:
 
     @property
     def error(self) -> float:
-        """Its standard error, `s/sqrt(n)`, of which everything is part that was drawn; NaN for one sample."""
+        """Its standard error `s/sqrt(n)`, which includes that of all that was drawn; NaN for one sample."""
         return float(self.values.std(ddof=1) / math.sqrt(len(self.values))) if len(self.values) > 1 else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval, `value ± t error`, Student's t of n - 1 degrees; NaN for one sample."""
+        """95 % confidence interval `value ± t error`, Student's t with n - 1 degrees of freedom; NaN for one sample."""
         half = float(stdtrit(max(len(self) - 1, 1), 0.975)) * self.error
         return self.value - half, self.value + half
 
     @property
     def radii(self) -> Float[np.ndarray, " radii"]:
-        """Where the curve is given: of one that is sampled, the middle of each part that radii were drawn from, or the
-        mean distance of the k-th nearest point.
+        """Radii of the curve: if R_Q is sampled, the centre of each part that radii were drawn from, or the mean
+        distance of the k-th nearest point.
         """
         if self.drawn is not None:
             return self.score.radii.centres if isinstance(self.score.radii, Radii) else self.drawn.mean(0)
         assert self.margins is not None
-        low, high, known = self.score.bounded.low, self.score.bounded.high, self.margins[np.isfinite(self.margins)]
-        near = low + 1.1 * (np.quantile(known, 0.99) - low) if len(known) else high
-        return np.linspace(low, near if low < near < high else high, _GRID)
+        low, high, finite = self.score.bounded.low, self.score.bounded.high, self.margins[np.isfinite(self.margins)]
+        end = low + 1.1 * (np.quantile(finite, 0.99) - low) if len(finite) else high
+        return np.linspace(low, end if low < end < high else high, _NUM_RADII)
 
     def profile_at(self, radii: Float[np.ndarray, " radii"]) -> Float[np.ndarray, "samples radii"]:
-        """`H(R_Q(x_i, eps))` at these radii; of a robustness that is sampled, those of `self.radii` alone."""
+        """Return `H(R_Q(x_i, eps))` at these radii; if R_Q is sampled, at `self.radii` alone."""
         if self.margins is not None:
             return (self.margins[:, None] >= radii).astype(float)
         require(np.array_equal(radii, self.radii), "shares are known at the radii that were drawn alone.")
@@ -85,21 +86,28 @@ class Estimate:
 
     @property
     def band(self) -> tuple[Float[np.ndarray, " radii"], Float[np.ndarray, " radii"]]:
-        """Both ends of 95 % intervals of `curve`, each radius for itself: Wilson's for shares of samples, else
-        Student's, without a width for one sample.
+        """Both ends of pointwise 95 % intervals of `curve`: Wilson's for shares of samples, else Student's, without a
+        width for one sample.
         """
         return self.band_at(self.radii)
 
     def band_at(
         self, radii: Float[np.ndarray, " radii"]
     ) -> tuple[Float[np.ndarray, " radii"], Float[np.ndarray, " radii"]]:
-        """As `band`, at the radii that `profile_at` takes."""
+        """Return `band` at other radii, those that `profile_at` takes."""
         profile, n = self.profile_at(radii), len(self)
         if np.isin(profile, (0.0, 1.0)).all():
             low, high = np.array([wilson(int(k), n) for k in profile.sum(0)]).T
             return low, high
         half = stdtrit(max(n - 1, 1), 0.975) * profile.std(0, ddof=min(n - 1, 1)) / math.sqrt(n)
         return profile.mean(0) - half, profile.mean(0) + half
+
+    def _table(self) -> tuple[Row, list[Row]]:
+        low, high = self.interval
+        span = f"{low:.4g} to {high:.4g}" if len(self) > 1 else ""
+        return ("score", "value", "95 % interval", "samples"), [
+            (self.score.name, f"{self.value:.4g}", span, str(len(self)))
+        ]
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -1,4 +1,4 @@
-"""The scores that F names, each a choice of Q, H and G. One of your own is the same kind of line.
+"""The scores that F names, each a choice of Q, H and G; your own is defined in the same way.
 
 `shape` is that of one input; with it radii reach from 0 to the diameter of the box, as in F.
 """
@@ -19,14 +19,14 @@ from equipoise.training.penalties import Radii as RadiiName
 
 
 def diameter(shape: Sequence[int], norm: str = "l2", box: Box = Box()) -> float:
-    """The distance of two corners of the box, `(high - low) m^(1/p)` for m coordinates: F's d, sqrt(m) in l2."""
+    """Return the distance of two corners of the box, `(high - low) m^(1/p)` for m coordinates: F's d, sqrt(m) in l2."""
     return (box.high - box.low) * math.prod(shape) ** (1 / NORMS[norm].order)
 
 
 def _mean_margin(
     shape: Sequence[int], norm: str, attack: AttackLike | None, box: Box, label_aware: bool = False, **options: Any
 ) -> Score:
-    """The mean of the distances that an attack finds, in its own norm and box; by default that of `nearest`."""
+    """The mean of the distances that an attack finds, in its norm and box; by default `nearest`."""
     attack = attack or nearest(norm, box=box)
     ball = attack.geometry
     radii = Radii(diameter(shape, ball.norm, ball.box))
@@ -34,32 +34,32 @@ def _mean_margin(
 
 
 def r1(shape: Sequence[int], norm: str = "l2", attack: AttackLike | None = None, box: Box = Box()) -> Score:
-    """The mean margin of points uniform in the box: how simple the decision regions are (F, Example 1). An `attack`
-    brings its own norm and box.
+    """Return the mean margin of points uniform in the box: how simple the decision regions are (F, Example 1). An
+    `attack` brings its own norm and box.
     """
     return _mean_margin(shape, norm, attack, box, over="box", name="R1")
 
 
 def r2(shape: Sequence[int], norm: str = "l2", attack: AttackLike | None = None, box: Box = Box()) -> Score:
-    """The mean margin of the data, the area under the margin curve (F, Example 2 and Eq. 11): how far, on the average,
-    the nearest point is that is classified otherwise. Bounded from above by the nearest of several attacks' points, or
-    by those of an `attack`, which brings its own norm and box.
+    """Return the mean margin of the data, the area under the margin curve (F, Example 2 and Eq. 11): the mean minimum
+    adversarial distance. Bounded from above by the nearest of several attacks' points, or by those of an `attack`,
+    which brings its own norm and box.
     """
     return _mean_margin(shape, norm, attack, box, name="R2")
 
 
 def published_r2(shape: Sequence[int], norm: str = "l2", box: Box = Box()) -> Score:
-    """R2 as F's numbers fit it: L2 distances of the nearest of BG's point and those of FGSM and PGD in a Linf ball of
-    .3 (`equipoise.attacks.published_margin_attack`). Weaker than `r2`, and so 10 to 33 % larger. Raises
-    `EquipoiseError` for another norm.
+    """Return R2 as F's numbers suggest it was measured: L2 distances of the nearest of BG's point
+    and those of FGSM and PGD in a Linf ball of .3 (`equipoise.attacks.published_margin_attack`). Weaker than `r2`, and
+    so 10 to 33 % larger. Raises `EquipoiseError` for another norm.
     """
     require(norm == "l2", f"norm {norm!r}: F measures R2 in l2; take r2 for another norm.")
     return replace(r2(shape, attack=published_margin_attack(box=box)), name="R2 as published")
 
 
 def label_aware(shape: Sequence[int], norm: str = "l2", attack: AttackLike | None = None, box: Box = Box()) -> Score:
-    """As R2, of points that are not classified as the true label says: the area under the curve of robust accuracy
-    over eps, with labels that stay what they are within a ball (F, Example 5).
+    """Return R2 of points misclassified with respect to the true label: the area under the curve of robust accuracy
+    over eps, with labels constant within a ball (F, Example 5).
     """
     return _mean_margin(shape, norm, attack, box, label_aware=True, name="label-aware R2")
 
@@ -71,9 +71,7 @@ def certified_r2(
     box: Box = Box(),
     label_aware: bool = False,
 ) -> Score:
-    """R2 from below: no point that is classified otherwise lies nearer than this, on the average. Or `label_aware` R2,
-    whose curve is certified accuracy over eps.
-    """
+    """Return a certified lower bound of R2, or of `label_aware` R2, whose curve is certified accuracy over eps."""
     robustness, name = Certified(norm, method, label_aware, box), "label-aware R2" if label_aware else "R2"
     return Score(robustness, Radii(diameter(shape, norm, box)), box=box, name=f"certified {name}")
 
@@ -81,8 +79,8 @@ def certified_r2(
 def on_manifold(
     manifold: Manifold, shape: Sequence[int], samples: int = 200, sigma: float = 0.06, norm: str = "l2", count: int = 64
 ) -> Score:
-    """How far one must go along the manifold of the data to find a point classified otherwise (F, Example 3): `R2` with
-    Q the law of the data. From above, as some points are looked at, not all.
+    """Return the distance along the data manifold to the nearest point classified otherwise (F, Example 3): `R2` with Q
+    the distribution of the data. An upper bound, as only some points are tried.
     """
     law = OnManifold(manifold, samples, sigma, norm)
     return Score(Sampled(law), Radii(diameter(shape, norm), count=count), certain, name="on-manifold worst case")
@@ -98,10 +96,10 @@ def r4(
     count: int = 200,
     radii: RadiiName = "uniform",
 ) -> Score:
-    """How probable it is that two samples of the data near each other are classified alike, nearer ones weighing more:
+    """Return the probability that two nearby samples of the data are classified alike, nearer ones weighing more:
     `mean over eps of P(f(x') = f(x) | ‖x' - x‖ <= eps) / eps` (F, Example 4 and Eq. 9).
 
-    As R tends to 1 where eps does to 0, the integral down to 0 has no bound. With `radii="uniform"` (F, Sec. 3) it is
+    As R tends to 1 where eps tends to 0, the integral down to 0 diverges. With `radii="uniform"` (F, Sec. 3) it is
     over `count` radii that end at `low`, by default d/200: R4 of a constant classifier is `ln(200)/d · 200/199`, .190
     for 28x28 pixels. With `radii="distances"` the samples' own distances are the radii (F, Sec. 7, as it may be read;
     the size of its .280 and .286 is about what comes out), and that R4 is the mean of 1/distance. Numbers of different

@@ -1,4 +1,4 @@
-"""Laws Q by which points near x are drawn: uniform on the ball, or as a generator of data draws them (F, Def. 1)."""
+"""Distributions Q of points near x: uniform on the ball, or those of a generator of data (F, Def. 1)."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,27 +14,27 @@ from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points
 from equipoise.generators import Manifold
 from equipoise.geometry import EVERYWHERE, Ball, Box
+from equipoise.scores.radii import PerRadius
 
-Radii = Float[Tensor, "batch radii"]
 Inside = Bool[Tensor, "batch radii"]
-_TRIES = 100_000
-_AT_ONCE = 16
-_LEAST = 1e-6  # a radius: of a point that is the input itself no 1/eps is known
+_MAX_ATTEMPTS = 100_000
+_BATCH = 16
+_SMALLEST = 1e-6  # radius: 1/eps is infinite for a point that is the input itself
 
 
 @runtime_checkable
 class Law(Protocol):
-    """Q: where points near x come from."""
+    """Q: the distribution of points near x."""
 
-    def draws(self, x: Points, y: Labels | None, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
-        """Points near `x`, one per sample at a time, and of which of the balls each is a draw from `Q(· | ball)`.
+    def draws(self, x: Points, y: Labels | None, radii: PerRadius, streams: Streams) -> Iterator[tuple[Points, Inside]]:
+        """Yield points near `x`, one per sample at a time, and for which balls each is a draw from `Q(· | ball)`.
 
-        `radii` are those of each sample's balls; `y` the true labels of `x`, where they are known.
+        `radii` are those of each sample's balls; `y` the true labels of `x`, if known.
         """
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
+        """Return every parameter, JSON-ready."""
         ...
 
 
@@ -42,9 +42,9 @@ class Law(Protocol):
 class UniformOnBall:
     """Uniform on `{z in box : ‖z - x‖ <= eps}`, drawn exactly, for every radius anew (F, Examples 1 and 2).
 
-    Points come in pairs that mirror each other, in linf about the middle of ball and box, else about x where the ball
-    lies within the box: of a boundary that is nearly straight, two such points rarely both lie beyond it, so that the
-    share that does is known more closely.
+    Points are antithetic pairs, mirrored in linf about the centre of the intersection of ball and box, else about x
+    where the ball lies within the box: both rarely lie beyond a nearly straight boundary, which reduces the variance of
+    the share that does.
     """
 
     norm: str = "l2"
@@ -59,17 +59,17 @@ class UniformOnBall:
         Ball(self.norm, 0.0, self.box)
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
+        """Return every parameter, JSON-ready."""
         box = [self.box.low, self.box.high]
         return {"law": "uniform on the ball", "norm": self.norm, "samples": self.samples, "box": box}
 
-    def draws(self, x: Points, y: Labels | None, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
-        """`samples` points of every ball."""
+    def draws(self, x: Points, y: Labels | None, radii: PerRadius, streams: Streams) -> Iterator[tuple[Points, Inside]]:
+        """Yield `samples` points of every ball."""
         for k in range(radii.shape[1]):
             inside = torch.zeros_like(radii, dtype=torch.bool)
             inside[:, k] = True
             low, high = _ends(x, radii[:, k], self.box)
-            middle = ((low + high) / 2).to(x.dtype).reshape(x.shape)
+            centre = ((low + high) / 2).to(x.dtype).reshape(x.shape)
             # A product of intervals is symmetric about its middle, but no other ball that the box cuts.
             cut = _leaves(x, radii[:, k], self.box) & (self.norm != "linf")
             for number in range(0, self.samples, 2):
@@ -77,33 +77,33 @@ class UniformOnBall:
                 yield self.box.clamp(x + move), inside
                 if number + 1 == self.samples:
                     break
-                other, rows = 2 * middle - move, cut.nonzero()[:, 0]
-                if len(rows):
-                    again = streams[rows].fold(k, number + 1)
-                    other[rows] = uniform_move(self.norm, x[rows], radii[rows, k], self.box, again)
-                yield self.box.clamp(x + other), inside
+                mirrored, asymmetric = 2 * centre - move, cut.nonzero()[:, 0]
+                if len(asymmetric):
+                    fresh = streams[asymmetric].fold(k, number + 1)
+                    mirrored[asymmetric] = uniform_move(self.norm, x[asymmetric], radii[asymmetric, k], self.box, fresh)
+                yield self.box.clamp(x + mirrored), inside
 
 
 def _ends(x: Points, eps: Float[Tensor, " batch"], box: Box) -> tuple[Tensor, Tensor]:
-    """How far each coordinate may go down and up, within the radius and the box."""
+    """How far each coordinate may decrease and increase within the radius and the box."""
     low = (box.low - x).flatten(1).double().maximum(-eps[:, None].double())
     return low, (box.high - x).flatten(1).double().minimum(eps[:, None].double())
 
 
 def _leaves(x: Points, eps: Float[Tensor, " batch"], box: Box) -> Bool[Tensor, " batch"]:
-    """Whose ball reaches beyond the box."""
+    """Which balls reach beyond the box."""
     flat = x.flatten(1)
     return (flat - eps[:, None] < box.low).any(1) | (flat + eps[:, None] > box.high).any(1)
 
 
 def uniform_move(norm: str, x: Points, eps: Float[Tensor, " batch"], box: Box, streams: Streams) -> Points:
-    """`z - x` for z uniform on `{z in box : ‖z - x‖ <= eps}`, with a radius per sample.
+    """Return `z - x` for z uniform on `{z in box : ‖z - x‖ <= eps}`, with a radius per sample.
 
-    In linf a product of intervals. In l2 and l1, where the box does not cut the ball, a draw from the whole ball. Where
-    it does, by rejection, which is exact: with N(δ) = Σ|δ_i|^p the coordinates are drawn independently with density
-    `∝ exp(-λ|δ_i|^p)` on their intervals, and the point is kept with probability `exp(λ(N - eps^p))` if `N <= eps^p`,
-    so that what is kept has a constant density. λ is such that N is about eps^p on the average; then about one in
-    `sqrt(2π d/p)` points is kept, in d dimensions.
+    In linf a product of intervals; in l2 and l1 a draw from the whole ball where that lies within the box, and else
+    exact rejection sampling: with N(δ) = Σ|δ_i|^p the coordinates are drawn independently with density
+    `∝ exp(-λ|δ_i|^p)` on their intervals, and the point is accepted with probability `exp(λ(N - eps^p))` if `N <=
+    eps^p`, so that the accepted points have constant density. λ is such that N is about eps^p on average; then about
+    one in `sqrt(2π d/p)` points is accepted, in d dimensions.
     """
     low, high = _ends(x, eps, box)
     if norm == "linf":
@@ -111,49 +111,51 @@ def uniform_move(norm: str, x: Points, eps: Float[Tensor, " batch"], box: Box, s
         return torch.lerp(low, high, u).to(x.dtype).reshape(x.shape)
     whole = Ball(norm, 1.0, EVERYWHERE).draw(streams, torch.zeros_like(x))
     move = whole * eps.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    rows = (_leaves(x, eps, box) & (eps > 0)).nonzero()[:, 0]
-    if len(rows):
-        cut = _rejected(2 if norm == "l2" else 1, low[rows], high[rows], eps[rows].double(), streams[rows])
-        move[rows] = cut.to(x.dtype).reshape(-1, *x.shape[1:])
+    cut = (_leaves(x, eps, box) & (eps > 0)).nonzero()[:, 0]
+    if len(cut):
+        moves = _rejection_sampled(2 if norm == "l2" else 1, low[cut], high[cut], eps[cut].double(), streams[cut])
+        move[cut] = moves.to(x.dtype).reshape(-1, *x.shape[1:])
     return move
 
 
-def _rejected(
+def _rejection_sampled(
     p: int,
-    low: Float[Tensor, "rows d"],
-    high: Float[Tensor, "rows d"],
-    eps: Float[Tensor, " rows"],
+    low: Float[Tensor, "batch d"],
+    high: Float[Tensor, "batch d"],
+    eps: Float[Tensor, " batch"],
     streams: Streams,
-) -> Float[Tensor, "rows d"]:
+) -> Float[Tensor, "batch d"]:
     """Uniform on `{δ : low <= δ <= high, Σ|δ_i|^p <= eps^p}`."""
     rate = _rate(p, low, high, eps**p)
-    found, left = torch.zeros_like(low), torch.arange(len(low), device=low.device)
-    for attempt in range(_TRIES):
-        own = streams[left].fold(attempt)
-        u = own.fold(0).uniform(low.shape[1], dtype=torch.float64)
-        move = _truncated(p, rate[left, None], low[left], high[left], u)
-        surplus = (move.abs() ** p).sum(1) - eps[left] ** p
-        kept = (surplus <= 0) & (own.fold(1).uniform(dtype=torch.float64) < (rate[left] * surplus).exp())
-        found[left[kept]] = move[kept]
-        left = left[~kept]
-        if len(left) == 0:
-            return found
-    raise AssertionError("a point of the ball and the box was not found")  # each try succeeds with a fixed probability
+    moves, active = torch.zeros_like(low), torch.arange(len(low), device=low.device)
+    for attempt in range(_MAX_ATTEMPTS):
+        stream = streams[active].fold(attempt)
+        u = stream.fold(0).uniform(low.shape[1], dtype=torch.float64)
+        move = _truncated(p, rate[active, None], low[active], high[active], u)
+        excess = (move.abs() ** p).sum(1) - eps[active] ** p
+        accepted = (excess <= 0) & (stream.fold(1).uniform(dtype=torch.float64) < (rate[active] * excess).exp())
+        moves[active[accepted]] = move[accepted]
+        active = active[~accepted]
+        if len(active) == 0:
+            return moves
+    raise AssertionError(
+        "a point of the ball and the box was not found"
+    )  # each attempt succeeds with a fixed probability
 
 
-def _rate(p: int, low: Tensor, high: Tensor, target: Tensor) -> Float[Tensor, " rows"]:
-    """λ with `E Σ|δ_i|^p = target`, or 0 if it is less without; by halving its logarithm."""
+def _rate(p: int, low: Tensor, high: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
+    """λ with `E Σ|δ_i|^p = target`, by bisection of its logarithm; 0 if the expectation is smaller for λ = 0."""
     d = low.shape[1]
     below, above = (target.reciprocal() * 1e-3 * d).log(), (target.reciprocal() * 4 * d).log()
     for _ in range(40):
         middle = (below + above) / 2
-        large = _expected(p, middle.exp()[:, None], low, high) > target
-        below, above = torch.where(large, middle, below), torch.where(large, above, middle)
+        too_large = _expected(p, middle.exp()[:, None], low, high) > target
+        below, above = torch.where(too_large, middle, below), torch.where(too_large, above, middle)
     flat = ((high**3 - low**3) / (3 * (high - low)) if p == 2 else (high**2 + low**2) / (2 * (high - low))).sum(1)
     return torch.where(flat.nan_to_num() <= target, 0.0, below.exp())
 
 
-def _expected(p: int, rate: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " rows"]:
+def _expected(p: int, rate: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, " batch"]:
     """`E Σ|δ_i|^p`."""
     if p == 1:
         mass = sum(-torch.expm1(-rate * t) for t in (high, -low))
@@ -165,7 +167,7 @@ def _expected(p: int, rate: Tensor, low: Tensor, high: Tensor) -> Float[Tensor, 
     return ((1 - edge / mass.clamp_min(1e-300)).clamp(0, 1) / (2 * rate)).sum(1)
 
 
-def _truncated(p: int, rate: Tensor, low: Tensor, high: Tensor, u: Tensor) -> Float[Tensor, "rows d"]:
+def _truncated(p: int, rate: Tensor, low: Tensor, high: Tensor, u: Tensor) -> Float[Tensor, "batch d"]:
     """Coordinates with density `∝ exp(-λ|δ|^p)` on their intervals: the inverse of their distribution at u."""
     if p == 2:
         scale = (2 * rate).sqrt()
@@ -173,15 +175,15 @@ def _truncated(p: int, rate: Tensor, low: Tensor, high: Tensor, u: Tensor) -> Fl
         move = torch.special.ndtri(torch.lerp(a, b, u)) / scale
     else:
         a, b = torch.expm1(rate * low), -torch.expm1(-rate * high)  # -mass of the left side, mass of the right one
-        at = torch.lerp(a, b, u)
-        move = -at.sign() * torch.log1p(-at.abs()) / rate
+        mass = torch.lerp(a, b, u)
+        move = -mass.sign() * torch.log1p(-mass.abs()) / rate
     flat = (rate == 0) | ~move.isfinite()
     return torch.where(flat, torch.lerp(low, high, u), move).clamp(low, high)
 
 
 @dataclass(frozen=True)
 class OnManifold:
-    """As the data lie near x, `P(X | ball)`: `dec(enc(x) + N(0, σ²))`, those that fall into the ball (F, Eq. 13)."""
+    """The data near x, `P(X | ball)`: draws of `dec(enc(x) + N(0, σ²))` that fall into the ball (F, Eq. 13)."""
 
     manifold: Manifold
     """The auto-encoder."""
@@ -198,45 +200,45 @@ class OnManifold:
         Ball(self.norm, 0.0, EVERYWHERE)
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready; of the auto-encoder a digest of its weights."""
+        """Return every parameter, JSON-ready; of the auto-encoder a digest of its weights."""
         noise = {"norm": self.norm, "samples": self.samples, "sigma": self.sigma}
         return {"law": "on the manifold", "manifold": str(self.manifold), **noise}
 
-    def draws(self, x: Points, y: Labels | None, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
-        """`samples` points near each input, and in which of its balls they lie."""
+    def draws(self, x: Points, y: Labels | None, radii: PerRadius, streams: Streams) -> Iterator[tuple[Points, Inside]]:
+        """Yield `samples` points near each input, and in which of its balls they lie."""
         for points, distance in self._near(x, streams):
             yield points, distance[:, None] <= radii
 
-    def distances(self, x: Points, streams: Streams) -> Radii:
-        """How far the points lie that `draws` gives for these streams, in rising order; at least 1e-6."""
-        found = torch.stack([distance for _, distance in self._near(x, streams)], 1)
-        return found.sort(1).values.clamp_min(_LEAST)
+    def distances(self, x: Points, streams: Streams) -> PerRadius:
+        """Return the distances of the points that `draws` yields for these streams, increasing; at least 1e-6."""
+        distances = torch.stack([distance for _, distance in self._near(x, streams)], 1)
+        return distances.sort(1).values.clamp_min(_SMALLEST)
 
     def _near(self, x: Points, streams: Streams) -> Iterator[tuple[Points, Float[Tensor, " batch"]]]:
         """`samples` points near each input, and their distances in float64."""
         ball = Ball(self.norm, math.inf, EVERYWHERE)
-        for start in range(0, self.samples, _AT_ONCE):
-            now = min(_AT_ONCE, self.samples - start)
-            for points in self.manifold.sample(x, now, self.sigma, streams.fold(start)):
+        for start in range(0, self.samples, _BATCH):
+            count = min(_BATCH, self.samples - start)
+            for points in self.manifold.sample(x, count, self.sigma, streams.fold(start)):
                 yield points, ball.distance(points, x).double()
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A law, conditioned on the label too: `Q(· | ball, Y(X) = Y(x))` (F, Example 5)."""
+    """A law conditioned on the label as well: `Q(· | ball, Y(X) = Y(x))` (F, Example 5)."""
 
     law: Law
     """The law."""
     labeller: Callable[[Points], Labels]
-    """Y: the true label of any point, as far as somebody knows it; that of x too, where no label is given."""
+    """Y: the true label of any point, as far as known; also that of x if no labels are given."""
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
+        """Return every parameter, JSON-ready."""
         name = getattr(self.labeller, "__qualname__", type(self.labeller).__name__)
         return {"law": "of the label", "of": self.law.settings(), "labeller": name}
 
-    def draws(self, x: Points, y: Labels | None, radii: Radii, streams: Streams) -> Iterator[tuple[Points, Inside]]:
-        """The law's points; those with another label than x belong to no ball."""
-        own = self.labeller(x) if y is None else y
+    def draws(self, x: Points, y: Labels | None, radii: PerRadius, streams: Streams) -> Iterator[tuple[Points, Inside]]:
+        """Yield the law's points; those with another label than x belong to no ball."""
+        labels = self.labeller(x) if y is None else y
         for points, inside in self.law.draws(x, y, radii, streams):
-            yield points, inside & (self.labeller(points) == own)[:, None]
+            yield points, inside & (self.labeller(points) == labels)[:, None]

@@ -1,4 +1,4 @@
-"""A score as a page shows it: the number, the margin curve with its band, and the nearest points (F, Figs 3 and 4)."""
+"""A score on a page: the number, the margin curve with its band, and the nearest points (F, Figs 3 and 4)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,14 @@ from equipoise.results.findings import Findings, Images, Lines, Number, Picture,
 from equipoise.scores.estimate import Estimate
 from equipoise.scores.radii import Distances
 
-_SHOWN = 8
+_NUM_SHOWN = 8
+_SHOWN_SETTINGS = ("law", "norm", "method", "samples", "sigma", "manifold")
 
 
 def described(estimates: Mapping[str, Estimate], classes: Sequence[str]) -> Findings:
-    """What was found of one model: its scores by what they are called, the first of them first.
+    """Return the findings about one model, of its scores by name; the first one is shown in full.
 
-    Scores of one unit, such as those by an attack and by a certificate, share a figure.
+    Scores of one unit, such as an upper and a certified lower bound, share a figure.
     """
     first = next(iter(estimates.values()))
     numbers = [Number(name, list(estimate.values), unit="samples") for name, estimate in estimates.items()]
@@ -36,26 +37,26 @@ def described(estimates: Mapping[str, Estimate], classes: Sequence[str]) -> Find
 
 
 def _brief(estimate: Estimate) -> dict[str, Any]:
-    """The parts of a score; the record has every parameter."""
-    found = estimate.score.settings()
-    parts = {"R": getattr(estimate.score.robustness, "attack", None) or found["robustness"]}
-    parts |= {name: found[name] for name in ("law", "norm", "method", "samples", "sigma", "manifold") if name in found}
+    """The main settings of a score; the record has every parameter."""
+    settings = estimate.score.settings()
+    parts = {"R": getattr(estimate.score.robustness, "attack", None) or settings["robustness"]}
+    parts |= {name: settings[name] for name in _SHOWN_SETTINGS if name in settings}
     return {name: str(part) for name, part in parts.items()} | {
-        "H": found["H"],
-        "G": found["G"],
-        "x": f"from the {found['over']}",
+        "H": settings["H"],
+        "G": settings["G"],
+        "x": f"from the {settings['over']}",
         "eps": str(estimate.score.radii),
     }
 
 
 def won(estimate: Estimate) -> dict[str, float]:
-    """The share of each attack in the nearest points (F, Table 2)."""
+    """Return the share of each attack in the nearest points (F, Table 2)."""
     attack = getattr(estimate.score.robustness, "attack", None)
     return share_won(attack, estimate.found) if isinstance(attack, Nearest) and estimate.found is not None else {}
 
 
 def _meaning(estimate: Estimate) -> str:
-    """What the score is of its curve."""
+    """How the score follows from its curve."""
     g, radii = estimate.score.settings()["G"], estimate.score.radii
     weighed = "" if g == "alike" else f", weighed by G = {g}"
     if isinstance(radii, Distances):
@@ -87,26 +88,26 @@ def _curves(estimates: Mapping[str, Estimate]) -> Picture:
 
 
 def _nearest(estimate: Estimate, classes: Sequence[str]) -> Picture:
-    """Samples spread over the distances, from the nearest to the farthest, and the point found."""
+    """Samples from the most to the least fragile, and their nearest adversarial examples."""
     found = estimate.found
     assert found is not None
-    rows = found.success.nonzero()[:, 0]
-    rows = rows[found.distance[rows].argsort()]
-    rows = rows[torch.linspace(0, len(rows) - 1, min(_SHOWN, len(rows))).round().long()]
-    clean, other = estimate.x[rows].cpu(), found.x[rows].cpu()
-    move = other - clean
+    samples = found.success.nonzero()[:, 0]
+    samples = samples[found.distance[samples].argsort()]
+    samples = samples[torch.linspace(0, len(samples) - 1, min(_NUM_SHOWN, len(samples))).round().long()]
+    clean, adversarial = estimate.x[samples].cpu(), found.x[samples].cpu()
+    move = adversarial - clean
     scale = move.abs().flatten(1).amax(1).clamp_min(1e-9).reshape(-1, 1, 1, 1)
-    pixels = torch.stack([clean, other, 0.5 + 0.5 * move / scale]).double().clamp(0, 1).numpy()
+    pixels = torch.stack([clean, adversarial, 0.5 + 0.5 * move / scale]).double().clamp(0, 1).numpy()
     notes = [
-        [""] * len(rows),
-        [f"{classes[int(found.prediction[row])]}, {float(found.distance[row]):.3g}" for row in rows],
-        [""] * len(rows),
+        [""] * len(samples),
+        [f"{classes[int(found.prediction[i])]}, {float(found.distance[i]):.3g}" for i in samples],
+        [""] * len(samples),
     ]
     panel = Images(
         "the nearest points found",
         pixels,
         ["sample", "classified otherwise", "difference, scaled"],
-        [""] * len(rows),
+        [""] * len(samples),
         notes,
     )
     return Picture(

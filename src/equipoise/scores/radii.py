@@ -12,23 +12,24 @@ from torch import Tensor
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Streams
 
-Shares = Float[Tensor, "batch radii"]
+PerRadius = Float[Tensor, "batch radii"]
+"""One number for each sample and radius."""
 
 
 @dataclass(frozen=True)
 class Radii:
     """The radii that are integrated over: one drawn for each sample from each of `count` equal parts of `[low, high]`.
 
-    Such an integral is unbiased for every function of eps, and its error is part of the spread over samples, so that
-    the standard error of a score holds all there is.
+    The integral is then unbiased for every function of eps, and its error is part of the variance over samples, so that
+    the standard error of a score includes it.
     """
 
     high: float
     """Largest radius."""
     low: float = 0.0
-    """Smallest radius; for G = 1/eps more than 0, where the integral has no bound."""
+    """Smallest radius; for G = 1/eps more than 0, where the integral diverges."""
     count: int = 16
-    """Parts."""
+    """Number of parts."""
     average: bool = False
     """Whether to divide by `high - low`: the mean over radii (F, Eq. 9) instead of the integral (F, Eq. 3)."""
 
@@ -50,12 +51,12 @@ class Radii:
         return (1 if self.average else self.high - self.low) / self.count
 
     def draw(self, streams: Streams) -> Float[Tensor, "batch radii"]:
-        """A radius of each part, for each sample."""
+        """Return a radius of each part, for each sample."""
         u = streams.uniform(self.count, dtype=torch.float64)
         return self.low + (torch.arange(self.count, device=u.device) + u) * (self.high - self.low) / self.count
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
+        """Return every parameter, JSON-ready."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -64,15 +65,15 @@ class Radii:
 
 @dataclass(frozen=True)
 class Distances:
-    """The radii are the distances at which the law's own points lie, and the score is the mean over them.
+    """The radii are the distances of the law's own points, and the score is the mean over them.
 
     With M points of distances d_1 <= ... <= d_M it is `(1/M) Σ_k H(R_k) G(d_k)`, R_k the share of the k nearest points
-    that are classified as x. No radius is chosen, and none is so small that its ball holds no point: F (Sec. 7) lets
-    the generator make the radii together with the points. For laws whose points do not depend on the radii.
+    that are classified as x. No radius is chosen, and no ball is empty: in F (Sec. 7) the generator makes the radii
+    together with the points. For laws whose points do not depend on the radii.
     """
 
     def settings(self) -> dict[str, Any]:
-        """In a word."""
+        """Return the kind, JSON-ready."""
         return {"kind": "distances"}
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ from equipoise.diagnostics.blocks import Block, in_blocks
 from equipoise.geometry import Box, NormName
 from equipoise.scores.estimate import Estimate
 from equipoise.scores.laws import Law, OnManifold
-from equipoise.scores.radii import Distances, Radii, Shares
+from equipoise.scores.radii import Distances, PerRadius, Radii
 
 Weight = Callable[[Tensor], Tensor]
 Method = Literal["ibp", "crown-ibp", "crown"]
@@ -52,19 +52,19 @@ def inverse(eps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found of R_Q on some samples."""
+class Measurement:
+    """R_Q of some samples."""
 
     integrals: Float[Tensor, " samples"]
     """`∫ H(R_Q(x_i, eps)) G(eps) d eps`."""
-    profile: Shares | None = None
-    """`H(R_Q(x_i, eps))`, at the radii drawn, of one that is sampled."""
-    radii: Shares | None = None
+    profile: PerRadius | None = None
+    """`H(R_Q(x_i, eps))` at the radii drawn, if R_Q is sampled."""
+    radii: PerRadius | None = None
     """These radii."""
     margins: Float[Tensor, " samples"] | None = None
-    """Where R = 1 ends, of one that is bounded; infinity if nowhere."""
-    found: AttackResult | None = None
-    """The nearest points that are classified otherwise, where an attack looked for them."""
+    """Radius up to which R = 1, if R_Q is bounded; infinite if there is no such end."""
+    nearest: AttackResult | None = None
+    """The nearest adversarial examples, if an attack searched for them."""
 
 
 @runtime_checkable
@@ -73,12 +73,12 @@ class Robustness(Protocol):
 
     def measure(
         self, score: "Score", model: "nn.Module | Predictive", x: Points, y: Labels | None, seed: int, index: Labels
-    ) -> Measured:
-        """`∫ H(R_Q(x, eps)) G(eps) d eps` for every x, and what it was made of."""
+    ) -> Measurement:
+        """Return `∫ H(R_Q(x, eps)) G(eps) d eps` for every x, and its parts."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
+        """Return every parameter, JSON-ready."""
         ...
 
 
@@ -90,32 +90,32 @@ class Sampled:
     """Q."""
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
+        """Return every parameter, JSON-ready."""
         return {"robustness": "sampled", **self.law.settings()}
 
-    def shares(self, block: Block, x: Points, y: Labels | None, radii: Shares) -> Shares:
-        """`R_S(x, eps) = |{x' in S_eps(x): f(x') = f(x)}| / |S_eps(x)|`."""
-        own = block.predict(x).labels
+    def shares(self, block: Block, x: Points, y: Labels | None, radii: PerRadius) -> PerRadius:
+        """Return `R_S(x, eps) = |{x' in S_eps(x): f(x') = f(x)}| / |S_eps(x)|`."""
+        predicted = block.predict(x).labels
         same, number = torch.zeros_like(radii), torch.zeros_like(radii)
         for points, inside in self.law.draws(x, y, radii, block.streams.fold(Stream.NEIGHBOURS)):
-            stays = block.predict(points).labels == own
-            same, number = same + (inside & stays[:, None]), number + inside
+            agrees = block.predict(points).labels == predicted
+            same, number = same + (inside & agrees[:, None]), number + inside
         return torch.where(number > 0, same / number.clamp_min(1), 1.0)
 
     def measure(
         self, score: "Score", model: "nn.Module | Predictive", x: Points, y: Labels | None, seed: int, index: Labels
-    ) -> Measured:
-        """Sums over the radii drawn, each sample's own."""
+    ) -> Measurement:
+        """Return sums over the radii drawn, which differ between samples."""
 
-        def work(block: Block) -> Measured:
+        def work(block: Block) -> Measurement:
             radii, width = self._radii(score.radii, block, x)
             value = score.H(self.shares(block, x, y, radii))
-            return Measured((width * value * score.G(radii)).sum(1), value, radii)
+            return Measurement((width * value * score.G(radii)).sum(1), value, radii)
 
-        (measured,) = in_blocks(work, model, x, y, batch_size=len(x), seed=seed, index=index)
-        return measured
+        (measurement,) = in_blocks(work, model, x, y, batch_size=len(x), seed=seed, index=index)
+        return measurement
 
-    def _radii(self, radii: "Radii | Distances", block: Block, x: Points) -> tuple[Shares, float]:
+    def _radii(self, radii: "Radii | Distances", block: Block, x: Points) -> tuple[PerRadius, float]:
         """Each sample's radii, and the weight of each in the integral."""
         if isinstance(radii, Radii):
             return radii.draw(block.streams.fold(Stream.RADII)), radii.width
@@ -123,8 +123,8 @@ class Sampled:
             raise EquipoiseError(
                 "the distances of points that are drawn for a radius cannot be radii: take Radii, or a law OnManifold."
             )
-        found = self.law.distances(x, block.streams.fold(Stream.NEIGHBOURS))
-        return found, 1 / found.shape[1]
+        distances = self.law.distances(x, block.streams.fold(Stream.NEIGHBOURS))
+        return distances, 1 / distances.shape[1]
 
 
 @dataclass(frozen=True)
@@ -136,32 +136,32 @@ class WorstCase:
     """
 
     attack: AttackLike
-    """What looks for the nearest point, without a radius, such as `equipoise.attacks.nearest()`."""
+    """A minimum-norm attack, without a radius, such as `equipoise.attacks.nearest()`."""
     label_aware: bool = False
     """Whether points count that are not of the true label, instead of the predicted one: then μ = 0 where the
     prediction is wrong already (F, Example 5)."""
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
+        """Return every parameter, JSON-ready."""
         return {"robustness": "worst case", "label_aware": self.label_aware, "attack": self.attack.settings()}
 
     def measure(
         self, score: "Score", model: "nn.Module | Predictive", x: Points, y: Labels | None, seed: int, index: Labels
-    ) -> Measured:
-        """`∫ G` from `low` to the margin."""
-        reach = self.attack.geometry.eps
+    ) -> Measurement:
+        """Return `∫ G` from `low` to the margin."""
+        eps = self.attack.geometry.eps
         require(
-            reach >= score.bounded.high,
-            f"the attack looks no farther than eps = {reach:g}, but the radii reach to {score.bounded.high:.4g}: give "
+            eps >= score.bounded.high,
+            f"the attack looks no farther than eps = {eps:g}, but the radii reach to {score.bounded.high:.4g}: give "
             "it no eps, or the radii a smaller end.",
         )
         if not self.label_aware:
             (y,) = in_blocks(lambda block: block.predict(x).labels, model, x, batch_size=len(x), seed=seed, index=index)
         if y is None:
             raise EquipoiseError("a label-aware score needs the labels y.")
-        found = self.attack(model, x, y, seed=seed, index=index)
-        margins = torch.where(found.success, found.distance.double(), math.inf)
-        return _up_to(margins, score, Streams.of(seed, index), found)
+        nearest = self.attack(model, x, y, seed=seed, index=index)
+        margins = torch.where(nearest.success, nearest.distance.double(), math.inf)
+        return _integrate_to(margins, score, Streams.of(seed, index), nearest)
 
 
 @dataclass(frozen=True)
@@ -181,40 +181,48 @@ class Certified:
     """The valid inputs."""
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
+        """Return every parameter, JSON-ready."""
         method = {"norm": self.norm, "method": self.method}
         return {"robustness": "certified", "label_aware": self.label_aware, **method}
 
     def measure(
         self, score: "Score", model: "nn.Module | Predictive", x: Points, y: Labels | None, seed: int, index: Labels
-    ) -> Measured:
-        """`∫ G` from `low` to the certified margin."""
-        own = y if self.label_aware else None
+    ) -> Measurement:
+        """Return `∫ G` from `low` to the certified margin."""
+        labels = y if self.label_aware else None
         margins = certified_radius(
-            model, x, own, self.norm, upper=score.bounded.high, halvings=_HALVINGS, box=self.box, method=self.method
+            model,
+            x,
+            labels,
+            self.norm,
+            upper=score.bounded.high,
+            halvings=_BISECTION_STEPS,
+            box=self.box,
+            method=self.method,
         )
-        return _up_to(margins.double(), score, Streams.of(seed, index), None)
+        return _integrate_to(margins.double(), score, Streams.of(seed, index), None)
 
 
-_HALVINGS = 14  # of the largest radius: what a certified margin is exact to
-_PARTS = 256  # of the way to a margin
+_BISECTION_STEPS = 14  # of a certified margin, from the largest radius
+_PARTS = 256  # of the interval up to a margin
 
 
-def _up_to(
-    margins: Float[Tensor, " samples"], score: "Score", streams: Streams, found: AttackResult | None
-) -> Measured:
-    """The integral of G up to each margin, by one radius drawn from each of many equal parts of the way: exact for
-    G = 1, unbiased for every G, its error part of the spread over samples.
+def _integrate_to(
+    margins: Float[Tensor, " samples"], score: "Score", streams: Streams, nearest: AttackResult | None
+) -> Measurement:
+    """The integral of G up to each margin, by one radius drawn from each of many equal parts of the interval: exact for
+    G = 1, unbiased for every G, with an error that is part of the variance over samples.
     """
     require(
         score.H is certain,
         "a margin says where R = 1 ends, not what R is beyond: take H = certain, or a robustness that is sampled.",
     )
     radii = score.bounded
-    way = (margins.clamp(radii.low, radii.high) - radii.low)[:, None]
+    length = (margins.clamp(radii.low, radii.high) - radii.low)[:, None]
     share = Radii(1.0, count=_PARTS).draw(streams.fold(Stream.RADII))
-    total = way[:, 0] * score.G(radii.low + share * way).mean(1)
-    return Measured(total / (radii.high - radii.low if radii.average else 1), margins=margins, found=found)
+    integral = length[:, 0] * score.G(radii.low + share * length).mean(1)
+    scale = radii.high - radii.low if radii.average else 1
+    return Measurement(integral / scale, margins=margins, nearest=nearest)
 
 
 @dataclass(frozen=True)
@@ -222,19 +230,19 @@ class Score:
     """`E_x ∫ H(R_Q(x, eps)) G(eps) d eps` (F, Def. 3). Call it as `score(model, x, y, seed=0) -> Estimate`."""
 
     robustness: Robustness
-    """R_Q: what the points near x are, and how they are looked at."""
+    """R_Q: which points are near x, and how they are examined."""
     radii: Radii | Distances
     """The radii that are integrated over."""
     H: Weight = certain
-    """What of the share R counts: a function of [0, 1]."""
+    """Function of the share R in [0, 1]."""
     G: Weight = alike
-    """How radii are weighed: a function of eps."""
+    """Weight of a radius: a function of eps."""
     over: Literal["data", "box"] = "data"
     """Whether x is drawn as the data are, or uniformly from the box (F, Example 1)."""
     box: Box = Box()
     """The valid inputs."""
     name: str = "score"
-    """What to call it."""
+    """Name of the score."""
 
     def __post_init__(self) -> None:
         if self.over not in ("data", "box"):
@@ -244,27 +252,27 @@ class Score:
             "points uniform in an infinite box cannot be drawn: give the score a Box.",
         )
         if isinstance(self.radii, Radii):
-            least = torch.tensor([self.radii.low], dtype=torch.float64)
+            lowest = torch.tensor([self.radii.low], dtype=torch.float64)
             require(
-                bool(self.G(least).isfinite().all()),
+                bool(self.G(lowest).isfinite().all()),
                 f"G = {_name(self.G)} is not finite at the smallest radius, {self.radii.low:g}: give the radii a low "
                 "above it.",
             )
 
     @property
     def bounded(self) -> Radii:
-        """The radii, where they are those of an interval. Raises `EquipoiseError` where they are not."""
+        """The radii, if they form an interval. Raises `EquipoiseError` otherwise."""
         if isinstance(self.radii, Radii):
             return self.radii
         raise EquipoiseError("a margin knows no points whose distances could be radii: give the score Radii.")
 
     def settings(self) -> dict[str, Any]:
-        """Every parameter, JSON-ready."""
-        functions = {"H": _name(self.H), "G": _name(self.G)}
+        """Return every parameter, JSON-ready."""
         return {
             "name": self.name,
             "over": self.over,
-            **functions,
+            "H": _name(self.H),
+            "G": _name(self.G),
             "radii": self.radii.settings(),
             **self.robustness.settings(),
         }
@@ -279,7 +287,7 @@ class Score:
         batch_size: int = 256,
         progress: Callable[[int, int], None] | None = None,
     ) -> Estimate:
-        """Estimate the score on a sample of the data. `y` are the true labels, for scores that look at them.
+        """Return an estimate of the score on samples of the data. `y` are the true labels, for scores that need them.
 
         With `over="box"` as many points of the box as there are in `x` take its place. Results do not depend on
         `batch_size`; `progress` is called with the samples done and their number. Raises `EquipoiseError` for
@@ -292,17 +300,17 @@ class Score:
         if self.over == "box":
             points = Streams.of(seed, index).fold(Stream.BOX).uniform(x[0].numel(), dtype=x.dtype).reshape(x.shape)
             x, y = self.box.low + (self.box.high - self.box.low) * points, None
-        parts = []
-        for rows in index.split(batch_size):
-            parts.append(self.robustness.measure(self, model, x[rows], at(y, rows), seed, rows))
+        measurements = []
+        for batch in index.split(batch_size):
+            measurements.append(self.robustness.measure(self, model, x[batch], at(y, batch), seed, batch))
             if progress is not None:
-                progress(int(rows[-1]) + 1, len(x))
+                progress(int(batch[-1]) + 1, len(x))
 
         def joined(name: str) -> Any:
-            values = [getattr(part, name) for part in parts]
+            values = [getattr(measurement, name) for measurement in measurements]
             return None if values[0] is None else torch.cat(values).double().cpu().numpy()
 
-        found = [part.found for part in parts if part.found is not None]
+        nearest = [measurement.nearest for measurement in measurements if measurement.nearest is not None]
         return Estimate(
             values=joined("integrals"),
             shares=joined("profile"),
@@ -310,7 +318,7 @@ class Score:
             margins=joined("margins"),
             score=self,
             x=x,
-            found=AttackResult.cat(found) if found else None,
+            found=AttackResult.cat(nearest) if nearest else None,
         )
 
 

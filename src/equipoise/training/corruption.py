@@ -1,4 +1,4 @@
-"""Training on corrupted images: `cross_entropy @ Corrupted(("fog", "rotate"))` is a term of a method like any other."""
+"""Training on corrupted images, by terms such as `cross_entropy @ Corrupted(("fog", "rotate"))`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +12,15 @@ from equipoise.losses.terms import Term
 
 @dataclass(frozen=True)
 class Corrupted:
-    """Where a term is evaluated: at the image under one of the corruptions, drawn anew for each sample and step.
+    """Evaluate a term at the image under one of the corruptions, drawn anew for each sample and step.
 
-        cross_entropy @ Corrupted(("fog", "rotate"))
-
-    A network that was trained on a corruption says nothing by its accuracy on that corruption about others: do not
-    train on those of MNIST-C, the default, and then quote MNIST-C as a test. Leave out the ones you test on.
-    Raises `EquipoiseError` for an unknown name or none; a training, before it begins, for images that cannot be
-    corrupted.
+    The accuracy of a network on a corruption that it was trained on does not generalise to others: leave out the
+    corruptions you test on, such as those of MNIST-C, the default. Raises `EquipoiseError` for an unknown name or
+    none; before a training begins, for images that cannot be corrupted.
     """
 
     names: tuple[str, ...] = tuple(CORRUPTIONS)
-    """Which corruptions, all as likely; `mnist-c` is all."""
+    """The corruptions, equally likely; `mnist-c` stands for all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", chosen(self.names))
@@ -43,15 +40,15 @@ class Corrupted:
         check_images(x)
 
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
-        """Each image under a corruption of its own."""
+        """The images, each under a corruption drawn for it."""
         self.check(x)
-        which, out = streams.fold(0).integers(len(self.names)), x.clone()
+        drawn, result = streams.fold(0).integers(len(self.names)), x.clone()
         for number, name in enumerate(self.names):
-            rows = (which == number).nonzero()[:, 0]
-            if len(rows):
-                out[rows] = CORRUPTIONS[name](x[rows], streams[rows].fold(1))
-        return out
+            index = (drawn == number).nonzero()[:, 0]
+            if len(index):
+                result[index] = CORRUPTIONS[name](x[index], streams[index].fold(1))
+        return result
 
     def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
-        """The live prediction there."""
+        """The prediction at the corrupted images, with its graph."""
         return predictive.draw(streams)(point)

@@ -1,8 +1,7 @@
-"""Training a model: what was asked is checked, then `equipoise.training.launch` does it."""
+"""Training a model: the arguments are checked here, then `equipoise.training.launch` trains."""
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from torch import nn
 
 from equipoise.attacks.ascent import Ascent
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.torchrun import World
 from equipoise.core.types import Predictive
-from equipoise.core.world import World, is_main_process
 from equipoise.data import Dataset
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Method, Term, as_method
@@ -23,7 +22,7 @@ from equipoise.results.provenance import provenance
 from equipoise.results.records import Run
 from equipoise.training.checkpoint import described
 from equipoise.training.corruption import Corrupted
-from equipoise.training.folder import claimed
+from equipoise.training.folder import locked_run_folder
 from equipoise.training.job import Job, Progress, summary_writer, training_split
 from equipoise.training.recipe import Recipe, require_devices
 
@@ -44,55 +43,41 @@ def fit(
 ) -> Run:
     """Train `model` in place by `method` on `data`, and return the record of the run.
 
-    With `out` the run directory is written (see `equipoise.results.records.Run`), a checkpoint after every epoch and
-    every few minutes; `resume=True` continues from it, also with more epochs or another patience than before.
-    `overwrite=True` replaces a run that is there: it is set aside once everything has been checked, and deleted at the
-    first checkpoint of the new one. Nobody else can train in `out` meanwhile. At the end `model` holds the last
-    weights, or with `recipe.ema` their average; `load_run(out, "best")` gives those of the best epoch (see
-    `equipoise.training.judgement.improves`). `method_record` and `net_record` go into the record; without the latter a
-    network that `equipoise.nets.build` made is described by its arguments. With `recipe.devices > 1` processes are
-    started, to which the network and the method must be able to travel (something that pickles); under torchrun each
-    process calls `fit`. After SIGINT or SIGTERM a checkpoint is written and `equipoise.training.Interrupted`, a
-    `KeyboardInterrupt`, is raised, unless the caller handles the signal. Raises `EquipoiseError` for unusable input and
-    when the loss stops being finite.
+    `out` is the run directory (see `equipoise.results.records.Run`), which gets a checkpoint after every epoch and
+    every few minutes, and is locked meanwhile. `resume=True` continues the run in it, also with more epochs or another
+    patience than before. `overwrite=True` replaces the run in it, which is set aside once everything has been checked,
+    and deleted at the first checkpoint of the new run. `method_record` and `net_record` go into the record; without
+    the latter a network that `equipoise.nets.build` made is described by its arguments. `progress` is called after
+    every step and every epoch.
+
+    At the end `model` holds the last weights, or with `recipe.ema` their average; `load_run(out, "best")` returns those
+    of the best epoch (see `equipoise.training.monitoring.improves`). With `recipe.devices > 1` processes are started,
+    and network and method must be picklable; under torchrun each process calls `fit`. After SIGINT or SIGTERM a
+    checkpoint is written and `equipoise.training.Interrupted`, a `KeyboardInterrupt`, is raised, unless the caller
+    handles the signal. Raises `EquipoiseError` for unusable input and when the loss stops being finite.
     """
-    return train(
-        prepare(
-            method,
-            model,
-            data,
-            recipe,
-            out=out,
-            resume=resume,
-            overwrite=overwrite,
-            method_record=method_record,
-            net_record=net_record,
-            command=command,
-            progress=progress,
-        )
+    job = prepare(
+        method,
+        model,
+        data,
+        recipe,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        method_record=method_record,
+        net_record=net_record,
+        command=command,
+        progress=progress,
     )
-
-
-def train(job: Job) -> Run:
-    """Do what was prepared, in the folder of the run, where nobody else may train meanwhile."""
-    with claim(job):
+    with locked_run_folder(job):
         return launch(job)
 
 
-@contextmanager
-def claim(job: Job) -> Iterator[None]:
-    """Hold the folder of the run, for the process that writes there."""
-    with claimed(job.out if is_main_process() else None, resume=job.resume, overwrite=job.overwrite):
-        yield
-
-
 def launch(job: Job) -> Run:
-    """Do what was prepared, in a folder that is held."""
-    from equipoise.training import (
-        launch as started,  # what it is made of takes seconds to import, and not everyone trains
-    )
+    """Train as prepared, in a locked run folder."""
+    from equipoise.training.launch import launch  # its imports take seconds, and most commands do not train
 
-    return started.launch(job)
+    return launch(job)
 
 
 def prepare(
@@ -110,10 +95,10 @@ def prepare(
     command: str = "",
     progress: Callable[[Progress], None] | None = None,
 ) -> Job:
-    """Check everything about a training that can be checked before it, and touch nothing.
+    """Check everything that can be checked before a training, and write nothing.
 
     The arguments are those of `fit`, and the `words` of a command line, for the record. Raises `EquipoiseError` for
-    what cannot be done.
+    unusable input.
     """
     method = as_method(method)
     require(
@@ -124,68 +109,80 @@ def prepare(
     recipe = recipe or Recipe()
     recipe = recipe if recipe.validation else replace(recipe, validation=data.validation)
     method = method.build_for(data.shape, recipe.seed)
-    predictive = as_predictive(model)
     require(out is None or str(out) != "", "out is empty: expected the path of a directory, which may not exist yet.")
-    out = Path(out) if out is not None else None
-    device = recipe.pick_device()
-    world = World.from_environment()
+    device, world = recipe.pick_device(), World.from_environment()
     if world is None:
         require_devices(recipe.devices, device.type)
+    _check_model(method, model, data, recipe)
+    _check_data(data, recipe, recipe.devices if world is None else world.size)
+    if recipe.tensorboard:
+        summary_writer()
+    if world is None and recipe.devices > 1:
+        _require_picklable(method, model)
+    run = Run(
+        method={"name": "custom", **(method_record or {}), "sum": str(method), "terms": method.settings()},
+        recipe={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()},
+        net={"parameters": count_parameters(as_predictive(model).module), **(net_record or described(model) or {})},
+        data=_data_record(data),
+        provenance=provenance(recipe.seed, device, command),
+        words=list(words),
+    )
+    folder = Path(out) if out is not None else None
+    return Job(_in_precision(method, recipe), model, data, recipe, folder, resume, overwrite, run, progress)
+
+
+def _check_model(method: Method, model: "nn.Module | Predictive", data: Dataset, recipe: Recipe) -> None:
+    """Raise `EquipoiseError` unless the method can train the model on such data."""
+    predictive = as_predictive(model)
     require(any(p.requires_grad for p in predictive.module.parameters()), "the network has no parameters to train.")
     weight = next(predictive.module.parameters())
     require(
         weight.dtype == torch.float32,
         f"the network is {weight.dtype}: keep it in float32 (Recipe's precision may be bf16).",
     )
-    first = validate_output(predictive, data.train.x[:2].to(weight.device))
-    method.check(len(data.classes), len(first.logits))
+    x = data.train.x[:2]
+    prediction = validate_output(predictive, x.to(weight.device))
+    method.check(len(data.classes), len(prediction.logits))
     for place in method.places:
         if isinstance(place, Ascent):
-            place.space.enter(frozen(predictive), data.train.x[:2].to(weight.device))
+            place.space.enter(frozen(predictive), x.to(weight.device))
         if isinstance(place, Corrupted):
-            place.check(data.train.x[:2])
+            place.check(x)
+    require(
+        prediction.classes == len(data.classes),
+        f"the network has {prediction.classes} classes, {data.name} has {len(data.classes)}.",
+    )
+    if recipe.ema > 0:
+        with_module(predictive, predictive.module)
+
+
+def _check_data(data: Dataset, recipe: Recipe, processes: int) -> None:
+    """Raise `EquipoiseError` unless the inputs can be augmented, and shared out to the processes."""
     require(
         recipe.augment == "none" or data.train.x.ndim == 4,
         f"augment = {recipe.augment!r} needs images, {data.name} has inputs of shape {tuple(data.train.x.shape[1:])}.",
     )
-    if recipe.tensorboard:
-        summary_writer()
+    samples = len(training_split(data, recipe)[0])
     require(
-        first.classes == len(data.classes),
-        f"the network has {first.classes} classes, {data.name} has {len(data.classes)}.",
+        min(recipe.batch_size, samples) >= processes,
+        f"{processes} processes cannot share batches of {recipe.batch_size} of {samples} samples: use fewer devices or "
+        "larger batches.",
     )
-    in_training = len(training_split(data, recipe)[0])
-    processes = recipe.devices if world is None else world.size
-    require(
-        min(recipe.batch_size, in_training) >= processes,
-        f"{processes} processes cannot share batches of {recipe.batch_size} of {in_training} samples: use fewer "
-        "devices or larger batches.",
-    )
-    if recipe.ema > 0:
-        with_module(predictive, predictive.module)
-    if world is None and recipe.devices > 1:
-        _require_that_it_travels(method, model)
-    run = Run(
-        method={"name": "custom", **(method_record or {}), "sum": str(method), "terms": method.settings()},
-        recipe={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()},
-        net={"parameters": count_parameters(predictive.module), **(net_record or described(model) or {})},
-        data={
-            "name": data.name,
-            "sha256": data.sha256,
-            "classes": list(data.classes),
-            "shape": list(data.train.x.shape[1:]),
-            "n_train": len(data.train.y),
-            "n_test": len(data.test.y),
-            **({"notes": list(data.notes)} if data.notes else {}),
-        },
-        provenance=provenance(recipe.seed, device, command),
-        words=list(words),
-    )
-    return Job(_in_precision(method, recipe), model, data, recipe, out, resume, overwrite, run, progress)
 
 
-def _require_that_it_travels(method: Method, model: "nn.Module | Predictive") -> None:
-    """Raise `EquipoiseError` unless processes can be given the method and the network."""
+def _data_record(data: Dataset) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "sha256": data.sha256,
+        "classes": list(data.classes),
+        "shape": list(data.train.x.shape[1:]),
+        "n_train": len(data.train.y),
+        "n_test": len(data.test.y),
+        **({"notes": list(data.notes)} if data.notes else {}),
+    }
+
+
+def _require_picklable(method: Method, model: "nn.Module | Predictive") -> None:
     try:
         pickle.dumps((method, model))
     except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:

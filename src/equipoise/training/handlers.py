@@ -1,16 +1,16 @@
-"""Features of a training as handlers of a few events: the loop knows of none of them.
+"""The features of a training as handlers of the loop's events, in this order:
 
-    started     before the first step of a sitting
-    stepped     a step has been taken, and is part of what a checkpoint has to hold
-    counted     the step is counted: from here a checkpoint can be made again
-    measure     all steps of an epoch are taken: what is measured of it; after an interruption it is measured again
-    add_up      what has been added up over the epoch
-    judge       all of the epoch is known
-    epoch_over  the epoch is counted: from here a checkpoint can be made again
-    finished    the training has come to its end
-    closed      the sitting has, however it came
+    on_start       before the first step, after each (re)start
+    after_step     a step has been taken; whatever changes here belongs to the same checkpoint as the step
+    on_step_end    the step is counted, and a checkpoint can be made
+    measure        after the last step of an epoch; repeated if it is interrupted
+    take_averages  averages over the epoch's steps, which start again
+    on_metrics     all metrics of the epoch are known
+    on_epoch_end   the epoch is counted, and a checkpoint can be made
+    on_finish      the training has come to its regular end
+    on_close       always, also after an exception
 
-`tensors` is what a checkpoint has to hold of a feature, by which `restore` puts it back as it was.
+`tensors` returns what a checkpoint must hold of a handler, and `restore` takes it back.
 """
 
 import math
@@ -35,61 +35,63 @@ from equipoise.data import Split
 from equipoise.geometry import Ball
 from equipoise.losses.terms import Method
 from equipoise.models import predict
-from equipoise.training.checkpoint import copy_into, part, plain_state
+from equipoise.training.auxiliary import AuxiliaryTraining
+from equipoise.training.checkpoint import copy_into, plain_state, with_prefix
 from equipoise.training.job import Job, Progress, summary_writer
-from equipoise.training.judgement import alarms_of, improves, majority_share
-from equipoise.training.players import Seat
+from equipoise.training.monitoring import alarms_of, improves, majority_share
 
 if TYPE_CHECKING:
     from equipoise.training.loop import Training
 
 
 class Handler:
-    """A feature that does nothing yet: each defines the events it has something to do at."""
+    """A feature that does nothing: each handler overrides the events it needs."""
 
-    def started(self, run: "Training") -> None:
-        """Before the first step of this sitting."""
+    def on_start(self, run: "Training") -> None:
+        """Before the first step."""
 
-    def stepped(self, run: "Training", other: Tensor, seed: int) -> None:
-        """After step `run.memory.step` of an epoch of that `seed`; `other` are as many samples of another shuffle."""
+    def after_step(self, run: "Training", auxiliary_batch: Tensor, seed: int) -> None:
+        """After step `run.state.step` of the epoch with that `seed`. `auxiliary_batch` holds the indices of as many
+        samples, from another shuffle.
+        """
 
-    def counted(self, run: "Training") -> None:
+    def on_step_end(self, run: "Training") -> None:
         """After a step, once it is counted."""
 
     def measure(self, run: "Training") -> Mapping[str, float]:
-        """What is measured of the epoch that is over, by name."""
+        """Measured metrics of the finished epoch, by name."""
         return {}
 
-    def add_up(self, run: "Training") -> Mapping[str, float]:
-        """What was added up over the epoch, by name; the sums start again."""
+    def take_averages(self, run: "Training") -> Mapping[str, float]:
+        """Averages over the epoch's steps, by name; they start again."""
         return {}
 
-    def judge(self, run: "Training", metrics: dict[str, float]) -> None:
+    def on_metrics(self, run: "Training", metrics: dict[str, float]) -> None:
         """Draw conclusions from all metrics of the epoch."""
 
-    def epoch_over(self, run: "Training", metrics: dict[str, float]) -> None:
+    def on_epoch_end(self, run: "Training", metrics: dict[str, float]) -> None:
         """After an epoch, once it is counted."""
 
-    def finished(self, run: "Training") -> None:
-        """At the end of the last epoch, or where the training is stopped early."""
+    def on_finish(self, run: "Training") -> None:
+        """After the last epoch, or when the training stops early."""
 
-    def closed(self) -> None:
-        """At the end of this sitting, however it came."""
+    def on_close(self) -> None:
+        """At the end, also after an exception."""
 
     def wants_to_stop(self, run: "Training") -> bool:
-        """Whether no other epoch is needed."""
+        """Whether to stop before the next epoch."""
         return False
 
     def tensors(self, run: "Training") -> Mapping[str, Tensor]:
-        """What a checkpoint has to hold; every process must ask for it."""
+        """The tensors for a checkpoint. Every process must call it."""
         return {}
 
-    def restore(self, tensors: dict[str, Tensor], where: str) -> None:
-        """Put back what `tensors` returned, out of all of a checkpoint; `where` it is from, for messages."""
+    def restore(self, tensors: dict[str, Tensor], path: str) -> None:
+        """Restore what `tensors` returned, given all tensors of the checkpoint at `path`."""
 
 
 class Averaging(Handler):
-    """An exponential moving average of the weights, which is what is validated, saved and returned."""
+    """An exponential moving average of the weights, which is validated, saved and returned in their place."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
@@ -99,63 +101,66 @@ class Averaging(Handler):
         """The network with the averaged weights."""
         return self.average.module
 
-    def stepped(self, run: "Training", other: Tensor, seed: int) -> None:
-        """Move the average towards the weights."""
+    def after_step(self, run: "Training", auxiliary_batch: Tensor, seed: int) -> None:
+        """Update the average; buffers are copied."""
         self.average.update_parameters(run.module)
-        copy_buffers(run.module, self.module)
+        with torch.no_grad():
+            for buffer, averaged in zip(run.module.buffers(), self.module.buffers(), strict=True):
+                averaged.copy_(buffer)
 
-    def finished(self, run: "Training") -> None:
-        """Make the average the result."""
+    def on_finish(self, run: "Training") -> None:
+        """Copy the average into the trained network."""
         copy_into(run.module, plain_state(self.module), "the average")
 
     def tensors(self, run: "Training") -> Mapping[str, Tensor]:
-        """Average and number of updates."""
+        """The average and its number of updates."""
         return {f"ema.{k}": v for k, v in plain_state(self.average).items()}
 
-    def restore(self, tensors: dict[str, Tensor], where: str) -> None:
-        """Go on with the average of a checkpoint."""
-        copy_into(self.average, part(tensors, "ema."), where)
+    def restore(self, tensors: dict[str, Tensor], path: str) -> None:
+        """Restore the average."""
+        copy_into(self.average, with_prefix(tensors, "ema."), path)
 
 
-class Players(Handler):
-    """The other networks that a method trains: after every step of the classifier each takes its own."""
+class AuxiliaryNetworks(Handler):
+    """The other networks that a method trains, after every step of the classifier."""
 
-    def __init__(self, seats: Sequence[Seat]) -> None:
-        self.seats = seats
+    def __init__(self, trainings: Sequence[AuxiliaryTraining]) -> None:
+        self.trainings = trainings
 
-    def stepped(self, run: "Training", other: Tensor, seed: int) -> None:
-        """Let each take its steps on the samples of the other shuffle."""
-        seed, index = fold(seed, RunStream.PLAY), run.mine(other)
+    def after_step(self, run: "Training", auxiliary_batch: Tensor, seed: int) -> None:
+        """Train each network on the samples of the other shuffle."""
+        seed, index = fold(seed, RunStream.PLAY), run.local_share(auxiliary_batch)
         x = run.inputs(index, fold(seed, RunStream.AUGMENT))
-        for i, seat in enumerate(self.seats):
-            seat.step(run.predictive, x, Streams.of(fold(seed, i), index, batch=run.memory.step), len(other))
+        for i, training in enumerate(self.trainings):
+            streams = Streams.of(fold(seed, i), index, batch=run.state.step)
+            training.step(run.predictive, x, streams, len(auxiliary_batch))
 
-    def add_up(self, run: "Training") -> Mapping[str, float]:
-        """The means of what each reports."""
-        found: dict[str, float] = {}
-        for seat in self.seats:
-            played = seat.finish_epoch()
-            run.require_finite(torch.tensor([*played.values()]), f"loss of the {seat.player.name} is")
-            found |= played
-        return found
+    def take_averages(self, run: "Training") -> Mapping[str, float]:
+        """The means of what each network reports."""
+        result: dict[str, float] = {}
+        for training in self.trainings:
+            means = training.finish_epoch()
+            run.require_finite(torch.tensor([*means.values()]), f"loss of the {training.name} is")
+            result |= means
+        return result
 
     def tensors(self, run: "Training") -> Mapping[str, Tensor]:
-        """Networks, optimisers and sums, under the players' names."""
-        found: dict[str, Tensor] = {}
-        for seat in self.seats:
-            for weight in seat.network.parameters():
-                run.require_finite(weight, f"weights of the {seat.player.name} are")
-            found |= {f"{seat.player.name}.{k}": v for k, v in seat.tensors().items()}
-        return found
+        """Networks, optimisers and totals, under the networks' names."""
+        result: dict[str, Tensor] = {}
+        for training in self.trainings:
+            for weight in training.network.parameters():
+                run.require_finite(weight, f"weights of the {training.name} are")
+            result |= {f"{training.name}.{k}": v for k, v in training.tensors().items()}
+        return result
 
-    def restore(self, tensors: dict[str, Tensor], where: str) -> None:
-        """Go on with the players of a checkpoint."""
-        for seat in self.seats:
-            seat.restore(part(tensors, f"{seat.player.name}."), where)
+    def restore(self, tensors: dict[str, Tensor], path: str) -> None:
+        """Restore each network's training."""
+        for training in self.trainings:
+            training.restore(with_prefix(tensors, f"{training.name}."), path)
 
     def write(self, folder: Path) -> Mapping[str, str]:
-        """Write their networks and pictures; returns the SHA-256 of each file of weights."""
-        return {f"{seat.player.name}.safetensors": seat.write(folder) for seat in self.seats}
+        """Write the networks and their pictures; return the SHA-256 of each file of weights."""
+        return {f"{training.name}.safetensors": training.write(folder) for training in self.trainings}
 
 
 class Validation(Handler):
@@ -163,80 +168,80 @@ class Validation(Handler):
 
     def __init__(self, job: Job, valid: Split) -> None:
         self.valid, self.seed, self.ball = valid, job.recipe.seed, validation_ball(job)
-        self.correct = torch.zeros(len(valid.y), dtype=torch.bool)
+        self.robust = torch.zeros(len(valid.y), dtype=torch.bool)
         """Which samples withstood PGD in the last epoch."""
-        steps, how = job.recipe.valid_steps, {"box": self.ball.box, "precision": job.recipe.precision}
+        steps, options = job.recipe.valid_steps, {"box": self.ball.box, "precision": job.recipe.precision}
         self.attacks = {
-            "valid_fgsm": fgsm(self.ball.eps, self.ball.norm, **how),
-            "valid_pgd": pgd(self.ball.eps, steps=steps, norm=self.ball.norm, return_point="first_success", **how),
+            "valid_fgsm": fgsm(self.ball.eps, self.ball.norm, **options),
+            "valid_pgd": pgd(self.ball.eps, steps=steps, norm=self.ball.norm, start="zero", **options),
         }
 
     def measure(self, run: "Training") -> Mapping[str, float]:
-        """The accuracies; the first process measures for all."""
-        found: Any = self._accuracies(run.judged) if run.fabric.is_global_zero else None
-        metrics, self.correct = run.fabric.broadcast(found)
+        """The accuracies, measured by the first process for all."""
+        result: Any = self._accuracies(run.evaluated_model) if run.fabric.is_global_zero else None
+        metrics, self.robust = run.fabric.broadcast(result)
         run.require_finite(torch.tensor(metrics["valid_clean"]), "network's outputs are")
         return metrics
 
     def _accuracies(self, predictive: Predictive) -> tuple[dict[str, float], Tensor]:
         """Metrics, and which samples withstand PGD."""
         x, y = self.valid.x, self.valid.y
-        scores = torch.cat([predict(predictive, some).scores for some in x.split(512)])
-        correct = torch.zeros_like(y, dtype=torch.bool)
+        scores = torch.cat([predict(predictive, batch).scores for batch in x.split(512)])
+        robust = torch.zeros_like(y, dtype=torch.bool)
         if not scores.isfinite().all():
-            return dict.fromkeys(("valid_clean", *self.attacks), math.nan), correct.cpu()
+            return dict.fromkeys(("valid_clean", *self.attacks), math.nan), robust.cpu()
         predicted = scores.argmax(1)
         metrics = {
             "valid_clean": float((predicted == y).double().mean()),
             "valid_predicted_classes": float(len(predicted.unique())),
         }
         for name, attack in self.attacks.items():
-            correct = ~attack(predictive, x, y, seed=self.seed).success
-            metrics[name] = float(correct.double().mean())
-        return metrics, correct.cpu()
+            robust = ~attack(predictive, x, y, seed=self.seed).success
+            metrics[name] = float(robust.double().mean())
+        return metrics, robust.cpu()
 
 
-class Judgement(Handler):
-    """Which epoch is the best, what is going wrong, and when to stop early."""
+class Monitoring(Handler):
+    """Selection of the best epoch, alarms, and early stopping."""
 
     def __init__(self, method: Method, validation: Validation, classes: int, patience: int) -> None:
         self.validation, self.classes, self.patience = validation, classes, patience
-        self.climbs = any(isinstance(place, Ascent) for place in method.places)
+        self.adversarial = any(isinstance(place, Ascent) for place in method.places)
         self.majority = majority_share(validation.valid.y)
-        self.top_correct = torch.zeros(len(validation.valid.y), dtype=torch.bool)  # in the epoch of `memory.top`
-        self.news: list[str] = []
+        self.top_robust = torch.zeros(len(validation.valid.y), dtype=torch.bool)  # in the epoch of `state.top`
+        self.new_alarms: list[str] = []
         """Alarms of the last epoch."""
 
-    def judge(self, run: "Training", metrics: dict[str, float]) -> None:
-        """Compare the epoch with those before."""
-        memory, correct, n = run.memory, self.validation.correct, len(self.top_correct)
-        better, highest = improves(metrics, correct, memory.top, self.top_correct, self.majority)
-        alarms = alarms_of(memory.metrics, metrics, self.classes, n, self.climbs, self.majority)
-        new = {alarm.kind: alarm.text for alarm in alarms if alarm.kind not in memory.alarms}
-        if better:
-            memory.best = metrics
+    def on_metrics(self, run: "Training", metrics: dict[str, float]) -> None:
+        """Compare the epoch with the earlier ones."""
+        state, robust = run.state, self.validation.robust
+        best, highest = improves(metrics, robust, state.top, self.top_robust, self.majority)
+        alarms = alarms_of(state.metrics, metrics, self.classes, len(robust), self.adversarial, self.majority)
+        new = {alarm.kind: alarm.text for alarm in alarms if alarm.kind not in state.alarms}
+        if best:
+            state.best = metrics
         if highest:
-            memory.top, self.top_correct = metrics, correct
-        memory.alarms |= new
-        self.news = list(new.values())
+            state.top, self.top_robust = metrics, robust
+        state.alarms |= new
+        self.new_alarms = list(new.values())
 
-    def epoch_over(self, run: "Training", metrics: dict[str, float]) -> None:
-        """Raise the new alarms."""
+    def on_epoch_end(self, run: "Training", metrics: dict[str, float]) -> None:
+        """Warn of new alarms."""
         if run.fabric.is_global_zero:
-            for text in self.news:
+            for text in self.new_alarms:
                 warnings.warn(text, EquipoiseWarning, stacklevel=2)
 
     def wants_to_stop(self, run: "Training") -> bool:
-        """Whether the highest robust accuracy is as many epochs old as there is patience for."""
-        return 0 < self.patience <= run.memory.epoch - run.memory.top.get("epoch", 0)
+        """Whether the highest robust accuracy is at least `patience` epochs old."""
+        return 0 < self.patience <= run.state.epoch - run.state.top.get("epoch", 0)
 
     def tensors(self, run: "Training") -> Mapping[str, Tensor]:
-        """What withstood PGD in the epoch with the highest accuracy."""
-        return {"top_correct": self.top_correct.byte()}
+        """Which samples withstood PGD in the epoch with the highest accuracy."""
+        return {"top_correct": self.top_robust.byte()}
 
-    def restore(self, tensors: dict[str, Tensor], where: str) -> None:
-        """Go on comparing with the epochs of a checkpoint."""
-        self.top_correct = tensors["top_correct"].bool()
+    def restore(self, tensors: dict[str, Tensor], path: str) -> None:
+        """Restore the epoch to compare with."""
+        self.top_robust = tensors["top_correct"].bool()
 
 
 class TensorBoard(Handler):
@@ -246,8 +251,10 @@ class TensorBoard(Handler):
         self.folder = folder
         self.writer: Any = None
 
-    def epoch_over(self, run: "Training", metrics: dict[str, float]) -> None:
-        """Write them; one file a sitting, in which what a killed one wrote of this epoch or later is hidden."""
+    def on_epoch_end(self, run: "Training", metrics: dict[str, float]) -> None:
+        """Write the metrics. Each start of the run opens a file of its own, which hides what a killed run wrote of
+        this epoch or later ones.
+        """
         if not run.fabric.is_global_zero:
             return
         epoch = int(metrics["epoch"])
@@ -256,48 +263,41 @@ class TensorBoard(Handler):
             self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
 
-    def closed(self) -> None:
+    def on_close(self) -> None:
         """Close the file."""
         if self.writer is not None:
             self.writer.close()
 
 
-class Reporting(Handler):
-    """Tells the caller of `fit` where the run is, after every step and every epoch."""
+class ProgressReports(Handler):
+    """Calls the `progress` function of `fit` after every step and every epoch."""
 
-    def __init__(self, job: Job, judgement: Judgement) -> None:
-        self.progress, self.judgement = job.progress, judgement
+    def __init__(self, job: Job, monitoring: Monitoring) -> None:
+        self.progress, self.monitoring = job.progress, monitoring
 
-    def counted(self, run: "Training") -> None:
-        """After a step."""
-        self._tell(run)
+    def on_step_end(self, run: "Training") -> None:
+        """Report a step."""
+        self._report(run)
 
-    def epoch_over(self, run: "Training", metrics: dict[str, float]) -> None:
-        """After an epoch, with its metrics and alarms."""
-        self._tell(run, metrics, " ".join(self.judgement.news) or None)
+    def on_epoch_end(self, run: "Training", metrics: dict[str, float]) -> None:
+        """Report an epoch, with its metrics and alarms."""
+        self._report(run, metrics, " ".join(self.monitoring.new_alarms) or None)
 
-    def _tell(self, run: "Training", metrics: Mapping[str, float] | None = None, message: str | None = None) -> None:
+    def _report(self, run: "Training", metrics: Mapping[str, float] | None = None, message: str | None = None) -> None:
         if self.progress is None or not run.fabric.is_global_zero:
             return
-        memory, epochs, steps = run.memory, run.recipe.epochs, run.steps
-        done, taken = memory.epoch * steps + memory.step, memory.seconds + time.monotonic() - run.began
-        left = taken / max(done, 1) * (epochs * steps - done)
-        epoch = memory.epoch + (metrics is None)
-        self.progress(Progress(epoch, epochs, memory.step, steps, taken, left, metrics, message))
-
-
-@torch.no_grad()
-def copy_buffers(source: nn.Module, destination: nn.Module) -> None:
-    """Copy the buffers of one network into another of the same kind."""
-    for mine, theirs in zip(source.buffers(), destination.buffers(), strict=True):
-        theirs.copy_(mine)
+        state, epochs, steps = run.state, run.recipe.epochs, run.steps
+        done, seconds = state.epoch * steps + state.step, state.seconds + time.monotonic() - run.started_at
+        remaining = seconds / max(done, 1) * (epochs * steps - done)
+        epoch = state.epoch + (metrics is None)
+        self.progress(Progress(epoch, epochs, state.step, steps, seconds, remaining, metrics, message))
 
 
 def validation_ball(job: Job) -> Ball:
-    """The ball of the validation attacks, which are in the input whatever space the method perturbs."""
+    """The ball of the validation attacks, which perturb the input whatever space the method perturbs."""
     balls = [t.at.geometry for t in job.method.terms if isinstance(t.at, Ascent) and isinstance(t.at.space, Input)]
     ball = balls[0] if balls else Ball("linf", 0.0)
-    usual = 8 / 255 if job.data.train.x.ndim == 4 and job.data.train.x.shape[1] == 3 else 0.1
+    default = 8 / 255 if job.data.train.x.ndim == 4 and job.data.train.x.shape[1] == 3 else 0.1
     if job.recipe.valid_eps is not None:
         return replace(ball, eps=job.recipe.valid_eps)
-    return ball if ball.eps > 0 and (ball.norm != "linf" or ball.eps < usual) else replace(ball, eps=usual)
+    return ball if ball.eps > 0 and (ball.norm != "linf" or ball.eps < default) else replace(ball, eps=default)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while something trains: asked for at any moment, granted where a checkpoint can be written."""
+"""SIGINT and SIGTERM during a training: requested at any moment, obeyed where a checkpoint can be written."""
 
 import signal
 import threading
@@ -7,22 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_GRACE = 2.0  # seconds that a step may take to its end after a signal, before it is broken off
-_TWICE = 1.0  # a second signal breaks off at once, but not the copy that a shell or a scheduler sends with the first
+_GRACE = 2.0  # seconds that a step may take after a signal, before it is interrupted
+_DUPLICATE = 1.0  # a second signal interrupts at once, unless it comes so soon: shells and schedulers send copies
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work was ended by a signal, after what had been done was kept. The command line exits with 128 + `signal`."""
+    """A signal ended the work, after its state was saved. The command line exits with 128 + `signal`."""
 
     def __init__(self, number: int, kept: bool = True) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.signal = number
         self.kept = kept
-        """Whether there is something to continue."""
+        """Whether the work can be resumed."""
 
 
 class Stop:
-    """Whether somebody asked to stop, and by which signal."""
+    """A request to stop: the number of the signal, or 0."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -30,23 +30,18 @@ class Stop:
         self._timer: threading.Timer | None = None
 
     def ask(self, number: int = signal.SIGTERM) -> None:
-        """Ask to stop where it suits."""
+        """Request a stop at the next opportunity."""
         self.signal = self.signal or number
 
-    def grant(self) -> None:
-        """Raise `Interrupted`. From now on nothing breaks off any more."""
-        self.settle()
-        raise Interrupted(self.signal)
-
     def settle(self) -> None:
-        """Break nothing off any more."""
+        """Cancel the interruption after the grace period."""
         if self._timer is not None:
             self._timer.cancel()
 
     def handle(self, number: int, frame: FrameType | None = None) -> None:
-        """As a signal handler: ask; break off after a grace period, or when asked again."""
+        """Handle a signal: request a stop, and interrupt after a grace period or at the next signal."""
         now = time.monotonic()
-        if self.signal and now - self._asked_at > _TWICE:
+        if self.signal and now - self._asked_at > _DUPLICATE:
             raise Interrupted(self.signal)
         if not self.signal:
             self._asked_at = now
@@ -59,26 +54,26 @@ class Stop:
 
 @contextmanager
 def listening(stop: Stop | None) -> Iterator[None]:
-    """Let `stop` hear SIGINT and SIGTERM; with None, both raise `Interrupted` where they arrive.
+    """Let `stop` handle SIGINT and SIGTERM; with None, both raise `Interrupted` at once.
 
-    Handlers of the caller's own are left alone, and outside the main thread nothing is done: Python handles signals
-    there only.
+    Handlers of the caller's are not replaced, and outside the main thread, where Python handles no signals, nothing is
+    done.
     """
     handle = _raise if stop is None else stop.handle
     before = {}
     if threading.current_thread() is threading.main_thread():
-        usual = (signal.SIG_DFL, signal.default_int_handler, _raise)
+        defaults = (signal.SIG_DFL, signal.default_int_handler, _raise)
         numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) in usual}
+        before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) in defaults}
     for number in before:
         signal.signal(number, handle)
-    _heard.clear()
+    _received.clear()
     try:
         yield
     except KeyboardInterrupt as error:
-        if isinstance(error, Interrupted) or not _heard:
+        if isinstance(error, Interrupted) or not _received:
             raise
-        raise Interrupted(_heard[0]) from error  # Ray raises a plain one in its place
+        raise Interrupted(_received[0]) from error  # Ray raises a plain one in its place
     finally:
         if stop is not None:
             stop.settle()
@@ -86,9 +81,9 @@ def listening(stop: Stop | None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_heard: list[int] = []
+_received: list[int] = []
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    _heard.append(number)
+    _received.append(number)
     raise Interrupted(number)

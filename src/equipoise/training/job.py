@@ -1,4 +1,4 @@
-"""What a training is given, and what it tells."""
+"""What a training needs, and the progress that it reports."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ from equipoise.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is. `fit` calls `progress` with one after every step, and with `metrics` after every epoch."""
+    """The progress of a run, reported after every step, and with `metrics` after every epoch."""
 
     epoch: int
     """Epoch, from 1."""
     epochs: int
-    """Epochs in all."""
+    """Number of epochs."""
     step: int
     """Steps taken in this epoch."""
     steps: int
-    """Steps of an epoch."""
+    """Steps per epoch."""
     seconds: float
-    """Time spent so far, over all sittings."""
+    """Training time so far in seconds, over all starts of the run."""
     remaining: float
-    """Estimated time left."""
+    """Estimated remaining time in seconds."""
     metrics: Mapping[str, float] | None = None
     """The epoch's metrics, once it is over."""
     message: str | None = None
-    """An alarm."""
+    """Alarms of the epoch."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a training process needs."""
+    """Everything that a training process needs."""
 
     method: Method
     model: "nn.Module | Predictive"
@@ -59,7 +59,7 @@ def training_split(data: Dataset, recipe: Recipe) -> tuple[Split, Split]:
 
 
 def summary_writer() -> Any:
-    """TensorBoard's writer. Raises `EquipoiseError` where it is not installed."""
+    """TensorBoard's `SummaryWriter`. Raises `EquipoiseError` if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,11 +1,22 @@
-"""Training methods, each a sum of terms. A method of your own is the same kind of sum:
+"""Training methods, each a weighted sum of loss terms. You can define your own in the same way:
 
-    cross_entropy + 0.5 * (entropy @ pgd(eps=0.1, step_size=0.02, steps=10))
+    cross_entropy + 0.5 * (entropy @ udp(eps=0.1, step_size=0.02, steps=10))
 
-`loss` is what a method descends, and climbs if it climbs the loss: `cross_entropy`, or with uncertainty promoted
-`regularised(entropy_weight=2)` and `regularised(smoothing=0.74)`, so that every method has its EntM and its LS form.
-`mode` is the model's mode while perturbing: `train` as in the papers' runs, `eval` (the default) keeps samples
-independent of each other, which is faster and leaves batch-norm's statistics to the clean and final points.
+Parameters of several methods, unless a method says otherwise:
+
+    eps: Radius ε of the ball, in pixels of [0, 1], such as 0.1 or 8/255; in a latent space, in units of its values.
+    step_size: Length α of a step, in units of `eps`, or its schedule; by default 2.5 ε / steps.
+    steps: Number of steps K of the inner maximisation.
+    loss: Training loss L, and the attack's objective where the method maximises the loss: `cross_entropy`, or with
+        uncertainty promoted `regularised(entropy_weight=2)` (METHOD-EntM) or `regularised(smoothing=0.74)` (METHOD-LS).
+    clean_share: Share a of the clean loss, in [0, 1].
+    divergence: D(clean, perturbed): KL(clean ‖ perturbed), its reverse, or the cross-entropy with the clean prediction.
+    layer: Name of the layer whose output is perturbed, such as fc1 of a LeNet.
+    options: Further fields of the attack, such as `norm`, `box`, `start`, and `mode`, the model's mode while it is
+        attacked: `train` as in the papers' runs, or `eval` (the default), where samples are independent of each other,
+        which is faster and leaves batch-norm's statistics to the clean and final points.
+
+All other parameters are described by the method itself. Below, x' stands for the perturbed input.
 """
 
 from collections.abc import Sequence
@@ -13,6 +24,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from equipoise.attacks import gradient as attacks
+from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.spaces import AutoEncoder, Latent, OnManifold
 from equipoise.attacks.steps import StepSize, Uniform
 from equipoise.core.errors import require
@@ -35,25 +47,39 @@ from equipoise.losses.terms import Method, as_method
 from equipoise.training.corruption import Corrupted
 from equipoise.training.penalties import CrossLipschitz, GradientAlignment, ManifoldAgreement, Neighbours, Radii
 
+StepLength = StepSize | float | None
+
 
 def standard(loss: Objective = cross_entropy) -> Method:
-    """Empirical risk: `L(x)`."""
+    """Standard training, empirical risk minimisation: `L(x)`."""
     return as_method(loss)
 
 
 def entm(entropy_weight: float = 2.0) -> Method:
-    """`CE(x) - lam · H(x)`, entropy maximisation, which U calls MaxE (R, Eq. 4; U, App. A.5; Pereyra et al. 2017)."""
+    """Entropy maximisation: `CE(x) - λ H(x)` (R, Eq. 4; MaxE in U, App. A.5; Pereyra et al. 2017).
+
+    Parameters:
+        entropy_weight: Weight λ of the entropy, >= 0.
+    """
     return standard(regularised(entropy_weight))
 
 
 def label_smoothing(smoothing: float = 0.74) -> Method:
-    """`CE` with the label `y - g(y - 1/C)`, g = `smoothing`: .74 in R for 10 classes, .84 for 100 (R, Eq. 6)."""
+    """Label smoothing: `CE` with the label `y - g (y - 1/C)` (R, Eq. 6).
+
+    Parameters:
+        smoothing: Smoothing g in [0, 1]; R has 0.74 for 10 classes and 0.84 for 100.
+    """
     return standard(regularised(smoothing=smoothing))
 
 
 def adp(entropy_weight: float = 2.0, diversity_weight: float = 0.5) -> Method:
-    """`Σ_m CE(p_m) - alpha · H(mean) - beta · log det(Mᵀ M)`: an ensemble whose wrong classes point in different
-    directions (Pang et al. 2019, Eq. 5; 3 members with (2, .5) in R). For an `Ensemble` of 2 members or more.
+    """Adaptive diversity promoting training of an `Ensemble` of at least 2 members, which err in different directions:
+    `Σ_m CE(p_m) - α H(mean) - β log det(Mᵀ M)` (Pang et al. 2019, Eq. 5; in R with 3 members).
+
+    Parameters:
+        entropy_weight: Weight α of the entropy of the mean prediction, >= 0.
+        diversity_weight: Weight β of the log determinant of the members' non-maximal predictions, >= 0.
     """
     _require_not_negative("entropy_weight", entropy_weight)
     _require_not_negative("diversity_weight", diversity_weight)
@@ -72,26 +98,41 @@ def r2(
     clean: Literal["held", "live"] = "held",
     generator_steps: int = 1,
 ) -> Method:
-    """`L(x) - lam · mean of ‖x* - x‖₂ / (softness + CE(f(x), f(x*)))`, x* where the way from x to g(x) leaves x's
-    class, g a network that seeks adversarial examples and trains alongside (F, Eqs. 7, 12 and 14, Alg. 1);
-    lam = `weight`.
+    """Training for a large average distance to generated adversarial examples,
+    `L(x) - λ · mean of ‖x* - x‖₂ / (softness + CE(f(x), f(x*)))`: x* is the point between x and g(x) where the
+    prediction changes, g a generator of adversarial examples that trains alongside (F, Eqs. 7, 12 and 14, Alg. 1).
 
-    Without a `generator` training builds one; with a run directory it is saved there, see `load_generator`. The paper's
-    own objectives, to the letter, are `softness=0, halvings=0, clean="live", crossing=1, scores="probabilities"`, each
-    of which can be had by itself; see `GeneratedMargin` and `Adversary` for why they are not the defaults. Eq. 7
-    subtracts the term, Eq. 12 prints it with a plus sign, which a negative `weight` gives.
+    The paper's own objectives are `softness=0, halvings=0, clean="live", crossing=1, scores="probabilities"`; see
+    `GeneratedMargin` and `Adversary` for why they are not the defaults. Eq. 7 subtracts the term; Eq. 12 prints it with
+    a plus sign, which a negative `weight` gives. A run directory holds the trained generator, see `load_generator`.
+
+    Parameters:
+        generator: Generator g to start from; by default a new one is built for the data.
+        weight: Weight λ of the distance, which is subtracted from the loss.
+        softness: Number added to the cross-entropy, in nats, by which the distance is divided.
+        halvings: Bisection steps from g(x) back to the decision boundary; 0 evaluates at g(x).
+        crossing: Weight of misclassification in the generator's loss, > 0.
+        scores: What the generator's loss compares: logits, or probabilities.
+        generator_lr: Learning rate of the generator.
+        clean: Whether the clean prediction is a constant (held) or has a gradient (live).
+        generator_steps: Steps of the generator for each step of the classifier.
     """
-    player = Adversary(generator, crossing=crossing, scores=scores, lr=generator_lr, steps=generator_steps)
-    return as_method(loss).with_penalty(-weight, GeneratedMargin(player, softness, halvings, clean))
+    adversary = Adversary(generator, crossing=crossing, scores=scores, lr=generator_lr, steps=generator_steps)
+    return as_method(loss).with_penalty(-weight, GeneratedMargin(adversary, softness, halvings, clean))
 
 
 def fgsm_at(eps: float, loss: Objective = cross_entropy, **options: Any) -> Method:
-    """`L(x_fgsm)` (Goodfellow et al. 2015)."""
+    """FGSM adversarial training: `L(x')`, `x' = x + ε sign ∇L(x)` (Goodfellow et al. 2015)."""
     return as_method(loss @ replace(attacks.fgsm(eps, **options), objective=loss))
 
 
 def r_fgsm_at(eps: float, step_size: float | None = None, loss: Objective = cross_entropy, **options: Any) -> Method:
-    """`L(x_r-fgsm)`: FGSM from a random start (Wong et al. 2020; U, Eq. R-FGSM)."""
+    """FGSM adversarial training from a random start in the ball: `L(x')` (Wong et al. 2020; U, Eq. R-FGSM).
+
+    Parameters:
+        step_size: Length of the step, in units of `eps`; by default 1.25 ε.
+    """
+    options = {"return_point": "last", **options}
     return as_method(loss @ replace(attacks.r_fgsm(eps, step_size, **options), objective=loss))
 
 
@@ -104,21 +145,31 @@ def n_fgsm_at(
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`L(x + ξ + alpha · sign ∇L(x + ξ))`, `ξ ~ U[-noise·eps, noise·eps]`, not projected back to the ball of eps, alpha
-    = eps by default (de Jorge et al. 2022, "Make Some Noise", Alg. 1: N-FGSM; clipped to the box, as their code does).
+    """N-FGSM adversarial training: `L(x')`, `x' = x + ξ + α sign ∇L(x + ξ)`, `ξ ~ U[-noise·ε, noise·ε]`, not projected
+    to the ball of ε (de Jorge et al. 2022, "Make Some Noise", Alg. 1; clipped to the box, as in their code).
+
+    Parameters:
+        step_size: Length α of the step, in units of `eps`; by default ε.
+        noise: Radius of the uniform noise, in multiples of ε, >= 0.
+        norm: Norm of the ball.
+        box: Valid range of the inputs.
     """
     _require_not_negative("noise", noise)
     size = eps if step_size is None else step_size
-    reach = noise * eps + size
-    step = attacks.fgsm(reach, norm, size, box, start=Uniform(share=noise * eps / reach if reach else 1.0), **options)
-    return as_method(loss @ replace(step, objective=loss))
+    radius = noise * eps + size
+    start = Uniform(share=noise * eps / radius if radius else 1.0)
+    return as_method(loss @ replace(attacks.fgsm(radius, norm, size, box, start=start, **options), objective=loss))
 
 
 def gradalign_at(
     eps: float, step_size: float | None = None, weight: float = 0.2, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
-    """`L(x_fgsm) + lam · (1 - cos(∇L(x), ∇L(x + ξ)))`: FGSM with gradients that agree over the ball (Andriushchenko &
-    Flammarion 2020, Eq. 5; lam = .2 at eps = 8/255).
+    """FGSM adversarial training with aligned gradients: `L(x') + λ (1 - cos(∇L(x), ∇L(x + ξ)))`, ξ uniform on the ball
+    (Andriushchenko & Flammarion 2020, Eq. 5).
+
+    Parameters:
+        step_size: Length of the step, in units of `eps`; by default ε.
+        weight: Weight λ of the penalty, >= 0; 0.2 in the paper at ε = 8/255.
     """
     _require_not_negative("weight", weight)
     ascent = replace(attacks.fgsm(eps, step_size=step_size, **options), objective=loss)
@@ -126,191 +177,196 @@ def gradalign_at(
 
 
 def pgd_at(
-    eps: float,
-    step_size: StepSize | float | None = None,
-    steps: int = 10,
-    loss: Objective = cross_entropy,
-    **options: Any,
+    eps: float, step_size: StepLength = None, steps: int = 10, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
-    """`L(x_pgd)`, x_pgd climbing L (Madry et al. 2018)."""
-    return as_method(loss @ replace(attacks.pgd(eps, step_size, steps, **options), objective=loss))
+    """PGD adversarial training: `L(x')`, x' maximising L over the ball by gradient ascent (Madry et al. 2018)."""
+    return as_method(loss @ replace(_pgd(eps, step_size, steps, **options), objective=loss))
 
 
 def pat(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 10,
     clean_share: float = 0.5,
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`a · L(x) + (1 - a) · L(x_pgd)`, x_pgd climbing the same L, a = `clean_share` (R, Eqs. 2 and 5).
-
-    With `loss = regularised(2)` it is PAT-EntM, with `regularised(smoothing=.74)` PAT-LS.
+    """Adversarial training mixed with the clean loss: `a L(x) + (1 - a) L(x')`, x' maximising the same L by PGD (R,
+    Eqs. 2 and 5). With `loss = regularised(2)` it is PAT-EntM, with `regularised(smoothing=0.74)` PAT-LS.
     """
-    return _beside_clean(clean_share, loss, pgd_at(eps, step_size, steps, loss, **options))
+    return _mixed_with_clean(clean_share, loss, pgd_at(eps, step_size, steps, loss, **options))
 
 
 def corruption_at(
     corruptions: Sequence[str] = tuple(CORRUPTIONS), clean_share: float = 0.5, loss: Objective = cross_entropy
 ) -> Method:
-    """`a · L(x) + (1 - a) · L(c(x))`, a = `clean_share`, c a corruption drawn anew for each image and step.
+    """Training on corrupted images: `a L(x) + (1 - a) L(c(x))`, c a corruption drawn for each image and step.
 
-    `corruptions` are by default those of MNIST-C (Mu & Gilmer 2019). A model trained on them must not then be tested
-    on MNIST-C: name the ones to train on, and test on the others. The run's record says which they were. Raises
-    `EquipoiseError` for an unknown name or none, and in training for images that cannot be corrupted.
+    Raises `EquipoiseError` for an unknown corruption or none, and in training for images that cannot be corrupted.
+
+    Parameters:
+        corruptions: Names of the corruptions, by default those of MNIST-C (Mu & Gilmer 2019). Test on other ones.
     """
-    return _beside_clean(clean_share, loss, as_method(loss @ Corrupted(tuple(corruptions))))
+    return _mixed_with_clean(clean_share, loss, as_method(loss @ Corrupted(tuple(corruptions))))
 
 
 def friendly_at(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 10,
     tau: int = 0,
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`L(x_friendly)`: PGD that stops where the prediction is wrong, or `tau` wrong points later (Zhang et al. 2020,
+    """Friendly adversarial training: `L(x')`, x' by PGD that stops once the prediction is wrong (Zhang et al. 2020,
     "Attacks Which Do Not Kill Training Make Adversarial Learning Stronger", Alg. 1).
+
+    Parameters:
+        steps: Maximum number of steps.
+        tau: Number of steps taken beyond the first misclassified point.
     """
     return pgd_at(eps, step_size, steps, loss, tau=tau, **options)
 
 
-def mart(
-    eps: float, step_size: StepSize | float | None = None, steps: int = 10, beta: float = 5.0, **options: Any
-) -> Method:
-    """`BCE(x_pgd) + lam · KL(p(x) ‖ p(x_pgd)) (1 - p_y(x))`, lam = `beta`, x_pgd climbing CE (Wang et al. 2020,
-    Eq. 11).
+def mart(eps: float, step_size: StepLength = None, steps: int = 10, beta: float = 5.0, **options: Any) -> Method:
+    """Misclassification-aware adversarial training: `BCE(x') + λ KL(p(x) ‖ p(x')) (1 - p_y(x))`, BCE the boosted
+    cross-entropy, x' maximising CE by PGD (Wang et al. 2020, Eq. 11).
+
+    Parameters:
+        beta: Weight λ of the divergence, >= 0.
     """
     _require_not_negative("beta", beta)
-    ascent = attacks.pgd(eps, step_size, steps, **options)
+    ascent = _pgd(eps, step_size, steps, **options)
     return boosted_cross_entropy @ ascent + beta * (misclassified_kl() @ ascent)
 
 
 def udp(
-    eps: float,
-    step_size: StepSize | float | None = None,
-    steps: int = 20,
-    loss: Objective = cross_entropy,
-    **options: Any,
+    eps: float, step_size: StepLength = None, steps: int = 20, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
-    """`L(x_udp)`: train at the point of greatest uncertainty, k ~ U{1..K} steps away (U, Alg. 1; k as in its code)."""
+    """Uncertainty-driven perturbations: `L(x')`, x' after k ~ U{1..K} steps of gradient ascent on the entropy (U,
+    Alg. 1; k as in its code).
+    """
     return as_method(loss @ attacks.udp(eps, step_size, steps, **options))
 
 
 def uta(
-    eps: float,
-    step_size: StepSize | float | None = None,
-    steps: int = 20,
-    loss: Objective = cross_entropy,
-    **options: Any,
+    eps: float, step_size: StepLength = None, steps: int = 20, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
-    """`L(x_uta)`: as UDP with all K steps (T, Alg. 1)."""
+    """Uncertainty-targeted attacks: `L(x')`, as `udp` with all K steps (T, Alg. 1)."""
     return as_method(loss @ attacks.uta(eps, step_size, steps, **options))
 
 
 def udpr(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 20,
     weight: float = 1.0,
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`L(x) + lam · L(x_udp)`, lam = `weight`, 1 in the reference runs (U, Eq. UDPR)."""
+    """UDP as a regulariser: `L(x) + λ L(x')`, x' the point of `udp` (U, Eq. UDPR).
+
+    Parameters:
+        weight: Weight λ of the perturbed term, >= 0; 1 in the reference runs.
+    """
     _require_not_negative("weight", weight)
     return as_method(loss) + weight * (loss @ attacks.udp(eps, step_size, steps, **options))
 
 
 def trades(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 10,
     beta: float = 6.0,
     divergence: Divergence = "clean||here",
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`L(x) + beta · D(x, x')`, x' climbing the same divergence D from noise (Zhang et al. 2019; U, Eq. TRADES; R,
-    Eq. 3, with beta = 3 and `here||clean`).
+    """TRADES: `L(x) + β D(x, x')`, x' maximising the same divergence D from a noisy start (Zhang et al. 2019; U, Eq.
+    TRADES; R, Eq. 3, with β = 3 and `here||clean`).
 
-    The code of U's authors has beta = 1, `divergence="soft-cross-entropy"` and `start=Zero()`, the clean point itself,
-    where the divergence has no slope: there the first step follows the rounding errors of its gradient.
+    The code of U's authors has β = 1, `divergence="soft-cross-entropy"` and `start=Zero()`, the clean point, where the
+    divergence has no gradient, so that the first step follows rounding errors.
+
+    Parameters:
+        beta: Weight β of the divergence, >= 0.
     """
     _require_not_negative("beta", beta)
-    return as_method(loss) + beta * (
-        kl(divergence) @ attacks.trades(eps, step_size, steps, divergence=divergence, **options)
-    )
+    ascent = attacks.trades(eps, step_size, steps, divergence=divergence, **options)
+    return as_method(loss) + beta * (kl(divergence) @ ascent)
 
 
 def udp_trades(
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 20,
     beta: float = 1.0,
     divergence: Divergence = "soft-cross-entropy",
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """TRADES' smoothing term evaluated at the UDP point, `L(x) + beta · D(x, x_udp)`.
+    """TRADES' divergence at the point of `udp`: `L(x) + β D(x, x')`. U suggests it as future work (App. A.3); its
+    authors' code has it, with the defaults here.
 
-    U leaves it to future work (App. A.3); the code of its authors has it, with the defaults here: weight 1 and the
-    cross-entropy with the clean prediction.
+    Parameters:
+        beta: Weight β of the divergence, >= 0.
     """
     _require_not_negative("beta", beta)
     return as_method(loss) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
 
 
-def ls_pgd(
-    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
-) -> Method:
-    """`CE(C(E(x) + δ_pgd))`: PGD-AT in the latent space after `layer`; E and C are trained together (U, Table 5)."""
-    return pgd_at(eps, step_size, steps, **_inside(layer), **options)
+def ls_pgd(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
+    """PGD adversarial training in the latent space after `layer`: `CE(C(E(x) + δ))`, δ maximising CE; encoder E and
+    classifier C are trained together (U, Table 5).
+    """
+    return pgd_at(eps, step_size, steps, **_latent(layer), **options)
 
 
-def ls_udp(
-    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
-) -> Method:
-    """`CE(C(E(x) + δ_udp))`: UDP in the latent space after `layer` (U, Eq. ERM-P and Table 5)."""
-    return udp(eps, step_size, steps, **_inside(layer), **options)
+def ls_udp(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
+    """UDP in the latent space after `layer`: `CE(C(E(x) + δ))`, δ maximising entropy (U, Eq. ERM-P and Table 5)."""
+    return udp(eps, step_size, steps, **_latent(layer), **options)
 
 
-def ls_uta(
-    eps: float, layer: str, step_size: StepSize | float | None = None, steps: int = 20, **options: Any
-) -> Method:
-    """`CE(C(E(x) + δ_uta))`: as `ls_udp` with all K steps (T, Sec. 5.2)."""
-    return uta(eps, step_size, steps, **_inside(layer), **options)
+def ls_uta(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
+    """UTA in the latent space after `layer`: `CE(C(E(x) + δ))`, as `ls_udp` with all K steps (T, Sec. 5.2)."""
+    return uta(eps, step_size, steps, **_latent(layer), **options)
 
 
 def ls_udpr(
-    eps: float,
-    layer: str,
-    step_size: StepSize | float | None = None,
-    steps: int = 20,
-    weight: float = 1.0,
-    **options: Any,
+    eps: float, layer: str, step_size: StepLength = None, steps: int = 20, weight: float = 1.0, **options: Any
 ) -> Method:
-    """`CE(x) + lam · CE(C(E(x) + δ_udp))`: UDPR in the latent space after `layer` (U, Table 5)."""
-    return udpr(eps, step_size, steps, weight, **_inside(layer), **options)
+    """UDPR in the latent space after `layer`: `CE(x) + λ CE(C(E(x) + δ))` (U, Table 5).
+
+    Parameters:
+        weight: Weight λ of the perturbed term, >= 0.
+    """
+    return udpr(eps, step_size, steps, weight, **_latent(layer), **options)
 
 
 def ls_trades(
     eps: float,
     layer: str,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 20,
     beta: float = 6.0,
     divergence: Divergence = "clean||here",
     **options: Any,
 ) -> Method:
-    """`CE(x) + beta · D(x, C(E(x) + δ))`: TRADES in the latent space after `layer` (U, Table 5)."""
-    return trades(eps, step_size, steps, beta, divergence, **_inside(layer), **options)
+    """TRADES in the latent space after `layer`: `CE(x) + β D(x, C(E(x) + δ))` (U, Table 5).
+
+    Parameters:
+        beta: Weight β of the divergence, >= 0.
+    """
+    return trades(eps, step_size, steps, beta, divergence, **_latent(layer), **options)
 
 
 def hein(weight: float = 0.01, directions: int = 0, loss: Objective = cross_entropy) -> Method:
-    """`L(x) + lam · (1/C²) Σ_{l,m} ‖∇f_l(x) - ∇f_m(x)‖²`: logits that do not move apart fast (Hein & Andriushchenko
-    2017; HEIN in F, Sec. 6). `directions` > 0 estimates the sum at a share of its cost.
+    """Cross-Lipschitz regularisation: `L(x) + λ (1/C²) Σ_{l,m} ‖∇f_l(x) - ∇f_m(x)‖²`, f the logits (Hein &
+    Andriushchenko 2017; HEIN in F, Sec. 6).
+
+    Parameters:
+        weight: Weight λ of the penalty, >= 0.
+        directions: Number of random directions that estimate the sum at lower cost; 0 computes it exactly.
     """
     _require_not_negative("weight", weight)
     return as_method(loss).with_penalty(weight, CrossLipschitz(directions))
@@ -324,9 +380,15 @@ def r4(
     radii: Radii = "distances",
     loss: Objective = cross_entropy,
 ) -> Method:
-    """`L(x) + lam · mean over ε in Σ of (1/ε) · mean over x' in S_ε(x) of CE(f(x), f(x'))`, S_ε(x) the samples of the
-    manifold within ε of x: average on-manifold robustness, trained (F, Eqs. 7-9 and 13, Example 4; in Sec. 7 with 10
-    samples and sigma = .06).
+    """Training for average on-manifold robustness: `L(x) + λ · mean over ε ∈ Σ of (1/ε) · mean over x' ∈ S_ε(x) of
+    CE(f(x), f(x'))`, S_ε(x) the samples of the manifold within ε of x (F, Eqs. 7-9 and 13, Example 4).
+
+    Parameters:
+        manifold: Generative model of the data, an auto-encoder.
+        weight: Weight λ of the disagreement.
+        samples: Number of samples for each input, and of radii; 10 in F, Sec. 7.
+        sigma: Standard deviation of the noise on an input's code; 0.06 in F, Sec. 7.
+        radii: The radii Σ, in L2 and pixels: distances of the samples, or uniform up to the diameter of the unit cube.
     """
     return as_method(loss).with_penalty(weight, ManifoldAgreement(manifold, samples, sigma, radii))
 
@@ -334,21 +396,30 @@ def r4(
 def on_manifold_at(
     manifold: AutoEncoder,
     eps: float,
-    step_size: StepSize | float | None = None,
+    step_size: StepLength = None,
     steps: int = 10,
     clean_share: float = 0.0,
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """`a · L(x) + (1 - a) · L(dec(enc(x) + δ_pgd))`, a = `clean_share`: PGD-AT in the codes of an auto-encoder,
-    on-manifold adversarial training (Stutz et al. 2019; F, Sec. 7). The ball is in units of the codes, whose deviation
-    is about 1.
+    """On-manifold adversarial training, PGD in the codes of an auto-encoder: `a L(x) + (1 - a) L(dec(enc(x) + δ))`, δ
+    maximising L (Stutz et al. 2019; F, Sec. 7).
+
+    Parameters:
+        manifold: The auto-encoder (enc, dec).
+        eps: Radius of the ball, in units of the codes, whose standard deviation is about 1.
     """
-    climbed = pgd_at(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
-    return climbed if clean_share == 0 else _beside_clean(clean_share, loss, climbed)
+    perturbed = pgd_at(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
+    return perturbed if clean_share == 0 else _mixed_with_clean(clean_share, loss, perturbed)
 
 
-def _inside(layer: str) -> dict[str, Any]:
+def _pgd(eps: float, step_size: StepLength, steps: int, **options: Any) -> Ascent:
+    """PGD from the clean point to its last point (Madry et al. 2018; U, Eq. PGD)."""
+    options = {"start": "zero", "return_point": "last", **options}
+    return attacks.pgd(eps, step_size, steps, **options)
+
+
+def _latent(layer: str) -> dict[str, Any]:
     return {"space": Latent(layer), "box": EVERYWHERE}
 
 
@@ -356,7 +427,7 @@ def _require_not_negative(name: str, value: float) -> None:
     require(value >= 0, f"{name} = {value}: expected a number >= 0.")
 
 
-def _beside_clean(clean_share: float, loss: Objective, perturbed: Method) -> Method:
+def _mixed_with_clean(clean_share: float, loss: Objective, perturbed: Method) -> Method:
     """`a · L(x) + (1 - a) · perturbed`."""
     require(0 <= clean_share <= 1, f"clean_share = {clean_share}: expected a share between 0 and 1.")
     return clean_share * as_method(loss) + (1 - clean_share) * perturbed

@@ -1,4 +1,4 @@
-"""The processes that train together: those that torchrun started, or those that this one starts."""
+"""The processes of a distributed training: started by torchrun, or by this process."""
 
 import logging
 import multiprocessing
@@ -22,30 +22,31 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
-from equipoise.core.world import World
+from equipoise.core.torchrun import World
 from equipoise.training.interruption import Interrupted, Stop
 
 _LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 Connection = Any  # of multiprocessing, whose type differs between systems
+Child = tuple[BaseProcess, Connection]
 
-_GRACE = 3.0  # seconds for the processes to end by themselves, so that all have within five
+_GRACE = 3.0  # seconds for the processes to end by themselves, so that all have ended within five
 
 
 def fabric_of(world: World, kind: str, precision: Any) -> Fabric:
-    """The process as a part of this world, whatever a cluster's variables say."""
-    here = _Told(world)
+    """The Fabric of this process in `world`, whatever the environment variables of a cluster say."""
+    environment = _GivenEnvironment(world)
     if world.size == 1:
-        return Fabric(accelerator=kind, devices=1, precision=precision, plugins=[here])
-    # Gradients averaged over processes; a network may have parameters that its outputs do not use.
-    strategy = DDPStrategy(cluster_environment=here, find_unused_parameters=True)
+        return Fabric(accelerator=kind, devices=1, precision=precision, plugins=[environment])
+    # Gradients are averaged over processes; a network may have parameters that its outputs do not use.
+    strategy = DDPStrategy(cluster_environment=environment, find_unused_parameters=True)
     nodes = world.size // world.local_size
     fabric = Fabric(accelerator=kind, strategy=strategy, devices=world.local_size, num_nodes=nodes, precision=precision)
     fabric.launch()
     return fabric
 
 
-class _Told(ClusterEnvironment):
-    """A cluster environment that is told everything and looks at no variables."""
+class _GivenEnvironment(ClusterEnvironment):
+    """A cluster environment that is given, not read from variables."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -84,18 +85,20 @@ class _Told(ClusterEnvironment):
 
 
 class ProcessLost(EquipoiseError):
-    """A training process ended before its time, and could not say why."""
+    """A training process ended early without reporting why."""
 
 
-Work = Callable[[World, Stop, Callable[[str, Any], None]], Any]
-"""What each process does: it is given its place, is told to stop there, and tells the parent what happens."""
+Report = Callable[[str, Any], None]
+"""Takes the kind of a message and its content."""
+Work = Callable[[World, Stop, Report], Any]
+"""What each process does, given its place, its request to stop, and how to report to the parent."""
 
 
-def run_processes(count: int, work: Work, tell: Callable[[str, Any], None]) -> Any:
-    """Run `work` in `count` new processes, hand on to `tell` what the first one tells, and return its result.
+def run_processes(count: int, work: Work, report: Report) -> Any:
+    """Run `work` in `count` new processes, pass on to `report` what the first one reports, and return its result.
 
-    They end with this process, whatever ends it. After a signal here they are asked to stop, and killed if they do not
-    in time. Raises `EquipoiseError` if one does, or one is killed, and `Interrupted` after a signal.
+    They end with this process, whatever ends it. After a signal they are asked to stop, and killed if they do not in
+    time. Raises `EquipoiseError` if a process raises it or is killed, and `Interrupted` after a signal.
     """
     require(
         not getattr(multiprocessing.current_process(), "_inheriting", False),
@@ -103,34 +106,33 @@ def run_processes(count: int, work: Work, tell: Callable[[str, Any], None]) -> A
         "`if __name__ == '__main__':` before what it does.",
     )
     port = _free_port()
-    worlds = [World(rank, count, rank, count, port=port) for rank in range(count)]
-    began: list[tuple[BaseProcess, Connection]] = []
+    children: list[Child] = []
     try:
-        for world in worlds:
-            began.append(_start(world, work))
-        return _follow(began, tell)
+        for rank in range(count):
+            children.append(_start(World(rank, count, rank, count, port=port), work))
+        return _collect(children, report)
     except BaseException as error:
-        if not isinstance(error, ProcessLost):  # the others wait for it
-            _ask_to_end(began)
+        if not isinstance(error, ProcessLost):  # the others wait for the lost one
+            _ask_to_end(children)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(getattr(error, "signal", signal.SIGINT)) from None
         raise
     finally:
-        for process, pipe in began:
+        for process, pipe in children:
             if process.is_alive():
                 process.kill()
             process.join()
             pipe.close()
 
 
-def _start(world: World, work: Work) -> tuple[BaseProcess, Connection]:
+def _start(world: World, work: Work) -> Child:
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    state = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
-    process = context.Process(target=_main, args=(world, work, there, state), daemon=True)
+    pipe, child_pipe = context.Pipe()
+    settings = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
+    process = context.Process(target=_main, args=(world, work, child_pipe, settings), daemon=True)
     level = os.environ.get(_LOG_LEVEL)
-    os.environ.setdefault(_LOG_LEVEL, "ERROR")  # it warns of looking for unused parameters where there are none
-    # Ctrl-C goes to all processes of a terminal. Where it is blocked they never see it: the parent passes it on.
+    os.environ.setdefault(_LOG_LEVEL, "ERROR")  # torch warns when a search for unused parameters finds none
+    # Ctrl-C reaches all processes of a terminal: blocked in the children, it is passed on by the parent.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -138,39 +140,40 @@ def _start(world: World, work: Work) -> tuple[BaseProcess, Connection]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if level is None:
             del os.environ[_LOG_LEVEL]
-        there.close()
-    return process, here
+        child_pipe.close()
+    return process, pipe
 
 
-def _follow(began: list[tuple[BaseProcess, Connection]], tell: Callable[[str, Any], None]) -> Any:
+def _collect(children: list[Child], report: Report) -> Any:
     """Wait for the first process's result. Raises `EquipoiseError` as soon as one process cannot go on."""
-    running = {pipe: process for process, pipe in began}
+    running = {pipe: process for process, pipe in children}
     result = None
     while running:
         for pipe in cast(list[Connection], wait(list(running))):
             process = running[pipe]
             try:
-                what, content = pipe.recv()
+                kind, content = pipe.recv()
             except (EOFError, ConnectionResetError):
                 process.join()
                 if process.exitcode != 0:
-                    raise _lost(process, len(began)) from None
+                    raise _lost(process, len(children)) from None
                 del running[pipe]
                 continue
-            if what == "error":
-                raise EquipoiseError(content)
-            if what == "crash":  # which may be because another one was killed
-                for other, _ in began:
-                    other.join(0.5)
-                    if (other.exitcode or 0) < 0:
-                        raise _lost(other, len(began))
-                raise RuntimeError(f"a training process failed:\n{content}")
-            if what == "interrupted":
-                raise Interrupted(content)
-            if what == "result":
-                result = content if process is began[0][0] else result
-            else:
-                tell(what, content)
+            match kind:
+                case "error":
+                    raise EquipoiseError(content)
+                case "crash":  # perhaps because another one was killed
+                    for other, _ in children:
+                        other.join(0.5)
+                        if (other.exitcode or 0) < 0:
+                            raise _lost(other, len(children))
+                    raise RuntimeError(f"a training process failed:\n{content}")
+                case "interrupted":
+                    raise Interrupted(content)
+                case "result":
+                    result = content if process is children[0][0] else result
+                case _:
+                    report(kind, content)
     return result
 
 
@@ -187,61 +190,61 @@ def _lost(process: BaseProcess, count: int) -> ProcessLost:
     )
 
 
-def _ask_to_end(began: list[tuple[BaseProcess, Connection]]) -> None:
-    """Ask the processes to end, and read on until they have, so that none waits for a reader; but not for long."""
-    for _, pipe in began:
+def _ask_to_end(children: list[Child]) -> None:
+    """Ask the processes to end, and read their messages for a while, so that none blocks on a full pipe."""
+    open_pipes = [pipe for _, pipe in children]
+    for pipe in open_pipes:
         with suppress(OSError):  # it has ended
             pipe.send("stop")
-    open_pipes = [pipe for _, pipe in began]
     deadline = time.monotonic() + _GRACE
-    while open_pipes and (left := deadline - time.monotonic()) > 0:
-        for pipe in cast(list[Connection], wait(open_pipes, left)):
+    while open_pipes and (remaining := deadline - time.monotonic()) > 0:
+        for pipe in cast(list[Connection], wait(open_pipes.copy(), remaining)):
             try:
                 pipe.recv()
             except (EOFError, OSError):
                 open_pipes.remove(pipe)
 
 
-def _main(world: World, work: Work, pipe: Connection, state: tuple[bool, bool]) -> None:
-    """What a started process does."""
-    torch.use_deterministic_algorithms(state[0])
-    torch.backends.cudnn.benchmark = state[1]
-    stop, usual = Stop(), warnings.showwarning
+def _main(world: World, work: Work, pipe: Connection, settings: tuple[bool, bool]) -> None:
+    """The main function of a new process."""
+    torch.use_deterministic_algorithms(settings[0])
+    torch.backends.cudnn.benchmark = settings[1]
+    stop, show_warning = Stop(), warnings.showwarning
 
-    def tell(what: str, content: Any) -> None:
-        pipe.send((what, content))
+    def report(kind: str, content: Any) -> None:
+        pipe.send((kind, content))
 
     def listen() -> None:
         try:
             pipe.recv()
             stop.ask(signal.SIGINT)
             pipe.recv()
-        except (EOFError, OSError):  # the parent is gone, and so is its hold on the folder: write nothing more
+        except (EOFError, OSError):  # the parent has ended, and its lock on the folder with it: write nothing more
             os._exit(1)
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if issubclass(category, EquipoiseWarning):
-            tell("warning", str(message))
+            report("warning", str(message))
         else:
-            usual(message, category, *rest, **more)
+            show_warning(message, category, *rest, **more)
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which announces every process group
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every process group
     warnings.showwarning = show
     warnings.simplefilter("always", EquipoiseWarning)
     signal.signal(signal.SIGTERM, lambda number, _: stop.ask(number))
     threading.Thread(target=listen, daemon=True).start()
     try:
-        tell("result", work(world, stop, tell))
+        report("result", work(world, stop, report))
     except EquipoiseError as error:
-        tell("error", str(error))
+        report("error", str(error))
     except Interrupted as error:
-        tell("interrupted", error.signal)
+        report("interrupted", error.signal)
     except BaseException:
-        tell("crash", traceback.format_exc())
+        report("crash", traceback.format_exc())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)  # to take everything down takes seconds, in which nothing more is done
+        os._exit(0)  # a regular exit would take seconds
 
 
 def _free_port() -> int:

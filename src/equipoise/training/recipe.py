@@ -1,4 +1,4 @@
-"""How to train: optimiser, schedule, length, precision, validation. The method says what is descended, this how."""
+"""The recipe of a training: optimiser, schedule, number of epochs, precision, validation."""
 
 import os
 from dataclasses import dataclass, fields
@@ -13,12 +13,12 @@ from equipoise.core.errors import EquipoiseError, require, unknown
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything of a training run that is not the method, the network or the data. Validated once, here."""
+    """The settings of a training run besides method, network and data. Raises `EquipoiseError` for unusable values."""
 
     epochs: int = 20
     """Passes over the training data."""
     batch_size: int = 256
-    """Samples per step, over all devices together."""
+    """Samples per step, summed over all devices."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam, or stochastic gradient descent with momentum."""
     lr: float = 1e-3
@@ -30,9 +30,9 @@ class Recipe:
     weight_decay: float = 0.0
     """L2 penalty on the weights, as the optimiser applies it."""
     schedule: Literal["constant", "multistep", "triangular", "cyclic"] = "constant"
-    """Learning rate over time. multistep: `decay` times as much after each milestone; triangular and cyclic: linear
-    from 0 to the peak, reached after the share `lr_peak` of the training, and back to 0. Cyclic is the name that
-    Andriushchenko & Flammarion (2020) give to this one triangle."""
+    """Learning rate over time. multistep: multiplied by `decay` at each milestone; triangular and cyclic (the name of
+    Andriushchenko & Flammarion 2020): linear from 0 to the peak, reached after the share `lr_peak` of the training,
+    and back to 0."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Milestones of multistep, as shares of the training."""
     decay: float = 0.1
@@ -40,43 +40,43 @@ class Recipe:
     lr_peak: float = 0.4
     """Share of the training after which the triangular learning rate peaks."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0 is off."""
+    """Decay of an exponential moving average of the weights, which is validated and saved in their place; 0 is off."""
     awp: float = 0.0
-    """Adversarial weight perturbation: descend at weights moved up the loss by so much of their norm, such as 0.005;
-    0 is off. Doubles the cost of the training pass, not of the perturbations."""
+    """Adversarial weight perturbation: take the gradient at weights moved along the loss gradient by this share of
+    their norm, such as 0.005; 0 is off. Doubles the cost of the training pass, not of the perturbations."""
     awp_warmup: int = 0
-    """Epochs before it sets in."""
+    """Epochs without adversarial weight perturbation at the beginning."""
     precision: Literal["32", "bf16"] = "32"
-    """bf16 computes perturbations and the training step in bfloat16 where that is safe; weights stay float32."""
+    """bf16: compute perturbations and the training step in bfloat16 where that is safe; weights stay float32."""
     channels_last: bool | None = None
-    """Train in channels-last order; None does where it is faster, for networks most of whose convolutions have 32
-    filters or more (perturbations choose for every layer by themselves)."""
+    """Train in channels-last memory format; by default if most convolutions have 32 filters or more, where it is
+    faster. Perturbations choose the format layer by layer."""
     augment: Literal["none", "crop-flip"] = "none"
     """Augmentation: random crops after padding by 4, and horizontal flips."""
     validation: float | None = None
     """Share of the training data held out for validation; default 0.1, for SVHN 6,257 of 73,257 samples."""
     valid_examples: int = 1000
-    """At most so many validation samples are attacked after each epoch."""
+    """Maximum number of validation samples, attacked after each epoch."""
     valid_eps: float | None = None
     """Radius of the validation attacks; default 8/255 for colour images, else 0.1, or the method's if smaller."""
     valid_steps: int = 10
     """Steps of the validation PGD."""
     patience: int = 0
-    """Stop when the highest validation robust accuracy is so many epochs old; 0 never stops early."""
+    """Stop early once the highest robust validation accuracy is this many epochs old; 0 never stops early."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU if there is one."""
+    """Device to train on; auto uses a GPU if there is one."""
     devices: int = 1
     """Number of processes or GPUs."""
     checkpoint_minutes: float = 5.0
-    """Time between checkpoints within an epoch; there is one after every epoch anyway."""
+    """Minutes between checkpoints within an epoch, besides the one after every epoch; 0 for none."""
     tensorboard: bool = False
-    """Write the metrics for TensorBoard too."""
+    """Also write the metrics for TensorBoard."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            _require_kind(f.name, getattr(self, f.name), f.type)
+            _require_type(f.name, getattr(self, f.name), f.type)
         for name, low, high in _RANGES:
             value = getattr(self, name)
             require(
@@ -84,9 +84,6 @@ class Recipe:
                 f"{name} = {value} is out of range: expected {low:g} <= {name}"
                 + (f" <= {high:g}." if high < 1e9 else "."),
             )
-        for name, options in _CHOICES.items():
-            if getattr(self, name) not in options:
-                raise unknown(name, getattr(self, name), options)
         require(0 <= self.ema < 1, f"ema = {self.ema} is not a decay: expected 0 <= ema < 1, such as 0.999.")
         require(0 < self.lr <= 1e30, f"lr = {self.lr} trains nothing: expected a number > 0, such as 1e-3.")
         require(
@@ -101,7 +98,7 @@ class Recipe:
         require(0 < self.decay <= 1, f"decay = {self.decay}: expected a factor in (0, 1], such as 0.1.")
 
     def learning_rate(self, done: float) -> float:
-        """The learning rate when the share `done` in [0, 1] of all steps has been taken."""
+        """The learning rate after the share `done` in [0, 1] of all steps."""
         match self.schedule:
             case "constant":
                 return self.lr
@@ -127,29 +124,35 @@ class Recipe:
 
     @property
     def depends_on_epochs(self) -> bool:
-        """Whether the learning rate of an epoch depends on how many there are in all."""
+        """Whether the learning rate of an epoch depends on the number of epochs."""
         return self.schedule != "constant"
 
 
-_KINDS = {int: "an integer", float: "a number", bool: "True or False"}
+_TYPES = {int: "an integer", float: "a number", bool: "True or False"}
 
 
-def _require_kind(name: str, value: object, hint: Any) -> None:
-    """Raise `EquipoiseError` for a value of another type than a field's; an integer is a number, a bool is neither."""
-    kinds = get_args(hint) or (hint,)
-    kind = next((kind for kind in kinds if kind in _KINDS), None)
-    if kind is None or get_origin(hint) is tuple or (value is None and type(None) in kinds):
+def _require_type(name: str, value: object, hint: Any) -> None:
+    """Raise `EquipoiseError` for a value that a field's annotation excludes; an integer is a number, a bool neither."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise unknown(name, value, get_args(hint))
         return
-    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    require(fits and (kind is bool or not isinstance(value, bool)), f"{name} = {value!r:.80}: expected {_KINDS[kind]}.")
+    types = get_args(hint) or (hint,)
+    kind = next((kind for kind in types if kind in _TYPES), None)
+    if kind is None or get_origin(hint) is tuple or (value is None and type(None) in types):
+        return
+    valid = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    require(
+        valid and (kind is bool or not isinstance(value, bool)), f"{name} = {value!r:.80}: expected {_TYPES[kind]}."
+    )
 
 
 def require_devices(devices: int, kind: str) -> None:
-    """Raise `EquipoiseError` if the machine has not so many GPUs, or processors."""
-    there, what = (torch.cuda.device_count(), "GPU") if kind == "cuda" else (os.cpu_count() or 1, "processor")
+    """Raise `EquipoiseError` if the machine has fewer GPUs (`kind` cuda), or processors (`kind` cpu)."""
+    count, noun = (torch.cuda.device_count(), "GPU") if kind == "cuda" else (os.cpu_count() or 1, "processor")
     require(
-        devices <= there,
-        f"devices = {devices}: this machine has {there} {what}{'' if there == 1 else 's'}; expected at most that.",
+        devices <= count,
+        f"devices = {devices}: this machine has {count} {noun}{'' if count == 1 else 's'}; expected at most that.",
     )
 
 
@@ -169,12 +172,5 @@ _RANGES = (
     ("checkpoint_minutes", 0, 1e9),
     ("seed", -(2**63), 2**63 - 1),
 )
-_CHOICES = {
-    "optimizer": ("adam", "sgd"),
-    "schedule": ("constant", "multistep", "triangular", "cyclic"),
-    "precision": ("32", "bf16"),
-    "augment": ("none", "crop-flip"),
-    "device": ("auto", "cpu", "cuda"),
-}
 MAY_CHANGE = ("device", "devices", "checkpoint_minutes", "tensorboard", "epochs", "patience")
 """Fields that may have other values when a run is resumed."""

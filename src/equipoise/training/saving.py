@@ -1,4 +1,4 @@
-"""What a training leaves in its folder, and how it goes on from there: checkpoints, weights, metrics, the record."""
+"""Checkpoints: what a training writes to its folder, and how it resumes from there."""
 
 import json
 import time
@@ -16,12 +16,12 @@ from equipoise.training.checkpoint import (
     copy_into,
     load_tensors,
     optimizer_tensors,
-    part,
     plain_state,
     restore_optimizer,
     save_tensors,
+    with_prefix,
 )
-from equipoise.training.folder import forget_replaced
+from equipoise.training.folder import delete_replaced
 from equipoise.training.handlers import Handler
 from equipoise.training.recipe import MAY_CHANGE, Recipe
 
@@ -29,40 +29,40 @@ if TYPE_CHECKING:
     from equipoise.training.loop import Training
 
 _DERIVED = ("sum", "terms", "sha256", "classes", "shape", "n_train", "n_valid", "n_test", "notes", "parameters")
-"""What follows from the options of a run, and is no option itself."""
+"""Entries of a record that follow from the options of the run."""
 
 
 class Checkpoints(Handler):
-    """The folder of a run: from each checkpoint in it the run goes on as if it had never been stopped."""
+    """The folder of a run. A run resumed from one of its checkpoints continues as if it had never been stopped."""
 
     def __init__(self, run: "Training", folder: Path) -> None:
         self.folder, self.resume, self.minutes = folder, run.job.resume, run.recipe.checkpoint_minutes
-        self.saved = time.monotonic()
+        self.saved_at = time.monotonic()
 
     @property
     def due(self) -> bool:
         """Whether the last checkpoint is old enough for another within an epoch."""
-        return time.monotonic() - self.saved > 60 * self.minutes > 0
+        return time.monotonic() - self.saved_at > 60 * self.minutes > 0
 
-    def started(self, run: "Training") -> None:
-        """Begin or continue the run."""
+    def on_start(self, run: "Training") -> None:
+        """Resume the run if asked to, and save."""
         checkpoint = self.folder / "checkpoint.safetensors"
         if self.resume and checkpoint.is_file():
             self._restore(run, checkpoint)
         run.fabric.barrier()
-        self.write_record(run, run.recorded())
-        self.save(run)  # a full disk is found out now, and a kill before the next checkpoint can be resumed too
+        self.write_record(run, run.current_record())
+        self.save(run)  # finds a full disk before the first step, and makes a kill in the first epoch resumable
         run.fabric.barrier()
 
-    def epoch_over(self, run: "Training", metrics: dict[str, float]) -> None:
+    def on_epoch_end(self, run: "Training", metrics: dict[str, float]) -> None:
         """Save after every epoch."""
         self.save(run)
 
     def save(self, run: "Training") -> None:
-        """Write a checkpoint, and what people look at beside it. Every process takes part, one writes."""
-        memory, sums, now = run.memory, run.total(), time.monotonic()
-        memory.seconds, run.began, self.saved = memory.seconds + now - run.began, now, now
-        optimizer, tensors = optimizer_tensors(run.optimizer), {"sums": sums}
+        """Write a checkpoint, weights, metrics and record. Every process takes part, the first one writes."""
+        state, totals, now = run.state, run.reduced_totals(), time.monotonic()
+        state.seconds, run.started_at, self.saved_at = state.seconds + now - run.started_at, now, now
+        optimizer, tensors = optimizer_tensors(run.optimizer), {"sums": totals}
         for handler in run.handlers:
             tensors |= handler.tensors(run)
         for tensor in [*run.module.parameters(), *optimizer.values()]:
@@ -71,22 +71,21 @@ class Checkpoints(Handler):
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
         if not run.fabric.is_global_zero:
             return
-        judged = plain_state(run.judged.module)
-        memory.weights["last.safetensors"] = save_tensors(self.folder / "last.safetensors", judged)
-        best = memory.epoch > 0 and memory.step == 0 and memory.best.get("epoch") == memory.epoch
+        weights = plain_state(run.evaluated_model.module)
+        state.weights["last.safetensors"] = save_tensors(self.folder / "last.safetensors", weights)
+        best = state.epoch > 0 and state.step == 0 and state.best.get("epoch") == state.epoch
         if best:  # the same weights
-            memory.weights["best.safetensors"] = memory.weights["last.safetensors"]
-        state = {"memory": asdict(memory), **_identity(run)}
-        save_tensors(self.folder / "checkpoint.safetensors", tensors, state)
+            state.weights["best.safetensors"] = state.weights["last.safetensors"]
+        save_tensors(self.folder / "checkpoint.safetensors", tensors, {"memory": asdict(state), **_identity(run)})
         # After the checkpoint: killed in between, the run writes the same files when it is resumed.
         if best:
-            save_tensors(self.folder / "best.safetensors", judged)
-        memory.weights |= run.players.write(self.folder)
-        lines = "".join(json.dumps(metrics) + "\n" for metrics in memory.metrics)
+            save_tensors(self.folder / "best.safetensors", weights)
+        state.weights |= run.auxiliary.write(self.folder)
+        lines = "".join(json.dumps(metrics) + "\n" for metrics in state.metrics)
         write_atomically(self.folder / "metrics.jsonl", lines.encode())
-        self.write_record(run, run.recorded())
-        if memory.epoch + memory.step > 0:
-            forget_replaced(self.folder)
+        self.write_record(run, run.current_record())
+        if state.epoch + state.step > 0:
+            delete_replaced(self.folder)
 
     def write_record(self, run: "Training", record: Run) -> None:
         """Write `run.json`."""
@@ -94,59 +93,63 @@ class Checkpoints(Handler):
             save(self.folder / "run.json", record)
 
     def _restore(self, run: "Training", path: Path) -> None:
-        tensors, state = load_tensors(path)
-        state = with_new_names(state)
-        now, recipe = json.loads(json.dumps(_identity(run))), run.recipe
-        usual = json.loads(json.dumps(asdict(Recipe())))  # of a record that was written before there was the field
-        require_same({**state, "recipe": {**usual, **state["recipe"]}}, now, self.folder)
-        then, epochs, before = state["memory"]["epoch"], recipe.epochs, state["recipe"]["epochs"]
+        tensors, saved = load_tensors(path)
+        saved = with_new_names(saved)
+        require_same(saved, json.loads(json.dumps(_identity(run))), self.folder)
+        recipe, done, epochs = run.recipe, saved["memory"]["epoch"], saved["recipe"]["epochs"]
         require(
-            then <= epochs,
-            f"cannot resume {self.folder}: it has seen {then} epochs, more than epochs = {epochs}.",
+            done <= recipe.epochs,
+            f"cannot resume {self.folder}: it has seen {done} epochs, more than epochs = {recipe.epochs}.",
         )
-        if recipe.depends_on_epochs and before != epochs and run.fabric.is_global_zero:
+        if recipe.depends_on_epochs and epochs != recipe.epochs and run.fabric.is_global_zero:
             text = (
-                f"the learning rate follows a {recipe.schedule} schedule over all epochs: going on with {epochs} "
-                f"instead of {before} is not the same as {epochs} from the start."
+                f"the learning rate follows a {recipe.schedule} schedule over all epochs: going on with "
+                f"{recipe.epochs} instead of {epochs} is not the same as {recipe.epochs} from the start."
             )
             warnings.warn(text, EquipoiseWarning, stacklevel=2)
-        copy_into(run.module, part(tensors, "model."), str(path))
-        restore_optimizer(run.optimizer, part(tensors, "optimizer."))
+        copy_into(run.module, with_prefix(tensors, "model."), str(path))
+        restore_optimizer(run.optimizer, with_prefix(tensors, "optimizer."))
         for handler in run.handlers:
             handler.restore(tensors, str(path))
-        if run.fabric.is_global_zero:  # sums of all processes are saved together
-            run.sums.copy_(tensors["sums"])
-        run.memory = type(run.memory)(**state["memory"])
+        if run.fabric.is_global_zero:  # one process takes the totals of all
+            run.epoch_totals.copy_(tensors["sums"])
+        run.state = type(run.state)(**saved["memory"])
 
 
 def _identity(run: "Training") -> dict[str, Any]:
-    """What must be the same when the run is resumed."""
+    """The parts of the record that must be the same when the run is resumed."""
     record = run.record
     recipe = {**record.recipe, "valid_eps": run.recipe.valid_eps}
     return {"recipe": recipe, "method": record.method, "net": record.net, "data": record.data}
 
 
-def require_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raise `EquipoiseError`, naming the options that differ, unless two runs are one and the same to be resumed."""
+def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise `EquipoiseError`, naming the options that differ, unless a saved run is the one to be resumed.
+
+    A field that a record of an earlier version lacks has its default.
+    """
     named: dict[str, str] = {}
-    others: list[str] = []
+    unnamed: list[str] = []
     for kind in ("recipe", "method", "net", "data"):
-        usual = vars(Recipe()) if kind == "recipe" else {}  # of a record that was written before there was the field
-        old, new = _flat(usual | then.get(kind, {})), _flat(now[kind])
-        free = MAY_CHANGE if kind == "recipe" else ()
-        differ = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in free]
-        shown = [key for key in differ if key not in _DERIVED]
-        for key in shown:
+        defaults = json.loads(json.dumps(asdict(Recipe()))) if kind == "recipe" else {}
+        old, new = _flat(defaults | saved.get(kind, {})), _flat(now[kind])
+        ignored = MAY_CHANGE if kind == "recipe" else ()
+        differ = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ignored]
+        options = [key for key in differ if key not in _DERIVED]
+        for key in options:
             name = kind if key == "name" else key
             named.setdefault(name, f"{name} = {old.get(key)}, not {new.get(key)}")
-        if differ and not shown:
-            others.append(f"another {kind}")
-    told = ", ".join(named.values()) or " and ".join(others)
-    require(not told, f"cannot resume {folder}: it was started with {told}; give the same options or a new --out.")
+        if differ and not options:
+            unnamed.append(f"{'other' if kind == 'data' else 'another'} {kind}")
+    differences = ", ".join(named.values()) or " and ".join(unnamed)
+    require(
+        not differences,
+        f"cannot resume {folder}: it was started with {differences}; give the same options or a new --out.",
+    )
 
 
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with the entries of the tables in it among its own."""
+    """The table with the entries of nested tables among its own."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         flat |= value if isinstance(value, Mapping) else {key: value}

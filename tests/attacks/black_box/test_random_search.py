@@ -175,7 +175,7 @@ class Masked(nn.Module):
 
 def test_after_a_gradient_attack_it_finds_what_that_one_missed():
     x, y = torch.full((50, FEATURES), 0.5), torch.zeros(50, dtype=torch.int64)
-    chain = Chain((("pgd", pgd(0.1, steps=5)), ("random-search", random_search(0.1, draws=30))))
+    chain = Chain((("pgd", pgd(0.1, steps=5, start="zero")), ("random-search", random_search(0.1, draws=30))))
     found = chain(Masked(), x, y)
     assert found.success.all() and (found.part == 1).all() and (found.zero_gradients > 0).all()
     assert abs(found.iteration.double().mean() - 2) < 0.8
@@ -192,7 +192,7 @@ def test_refuses():
     ):
         with pytest.raises(EquipoiseError, match=message):
             random_search(**({"eps": 0.1} | options))
-    with pytest.raises(EquipoiseError, match="random search needs the labels y"):
+    with pytest.raises(EquipoiseError, match="random-search needs the labels y"):
         random_search(0.1)(net, x)
     with pytest.raises(EquipoiseError, match="lie outside"):
         random_search(0.1)(net, x + 1, y)
@@ -206,7 +206,7 @@ def test_it_says_what_it_is():
     assert str(random_search(0.1, "l2", 7)) == "random search(l2 0.1, 7 draws)"
     assert random_search(0.1).settings() == {
         "attack": "random-search",
-        "geometry": {"norm": "linf", "eps": 0.1, "box": {"low": 0.0, "high": 1.0}},
+        "geometry": {"norm": "linf", "eps": 0.1, "box": {"kind": "Box", "low": 0.0, "high": 1.0}},
         "draws": 10_000,
         "precision": "32",
     }

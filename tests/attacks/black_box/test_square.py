@@ -297,7 +297,12 @@ def test_same_schedule_as_the_reference(resc_schedule):
 def test_it_describes_itself():
     attack = square(0.1, "l1", 50, restarts=2)
     settings = json.loads(json.dumps(attack.settings()))
-    assert settings["queries"] == 50 and settings["geometry"]["norm"] == "l1" and settings["restarts"] == 2
+    assert (
+        settings["attack"] == "square"
+        and settings["queries"] == 50
+        and settings["geometry"]["norm"] == "l1"
+        and settings["restarts"] == 2
+    )
     assert str(attack) == "square(l1 0.1, 50 queries)" and hash(attack) == hash(square(0.1, "l1", 50, restarts=2))
 
 

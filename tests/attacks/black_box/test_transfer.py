@@ -1,17 +1,21 @@
 """Points made on one model and judged on another: closed forms for linear models, records, refusals."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import Chain, Transfer, apgd, autoattack, fgsm, pgd, random_search, transfer
+from equipoise import attacks
+from equipoise.attacks import Chain, Transfer, apgd, autoattack, fgsm, random_search, transfer
 from equipoise.attacks.spaces import Latent
 from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate, fingerprint, suite
 from equipoise.geometry import Ball
 from equipoise.models import Ensemble
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 pytestmark = pytest.mark.unchecked
 

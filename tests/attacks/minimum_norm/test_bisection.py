@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from equipoise.attacks import Bisected, Chain, fab, fgsm, minimal_l2, pgd, random_search, uta
+from equipoise import attacks
+from equipoise.attacks import Bisected, Chain, fab, fgsm, minimal_l2, random_search, uta
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.inputs import validated_inputs
 from equipoise.attacks.result import AttackResult, Criterion, confirm
@@ -18,6 +20,8 @@ from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate, verify_outcome
 from equipoise.geometry import EVERYWHERE, Ball, Box
 from equipoise.losses.objectives import cross_entropy, margin
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 pytestmark = pytest.mark.unchecked
 

@@ -3,11 +3,13 @@
 import copy
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from equipoise import attacks
 from equipoise.attacks import (
     Bisected,
     Chain,
@@ -18,13 +20,14 @@ from equipoise.attacks import (
     fmn,
     margin_attack,
     nearest,
-    pgd,
     published_margin_attack,
     share_won,
 )
 from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate
 from equipoise.geometry import EVERYWHERE, Ball, Box
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 pytestmark = pytest.mark.unchecked
 
@@ -102,7 +105,7 @@ def test_the_published_reading_is_weaker_than_the_corrected_one(case):
 def test_it_is_the_nearest_of_its_parts(case):
     net, x, y = case
     parts = tuple(
-        (a.settings()["of"].get("attack", "pgd"), a)
+        (a.settings()["of"]["attack"].replace("ascent", "pgd"), a)
         for a in map(back, (pgd(0.8, norm="l2", return_point="first_success"), bg(), deepfool(), fmn(steps=30)))
     )
     found = Nearest(parts)(net, x, y)

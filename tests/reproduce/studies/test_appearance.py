@@ -1,6 +1,7 @@
 """Unbounded perturbations of images: where they end, and how that is measured."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,12 +9,16 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from equipoise.attacks import pgd, uta
+from equipoise import attacks
+from equipoise.attacks import uta
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Split, load
 from equipoise.reproduce.studies import Options
-from equipoise.reproduce.studies.appearance import STEP_SIZE, STEPS, Seen, _numbers, _verdict, correct, look, run
+from equipoise.reproduce.studies.appearance import STEP_SIZE, STEPS, Appearance, Seen, correct, look, run
+from equipoise.reproduce.studies.design import Case
 from equipoise.results.findings import Histogram, Images, Number
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 pytestmark = pytest.mark.unchecked
 
@@ -77,8 +82,10 @@ def test_points_are_counted_as_crossed_deep_and_recognised() -> None:
     samples = Split(torch.full((4, 1, 1, 1), 0.2), torch.zeros(4, dtype=torch.int64))
     seen = {"clean": made_up([0] * 4, [1.0] * 4), "UDP": made_up([0, 1, 0, 0], [0.99, 0.6, 0.5, 0.5])}
     seen["PGD"] = made_up([1, 1, 1, 0], [0.95, 0.99, 0.8, 0.99])
-    judge = KNeighborsClassifier(1).fit(np.array([[0.0], [1.0]]), np.array([0, 1]))
-    found = {n.name: n.values[0] for n in _numbers([(samples, seen)], judge)}
+    study = Appearance(Options(seeds=1))
+    study.judge = KNeighborsClassifier(1).fit(np.array([[0.0], [1.0]]), np.array([0, 1]))
+    study.results[Case("standard", 0.0, 0)] = samples, seen
+    found = {n.name: n.values[0] for n in study.numbers.values()}
     assert found["points predicted as another class, UDP"] == 0.25
     assert found["points predicted as another class, PGD"] == 0.75
     assert found["points deep in another class (probability over 0.9), UDP"] == 0
@@ -127,7 +134,9 @@ def test_the_verdict_follows_the_numbers() -> None:
             for name, v in zip(("UDP", "PGD"), pair, strict=True)
         }
         found["accuracy of a nearest-neighbour judge, clean"] = Number("clean", [1.0] * 3)
-        return _verdict(found)
+        study = Appearance(Options())
+        study.numbers = found
+        return study.verdict
 
     assert verdict((0.0, 0.9), (0.8, 0.1)).startswith("As in the paper")
     assert verdict((0.0, 0.9), (0.1, 0.1)).startswith("UDP stops at the boundary, as in the paper, but")

@@ -12,7 +12,8 @@ from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, load
 from equipoise.nets import build
 from equipoise.reproduce.studies import Options
-from equipoise.reproduce.studies.capacity import _numbers, _verdict, run
+from equipoise.reproduce.studies.capacity import Capacity, run
+from equipoise.reproduce.studies.design import Case
 from equipoise.reproduce.studies.images import (
     accuracy,
     band,
@@ -21,7 +22,6 @@ from equipoise.reproduce.studies.images import (
     direction,
     images,
     recipe,
-    seeds,
     train,
 )
 from equipoise.results.findings import Lines, Number
@@ -61,9 +61,14 @@ def test_quick_run() -> None:
     assert values["clean accuracy, standard, width 2"][0] == accuracy(model, data.test)
 
 
-def table(udp: list[list[float]]) -> dict[tuple[str, str], list[list[float]]]:
+def table(udp: list[list[float]]) -> dict[Case, dict[str, float]]:
     plain = [[0.90, 0.92], [0.90, 0.92], [0.91, 0.92]]
-    return {("standard", "clean"): plain, ("UDP", "clean"): udp, ("standard", "PGD-20"): plain, ("UDP", "PGD-20"): udp}
+    return {
+        Case(name, width, seed): {"clean": value, "PGD-20": value}
+        for name, rows in (("standard", plain), ("UDP", udp))
+        for seed, row in enumerate(rows)
+        for width, value in zip((1, 4), row, strict=True)
+    }
 
 
 @pytest.mark.parametrize(
@@ -75,8 +80,9 @@ def table(udp: list[list[float]]) -> dict[tuple[str, str], list[list[float]]]:
     ],
 )
 def test_the_verdict_follows_the_numbers(udp: list[list[float]], start: str) -> None:
-    found = table(udp)
-    assert _verdict({n.name: n for n in _numbers(found, (1, 4))}, found, (1, 4)).startswith(start)
+    study = Capacity(Options(widths=(1, 4)))
+    study.results = table(udp)
+    assert study.verdict.startswith(start)
 
 
 @pytest.mark.parametrize(("side", "enlarged"), [(5, 15), (8, 16), (11, 22), (12, 12), (28, 28)])
@@ -101,13 +107,13 @@ def test_inputs_that_are_not_images_are_refused(tmp_path: Path) -> None:
 
 def test_no_repeats_are_refused() -> None:
     with pytest.raises(EquipoiseError, match="seeds = 0: expected an integer"):
-        seeds(Options(seeds=0))
+        Options(seeds=0).repeats()
 
 
 def test_the_seeds_of_the_repeats() -> None:
-    assert seeds(Options(seed=7)) == [7, 8, 9]
-    assert seeds(Options(quick=True)) == [0, 1]
-    assert seeds(Options(seeds=4), 2) == [0, 1, 2, 3]
+    assert Options(seed=7).repeats() == [7, 8, 9]
+    assert Options(quick=True).repeats() == [0, 1]
+    assert Options(seeds=4).repeats(2) == [0, 1, 2, 3]
 
 
 def test_the_default_dataset_and_its_limit() -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from equipoise.data import load
 from equipoise.reproduce.studies import Options
-from equipoise.reproduce.studies.entropy_weight import _numbers, _verdict, run
+from equipoise.reproduce.studies.design import Case
+from equipoise.reproduce.studies.entropy_weight import EntropyWeight, run
 from equipoise.reproduce.studies.images import accuracy, images, recipe, train
 from equipoise.results.findings import Lines
 from equipoise.training.methods import entm
@@ -24,9 +25,13 @@ def test_quick_run() -> None:
 
 def test_the_verdict_follows_the_numbers() -> None:
     rows = [[0.5, 0.7], [0.5, 0.71], [0.51, 0.7]]
-    found = {(m, k): rows if (m, k) == ("PAT-EntM", "PGD-40") else [row[:1] * 2 for row in rows]
-             for m in ("EntM", "PAT-EntM") for k in ("clean", "PGD-40")}  # fmt: skip
-    verdict = _verdict(_numbers(found, (0, 2)))
+    study = EntropyWeight(Options(quick=True, seeds=3))
+    for name in ("EntM", "PAT-EntM"):
+        for seed, row in enumerate(rows):
+            for weight, value in zip((0, 2), row, strict=True):
+                robust = value if name == "PAT-EntM" else row[0]
+                study.results[Case(name, weight, seed)] = {"clean": row[0], "PGD-40": robust}
+    verdict = study.verdict
     assert (
         "PGD-40 accuracy, PAT-EntM +20.0%, higher" in verdict
         and "clean accuracy, EntM +0.0%, not told apart" in verdict

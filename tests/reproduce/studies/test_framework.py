@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from equipoise.cli.studying import Study as Asked
+from equipoise.cli.requests import Study as Asked
 from equipoise.cli.studying import study as run_study
 from equipoise.core.errors import EquipoiseError
 from equipoise.report.pages import light
@@ -185,7 +185,11 @@ def test_page_follows_light_and_dark_and_its_ids_are_unique() -> None:
     ("name", "damage", "message"),
     [
         ("study.json", lambda text: b"{", "is not JSON"),
-        ("study.json", lambda text: text.replace(b'"schema": 1', b'"schema": 9'), "not a study that this version"),
+        (
+            "study.json",
+            lambda text: text.replace(b'"schema": 1', b'"schema": 9'),
+            "study.json has schema 9, this version reads schema 1",
+        ),
         ("study.json", lambda text: text.replace(b'"question"', b'"answer"'), "lacks a field"),
         ("study.npz", lambda text: text + b"0", "does not belong to study.json"),
         ("study.npz", None, "No such file"),
@@ -223,7 +227,7 @@ def test_command_runs_a_study_and_writes_it(
     toy: list[Options], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "toy"
-    run_study(Asked("toy", out, quick=True, seeds=2, seed=7, limit=50), "equipoise study toy")
+    run_study(Asked("toy", out, quick=True, seeds=2, seed=7, examples=50), "equipoise study toy")
     assert toy == [Options(True, 2, 7, None, None, 50, processes=2)]
     study = load(out)
     assert (study.name, study.question, study.quick) == ("toy", "Does it run?", True)
@@ -244,12 +248,12 @@ def test_what_cannot_be_run_is_refused_before_anything_is_computed(
 
     assert "did you mean 'narrow-corridor'" in refusal(name="narow-corridor")
     assert all(name in refusal(name="x") for name in NAMES)
-    assert "--seeds 0" in refusal(seeds=0) and "--limit 0" in refusal(limit=0)
-    assert "--processes 0" in refusal(processes=0)
+    assert "--seeds = 0" in refusal(seeds=0) and "--examples = 0" in refusal(examples=0)
+    assert "--processes = 0" in refusal(processes=0)
     assert "the study toy has no use for --widths: leave it out" in refusal(widths=(1, 2))
     assert "has no use for --data-root" in refusal(data_root=tmp_path)
     for name in ("theorem", "lms5", "narrow-corridor", "two-distance", "due"):
-        for flag, value in (("data", "mnist"), ("limit", 5)):
+        for flag, value in (("data", "mnist"), ("examples", 5)):
             assert f"the study {name} has no use for --{flag}" in refusal(name=name, **{flag: value})
     assert "opposite-class has no use for --seeds" in refusal(name="opposite-class", seeds=2)
     for widths in ((2, 1), (3,), (0, 1), (1, 1), (1, 13)):

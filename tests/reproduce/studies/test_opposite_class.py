@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from equipoise.reproduce.studies import Options
-from equipoise.reproduce.studies.opposite_class import _verdict, nearest_of_another_class, run
+from equipoise.reproduce.studies.opposite_class import nearest_of_another_class, run, verdict
 from equipoise.results.findings import Histogram
 
 
@@ -80,5 +80,5 @@ def test_run_on_features_of_the_users_own(tmp_path: Path) -> None:
 
 
 def test_the_verdict_follows_the_distances() -> None:
-    assert _verdict(np.full(10, 0.4), np.full(10, 2.0)).startswith("The distances differ by less")
-    assert _verdict(np.linspace(0.1, 0.4, 10), np.full(10, 2.0)).startswith("As in the paper")
+    assert verdict(np.full(10, 0.4), np.full(10, 2.0)).startswith("The distances differ by less")
+    assert verdict(np.linspace(0.1, 0.4, 10), np.full(10, 2.0)).startswith("As in the paper")

@@ -1,21 +1,24 @@
 """Catastrophic overfitting: how it is told from the curves, and that following a training does not change it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.attacks import pgd
+from equipoise import attacks
 from equipoise.data import Dataset, load
 from equipoise.models import as_predictive
 from equipoise.reproduce.studies import Options
+from equipoise.reproduce.studies.design import Case
 from equipoise.reproduce.studies.images import accuracy, images
 from equipoise.reproduce.studies.overfitting import (
     FOLLOWED,
+    Followed,
+    Overfitting,
     Size,
-    _numbers,
-    _verdict,
     follow,
     largest_drop,
     overfits,
@@ -23,6 +26,8 @@ from equipoise.reproduce.studies.overfitting import (
 )
 from equipoise.results.findings import Lines
 from equipoise.training.methods import fgsm_at
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
 
 pytestmark = pytest.mark.unchecked
 
@@ -105,9 +110,11 @@ def test_quick_run() -> None:
 
 
 def verdict(fgsm: list[dict[str, list[float]]], udp: list[dict[str, list[float]]]) -> str:
-    courses = dict(zip(FOLLOWED, (fgsm, udp), strict=True))
-    final = {name: [[0.5] * 4] * len(fgsm) for name in FOLLOWED}
-    return _verdict(courses, {n.name: n for n in _numbers(courses, final)})
+    study = Overfitting(Options(quick=True, seeds=len(fgsm)))
+    for name, courses in zip(FOLLOWED, (fgsm, udp), strict=True):
+        for seed, course in enumerate(courses):
+            study.results[Case(name, 0.0, seed)] = Followed(course, [1], [0.5] * 4)
+    return study.verdict
 
 
 def test_the_verdict_follows_the_curves() -> None:

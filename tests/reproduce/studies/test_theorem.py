@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from equipoise.reproduce.studies import STUDIES, Options
-from equipoise.reproduce.studies.theorem import Setting, _verdict, algorithm, contraction, model
+from equipoise.reproduce.studies.theorem import Setting, algorithm, contraction, model, verdict
 from equipoise.results.findings import Number
 
 pytestmark = pytest.mark.unchecked
@@ -55,14 +55,14 @@ def test_a_negative_seed_is_another_seed() -> None:
 
 
 def test_the_verdict_says_what_was_simulated_and_what_one_repeat_cannot_say() -> None:
-    def verdict(*algorithm_1: float) -> str:
+    def said(*algorithm_1: float) -> str:
         found = [Number("model", [1 - rate / 2 + d for d in (-0.01, 0.01)]) for rate in (0.05, 0.1, 0.2)]
         off = Number("model", [0.7, 0.701])
-        return _verdict(
+        return verdict(
             [*found, off, Number("Algorithm 1", algorithm_1), *(Number("swaps", [s]) for s in (0, 0.5, 0.1))]
         )
 
-    near, far, alone = verdict(0.9, 0.91), verdict(0.9049, 0.9051), verdict(0.9)
+    near, far, alone = said(0.9, 0.91), said(0.9049, 0.9051), said(0.9)
     assert "the proof's own equations" in near and "at 3 of 4 learning rates" in near
     assert "Algorithm 1 itself" in near and "which holds the predicted 0.9" in near
     assert "contracts by 0.9050" in far and "which leaves out the predicted 0.9" in far

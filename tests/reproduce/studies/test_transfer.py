@@ -11,9 +11,9 @@ from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split, load
 from equipoise.nets import LeNet, split
 from equipoise.reproduce.studies import Options
+from equipoise.reproduce.studies.design import Case
 from equipoise.reproduce.studies.transfer import (
-    _numbers,
-    _verdict,
+    Transfer,
     features,
     halves,
     linear_probe,
@@ -132,7 +132,10 @@ def test_quick_run() -> None:
 def test_the_verdict_follows_the_numbers() -> None:
     def verdict(udp: list[float]) -> str:
         transferred = {"untrained": [0.2, 0.3], "standard": [0.70, 0.71], "UDP": udp}
-        return _verdict(transferred, {n.name: n for n in _numbers(transferred, {})})
+        study = Transfer(Options(quick=True))
+        for name, values in transferred.items():
+            study.results |= {Case(name, 0.0, seed): (0.5, [value]) for seed, value in enumerate(values)}
+        return study.verdict
 
     assert verdict([0.80, 0.81]).startswith("As in the paper")
     assert "not told apart from standard" in verdict([0.69, 0.80])

@@ -4,8 +4,8 @@ Where a gradient attack failed and this succeeds, the gradient has misled it (R,
 the ball where the model is wrong, n draws fool it with probability `1 - (1 - v)^n`.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
@@ -25,7 +25,7 @@ from equipoise.models import predict
 class RandomSearch(SearchAttack):
     """The first of so many random points of the ball that fools the model."""
 
-    kind = "random search"
+    kind = "random-search"
     needs_labels = True
     returns_best = True
 
@@ -44,10 +44,6 @@ class RandomSearch(SearchAttack):
 
     def __str__(self) -> str:
         return f"random search({self.geometry.norm} {self.geometry.eps:g}, {self.draws} draws)"
-
-    def settings(self) -> dict[str, Any]:
-        """Every field as JSON-ready data, for records."""
-        return {"attack": "random-search", **asdict(self)}
 
     def search(self, batch: Batch) -> Candidates:
         """Draw points, the more per sample the fewer are left, until each sample is fooled or has had its share.

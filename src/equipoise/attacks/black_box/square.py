@@ -13,7 +13,7 @@ it only what the window touches is (`equipoise.kernels.windowed`): the points ar
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
 
@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equipoise.attacks.active import Active, SampleTable
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
 from equipoise.attacks.execution import frozen_model
 from equipoise.attacks.result import prediction_of
@@ -28,10 +29,10 @@ from equipoise.core import progress
 from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream, Streams, fold
-from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
+from equipoise.core.types import Images, Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box
 from equipoise.kernels.input_gradients import mostly_wide
-from equipoise.kernels.windowed import Change, Images, LocalForward, Span, Window
+from equipoise.kernels.windowed import Change, FeatureMaps, Span, Window, WindowedForward
 from equipoise.losses.objectives import margin
 from equipoise.models import Frozen, Single
 
@@ -80,24 +81,17 @@ class Square(SearchAttack):
     def __str__(self) -> str:
         return f"square({self.geometry.norm} {self.geometry.eps:g}, {self.queries} queries)"
 
-    def settings(self) -> dict[str, Any]:
-        """Every field as JSON-ready data, for records."""
-        ball = self.geometry
-        where = {"norm": ball.norm, "eps": ball.eps, "box": {"low": ball.box.low, "high": ball.box.high}}
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "eot_samples" or self.eot_samples > 1}
-        return found | {"geometry": where}
-
     def search(self, batch: Batch) -> Candidates:
         """One random search for all samples; those that are fooled leave."""
-        x, streams = batch.x, batch.inputs.streams
-        point, found, spent = x.clone(), torch.zeros_like(batch.label), torch.zeros_like(batch.label)
+        x, streams, candidates = batch.x, batch.inputs.streams, Candidates.unmoved(batch.x)
         with frozen_model(batch.inputs.predictive, x, "eval", self._precision(batch.inputs.predictive)) as draw:
             keys = [streams.fold(Stream.MODEL, *([n] if n else [])) for n in range(self.eot_samples)]
-            search = _Search.of(self, batch, _averaged([draw(key) for key in keys]))
-            for rows in search.run(self):
-                point[rows.slot] = rows.stages[0].reshape(-1, *x.shape[1:])
-                found[rows.slot], spent[rows.slot] = rows.found, rows.spent
-        return Candidates(point, spent, found)
+            for state in _Search.of(self, batch, _averaged([draw(key) for key in keys])).run(self):
+                point = state.stages[0].reshape(-1, *x.shape[1:])
+                candidates.write(
+                    state.output_index, point=point, iteration=state.iteration, evaluations=state.evaluations
+                )
+        return candidates
 
     def _precision(self, predictive: Frozen) -> Precision:
         """That of the search: float32 also where bf16 is asked for, if that is slower."""
@@ -128,37 +122,28 @@ def _averaged(predicts: list[Predict]) -> Predict:
 
 
 @dataclass
-class _Rows:
-    """The samples still searching. Every field is per sample, so that rows can leave."""
+class _State(SampleTable):
+    """The state of the search, a row per sample."""
 
-    slot: Tensor  # where the row's result belongs
-    stages: tuple[Images, ...]  # the best point so far, and what the network computes there
+    output_index: Tensor  # where the row's result belongs
+    stages: tuple[FeatureMaps, ...]  # the best point so far, and what the network computes there
     origin: Images
     labels: Labels
     value: PerSample  # minus the margin at the best point: positive is fooled
     power: PerSample  # ‖best - origin‖^p, for L2 and L1
     streams: Streams
     signs: Tensor  # (batch, channels, iterations): what this block draws
-    found: Int[Tensor, " batch"]  # the iteration at which the best point was found
-    spent: Int[Tensor, " batch"]  # evaluations
-
-    def __len__(self) -> int:
-        return len(self.slot)
-
-    def __getitem__(self, rows: Tensor) -> "_Rows":
-        def take(value: Any) -> Any:
-            return tuple(v[rows] for v in value) if isinstance(value, tuple) else value[rows]
-
-        return _Rows(**{f.name: take(getattr(self, f.name)) for f in fields(self)})
+    iteration: Int[Tensor, " batch"]  # at which the best point was found
+    evaluations: Int[Tensor, " batch"]
 
 
 @dataclass
 class _Search:
-    """One random search: its rows, the network in parts, and the confirmation of what it takes for a success."""
+    """One random search: its state, the network in parts, and the confirmation of what it takes for a success."""
 
-    rows: _Rows
+    active: Active[_State]
     moves: "_Signs | _Hills"
-    local: LocalForward
+    local: WindowedForward
     truth: Predict
     seed: int
 
@@ -177,12 +162,12 @@ class _Search:
             return prediction_of(inputs.predictive, point, inputs.streams)
 
         single = isinstance(inputs.predictive.predictive, Single)
-        local = LocalForward.of(flat(drawn), x) if single else LocalForward(flat(drawn))
+        local = WindowedForward.of(flat(drawn), x) if single else WindowedForward(flat(drawn))
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
         start = moves.start(images, streams.fold(Stream.SQUARE_START), fold(seed, Stream.SQUARE_START))
         none = torch.zeros_like(y)
-        rows = _Rows(
-            slot=torch.arange(len(x), device=x.device),
+        state = _State(
+            output_index=torch.arange(len(x), device=x.device),
             stages=tuple(local.stages(start)),
             origin=images,
             labels=y,
@@ -190,71 +175,72 @@ class _Search:
             power=moves.power(start - images),
             streams=streams,
             signs=start.new_empty(len(x), 0, 0),
-            found=none,
-            spent=none.clone(),
+            iteration=none,
+            evaluations=none.clone(),
         )
-        return cls(rows, moves, local, flat(truth), seed)
+        return cls(Active(state, crowded=_CROWDED), moves, local, flat(truth), seed)
 
-    def run(self, attack: Square) -> Iterator[_Rows]:
-        """Search; the rows as they finish."""
-        height, width = self.rows.origin.shape[2:]
+    def run(self, attack: Square) -> Iterator[_State]:
+        """Search; yields the rows as they finish."""
+        state = self.active.rows
+        height, width = state.origin.shape[2:]
         draws: list[list[float]] = []
-        self._try(self.rows.slot, self.rows.stages[0], ((0, height), (0, width)), 0)
+        self._try(state.output_index, state.stages[0], ((0, height), (0, width)), 0)
         for i in range(attack.queries):
             progress.report(i, attack.queries, "query")
-            searching = self.rows.value <= 0
-            count = int(searching.sum())
-            if count < _CROWDED * len(self.rows) or count == 0:
-                yield self.rows[(~searching).nonzero()[:, 0]]
-                self.rows = self.rows[searching.nonzero()[:, 0]]
-                searching = searching[searching]
-            if count == 0:
+            searching = state.value <= 0
+            released = self.active.release(~searching)
+            if released is not None:
+                (finished, index), state = released, self.active.rows
+                yield finished
+                searching = searching[index]
+            if len(state) == 0:
                 return
             if i % _BLOCK == 0:
-                draws = self._draw(i // _BLOCK, self.rows.origin.shape[1])
+                draws = self._draw(i // _BLOCK, state.origin.shape[1])
             patch, window = self.moves.propose(
-                self.rows, attack.window(i, height, width), draws[i % _BLOCK], self.rows.signs[:, :, i % _BLOCK]
+                state, attack.window(i, height, width), draws[i % _BLOCK], state.signs[:, :, i % _BLOCK]
             )
-            old = self.rows.stages[0][:, :, slice(*window[0]), slice(*window[1])]
-            which = (searching & (patch != old).flatten(1).any(1)).nonzero()[:, 0]
-            if len(which):
-                self._try(which, patch[which], window, i + 1)
-        yield self.rows
+            old = state.stages[0][:, :, slice(*window[0]), slice(*window[1])]
+            index = (searching & (patch != old).flatten(1).any(1)).nonzero()[:, 0]
+            if len(index):
+                self._try(index, patch[index], window, i + 1)
+        yield state
 
     def _draw(self, block: int, channels: int) -> list[list[float]]:
         """What the next iterations draw: numbers in [0, 1) for all samples, and each sample's signs."""
-        device = self.rows.slot.device
-        drawn = self.rows.streams.fold(Stream.SQUARE_SIGN, block).bits(channels)
-        bits = drawn[..., None] >> torch.arange(_BLOCK, device=device)
-        self.rows.signs = (1 - 2 * (bits & 1)).to(self.rows.origin.dtype)
+        state = self.active.rows
+        drawn = state.streams.fold(Stream.SQUARE_SIGN, block).bits(channels)
+        bits = drawn[..., None] >> torch.arange(_BLOCK, device=drawn.device)
+        state.signs = (1 - 2 * (bits & 1)).to(state.origin.dtype)
         iterations = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
         return Streams.of(fold(self.seed, Stream.SQUARE_WINDOW), iterations).uniform(5, dtype=torch.float64).tolist()
 
-    def _try(self, which: Tensor, patch: Images, window: Window, iteration: int) -> None:
-        """Ask for the scores of the rows `which` with the patch in place, and keep it where the margin has shrunk."""
-        rows = self.rows
-        here, changes = self.local.predict(rows.stages, which, patch, window)
-        labels = rows.labels[which]
-        value = margin(here, None, labels)
-        rows.spent[which] += 1
+    def _try(self, index: Tensor, patch: Images, window: Window, iteration: int) -> None:
+        """Ask for the scores of the rows `index` with the patch in place, and keep it where the margin has shrunk."""
+        state = self.active.rows
+        output, changes = self.local.predict(state.stages, index, patch, window)
+        labels = state.labels[index]
+        value = margin(output, None, labels)
+        state.evaluations[index] += 1
         fooled = (value > 0).nonzero()[:, 0]
         if len(fooled):
             # Lower precision, or the network in parts, may see a success that there is not: the search goes on.
-            point = rows.stages[0][which[fooled]]
+            point = state.stages[0][index[fooled]]
             point[:, :, slice(*window[0]), slice(*window[1])] = patch[fooled]
             value[fooled] = margin(self.truth(point), None, labels[fooled])
-            rows.spent[which[fooled]] += 1
-        old = rows.value[which]
+            state.evaluations[index[fooled]] += 1
+        old = state.value[index]
         closer = (value > old).nonzero()[:, 0]
         # Less than rounding is no progress, lest it depend on how samples are batched.
-        least = old[closer] + here[closer].resolution(labels[closer])
+        least = old[closer] + output[closer].resolution(labels[closer])
         better = closer[(value[closer] > 0) | (value[closer] > least)]
         if len(better):
-            kept = which[better]
-            self.local.write(rows.stages, kept, [(change[better], where) for change, where in changes])
-            rows.value[kept], rows.found[kept] = value[better], iteration
+            index = index[better]
+            self.local.write(state.stages, index, [(change[better], where) for change, where in changes])
+            state.write(index, value=value[better], iteration=iteration)
             if isinstance(self.moves, _Hills):
-                rows.power[kept] = self.moves.power(rows.stages[0][kept] - rows.origin[kept])
+                state.power[index] = self.moves.power(state.stages[0][index] - state.origin[index])
 
 
 def _place(size: tuple[int, int], image: torch.Size, row: float, column: float) -> Window:
@@ -274,13 +260,13 @@ class _Signs:
         signs = 1 - 2 * (streams.bits(x.shape[1], 1, x.shape[3]) & 1).to(x.dtype)
         return self.ball.box.clamp(x + self.ball.eps * signs)
 
-    def propose(self, rows: _Rows, size: tuple[int, int], draw: list[float], signs: Tensor) -> Change:
+    def propose(self, state: _State, size: tuple[int, int], draw: list[float], signs: Tensor) -> Change:
         """The new content of a window, and the window.
 
         From a point `best` of the ball, `best ± 2·eps` projected to it is its corner `x ± eps`.
         """
-        window = _place(size, rows.origin.shape[2:], *draw[:2])
-        x = rows.origin[:, :, slice(*window[0]), slice(*window[1])]
+        window = _place(size, state.origin.shape[2:], *draw[:2])
+        x = state.origin[:, :, slice(*window[0]), slice(*window[1])]
         return self.ball.box.clamp(x + self.ball.eps * signs[:, :, None, None]), window
 
     def power(self, move: Images) -> PerSample:
@@ -320,14 +306,14 @@ class _Hills:
             move = move * (self.ball.eps / self.power(move).sqrt().clamp_min(1e-12))[:, None, None, None]
         return self.ball.project(x + move, x)
 
-    def propose(self, rows: _Rows, size: tuple[int, int], draw: list[float], signs: Tensor) -> Change:
+    def propose(self, state: _State, size: tuple[int, int], draw: list[float], signs: Tensor) -> Change:
         """The new content of the smallest window around the two, and that window."""
-        p, (channels, *image) = self.p, rows.origin.shape[1:]
+        p, (channels, *image) = self.p, state.origin.shape[1:]
         taker, giver = (_place(size, torch.Size(image), *draw[k : k + 2]) for k in (0, 2))
         # For L1 the published step gives every channel the budget of all of them; then all of the image is projected.
         heavy = p == 1 and channels > 1
         around = _around(taker, giver) if not heavy else ((0, image[0]), (0, image[1]))
-        x, best = (t[:, :, slice(*around[0]), slice(*around[1])] for t in (rows.origin, rows.stages[0]))
+        x, best = (t[:, :, slice(*around[0]), slice(*around[1])] for t in (state.origin, state.stages[0]))
         move = best - x
         to, off = (_inside(window, around) for window in (taker, giver))
         budget = self.power(move[to], each=True)
@@ -335,7 +321,7 @@ class _Hills:
         new = self.unit(signs[:, :, None, None] * pattern + move[to] / (budget ** (1 / p) + 1e-12)[:, :, None, None])
         move[to] = 0
         budget = budget + self.power(move[off], each=True)  # what both windows hold, counted once
-        spare = (self.ball.eps**p - rows.power)[:, None] / channels
+        spare = (self.ball.eps**p - state.power)[:, None] / channels
         length = (budget + spare).clamp_min(0) ** (1 / p) * (channels if heavy else 1)
         move[off] = 0
         move[to] = new * length[:, :, None, None]

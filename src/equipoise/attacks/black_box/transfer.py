@@ -25,7 +25,7 @@ from equipoise.models import as_predictive
 class Transfer(Attack):
     """An attack on another model, whose points the model under test has to stand."""
 
-    kind = "a transferred attack"
+    kind = "transfer"
     needs_labels = True
 
     proxy: "nn.Module | Predictive"

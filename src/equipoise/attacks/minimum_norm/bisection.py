@@ -15,7 +15,7 @@ from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, AttackLike, own_labels
 from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.minimum_norm.search import clearly_wrong
-from equipoise.attacks.result import AttackResult, Criterion, confirm, judged
+from equipoise.attacks.result import AttackResult, Criterion, confirm, judge
 from equipoise.attacks.spaces import Input
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream
@@ -38,7 +38,7 @@ class Bisected(Attack):
     so under rounding: nearer to the boundary than float32 resolves, no other batch would confirm it.
     """
 
-    kind = "bisection"
+    kind = "bisected"
 
     attack: AttackLike
     """The attack."""
@@ -59,12 +59,6 @@ class Bisected(Attack):
 
     def __str__(self) -> str:
         return f"{self.attack}, back to the boundary"
-
-    def settings(self) -> dict[str, Any]:
-        """Every parameter as JSON-ready data, for records."""
-        found = self.attack.settings()
-        own = {"halvings": self.halvings, "looks": self.looks}
-        return {"attack": "bisected", "geometry": found["geometry"], **own, "of": found}
 
     def run(self, inputs: AttackInputs) -> AttackResult:
         """Attack, and move back what succeeded; without labels, to where the prediction just differs from that at `x`.
@@ -116,7 +110,7 @@ class Bisected(Attack):
         crossings = (seen[1:] != seen[:-1]).sum(0)
         near, old = replace(near, crossings=crossings), replace(old, crossings=crossings)
         return found.with_rows(
-            rows, judged(predictive, self.geometry, criterion, x, old.where(near, near.success), streams)
+            rows, judge(predictive, self.geometry, criterion, x, old.where(near, near.success), streams)
         )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from equipoise.attacks.attack import described
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
 from equipoise.attacks.result import likely_classes
 from equipoise.core import progress
@@ -45,10 +44,6 @@ class DeepFool(BoundaryAttack):
 
     def __str__(self) -> str:
         return f"deepfool({self.geometry.norm} {self.geometry.eps:g}, {self.steps} steps, {self.targets} targets)"
-
-    def settings(self) -> dict[str, Any]:
-        """Every field as JSON-ready data, for records."""
-        return described("deepfool", self)
 
     def walk(self, search: Search) -> None:
         """All samples side by side; those that are done leave."""

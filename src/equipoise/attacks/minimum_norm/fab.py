@@ -10,16 +10,17 @@ within the box, and `d2` that of the clean point `x_0` (`equipoise.geometry.hype
 and an iterate that the model gets wrong is remembered and taken back to `x_0 + beta(x_{i+1} - x_0)` (ibid., Alg. 1).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from equipoise.attacks.attack import Batch, Candidates, SearchAttack, described
-from equipoise.attacks.execution import frozen_model, value_and_gradient
-from equipoise.attacks.minimum_norm.search import clearly_wrong, difference, usable
+from equipoise.attacks.active import Active, SampleTable
+from equipoise.attacks.attack import Batch, Candidates, SearchAttack
+from equipoise.attacks.execution import frozen_model
+from equipoise.attacks.minimum_norm.search import clearly_wrong, difference, linearise
 from equipoise.attacks.result import like, likely_classes
 from equipoise.core import progress
 from equipoise.core.deprecation import renamed_arguments
@@ -28,8 +29,6 @@ from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box, norm_of
 from equipoise.geometry.hyperplane import move_onto
-
-"""The stream of the random starts."""
 
 
 @renamed_arguments(keep="return_point")
@@ -78,10 +77,6 @@ class FAB(SearchAttack):
         ball = self.geometry
         return f"fab({ball.norm} {ball.eps:g}, {self.steps} steps, {self.targets} targets)"
 
-    def settings(self) -> dict[str, Any]:
-        """Every field as JSON-ready data, for records."""
-        return described("fab", self)
-
     def search(self, batch: Batch) -> Candidates:
         """One attempt towards every target; the first from the clean points."""
         x, inputs, targets = batch.x, batch.inputs, likely_classes(batch.clean, batch.label, self.targets)
@@ -90,11 +85,12 @@ class FAB(SearchAttack):
             reach = torch.where(batch.best.success, batch.best.distance, float("inf")).clamp_max(self.geometry.eps)
             start = self._start(x, targets.shape[1], inputs.streams.fold(Stream.RESTART, batch.restart), reach)
         with frozen_model(inputs.predictive, x, "eval", self.precision) as draw:
-            found = self._walk(draw(inputs.streams.fold(Stream.MODEL)), x, batch.label, targets, start)
-        claimed = None
+            predict = draw(inputs.streams.fold(Stream.MODEL))
+            candidates, score = self._walk(predict, _Walk.of(x, batch.label, targets, start), x)
         if self.precision == "bf16":
-            claimed = (found.score < float("inf")) & self.geometry.contains(found.point, x)
-        return Candidates(found.point, found.evaluations, found.iteration, found.nan, found.zero, claimed)
+            claimed = (score < float("inf")) & self.geometry.contains(candidates.point, x)
+            return replace(candidates, claimed=claimed)
+        return candidates
 
     def _start(self, x: Points, targets: int, streams: Streams, reach: PerSample) -> Float[Tensor, "batch targets ..."]:
         """A point per target, uniform on the ball of half the distance within reach, or of half the box's width."""
@@ -103,128 +99,100 @@ class FAB(SearchAttack):
         moves = [radius * draw(streams.fold(t), x[0].numel(), x.dtype) for t in range(targets)]
         return torch.stack([box.clamp(x + move.reshape(x.shape)) for move in moves], 1)
 
-    def _walk(
-        self,
-        predict: Predict,
-        x: Points,
-        y: Labels,
-        targets: Int[Tensor, "batch targets"],
-        start: Float[Tensor, "batch targets ..."] | None,
-    ) -> "_Found":
-        """The loop. The rows of a sample stay together, so that which success is the earliest is the sample's own."""
-        found, rows, each = _Found.nothing(x), _Rows.of(x, y, targets, start), targets.shape[1]
-        rows.aim(predict, found)
+    def _walk(self, predict: Predict, walks: "_Walk", x: Points) -> tuple[Candidates, PerSample]:
+        """The best points, and their scores: infinite for none, the distance with "nearest", else 0.
+
+        The walks of a sample stay together, so that which success is the earliest is the sample's own.
+        """
+        found, score, targets = Candidates.unmoved(x), torch.full_like(x.flatten(1)[:, 0], float("inf")), walks.targets
+        active = Active(walks)
+        walks.linearise(predict, found)
         for step in range(1, self.steps + 1):
             progress.report(step - 1, self.steps, "step")
-            rows.point = self._moved(rows, found)
-            rows.look(predict(rows.point), found)
-            won = self._record(rows, each, step, found)
+            walks.point = self._next(walks)
+            walks.look(predict(walks.point), found)
+            better = self._record(walks, step, found, score)
             if step == self.steps:
                 break
-            if self.return_point == "first_success" and bool(won.any()):
-                left = (~won).repeat_interleave(each).nonzero()[:, 0]
-                if len(left) == 0:
+            if self.return_point == "first_success":
+                active.release(better.repeat_interleave(targets))
+                walks = active.rows
+                if len(walks) == 0:
                     break
-                rows = rows[left]
-            share = torch.ones_like(rows.value).masked_fill(rows.wrong, self.beta)
-            rows.point = torch.lerp(rows.origin, rows.point, like(share, rows.point))
-            rows.aim(predict, found)
-        return found
+            share = torch.ones_like(walks.value).masked_fill(walks.misclassified, self.beta)
+            walks.point = torch.lerp(walks.origin, walks.point, like(share, walks.point))
+            walks.linearise(predict, found)
+        return found, score
 
-    def _moved(self, rows: "_Rows", found: "_Found") -> Points:
-        """The next iterate of every row."""
+    def _next(self, walks: "_Walk") -> Points:
+        """`clip((1 - a)(x_i + eta·d1) + a(x_0 + eta·d2))` of every walk."""
         norm, box = self.geometry.norm, self.geometry.box
-        gradient, point, origin = (v.flatten(1) for v in (rows.gradient, rows.point, rows.origin))
-        gradient, nan, zero = usable(gradient)
-        found.nan.index_add_(0, rows.slot, nan.long())
-        found.zero.index_add_(0, rows.slot, zero.long())
-        here = -rows.value.nan_to_num(0.0, 0.0, 0.0)
-        there = here + (gradient * (point - origin)).sum(1)
-        moves = move_onto(
-            torch.cat([point, origin]), torch.cat([gradient, gradient]), torch.cat([here, there]), norm, box
-        )
-        length = norm_of(moves, NORMS[norm].order)[:, None].clamp_min(1e-8)
-        own, clean = length.chunk(2)
-        a = (own / (own + clean)).clamp_max(self.alpha_max)
-        mine, theirs = moves.chunk(2)
-        moved = torch.lerp(point.add(mine, alpha=self.eta), origin.add(theirs, alpha=self.eta), a)
-        return box.clamp(moved).reshape(rows.point.shape)
+        x, x0, gradient = walks.point.flatten(1), walks.origin.flatten(1), walks.gradient
+        rise = -walks.value
+        rise0 = rise + (gradient * (x - x0)).sum(1)
+        moves = move_onto(torch.cat([x, x0]), torch.cat([gradient, gradient]), torch.cat([rise, rise0]), norm, box)
+        d1, d2 = moves.chunk(2)
+        length1, length2 = norm_of(moves, NORMS[norm].order)[:, None].clamp_min(1e-8).chunk(2)
+        a = (length1 / (length1 + length2)).clamp_max(self.alpha_max)
+        moved = torch.lerp(x.add(d1, alpha=self.eta), x0.add(d2, alpha=self.eta), a)
+        return box.clamp(moved).reshape(walks.point.shape)
 
-    def _record(self, rows: "_Rows", each: int, step: int, found: "_Found") -> Bool[Tensor, " samples"]:
-        """Keep the best new point of every sample, if better than what was found; return which samples have one."""
-        score = torch.full_like(rows.value, float("inf"))
+    def _record(self, walks: "_Walk", step: int, found: Candidates, best: PerSample) -> Bool[Tensor, " samples"]:
+        """Keep the best new point of every sample, if better than that found; return which samples have one."""
+        score = torch.full_like(walks.value, float("inf"))
         if self.return_point == "nearest":
-            wrong = rows.clear.nonzero()[:, 0]
-            score[wrong] = self.geometry.distance(rows.point[wrong], rows.origin[wrong])
+            clear = walks.clear.nonzero()[:, 0]
+            score[clear] = self.geometry.distance(walks.point[clear], walks.origin[clear])
         else:
-            length = norm_of((rows.point - rows.origin).flatten(1), NORMS[self.geometry.norm].order)
-            near = (rows.clear & (length <= 1.001 * self.geometry.eps + 1e-5 * self.geometry.box.scale)).nonzero()[:, 0]
-            score[near[self.geometry.contains(rows.point[near], rows.origin[near])]] = 0.0
-        score, first = score.reshape(-1, each).min(1)
-        won = score < found.score[rows.slot[::each]]
-        row = (torch.arange(len(won), device=won.device) * each + first)[won]
-        slot = rows.slot[row]
-        found.point[slot], found.score[slot], found.iteration[slot] = rows.point[row], score[won], step
-        return won
+            length = norm_of((walks.point - walks.origin).flatten(1), NORMS[self.geometry.norm].order)
+            near = length <= 1.001 * self.geometry.eps + 1e-5 * self.geometry.box.scale
+            near = (walks.clear & near).nonzero()[:, 0]
+            score[near[self.geometry.contains(walks.point[near], walks.origin[near])]] = 0.0
+        score, first = score.reshape(-1, walks.targets).min(1)
+        better = score < best[walks.output_index[:: walks.targets]]
+        row = (torch.arange(len(better), device=better.device) * walks.targets + first)[better]
+        index = walks.output_index[row]
+        found.write(index, point=walks.point[row], iteration=step)
+        best[index] = score[better]
+        return better
 
 
 @dataclass
-class _Found:
-    """What a search found, per sample."""
+class _Walk(SampleTable):
+    """The walks of the samples still searched: a row for every target, those of a sample next to each other."""
 
-    point: Tensor
-    score: Tensor  # of the best point: infinite for none, the distance with "nearest", else 0
-    iteration: Tensor
-    evaluations: Tensor
-    nan: Tensor
-    zero: Tensor
-
-    @staticmethod
-    def nothing(x: Points) -> "_Found":
-        counts = [torch.zeros(len(x), dtype=torch.int64, device=x.device) for _ in range(4)]
-        return _Found(x.clone(), torch.full_like(counts[0], float("inf"), dtype=x.dtype), *counts)
-
-
-@dataclass
-class _Rows:
-    """The samples still searched: a row for every target, those of a sample next to each other."""
-
-    slot: Tensor  # which sample it belongs to
+    output_index: Tensor  # which sample it belongs to
     origin: Tensor
     labels: Tensor
     target: Tensor
     point: Tensor
     value: Tensor
     gradient: Tensor
-    wrong: Tensor  # whether the last move crossed the boundary
+    misclassified: Tensor  # whether the last move crossed the boundary
     clear: Tensor  # by more than rounding, so that the point counts
+    targets: int  # rows per sample
 
     @staticmethod
     def of(
         x: Points, y: Labels, targets: Int[Tensor, "batch targets"], start: Float[Tensor, "batch targets ..."] | None
-    ) -> "_Rows":
-        slot = torch.arange(len(x), device=x.device).repeat_interleave(targets.shape[1])
-        origin = x[slot]
+    ) -> "_Walk":
+        count = targets.shape[1]
+        index = torch.arange(len(x), device=x.device).repeat_interleave(count)
+        origin, no = x[index], torch.zeros_like(index, dtype=torch.bool)
         point = origin if start is None else start.flatten(0, 1)
-        none = torch.zeros_like(slot)
-        return _Rows(
-            slot, origin, y[slot], targets.flatten(), point, none.to(x.dtype), origin.clone(), none.bool(), none.bool()
-        )
+        value, gradient = origin.new_zeros(len(index)), torch.zeros_like(origin.flatten(1))
+        return _Walk(index, origin, y[index], targets.flatten(), point, value, gradient, no, no, count)
 
-    def __getitem__(self, rows: Tensor) -> "_Rows":
-        return _Rows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
-    def look(self, here: Prediction, found: _Found) -> None:
+    def look(self, output: Prediction, found: Candidates) -> None:
         """At which points the model is wrong, and at which of them clearly."""
-        found.evaluations.index_add_(0, self.slot, torch.ones_like(self.slot))
-        self.wrong, self.clear = here.labels != self.labels, clearly_wrong(here, self.labels)
+        found.count(self.output_index)
+        self.misclassified, self.clear = output.labels != self.labels, clearly_wrong(output, self.labels)
 
-    def aim(self, predict: Predict, found: _Found) -> None:
+    def linearise(self, predict: Predict, found: Candidates) -> None:
         """The value of every point, and the gradient along which it moves next."""
-        self.value, self.gradient, _ = value_and_gradient(
-            difference, predict, self.point, None, self.labels, self.target
+        self.value, self.gradient, _ = linearise(
+            difference, predict, self.point, self.labels, self.target, found, self.output_index
         )
-        found.evaluations.index_add_(0, self.slot, torch.ones_like(self.slot))
 
 
 def fab(
@@ -236,5 +204,5 @@ def fab(
     box: Box = Box(),
     **options: Any,
 ) -> FAB:
-    """Targeted FAB within `eps` (`FAB-T` of AutoAttack); also takes the other fields of `FAB`, such as `keep`."""
+    """Targeted FAB within `eps` (`FAB-T` of AutoAttack); also takes the other fields of `FAB`, such as `eta`."""
     return FAB(Ball(norm, eps, box), steps, targets, restarts, **options)

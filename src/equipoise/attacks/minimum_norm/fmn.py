@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import torch
 
-from equipoise.attacks.attack import described
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search, clearly_wrong
 from equipoise.core import progress
 from equipoise.core.errors import require, require_integer
@@ -66,10 +65,6 @@ class FMN(BoundaryAttack):
 
     def __str__(self) -> str:
         return f"fmn({self.geometry.norm} {self.geometry.eps:g}, {self.steps} steps of {self.step_size:g})"
-
-    def settings(self) -> dict[str, Any]:
-        """Every field as JSON-ready data, for records."""
-        return described("fmn", self)
 
     def walk(self, search: Search) -> None:
         """All samples side by side, for all steps."""

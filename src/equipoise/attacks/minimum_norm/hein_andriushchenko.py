@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.attacks.attack import described
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
 from equipoise.attacks.result import likely_classes
 from equipoise.core import progress
@@ -50,10 +49,6 @@ class BG(BoundaryAttack):
 
     def __str__(self) -> str:
         return f"bg({self.geometry.norm} {self.geometry.eps:g}, {self.targets} targets)"
-
-    def settings(self) -> dict[str, Any]:
-        """Every field as JSON-ready data, for records."""
-        return described("bg", self)
 
     def walk(self, search: Search) -> None:
         """All targets side by side. A row leaves that cannot become the nearest of its sample any more."""

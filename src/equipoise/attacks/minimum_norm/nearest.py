@@ -6,7 +6,7 @@ nearest         these, DeepFool and FMN
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -19,8 +19,9 @@ from equipoise.attacks.minimum_norm.bisection import Bisected
 from equipoise.attacks.minimum_norm.deepfool import deepfool
 from equipoise.attacks.minimum_norm.fmn import fmn
 from equipoise.attacks.minimum_norm.hein_andriushchenko import bg
-from equipoise.attacks.result import AttackResult, Criterion, judged
+from equipoise.attacks.result import AttackResult, Criterion, judge
 from equipoise.core import progress
+from equipoise.core.caching import cached
 from equipoise.core.errors import require
 from equipoise.core.types import Labels
 from equipoise.geometry import Ball, Box
@@ -42,7 +43,7 @@ class Nearest(Attack):
     unless `norm` names the one in which all their distances are measured.
     """
 
-    kind = "the nearest of several attacks"
+    kind = "nearest"
 
     parts: tuple[tuple[str, AttackLike], ...]
     """Names and attacks."""
@@ -71,15 +72,6 @@ class Nearest(Attack):
         """The names of the parts, to which `AttackResult.part` is an index."""
         return tuple(name for name, _ in self.parts)
 
-    def settings(self) -> dict[str, Any]:
-        """Every parameter of every part, JSON-ready."""
-        ball = asdict(self.geometry)
-        return {
-            "kind": "Nearest",
-            "geometry": ball | {"box": {"kind": "Box", **ball["box"]}},
-            "parts": [{"name": name, **attack.settings()} for name, attack in self.parts],
-        }
-
     def run(self, inputs: AttackInputs) -> AttackResult:
         """All attacks on the samples that are right; without labels, on all, away from the prediction at `x`.
 
@@ -92,15 +84,15 @@ class Nearest(Attack):
         if len(rows) == 0:
             return result
         best, left = result[rows], inputs[rows]
-        for number, (name, attack) in enumerate(progress.parts(self.parts, self.names)):
-            found = progress.kept(name, partial(attack, left.model, left.x, left.y, **left.options))
+        for number, (name, attack) in enumerate(progress.shares(self.parts, self.names)):
+            found = cached(name, partial(attack, left.model, left.x, left.y, **left.options))
             if attack.geometry.norm != self.geometry.norm:
                 found = replace(found, distance=self.geometry.distance(found.x, left.x))
             nearer = found.success & self.geometry.contains(found.x, left.x)
             nearer &= ~best.success | (found.distance < best.distance)
             best = best.where(replace(found, part=torch.full_like(found.part, number)), nearer)
         criterion = Criterion(cast(Labels, left.y))
-        return result.with_rows(rows, judged(left.predictive, self.geometry, criterion, left.x, best, left.streams))
+        return result.with_rows(rows, judge(left.predictive, self.geometry, criterion, left.x, best, left.streams))
 
 
 def share_won(attack: Composite, found: AttackResult) -> dict[str, float]:
@@ -144,7 +136,7 @@ def margin_attack(
         return Bisected(attack, halvings, looks)
 
     fast = tuple((f"{r:g}", back(fgsm(r, inner, box=box))) for r in at_radii)
-    slow = tuple((f"{r:g}", back(pgd(r, step_size, steps, inner, box, return_point="first_success"))) for r in at_radii)
+    slow = tuple((f"{r:g}", back(pgd(r, step_size, steps, inner, box, start="zero"))) for r in at_radii)
     parts = (
         ("fgsm", Nearest(fast, norm=norm)),
         ("pgd", Nearest(slow, norm=norm)),

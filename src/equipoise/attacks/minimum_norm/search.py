@@ -38,12 +38,25 @@ def clearly_wrong(here: Prediction, y: Labels) -> Bool[Tensor, " batch"]:
     return (margin(here, None, y) > here.resolution(y)) & here.finite
 
 
-def usable(gradient: Rows) -> tuple[Rows, Bool[Tensor, " batch"], Bool[Tensor, " batch"]]:
-    """The gradient with 0 in place of what is not finite; which rows held such, and which are 0 throughout."""
+def linearise(
+    objective: Objective,
+    predict: Predict,
+    points: Points,
+    labels: Labels,
+    target: Labels | None,
+    candidates: Candidates,
+    index: Int[Tensor, " rows"],
+) -> tuple[PerSample, Rows, Prediction]:
+    """Return the objective, its gradient in rows, and the prediction at points of the samples `index`, whose costs are
+    counted. What is not finite is 0.
+    """
+    value, gradient, output = value_and_gradient(objective, predict, points, None, labels, target)
+    gradient = gradient.flatten(1)
     strength = gradient.abs().amax(1)
     finite = strength.isfinite()
-    clean = gradient if finite.all() else gradient.nan_to_num(0.0, 0.0, 0.0)
-    return clean, ~finite, strength == 0
+    candidates.count(index, ~finite, strength == 0)
+    gradient = gradient if finite.all() else gradient.nan_to_num(0.0, 0.0, 0.0)
+    return value.nan_to_num(0.0, 0.0, 0.0), gradient, output
 
 
 class Planes(NamedTuple):
@@ -57,7 +70,7 @@ class Planes(NamedTuple):
 
 @dataclass
 class Search:
-    """A search under way: the samples and what was found, per sample."""
+    """A search under way: the samples, and their nearest misclassified points so far."""
 
     predict: Predict
     """The model, standing still."""
@@ -67,47 +80,36 @@ class Search:
     """The classes to get away from."""
     clean: Prediction
     """The prediction at the clean points."""
-    point: Points
-    """The nearest wrong point; the clean one while there is none."""
+    candidates: Candidates
+    """The nearest misclassified points, the clean ones while there are none, and all costs."""
     distance: PerSample
-    """Its distance; infinite while there is none."""
-    iteration: Int[Tensor, " batch"]
-    """At which step it was found."""
-    evaluations: Int[Tensor, " batch"]
-    """How often the model was evaluated."""
-    nan: Int[Tensor, " batch"]
-    """Steps with a gradient that is not finite."""
-    zero: Int[Tensor, " batch"]
-    """Steps with a gradient of 0."""
+    """Their distances; infinite while there is none."""
 
-    def look(self, points: Points, rows: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-        """Whether the model is clearly wrong at these points of the samples `rows`, which may occur more than once."""
-        self.evaluations.index_add_(0, rows, torch.ones_like(rows))
-        return clearly_wrong(self.predict(points), self.y[rows])
+    def look(self, points: Points, index: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
+        """Whether the model is clearly wrong at these points of the samples `index`, which may occur more than once."""
+        self.candidates.count(index)
+        return clearly_wrong(self.predict(points), self.y[index])
 
-    def ascend(self, objective: Objective, points: Points, rows: Tensor, target: Labels | None = None) -> Any:
-        """The objective, its usable gradient as rows, and the prediction at points of the samples `rows`."""
-        value, gradient, here = value_and_gradient(objective, self.predict, points, None, self.y[rows], target)
-        gradient, nan, zero = usable(gradient.flatten(1))
-        for counter, event in ((self.evaluations, torch.ones_like(nan)), (self.nan, nan), (self.zero, zero)):
-            counter.index_add_(0, rows, event.long())
-        return value.nan_to_num(0.0, 0.0, 0.0), gradient, here
+    def ascend(self, objective: Objective, points: Points, index: Tensor, target: Labels | None = None) -> Any:
+        """The objective, its usable gradient in rows, and the prediction at points of the samples `index`."""
+        return linearise(objective, self.predict, points, self.y[index], target, self.candidates, index)
 
-    def planes(self, points: Points, rows: Tensor, targets: Int[Tensor, "rows targets"]) -> Planes:
-        """The boundaries as seen from one point of each of the samples `rows`, all of them in one pass."""
-        each = targets.shape[1]
+    def planes(self, points: Points, index: Tensor, targets: Int[Tensor, "rows targets"]) -> Planes:
+        """The boundaries as seen from one point of each of the samples `index`, all of them in one pass."""
+        count = targets.shape[1]
         value, gradient, _ = self.ascend(
-            difference, points.repeat_interleave(each, 0), rows.repeat_interleave(each), targets.flatten()
+            difference, points.repeat_interleave(count, 0), index.repeat_interleave(count), targets.flatten()
         )
-        return Planes(value.unflatten(0, (-1, each)), gradient.unflatten(0, (-1, each)))
+        return Planes(value.unflatten(0, (-1, count)), gradient.unflatten(0, (-1, count)))
 
-    def keep(self, points: Points, rows: Tensor, distance: PerSample, step: int) -> None:
-        """Remember these wrong points of different samples where they are nearer than those before, by more than what
-        rounding, which differs from batch to batch, explains.
+    def keep(self, points: Points, index: Tensor, distance: PerSample, step: int) -> None:
+        """Remember these misclassified points of different samples where they are nearer than those before, by more
+        than what rounding, which differs from batch to batch, explains.
         """
-        better = distance < self.distance[rows] * (1 - _ROUNDED * torch.finfo(distance.dtype).eps)
-        rows = rows[better]
-        self.point[rows], self.distance[rows], self.iteration[rows] = points[better], distance[better], step
+        better = distance < self.distance[index] * (1 - _ROUNDED * torch.finfo(distance.dtype).eps)
+        index = index[better]
+        self.candidates.write(index, point=points[better], iteration=step)
+        self.distance[index] = distance[better]
 
 
 class BoundaryAttack(SearchAttack):
@@ -115,15 +117,13 @@ class BoundaryAttack(SearchAttack):
 
     @abstractmethod
     def walk(self, search: Search) -> None:
-        """Fill in a `Search`: look, ascend, and keep the nearest wrong points."""
+        """Fill in a `Search`: look, ascend, and keep the nearest misclassified points."""
 
     @final
     def search(self, batch: Batch) -> Candidates:
-        """The nearest wrong points that the walk keeps."""
-        counts = [torch.zeros_like(batch.label) for _ in range(4)]
-        far = batch.x.new_full((len(batch),), torch.inf)
+        """The nearest misclassified points that the walk keeps."""
+        candidates, far = Candidates.unmoved(batch.x), batch.x.new_full((len(batch),), torch.inf)
         with frozen_model(batch.inputs.predictive, batch.x) as draw:
-            look = draw(batch.inputs.streams.fold(Stream.MODEL))
-            found = Search(look, batch.x, batch.label, batch.clean, batch.x.clone(), far, *counts)
-            self.walk(found)
-        return Candidates(found.point, found.evaluations, found.iteration, found.nan, found.zero)
+            predict = draw(batch.inputs.streams.fold(Stream.MODEL))
+            self.walk(Search(predict, batch.x, batch.label, batch.clean, candidates, far))
+        return candidates

@@ -1,12 +1,14 @@
-"""What takes the time on a CPU, by kernels of our own wherever there is a C compiler: small convolutional networks
-(`chain.c`) and the moves of FAB (`plane.c`).
+"""C kernels for the CPU, used wherever there is a C compiler: small convolutional networks with their input gradients
+(`layers.c`) and the projections of FAB (`hyperplane.c`).
 
-`shortcut(predict, slow, weights)` is a prediction that takes this way wherever the network is a chain that the kernels
-know. `compiler()` is the C compiler that is used, or None.
+`native_forward(predict, fallback, weights)` is a prediction that uses the kernels if they support the network.
+`compiler()` is the C compiler in use, or None.
 """
 
+from equipoise.core.deprecation import renamed_names
 from equipoise.kernels.native.build import compiler
-from equipoise.kernels.native.chain import shortcut
-from equipoise.kernels.native.plane import move_onto
+from equipoise.kernels.native.hyperplane import move_onto
+from equipoise.kernels.native.layers import native_forward
 
-__all__ = ["compiler", "move_onto", "shortcut"]
+__all__ = ["compiler", "move_onto", "native_forward"]
+__getattr__ = renamed_names(__name__, {"shortcut": "native_forward"})

@@ -1,177 +1,124 @@
 """Does a larger network win back the clean accuracy that robust training costs? (U Fig 5)
 
 LeNets of growing width, the number of filters and of units of the first linear layer multiplied (U App. F.2), trained
-without perturbations and by UDP with eps .1. U goes from 2 to 12 times (`widths`); 12 times the width
-takes some 100 times as long.
+without perturbations and by UDP with eps .1. U goes from 2 to 12 times (`widths`); 12 times the width takes some 100
+times as long.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from equipoise.attacks import pgd
-from equipoise.attacks.steps import Uniform
-from equipoise.data import Dataset
 from equipoise.losses.terms import Method
 from equipoise.nets import build, count_parameters
-from equipoise.reproduce.studies.images import (
-    accuracy,
-    band,
-    dataset,
-    described,
-    difference,
-    direction,
-    images,
-    recipe,
-    seeds,
-    train,
-)
-from equipoise.reproduce.studies.options import Options, ReportProgress
-from equipoise.reproduce.studies.processes import run_all, share
-from equipoise.results.findings import Findings, Lines, Number, Picture, Series
+from equipoise.reproduce.studies.design import Case
+from equipoise.reproduce.studies.images import AccuracyStudy, difference, direction, recipe, train
+from equipoise.reproduce.studies.options import Options
+from equipoise.results.findings import Number, Picture, Series
 from equipoise.training.methods import standard, udp
 
 EPS = 0.1
 """Radius of UDP (U Fig 5) and of the attack."""
 
 METHODS: Mapping[str, Method] = {"standard": standard(), "UDP": udp(EPS, 0.04, 5)}
-"""What trains; U does not say with which steps; these reach twice the radius."""
-
-ATTACK = pgd(EPS, 0.01, 20, return_point="first_success", start=Uniform())
-"""What robust accuracy is measured with."""
+"""The training methods; U does not give the steps of UDP; these reach twice the radius."""
 
 LR, BATCH = 2e-3, 64
 """Learning rate and samples per step."""
 
 _PAPER = "UDP's clean accuracy grows with the width, beyond that of standard training at width 1 (U Fig 5, Sec. 5.2)"
 
-Accuracies = Mapping[tuple[str, str], Sequence[Sequence[float]]]
-"""By method and kind of accuracy: one row per seed, one column per width."""
 
-
-def run(options: Options, tell: ReportProgress) -> Findings:
+class Capacity(AccuracyStudy):
     """Clean and PGD accuracy of standard and UDP training against the width of a LeNet."""
-    original = dataset(options)
-    data = images(original)
-    widths, steps, samples = ((1, 2), 20, 60) if options.quick else ((1, 2, 4), 160, 500)
-    widths = options.widths or widths
-    repeats = seeds(options)
-    found: dict[tuple[str, str], list[list[float]]] = {(m, kind): [] for m in METHODS for kind in ("clean", "PGD-20")}
-    jobs = [(seed, name, width) for seed in repeats for name in METHODS for width in widths]
-    work = partial(_measured, data, steps, samples)
-    results = run_all(work, jobs, share(tell, "network", len(jobs)), options.processes)
-    for (_, name, width), measured in zip(jobs, results, strict=True):
-        for kind, value in measured.items():
-            if width == widths[0]:
-                found[name, kind].append([])
-            found[name, kind][-1].append(value)
-    sizes = [count_parameters(build("lenet", data.shape, len(data.classes), width=w)) for w in widths]
-    numbers = _numbers(found, widths)
-    return Findings(
-        numbers=numbers,
-        pictures=[_picture(data, found, widths, sizes, len(repeats))],
-        settings={
-            "data": described(data, original.shape),
-            "net": "lenet",
-            "widths": list(widths),
-            "parameters": sizes,
-            "training steps": steps,
+
+    methods, parameter = tuple(METHODS), "width"
+    attack, attack_name = pgd(EPS, 0.01, 20), "PGD-20"
+
+    def __init__(self, options: Options) -> None:
+        widths, self.steps, samples = ((1, 2), 20, 60) if options.quick else ((1, 2, 4), 160, 500)
+        super().__init__(options, options.widths or widths, samples)
+        self.first, self.last = (f"width {self.values[i]}" for i in (0, -1))
+
+    def _network(self, case: Case) -> nn.Module:
+        schedule = recipe(self.data, self.steps, case.seed, lr=LR, batch_size=BATCH)
+        return train(METHODS[case.method], self.data, schedule, width=int(case.value))
+
+    @cached_property
+    def parameters(self) -> list[int]:
+        """Number of parameters of each width."""
+        shape, classes = self.data.shape, len(self.data.classes)
+        return [count_parameters(build("lenet", shape, classes, width=width)) for width in self.values]
+
+    @cached_property
+    def differences(self) -> list[Number]:
+        """What the verdict rests on: UDP at the largest width against UDP and standard training at the smallest, and
+        both methods at one width.
+        """
+        first, last, narrow, wide = self.first, self.last, self.values[0], self.values[-1]
+        udp_wide, udp_narrow = (self._at("UDP", "clean", width) for width in (wide, narrow))
+        plain_wide, plain_narrow = (self._at("standard", "clean", width) for width in (wide, narrow))
+        return [
+            difference(f"clean accuracy, UDP at {last} minus UDP at {first}", udp_wide, udp_narrow, _PAPER),
+            difference(f"clean accuracy, UDP at {last} minus standard at {first}", udp_wide, plain_narrow, _PAPER),
+            difference(f"clean accuracy, UDP minus standard, both at {last}", udp_wide, plain_wide),
+            difference(
+                f"PGD-20 accuracy, UDP minus standard, both at {first}",
+                self._at("UDP", "PGD-20", narrow),
+                self._at("standard", "PGD-20", narrow),
+                "standard training has about 0 % robust accuracy (U Fig 5)",
+            ),
+        ]
+
+    def _measure(self) -> Iterator[Number]:
+        yield from self._accuracies()
+        yield from self.differences
+
+    def _draw(self) -> list[Picture]:
+
+        def reference(kind: str) -> Series:
+            narrow = float(np.mean(self._curve("standard", kind), 0)[0])
+            return Series(f"standard, {self.first}", np.full(len(self.values), narrow), dashed=True)
+
+        axes = {"width": self.values, "thousand parameters": np.array(self.parameters) / 1000}
+        caption = (
+            f"Test accuracy on {self.data.name} of LeNets of growing width, trained without perturbations and by UDP "
+            f"with eps {EPS:g}, and under PGD of the same radius (U Fig 5): means of {len(self.seeds)} seeds, bands "
+            "from the smallest to the largest."
+        )
+        panels = [
+            self._panel(f"{kind}, against {name}", kind, x, name, reference(kind))
+            for kind in self.kinds
+            for name, x in axes.items()
+        ]
+        return [Picture("capacity", caption, panels, columns=2)]
+
+    def _training(self) -> dict[str, Any]:
+        return {
+            "widths": list(self.values), "parameters": self.parameters, "training steps": self.steps,
             "optimiser": f"Adam, learning rate {LR:g}, batches of {BATCH}",
             "methods": {name: str(method) for name, method in METHODS.items()},
-            "attack": str(ATTACK),
-            "attacked samples": min(samples, len(data.test)),
-        },
-        verdict=_verdict({n.name: n for n in numbers}, found, widths),
-    )
+        }  # fmt: skip
+
+    def _conclude(self) -> str:
+        grows, beyond, same, _ = map(direction, self.differences)
+        clean = {name: np.mean(self._curve(name, "clean"), 0) for name in METHODS}
+        facts = (
+            f"UDP's clean accuracy goes from {clean['UDP'][0]:.1%} at {self.first} to {clean['UDP'][-1]:.1%} at "
+            f"{self.last} ({grows}); standard training reaches {clean['standard'][0]:.1%} at {self.first} (UDP at "
+            f"{self.last}: {beyond}) and {clean['standard'][-1]:.1%} at {self.last} (UDP: {same})"
+        )
+        match grows, beyond:
+            case "higher", "higher":
+                return f"As in the paper: {facts}."
+            case "higher", _:
+                return f"UDP gains with capacity, as in the paper, but does not pass standard training: {facts}."
+            case _:
+                return f"The paper's point is not seen: {facts}."
 
 
-def _measured(data: Dataset, steps: int, samples: int, job: tuple[int, str, int]) -> dict[str, float]:
-    """The accuracies of one LeNet, by kind."""
-    seed, name, width = job
-    model = train(METHODS[name], data, recipe(data, steps, seed, lr=LR, batch_size=BATCH), width=width)
-    return {
-        "clean": accuracy(model, data.test),
-        "PGD-20": accuracy(model, data.test.limit(samples, seed), ATTACK, seed),
-    }
-
-
-def _numbers(found: Accuracies, widths: Sequence[int]) -> list[Number]:
-    numbers = [
-        Number(f"{kind} accuracy, {name}, width {width}", [row[i] for row in rows], percent=True)
-        for (name, kind), rows in found.items()
-        for i, width in enumerate(widths)
-    ]
-
-    def at(name: str, kind: str, place: int) -> list[float]:
-        return [row[place] for row in found[name, kind]]
-
-    first, last = f"width {widths[0]}", f"width {widths[-1]}"
-    return [
-        *numbers,
-        difference(
-            f"clean accuracy, UDP at {last} minus UDP at {first}", at("UDP", "clean", -1), at("UDP", "clean", 0), _PAPER
-        ),
-        difference(
-            f"clean accuracy, UDP at {last} minus standard at {first}",
-            at("UDP", "clean", -1),
-            at("standard", "clean", 0),
-            _PAPER,
-        ),
-        difference(
-            f"clean accuracy, UDP minus standard, both at {last}", at("UDP", "clean", -1), at("standard", "clean", -1)
-        ),
-        difference(
-            f"PGD-20 accuracy, UDP minus standard, both at {first}",
-            at("UDP", "PGD-20", 0),
-            at("standard", "PGD-20", 0),
-            "standard training has about 0 % robust accuracy (U Fig 5)",
-        ),
-    ]
-
-
-def _picture(data: Dataset, found: Accuracies, widths: Sequence[int], sizes: Sequence[int], repeats: int) -> Picture:
-    def lines(kind: str) -> list[Series]:
-        series = [band(name, found[name, kind]) for name in METHODS]
-        level = float(np.mean(found["standard", kind], 0)[0])
-        return [*series, Series(f"standard, width {widths[0]}", np.full(len(widths), level), dashed=True)]
-
-    axes = (("width", np.array(widths)), ("thousand parameters", np.array(sizes) / 1000))
-    return Picture(
-        "capacity",
-        f"Test accuracy on {data.name} of LeNets of growing width, trained without perturbations and by UDP with eps "
-        f"{EPS:g}, and under PGD of the same radius (U Fig 5): means of {repeats} seeds, bands from the smallest to "
-        "the largest.",
-        [
-            Lines(
-                f"{kind}, against {name}",
-                values.astype(np.float64),
-                lines(kind),
-                name,
-                f"{kind} accuracy",
-            )
-            for kind in ("clean", "PGD-20")
-            for name, values in axes
-        ],
-        columns=2,
-    )
-
-
-def _verdict(numbers: Mapping[str, Number], found: Accuracies, widths: Sequence[int]) -> str:
-    first, last = f"width {widths[0]}", f"width {widths[-1]}"
-    grows = direction(numbers[f"clean accuracy, UDP at {last} minus UDP at {first}"])
-    beyond = direction(numbers[f"clean accuracy, UDP at {last} minus standard at {first}"])
-    same = direction(numbers[f"clean accuracy, UDP minus standard, both at {last}"])
-    clean = {name: np.mean(found[name, "clean"], 0) for name in METHODS}
-    facts = (
-        f"UDP's clean accuracy goes from {clean['UDP'][0]:.1%} at {first} to {clean['UDP'][-1]:.1%} at {last} "
-        f"({grows}); standard training reaches {clean['standard'][0]:.1%} at {first} (UDP at {last}: {beyond}) and "
-        f"{clean['standard'][-1]:.1%} at {last} (UDP: {same})"
-    )
-    match grows, beyond:
-        case "higher", "higher":
-            return f"As in the paper: {facts}."
-        case "higher", _:
-            return f"UDP gains with capacity, as in the paper, but does not pass standard training: {facts}."
-        case _:
-            return f"The paper's point is not seen: {facts}."
+run = Capacity.run

@@ -1,56 +1,118 @@
-"""What the studies on datasets of images share: the data, small trainings, accuracies, and how they are summed up.
+"""What the studies on datasets of images share: the data, short trainings, accuracies, and how they are summarised.
 
-A training is as long as a number of steps, not of epochs, says, so that a study takes about as long on any small
-dataset; large ones are seen three times.
+The length of a training is given in steps, not epochs, so that a study takes about as long on any small dataset; a
+large one is seen three times.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from equipoise.attacks.ascent import Ascent
-from equipoise.core.errors import EquipoiseWarning, require, require_integer
+from equipoise.core.errors import EquipoiseWarning, require
+from equipoise.core.types import Predictive
 from equipoise.data import Dataset, Split, load
 from equipoise.losses.terms import Method
 from equipoise.models import as_predictive, predict
 from equipoise.nets import build
+from equipoise.reproduce.studies.design import Case, Design, Result, percentage
 from equipoise.reproduce.studies.options import Options
-from equipoise.results.findings import Number, Series
+from equipoise.results.findings import Lines, Number, Series
 from equipoise.training import Progress, Recipe, fit
 
 SMALLEST = 12
 """Pixels per side that LeNet needs (`equipoise.nets.LeNet`)."""
 
 _VALIDATION = 0.05  # of the training samples: these trainings choose nothing by validation, but `fit` needs some
-_FEWEST = 3  # epochs, however large the dataset is
+_MIN_EPOCHS = 3  # however large the dataset is
 
 
-def seeds(options: Options, usual: int = 3) -> list[int]:
-    """The seeds of the repeats: `options.seeds` of them, or the study's `usual` number, 2 in its quick form."""
-    count = options.seeds if options.seeds is not None else 2 if options.quick else usual
-    require_integer("seeds", count, 1)
-    return [options.seed + i for i in range(count)]
+class ImageStudy(Design[Result]):
+    """A study of LeNets on one dataset of images."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.original = dataset(options)
+        self.data = images(self.original)
+        """The dataset, enlarged for LeNet."""
+
+    def _setup(self) -> dict[str, Any]:
+        return {"data": described(self.data, self.original.shape), "net": "lenet"}
+
+
+class AccuracyStudy(ImageStudy[Mapping[str, float]]):
+    """Clean and robust accuracy of several methods against the parameter that the study varies."""
+
+    methods: ClassVar[Sequence[str]]
+    """Names of the methods."""
+    attack: ClassVar[Ascent]
+    """The attack that robust accuracy is measured with."""
+    attack_name: ClassVar[str]
+    """Its name, such as `PGD-20`."""
+    parameter: ClassVar[str]
+    """Name of the parameter."""
+
+    def __init__(self, options: Options, values: Sequence[int], samples: int) -> None:
+        super().__init__(options)
+        self.values, self.samples, self.kinds = values, samples, ("clean", self.attack_name)
+
+    def _cases(self) -> list[Case]:
+        return self.repeated(product(self.methods, self.values))
+
+    @abstractmethod
+    def _network(self, case: Case) -> nn.Module:
+        """Return the trained network of a case."""
+
+    def _train(self, case: Case) -> dict[str, float]:
+        model, test = self._network(case), self.data.test
+        robust = accuracy(model, test.limit(self.samples, case.seed), self.attack, case.seed)
+        return {"clean": accuracy(model, test), self.attack_name: robust}
+
+    def _curve(self, method: str, kind: str) -> list[list[float]]:
+        return [[self.results[Case(method, v, seed)][kind] for v in self.values] for seed in self.seeds]
+
+    def _at(self, method: str, kind: str, value: float) -> list[float]:
+        return [accuracies[kind] for accuracies in self.over_seeds(method, value)]
+
+    def _accuracies(self) -> Iterator[Number]:
+        for name, kind, value in product(self.methods, self.kinds, self.values):
+            yield percentage(f"{kind} accuracy, {name}, {self.parameter} {value}", self._at(name, kind, value))
+
+    def _panel(self, title: str, kind: str, x: Sequence[float], x_name: str, *references: Series) -> Lines:
+        lines = [band(name, self._curve(name, kind)) for name in self.methods]
+        return Lines(title, np.array(x, np.float64), [*lines, *references], x_name, f"{kind} accuracy")
+
+    @abstractmethod
+    def _training(self) -> dict[str, Any]:
+        """Return the settings of the training."""
+
+    def _settings(self) -> dict[str, Any]:
+        attacked = min(self.samples, len(self.data.test))
+        return {**self._setup(), **self._training(), "attack": str(self.attack), "attacked samples": attacked}
 
 
 def dataset(options: Options, name: str = "digits") -> Dataset:
-    """The dataset of `options`, by default `name`, `limited`."""
+    """Return the dataset of `options`, by default `name`, with its limit on the training samples."""
     return limited(load(options.data or name, options.data_root), options)
 
 
 def limited(data: Dataset, options: Options) -> Dataset:
-    """The dataset with at most `options.limit` training samples; a quick study takes 500 unless told otherwise."""
+    """Return the dataset with at most `options.limit` training samples, by default 500 in a quick study."""
     limit = options.limit if options.limit is not None else 500 if options.quick else None
     return data if limit is None else data.limit(limit, options.seed)
 
 
 def images(data: Dataset) -> Dataset:
-    """The dataset with every pixel repeated until LeNet can take the images: 8x8 become 16x16, 28x28 stay.
+    """Return the dataset with every pixel repeated until LeNet can take the images: 8x8 become 16x16, 28x28 stay.
 
     Repeating keeps Linf distances; with a factor m, L2 distances grow m-fold. Raises `EquipoiseError` for inputs that
     are not images of one channel or three.
@@ -68,35 +130,30 @@ def images(data: Dataset) -> Dataset:
 
 
 def recipe(data: Dataset, steps: int, seed: int, lr: float = 1e-3, batch_size: int = 128) -> Recipe:
-    """Adam for about `steps` steps, in whole epochs, and at least 3 of these."""
+    """Return the recipe of a training by Adam for about `steps` steps, in whole epochs, at least 3."""
     per_epoch = math.ceil((1 - _VALIDATION) * len(data.train) / batch_size)
     return Recipe(
-        epochs=max(_FEWEST, round(steps / per_epoch)),
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        validation=_VALIDATION,
-        valid_examples=32,
-        valid_steps=1,
-    )
+        epochs=max(_MIN_EPOCHS, round(steps / per_epoch)), batch_size=batch_size, lr=lr, seed=seed,
+        validation=_VALIDATION, valid_examples=32, valid_steps=1,
+    )  # fmt: skip
 
 
 def train(
     method: Method,
     data: Dataset,
-    how: Recipe,
+    recipe: Recipe,
     *,
     net: str = "lenet",
     width: int | None = None,
     every: int = 0,
     measure: Callable[[nn.Module, int], None] | None = None,
 ) -> nn.Module:
-    """A network with weights drawn from the recipe's seed, trained by `method`; LeNets are `width` times as wide.
+    """Return a network with weights drawn from the recipe's seed, trained by `method`; a LeNet `width` times as wide.
 
     After every `every` steps `measure` is called with the network as it then is, and the number of the step.
     """
     options: dict[str, Any] = {} if width is None else {"width": width}
-    model = build(net, data.shape, len(data.classes), seed=how.seed, **options)
+    model = build(net, data.shape, len(data.classes), seed=recipe.seed, **options)
 
     def watch(progress: Progress) -> None:
         step = (progress.epoch - 1) * progress.steps + progress.step
@@ -105,39 +162,45 @@ def train(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EquipoiseWarning)  # overfitting to the attack is what a study may be about
-        fit(method, model, data, how, progress=watch)
+        fit(method, model, data, recipe, progress=watch)
     return model
 
 
-def accuracy(model: nn.Module, split: Split, attack: Ascent | None = None, seed: int = 0) -> float:
-    """Share of the samples whose class the model gives, at the clean input or where the attack puts it."""
-    split = split.to(next(model.parameters()).device)
+def correct(model: nn.Module | Predictive, split: Split) -> Bool[Tensor, " n"]:
+    """Return which samples the model classifies correctly."""
+    predictive = as_predictive(model)
+    batches = zip(split.x.split(512), split.y.split(512), strict=True)
+    return torch.cat([predict(predictive, x).labels == y for x, y in batches])
+
+
+def accuracy(model: nn.Module | Predictive, split: Split, attack: Ascent | None = None, seed: int = 0) -> float:
+    """Return the share of samples that the model classifies correctly, clean or under an attack."""
+    split = split.to(next(as_predictive(model).module.parameters()).device)
     if attack is None:
-        predicted = torch.cat([predict(as_predictive(model), x).labels for x in split.x.split(512)])
-        return float((predicted == split.y).double().mean())
+        return float(correct(model, split).double().mean())
     return 1 - float(attack(model, split.x, split.y, seed=seed).success.double().mean())
 
 
 def band(name: str, values: Sequence[Sequence[float]], dashed: bool = False) -> Series:
-    """One line through the means of `values[repeat][x]`, its band from the smallest to the largest repeat."""
+    """Return a line through the means of `values[repeat][x]`, with a band from the smallest to the largest repeat."""
     table = np.asarray(values, dtype=np.float64)
     return Series(name, table.mean(0), table.min(0), table.max(0), dashed)
 
 
 def difference(name: str, first: Sequence[float], second: Sequence[float], paper: str = "") -> Number:
-    """First minus second, repeat by repeat."""
+    """Return `first` minus `second`, repeat by repeat."""
     changes = [a - b for a, b in zip(first, second, strict=True)]
     return Number(name, changes, paper=paper, percent=True, signed=True)
 
 
 def direction(change: Number) -> str:
-    """`higher` or `lower` if the 95 % interval of a difference of accuracies leaves out 0, else `not told apart`."""
+    """Return `higher` or `lower` if the 95 % interval of a difference excludes 0, else `not told apart`."""
     low, high = change.interval or (-math.inf, math.inf)
     return "higher" if low > 0 else "lower" if high < 0 else "not told apart"
 
 
 def described(data: Dataset, shape: tuple[int, ...] | None = None) -> Mapping[str, Any]:
-    """What a study ran on, JSON-ready; `shape` is the original one of images that were enlarged."""
+    """Return what a study ran on, JSON-ready; `shape` is the original one of images that were enlarged."""
     factor = 1 if shape is None else data.shape[1] // shape[1]
     return {
         "name": data.name,

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import plain_json, write_atomically
+from equipoise.core.files import read_json, write_atomically
 from equipoise.report.studies import draw, page
 from equipoise.results.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
+from equipoise.results.schema import require_schema
 
 SCHEMA = 1
 _KINDS: dict[str, type] = {
@@ -31,26 +32,28 @@ def save(folder: Path, study: Study) -> Path:
     Figures of the study that was there before are removed, other pictures stay. Raises `EquipoiseError` if it cannot be
     written.
     """
-    pictures = {f"{picture.name}.png": draw(picture) for picture in study.findings.pictures}
+    figures = {f"{picture.name}.png": draw(picture) for picture in study.findings.pictures}
     arrays: dict[str, np.ndarray] = {}
     body = _plain(study, arrays, "")
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     content = buffer.getvalue()
     record = {"schema": SCHEMA, "arrays": hashlib.sha256(content).hexdigest(), **body}
-    text = json.dumps(record, indent=1) + "\n"
     for old in ("study.json", *_figures(folder)):
         (folder / old).unlink(missing_ok=True)
-    for name, png in pictures.items():
-        write_atomically(folder / name, png)
-    write_atomically(folder / "study.npz", content)
-    write_atomically(folder / "index.html", page(study))
-    write_atomically(folder / "study.json", text)
+    files = {
+        **figures,
+        "study.npz": content,
+        "index.html": page(study),
+        "study.json": json.dumps(record, indent=1) + "\n",
+    }
+    for name, file in files.items():
+        write_atomically(folder / name, file)
     return folder / "index.html"
 
 
 def _figures(folder: Path) -> list[str]:
-    """The files of the figures of the study in `folder`; none if there is no study, or none that can be read."""
+    """The files of the figures of the study in `folder`; none if there is no readable study."""
     try:
         return [f"{picture.name}.png" for picture in load(folder).findings.pictures]
     except EquipoiseError:
@@ -58,65 +61,64 @@ def _figures(folder: Path) -> list[str]:
 
 
 def load(folder: Path) -> Study:
-    """Read a study back. Raises `EquipoiseError` if there is none, or it is damaged."""
-    place, arrays_place = folder / "study.json", folder / "study.npz"
+    """Read a study. Raises `EquipoiseError` if there is none, or it is damaged."""
+    path, arrays_path = folder / "study.json", folder / "study.npz"
     try:
-        record, content = plain_json(place), arrays_place.read_bytes()
+        record, content = read_json(path), arrays_path.read_bytes()
     except OSError as error:
         raise EquipoiseError(f"there is no study in {folder}: {error.filename}: {error.strerror}.") from error
     except ValueError as error:
-        raise EquipoiseError(f"{place} is not JSON ({error}); expected a study written by equipoise.") from error
+        raise EquipoiseError(f"{path} is not JSON ({error}); expected a study written by equipoise.") from error
     require(
-        isinstance(record, dict) and record.get("kind") == "study" and record.get("schema") == SCHEMA,
-        f"{place} is not a study that this version of equipoise reads; run the study again.",
+        isinstance(record, dict) and record.get("kind") == "study",
+        f"{path} is no study; expected one written by `equipoise study`.",
     )
+    require_schema(record, SCHEMA, str(path))
     require(
         record.get("arrays") == hashlib.sha256(content).hexdigest(),
-        f"{arrays_place} does not belong to {place.name}: one of the two was changed; run the study again.",
+        f"{arrays_path} does not belong to {path.name}: one of the two was changed; run the study again.",
     )
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            body = _lively({k: v for k, v in record.items() if k not in ("schema", "arrays")}, arrays)
+            body = _restored({k: v for k, v in record.items() if k not in ("schema", "arrays")}, arrays)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise EquipoiseError(f"{place} is damaged ({error}); run the study again.") from error
-    require(isinstance(body, Study), f"{place} is damaged: it lacks a field of a study; run the study again.")
+        raise EquipoiseError(f"{path} is damaged ({error}); run the study again.") from error
+    require(isinstance(body, Study), f"{path} is damaged: it lacks a field of a study; run the study again.")
     return body
 
 
 def _plain(value: Any, arrays: dict[str, np.ndarray], name: str) -> Any:
-    """`value` as JSON-ready data; its arrays go into `arrays`, named by their place."""
+    """`value` as JSON-ready data; its arrays go into `arrays`, named by their path in the record."""
     if isinstance(value, np.ndarray):
         arrays[name] = value
         return {"array": name}
     if is_dataclass(value):
-        inner = {f.name: _plain(getattr(value, f.name), arrays, _below(name, f.name)) for f in fields(value)}
-        return {"kind": type(value).__name__.lower(), **inner}
+        return {
+            "kind": type(value).__name__.lower(),
+            **_plain({f.name: getattr(value, f.name) for f in fields(value)}, arrays, name),
+        }
+    prefix = f"{name}." if name else ""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v, arrays, _below(name, str(k))) for k, v in value.items()}
+        return {str(k): _plain(v, arrays, f"{prefix}{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v, arrays, _below(name, str(i))) for i, v in enumerate(value)]
+        return [_plain(v, arrays, f"{prefix}{i}") for i, v in enumerate(value)]
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _below(name: str, part: str) -> str:
-    return f"{name}.{part}" if name else part
-
-
-def _lively(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def _restored(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The inverse of `_plain`; a field that an older record lacks has its default."""
     if isinstance(value, list):
-        return [_lively(v, arrays) for v in value]
+        return [_restored(v, arrays) for v in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {"array"}:
         return arrays[value["array"]]
-    inner = {k: _lively(v, arrays) for k, v in value.items()}
+    inner = {k: _restored(v, arrays) for k, v in value.items()}
     cls = _KINDS.get(str(inner.get("kind")))
     if cls is None:
         return inner
-    known = {"kind"} | {f.name for f in fields(cls)}
-    needed = {"kind"} | {f.name for f in fields(cls) if f.default is f.default_factory is MISSING}
-    if not needed <= inner.keys() <= known:
-        return inner
+    required = {f.name for f in fields(cls) if f.default is f.default_factory is MISSING}
+    if not required <= inner.keys() - {"kind"} <= {f.name for f in fields(cls)}:
+        return inner  # a mapping of settings with a key of that name
     del inner["kind"]
     return cls(**{k: tuple(v) if k == "extent" else v for k, v in inner.items()})

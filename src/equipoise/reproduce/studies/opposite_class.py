@@ -23,41 +23,38 @@ EPS = {"linf": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5), "l2": (0.5, 1.0, 1.5)}
 _ROUNDING = 1e-6  # of pixels in float32, where a distance is 2·eps exactly
 _NAMES = {"l2": "L2", "linf": "Linf"}
 
-Rows = Float[Tensor, "a d"]
-Gaps = Callable[[Rows, Float[Tensor, "b d"]], Float[Tensor, "a b"]]
+Samples = Float[Tensor, "a d"]
+Gaps = Callable[[Samples, Float[Tensor, "b d"]], Float[Tensor, "a b"]]
 
 
-def run(options: Options, tell: ReportProgress) -> Findings:
-    """Histograms of the distances from every training sample to its nearest sample of another class, exact."""
+def run(options: Options, report_progress: ReportProgress) -> Findings:
+    """Return histograms of the distances from every training sample to its nearest sample of another class, exact."""
     data = dataset(options)
-    x, y = data.train.x.flatten(1), data.train.y
-    found: dict[str, np.ndarray] = {}
+    distances: dict[str, np.ndarray] = {}
     for i, norm in enumerate(_NAMES):
-        found[norm] = nearest_of_another_class(
-            x, y, norm, lambda share, i=i, norm=norm: tell(f"{_NAMES[norm]} distances", (i + share) / 2)
-        ).numpy()
+
+        def report(share: float, i: int = i, norm: str = norm) -> None:
+            report_progress(f"{_NAMES[norm]} distances", (i + share) / 2)
+
+        distances[norm] = nearest_of_another_class(data.train.x.flatten(1), data.train.y, norm, report).numpy()
+    caption = (
+        f"Distance from each of the {len(data.train)} training samples of {data.name} to the nearest sample of another "
+        "class (U Fig 2, there for L2 on CIFAR-10)."
+    )
     return Findings(
-        numbers=[n for norm in _NAMES for n in _numbers(norm, found[norm])],
-        pictures=[
-            Picture(
-                "opposite-class",
-                f"Distance from each of the {len(x)} training samples of {data.name} to the nearest sample of another "
-                "class (U Fig 2, there for L2 on CIFAR-10).",
-                [_histogram(norm, found[norm]) for norm in _NAMES],
-                columns=2,
-            )
-        ],
-        settings={"data": described(data), "eps": {k: list(v) for k, v in EPS.items()}},
-        verdict=_verdict(found["linf"], found["l2"]),
+        [number for norm in _NAMES for number in _numbers(norm, distances[norm])],
+        [Picture("opposite-class", caption, [_histogram(norm, distances[norm]) for norm in _NAMES], columns=2)],
+        {"data": described(data), "eps": {norm: list(radii) for norm, radii in EPS.items()}},
+        verdict(distances["linf"], distances["l2"]),
     )
 
 
 def nearest_of_another_class(
-    x: Rows, y: Int[Tensor, " a"], norm: str, tell: Callable[[float], None] = lambda share: None
+    x: Samples, y: Int[Tensor, " a"], norm: str, report: Callable[[float], None] = lambda share: None
 ) -> Float[Tensor, " a"]:
     """`min_{j : y_j ≠ y_i} ‖x_i - x_j‖` for every i, exact up to the rounding of float64.
 
-    Each pair of samples of different classes is looked at once, in blocks. The nearest is found through
+    Each pair of samples of different classes is compared once, in blocks. The nearest is found through
     `‖a‖² - 2⟨a, b⟩ + ‖b‖²` in float64 for L2, and its distance then computed from the difference itself, without
     cancellation. The work is `n²·d`: for 60,000 images of 28x28 a minute for L2 and some for Linf, on one core.
     """
@@ -69,20 +66,20 @@ def nearest_of_another_class(
     pairs = list(_blocks(y[order], *((1024, 4096) if norm == "l2" else (256, 1024))))
     for i, (a, b) in enumerate(pairs):
         table = gaps(points[a], points[b])
-        for mine, others, axis in ((a, b, 1), (b, a, 0)):
-            gap, which = table.min(axis)
-            closer = gap < best[mine]
-            best[mine] = torch.where(closer, gap, best[mine])
-            nearest[mine] = torch.where(closer, which + others.start, nearest[mine])
+        for block, others, axis in ((a, b, 1), (b, a, 0)):
+            gap, index = table.min(axis)
+            closer = gap < best[block]
+            best[block] = torch.where(closer, gap, best[block])
+            nearest[block] = torch.where(closer, index + others.start, nearest[block])
         if i % 64 == 0:
-            tell(i / len(pairs))
+            report(i / len(pairs))
     move = points.double() - points[nearest].double()
     exact = torch.linalg.vector_norm(move, 2 if norm == "l2" else math.inf, 1)
     return torch.empty_like(exact).index_copy_(0, order, exact)
 
 
 def _blocks(y: Int[Tensor, " n"], rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """The pairs of different classes among sorted labels as rectangles: a part of one class, and of all later ones."""
+    """The pairs of different classes among sorted labels as rectangles: a block of one class, and of all later ones."""
     n, ends = len(y), torch.bincount(y).cumsum(0).tolist()
     for start, end in zip([0, *ends], ends, strict=False):
         for i in range(start, end, rows):
@@ -90,24 +87,27 @@ def _blocks(y: Int[Tensor, " n"], rows: int, columns: int) -> Iterator[tuple[sli
                 yield slice(i, min(i + rows, end)), slice(j, min(j + columns, n))
 
 
-def _squared(a: Rows, b: Float[Tensor, "b d"]) -> Float[Tensor, "a b"]:
+def _squared(a: Samples, b: Float[Tensor, "b d"]) -> Float[Tensor, "a b"]:
     return torch.addmm((a**2).sum(1)[:, None] + (b**2).sum(1), a, b.T, alpha=-2)
 
 
-def _chebyshev(a: Rows, b: Float[Tensor, "b d"]) -> Float[Tensor, "a b"]:
+def _chebyshev(a: Samples, b: Float[Tensor, "b d"]) -> Float[Tensor, "a b"]:
     # Coordinate by coordinate in a block that fits the cache: three times as fast as torch.cdist.
-    gap, one = a.new_zeros(len(a), len(b)), a.new_empty(len(a), len(b))
+    largest, gap = a.new_zeros(len(a), len(b)), a.new_empty(len(a), len(b))
     for p, q in zip(a.T.contiguous(), b.T.contiguous(), strict=True):
-        torch.sub(p[:, None], q, out=one)
-        torch.maximum(gap, one.abs_(), out=gap)
-    return gap
+        torch.sub(p[:, None], q, out=gap)
+        torch.maximum(largest, gap.abs_(), out=largest)
+    return largest
 
 
 def _numbers(norm: str, distance: np.ndarray) -> Iterator[Number]:
-    name = _NAMES[norm]
-    unit = "dataset"
+    name, unit = _NAMES[norm], "dataset"
     for label, share in (("minimum", 0), ("lower quartile", 0.25), ("median", 0.5), ("upper quartile", 0.75)):
-        yield Number(f"{name} distance to the nearest sample of another class, {label}", [_at(distance, share)], unit)
+        yield Number(
+            f"{name} distance to the nearest sample of another class, {label}",
+            [float(np.quantile(distance, share))],
+            unit,
+        )
     for eps in EPS[norm]:
         yield Number(
             f"samples with one of another class within 2·eps, {name}, eps {eps:g}",
@@ -116,10 +116,6 @@ def _numbers(norm: str, distance: np.ndarray) -> Iterator[Number]:
             paper="AT-Asm is violated there (U Sec. 1 and 3)",
             percent=True,
         )
-
-
-def _at(distance: np.ndarray, share: float) -> float:
-    return float(np.quantile(distance, share))
 
 
 def _histogram(norm: str, distance: np.ndarray) -> Histogram:
@@ -139,10 +135,13 @@ def _histogram(norm: str, distance: np.ndarray) -> Histogram:
     )
 
 
-def _verdict(linf: np.ndarray, l2: np.ndarray) -> str:
-    """How much an eps that satisfies AT-Asm everywhere is too small for most; a factor of 2 counts as different."""
-    smallest, median = _at(linf, 0), _at(linf, 0.5)
-    spread = _at(l2, 0.95) / max(_at(l2, 0.05), 1e-12)
+def verdict(linf: np.ndarray, l2: np.ndarray) -> str:
+    """Say how much an eps that satisfies AT-Asm everywhere is too small for most samples; a factor of 2 counts as
+    different.
+    """
+    smallest, median = np.quantile(linf, [0, 0.5]).tolist()
+    low, high = np.quantile(l2, [0.05, 0.95])
+    spread = high / max(low, 1e-12)
     facts = (
         f"no eps above {smallest / 2:.3g} (Linf) satisfies AT-Asm everywhere, where half of the samples would allow "
         f"{median / 2:.3g}; in L2 the middle 90 % of the distances span a factor of {spread:.2g}"

@@ -6,8 +6,8 @@ them back, and perturbations are not held to that interval: only the ball bounds
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,19 +26,26 @@ from equipoise.losses.objectives import entropy
 from equipoise.losses.terms import Method
 from equipoise.models import as_predictive, predict
 from equipoise.nets import MLP, Normalize
+from equipoise.reproduce.studies.design import Case, Design
 from equipoise.reproduce.studies.options import Options
 from equipoise.reproduce.studies.toys import Toy
 from equipoise.results.findings import Regions
 from equipoise.training import Recipe, fit, methods
 
+Model = nn.Module | Predictive
+
 METHODS = ("standard", "PGD", "TRADES", "UDP")
-"""The trainings that are compared, by the papers' names."""
-_DATA, _WEIGHTS = range(2)  # what a seed is folded with
+"""The training methods that are compared, by the papers' names."""
+STEP_SIZE, STEPS = 0.05, 10
+"""Size and number of the steps of a perturbation, unless a study says otherwise."""
+AGREEMENT = "agreement with the max-margin boundary"
+"""Name of the number that `agreement` measures."""
+_DATA, _WEIGHTS = range(2)  # folded into a seed
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How a network is trained; the same for every method."""
+    """Sizes of a training, the same for every method."""
 
     points: int = 400
     """Training points, half of each class."""
@@ -51,31 +58,27 @@ class Sizes:
     lr: float = 5e-3
     """Peak of the learning rate, which rises over two fifths of the training and falls over the rest."""
 
-    def settings(self) -> dict[str, Any]:
-        """Every field, for records."""
-        return asdict(self)
-
 
 QUICK = Sizes(points=60, widths=(30, 30), steps=10, batch_size=32)
-"""Those of a quick run."""
+"""Those of the quick version."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One network to be trained."""
+    """A network to be trained."""
 
     toy: Toy
     """Where its points come from."""
     method: Method
-    """What it is trained by."""
+    """Its training method."""
     seed: int
     """Seed of its points, its first weights and its perturbations; methods with one seed share the first two."""
     sizes: Sizes = field(default_factory=Sizes)
-    """How it is trained."""
+    """Sizes of the training."""
     data_seed: int | None = None
     """Seed of its points, if not its own: members of an ensemble share them."""
     flips: int = 0
-    """Rows of a grid on which changes of its prediction are counted after every step; 0 counts none."""
+    """Rows of the grid on which changes of its prediction are counted after every step; 0 counts none."""
 
     @property
     def data(self) -> Dataset:
@@ -94,8 +97,8 @@ class Trained:
     """How often its prediction changed at each point of the grid."""
 
 
-def method(name: str, toy: Toy, eps: float, step_size: float = 0.05, steps: int = 10) -> Method:
-    """A training method of `METHODS` with lengths in the papers' units; TRADES as in U (Eq. TRADES) with weight 1."""
+def method(name: str, toy: Toy, eps: float, step_size: float = STEP_SIZE, steps: int = STEPS) -> Method:
+    """Return a method of `METHODS` with lengths in the papers' units; TRADES as in U (Eq. TRADES) with weight 1."""
     ball: dict[str, Any] = {"eps": eps / toy.scale, "step_size": step_size / toy.scale, "steps": steps}
     match name:
         case "standard":
@@ -110,20 +113,20 @@ def method(name: str, toy: Toy, eps: float, step_size: float = 0.05, steps: int 
 
 
 def attack(name: str, toy: Toy, eps: float, step_size: float, steps: int) -> Ascent:
-    """PGD, or UDP with all its steps, with lengths in the papers' units."""
-    climb = {"PGD": attacks.pgd, "UDP": attacks.uta}[name]
-    return climb(eps / toy.scale, step_size / toy.scale, steps, box=EVERYWHERE)
+    """Return PGD, or UDP with all its steps, with lengths in the papers' units."""
+    make = {"PGD": attacks.pgd, "UDP": attacks.uta}[name]
+    return make(eps / toy.scale, step_size / toy.scale, steps, box=EVERYWHERE, start="zero", return_point="last")
 
 
 def network(toy: Toy, widths: Sequence[int], seed: int) -> nn.Module:
-    """A fully connected network on the papers' units, with its first weights drawn from the seed."""
+    """Return a fully connected network on the papers' units, with its first weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(abs(seed))
         return nn.Sequential(Normalize([0.5], [1 / toy.scale]), MLP((2,), 2, widths))
 
 
 def train(task: Training) -> Trained:
-    """Train the network of a task."""
+    """Train a network."""
     sizes = task.sizes
     module = network(task.toy, sizes.widths, fold(task.seed, _WEIGHTS))
     counter = _Flips(module, task.toy, task.flips) if task.flips else None
@@ -133,7 +136,7 @@ def train(task: Training) -> Trained:
 
 def run_through(
     method: Method,
-    model: nn.Module | Predictive,
+    model: Model,
     data: Dataset,
     sizes: Sizes,
     seed: int,
@@ -141,14 +144,14 @@ def run_through(
 ) -> None:
     """Train `model` in place for `sizes.steps` steps.
 
-    They are one epoch over repeated points, for what `fit` does after an epoch, validation, has no meaning here.
+    They are one epoch over repeated points: validation, which `fit` does after every epoch, has no meaning here.
     """
     copies = math.ceil((sizes.steps * sizes.batch_size + 2) / len(data.train))
-    few = len(data.train.x.repeat(copies, 1)) - sizes.steps * sizes.batch_size
     repeated = replace(data, train=Split(data.train.x.repeat(copies, 1), data.train.y.repeat(copies)))
+    left_over = len(repeated.train) - sizes.steps * sizes.batch_size
     recipe = Recipe(
         epochs=1, batch_size=sizes.batch_size, lr=sizes.lr, schedule="triangular", seed=seed, device="cpu",
-        validation=few / len(repeated.train), valid_examples=2, valid_steps=1,
+        validation=left_over / len(repeated.train), valid_examples=2, valid_steps=1,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EquipoiseWarning)  # alarms about the validation
@@ -156,7 +159,7 @@ def run_through(
 
 
 class _Flips:
-    """Counts, whenever it is called, the points of a grid whose predicted class has changed since."""
+    """Counter that, when called, adds the points of a grid whose predicted class has changed since the last call."""
 
     def __init__(self, module: nn.Module, toy: Toy, rows: int) -> None:
         points = toy.grid(rows)
@@ -164,7 +167,7 @@ class _Flips:
         self.last = self._classes()
         self.count = np.zeros(points.shape[:2], np.int64)
 
-    def __call__(self, now: Any) -> None:
+    def __call__(self, progress: Any) -> None:
         classes = self._classes()
         self.count += (classes != self.last).reshape(self.count.shape)
         self.last = classes
@@ -174,67 +177,95 @@ class _Flips:
         return self.module(self.points).argmax(1).numpy()
 
 
-def look(model: nn.Module | Predictive, toy: Toy, points: Float[np.ndarray, "*batch 2"]) -> Prediction:
-    """What a model predicts at points of the plane, flattened."""
+def look(model: Model, toy: Toy, points: Float[np.ndarray, "*batch 2"]) -> Prediction:
+    """Return the prediction at points of the plane, flattened."""
     return predict(as_predictive(model), toy.to_unit(points).reshape(-1, 2))
 
 
-def probability(model: nn.Module | Predictive, toy: Toy, rows: int) -> Float[np.ndarray, "rows columns"]:
-    """The probability of class 1 over the window."""
-    points = toy.grid(rows)
-    return look(model, toy, points).log_probs[:, 1].exp().numpy().reshape(points.shape[:2])
-
-
-def uncertainty(model: nn.Module | Predictive, toy: Toy, rows: int) -> Float[np.ndarray, "rows columns"]:
-    """The entropy of the mean prediction over the window, in nats."""
-    points = toy.grid(rows)
-    return entropy(look(model, toy, points)).numpy().reshape(points.shape[:2])
-
-
-def classes(model: nn.Module | Predictive, toy: Toy, points: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
-    """The predicted class of each point."""
+def classes(model: Model, toy: Toy, points: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " n"]:
+    """Return the predicted class of each point."""
     return look(model, toy, points).labels.numpy()
 
 
-def agreement(model: nn.Module | Predictive, toy: Toy, rows: int = 200) -> float:
-    """Share of the window's area in which the model predicts the class of the nearer support."""
+def agreement(model: Model, toy: Toy, rows: int = 200) -> float:
+    """Return the share of the window's area in which the model predicts the class of the nearer support."""
     points = toy.grid(rows)
     predicted = look(model, toy, points).labels.numpy().reshape(points.shape[:2]) == 1
     return float((predicted == (toy.max_margin(points) > 0)).mean())
 
 
-def accuracy(model: nn.Module | Predictive, split: Split) -> float:
-    """Share of points that are classified correctly."""
-    return float((predict(as_predictive(model), split.x).labels == split.y).double().mean())
-
-
-def perturb(
-    ascent: Ascent, model: nn.Module | Predictive, toy: Toy, split: Split, seed: int
-) -> Float[np.ndarray, "n 2"]:
-    """Where an ascent moves the points of a split."""
+def perturb(ascent: Ascent, model: Model, toy: Toy, split: Split, seed: int) -> Float[np.ndarray, "n 2"]:
+    """Return where an ascent moves the points of a split."""
     return toy.from_unit(ascent(model, split.x, split.y, seed=seed).x)
 
 
 def crossed(toy: Toy, points: Float[np.ndarray, "n 2"], labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which points lie on the other class's side of the max-margin boundary."""
+    """Return which points lie on the other class's side of the max-margin boundary."""
     return (toy.max_margin(points) > 0) != (labels == 1)
 
 
-def regions(title: str, model: nn.Module | Predictive, toy: Toy, rows: int, split: Split, **more: Any) -> Regions:
-    """The panel of a model's decision regions, with points and the max-margin boundary."""
-    return Regions(
-        title,
-        probability(model, toy, rows).astype(np.float32),
-        toy.extent,
-        **{
-            "points": toy.from_unit(split.x),
-            "labels": split.y.numpy(),
-            "truth": toy.max_margin(toy.grid(rows)).astype(np.float32),
-            **more,
-        },
+def across(model: Model, toy: Toy, moved: Float[np.ndarray, "n 2"], split: Split) -> tuple[float, float]:
+    """Return the shares of moved points across the model's boundary, and across the max-margin boundary."""
+    labels = split.y.numpy()
+    return float((classes(model, toy, moved) != labels).mean()), float(crossed(toy, moved, labels).mean())
+
+
+def regions(title: str, model: Model, toy: Toy, rows: int, split: Split, **more: Any) -> Regions:
+    """Return the panel of a model's probability of class 1, with points and the max-margin boundary; `more` replaces
+    fields of `Regions`.
+    """
+    points = toy.grid(rows)
+    probability = look(model, toy, points).log_probs[:, 1].exp().numpy().reshape(points.shape[:2])
+    truth = toy.max_margin(points).astype(np.float32)
+    content: dict[str, Any] = {"points": toy.from_unit(split.x), "labels": split.y.numpy(), "truth": truth}
+    return Regions(title, probability.astype(np.float32), toy.extent, **(content | more))
+
+
+def entropy_regions(title: str, meaning: str, model: Model, toy: Toy, rows: int, **more: Any) -> Regions:
+    """Return the panel of the entropy of a model's mean prediction, in nats, with the model's boundary; `more` are
+    fields of `Regions`.
+    """
+    points = toy.grid(rows)
+    prediction = look(model, toy, points)
+    entropies, boundary = (
+        values.reshape(points.shape[:2]).astype(np.float32)
+        for values in (entropy(prediction).numpy(), prediction.log_probs[:, 1].exp().numpy() - 0.5)
     )
+    return Regions(title, entropies, toy.extent, meaning, None, boundary=boundary, **more)
 
 
-def seeds_of(options: Options, usual: int, quick: int = 2) -> list[int]:
-    """The seeds of a study's repeats."""
-    return [options.seed + i for i in range(options.seeds or (quick if options.quick else usual))]
+def displaced(toy: Toy, split: Split, moved: Float[np.ndarray, "n 2"]) -> dict[str, np.ndarray]:
+    """Return the fields of `Regions` that show where points were moved, few enough that each can be followed."""
+    few = np.linspace(0, len(split) - 1, min(90, len(split))).astype(int)
+    return {"points": toy.from_unit(split.x)[few], "labels": split.y.numpy()[few], "moved": moved[few]}
+
+
+def label(name: str, eps: float) -> str:
+    """Return a method with its radius, in words."""
+    return name if name == "standard" else f"{name}, eps {eps:g}"
+
+
+class PlaneStudy(Design[Trained]):
+    """A study of networks trained on one problem with perturbations of several radii, the values of its cases."""
+
+    def __init__(self, options: Options, toy: Toy, sizes: Sizes, rows: int) -> None:
+        super().__init__(options)
+        self.toy, self.sizes, self.rows = toy, QUICK if options.quick else sizes, 30 if options.quick else rows
+
+    def _training(self, case: Case) -> Training:
+        return Training(self.toy, method(case.method, self.toy, case.value), case.seed, self.sizes)
+
+    def _train(self, case: Case) -> Trained:
+        return train(self._training(case))
+
+    def _networks(self, name: str, eps: float) -> list[nn.Module]:
+        return [trained.module for trained in self.over_seeds(name, eps)]
+
+    def _panels(self, configurations: Iterable[tuple[str, float]]) -> list[Regions]:
+        """The decision regions of methods and radii, of the first seed."""
+        seed = self.seeds[0]
+        data = self._training(Case("standard", 0.0, seed)).data.train  # of every method
+        return [
+            regions(label(name, eps), self.results[Case(name, eps, seed)].module, self.toy, self.rows, data)
+            for name, eps in configurations
+        ]

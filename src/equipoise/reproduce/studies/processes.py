@@ -1,4 +1,4 @@
-"""The networks of a study, shared out among processes."""
+"""The networks of a study, distributed over processes."""
 
 import multiprocessing
 import os
@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from equipoise.reproduce.studies.options import ReportProgress
-
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads; results then do not depend on their number either."""
+    """Context manager: PyTorch computes on one thread, on which networks this small are faster; results then do not
+    depend on the number of threads either.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -29,19 +29,20 @@ def one_thread() -> Iterator[None]:
 
 
 def run_all(
-    work: Callable[[Task], Result], tasks: Sequence[Task], tell: Callable[[int], None], processes: int = 1
+    work: Callable[[Task], Result], tasks: Sequence[Task], report_done: Callable[[int], None], processes: int = 1
 ) -> list[Result]:
-    """`work` of each task, in their order, shared by several processes; `tell` is called with how many are done.
+    """Return `work(task)` of each task, in their order, computed by several processes; `report_done` is called with the
+    number of finished tasks.
 
-    Each process gets its own copy of what `work` holds. (Tensors that are sent to a process as they are move into
-    shared memory, and whoever looked at their numbers through NumPy looks at freed memory from then on.)
+    Each process gets a pickled copy of `work`. (Tensors sent to a process through its queue move into shared memory,
+    and NumPy arrays that shared theirs would then look at freed memory.)
     """
     results = []
     if processes == 1 or len(tasks) == 1:
         with one_thread():
             for task in tasks:
                 results.append(work(task))
-                tell(len(results))
+                report_done(len(results))
         return results
     spawn, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(processes, spawn, _begin, (pickle.dumps(work),)) as pool:
@@ -49,35 +50,34 @@ def run_all(
         try:
             for future in futures:
                 results.append(future.result())
-                tell(len(results))
-        except BaseException:  # an interruption, or a task that failed: nobody waits for the networks under way
+                report_done(len(results))
+        except BaseException:  # an interruption or a failed task: do not wait for the networks in training
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             raise
     return results
 
 
-_own: dict[str, Callable[[Any], Any]] = {}  # of a process that works for another: what it does
+def exit_with_parent() -> None:
+    """End this process, from a thread of its own, when its parent is killed: it would wait for work for ever."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+_own: dict[str, Callable[[Any], Any]] = {}  # in a worker process: its copy of `work`
 
 
 def _begin(work: bytes) -> None:
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    exit_with_parent()
     torch.set_num_threads(1)
     _own["work"] = pickle.loads(work)
 
 
-def _end_with_the_parent() -> None:
-    """A process whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 def _do(task: Any) -> Any:
     return _own["work"](task)
-
-
-def share(tell: ReportProgress, what: str, total: int, begin: float = 0.0, end: float = 1.0) -> Callable[[int], None]:
-    """Tells of a part of a study, from share `begin` to `end` of it, by how many of `total` are done."""
-    return lambda done: tell(f"{what} {done}/{total}", begin + (end - begin) * done / total)

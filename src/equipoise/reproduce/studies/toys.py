@@ -32,11 +32,11 @@ class Toy:
     """A two-class problem in the plane."""
 
     name: str
-    """What it is called in results."""
+    """Name, for records."""
     supports: tuple[tuple[Polygon, ...], tuple[Polygon, ...]]
     """For each class, convex polygons with their corners counter-clockwise."""
     extent: tuple[float, float, float, float]
-    """The window it is looked at in, little more than the supports take: left, right, bottom, top."""
+    """The window that is shown, little more than the supports take: left, right, bottom, top."""
     scale: float = 6.0
     """Length of the unit interval that the data is shifted into, in the papers' units."""
 
@@ -46,7 +46,7 @@ class Toy:
             turns = _cross(edges, np.roll(edges, -1, 0))
             require(
                 bool((turns >= -1e-12).all() and turns.max() > 0),
-                f"{self.name}: a part of a support is not convex and counter-clockwise: {polygon.tolist()}.",
+                f"{self.name}: a polygon of a support is not convex and counter-clockwise: {polygon.tolist()}.",
             )
         require(self.narrow_gap() > 0, f"{self.name}: the supports of the two classes touch.")
         require(
@@ -55,16 +55,16 @@ class Toy:
         )
 
     def distance(self, x: Plane, label: int, norm: str = "l2") -> Float[np.ndarray, "*batch"]:
-        """Exact distance from each point to the support of a class; 0 inside."""
+        """Return the exact distance from each point to the support of a class; 0 inside."""
         return np.min([_distance(x, polygon, norm) for polygon in self.supports[label]], 0)
 
     def seen(self, x: Plane) -> Bool[np.ndarray, "*batch"]:
-        """Which points lie in the window."""
+        """Return which points lie in the window."""
         left, right, bottom, top = self.extent
         return np.all((x >= (left, bottom)) & (x <= (right, top)), axis=-1)
 
     def wider(self, by: float) -> "Toy":
-        """The same problem in a window that reaches further by so much on every side."""
+        """Return the same problem in a window that is wider by a length on every side."""
         left, right, bottom, top = self.extent
         return replace(self, extent=(left - by, right + by, bottom - by, top + by))
 
@@ -73,20 +73,20 @@ class Toy:
         return self.distance(x, 0, norm) - self.distance(x, 1, norm)
 
     def gaps(self, norm: str = "l2") -> Float[np.ndarray, " parts"]:
-        """Distance of each polygon of class 0 to the support of class 1."""
+        """Return the distance of each polygon of class 0 to the support of class 1."""
         return np.array([min(_between(a, b, norm) for b in self.supports[1]) for a in self.supports[0]])
 
     def narrow_gap(self, norm: str = "l2") -> float:
-        """The smallest distance between points of different classes."""
+        """Return the smallest distance between points of different classes."""
         return float(self.gaps(norm).min())
 
     def wide_gap(self, norm: str = "l2") -> float:
-        """The largest distance between a part of class 0 and class 1."""
+        """Return the largest distance between a polygon of class 0 and class 1."""
         return float(self.gaps(norm).max())
 
     def largest_eps(self, norm: str = "linf") -> float:
-        """The largest eps for which no ball around a point of one class meets the interior of a ball around a point of
-        the other (U's AT-Asm): half of the smallest distance between the supports.
+        """Return the largest eps for which no ball around a point of one class meets the interior of a ball around a
+        point of the other (U's AT-Asm): half of the smallest distance between the supports.
         """
         return self.narrow_gap(norm) / 2
 
@@ -98,24 +98,24 @@ class Toy:
         return np.concatenate(points), np.repeat([0, 1], counts)
 
     def dataset(self, n: int, n_test: int, seed: int) -> Dataset:
-        """Points to train on and to test on, mapped into [0, 1]."""
+        """Return points to train on and to test on, mapped into [0, 1]."""
         splits = []
-        for part, count in ((_TRAIN, n), (_TEST, n_test)):
-            points, labels = self.draw(count, fold(seed, part))
+        for split, count in ((_TRAIN, n), (_TEST, n_test)):
+            points, labels = self.draw(count, fold(seed, split))
             splits.append(Split(self.to_unit(points), torch.tensor(labels)))
         digest = hashlib.sha256(b"".join(s.x.numpy().tobytes() for s in splits)).hexdigest()
         return Dataset(self.name, *splits, classes=("0", "1"), sha256=digest)
 
     def to_unit(self, x: Plane) -> torch.Tensor:
-        """Points as a network's inputs: `x / scale + 1/2`."""
+        """Return points as a network's inputs: `x / scale + 1/2`."""
         return torch.tensor(x / self.scale + 0.5, dtype=torch.float32)
 
     def from_unit(self, x: torch.Tensor) -> Plane:
-        """A network's inputs as points."""
+        """Return a network's inputs as points."""
         return (x.double().numpy() - 0.5) * self.scale
 
     def grid(self, rows: int) -> Float[np.ndarray, "rows columns 2"]:
-        """The centres of the cells of a grid over the window, first row at the bottom; cells are nearly square."""
+        """Return the centres of the nearly square cells of a grid over the window, first row at the bottom."""
         left, right, bottom, top = self.extent
         columns = round(rows * (right - left) / (top - bottom))
         x = left + (right - left) * (np.arange(columns) + 0.5) / columns
@@ -171,11 +171,11 @@ def _corridor(
     along = np.diff(centre, axis=0)
     along = along / np.linalg.norm(along, axis=1, keepdims=True)
     normal = np.stack([-along[:, 1], along[:, 0]], 1)
-    at = np.concatenate([normal[:1], (normal[:-1] + normal[1:]) / 2, normal[-1:]])
-    at = at / np.linalg.norm(at, axis=1, keepdims=True)
+    normals = np.concatenate([normal[:1], (normal[:-1] + normal[1:]) / 2, normal[-1:]])
+    normals = normals / np.linalg.norm(normals, axis=1, keepdims=True)
 
     def side(sign: float) -> tuple[Polygon, ...]:
-        near, far = centre + sign * half[:, None] * at, centre + sign * (half[:, None] + depth) * at
+        near, far = (centre + sign * (half[:, None] + length) * normals for length in (0.0, depth))
         order = slice(None, None, -int(sign))
         return tuple(np.stack([near[i], far[i], far[i + 1], near[i + 1]])[order] for i in range(len(along)))
 
@@ -220,8 +220,8 @@ def _to_segment(
     require(norm == "linf", f"norm {norm!r}: distances are exact in l2 and linf.")
     (u, v), (du, dv) = (to[..., 0], to[..., 1]), along
     kinks = [(u, du), (v, dv), (u - v, du - dv), (u + v, du + dv)]
-    places = [np.clip(a / da, 0, 1) for a, da in kinks if da != 0] + [np.zeros_like(u), np.ones_like(u)]
-    return np.min([np.maximum(np.abs(u - t * du), np.abs(v - t * dv)) for t in places], 0)
+    candidates = [np.clip(a / da, 0, 1) for a, da in kinks if da != 0] + [np.zeros_like(u), np.ones_like(u)]
+    return np.min([np.maximum(np.abs(u - t * du), np.abs(v - t * dv)) for t in candidates], 0)
 
 
 def _between(a: Polygon, b: Polygon, norm: str) -> float:

@@ -1,0 +1,118 @@
+"""The model of a request and its data, from a run or from the user's own code."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from equipoise import nets
+from equipoise.cli.display import say
+from equipoise.cli.options import with_new_flags
+from equipoise.cli.pairs import pairs
+from equipoise.cli.parsing import parse
+from equipoise.cli.requests import ModelRequest, Train
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.types import Predictive
+from equipoise.data import Dataset, load
+from equipoise.models import as_predictive
+from equipoise.results.records import Run
+from equipoise.training import Recipe, load_run, load_weights
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model to be measured, its data, and the record of its training."""
+
+    model: nn.Module | Predictive
+    """The network, in eval mode."""
+    data: Dataset
+    """The data it is measured on."""
+    run: Run | None
+    """The record of its training; None for a model of the user's own."""
+
+
+def load_model(options: ModelRequest) -> LoadedModel:
+    """The model that was asked for, and its data. Raises `EquipoiseError` if one of them cannot be had."""
+    device = Recipe(device=options.device).pick_device()
+    folder = Path(options.target)
+    if not (folder / "run.json").is_file():
+        _require_factory(options)
+        data = load(str(options.data), options.data_root)
+        say(data.summary)
+        model = _own_model(options, data)
+        as_predictive(model).module.to(device)
+        return LoadedModel(model, data, None)
+    model, run = load_run(folder, options.weights, device)
+    data = _data_of(options, run)
+    say(data.summary)
+    _require_same_shape(run, data)
+    return LoadedModel(model, data, run)
+
+
+def norm_of(typed: str | None, run: Run | None) -> str:
+    """The norm that was asked for, or else that of the run's validation attacks, or linf."""
+    return typed or (run.recipe.get("valid_norm", "linf") if run else "linf")
+
+
+def _require_factory(options: ModelRequest) -> None:
+    target = options.target
+    require(not Path(target).is_dir(), f"{target} is not a run directory: it has no run.json.")
+    if Path(target).is_file():
+        stem = Path(target).stem
+        raise EquipoiseError(
+            f"{target} is a source file: name the function in it that makes the model, as {stem}:FUNCTION."
+            if Path(target).suffix == ".py"
+            else f"{target} is a file, and a network is needed to load weights into: name the function that makes it, "
+            f"as package.module:function --checkpoint {target}; a run of equipoise is evaluated by its folder."
+        )
+    require(
+        ":" in target or target in nets.names(),
+        f"there is no run directory {target}; expected one that `equipoise train` wrote, or a model as "
+        "package.module:factory.",
+    )
+    require(options.data is not None, f"to evaluate {target} give a dataset with --data, such as mnist or my.npz.")
+
+
+def _own_model(options: ModelRequest, data: Dataset) -> "nn.Module | Predictive":
+    model = nets.make(
+        options.target, data.shape, len(data.classes), seed=options.seed, **pairs(options.net_option, "--net-option")
+    )
+    if options.checkpoint is not None:
+        load_weights(as_predictive(model).module, options.checkpoint)
+    as_predictive(model).module.eval()
+    return model
+
+
+def _data_of(options: ModelRequest, run: Run) -> Dataset:
+    """The dataset asked for, or else that of the run, found as its training found it and checked to be the same."""
+    if options.data is not None:
+        return load(options.data, options.data_root)
+    name, root = _source_of_data(run)
+    data = load(name, options.data_root or root)
+    require(
+        data.sha256 == run.data["sha256"],
+        f"{name} is not the data that {options.target} was trained on (SHA-256 {data.sha256}, then "
+        f"{run.data['sha256']}): give other data with --data if that is meant.",
+    )
+    return data
+
+
+def _source_of_data(run: Run) -> tuple[str, Path | None]:
+    """The name of a run's dataset or file, and where it was looked for, as typed when it was trained."""
+    typed = run.provenance.options
+    if typed.get("command") == "train" and isinstance(typed.get("data"), str):
+        root = typed.get("data_root")
+        return typed["data"], Path(root) if isinstance(root, str) else None
+    words = shlex.split(run.provenance.command)  # of the first version, which stored the text alone
+    options = parse(with_new_flags(words[1:])) if words[:2] == ["equipoise", "train"] else None
+    return (options.data, options.data_root) if isinstance(options, Train) else (run.data["name"], None)
+
+
+def _require_same_shape(run: Run, data: Dataset) -> None:
+    shape, classes = run.data["shape"], run.data["classes"]
+    require(
+        list(data.shape) == list(shape) and len(data.classes) == len(classes),
+        f"{data.name} has {len(data.classes)} classes of inputs {data.shape}, "
+        f"the network was trained for {len(classes)} of {tuple(shape)}.",
+    )

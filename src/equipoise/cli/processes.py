@@ -1,5 +1,0 @@
-"""Which of the processes that train together this one is."""
-
-from equipoise.core.world import is_main_process
-
-__all__ = ["is_main_process"]

@@ -1,0 +1,372 @@
+"""What can be asked for: each command is a dataclass, each field a flag, each docstring its help."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from equipoise.cli.options import Count, CountOrZero, Positional, require_in_range
+from equipoise.core.types import Precision
+from equipoise.geometry import NormName
+from equipoise.training import Recipe
+from equipoise.training.penalties import Radii
+
+Variant = Literal["as-published", "corrected"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of a command; its integers are checked against their types."""
+
+    def __post_init__(self) -> None:
+        require_in_range(self)
+
+
+@dataclass(frozen=True)
+class Train(Request):
+    """Train a network and evaluate it.
+
+    The setting of the papers for colour images: --net preact-resnet18 --optimizer sgd --lr 0.15 --schedule triangular
+    --weight-decay 5e-4 --epochs 60 --augment crop-flip --mode train
+
+    Example: equipoise train udp --data digits --eps 0.15 --steps 10 --out runs/udp
+    """
+
+    method: Any
+    data: str = "digits"
+    """Dataset, .npz file or folder of images. digits, mnist, fashion-mnist, cifar10, cifar100, svhn; or your own files,
+    images also in an archive."""
+    data_root: Path | None = None
+    """Folder to look for datasets in."""
+    examples: Count | None = None
+    """Train on at most this many samples."""
+    net: str = "mlp"
+    """Network, such as lenet, or your own as package.module:factory. There are mlp, lenet, lenet-wide, cnn4, small-cnn,
+    preact-resnet18, preact-resnet18-udp (of the code of U), resnet18, resnet18-dropout, resnet20, wide-resnet
+    (34-10), and with --gp-inducing-points fc-resnet, wide-resnet-features."""
+    width: int | None = None
+    """Multiplier of the filters of a lenet, 1 to 12."""
+    widths: tuple[int, ...] = ()
+    """Sizes of the hidden layers of an mlp, such as 512 256."""
+    net_option: tuple[str, ...] = ()
+    """Other arguments of the network, as key=value."""
+    members: Count = 1
+    """Members of an ensemble. They differ in their initial weights; the prediction is their mean."""
+    joint_loss: bool = False
+    """Minimise the loss of the ensemble's mean instead of the loss of each member."""
+    dropout_loss: Literal["loss-of-mean", "mean-of-losses"] = "loss-of-mean"
+    """Training loss of Monte Carlo dropout: the loss of the mean prediction, or the mean of the losses."""
+    dropout_samples: CountOrZero = 0
+    """Forward passes of Monte Carlo dropout whose mean is the prediction; 0 is off."""
+    gp_inducing_points: CountOrZero = 0
+    """Inducing points of Gaussian processes on the features of the network (DUE); 0 is off."""
+    normalize: bool = False
+    """Standardise the channels in a first layer, by mean and standard deviation of the training data."""
+    out: Path | None = None
+    """Folder of the run; by default runs/METHOD-DATA-SEED."""
+    resume: bool = False
+    """Continue the run in --out, with its own options. --epochs and --patience may be changed."""
+    overwrite: bool = False
+    """Replace the run in --out. It is kept until the new one has its first checkpoint."""
+    evaluate_examples: CountOrZero | None = None
+    """Test samples of the final evaluation, 0 for none. By default 1000, or 200 for a large network on a CPU."""
+    recipe: Recipe = Recipe()
+
+
+@dataclass(frozen=True)
+class ModelRequest(Request):
+    """A model and the data it is measured on."""
+
+    target: Positional[str]
+    """Run directory, or a model of your own as package.module:factory."""
+    data: str | None = None
+    """Dataset or file, as for train; by default that of the run."""
+    data_root: Path | None = None
+    """Folder to look for datasets in."""
+    weights: Literal["best", "last"] = "best"
+    """Weights of the run, best by validation or last."""
+    checkpoint: Path | None = None
+    """Weights of a package.module:factory. A safetensors file, or a state_dict that torch.save wrote."""
+    net_option: tuple[str, ...] = ()
+    """Arguments of a package.module:factory, as key=value."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on; auto takes a GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(ModelRequest):
+    """Accuracy of a model, clean and under attacks.
+
+    Example: equipoise evaluate runs/udp --attacks fgsm pgd100 --eps 4/255 8/255
+    """
+
+    attacks: tuple[str, ...] = ("fgsm", "pgd")
+    """Attacks, such as fgsm, pgd100 (of 100 steps) or autoattack. By gradients: clean (none), fgsm, r-fgsm, pgd, cw,
+    uta, udp, trades; a number sets the steps; fgsm-8, pgd40-8 and cw40-8 have a radius of 8/255, 5 restarts and
+    steps of 0.8/255. With published budgets: autoattack, autoattack-rand, autoattack-plus, cascade, apgd-ce,
+    apgd-dlr, apgd-t, fab-t, square, random-search, adaptive. Minimum-norm: bg, deepfool, fmn, nearest."""
+    eps: tuple[float, ...] = ()
+    """Radii, in pixels of [0, 1]; by default for a run: half, once and twice that of its validation attacks."""
+    norm: NormName | None = None
+    """Norm of the ball; by default linf, or that of the run's training."""
+    steps: int | None = None
+    """Steps of the attacks; by default 40."""
+    step_size: float | None = None
+    """Step size; by default 2.5 eps / steps."""
+    restarts: Count = 1
+    """Random restarts of each attack."""
+    examples: CountOrZero = 1000
+    """Test samples, the same ones for every model; 0 for all."""
+    batch_size: Count = 256
+    """Samples attacked at once. Changes the speed, not the result."""
+    images: bool = True
+    """Store the adversarial images, for `equipoise verify`."""
+    resume: bool = False
+    """Continue an interrupted evaluation."""
+    overwrite: bool = False
+    """Replace a record of another request in --out. The same request is answered from it."""
+    shard: str = "1/1"
+    """Shard to compute, as i/n; `equipoise merge` puts the records of all n together."""
+    processes: Count = 1
+    """Processes that share the work. The record is the same."""
+    corruptions: tuple[str, ...] = ()
+    """Corrupted images to test on too: mnist-c, or fog rotate. mnist-c are the 15 of MNIST-C."""
+    corruptions_root: Path | None = None
+    """Folder of the published MNIST-C, with a folder per corruption; without it the images are made from the seed."""
+    transfer_from: tuple[Path, ...] = ()
+    """Other runs on the same data: attack each of them too and test the result on this model (black box)."""
+    expected_clean_accuracy: float | None = None
+    """Published clean accuracy in [0, 1]; a measured one that differs raises a warning."""
+    robustbench: Path | None = None
+    """Also write the result in the format of RobustBench."""
+    precision: Precision = "32"
+    """Precision of the attacks. Every success of bf16 is confirmed in float32."""
+    out: Path | None = None
+    """File of the record. By default named after the request, in the run or the current folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(ModelRequest):
+    """Find out whether a model is robust or its gradients are masked: a verdict, sign by sign.
+
+    Exit code 0: no sign of masking; 1: masked; 2: the command cannot be carried out; 3: too few samples to tell.
+
+    Example: equipoise audit runs/udp --eps 8/255 --time-budget 5 --out audit.html
+    """
+
+    eps: float | None = None
+    """Radius at which the model is said to be robust, in pixels of [0, 1]; by default that of the run's validation."""
+    norm: NormName | None = None
+    """Norm of the ball; by default linf, or that of the run's training."""
+    time_budget: float = 5.0
+    """Minutes to spend, about: decides how many samples are attacked, from 100 to 1000."""
+    transfer_from: Path | None = None
+    """Another run on the same data, whose adversarial examples are tested on this model too."""
+    batch_size: Count = 256
+    """Samples at a time; changes the memory used, not the result."""
+    out: Path = Path("audit.html")
+    """File of the page; the record lies beside it, as .json."""
+    overwrite: bool = False
+    """Replace a page and a record in --out that answer another request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(ModelRequest):
+    """Measure how robust a model is, in a sense that is spelt out: what is near, what counts, how radii are weighed.
+
+    Example: equipoise score runs/udp --score r2 --examples 1000 --out r2.json
+    """
+
+    score: str = "r2"
+    """Definition of robustness, such as r1, r2, r4. r1: mean margin over the whole box; r2: mean margin of the data, by
+    the nearest of several attacks; r2-published: by those of the paper; label-aware: as r2, 0 where the prediction
+    is wrong; manifold: margin along the data; r4: average agreement along the data; or your own as
+    package.module:score."""
+    examples: CountOrZero = 1000
+    """Test samples, or points of the box; 0 for the whole test set."""
+    norm: NormName = "l2"
+    """Norm of the distances."""
+    manifold: Path | None = None
+    """Auto-encoder of r4 and manifold: a run directory of r4 or on-manifold, or its file; by default the run's own."""
+    samples: int | None = None
+    """Samples near each input, for r4 and manifold; by default 200."""
+    sigma: float | None = None
+    """Standard deviation of the noise on the code of an input, for r4 and manifold; by default 0.06."""
+    radii: Radii | None = None
+    """Radii of r4: uniform up to the diameter of the box (the default), or the distances of the samples."""
+    certified: bool = False
+    """Also compute a certified lower bound of r2 or label-aware, for networks of linear, convolutional, ReLU and
+    pooling layers."""
+    certificate: Literal["crown", "crown-ibp", "ibp"] | None = None
+    """Certificate: crown, the tightest (the default), takes minutes a sample for a convolutional network; ibp is the
+    fastest."""
+    batch_size: Count = 64
+    """Samples at a time; changes the memory used, not the result."""
+    out: Path = Path("score.json")
+    """File of the record, with the value of each sample; a page with the curve lies beside it, as .html."""
+    overwrite: bool = False
+    """Replace a record of another request in --out. The same request is answered from it."""
+
+
+@dataclass(frozen=True)
+class Verify(Request):
+    """Check a record: infer every claim again from the stored images, on the CPU in float32.
+
+    Example: equipoise verify aa.json
+    """
+
+    record: Positional[Path]
+    """Record that `equipoise evaluate` wrote."""
+    target: str | None = None
+    """The run or package.module:factory, if it has moved."""
+    data: str | None = None
+    """The dataset, if it has moved."""
+    data_root: Path | None = None
+    """Folder of the files of the dataset, if they have moved."""
+    checkpoint: Path | None = None
+    """Weights of a package.module:factory, if they have moved."""
+    corruptions_root: Path | None = None
+    """Folder of the published MNIST-C, if it has moved."""
+
+
+@dataclass(frozen=True)
+class Merge(Request):
+    """Put the records of all shards of an evaluation together.
+
+    Example: equipoise merge aa1.json aa2.json --out aa.json
+    """
+
+    records: Positional[tuple[Path, ...]]
+    """Records that `equipoise evaluate --shard i/n` wrote."""
+    out: Path | None = None
+    """File of the whole record; by default beside the first shard, under its name without -1of2."""
+    overwrite: bool = False
+    """Replace a record of another evaluation in --out."""
+
+
+@dataclass(frozen=True)
+class Report(Request):
+    """One HTML file that compares runs.
+
+    Example: equipoise report runs/pgd runs/udp --out report.html
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Run directories, and records that `equipoise evaluate` or `equipoise score` wrote; or the folder of one
+    `equipoise reproduce`."""
+    out: Path = Path("report.html")
+    """File of the report."""
+    overwrite: bool = False
+    """Replace another page in --out."""
+
+
+@dataclass(frozen=True)
+class Study(Request):
+    """Run one of the papers' small experiments: its figures, with the numbers that make their point.
+
+    Example: equipoise study narrow-corridor --out studies/narrow-corridor
+    """
+
+    name: Positional[str]
+    """One of narrow-corridor, lms5, two-distance, due, theorem, appearance, opposite-class, overfitting, capacity,
+    transfer, entropy-weight."""
+    out: Path | None = None
+    """Folder of the page, its figures and the data behind them; by default studies/NAME."""
+    overwrite: bool = False
+    """Replace the study in --out."""
+    quick: bool = False
+    """Run a small version, in seconds, which shows that the study works but proves nothing."""
+    seeds: Count | None = None
+    """Independent repeats; by default the study's own number."""
+    seed: int = 0
+    """Seed of the first repeat; the others follow."""
+    data: str | None = None
+    """Dataset or file, as for train, of the studies that run on any; by default the study's own."""
+    data_root: Path | None = None
+    """Folder to look for datasets in."""
+    examples: Count | None = None
+    """Use at most this many training samples."""
+    widths: tuple[int, ...] = ()
+    """Widths of the networks of the capacity study, such as 1 2 4 8 12; by default 1 2 4."""
+    processes: Count = 2
+    """Processes that share the networks of a study that trains many; the result is the same."""
+
+
+@dataclass(frozen=True)
+class Experiments(Request):
+    """List the papers' tables and figures that can be reproduced: what they need, how long they take.
+
+    Example: equipoise experiments --scale 0.2 --data-root DIR
+    """
+
+    scale: float = 1.0
+    """Share of the papers' epochs, samples and seeds, in (0, 1]."""
+    variant: Variant = "corrected"
+    """With the quirks of the papers' own code, or without."""
+    data_root: Path | None = None
+    """Folder to look for datasets in."""
+    data: tuple[str, ...] = ()
+    """Replacement of a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
+    workers: Count | None = None
+    """Processes that share the work; by default all cores."""
+    measure: bool = False
+    """Measure how fast the networks run here, which takes half a minute, instead of estimating it."""
+
+
+@dataclass(frozen=True)
+class Reproduce(Request):
+    """Compute a table or figure of a paper, at any scale, with the paper's numbers beside ours.
+
+    The same command continues what was stopped; what is finished is not computed again.
+
+    Example: equipoise reproduce rethinking-table-9 --scale 0.2 --data-root DIR
+    """
+
+    name: Positional[str]
+    """Experiment; `equipoise experiments` lists them."""
+    scale: float = 1.0
+    """Share of the paper's epochs, samples and seeds, in (0, 1]; 1 is its protocol to the letter."""
+    variant: Variant = "corrected"
+    """With the quirks of the paper's own code, or without."""
+    seeds: int | None = None
+    """Trainings of each kind; by default the scale's share of the paper's number, at least one."""
+    examples: int | None = None
+    """Test samples of every network, at most; by default the scale's share of the paper's number."""
+    set: tuple[str, ...] = ()
+    """Deviate from the paper in settings of the trainings, as NAME=VALUE: lr=0.1, or method.softness=0. The record and
+    the page say so."""
+    select: tuple[str, ...] = ()
+    """Compute only what needs no other datasets than these, such as mnist; by default everything."""
+    data_root: Path | None = None
+    """Folder to look for datasets in."""
+    data: tuple[str, ...] = ()
+    """Replacement of a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
+    download: bool = False
+    """Download the published datasets that are missing."""
+    synthetic: bool = False
+    """Use synthetic images for all data, which shows that everything works and says nothing about the paper."""
+    workers: Count | None = None
+    """Processes that share the work, one thread each; by default all cores. 1 works in this process."""
+    address: str | None = None
+    """Ray cluster to work on, such as auto or HOST:6379; its machines need the same folders."""
+    reuse: tuple[Path, ...] = ()
+    """Folders of other reproductions: what is finished there and needed here is copied, not computed again."""
+    out: Path | None = None
+    """Folder of the results; by default reproductions/NAME."""
+
+
+Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study | Experiments | Reproduce
+REQUESTS: dict[str, type[Request]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "audit": Audit,
+    "score": Score,
+    "verify": Verify,
+    "merge": Merge,
+    "report": Report,
+    "study": Study,
+    "experiments": Experiments,
+    "reproduce": Reproduce,
+}
+"""The dataclass of each command."""

@@ -1,0 +1,135 @@
+"""The train command: train, evaluate what came out, and say what to do next."""
+
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from equipoise import nets
+from equipoise.cli.display import TrainingProgress, evaluation_progress, say
+from equipoise.cli.evaluating import show
+from equipoise.cli.manifolds import Learned, manifold_of_run, named_manifold
+from equipoise.cli.method_options import build_method, full_name, parameters
+from equipoise.cli.pairs import pairs
+from equipoise.cli.requests import Train
+from equipoise.cli.resuming import lasting
+from equipoise.core.errors import require
+from equipoise.core.torchrun import is_main_process
+from equipoise.data import Dataset, load
+from equipoise.evaluation import evaluate_run
+from equipoise.generators import Manifold, auto_encoder
+from equipoise.losses.terms import Method
+from equipoise.models import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive, kl_to_prior
+from equipoise.training import MANIFOLD_FILE, build_model, training_split
+from equipoise.training.fit import launch, prepare
+from equipoise.training.folder import locked_run_folder
+from equipoise.training.interruption import listening
+from equipoise.training.job import Job
+
+
+def train(options: Train, command: str) -> None:
+    """Train, evaluate what came out, and say what to do next."""
+    build_method(options.method)  # its hyper-parameters are seen to be in range before data are loaded
+    recipe, record = options.recipe, parameters(options.method)
+    _require_consistent(options, record["name"])
+    record["name"] = full_name(record)
+    device = recipe.pick_device()
+    data = load(options.data, options.data_root)
+    say(data.summary)
+    if options.examples is not None:
+        data = data.limit(options.examples, recipe.seed)
+    net = _net_record(options, data)
+    model = build_model(net)
+    if isinstance(model, DeepKernelGP):
+        model.start_from(training_split(data, recipe)[0].x, recipe.seed)
+    learned = Learned(*(record[f.name] for f in fields(Learned))) if "codes" in record else None
+    named = None if learned is None else named_manifold(learned, data)
+    out = options.out or Path("runs", f"{record['name']}-{data.name}-{recipe.seed}")
+    begun = any((out / name).exists() for name in ("run.json", MANIFOLD_FILE))
+    require(begun or not options.resume, f"there is no run in {out} to resume: start it without --resume.")
+
+    def prepared(manifold: Manifold | None) -> Job:
+        """Everything but the training, checked."""
+        own = {key: value for key, value in record.items() if key not in ("manifold_epochs", "codes")}
+        return prepare(
+            _suited(build_method(options.method, manifold), model, data, options),
+            model,
+            data,
+            recipe,
+            out=out,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            method_record=record if manifold is None else own | {"manifold": str(manifold)},
+            net_record=net,
+            words=lasting(shlex.split(command)[1:]),
+            command=command,
+            progress=TrainingProgress(),
+        )
+
+    job = prepared(None if learned is None else auto_encoder(data.shape, learned.codes))
+    with listening(None), locked_run_folder(job):
+        count = f"{options.members} x {net['name']}" if options.members > 1 else net["name"]
+        size = f"{count}, {nets.count_parameters(as_predictive(model).module):,} parameters"
+        say(f"{record['name']} on {data.name}, {len(data.train)} samples; {size}")
+        if learned is not None:
+            job = prepared(manifold_of_run(learned, named, data, recipe, out, record.get("sigma", 0.06)))
+        launch(job)
+        if is_main_process() and options.evaluate_examples != 0:
+            evaluations = evaluate_run(
+                out,
+                data,
+                examples=options.evaluate_examples,
+                precision=recipe.precision,
+                device=device,
+                command=command,
+                progress=lambda weights: evaluation_progress(f"evaluating the {weights} weights"),
+            )
+            show(*evaluations)
+    say(f"wrote {out}; next: {shlex.join(['equipoise', 'report', str(out), '--out', 'report.html'])}")
+
+
+def _require_consistent(options: Train, method: str) -> None:
+    """Raise `EquipoiseError` for options that say nothing without others."""
+    require(options.members > 1 or not options.joint_loss, "--joint-loss needs --members: one network is no ensemble.")
+    require(
+        options.dropout_samples > 0 or options.dropout_loss == "loss-of-mean",
+        "--dropout-loss needs --dropout-samples: one pass has one loss.",
+    )
+    require(
+        method != "adp" or options.members > 1 or options.dropout_samples > 1 or options.gp_inducing_points > 0,
+        "adp compares the members of an ensemble: add --members 3, as its paper has.",
+    )
+
+
+def _suited(method: Method, model: object, data: Dataset, options: Train) -> Method:
+    """The method as that kind of model needs it."""
+    if isinstance(model, DeepKernelGP):
+        held_in, _ = training_split(data, options.recipe)
+        return method.per_member(total=False).with_penalty(1.0, kl_to_prior(len(held_in)))
+    if isinstance(model, MonteCarloDropout) and options.dropout_loss == "mean-of-losses":
+        return method.per_member(total=False)
+    return method.per_member() if isinstance(model, Ensemble) and not options.joint_loss else method
+
+
+def _net_record(options: Train, data: Dataset) -> dict[str, Any]:
+    """The network in words: all that is needed to build it again."""
+    own = {"width": options.width, "widths": options.widths or None}
+    return {
+        "name": options.net,
+        "shape": list(data.shape),
+        "classes": len(data.classes),
+        "seed": options.recipe.seed,
+        "normalize": _statistics(data) if options.normalize else None,
+        "options": {k: v for k, v in own.items() if v is not None} | pairs(options.net_option, "--net-option"),
+        "members": options.members,
+        "dropout_samples": options.dropout_samples,
+        "inducing": options.gp_inducing_points,
+    }
+
+
+def _statistics(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, or of all features together, over the training samples."""
+    x = data.train.x.double()
+    channels = x.transpose(0, 1).flatten(1) if x.ndim == 4 else x.reshape(1, -1)
+    mean, std = channels.mean(1), channels.std(1)
+    return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) for s in std.tolist())

@@ -1,0 +1,296 @@
+/* Logits and input gradients of a sequence of stride-1 convolutions (or linear layers), each optionally with 2x2 max
+ * pooling and ReLU. SIMD_WIDTH samples are computed side by side: every vector holds one number of each of them, and
+ * weights are the same for all. A sample's result does not depend on its position in the vector.
+ *
+ * A layer's input lies in a zero-padded buffer [channels][rows][columns] of vectors. The backward pass needs one byte
+ * per output, the trace: which of the four pooled pixels was the largest, or DEAD where the ReLU is 0.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "simd.h"
+
+#define DEAD 4
+/* A tile of filters x columns is accumulated in registers: at most MAX_FILTERS filters, MAX_COLUMNS pixels of a row, and
+ * MAX_TILE of both together. */
+#define MAX_FILTERS 8
+#define MAX_COLUMNS 8
+#ifdef __AVX512F__
+#define MAX_TILE 24
+#else
+#define MAX_TILE 12
+#endif
+
+typedef struct {
+    int32_t channels, height, width; /* of the input */
+    int32_t filters, kernel_height, kernel_width;
+    int32_t pad_rows, pad_columns;
+    int32_t pooled, rectified;
+    const float *kernels; /* [channels][kernel_height][kernel_width][filters] */
+    const float *adjoint; /* [filters][kernel_height][kernel_width][channels], flipped */
+    const float *bias;    /* [filters] */
+} layer;
+
+int32_t simd_width(void) { return SIMD_WIDTH; }
+
+static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
+static int32_t max(int32_t a, int32_t b) { return a > b ? a : b; }
+
+/* Sizes, in vectors. z is the output of the convolution, before pooling. */
+static int z_height(const layer *l) { return l->height + 2 * l->pad_rows - l->kernel_height + 1; }
+static int z_width(const layer *l) { return l->width + 2 * l->pad_columns - l->kernel_width + 1; }
+static int out_height(const layer *l) { return l->pooled ? z_height(l) / 2 : z_height(l); }
+static int out_width(const layer *l) { return l->pooled ? z_width(l) / 2 : z_width(l); }
+static size_t output_size(const layer *l) { return (size_t)l->filters * out_height(l) * out_width(l); }
+static size_t padded_input_size(const layer *l) {
+    return (size_t)l->channels * (l->height + 2 * l->pad_rows) * (l->width + 2 * l->pad_columns);
+}
+/* The gradient with respect to z, padded for the correlation with the flipped kernels. */
+static int padded_grad_width(const layer *l) { return z_width(l) + 2 * (l->kernel_width - 1 - l->pad_columns); }
+static int padded_grad_height(const layer *l) { return z_height(l) + 2 * (l->kernel_height - 1 - l->pad_rows); }
+static size_t padded_grad_size(const layer *l) {
+    return (size_t)l->filters * padded_grad_height(l) * padded_grad_width(l);
+}
+
+/* Bytes of the trace of SIMD_WIDTH samples. */
+size_t trace_size(const layer *layers, int32_t n) {
+    size_t total = 0;
+    for (int i = 0; i < n; i++) total += output_size(layers + i);
+    return total * SIMD_WIDTH;
+}
+
+/* filters x columns outputs of one row: z[o][j] = bias[o] + sum over c, u, v of kernels[c][u][v][o] * x[c][u][j + v]. */
+static inline __attribute__((always_inline)) void tile(
+    const int filters, const int columns, const vec *x, size_t channel, size_t row, const float *kernels,
+    int32_t all_filters, int32_t channels, int32_t kernel_height, int32_t kernel_width, int32_t first, int32_t last,
+    const float *bias, vec *z, size_t filter_stride) {
+    vec sums[MAX_FILTERS][MAX_COLUMNS];
+#pragma GCC unroll 8
+    for (int o = 0; o < filters; o++)
+#pragma GCC unroll 8
+        for (int j = 0; j < columns; j++) sums[o][j] = bias ? broadcast(bias[o]) : (vec){0};
+    for (int c = 0; c < channels; c++)
+        for (int u = first; u < last; u++) {
+            const vec *pixel = x + c * channel + u * row;
+            const float *w = kernels + (size_t)(c * kernel_height + u) * kernel_width * all_filters;
+            for (int v = 0; v < kernel_width; v++, pixel++, w += all_filters) {
+                vec pixels[MAX_COLUMNS];
+#pragma GCC unroll 8
+                for (int j = 0; j < columns; j++) pixels[j] = pixel[j];
+#pragma GCC unroll 8
+                for (int o = 0; o < filters; o++)
+#pragma GCC unroll 8
+                    for (int j = 0; j < columns; j++) sums[o][j] += w[o] * pixels[j];
+            }
+        }
+#pragma GCC unroll 8
+    for (int o = 0; o < filters; o++)
+#pragma GCC unroll 8
+        for (int j = 0; j < columns; j++) z[o * filter_stride + j] = sums[o][j];
+}
+
+/* One output row of all filters, tile by tile. Only the kernels' rows `first` to `last - 1` are used: the others would
+ * meet padding. */
+static void correlate(const vec *x, size_t channel, size_t row, const float *kernels, int32_t filters,
+                      int32_t channels, int32_t kernel_height, int32_t kernel_width, int32_t first, int32_t last,
+                      const float *bias, vec *z, size_t filter_stride, int32_t columns) {
+#define CASE(O, J)                                                                                               \
+    case O * 16 + J:                                                                                             \
+        tile(O, J, x + j, channel, row, kernels + o, filters, channels, kernel_height, kernel_width, first, last, \
+             bias ? bias + o : 0, z + o * filter_stride + j, filter_stride);                                     \
+        break;
+    for (int o = 0; o < filters;) {
+        int tile_filters = min(filters - o, MAX_FILTERS);
+        int max_columns = min(MAX_TILE / tile_filters, MAX_COLUMNS);
+        for (int j = 0; j < columns;) {
+            int tile_columns = min(columns - j, max_columns);
+            switch (tile_filters * 16 + tile_columns) {
+                CASE(1, 1) CASE(1, 2) CASE(1, 3) CASE(1, 4) CASE(1, 5) CASE(1, 6) CASE(1, 7) CASE(1, 8)
+                CASE(2, 1) CASE(2, 2) CASE(2, 3) CASE(2, 4) CASE(2, 5) CASE(2, 6)
+                CASE(3, 1) CASE(3, 2) CASE(3, 3) CASE(3, 4)
+                CASE(4, 1) CASE(4, 2) CASE(4, 3)
+                CASE(5, 1) CASE(5, 2) CASE(6, 1) CASE(6, 2) CASE(7, 1) CASE(8, 1)
+#if MAX_TILE == 24
+                CASE(2, 7) CASE(2, 8) CASE(3, 5) CASE(3, 6) CASE(3, 7) CASE(3, 8) CASE(4, 4) CASE(4, 5) CASE(4, 6)
+                CASE(5, 3) CASE(5, 4) CASE(6, 3) CASE(6, 4) CASE(7, 2) CASE(7, 3) CASE(8, 2) CASE(8, 3)
+#endif
+            }
+            j += tile_columns;
+        }
+        o += tile_filters;
+    }
+#undef CASE
+}
+
+/* Transpose `samples` <= SIMD_WIDTH images [channels * height][width] to rows of vectors that lie `row` vectors apart;
+ * missing samples are 0. */
+static void gather_rows(const float *images, size_t image_size, int32_t samples, size_t rows, int32_t width, vec *to,
+                        size_t row) {
+    for (size_t i = 0; i < rows; i++)
+        for (int j = 0; j < width; j++) {
+            vec pixel = {0};
+            for (int k = 0; k < samples; k++) pixel[k] = images[k * image_size + i * width + j];
+            to[i * row + j] = pixel;
+        }
+}
+
+/* Transpose `count` vectors back to samples [samples][count]. */
+static void scatter(const vec *from, size_t count, int32_t samples, float *to) {
+    for (int k = 0; k < samples; k++)
+        for (size_t i = 0; i < count; i++) to[k * count + i] = ((const float *)from)[i * SIMD_WIDTH + k];
+}
+
+/* The larger of two, and its index where that is b. NaN passes through, as in PyTorch. */
+static inline vec larger(vec a, vec b, ivec *argmax, int32_t index) {
+    ivec second = (b > a) | (b != b);
+    *argmax = iselect(second, index - (ivec){0}, *argmax);
+    return select_vec(second, b, a);
+}
+
+/* Write one output, rectified if requested, and its byte of the trace. */
+static inline void write_output(vec z, ivec argmax, int32_t rectified, vec *out, int8_t *trace) {
+    if (rectified) {
+        ivec dead = z <= (vec){0};
+        argmax = iselect(dead, DEAD - (ivec){0}, argmax);
+        z = select_vec(dead, (vec){0}, z);
+    }
+    *out = z;
+    if (trace) *(bytes *)trace = __builtin_convertvector(argmax, bytes);
+}
+
+static char *zeroed(size_t size) {
+    char *memory = aligned_alloc(64, (size + 63) / 64 * 64);
+    if (memory) memset(memory, 0, size);
+    return memory;
+}
+
+/* One layer: from its padded input to `out`, whose rows and channels lie `out_row` and `out_channel` vectors apart. z
+ * holds one or, for pooling, two rows of all filters. */
+static void forward_layer(const layer *l, const vec *in, vec *z, vec *out, size_t out_row, size_t out_channel,
+                          int8_t *trace) {
+    int height = out_height(l), width = out_width(l), step = l->pooled ? 2 : 1, zw = z_width(l);
+    size_t row = l->width + 2 * l->pad_columns, channel = row * (l->height + 2 * l->pad_rows);
+    for (int i = 0; i < height; i++) {
+        for (int a = 0; a < step; a++) {
+            int z_row = step * i + a;
+            correlate(in + z_row * row, channel, row, l->kernels, l->filters, l->channels, l->kernel_height,
+                      l->kernel_width, max(0, l->pad_rows - z_row),
+                      min(l->kernel_height, l->height + l->pad_rows - z_row), l->bias, z + a * zw, (size_t)step * zw,
+                      zw);
+        }
+        for (int o = 0; o < l->filters; o++) {
+            vec *to = out + o * out_channel + i * out_row;
+            const vec *upper = z + (size_t)o * step * zw, *lower = upper + zw;
+            int8_t *note = trace ? trace + (((size_t)o * height + i) * width) * SIMD_WIDTH : 0;
+            for (int j = 0; j < width; j++, note += trace ? SIMD_WIDTH : 0) {
+                ivec argmax = {0};
+                vec value;
+                if (l->pooled) {
+                    value = larger(upper[2 * j], upper[2 * j + 1], &argmax, 1);
+                    value = larger(value, lower[2 * j], &argmax, 2);
+                    value = larger(value, lower[2 * j + 1], &argmax, 3);
+                } else
+                    value = upper[j];
+                write_output(value, argmax, l->rectified, to + j, trace ? note : 0);
+            }
+        }
+    }
+}
+
+/* Images [samples][...] to logits [samples][classes]. `traces` may be NULL. Returns 1 if there is no memory. */
+int32_t forward(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, int64_t samples) {
+    size_t inputs = 0, z_rows = 0;
+    for (int i = 0; i < n; i++) {
+        const layer *l = layers + i;
+        size_t two_rows = (size_t)2 * l->filters * z_width(l);
+        inputs += padded_input_size(l);
+        z_rows = two_rows > z_rows ? two_rows : z_rows;
+    }
+    size_t classes = output_size(layers + n - 1), image = (size_t)layers->channels * layers->height * layers->width;
+    char *memory = zeroed((inputs + z_rows + classes) * sizeof(vec));
+    if (!memory) return 1;
+    vec *z = (vec *)memory + inputs, *last = z + z_rows;
+    for (int64_t s = 0; s < samples; s += SIMD_WIDTH) {
+        int32_t present = (int32_t)(samples - s < SIMD_WIDTH ? samples - s : SIMD_WIDTH);
+        vec *in = (vec *)memory;
+        int8_t *trace = traces ? traces + s / SIMD_WIDTH * trace_size(layers, n) : 0;
+        size_t row = layers->width + 2 * layers->pad_columns;
+        for (int c = 0; c < layers->channels; c++)
+            gather_rows(x + s * image + (size_t)c * layers->height * layers->width, image, present, layers->height,
+                        layers->width,
+                        in + (c * (layers->height + 2 * layers->pad_rows) + layers->pad_rows) * row +
+                            layers->pad_columns,
+                        row);
+        for (int k = 0; k < n; k++) {
+            const layer *l = layers + k, *next = k + 1 < n ? l + 1 : 0;
+            vec *out = next ? in + padded_input_size(l) : last;
+            size_t out_row = out_width(l), out_channel = out_row * out_height(l);
+            /* A linear layer takes the whole image as the channels of one pixel: its input has no padding. */
+            if (next && (next->kernel_height > 1 || next->height > 1)) {
+                out_row = next->width + 2 * next->pad_columns;
+                out_channel = out_row * (next->height + 2 * next->pad_rows);
+                out += next->pad_rows * out_row + next->pad_columns;
+            }
+            forward_layer(l, in, z, out, out_row, out_channel, trace);
+            if (trace) trace += output_size(l) * SIMD_WIDTH;
+            in += padded_input_size(l);
+        }
+        scatter(last, classes, present, logits + s * classes);
+    }
+    free(memory);
+    return 0;
+}
+
+/* The gradient with respect to z, written into its zero-padded buffer: that of each output goes to its largest pixel. */
+static void unpool(const layer *l, const vec *grad, const int8_t *trace, vec *z) {
+    size_t row = padded_grad_width(l), channel = row * padded_grad_height(l);
+    vec *inner = z + (l->kernel_height - 1 - l->pad_rows) * row + l->kernel_width - 1 - l->pad_columns;
+    for (int o = 0; o < l->filters; o++)
+        for (int i = 0; i < out_height(l); i++)
+            for (int j = 0; j < out_width(l); j++, trace += SIMD_WIDTH, grad++) {
+                ivec argmax = __builtin_convertvector(*(const bytes *)trace, ivec);
+                vec *to = inner + o * channel + (l->pooled ? 2 * (i * row + j) : i * row + j);
+                to[0] = select_vec(argmax == 0, *grad, (vec){0});
+                if (l->pooled) {
+                    to[1] = select_vec(argmax == 1, *grad, (vec){0});
+                    to[row] = select_vec(argmax == 2, *grad, (vec){0});
+                    to[row + 1] = select_vec(argmax == 3, *grad, (vec){0});
+                }
+            }
+}
+
+/* Gradients with respect to logits to gradients with respect to images. Returns 1 if there is no memory. */
+int32_t backward(const layer *layers, int32_t n, const float *grad, const int8_t *traces, float *x, int64_t samples) {
+    size_t padded = 0, largest = (size_t)layers->channels * layers->height * layers->width;
+    for (int i = 0; i < n; i++) {
+        padded += padded_grad_size(layers + i);
+        largest = output_size(layers + i) > largest ? output_size(layers + i) : largest;
+    }
+    size_t classes = output_size(layers + n - 1), image = (size_t)layers->channels * layers->height * layers->width;
+    char *memory = zeroed((padded + 2 * largest) * sizeof(vec));
+    if (!memory) return 1;
+    vec *from = (vec *)memory + padded, *to = from + largest;
+    for (int64_t s = 0; s < samples; s += SIMD_WIDTH) {
+        int32_t present = (int32_t)(samples - s < SIMD_WIDTH ? samples - s : SIMD_WIDTH);
+        const int8_t *trace = traces + (s / SIMD_WIDTH + 1) * trace_size(layers, n);
+        vec *z = (vec *)memory;
+        gather_rows(grad + s * classes, classes, present, 1, (int32_t)classes, from, 0);
+        for (int k = n - 1; k >= 0; k--) {
+            const layer *l = layers + k;
+            int above = l->kernel_height - 1 - l->pad_rows;
+            size_t row = padded_grad_width(l), channel = row * padded_grad_height(l);
+            trace -= output_size(l) * SIMD_WIDTH;
+            unpool(l, from, trace, z);
+            for (int i = 0; i < l->height; i++)
+                correlate(z + i * row, channel, row, l->adjoint, l->channels, l->filters, l->kernel_height,
+                          l->kernel_width, max(0, above - i), min(l->kernel_height, z_height(l) + above - i), 0,
+                          to + (size_t)i * l->width, (size_t)l->height * l->width, l->width);
+            vec *swap = from;
+            from = to, to = swap;
+            z += padded_grad_size(l);
+        }
+        scatter(from, image, present, x + s * image);
+    }
+    free(memory);
+    return 0;
+}

@@ -1,0 +1,229 @@
+"""The folder of an experiment: its record, the folders of its tasks, and the lock of the sweep that works on it.
+
+A task's folder holds `task.json`, which says what it is, then what it computes, and at the end `done.json`: where that
+is, the task is never computed again. Everything is JSON, safetensors, `.npz` and pages, readable without this library.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from shutil import copytree, ignore_patterns, rmtree
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import read_json, write_atomically
+from equipoise.reproduce.experiment import Plan
+from equipoise.results.schema import parse, require_schema
+
+SCHEMA = 1
+RECORD, TASK, DONE, PROGRESS = "experiment.json", "task.json", "done.json", "progress.json"
+_BEFORE_THE_RECORD = ("sweep.lock", "sweep.json", "data")  # what may lie in a folder that holds no experiment yet
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """What stands behind the name of a dataset: its own name, its digest, and its numbers of samples."""
+
+    name: str
+    sha256: str
+    synthetic: bool
+    n_train: int
+    n_test: int
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task: the names of its folder and of those that it needs, the estimated seconds, and why it failed."""
+
+    folder: str
+    kind: str
+    label: str
+    estimate: float
+    needs: Sequence[str]
+    done: bool
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class ExperimentRecord:
+    """What `experiment.json` holds: what was asked, as in `Plan`; the words of the `Experiment`; the `Setting`, and the
+    tasks in the order of the plan. Its status is `running`, `interrupted`, `failed` or `finished`.
+    """
+
+    name: str
+    scale: float
+    variant: str
+    title: str
+    source: str
+    quirks: str
+    notes: str
+    status: str
+    command: str
+    data: Mapping[str, DataEntry]
+    code: str
+    tasks: Sequence[TaskEntry]
+    provenance: Mapping[str, Any]
+    seeds: int | None = None
+    only: Sequence[str] = field(default_factory=list)
+    examples: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    data_root: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+_ASKED = ("name", "scale", "variant", "seeds", "only", "examples", "changes")
+
+
+def asked(plan: Plan) -> dict[str, Any]:
+    """Return all that tells one plan from another, as an `ExperimentRecord` read from a file has it."""
+    values = {name: getattr(plan, name) for name in _ASKED if name != "name"}
+    return json.loads(json.dumps({"name": plan.experiment.name, **values}))
+
+
+def write_record(folder: Path, record: ExperimentRecord) -> None:
+    """Write `experiment.json`."""
+    content = asdict(record)
+    for entry in content["tasks"]:
+        if entry["failed"] is None:
+            del entry["failed"]
+    write_json(folder / RECORD, {"kind": "experiment", "schema": SCHEMA, **content})
+
+
+def read_record(folder: Path) -> ExperimentRecord:
+    """Read `experiment.json`. Raises `EquipoiseError` if there is none, or if it is damaged or of another version."""
+    path, remedy = folder / RECORD, "run the same `equipoise reproduce` again"
+    try:
+        content = read_json(path)
+    except OSError as error:
+        raise EquipoiseError(f"{folder} holds no experiment: cannot read {RECORD}.") from error
+    except ValueError as error:
+        raise EquipoiseError(f"{path} is damaged ({error}): {remedy}.") from error
+    require(isinstance(content, dict) and content.get("kind") == "experiment", f"{path} is damaged: {remedy}.")
+    require_schema(content, SCHEMA, str(path))
+    body = {name: value for name, value in content.items() if name not in ("kind", "schema")}
+    return parse(ExperimentRecord, body, str(path))
+
+
+def claim(plan: Plan, folder: Path) -> None:
+    """Raise `EquipoiseError` if a folder is not free for the plan: it holds something else, or cannot be read."""
+    require(not folder.exists() or folder.is_dir(), f"{folder} is a file: expected a folder, which may not exist yet.")
+    if not (folder / RECORD).exists():
+        files = [file.name for file in folder.iterdir()] if folder.exists() else []
+        require(
+            set(files).issubset(_BEFORE_THE_RECORD),
+            f"{folder} is not empty and holds no experiment: choose another place.",
+        )
+        return
+    record, wanted = read_record(folder), asked(plan)
+    if all(getattr(record, name) == value for name, value in wanted.items()):
+        return
+    limits = "" if record.seeds is None else f", {record.seeds} seeds"
+    limits += f", {' and '.join(record.only)} only" if record.only else ""
+    limits += f", {record.examples} examples" if record.examples else ""
+    limits += "".join(f", {name} = {value}" for name, value in record.changes.items())
+    raise EquipoiseError(
+        f"{folder} holds {record.name} at scale {record.scale}, {record.variant}{limits}: ask for the same to continue "
+        "it, or choose another place."
+    )
+
+
+def require_same_data(folder: Path, data: Mapping[str, DataEntry]) -> None:
+    """Raise `EquipoiseError` if the experiment of the folder was begun with other data."""
+    begun = read_record(folder).data if (folder / RECORD).exists() else {}
+    for name, then in begun.items():
+        require(
+            name in data and then.sha256 == data[name].sha256,
+            f"{folder} was begun with another {name}, {then.name} of SHA-256 {then.sha256[:12]}...: give the same to "
+            "continue it, or choose another place.",
+        )
+
+
+def require_experiments(folders: Sequence[Path]) -> None:
+    """Raise `EquipoiseError` if one of the folders holds no experiment."""
+    for folder in folders:
+        require(
+            bool(read_state(folder / RECORD)),
+            f"{folder} holds no experiment to take finished tasks from: expected the --out of an earlier reproduce.",
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder by the system's lock on a file, which ends with the process, however that ends. Raises
+    `EquipoiseError` if another process holds it, or if the folder cannot be written.
+    """
+    holder = folder / "sweep.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "sweep.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        other = read_state(holder)
+        raise EquipoiseError(
+            f"{folder} is being worked on by process {other.get('pid', '?')} on {other.get('host', '?')} since "
+            f"{other.get('since', '?')}: wait for it, or choose another place."
+        ) from None
+    except OSError as error:
+        raise EquipoiseError(f"cannot write into {folder}: {error.strerror}; choose another place.") from error
+    try:
+        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
+        yield
+    finally:
+        with suppress(OSError):
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def is_done(folder: Path) -> bool:
+    """Return whether the task of that folder is finished."""
+    return "seconds" in read_state(folder / DONE)
+
+
+def finished(folder: Path, elsewhere: Sequence[Path] = ()) -> Path | None:
+    """Return where the task of that folder is finished: there, or in another experiment's folder under the same name,
+    which stands for the task, its data and the code. None if nowhere.
+    """
+    return next((one for one in (folder, *(other / folder.name for other in elsewhere)) if is_done(one)), None)
+
+
+def copy_finished(folder: Path, elsewhere: Sequence[Path]) -> None:
+    """Copy a task that is finished in another experiment's folder, unless there is something in its own."""
+    source = finished(folder, elsewhere)
+    if source is None or folder.exists():
+        return
+    scratch = folder.with_name(f"{folder.name}.copying")
+    try:
+        rmtree(scratch, ignore_errors=True)
+        copytree(source, scratch, ignore=ignore_patterns("*.lock"))
+        scratch.replace(folder)
+    except OSError as error:
+        raise EquipoiseError(
+            f"cannot copy {source} to {folder}: {error.strerror or 'it changed meanwhile'}; free some space and run "
+            "the same command again, or leave that folder out."
+        ) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of JSON."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what a file of JSON holds; nothing if it is missing or damaged."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def now() -> str:
+    """Return the time, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,477 @@
+"""The native kernels against PyTorch in float64, and what they leave to PyTorch."""
+
+import copy
+import ctypes
+import random
+import warnings
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from equipoise import attacks, methods, nets
+from equipoise.attacks import apgd_t, fab, square, udp
+from equipoise.attacks.execution import frozen_model, value_and_gradient
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.rng import Streams
+from equipoise.kernels.native import build, compiler, layers
+from equipoise.kernels.native.layers import NativeForward
+from equipoise.losses.objectives import margin
+from equipoise.models import as_predictive
+from equipoise.nets import Normalize
+
+pgd = partial(attacks.pgd, start="zero", return_point="last")
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    """Whatever the environment says: these tests are about them."""
+    monkeypatch.delenv("EQUIPOISE_NATIVE", raising=False)
+
+
+def network(*layers: nn.Module, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(*layers)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+def points(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def natively(net: nn.Module, x: Tensor, grad: Tensor | None = None) -> tuple[Tensor, Tensor | None, bool]:
+    """Logits, their gradient along `grad`, and whether it was the kernels that found them."""
+    with frozen_model(as_predictive(net), x) as draw:
+        predict = draw(Streams.of(0, torch.arange(len(x))))
+        assert isinstance(predict, NativeForward)
+        at = x.clone().requires_grad_(grad is not None)
+        with torch.set_grad_enabled(grad is not None):
+            logits = predict(at).logits[0]
+        found = None if grad is None else torch.autograd.grad(logits, at, grad)[0]
+        return logits.detach(), found, predict.is_supported
+
+
+def close(found: Tensor, exact: Tensor) -> bool:
+    return torch.allclose(found.double(), exact, rtol=0, atol=2e-5 * float(exact.abs().max()) + 1e-12)
+
+
+def is_right(net: nn.Module, x: Tensor) -> bool:
+    """Whether the kernels take the network, find what PyTorch finds in float64, and give its gradient.
+
+    Where rounding decides which pixel is the largest, or whether a number is positive, the gradients may differ: there
+    are none of these, as what decides is far from 0.
+    """
+    exact = copy.deepcopy(net).double()
+    at = x.double().requires_grad_()
+    expected = exact(at)
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    (slope,) = torch.autograd.grad(expected, at, grad.double())
+    logits, found, native = natively(net, x, grad)
+    assert found is not None
+    return native and close(logits, expected.detach()) and close(found, slope)
+
+
+@given(
+    channels=st.integers(1, 4),
+    filters=st.integers(1, 20),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    size=st.tuples(st.integers(5, 11), st.integers(5, 11)),
+    follows=st.sampled_from(["", "relu", "pool", "relu pool", "pool relu"]),
+    bias=st.booleans(),
+    batch=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_convolution_is_that_of_the_library(channels, filters, kernel, padding, size, follows, bias, batch, seed):
+    padding = tuple(min(p, k - 1) for p, k in zip(padding, kernel, strict=True))
+    sides = [s + 2 * p - k + 1 for s, p, k in zip(size, padding, kernel, strict=True)]
+    if "pool" in follows and min(sides) < 2:
+        follows = ""
+    left = [side // 2 if "pool" in follows else side for side in sides]
+    parts = {"relu": nn.ReLU(), "pool": nn.MaxPool2d(2)}
+    net = network(
+        nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias),
+        *[parts[name] for name in follows.split()],
+        nn.Flatten(),
+        nn.Linear(filters * left[0] * left[1], 3),
+        seed=seed,
+    )
+    assert is_right(net, points(batch, channels, *size, seed=seed))
+
+
+NETS = {
+    "lenet": lambda: nets.build("lenet", (1, 28, 28), classes=10, seed=0),
+    "lenet, colour": lambda: nets.build("lenet", (3, 32, 32), classes=7, seed=0),
+    "cnn4": lambda: nets.build("cnn4", (1, 28, 28), classes=10, seed=0),
+    "normalised": lambda: nn.Sequential(
+        Normalize([0.3, 0.4, 0.5], [0.2, 0.3, 0.4]), nets.build("lenet", (3, 16, 16), classes=3, seed=0)
+    ),
+    "dropout": lambda: nn.Sequential(
+        nn.Conv2d(1, 5, 3), nn.Dropout2d(0.5), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(180, 4)
+    ),
+    "three convolutions": lambda: nn.Sequential(
+        nn.Conv2d(2, 9, 3, padding=1), nn.ReLU(), nn.Conv2d(9, 31, (1, 3)), nn.ReLU(inplace=True), nn.MaxPool2d(2, 2),
+        nn.Conv2d(31, 4, 3, padding=(2, 0)), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 4, 2),
+    ),
+    "one pixel left": lambda: nn.Sequential(nn.Conv2d(1, 6, 8), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.Flatten()),
+}  # fmt: skip
+SHAPES = {
+    "lenet": (1, 28, 28),
+    "lenet, colour": (3, 32, 32),
+    "cnn4": (1, 28, 28),
+    "normalised": (3, 16, 16),
+    "three convolutions": (2, 8, 13),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("batch", [1, 16, 37])
+def test_whole_networks_are_those_of_the_library(name, batch):
+    net = NETS[name]().eval()
+    assert is_right(net, points(batch, *SHAPES.get(name, (1, 8, 8))))
+
+
+def test_neither_place_nor_batch_nor_threads_change_a_bit():
+    """Every sample has a lane of its own, which computes as the others do."""
+    net, x = NETS["lenet"](), points(50, 1, 28, 28)
+    grad = torch.randn(50, 10, generator=torch.Generator().manual_seed(1))
+    logits, found, _ = natively(net, x, grad)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(2))
+    for rows in (order, order[:7], order[7:8]):
+        again = natively(net, x[rows], grad[rows])
+        assert torch.equal(again[0], logits[rows]) and torch.equal(again[1], found[rows])
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            again = natively(net, x, grad)
+            assert torch.equal(again[0], logits) and torch.equal(again[1], found)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_of_equal_pixels_the_first_counts_and_a_dead_one_gets_nothing():
+    net = network(nn.Conv2d(1, 1, 1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
+    for parameter, value in zip(net.parameters(), (1.0, -0.5), strict=True):
+        nn.init.constant_(parameter, value)
+    x = torch.tensor([[0.7, 0.7], [0.7, 0.7], [0.5, 0.2], [0.1, 0.5]]).reshape(2, 1, 2, 2)
+    logits, found, native = natively(net, x, torch.ones(2, 1))
+    assert native and torch.allclose(logits, torch.tensor([[0.2], [0.0]]))
+    assert found.flatten(1).tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_what_is_not_a_number_stays_so():
+    net, x = network(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)), points(3, 1, 4, 4)
+    x[1, 0, 2, 3] = torch.nan
+    logits, found, native = natively(net, x, torch.ones(3, 3))
+    assert native and logits[1].isnan().all() and logits[[0, 2]].isfinite().all()
+    assert found[[0, 2]].isfinite().all()
+
+
+class Of(nn.Module):
+    """A network that is a function of a convolution's logits and the input."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4))
+        self.register_buffer("shift", torch.tensor([0.1]))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def conv(*options, **more):
+    return nn.Sequential(nn.Conv2d(2, 4, 3, *options, **more), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+
+
+NOT_CHAINS = {
+    "stride": lambda: conv(stride=2),
+    "dilation": lambda: conv(dilation=2),
+    "groups": lambda: conv(groups=2),
+    "padding by name": lambda: conv(padding="same"),
+    "mirrored edges": lambda: conv(padding=1, padding_mode="reflect"),
+    "many filters": lambda: nn.Sequential(nn.Conv2d(2, 32, 3), nn.Flatten(), nn.Linear(1152, 3)),
+    "other pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(3), nn.Flatten(), nn.Linear(16, 3)),
+    "pooling twice": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "mean pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3)),
+    "sigmoid": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 3)),
+    "a dense network": lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)),
+    "batch-norm": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)),
+    "linear layers of pixels": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Linear(6, 2), nn.Flatten(), nn.Linear(48, 3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'", "ignore:Lazy modules")
+@pytest.mark.parametrize("name", NOT_CHAINS)
+def test_what_the_kernels_do_not_know_is_left_to_the_library(name):
+    net, x = NOT_CHAINS[name](), points(5, 2, 8, 8)
+    with torch.no_grad():
+        net(x)
+    found = natively(net.eval(), x) if any(p.ndim > 2 for p in net.parameters()) else (net(x), None, False)
+    assert not found[2] and torch.allclose(found[0], net(x), atol=1e-6)
+
+
+def hooked(hidden, rest):
+    if hidden.requires_grad:
+        hidden.register_hook(lambda grad: 0 * grad)
+    return rest(hidden)
+
+
+def guarded(self):
+    if not self.net[0]._backward_hooks:
+        self.net[0].register_full_backward_hook(lambda module, grads, outputs: (0 * grads[0],))
+    return self.net
+
+
+@torch.no_grad()
+def without_gradient(net, x):
+    return net(x)
+
+
+OWN = {
+    "a shortcut around": lambda self, x: self.net(x) + x.mean((1, 2, 3))[:, None],
+    "twice": lambda self, x: self.net(x) + self.net(x),
+    "less its mean": lambda self, x: self.net(x - x.mean()),
+    "noise of its own": lambda self, x: self.net(x + 0.01 * torch.randn(x.shape[1:])),
+    "noise like a weight": lambda self, x: self.net(x + torch.randn_like(self.shift)),
+    "an image": lambda self, x: self.net(x + torch.linspace(0, 1, 64).reshape(1, 8, 8)),
+    "scaled logits": lambda self, x: 10 * self.net(x),
+    "rounded": lambda self, x: self.net((8 * x).round() / 8),
+    "no gradient": lambda self, x: self.net(x.data),
+    "another order": lambda self, x: self.net(x.flip(0)).flip(0),
+    "a hook on a gradient": lambda self, x: hooked(self.net[1](self.net[0](x)), self.net[2:]),
+    "a hook on a layer": lambda self, x: guarded(self)(x),
+    "blocked": lambda self, x: without_gradient(self.net, x),
+    "a look at the values": lambda self, x: self.net(x) if self.net[0](x).max() > 0 else -self.net(x),
+    "a dictionary": lambda self, x: type("Output", (), {"logits": self.net(x) * 2})(),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_network_of_ones_own_is_never_taken_for_another(name):
+    net, x = Of(OWN[name]).eval(), points(5, 1, 8, 8)
+    torch.manual_seed(0)
+    expected = net(x)
+    torch.manual_seed(0)
+    with frozen_model(as_predictive(net), x) as draw:
+        predict = draw(Streams.of(0, torch.arange(5)))
+        found = predict(x)
+        assert not predict.is_supported
+    expected = expected if isinstance(expected, Tensor) else expected.logits
+    expected = expected.detach()
+    assert torch.allclose(found.logits[0], expected, atol=1e-6), "and the random state is as it was"
+
+
+@pytest.mark.parametrize("name", ["a hook on a gradient", "a hook on a layer"])
+def test_gradients_that_a_network_hides_are_found_as_it_shows_them(name):
+    """Else a defence that masks its gradients would not be seen to."""
+    net, x = Of(OWN[name]).eval(), points(5, 1, 8, 8)
+    found = pgd(0.1, 0.02, 3)(net, x, net(x).argmax(1))
+    assert found.zero_gradients.tolist() == [3] * 5
+
+
+def test_a_network_without_gradient_is_refused():
+    net, x = Of(OWN["blocked"]).eval(), points(5, 1, 8, 8)
+    with pytest.raises(EquipoiseError, match="the model's output has no gradient"):
+        pgd(0.1, 0.02, 3)(net, x, net(x).argmax(1))
+
+
+def test_a_network_that_changes_its_mind_is_followed():
+    """A way is not remembered but seen anew in every batch: here it is drawn by a generator that nobody knows of."""
+    dice = random.Random(0)
+    net = Of(lambda self, x: self.net(x * 1) if dice.random() < 0.5 else self.net(x * 0.5)).eval()
+    x = points(5, 1, 8, 8)
+    with frozen_model(as_predictive(net), x) as draw:
+        predict = draw(Streams.of(0, torch.arange(5)))
+        found = [predict(x).logits[0] for _ in range(12)]
+        assert predict.is_supported
+    ways = [net.net(x), net.net(x / 2)]
+    seen = [[torch.allclose(one, way, atol=1e-5) for way in ways] for one in found]
+    assert all(sum(row) == 1 for row in seen) and len({tuple(row) for row in seen}) == 2
+
+
+def test_weights_that_learn_are_left_to_the_library():
+    """The kernels hold weights still: of one that is not frozen a gradient may be asked for."""
+    net, x = NETS["cnn4"](), points(3, 1, 28, 28)
+    predict = as_predictive(net).draw()
+    way = NativeForward(predict, predict, dict(net.named_parameters()))
+    loss = way(x).logits.sum()
+    assert not way.is_supported and loss.requires_grad
+
+
+def test_in_train_mode_buffers_are_not_touched_by_a_look():
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2)).train()
+    pgd(0.1, 0.05, 4, mode="train")(net, points(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64))
+    assert net[1].num_batches_tracked == 4
+
+
+@pytest.mark.parametrize("attack", [pgd(0.1, steps=5), udp(0.2, 0.02, 10), apgd_t(0.1, steps=10), fab(0.1, steps=10)])
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_attacks_are_those_of_the_library(attack, precision, monkeypatch):
+    """bf16 is float32 there. A sign of a gradient near 0 may differ, and with it one sample's way."""
+    net, x = NETS["lenet"](), points(40, 1, 28, 28)
+    y = net(x).argmax(1)
+    mine = replace(attack, precision=precision)(net, x, y)
+    monkeypatch.setenv("EQUIPOISE_NATIVE", "0")
+    theirs = attack(net, x, y)
+    assert (mine.success == theirs.success).float().mean() >= 0.95
+    alike = ((mine.x - theirs.x).abs() < 1e-4).flatten(1).float().mean(1)
+    assert alike.median() > 0.99
+
+
+def test_square_confirms_what_it_takes_for_a_success():
+    net, x = NETS["cnn4"](), points(20, 1, 28, 28)
+    found = square(0.3, queries=200)(net, x, net(x).argmax(1))
+    assert torch.equal(found.prediction, net(found.x).argmax(1))
+
+
+def test_training_climbs_natively_and_learns_the_same():
+    net, x = NETS["cnn4"](), points(32, 1, 28, 28)
+    y = net(x).argmax(1)
+    method = methods.udp(0.2, 0.02, 5)
+    streams = Streams.of(0, torch.arange(32))
+    (found,) = method.points(as_predictive(net), x, y, streams)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EQUIPOISE_NATIVE", "0")
+        (expected,) = method.points(as_predictive(net), x, y, streams)
+    assert ((found - expected).abs() < 1e-5).flatten(1).float().mean(1).median() > 0.99
+
+
+def test_large_networks_and_images_are_left_to_the_library():
+    wide = network(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 1000), nn.Linear(1000, 3))
+    high = network(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 63 * 63, 2))
+    assert not natively(wide, points(2, 1, 8, 8))[2] and not natively(high, points(2, 3, 128, 128))[2]
+
+
+def test_the_value_and_the_gradient_of_an_objective():
+    net, x = NETS["lenet"](), points(20, 1, 28, 28)
+    y = torch.arange(20) % 10
+    with frozen_model(as_predictive(net), x) as draw:
+        value, gradient, here = value_and_gradient(margin, draw(Streams.of(0, torch.arange(20))), x, None, y)
+    exact, at = copy.deepcopy(net).double(), x.double().requires_grad_()
+    scores = exact(at)
+    own = scores.gather(1, y[:, None])[:, 0]
+    gap = scores.scatter(1, y[:, None], -torch.inf).amax(1) - own
+    assert close(value, gap.detach()) and close(here.logits[0], scores.detach())
+    assert close(gradient, torch.autograd.grad(gap.sum(), at)[0])
+
+
+# Building.
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty cache folder, and nothing compiled yet in this process."""
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
+    build._compiled.cache_clear()
+    yield tmp_path
+    build._compiled.cache_clear()
+
+
+def test_it_is_compiled_once_and_kept(elsewhere, monkeypatch):
+    assert isinstance(build.library(), ctypes.CDLL)
+    (kept,) = (elsewhere / "native").iterdir()
+    build._compiled.cache_clear()
+    monkeypatch.setattr(build, "_compile", None)
+    assert build.library() is not None and kept.suffix == ".so"
+
+
+@pytest.fixture(params=["no home", "a file in the way", "damaged", "no room"])
+def without_cache(request, elsewhere, monkeypatch):
+    """Nowhere to keep a compiled program, or nothing useful there."""
+    if request.param == "no home":
+        for name in ("EQUIPOISE_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", classmethod(lambda cls: (_ for _ in ()).throw(RuntimeError("no home"))))
+    elif request.param == "a file in the way":
+        (elsewhere / "native").write_bytes(b"")
+    elif request.param == "damaged":
+        assert build.library() is not None
+        (kept,) = (elsewhere / "native").iterdir()
+        kept.unlink()  # the process still uses the old file
+        kept.write_bytes(b"cut")
+        build._compiled.cache_clear()
+    else:
+        wrong = elsewhere / "cc-without-room"
+        wrong.write_text(
+            f"#!/bin/sh\ncase $PWD in {elsewhere}/*) echo 'No space left' >&2; exit 1;; esac\nexec cc $*\n"
+        )
+        wrong.chmod(0o755)
+        monkeypatch.setenv("CC", str(wrong))
+    return elsewhere
+
+
+def test_without_a_cache_that_can_be_used_it_is_compiled_all_the_same(without_cache):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = build.library()
+    assert found is not None and found.trace_size.restype is ctypes.c_size_t
+
+
+def test_a_compiler_that_is_no_command_is_refused(monkeypatch):
+    monkeypatch.setenv("CC", "gcc '")
+    with pytest.raises(EquipoiseError, match="CC=gcc ' is not a command"):
+        compiler()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"), [("echo 'no such flag' >&2; exit 1", "no such flag"), ("exit 0", "No such")]
+)
+def test_a_compiler_that_fails_is_named_and_the_library_used(elsewhere, monkeypatch, script, said):
+    wrong = elsewhere / "wrong-cc"
+    wrong.write_text(f"#!/bin/sh\n{script}\n")
+    wrong.chmod(0o755)
+    monkeypatch.setenv("CC", str(wrong))
+    net, x = NETS["cnn4"](), points(4, 1, 28, 28)
+    with pytest.warns(EquipoiseWarning, match=rf"wrong-cc did not compile the kernels .*{said}.*PyTorch's are used"):
+        found = pgd(0.1, steps=2)(net, x, net(x).argmax(1))
+    assert found.distance.max() > 0 and not list(Path(elsewhere, "native").iterdir())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pgd(0.1, steps=2)(net, x, net(x).argmax(1))  # said once
+
+
+@pytest.mark.parametrize(("name", "value"), [("EQUIPOISE_NATIVE", "0"), ("CC", "no-such-compiler")])
+def test_without_a_compiler_or_when_told_so_the_library_is_used(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    net, x = NETS["cnn4"](), points(4, 1, 28, 28)
+    with frozen_model(as_predictive(net), x) as draw:
+        assert compiler() is None and not isinstance(draw(Streams.of(0, torch.arange(4))), NativeForward)
+
+
+def test_kernels_that_find_something_else_are_not_used(monkeypatch):
+    logits = layers._NativeLayers.logits
+
+    def wrong(self, x, traced):
+        found, traces = logits(self, x, traced)
+        return found + 0.1 * found.abs().max(), traces
+
+    monkeypatch.setattr(layers._NativeLayers, "logits", wrong)
+    net, x = NETS["cnn4"](), points(4, 1, 28, 28)
+    with pytest.warns(EquipoiseWarning, match="find other logits than PyTorch"):
+        found, _, native = natively(net, x)
+    assert not native and torch.allclose(found, net(x), atol=1e-6)
+
+
+def test_every_tile_of_the_kernels_is_reached():
+    """All numbers of filters and of pixels of a row for which there is a case of its own."""
+    for filters, columns in product((1, 2, 3, 4, 5, 6, 7, 8, 9), range(1, 10)):
+        net = network(nn.Conv2d(1, filters, (1, 2)), nn.Flatten(), nn.Linear(filters * columns, 2))
+        assert is_right(net, points(3, 1, 1, columns + 1)), (filters, columns)
