@@ -172,7 +172,7 @@ def test_a_small_case_is_compared_and_described(small, tmp_path, monkeypatch):
     text = autoattack.described(found)
     assert case.name in text and "pass (floor 0)" in text and "FAIL" not in text
 
-    monkeypatch.setattr(autoattack, "chosen", lambda *args: autoattack.replace(case, samples=10, floor=None))
+    monkeypatch.setattr(autoattack, "case_of", lambda *args: autoattack.replace(case, samples=10, floor=None))
     monkeypatch.setattr(autoattack, "DATA_ROOT", tmp_path / "none")
     monkeypatch.setattr(autoattack, "trained", lambda *args: model)
     monkeypatch.setattr(sys, "argv", ["autoattack.py", "--device", "cpu", "--out", str(tmp_path / "found" / "small")])
@@ -186,8 +186,8 @@ def test_a_weaker_attack_is_seen(small, monkeypatch):
     model, x, y = small
     case = autoattack.Case("lenet", 80, 0.1, Budget(10, 2, 20), "32", 1e9)
     weak = autoattack.replace(case, budget=Budget(1, 1, 1), eps=0.001)
-    parts = autoattack.parts
-    monkeypatch.setattr(autoattack, "parts", lambda case: parts(weak))
+    parts = autoattack.attacks_of
+    monkeypatch.setattr(autoattack, "attacks_of", lambda case: parts(weak))
     found = autoattack.measure(case, model, x, y, "cpu", 1)
     assert not found["as_strong"] and not found["passed"]
     assert autoattack.described(found).count("FAIL") == 2
@@ -204,13 +204,13 @@ def test_errors_outside_the_ball_do_not_count(small):
 
 
 def test_how_likely_a_difference_is_by_chance():
-    assert autoattack.chance(0, 0) == 1 and autoattack.chance(0, 7) == 1
-    assert autoattack.chance(5, 0) == 1 / 32 and autoattack.chance(1, 1) == 0.75
+    assert autoattack.sign_test(0, 0) == 1 and autoattack.sign_test(0, 7) == 1
+    assert autoattack.sign_test(5, 0) == 1 / 32 and autoattack.sign_test(1, 1) == 0.75
 
 
 def test_what_is_timed_in_full_is_our_autoattack():
     from equipoise import attacks
 
     for precision in ("32", "bf16"):
-        full = autoattack.chosen("lenet", precision, None, False)
-        assert autoattack.parts(full) == dict(attacks.autoattack(full.eps, precision=precision).parts)
+        full = autoattack.case_of("lenet", precision, None, False)
+        assert autoattack.attacks_of(full) == dict(attacks.autoattack(full.eps, precision=precision).parts)
