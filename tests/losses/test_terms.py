@@ -165,3 +165,9 @@ def test_the_loss_of_a_batch_refuses_what_it_cannot_use(changes, message):
     given = {"x": X, "y": Y, "step": 0} | changes
     with pytest.raises(EquipoiseError, match=message):
         as_method(cross_entropy @ UDP).loss(net(), given.pop("x"), given.pop("y"), **given)
+
+
+def test_one_term_is_a_method_too():
+    term = 0.5 * (cross_entropy @ attacks.pgd(0.1, 0.02, 2))
+    assert torch.equal(term.loss(net(), X, Y, step=3), as_method(term).loss(net(), X, Y, step=3))
+    assert not torch.equal(term.loss(net(), X, Y, step=3), term.loss(net(), X, Y, step=4))

@@ -38,6 +38,7 @@ def evaluate(options: Evaluate, command: str) -> None:
         options.processes == 1 or shard.count == 1,
         f"--processes {options.processes} and --shard {shard} both divide the work: choose one.",
     )
+    require(len(options.attacks) > 0, "--attacks needs a value: the name of an attack, or clean for none.")
     twice = [name for name in options.attacks if options.attacks.count(name) > 1]
     require(not twice, f"--attacks has {''.join(twice[:1])} twice: name every attack once.")
     loaded = load_model(options)

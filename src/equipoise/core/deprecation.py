@@ -144,7 +144,7 @@ def renamed_arguments(**renamed: str) -> Callable[[T], T]:
         @functools.wraps(call)
         def wrapped(*args: Any, **options: Any) -> Any:
             for old in renamed.keys() & options.keys():
-                _warn(f"{target.__name__}({old}=...) has been renamed: write {renamed[old]}=")
+                _warn(f"{old}= has been renamed: write {renamed[old]}=")
                 options[renamed[old]] = options.pop(old)
             return call(*args, **options)
 

@@ -122,6 +122,10 @@ class Term:
     def __neg__(self) -> "Term":
         return self * -1.0
 
+    def loss(self, model: "nn.Module | Predictive", x: Points, y: Labels, **options: Any) -> Tensor:
+        """The loss of the method that consists of this term alone, see `Method.loss`."""
+        return Method((self,)).loss(model, x, y, **options)
+
     __add__, __radd__, __sub__, __rsub__ = _plus, _plus_reversed, _minus, _minus_reversed
 
 

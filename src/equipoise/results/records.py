@@ -117,9 +117,8 @@ class AttackRecord(_Outcomes):
     """Number of samples whose prediction at the reported point is not finite (NaN): neither correct nor fooled."""
 
     def _table(self) -> tuple[Row, list[Row]]:
-        return ("attack", "norm", "eps", *_ACCURACY), [
-            (self.attack, self.norm, f"{self.eps:.4g}", *_accuracy_cells(self))
-        ]
+        row = (self.attack, self.norm, f"{self.eps:.4g}", *_accuracy_cells(self))
+        return ("attack", "norm", "eps", *_ACCURACY), [row]
 
     def __post_init__(self) -> None:
         require(self.n > 0, f"{self.attack or 'it'} covers no samples; evaluate again")
@@ -219,9 +218,8 @@ class Evaluation(Tabular):
                 require(len(outcomes) == self.results[0].n, f"{result.corruption} lacks an outcome for every sample")
 
     def _table(self) -> tuple[Row, list[Row]]:
-        rows = [(r.attack, r.norm, f"{r.eps:.4g}", *_accuracy_cells(r)) for r in self.results]
-        rows += [(r.corruption, "", "", *_accuracy_cells(r)) for r in self.corruptions]
-        return ("attack", "norm", "eps", *_ACCURACY), rows
+        rows = [(r.corruption, "", "", *_accuracy_cells(r)) for r in self.corruptions]
+        return ("attack", "norm", "eps", *_ACCURACY), [*(r._table()[1][0] for r in self.results), *rows]
 
     @property
     def corrupted(self) -> MeanResult | None:
