@@ -171,3 +171,14 @@ def test_one_term_is_a_method_too():
     term = 0.5 * (cross_entropy @ attacks.pgd(0.1, 0.02, 2))
     assert torch.equal(term.loss(net(), X, Y, step=3), as_method(term).loss(net(), X, Y, step=3))
     assert not torch.equal(term.loss(net(), X, Y, step=3), term.loss(net(), X, Y, step=4))
+
+
+def test_an_old_name_of_the_auxiliary_network_is_refused():
+    class Old:
+        player = None
+
+        def __call__(self, module, x, y):
+            return torch.zeros(())
+
+    with pytest.raises(EquipoiseError, match=r"Old\.player is called auxiliary_network now"):
+        as_method(cross_entropy).with_penalty(1.0, Old())

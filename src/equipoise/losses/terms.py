@@ -143,6 +143,10 @@ class Method:
 
     def __post_init__(self) -> None:
         require(len(self.terms) > 0, "a training method needs at least one term, such as the objective cross_entropy.")
+        for _, penalty in self.penalties:
+            require(
+                not hasattr(penalty, "player"), f"{_name(penalty)}.player is called auxiliary_network now: rename it."
+            )
 
     def __neg__(self) -> "Method":
         return self * -1.0
