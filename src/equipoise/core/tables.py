@@ -1,17 +1,18 @@
 """Results that print as a line or a small table, in a terminal and in a notebook."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
 
 Row = tuple[str, ...]
 
 
-class Tabular:
+class Tabular(ABC):
     """Base class of results. `repr` gives one line for a single row, else a table of text; notebooks show HTML."""
 
+    @abstractmethod
     def _table(self) -> tuple[Row, Sequence[Row]]:
         """The names of the columns, and the rows."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         header, rows = self._table()
