@@ -141,7 +141,7 @@ def test_shards_processes_and_one_make_the_same_record(mine):
 
 
 def test_a_killed_evaluation_is_resumed_to_the_same_record(mine, capsys):
-    words = [*WORDS, "--attacks", "square1500", "--batch-size", "4"]
+    words = [*WORDS, "--attacks", "square600", "--batch-size", "4"]
     env = {"PYTHONPATH": os.pathsep.join(map(str, [mine, *sys.path])), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "equipoise.cli", *words, "--out", "aa.json"],
@@ -269,7 +269,7 @@ def test_the_first_process_that_fails_ends_the_others(mine, how, message):
 def test_a_signal_ends_all_processes_and_leaves_what_can_be_continued(mine, number, processes):
     noted = f"open({str(mine)!r} + '/pids', 'a').write(str(os.getpid()) + ' ')"
     (mine / "own_nets.py").write_text(f"import os, sys\n{OWN}".replace("def make():", f"def make():\n    {noted}"))
-    words = [*WORDS, "--attacks", "square1500", "--batch-size", "4", "--processes", str(processes), "--out", "aa.json"]
+    words = [*WORDS, "--attacks", "square600", "--batch-size", "4", "--processes", str(processes), "--out", "aa.json"]
     env = {"PYTHONPATH": os.pathsep.join(map(str, [mine, *sys.path])), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "equipoise.cli", *words],

@@ -306,7 +306,7 @@ def test_others(try_out, command, data):
         "study": [*studying.STUDIES, "stud"],
         "reproduce": ["rethinking-table-9", "udp-figure-3", "x"],
     }.get(command, [])
-    known = [flag for flag in GRAMMAR[command] if flag.flag]
+    known = [flag for flag in GRAMMAR[command] if flag.flag and flag.flag != "--measure"]  # it takes half a minute
     target = [data.draw(st.sampled_from(first))] if first else []
     try_out([command, *target, *data.draw(typed(known, 3))])
 

@@ -4,11 +4,13 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.stats import binom, binomtest
 from torch import Tensor, nn
 
@@ -354,20 +356,22 @@ def test_short_attacks_are_compared_if_there_is_a_proxy(base, digits, brief):
     assert name in {test.name for test in honest.tests} and not honest.masked, str(honest)
 
 
-@pytest.mark.timeout(300)
 def test_entropy_alone_is_found_masked_as_the_paper_found(digits, brief):
     """EntM without adversarial training, of lambda 5 (R Fig. 3), trained to the end: its own short PGD stops where that
     of a standard network goes on (R, Sec. 5.1). It falls to a longer one, as R's does to PGD40.
+
+    The networks are kept, since a training ends elsewhere on another processor: LeNets of seed 0 on digits of 28 x 28,
+    60 epochs of `Recipe(batch_size=64, lr=2e-3)` each, in half precision.
     """
-    data, recipe = images(digits), Recipe(epochs=60, batch_size=64, lr=2e-3, valid_examples=20, valid_steps=1)
-    standard, entm = (nets.build("lenet", data.shape, 10, seed=0) for _ in range(2))
-    for method, net in ((methods.standard(), standard), (methods.standard(regularised(5.0)), entm)):
-        fit(method, net, data, recipe)
-    x, y = torch.cat([data.test.x, data.train.x])[:500], torch.cat([data.test.y, data.train.y])[:500]
+    data = images(digits)
+    standard, entm = (nets.build("lenet", data.shape, 10).eval() for _ in range(2))
+    for name, net in (("standard", standard), ("entm", entm)):
+        net.load_state_dict(load_file(Path(__file__).parent / "networks" / f"{name}.safetensors"))
+    x, y = torch.cat([data.test.x, data.train.x])[:1000], torch.cat([data.test.y, data.train.y])[:1000]
     verdict = investigate(entm, x, y, 0.4, minutes=60, proxy=standard, proxy_name="standard training")
     raised = {test.name for test in verdict.tests if test.raised}
     assert "transfer beats white box when both are short" in raised, str(verdict)
-    assert verdict.masked and verdict.clean > 0.95 and verdict.robust < 0.05 and verdict.n > 450
+    assert verdict.masked and verdict.clean > 0.95 and verdict.robust < 0.05 and verdict.n > 900
 
 
 def test_dropout_that_attacks_know_is_no_indicator(digits, brief):
