@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: env test check coverage docs demo bench fuzz chaos
+.PHONY: env test check coverage docs demo bench fuzz chaos sanitize
 env: $(READY)
 
 # torch first and pinned: what comes after finds it in place and does not choose another build.
@@ -55,3 +55,9 @@ KILLS ?= 100
 SEED ?= 0
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py --kills $(KILLS) --seed $(SEED)
+
+# The tests of the C kernels with gcc's checks of memory and of undefined behaviour.
+SANITIZERS := $(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)
+sanitize: $(READY)
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 OMP_NUM_THREADS=1 \
+		CC="gcc -g -fsanitize=address,undefined" $(BIN)/python -m pytest -q -p no:cacheprovider tests/kernels/native

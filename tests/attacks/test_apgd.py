@@ -110,7 +110,7 @@ def test_the_winner_is_the_earliest_and_its_step_is_told():
     found = apgd_t(0.17, steps=20)(net, x, y)
     won = found.success.nonzero()[:, 0]
     assert len(won) > 10 and (found.iteration[won] <= 20).all() and found.iteration[won].unique().numel() > 2
-    # All four climbs of a sample stop at that step; one evaluation is of the clean point, one confirms.
+    # All four climbs of a sample stop at that step; the clean point tells the likely classes, and one look confirms.
     assert torch.equal(found.evaluations[won], 4 * (found.iteration[won] + 1) + 2)
 
 

@@ -19,6 +19,7 @@ from equipoise.attacks.attack import Attack
 from equipoise.attacks.climb import ActiveBatch, Attempt, ClimbState, Draws, Outcome, ReturnPoint, Selection, phases
 from equipoise.attacks.execution import frozen_model
 from equipoise.attacks.inputs import AttackInputs
+from equipoise.attacks.native_climb import climb_natively
 from equipoise.attacks.result import AttackResult, Criterion, confirm, judge, likely_classes
 from equipoise.attacks.spaces import Input
 from equipoise.attacks.steps import (
@@ -260,7 +261,9 @@ class Ascent(Attack):
     def _attack(self, inputs: AttackInputs, dependent: bool) -> AttackResult:
         """The best of all restarts on one batch."""
         predictive, x, y, target, streams = inputs.predictive, inputs.x, inputs.y, inputs.target, inputs.streams
-        clean = predict(predictive, x, streams.fold(Stream.MODEL))
+        chooses = y is None or self.num_targets is not None or self.target is not None
+        looks = chooses or self.objective.needs_clean
+        clean = cast(Prediction, predict(predictive, x, streams.fold(Stream.MODEL)) if looks else None)
         criterion = Criterion(clean.labels if y is None else y, target)
         if self.num_targets is not None:
             target = likely_classes(clean, criterion.label.clamp_min(0), self.num_targets)
@@ -282,7 +285,7 @@ class Ascent(Attack):
             result = result.with_rows(active, old.where(new, better))
             value[active] = torch.where(better, new_value, value[active])
         result = judge(predictive, self.geometry, criterion, x, result, streams)
-        return replace(result, evaluations=result.evaluations + 1)
+        return replace(result, evaluations=result.evaluations + int(looks))
 
     def _attempt(self, batch: Attempt, restart: int) -> tuple[AttackResult, PerSample]:
         """One climb, its outcome verified in float32 and eval mode, and its objective."""
@@ -339,6 +342,14 @@ class Ascent(Attack):
             clean = predict(batch.x) if self.objective.needs_clean else None
             start, counts = self._starts(batch, phase.ball), steps.draw(batch.own_streams.fold(Stream.STEPS))
             state = ClimbState.of(batch, clean, start, counts, self.step, self._may_cycle)
+            if independent and self.eot_samples == 1 and not (self.resample or self.eps_schedule):
+                lengths = [sizes.at(i, steps.most) for i in range(steps.most)]
+                selection = {"return_point": self.return_point, "tau": self.tau, "may_cycle": self._may_cycle}
+                outcome = climb_natively(
+                    batch, predict, self.objective, phase.ball, self.step, lengths, clean, start, counts, **selection
+                )
+                if outcome is not None:
+                    return outcome
             selection = Selection(self.return_point, self.tau)
             active = ActiveBatch(state, len(batch), steps.most, selection, independent)
             active.evaluations += clean is not None

@@ -21,7 +21,7 @@ from equipoise.core.types import (
     Predictive,
 )
 from equipoise.kernels.input_gradients import FastInputGradients
-from equipoise.kernels.native import native_forward
+from equipoise.kernels.native import MAX_WEIGHTS, native_forward
 from equipoise.losses.objectives import Objective
 from equipoise.models import (
     Frozen,
@@ -49,13 +49,12 @@ def frozen_model(
     light = full if precision == "32" else frozen(predictive, mode, weights=laid_out(module, precision))
     weights = dict([*full.module.named_parameters(), *full.module.named_buffers()])
     watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
-    fast, alone = FastInputGradients(), not is_batch_dependent(full.module)
+    small = kind == "cpu" and sum(weight.numel() for weight in weights.values()) <= MAX_WEIGHTS
+    fast, native = FastInputGradients(), small and not is_batch_dependent(full.module)
 
     def draw(streams: Streams) -> Predict:
-        predict = light.draw(streams)
-        if not (watched and alone):
-            return _watched(predict, fast) if watched else predict
-        return native_forward(full.draw(streams), _watched(predict, fast), weights)
+        predict = _watched(light.draw(streams), fast) if watched else light.draw(streams)
+        return native_forward(full.draw(streams), predict, weights) if native else predict
 
     with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
         yield draw

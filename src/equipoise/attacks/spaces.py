@@ -13,7 +13,7 @@ from torch import nn
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Predictive, Weights
 from equipoise.geometry import EVERYWHERE, Box
-from equipoise.models import Frozen
+from equipoise.models import Frozen, live
 from equipoise.models.splitting import parts
 
 
@@ -36,7 +36,7 @@ class Input:
 
     def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
         """The live prediction at the point that was found."""
-        return predictive.draw(streams)(found)
+        return live(predictive, streams)(found)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from equipoise.core.errors import EquipoiseError, require, require_integer
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 from equipoise.losses.objectives import Objective, each
-from equipoise.models import as_predictive
+from equipoise.models import as_predictive, live
 
 
 @runtime_checkable
@@ -273,7 +273,7 @@ class Method:
         self, predictive: Predictive, x: Points, y: Labels, points: list[Points | None], streams: Streams
     ) -> tuple[PerSample, Prediction]:
         """The sum per sample, with its graph, and the first live prediction made."""
-        predict = predictive.draw(streams)
+        predict = live(predictive, streams)
         here = {
             at: predict(x) if at is None or point is None else at.predict_at(predictive, x, point, streams)
             for at, point in zip(self.places, points, strict=True)

@@ -25,6 +25,7 @@ from equipoise.models.inference import (
     validate_output,
     with_module,
 )
+from equipoise.models.live import live
 from equipoise.models.single import Single, as_predictive
 from equipoise.models.splitting import Splittable, parts
 
@@ -50,6 +51,7 @@ __all__ = [
     "isolated",
     "kl_to_prior",
     "laid_out",
+    "live",
     "module_mode",
     "parts",
     "predict",

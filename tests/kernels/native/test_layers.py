@@ -457,13 +457,13 @@ def test_without_a_compiler_or_when_told_so_the_library_is_used(monkeypatch, nam
 
 
 def test_kernels_that_find_something_else_are_not_used(monkeypatch):
-    logits = layers._NativeLayers.logits
+    logits = layers.NativeLayers.logits
 
     def wrong(self, x, traced):
         found, traces = logits(self, x, traced)
         return found + 0.1 * found.abs().max(), traces
 
-    monkeypatch.setattr(layers._NativeLayers, "logits", wrong)
+    monkeypatch.setattr(layers.NativeLayers, "logits", wrong)
     net, x = NETS["cnn4"](), points(4, 1, 28, 28)
     with pytest.warns(EquipoiseWarning, match="find other logits than PyTorch"):
         found, _, native = natively(net, x)

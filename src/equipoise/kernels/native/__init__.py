@@ -1,14 +1,27 @@
-"""C kernels for the CPU, used wherever there is a C compiler: small convolutional networks with their input gradients
-(`layers.c`) and the projections of FAB (`hyperplane.c`).
+"""C kernels for the CPU, used wherever there is a C compiler: small networks with their input gradients (`layers.c`),
+whole climbs on them (`climb.c`), gradients of their weights (`training.c`), and projections of FAB (`hyperplane.c`).
 
-`native_forward(predict, fallback, weights)` is a prediction that uses the kernels if they support the network.
-`compiler()` is the C compiler in use, or None.
+`native_forward(predict, fallback, weights)` is a prediction that uses the kernels if they support the network, and
+`native_training` the live one of a training step. `compiler()` is the C compiler in use, or None.
 """
 
 from equipoise.core.deprecation import renamed_names
 from equipoise.kernels.native.build import compiler
+from equipoise.kernels.native.climb import ClimbPlan, ClimbSamples, ClimbTerm, climb
 from equipoise.kernels.native.hyperplane import move_onto
-from equipoise.kernels.native.layers import native_forward
+from equipoise.kernels.native.layers import MAX_WEIGHTS, NativeForward, native_forward
+from equipoise.kernels.native.training import native_training
 
-__all__ = ["compiler", "move_onto", "native_forward"]
+__all__ = [
+    "MAX_WEIGHTS",
+    "ClimbPlan",
+    "ClimbSamples",
+    "ClimbTerm",
+    "NativeForward",
+    "climb",
+    "compiler",
+    "move_onto",
+    "native_forward",
+    "native_training",
+]
 __getattr__ = renamed_names(__name__, {"shortcut": "native_forward"})

@@ -25,7 +25,7 @@ from torch import Tensor
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.core.files import cache_folder
 
-_OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+_OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC")
 
 
 def compiler() -> str | None:
@@ -68,7 +68,7 @@ def _compiled(cc: str) -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    kernels.trace_size.restype = ctypes.c_size_t
+    kernels.trace_size.restype = kernels.inputs_size.restype = ctypes.c_size_t
     return kernels
 
 

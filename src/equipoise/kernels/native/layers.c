@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "simd.h"
+#include "layers.h"
 
 #define DEAD 4
 /* A tile of filters x columns is accumulated in registers: at most MAX_FILTERS filters, MAX_COLUMNS pixels of a row, and
@@ -20,37 +20,14 @@
 #else
 #define MAX_TILE 12
 #endif
+#define LINEAR_TILE MAX_TILE
 
-typedef struct {
-    int32_t channels, height, width; /* of the input */
-    int32_t filters, kernel_height, kernel_width;
-    int32_t pad_rows, pad_columns;
-    int32_t pooled, rectified;
-    const float *kernels; /* [channels][kernel_height][kernel_width][filters] */
-    const float *adjoint; /* [filters][kernel_height][kernel_width][channels], flipped */
-    const float *bias;    /* [filters] */
-} layer;
+int32_t linear_tile(void) { return LINEAR_TILE; }
 
 int32_t simd_width(void) { return SIMD_WIDTH; }
 
 static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t max(int32_t a, int32_t b) { return a > b ? a : b; }
-
-/* Sizes, in vectors. z is the output of the convolution, before pooling. */
-static int z_height(const layer *l) { return l->height + 2 * l->pad_rows - l->kernel_height + 1; }
-static int z_width(const layer *l) { return l->width + 2 * l->pad_columns - l->kernel_width + 1; }
-static int out_height(const layer *l) { return l->pooled ? z_height(l) / 2 : z_height(l); }
-static int out_width(const layer *l) { return l->pooled ? z_width(l) / 2 : z_width(l); }
-static size_t output_size(const layer *l) { return (size_t)l->filters * out_height(l) * out_width(l); }
-static size_t padded_input_size(const layer *l) {
-    return (size_t)l->channels * (l->height + 2 * l->pad_rows) * (l->width + 2 * l->pad_columns);
-}
-/* The gradient with respect to z, padded for the correlation with the flipped kernels. */
-static int padded_grad_width(const layer *l) { return z_width(l) + 2 * (l->kernel_width - 1 - l->pad_columns); }
-static int padded_grad_height(const layer *l) { return z_height(l) + 2 * (l->kernel_height - 1 - l->pad_rows); }
-static size_t padded_grad_size(const layer *l) {
-    return (size_t)l->filters * padded_grad_height(l) * padded_grad_width(l);
-}
 
 /* Bytes of the trace of SIMD_WIDTH samples. */
 size_t trace_size(const layer *layers, int32_t n) {
@@ -99,8 +76,10 @@ static void correlate(const vec *x, size_t channel, size_t row, const float *ker
         tile(O, J, x + j, channel, row, kernels + o, filters, channels, kernel_height, kernel_width, first, last, \
              bias ? bias + o : 0, z + o * filter_stride + j, filter_stride);                                     \
         break;
+    /* Two columns at least: a tile of 8 filters x 1 column waits for its loads. */
+    int most = columns > 1 ? min(MAX_FILTERS, MAX_TILE / 2) : MAX_FILTERS;
     for (int o = 0; o < filters;) {
-        int tile_filters = min(filters - o, MAX_FILTERS);
+        int tile_filters = min(filters - o, most);
         int max_columns = min(MAX_TILE / tile_filters, MAX_COLUMNS);
         for (int j = 0; j < columns;) {
             int tile_columns = min(columns - j, max_columns);
@@ -122,22 +101,33 @@ static void correlate(const vec *x, size_t channel, size_t row, const float *ker
 #undef CASE
 }
 
-/* Transpose `samples` <= SIMD_WIDTH images [channels * height][width] to rows of vectors that lie `row` vectors apart;
- * missing samples are 0. */
-static void gather_rows(const float *images, size_t image_size, int32_t samples, size_t rows, int32_t width, vec *to,
-                        size_t row) {
-    for (size_t i = 0; i < rows; i++)
-        for (int j = 0; j < width; j++) {
-            vec pixel = {0};
-            for (int k = 0; k < samples; k++) pixel[k] = images[k * image_size + i * width + j];
-            to[i * row + j] = pixel;
-        }
+void gather(const float *rows, size_t count, int32_t samples, vec *to) {
+    for (size_t i = 0; i < count; i++) {
+        vec value = {0};
+        for (int k = 0; k < samples; k++) value[k] = rows[k * count + i];
+        to[i] = value;
+    }
 }
 
-/* Transpose `count` vectors back to samples [samples][count]. */
-static void scatter(const vec *from, size_t count, int32_t samples, float *to) {
+void scatter(const vec *from, size_t count, int32_t samples, float *to) {
     for (int k = 0; k < samples; k++)
         for (size_t i = 0; i < count; i++) to[k * count + i] = ((const float *)from)[i * SIMD_WIDTH + k];
+}
+
+/* A linear layer: out[o] = bias[o] + sum over c of weights[o][c] * in[c], LINEAR_TILE outputs at a time, whose weights
+ * lie side by side: [outputs / LINEAR_TILE][inputs][LINEAR_TILE], the last ones padded with zeros. */
+static void multiply(const vec *in, const float *weights, const float *bias, int32_t outputs, int32_t inputs, vec *out) {
+    for (int o = 0; o < outputs; o += LINEAR_TILE) {
+        vec sums[LINEAR_TILE];
+        int present = min(LINEAR_TILE, outputs - o);
+        for (int t = 0; t < LINEAR_TILE; t++) sums[t] = bias && t < present ? broadcast(bias[o + t]) : (vec){0};
+        for (int c = 0; c < inputs; c++, weights += LINEAR_TILE) {
+            vec pixel = in[c];
+#pragma GCC unroll 24
+            for (int t = 0; t < LINEAR_TILE; t++) sums[t] += weights[t] * pixel;
+        }
+        for (int t = 0; t < present; t++) out[o + t] = sums[t];
+    }
 }
 
 /* The larger of two, and its index where that is b. NaN passes through, as in PyTorch. */
@@ -158,11 +148,43 @@ static inline void write_output(vec z, ivec argmax, int32_t rectified, vec *out,
     if (trace) *(bytes *)trace = __builtin_convertvector(argmax, bytes);
 }
 
-static char *zeroed(size_t size) {
-    char *memory = aligned_alloc(64, (size + 63) / 64 * 64);
-    if (memory) memset(memory, 0, size);
-    return memory;
+size_t image_size(const layer *layers) { return (size_t)layers->channels * layers->height * layers->width; }
+size_t class_count(const layer *layers, int32_t n) { return output_size(layers + n - 1); }
+
+size_t inputs_size(const layer *layers, int32_t n) {
+    size_t total = 0;
+    for (int i = 0; i < n; i++) total += padded_input_size(layers + i);
+    return total;
 }
+
+size_t grads_size(const layer *layers, int32_t n) {
+    size_t total = 0;
+    for (int i = 0; i < n; i++) total += padded_grad_size(layers + i);
+    return total;
+}
+
+int allocate(workspace *work, const layer *layers, int32_t n) {
+    size_t inputs = inputs_size(layers, n), grads = grads_size(layers, n), rows = 0, largest = image_size(layers);
+    for (int i = 0; i < n; i++) {
+        const layer *l = layers + i;
+        if ((size_t)2 * l->filters * z_width(l) > rows) rows = (size_t)2 * l->filters * z_width(l);
+        if (output_size(l) > largest) largest = output_size(l);
+    }
+    size_t vectors = inputs + rows + class_count(layers, n) + grads + 2 * largest;
+    size_t bytes = (vectors * sizeof(vec) + trace_size(layers, n) + 63) / 64 * 64;
+    if (!(work->memory = aligned_alloc(64, bytes))) return 1;
+    memset(work->memory, 0, bytes);
+    work->inputs = (vec *)work->memory;
+    work->rows = work->inputs + inputs;
+    work->logits = work->rows + rows;
+    work->grads = work->logits + class_count(layers, n);
+    work->from = work->grads + grads;
+    work->to = work->from + largest;
+    work->trace = (int8_t *)(work->to + largest);
+    return 0;
+}
+
+void release(workspace *work) { free(work->memory); }
 
 /* One layer: from its padded input to `out`, whose rows and channels lie `out_row` and `out_channel` vectors apart. z
  * holds one or, for pooling, two rows of all filters. */
@@ -173,6 +195,10 @@ static void forward_layer(const layer *l, const vec *in, vec *z, vec *out, size_
     for (int i = 0; i < height; i++) {
         for (int a = 0; a < step; a++) {
             int z_row = step * i + a;
+            if (is_linear(l)) {
+                multiply(in, l->kernels, l->bias, l->filters, l->channels, z);
+                continue;
+            }
             correlate(in + z_row * row, channel, row, l->kernels, l->filters, l->channels, l->kernel_height,
                       l->kernel_width, max(0, l->pad_rows - z_row),
                       min(l->kernel_height, l->height + l->pad_rows - z_row), l->bias, z + a * zw, (size_t)step * zw,
@@ -197,47 +223,50 @@ static void forward_layer(const layer *l, const vec *in, vec *z, vec *out, size_
     }
 }
 
+void set_input(const layer *l, workspace *work, const vec *image, const float *scale, const float *shift) {
+    size_t row = l->width + 2 * l->pad_columns;
+    for (int c = 0; c < l->channels; c++)
+        for (int i = 0; i < l->height; i++) {
+            vec *to = work->inputs + (c * (l->height + 2 * l->pad_rows) + l->pad_rows + i) * row + l->pad_columns;
+            size_t first = ((size_t)c * l->height + i) * l->width;
+            for (int j = 0; j < l->width; j++)
+                to[j] = scale ? scale[first + j] * image[first + j] + shift[first + j] : image[first + j];
+        }
+}
+
+void forward_block(const layer *layers, int32_t n, workspace *work) {
+    vec *in = work->inputs;
+    int8_t *trace = work->trace;
+    for (int k = 0; k < n; k++) {
+        const layer *l = layers + k, *next = k + 1 < n ? l + 1 : 0;
+        vec *out = next ? in + padded_input_size(l) : work->logits;
+        size_t out_row = out_width(l), out_channel = out_row * out_height(l);
+        /* A linear layer takes the whole image as the channels of one pixel: its input has no padding. */
+        if (next && (next->kernel_height > 1 || next->height > 1)) {
+            out_row = next->width + 2 * next->pad_columns;
+            out_channel = out_row * (next->height + 2 * next->pad_rows);
+            out += next->pad_rows * out_row + next->pad_columns;
+        }
+        forward_layer(l, in, work->rows, out, out_row, out_channel, trace);
+        if (trace) trace += output_size(l) * SIMD_WIDTH;
+        in += padded_input_size(l);
+    }
+}
+
 /* Images [samples][...] to logits [samples][classes]. `traces` may be NULL. Returns 1 if there is no memory. */
 int32_t forward(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, int64_t samples) {
-    size_t inputs = 0, z_rows = 0;
-    for (int i = 0; i < n; i++) {
-        const layer *l = layers + i;
-        size_t two_rows = (size_t)2 * l->filters * z_width(l);
-        inputs += padded_input_size(l);
-        z_rows = two_rows > z_rows ? two_rows : z_rows;
-    }
-    size_t classes = output_size(layers + n - 1), image = (size_t)layers->channels * layers->height * layers->width;
-    char *memory = zeroed((inputs + z_rows + classes) * sizeof(vec));
-    if (!memory) return 1;
-    vec *z = (vec *)memory + inputs, *last = z + z_rows;
+    size_t classes = class_count(layers, n), image = image_size(layers);
+    workspace work;
+    if (allocate(&work, layers, n)) return 1;
     for (int64_t s = 0; s < samples; s += SIMD_WIDTH) {
         int32_t present = (int32_t)(samples - s < SIMD_WIDTH ? samples - s : SIMD_WIDTH);
-        vec *in = (vec *)memory;
-        int8_t *trace = traces ? traces + s / SIMD_WIDTH * trace_size(layers, n) : 0;
-        size_t row = layers->width + 2 * layers->pad_columns;
-        for (int c = 0; c < layers->channels; c++)
-            gather_rows(x + s * image + (size_t)c * layers->height * layers->width, image, present, layers->height,
-                        layers->width,
-                        in + (c * (layers->height + 2 * layers->pad_rows) + layers->pad_rows) * row +
-                            layers->pad_columns,
-                        row);
-        for (int k = 0; k < n; k++) {
-            const layer *l = layers + k, *next = k + 1 < n ? l + 1 : 0;
-            vec *out = next ? in + padded_input_size(l) : last;
-            size_t out_row = out_width(l), out_channel = out_row * out_height(l);
-            /* A linear layer takes the whole image as the channels of one pixel: its input has no padding. */
-            if (next && (next->kernel_height > 1 || next->height > 1)) {
-                out_row = next->width + 2 * next->pad_columns;
-                out_channel = out_row * (next->height + 2 * next->pad_rows);
-                out += next->pad_rows * out_row + next->pad_columns;
-            }
-            forward_layer(l, in, z, out, out_row, out_channel, trace);
-            if (trace) trace += output_size(l) * SIMD_WIDTH;
-            in += padded_input_size(l);
-        }
-        scatter(last, classes, present, logits + s * classes);
+        work.trace = traces ? traces + s / SIMD_WIDTH * trace_size(layers, n) : 0;
+        gather(x + s * image, image, present, work.from);
+        set_input(layers, &work, work.from, 0, 0);
+        forward_block(layers, n, &work);
+        scatter(work.logits, classes, present, logits + s * classes);
     }
-    free(memory);
+    release(&work);
     return 0;
 }
 
@@ -259,38 +288,40 @@ static void unpool(const layer *l, const vec *grad, const int8_t *trace, vec *z)
             }
 }
 
+const vec *backward_block(const layer *layers, int32_t n, workspace *work, const vec *grad, const int8_t *trace,
+                          int to_image) {
+    const vec *from = grad;
+    vec *to = work->to, *other = work->from, *z = work->grads;
+    trace += trace_size(layers, n);
+    for (int k = n - 1; k >= 0; k--) {
+        const layer *l = layers + k;
+        int above = l->kernel_height - 1 - l->pad_rows;
+        size_t row = padded_grad_width(l), channel = row * padded_grad_height(l);
+        trace -= output_size(l) * SIMD_WIDTH;
+        unpool(l, from, trace, z);
+        if (k == 0 && !to_image) break;
+        if (is_linear(l)) multiply(z, l->adjoint, 0, l->channels, l->filters, to);
+        for (int i = 0; i < l->height && !is_linear(l); i++)
+            correlate(z + i * row, channel, row, l->adjoint, l->channels, l->filters, l->kernel_height,
+                      l->kernel_width, max(0, above - i), min(l->kernel_height, z_height(l) + above - i), 0,
+                      to + (size_t)i * l->width, (size_t)l->height * l->width, l->width);
+        from = to, to = other, other = (vec *)from;
+        z += padded_grad_size(l);
+    }
+    return from;
+}
+
 /* Gradients with respect to logits to gradients with respect to images. Returns 1 if there is no memory. */
 int32_t backward(const layer *layers, int32_t n, const float *grad, const int8_t *traces, float *x, int64_t samples) {
-    size_t padded = 0, largest = (size_t)layers->channels * layers->height * layers->width;
-    for (int i = 0; i < n; i++) {
-        padded += padded_grad_size(layers + i);
-        largest = output_size(layers + i) > largest ? output_size(layers + i) : largest;
-    }
-    size_t classes = output_size(layers + n - 1), image = (size_t)layers->channels * layers->height * layers->width;
-    char *memory = zeroed((padded + 2 * largest) * sizeof(vec));
-    if (!memory) return 1;
-    vec *from = (vec *)memory + padded, *to = from + largest;
+    size_t classes = class_count(layers, n), image = image_size(layers);
+    workspace work;
+    if (allocate(&work, layers, n)) return 1;
     for (int64_t s = 0; s < samples; s += SIMD_WIDTH) {
         int32_t present = (int32_t)(samples - s < SIMD_WIDTH ? samples - s : SIMD_WIDTH);
-        const int8_t *trace = traces + (s / SIMD_WIDTH + 1) * trace_size(layers, n);
-        vec *z = (vec *)memory;
-        gather_rows(grad + s * classes, classes, present, 1, (int32_t)classes, from, 0);
-        for (int k = n - 1; k >= 0; k--) {
-            const layer *l = layers + k;
-            int above = l->kernel_height - 1 - l->pad_rows;
-            size_t row = padded_grad_width(l), channel = row * padded_grad_height(l);
-            trace -= output_size(l) * SIMD_WIDTH;
-            unpool(l, from, trace, z);
-            for (int i = 0; i < l->height; i++)
-                correlate(z + i * row, channel, row, l->adjoint, l->channels, l->filters, l->kernel_height,
-                          l->kernel_width, max(0, above - i), min(l->kernel_height, z_height(l) + above - i), 0,
-                          to + (size_t)i * l->width, (size_t)l->height * l->width, l->width);
-            vec *swap = from;
-            from = to, to = swap;
-            z += padded_grad_size(l);
-        }
-        scatter(from, image, present, x + s * image);
+        gather(grad + s * classes, classes, present, work.logits);
+        const vec *input = backward_block(layers, n, &work, work.logits, traces + s / SIMD_WIDTH * trace_size(layers, n), 1);
+        scatter(input, image, present, x + s * image);
     }
-    free(memory);
+    release(&work);
     return 0;
 }

@@ -24,7 +24,8 @@ from equipoise.kernels.input_gradients import MANY_FILTERS, RECTIFIERS
 from equipoise.kernels.native.build import address, library, run_threaded
 from equipoise.kernels.torch_calls import Conv2d, Dropout, MaxPool2d, leaves, pair
 
-_MAX_WEIGHTS = 1 << 18  # numbers in all kernels together: more do not stay in the cache
+MAX_WEIGHTS = 1 << 18
+"""Weights of all layers together: more do not stay in the cache."""
 _MAX_BUFFERS = 1 << 17  # numbers per sample in all buffers together
 _RESHAPE = {torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view}
 _ARITHMETIC = {
@@ -52,7 +53,7 @@ class _LayerStruct(ctypes.Structure):
 
 
 @dataclass(eq=False)
-class _Layer:
+class Layer:
     """A stride-1 convolution, or a linear layer as a convolution of one pixel, with its pooling and ReLU."""
 
     input: tuple[int, int, int]
@@ -64,10 +65,17 @@ class _Layer:
 
     @property
     def kernel(self) -> tuple[int, int]:
+        """Rows and columns of a kernel."""
         return (self.weight.shape[2], self.weight.shape[3]) if self.weight.ndim == 4 else (1, 1)
 
     @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear layer, or a convolution of one pixel that is like one."""
+        return self.input[1:] == self.kernel == (1, 1) and self.padding == (0, 0)
+
+    @property
     def output(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the output."""
         sides = zip(self.input[1:], self.padding, self.kernel, strict=True)
         height, width = (side + 2 * pad - k + 1 for side, pad, k in sides)
         return (len(self.weight), height // 2, width // 2) if self.pooled else (len(self.weight), height, width)
@@ -94,9 +102,11 @@ class _Tracer(TorchFunctionMode):
     """The result of the last operation; the sample at the start."""
     constants: set[int]
     """Addresses of the storages of its weights."""
+    trainable: bool = False
+    """Whether the weights of layers may need a gradient."""
     preprocessing: list[_Call] = field(default_factory=list)
     """What is done to the input before the first layer: functions with their further arguments."""
-    layers: list[_Layer] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
     previous: list[Tensor] = field(default_factory=list)
     """Inputs of all operations so far."""
     is_supported: bool = True
@@ -132,6 +142,11 @@ class _Tracer(TorchFunctionMode):
             if layer is not None:
                 self.layers.append(layer)
             return layer is not None
+        if last is None and func in _RESHAPE:
+            if result.shape != (1, x.numel()):
+                return False
+            self.preprocessing.append((torch.flatten, (1,)))
+            return True
         if last is None:
             self.preprocessing.append((func, args))
             same_shape = func in _ARITHMETIC and not kwargs and result.shape == x.shape
@@ -149,21 +164,22 @@ class _Tracer(TorchFunctionMode):
             return not Dropout(x, *args, **kwargs).training
         return func is Tensor.__getitem__ and args == (None,)  # the logits get a dimension of members
 
-    def _convolution(self, call: Conv2d) -> _Layer | None:
+    def _convolution(self, call: Conv2d) -> Layer | None:
         x, weight, bias, padding = *call[:3], pair(call.padding)
         small = call.is_plain and x.ndim == 4 and len(weight) < MANY_FILTERS
         if not small or padding is None or not self._are_weights(weight, bias):
             return None
-        layer = _Layer((x.shape[1], x.shape[2], x.shape[3]), weight, bias, padding)
+        layer = Layer((x.shape[1], x.shape[2], x.shape[3]), weight, bias, padding)
         narrow = all(pad < kernel for pad, kernel in zip(padding, layer.kernel, strict=True))
         follows = not self.layers or self.layers[-1].output == layer.input
         return layer if narrow and follows else None
 
-    def _linear(self, weight: Tensor, bias: Tensor | None = None) -> _Layer | None:
-        if self.output.ndim != 2 or not self.layers or not self._are_weights(weight, bias):
+    def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Layer | None:
+        if self.output.ndim != 2 or not self._are_weights(weight, bias):
             return None
-        layer = _Layer((weight.shape[1], 1, 1), weight, bias)
-        return layer if prod(self.layers[-1].output) == weight.shape[1] else None
+        layer = Layer((weight.shape[1], 1, 1), weight, bias)
+        features = prod(self.layers[-1].output) if self.layers else self.output.shape[1]
+        return layer if features == weight.shape[1] else None
 
     def _is_constant(self, value: Any) -> bool:
         """Whether a value is a number, or a frozen weight: the same for every sample and batch."""
@@ -172,39 +188,53 @@ class _Tracer(TorchFunctionMode):
         return not value.requires_grad and value.untyped_storage().data_ptr() in self.constants
 
     def _are_weights(self, *tensors: Tensor | None) -> bool:
-        return all(t is None or (self._is_constant(t) and t.dtype == torch.float32) for t in tensors)
+        return all(t is None or (self._is_weight(t) and t.dtype == torch.float32) for t in tensors)
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        is_own = tensor.untyped_storage().data_ptr() in self.constants
+        return is_own and (not tensor.requires_grad or (self.trainable and tensor.is_leaf))
 
 
 def _tensors(arguments: Any) -> list[Tensor]:
     return [value for value in leaves(arguments) if isinstance(value, Tensor)]
 
 
-class _NativeLayers:
+class NativeLayers:
     """Layers as the kernels take them, with their weights in the kernels' memory order."""
 
-    def __init__(self, layers: Sequence[_Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer]) -> None:
         kernels = library()
         assert kernels is not None
-        self.classes, self.input = len(layers[-1].weight), layers[0].input
-        self._weights: list[Tensor] = []  # keeps alive what the structs point to
-        self._structs = (_LayerStruct * len(layers))(*map(self._struct, layers))
+        self.classes = len(layers[-1].weight)
+        self.input_shape = layers[0].input if layers[0].weight.ndim == 4 else layers[0].input[:1]
         self._kernels = kernels
-        self._simd_width = int(kernels.simd_width())
-        self._trace_size = int(kernels.trace_size(self._structs, len(layers)))
+        self._weights: list[Tensor] = []  # keeps alive what the structs point to
+        self.structs = (_LayerStruct * len(layers))(*map(self._struct, layers))
+        self.simd_width = int(kernels.simd_width())
+        self.trace_size = int(kernels.trace_size(self.structs, len(layers)))
 
-    def _struct(self, layer: _Layer) -> _LayerStruct:
+    def _struct(self, layer: Layer) -> _LayerStruct:
         weight = layer.weight.detach().reshape(*layer.weight.shape[:2], *layer.kernel)
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().contiguous()
-        kernels = weight.permute(1, 2, 3, 0).contiguous()
-        adjoint = weight.flip(2, 3).permute(0, 2, 3, 1).contiguous()
+        if layer.is_linear:
+            kernels, adjoint = self._in_tiles(weight[:, :, 0, 0]), self._in_tiles(weight[:, :, 0, 0].T)
+        else:
+            kernels = weight.permute(1, 2, 3, 0).contiguous()
+            adjoint = weight.flip(2, 3).permute(0, 2, 3, 1).contiguous()
         self._weights += [kernels, adjoint, bias]
         numbers = (*layer.input, len(weight), *layer.kernel, *layer.padding, layer.pooled, layer.rectified)
         return _LayerStruct(*numbers, kernels.data_ptr(), adjoint.data_ptr(), bias.data_ptr())
 
+    def _in_tiles(self, weight: Tensor) -> Tensor:
+        """The weights of a linear layer as `multiply` of `layers.c` reads them."""
+        tile = int(self._kernels.linear_tile())
+        padded = F.pad(weight, (0, 0, 0, -len(weight) % tile))
+        return padded.reshape(-1, tile, weight.shape[1]).transpose(1, 2).contiguous()
+
     def logits(self, x: Tensor, traced: bool) -> tuple[Tensor, Tensor | None]:
         """Logits, and if `traced` what the backward pass needs: one row per block of `simd_width` samples."""
-        width = self._simd_width
-        traces = torch.empty(-(-len(x) // width), self._trace_size, dtype=torch.uint8) if traced else None
+        width = self.simd_width
+        traces = torch.empty(-(-len(x) // width), self.trace_size, dtype=torch.uint8) if traced else None
         x, logits = x.contiguous(), x.new_empty(len(x), self.classes)
         self._run(
             self._kernels.forward,
@@ -215,26 +245,50 @@ class _NativeLayers:
 
     def gradient(self, grad: Tensor, traces: Tensor) -> Tensor:
         """The gradient with respect to the inputs, from the gradient with respect to the logits."""
-        grad, x = grad.contiguous(), grad.new_empty(len(grad), *self.input)
+        grad, x = grad.contiguous(), grad.new_empty(len(grad), *self.input_shape)
         self._run(
             self._kernels.backward,
             len(grad),
-            lambda first: (address(grad, first), address(traces, first // self._simd_width), address(x, first)),
+            lambda first: (address(grad, first), address(traces, first // self.simd_width), address(x, first)),
         )
         return x
 
     def _run(self, kernel: Any, samples: int, tensors: Callable[[int], tuple[Any, ...]]) -> None:
         def run(first: int, count: int) -> int:
-            return kernel(self._structs, len(self._structs), *tensors(first), ctypes.c_int64(count))
+            return kernel(self.structs, len(self.structs), *tensors(first), ctypes.c_int64(count))
 
-        run_threaded(samples, self._simd_width, run)
+        run_threaded(samples, self.simd_width, run)
+
+
+@dataclass(frozen=True)
+class NativeNetwork:
+    """A network as native layers behind an affine map of its input: `layers(scale * x + shift)`."""
+
+    layers: NativeLayers
+    """The layers."""
+    scale: Tensor | None
+    """A factor per pixel; None is 1."""
+    shift: Tensor | None
+    """A constant per pixel; None is 0."""
+
+
+def _affine(preprocessing: Sequence[_Call], sample: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The factors and constants of the affine map that additions and multiplications with constants are; None if it
+    changes nothing.
+    """
+    with torch.enable_grad():
+        zero = torch.zeros_like(sample, requires_grad=True)
+        shift = preprocessed(preprocessing, zero)
+        (scale,) = torch.autograd.grad(shift.sum(), zero)
+    scale, shift = scale[0].contiguous(), shift[0].detach().contiguous()
+    return (None, None) if bool((scale == 1).all()) and not bool(shift.any()) else (scale, shift)
 
 
 class _NativeFunction(torch.autograd.Function):
     """The logits of native layers, with their gradient with respect to the input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: _NativeLayers, traced: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layers: NativeLayers, traced: bool) -> Tensor:
         logits, traces = layers.logits(x, traced)
         ctx.layers = layers
         ctx.save_for_backward(traces)
@@ -246,6 +300,39 @@ class _NativeFunction(torch.autograd.Function):
         return ctx.layers.gradient(grad, *ctx.saved_tensors), None, None
 
 
+def is_batch(x: Any) -> bool:
+    """Whether the kernels could take such a batch now."""
+    plain = type(x) is Tensor and x.ndim >= 2 and x.dtype == torch.float32 and x.device.type == "cpu"
+    return plain and x.numel() > 0 and not _are_functorch_transforms_active()
+
+
+def traced(
+    predict: Predict, constants: set[int], sample: Points, trainable: bool = False
+) -> tuple[_Tracer, Tensor] | None:
+    """Return what a network does to a sample, and its logits there; None if the kernels do not support it."""
+    tracer = _Tracer(sample.requires_grad_(), constants, trainable)
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False), tracer:
+        try:
+            logits = predict(tracer.output).logits
+        except (EquipoiseError, RuntimeError, TypeError, ValueError, IndexError):
+            return None  # some networks refuse a single sample; any other error is raised by the fallback
+    complete = logits is tracer.output and logits.requires_grad and len(tracer.layers) > 0
+    if not (tracer.is_supported and complete and logits.shape[:2] == (1, 1)):
+        return None
+    return (tracer, logits) if tracer.layers[-1].output == (logits.shape[2], 1, 1) else None
+
+
+def compiled(tracer: _Tracer, sample: Tensor, logits: Tensor) -> NativeLayers | None:
+    """Return the layers for the kernels; None if they are too large, or give other logits than PyTorch."""
+    layers = tracer.layers
+    small = sum(layer.weight.numel() for layer in layers) <= MAX_WEIGHTS
+    if not small or sum(layer.buffer_size for layer in layers) > _MAX_BUFFERS:
+        return None
+    native = NativeLayers(layers)
+    own = native.logits(preprocessed(tracer.preprocessing, sample), traced=False)[0]
+    return native if _agree(own, logits[0].detach()) else None
+
+
 class NativeForward:
     """A prediction computed natively where the kernels support the network, else by `fallback`."""
 
@@ -253,7 +340,7 @@ class NativeForward:
         self._predict, self._fallback = predict, fallback
         self._constants = {weight.untyped_storage().data_ptr() for weight in weights.values()}
         # By the state of the traced layers, which are kept alive so that the ids in it stay their own.
-        self._compiled: dict[tuple[Any, ...], tuple[_NativeLayers, list[_Layer]]] = {}
+        self._compiled: dict[tuple[Any, ...], tuple[NativeLayers, list[Layer]]] = {}
         self.is_supported = True
         """Whether no batch so far was left to `fallback` for good."""
 
@@ -263,58 +350,44 @@ class NativeForward:
         if native is None:
             return self._fallback(x)
         preprocessing, layers = native
-        x = _applied(preprocessing, x)
+        x = preprocessed(preprocessing, x)
         traced = torch.is_grad_enabled() and x.requires_grad
         return Prediction(_NativeFunction.apply(x, layers, traced)[None])
 
-    def _native_layers(self, x: Points) -> tuple[list[_Call], _NativeLayers] | None:
-        """The preprocessing and the layers of the network at this batch; None if it is not supported."""
-        is_batch = type(x) is Tensor and x.ndim == 4 and len(x) > 0 and x.dtype == torch.float32
-        if not is_batch or _are_functorch_transforms_active():
+    def network(self, x: Points) -> NativeNetwork | None:
+        """Return the network as it is at this batch, for kernels that do more than predict; None if it is not
+        supported.
+        """
+        native = self._native_layers(x) if self.is_supported else None
+        if native is None:
             return None
-        trace = self._trace(x[:1].detach())
+        preprocessing, layers = native
+        return NativeNetwork(layers, *_affine(preprocessing, x[:1]))
+
+    def _native_layers(self, x: Points) -> tuple[list[_Call], NativeLayers] | None:
+        """The preprocessing and the layers of the network at this batch; None if it is not supported."""
+        if not is_batch(x):
+            return None
+        random = torch.get_rng_state() if not self._compiled else None
+        trace = traced(self._predict, self._constants, x[:1].detach())
+        if random is not None:
+            torch.set_rng_state(random)
         if trace is None:
             self.is_supported = False
             return None
         tracer, logits = trace
         state = tuple(value for layer in tracer.layers for value in layer.state)
         if state not in self._compiled:
-            layers = self._compile(tracer, x[:1].detach(), logits)
+            layers = compiled(tracer, x[:1].detach(), logits)
             if layers is None:
                 self.is_supported = False
                 return None
             self._compiled[state] = layers, tracer.layers
         return tracer.preprocessing, self._compiled[state][0]
 
-    def _trace(self, sample: Tensor) -> tuple[_Tracer, Tensor] | None:
-        """What the network does to a sample, and its logits there; None if that is not supported."""
-        tracer = _Tracer(sample.requires_grad_(), self._constants)
-        random = torch.get_rng_state() if not self._compiled else None
-        with torch.enable_grad(), torch.autocast("cpu", enabled=False), tracer:
-            try:
-                logits = self._predict(tracer.output).logits
-            except (EquipoiseError, RuntimeError, TypeError, ValueError, IndexError):
-                return None  # some networks refuse a single sample; any other error is raised by the fallback
-        if random is not None:
-            torch.set_rng_state(random)
-        complete = logits is tracer.output and logits.requires_grad and len(tracer.layers) > 0
-        if not (tracer.is_supported and complete and logits.shape[:2] == (1, 1)):
-            return None
-        return (tracer, logits) if tracer.layers[-1].output == (logits.shape[2], 1, 1) else None
 
-    @staticmethod
-    def _compile(tracer: _Tracer, sample: Tensor, logits: Tensor) -> _NativeLayers | None:
-        """The layers for the kernels; None if they are too large, or give other logits than PyTorch."""
-        layers = tracer.layers
-        small = sum(layer.weight.numel() for layer in layers) <= _MAX_WEIGHTS
-        if not small or sum(layer.buffer_size for layer in layers) > _MAX_BUFFERS:
-            return None
-        native = _NativeLayers(layers)
-        own = native.logits(_applied(tracer.preprocessing, sample), traced=False)[0]
-        return native if _agree(own, logits[0].detach()) else None
-
-
-def _applied(calls: Sequence[_Call], x: Tensor) -> Tensor:
+def preprocessed(calls: Sequence[_Call], x: Tensor) -> Tensor:
+    """Return the input after what is done to it before the first layer."""
     for func, args in calls:
         x = func(x, *args)
     return x

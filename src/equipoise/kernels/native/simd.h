@@ -1,4 +1,6 @@
 /* Vectors of SIMD_WIDTH numbers, on which every operation works element by element. */
+#ifndef SIMD_H
+#define SIMD_H
 #include <stdint.h>
 
 #ifdef __AVX512F__
@@ -9,6 +11,8 @@
 
 typedef float vec __attribute__((vector_size(4 * SIMD_WIDTH), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * SIMD_WIDTH), aligned(4)));
+typedef double dvec __attribute__((vector_size(8 * SIMD_WIDTH), aligned(8)));
+typedef int64_t lvec __attribute__((vector_size(8 * SIMD_WIDTH), aligned(8)));
 typedef int8_t bytes __attribute__((vector_size(SIMD_WIDTH), aligned(1)));
 
 static inline vec broadcast(float number) { return number - (vec){0}; }
@@ -19,3 +23,4 @@ static inline float sum(vec x) {
     for (int i = 0; i < SIMD_WIDTH; i++) total += x[i];
     return total;
 }
+#endif

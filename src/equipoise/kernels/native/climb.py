@@ -1,0 +1,165 @@
+"""Whole climbs of samples on a network of native layers, by a C kernel (`climb.c`)."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from equipoise.core import progress
+from equipoise.kernels.native.build import address, library, run_threaded
+from equipoise.kernels.native.layers import NativeNetwork
+
+_GRADIENTS_AT_ONCE = 1 << 14
+"""Gradients computed in one call, less than a second of work: between calls a program can be stopped."""
+
+KINDS = ("cross-entropy", "entropy", "clean||here", "here||clean", "soft-cross-entropy", "margin", "dlr")
+"""The objectives in `objectives.h`."""
+RETURN_POINTS = ("last", "best", "first_success")
+"""Which point is returned, as in `climb.c`."""
+
+
+class _TermStruct(ctypes.Structure):
+    """`term` of `objectives.h`."""
+
+    _fields_ = [("kind", ctypes.c_int32), ("weight", ctypes.c_double), ("smoothing", ctypes.c_double)]
+
+
+class _PlanStruct(ctypes.Structure):
+    """`plan` of `climb.c`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("terms_count", "steps", "return_point", "l2_step", "l2_ball")),
+        *((name, ctypes.c_int32) for name in ("tau", "may_cycle", "evaluations")),
+        *((name, ctypes.c_float) for name in ("eps", "low", "high")),
+        ("terms", ctypes.POINTER(_TermStruct)),
+        *((name, ctypes.c_void_p) for name in ("sizes", "scale", "shift")),
+    ]
+
+
+_INPUTS = ("origin", "start", "clean", "label", "target", "own", "wanted", "steps")
+_RESULTS = ("point", "value", "iteration", "evaluations", "not_finite", "zero", "succeeded")
+
+
+class _SamplesStruct(ctypes.Structure):
+    """`samples` of `climb.c`."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in (*_INPUTS, *_RESULTS)]
+
+
+@dataclass(frozen=True)
+class ClimbTerm:
+    """`weight` times an objective."""
+
+    kind: str
+    """One of `KINDS`."""
+    weight: float = 1.0
+    """Its weight in the sum."""
+    smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+
+
+@dataclass(frozen=True)
+class ClimbPlan:
+    """What is climbed, how, and which point is returned."""
+
+    terms: Sequence[ClimbTerm]
+    """The objective, a weighted sum."""
+    sizes: Sequence[float]
+    """The length of each step."""
+    l2_step: bool
+    """Whether a step has that length in L2; else every coordinate moves by it."""
+    l2_ball: bool
+    """Whether the ball is one of L2; else of Linf."""
+    eps: float
+    """Its radius."""
+    low: float
+    """The smallest value of a coordinate."""
+    high: float
+    """The largest value of a coordinate."""
+    return_point: str
+    """One of `RETURN_POINTS`."""
+    tau: int | None
+    """Stop where the prediction has been wrong more often."""
+    may_cycle: bool
+    """Whether a climb that comes back to an earlier point has finished."""
+
+
+@dataclass(frozen=True)
+class ClimbSamples:
+    """What each sample climbs from and to; classes are -1 where there is none."""
+
+    origin: Tensor
+    """The clean points."""
+    start: Tensor
+    """The points to start from, in ball and box."""
+    label: Tensor
+    """The class that the objective knows."""
+    target: Tensor
+    """The class that the objective is climbed towards."""
+    own: Tensor
+    """The class that the prediction should not be."""
+    wanted: Tensor
+    """The class that it should be."""
+    clean: Tensor | None = None
+    """The logits at the clean points, where the objective compares with them."""
+    steps: Tensor | None = None
+    """How many steps each sample takes; None: all of them."""
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """What became of each sample."""
+
+    point: Tensor
+    """The point that is returned."""
+    value: Tensor
+    """The objective there; -∞ where nobody looked."""
+    iteration: Tensor = field(repr=False)
+    """After how many steps it was reached."""
+    evaluations: Tensor = field(repr=False)
+    """How often the network was evaluated."""
+    not_finite: Tensor = field(repr=False)
+    """Steps with a gradient that is not finite."""
+    zero: Tensor = field(repr=False)
+    """Steps with a gradient of 0."""
+    succeeded: Tensor = field(repr=False)
+    """Whether it stopped at a success."""
+
+
+def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evaluations: int = 0) -> Climbed:
+    """Compute `x_{i+1} = Π(x_i + step(∇ objective(x_i), size_i))` for every sample, as `equipoise.attacks.Ascent` does.
+
+    `evaluations` is how often each sample was looked at before. Results depend neither on the order of the samples nor
+    on the number of threads.
+    """
+    kernels = library()
+    assert kernels is not None
+    layers, count = network.layers, len(samples.origin)
+    given = (getattr(samples, name) for name in _INPUTS)
+    inputs = [None if value is None else value.contiguous() for value in given]
+    point, value, succeeded = torch.empty(samples.origin.shape), torch.empty(count), torch.zeros(count).bool()
+    iteration, looked, not_finite, zero = (torch.zeros(count, dtype=torch.int64) for _ in range(4))
+    climbed = Climbed(point, value, iteration, looked, not_finite, zero, succeeded)
+    terms = (_TermStruct * len(plan.terms))(*((KINDS.index(t.kind), t.weight, t.smoothing) for t in plan.terms))
+    sizes = torch.tensor(plan.sizes, dtype=torch.float32)
+    native_plan = _PlanStruct(
+        len(plan.terms), len(plan.sizes), RETURN_POINTS.index(plan.return_point), plan.l2_step, plan.l2_ball,
+        -1 if plan.tau is None else plan.tau, plan.may_cycle, evaluations, plan.eps, plan.low, plan.high,
+        terms, sizes.data_ptr(), address(network.scale), address(network.shift),
+    )  # fmt: skip
+    results = (getattr(climbed, name) for name in _RESULTS)
+    native_samples = _SamplesStruct(*map(address, inputs), *map(address, results))
+
+    def run(first: int, number: int) -> int:
+        where = ctypes.c_int64(first), ctypes.c_int64(number)
+        plan_and_samples = ctypes.byref(native_plan), ctypes.byref(native_samples)
+        return kernels.climb(layers.structs, len(layers.structs), *plan_and_samples, *where)
+
+    at_once = max(_GRADIENTS_AT_ONCE // len(plan.sizes), 1)
+    for first in range(0, count, at_once):
+        progress.report(first, count, "sample")
+        some = min(at_once, count - first)
+        run_threaded(some, layers.simd_width, lambda start, number, first=first: run(first + start, number))
+    return climbed

@@ -1,0 +1,108 @@
+"""Forward and backward pass of a training step on native layers, with gradients of the weights (`training.c`)."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equipoise.core.types import Points, Predict, Prediction
+from equipoise.kernels.native.build import address, library, run_threaded
+from equipoise.kernels.native.layers import Layer, NativeLayers, compiled, is_batch, preprocessed, traced
+
+
+class _GradientsStruct(ctypes.Structure):
+    """`gradients` of `training.c`."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weights", "bias", "inputs", "slopes")]
+
+
+class _TrainingFunction(torch.autograd.Function):
+    """The logits of native layers, with gradients with respect to the weights and, if asked for, the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, native: NativeLayers, layers: Sequence[Layer], *weights: Tensor | None) -> Tensor:
+        kernels, width = library(), native.simd_width
+        assert kernels is not None
+        x, blocks = x.contiguous(), -(-len(x) // width)
+        logits = x.new_empty(len(x), native.classes)
+        traces = torch.empty(blocks, native.trace_size, dtype=torch.uint8)
+        inputs = torch.empty(blocks, kernels.inputs_size(native.structs, len(layers)) * width)
+
+        def run(first: int, count: int) -> int:
+            block = first // width
+            rows = address(x, first), address(logits, first), address(traces, block), address(inputs, block)
+            return kernels.forward_training(native.structs, len(layers), *rows, ctypes.c_int64(count))
+
+        run_threaded(len(x), width, run)
+        ctx.native, ctx.layers, ctx.shape = native, layers, x.shape
+        ctx.save_for_backward(
+            traces, inputs, *weights
+        )  # weights: a change in place before the backward pass is an error
+        return logits
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        traces, inputs, *_ = ctx.saved_tensors
+        native, layers, grad = ctx.native, ctx.layers, grad.contiguous()
+        kernels, width, blocks = library(), native.simd_width, len(traces)
+        assert kernels is not None
+        x = grad.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
+        parts: list[tuple[Tensor, Tensor]] = []  # of a convolution: sums over each block; else inputs and slopes
+        structs = (_GradientsStruct * len(layers))()
+        for layer, struct in zip(layers, structs, strict=True):
+            if layer.is_linear:
+                part = grad.new_empty(len(grad), layer.input[0]), grad.new_empty(len(grad), len(layer.weight))
+                struct.inputs, struct.slopes = part[0].data_ptr(), part[1].data_ptr()
+            else:
+                part = grad.new_empty(blocks, *layer.weight.shape), grad.new_empty(blocks, len(layer.weight))
+                struct.weights, struct.bias = part[0].data_ptr(), part[1].data_ptr()
+            parts.append(part)
+
+        def run(first: int, count: int) -> int:
+            rows = address(grad), address(traces), address(inputs), address(x)
+            where = ctypes.c_int64(first), ctypes.c_int64(count)
+            return kernels.backward_training(native.structs, len(layers), *rows, structs, *where)
+
+        run_threaded(len(grad), width, run)
+        gradients: list[Tensor] = []
+        for layer, (first, second) in zip(layers, parts, strict=True):
+            weight = second.T @ first if layer.is_linear else first.sum(0)
+            gradients += [weight.reshape(layer.weight.shape), second.sum(0)]
+        needed = zip(gradients, ctx.needs_input_grad[3:], strict=True)
+        return x, None, None, *(gradient if asked else None for gradient, asked in needed)
+
+
+def native_training(watched: Predict, predict: Predict, weights: Sequence[Tensor]) -> Predict:
+    """Return the live prediction of a network with these weights for one training step: computed natively if what
+    `watched`, a copy, does to one sample consists of supported layers, else `predict` itself.
+    """
+
+    def live(x: Points) -> Prediction:
+        random = torch.get_rng_state()
+        native = _trained_layers(watched, weights, x)
+        if native is None:
+            torch.set_rng_state(random)
+            return predict(x)
+        preprocessing, layers, kernels = native
+        tensors = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+        return Prediction(_TrainingFunction.apply(preprocessed(preprocessing, x), kernels, layers, *tensors)[None])
+
+    return live
+
+
+def _trained_layers(
+    predict: Predict, weights: Sequence[Tensor], x: Points
+) -> tuple[list[Any], list[Layer], NativeLayers] | None:
+    """What is done to the input first, the layers, and the layers as the kernels take them; None: not supported."""
+    if not is_batch(x) or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return None
+    constants = {weight.untyped_storage().data_ptr() for weight in weights}
+    trace = traced(predict, constants, x[:1].detach(), trainable=True)
+    if trace is None:
+        return None
+    tracer, logits = trace
+    kernels = compiled(tracer, x[:1].detach(), logits)
+    return None if kernels is None else (tracer.preprocessing, tracer.layers, kernels)

@@ -1,0 +1,227 @@
+"""Training steps on native layers: gradients of the weights against float64, and what is left to PyTorch."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from equipoise import methods, nets
+from equipoise.core.rng import Streams
+from equipoise.kernels.native import compiler
+from equipoise.models import as_predictive, live
+
+pytestmark = [pytest.mark.unchecked, pytest.mark.skipif(compiler() is None, reason="there is no C compiler")]
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    """Whatever the environment says: these tests are about them."""
+    monkeypatch.delenv("EQUIPOISE_NATIVE", raising=False)
+
+
+def batch(*shape: int, classes: int = 4, n: int = 45) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(n, *shape, generator=generator), torch.randint(classes, (n,), generator=generator)
+
+
+def logits_of(net: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+    """The live logits, and whether it was the kernels that found them."""
+    logits = live(as_predictive(net), Streams.of(0, torch.arange(len(x))))(x).logits
+    node, names = logits.grad_fn, []
+    while node is not None:
+        names.append(type(node).__name__)
+        node = node.next_functions[0][0] if node.next_functions else None
+    return logits[0], any("TrainingFunction" in name for name in names)
+
+
+def gradients(net: nn.Module, x: Tensor, y: Tensor, natively: bool) -> tuple[list[Tensor], bool]:
+    """The gradients with respect to input and parameters, and whether it was the kernels that found them."""
+    x = x.clone().requires_grad_()
+    logits, native = logits_of(net, x) if natively else (net(x), False)
+    loss = nn.functional.cross_entropy(logits, y)
+    return list(torch.autograd.grad(loss, [x, *(p for p in net.parameters() if p.requires_grad)])), native
+
+
+def agree(found: list[Tensor], exact: list[Tensor]) -> bool:
+    return all(
+        torch.allclose(one.double(), other, rtol=0, atol=2e-5 * float(other.abs().max()) + 1e-9)
+        for one, other in zip(found, exact, strict=True)
+    )
+
+
+@given(
+    channels=st.integers(1, 3),
+    filters=st.tuples(st.integers(1, 9), st.integers(1, 17)),
+    kernel=st.tuples(st.integers(1, 7), st.integers(1, 5)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    pool=st.booleans(),
+    bias=st.booleans(),
+    n=st.integers(32, 70),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=80, deadline=None)
+def test_gradients_of_the_weights_are_those_of_float64(channels, filters, kernel, padding, pool, bias, n, seed):
+    padding = tuple(min(p, k - 1) for p, k in zip(padding, kernel, strict=True))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(channels, filters[0], kernel, padding=padding, bias=bias), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if pool else []
+        layers += [nn.Conv2d(filters[0], filters[1], 3, padding=1, bias=bias), nn.ReLU(), nn.Flatten()]
+        side = nn.Sequential(*layers)(torch.zeros(1, channels, 12, 11)).shape[1]
+        net = nn.Sequential(*layers, nn.Linear(side, 6), nn.ReLU(), nn.Linear(6, 4, bias=bias))
+    x, y = batch(channels, 12, 11, n=n)
+    found, native = gradients(net, x, y, natively=True)
+    exact, _ = gradients(copy.deepcopy(net).double(), x.double(), y, natively=False)
+    assert native and agree(found, exact)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(threads):
+    net, (x, y) = nets.build("lenet", (1, 28, 28), 4), batch(1, 28, 28, n=77)
+    expected, native = gradients(net, x, y, natively=True)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found, _ = gradients(net, x, y, natively=True)
+    finally:
+        torch.set_num_threads(before)
+    assert native and agree(found, [gradient.double() for gradient in expected])
+    convolutions = [i + 1 for i, p in enumerate(net.parameters()) if p.ndim == 4]
+    assert all(torch.equal(found[i], expected[i]) for i in [0, *convolutions])
+
+
+def test_a_training_descends_as_in_pytorch(monkeypatch):
+    """Ten steps of UDP from the same weights: the losses agree, and so do the weights."""
+    x, y = batch(1, 28, 28, n=64)
+    outcomes = []
+    for setting in ("1", "0"):
+        monkeypatch.setenv("EQUIPOISE_NATIVE", setting)
+        net = nets.build("lenet", (1, 28, 28), 4, seed=0)
+        optimizer, method, losses = torch.optim.SGD(net.parameters(), 0.05, 0.9), methods.udp(0.1, 0.02, 5), []
+        for step in range(10):
+            optimizer.zero_grad()
+            loss = method.loss(net, x, y, step=step)
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        outcomes.append((losses, [p.detach() for p in net.parameters()]))
+    (losses, weights), (expected, in_pytorch) = outcomes
+    assert losses == pytest.approx(expected, rel=1e-4) and losses[-1] < losses[0]
+    for one, other in zip(weights, in_pytorch, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=0.02 * float(other.abs().max()))
+
+
+def test_a_frozen_weight_gets_no_gradient():
+    net, (x, y) = nets.build("lenet", (1, 28, 28), 4), batch(1, 28, 28)
+    next(net.parameters()).requires_grad_(False)
+    found, native = gradients(net, x, y, natively=True)
+    exact, _ = gradients(copy.deepcopy(net).double(), x.double(), y, natively=False)
+    assert native and agree(found, exact)
+
+
+def test_weights_changed_before_the_backward_pass_are_an_error():
+    net, (x, _) = nets.build("lenet", (1, 28, 28), 4), batch(1, 28, 28)
+    logits, native = logits_of(net, x)
+    with torch.no_grad():
+        next(net.parameters()).add_(1)
+    assert native
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logits.sum().backward()
+
+
+class Remembers(nn.Module):
+    """Keeps its features for a penalty."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.net[:-1](x)
+        return self.net[-1](self.features)
+
+
+class Counts(nn.Module):
+    """Keeps what it has seen in a list."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.seen = net, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return self.net(x)
+
+
+def convolutional() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 4))
+
+
+def hooked() -> nn.Module:
+    net = convolutional()
+    net.sizes = []
+    net[0].register_forward_hook(lambda layer, args, output: net.sizes.append(len(output)))
+    return net
+
+
+OTHERS = {
+    "batch-norm": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), *convolutional()[1:]),
+    "dropout": lambda: nn.Sequential(*convolutional()[:3], nn.Dropout(0.5), convolutional()[3]),
+    "a hook": hooked,
+    "remembers": lambda: Remembers(convolutional()),
+    "counts": lambda: Counts(convolutional()),
+    "strides": lambda: nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(676, 4)),
+    "a computed weight": lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(1, 4, 3)), *convolutional()[1:]),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 4)),
+    "float64": lambda: convolutional().double(),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_network_is_left_to_pytorch_and_sees_the_batch_once(name):
+    torch.manual_seed(0)
+    net, (x, y) = OTHERS[name](), batch(1, 28, 28)
+    x = x.double() if name == "float64" else x
+    reference = copy.deepcopy(net)
+    torch.manual_seed(1)
+    found, native = gradients(net, x, y, natively=True)
+    if name == "remembers":
+        assert len(net.features) == len(x)
+    if name in ("counts", "a hook"):
+        assert (net.seen if name == "counts" else net.sizes) == [len(x)]
+    torch.manual_seed(1)
+    expected, _ = gradients(reference, x, y, natively=False)
+    assert not native and all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    if name == "batch-norm":
+        assert torch.equal(net[1].running_mean, reference[1].running_mean)
+
+
+def test_few_samples_and_other_contexts_are_left_to_pytorch():
+    net, (x, _) = convolutional(), batch(1, 28, 28)
+    assert logits_of(net, x)[1]
+    assert not logits_of(net, x[:31])[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not logits_of(net, x)[1]
+    with torch.no_grad():
+        assert not logits_of(net, x)[1]
+
+
+def test_a_change_of_behaviour_between_calls_is_seen():
+    """Whatever the network does at this call: here it depends on a flag."""
+
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.doubled = convolutional(), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x + x) if self.doubled else self.net(x)
+
+    net, (x, _) = Switched(), batch(1, 28, 28)
+    assert torch.allclose(logits_of(net, x)[0], net(x), atol=1e-5)
+    net.doubled = True
+    assert torch.allclose(logits_of(net, x)[0], net(x), atol=1e-5)
