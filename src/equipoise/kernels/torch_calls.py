@@ -112,6 +112,14 @@ class AvgPool2d(NamedTuple):
         return _window(self.kernel_size, self.stride, self.padding) if self.divisor_override is None else None
 
 
+class LeakyReLU(NamedTuple):
+    """Arguments of `torch.nn.functional.leaky_relu`."""
+
+    input: Any
+    negative_slope: float = 0.01
+    inplace: bool = False
+
+
 class Dropout(NamedTuple):
     """Arguments of `torch.nn.functional.dropout` and its variants."""
 

@@ -59,16 +59,17 @@ def agree(found: list[Tensor], exact: list[Tensor]) -> bool:
     kernel=st.tuples(st.integers(1, 7), st.integers(1, 5)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     pool=st.booleans(),
+    slope=st.sampled_from([0.0, 0.1]),
     bias=st.booleans(),
     n=st.integers(32, 70),
     seed=st.integers(0, 100),
 )
 @settings(max_examples=80, deadline=None)
-def test_gradients_of_the_weights_are_those_of_float64(channels, filters, kernel, padding, pool, bias, n, seed):
+def test_gradients_of_the_weights_are_those_of_float64(channels, filters, kernel, padding, pool, slope, bias, n, seed):
     padding = tuple(min(p, k - 1) for p, k in zip(padding, kernel, strict=True))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = [nn.Conv2d(channels, filters[0], kernel, padding=padding, bias=bias), nn.ReLU()]
+        layers = [nn.Conv2d(channels, filters[0], kernel, padding=padding, bias=bias), nn.LeakyReLU(slope)]
         layers += [nn.MaxPool2d(2)] if pool else []
         layers += [nn.Conv2d(filters[0], filters[1], 3, padding=1, bias=bias), nn.ReLU(), nn.Flatten()]
         side = nn.Sequential(*layers)(torch.zeros(1, channels, 12, 11)).shape[1]

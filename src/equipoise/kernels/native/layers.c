@@ -3,7 +3,8 @@
  * weights are the same for all. A sample's result does not depend on its position in the vector.
  *
  * A layer's input lies in a zero-padded buffer [channels][rows][columns] of vectors. The backward pass needs one byte
- * per output, the trace: which of the four pooled pixels was the largest, or DEAD where the ReLU is 0.
+ * per output, the trace: which of the four pooled pixels was the largest, or DEAD where the ReLU is 0; of a leaky ReLU
+ * with NEGATIVE added where it has its slope.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include "layers.h"
 
 #define DEAD 4
+#define NEGATIVE 8
 /* A tile of filters x columns is accumulated in registers: at most MAX_FILTERS filters, MAX_COLUMNS pixels of a row, and
  * MAX_TILE of both together. */
 #define MAX_FILTERS 8
@@ -138,11 +140,11 @@ static inline vec larger(vec a, vec b, ivec *argmax, int32_t index) {
 }
 
 /* Write one output, rectified if requested, and its byte of the trace. */
-static inline void write_output(vec z, ivec argmax, int32_t rectified, vec *out, int8_t *trace) {
-    if (rectified) {
-        ivec dead = z <= (vec){0};
-        argmax = iselect(dead, DEAD - (ivec){0}, argmax);
-        z = select_vec(dead, (vec){0}, z);
+static inline void write_output(vec z, ivec argmax, const layer *l, vec *out, int8_t *trace) {
+    if (l->rectified) {
+        ivec low = z <= (vec){0};
+        argmax = iselect(low, l->slope ? argmax | NEGATIVE : DEAD - (ivec){0}, argmax);
+        z = select_vec(low, l->slope ? l->slope * z : (vec){0}, z);
     }
     *out = z;
     if (trace) *(bytes *)trace = __builtin_convertvector(argmax, bytes);
@@ -217,7 +219,7 @@ static void forward_layer(const layer *l, const vec *in, vec *z, vec *out, size_
                     value = larger(value, lower[2 * j + 1], &argmax, 3);
                 } else
                     value = upper[j];
-                write_output(value, argmax, l->rectified, to + j, trace ? note : 0);
+                write_output(value, argmax, l, to + j, trace ? note : 0);
             }
         }
     }
@@ -277,13 +279,14 @@ static void unpool(const layer *l, const vec *grad, const int8_t *trace, vec *z)
     for (int o = 0; o < l->filters; o++)
         for (int i = 0; i < out_height(l); i++)
             for (int j = 0; j < out_width(l); j++, trace += SIMD_WIDTH, grad++) {
-                ivec argmax = __builtin_convertvector(*(const bytes *)trace, ivec);
+                ivec note = __builtin_convertvector(*(const bytes *)trace, ivec), argmax = note & ~NEGATIVE;
+                vec slope = l->slope ? select_vec((note & NEGATIVE) != 0, l->slope * *grad, *grad) : *grad;
                 vec *to = inner + o * channel + (l->pooled ? 2 * (i * row + j) : i * row + j);
-                to[0] = select_vec(argmax == 0, *grad, (vec){0});
+                to[0] = select_vec(argmax == 0, slope, (vec){0});
                 if (l->pooled) {
-                    to[1] = select_vec(argmax == 1, *grad, (vec){0});
-                    to[row] = select_vec(argmax == 2, *grad, (vec){0});
-                    to[row + 1] = select_vec(argmax == 3, *grad, (vec){0});
+                    to[1] = select_vec(argmax == 1, slope, (vec){0});
+                    to[row] = select_vec(argmax == 2, slope, (vec){0});
+                    to[row + 1] = select_vec(argmax == 3, slope, (vec){0});
                 }
             }
 }

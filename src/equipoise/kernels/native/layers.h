@@ -11,6 +11,7 @@ typedef struct {
     int32_t filters, kernel_height, kernel_width;
     int32_t pad_rows, pad_columns;
     int32_t pooled, rectified;
+    float slope; /* of a leaky ReLU where it is negative; 0: a ReLU */
     const float *kernels; /* [channels][kernel_height][kernel_width][filters]; of a linear layer see `multiply` */
     const float *adjoint; /* [filters][kernel_height][kernel_width][channels], flipped; of a linear layer transposed */
     const float *bias;    /* [filters] */

@@ -22,7 +22,7 @@ from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.kernels.input_gradients import MANY_FILTERS, RECTIFIERS
 from equipoise.kernels.native.build import address, library, run_threaded
-from equipoise.kernels.torch_calls import Conv2d, Dropout, MaxPool2d, leaves, pair
+from equipoise.kernels.torch_calls import Conv2d, Dropout, LeakyReLU, MaxPool2d, leaves, pair
 
 MAX_WEIGHTS = 1 << 18
 """Weights of all layers together: more do not stay in the cache."""
@@ -48,6 +48,7 @@ class _LayerStruct(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("channels", "height", "width")),
         *((name, ctypes.c_int32) for name in ("filters", "kernel_height", "kernel_width")),
         *((name, ctypes.c_int32) for name in ("pad_rows", "pad_columns", "pooled", "rectified")),
+        ("slope", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("kernels", "adjoint", "bias")),
     ]
 
@@ -62,6 +63,7 @@ class Layer:
     padding: tuple[int, int] = (0, 0)
     pooled: bool = False
     rectified: bool = False
+    slope: float = 0.0  # of a leaky ReLU
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -91,7 +93,7 @@ class Layer:
     def state(self) -> tuple[Any, ...]:
         """All that the layer computes with; parameters by identity and version."""
         parameters = (id(self.weight), self.weight._version, id(self.bias), getattr(self.bias, "_version", None))
-        return *self.input, *self.padding, self.pooled, self.rectified, *parameters
+        return *self.input, *self.padding, self.pooled, self.rectified, self.slope, *parameters
 
 
 @dataclass(eq=False)
@@ -151,9 +153,11 @@ class _Tracer(TorchFunctionMode):
             self.preprocessing.append((func, args))
             same_shape = func in _ARITHMETIC and not kwargs and result.shape == x.shape
             return same_shape and all(self._is_constant(value) for value in args)
-        if func in RECTIFIERS:
-            last.rectified = True
-            return True
+        if func in RECTIFIERS or func is F.leaky_relu:
+            slope = 0.0 if func in RECTIFIERS else LeakyReLU(x, *args, **kwargs).negative_slope
+            once = not last.rectified or slope == last.slope == 0
+            last.rectified, last.slope = True, slope
+            return once and slope >= 0
         if func is F.max_pool2d:
             poolable = MaxPool2d(x, *args, **kwargs).is_2x2 and not last.pooled and last.weight.ndim == 4
             last.pooled = True
@@ -222,7 +226,7 @@ class NativeLayers:
             kernels = weight.permute(1, 2, 3, 0).contiguous()
             adjoint = weight.flip(2, 3).permute(0, 2, 3, 1).contiguous()
         self._weights += [kernels, adjoint, bias]
-        numbers = (*layer.input, len(weight), *layer.kernel, *layer.padding, layer.pooled, layer.rectified)
+        numbers = (*layer.input, len(weight), *layer.kernel, *layer.padding, layer.pooled, layer.rectified, layer.slope)
         return _LayerStruct(*numbers, kernels.data_ptr(), adjoint.data_ptr(), bias.data_ptr())
 
     def _in_tiles(self, weight: Tensor) -> Tensor:
