@@ -10,7 +10,8 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from equipoise import attacks
-from equipoise.attacks.apgd import AutoStep, apgd, apgd_t, checkpoints
+from equipoise.attacks.apgd import apgd, apgd_t
+from equipoise.attacks.auto_step import AutoStep, checkpoints
 from equipoise.attacks.steps import Boundary, Uniform, UniformUpTo
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.types import Prediction

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.attacks.auto_step import AutoStep, checkpoints
 from equipoise.attacks.climb import Attempt, Outcome
 from equipoise.attacks.steps import Normalized, Sign, Steepest
 from equipoise.core.types import Predict, Prediction, StepRule
 from equipoise.geometry import Ball
-from equipoise.kernels.native import ClimbPlan, ClimbSamples, ClimbTerm, NativeForward, climb
+from equipoise.kernels.native import AutoSteps, ClimbPlan, ClimbSamples, ClimbTerm, NativeForward, climb
 from equipoise.losses.objectives import Objective, cross_entropy, dlr, entropy, kl, margin, smoothed_cross_entropy
 
 _KINDS = {
@@ -37,9 +38,16 @@ def climb_terms(objective: Objective, weight: float = 1.0) -> list[ClimbTerm] | 
 
 def takes_l2_steps(rule: StepRule, ball: Ball) -> bool | None:
     """Whether a step rule moves a sample by a length in L2, or every coordinate by it; None if neither."""
-    if type(rule) is Steepest:
+    if type(rule) in (Steepest, AutoStep):
         return {"linf": False, "l2": True}.get(ball.norm)
     return {Sign: False, Normalized: True}.get(type(rule))
+
+
+def auto_steps(rule: StepRule, steps: int) -> AutoSteps | None:
+    """The step rule as the kernel takes it if it chooses its own length, else None."""
+    if not isinstance(rule, AutoStep):
+        return None
+    return AutoSteps(rule.inertia, rule.progress, [checkpoints(steps).get(step, 0) for step in range(steps)])
 
 
 def climb_natively(
@@ -56,31 +64,30 @@ def climb_natively(
 ) -> Outcome | None:
     """The outcome of an ascent in which no sample depends on another; None if the kernel cannot take it."""
     terms, l2_step = climb_terms(objective), takes_l2_steps(rule, ball)
-    several = batch.target is not None and batch.target.ndim > 1
-    if terms is None or l2_step is None or ball.norm == "l1" or several or not isinstance(predict, NativeForward):
+    if terms is None or l2_step is None or ball.norm == "l1" or not isinstance(predict, NativeForward):
         return None
     network = predict.network(batch.x)
     if network is None:
         return None
-    none = torch.full((len(batch.x),), -1)
-    criterion = batch.criterion
-
-    def classes(labels: Tensor | None) -> Tensor:
-        return none if labels is None else labels
-
-    plan = ClimbPlan(terms, sizes, l2_step, ball.norm == "l2", ball.eps, ball.box.low, ball.box.high, **selection)
+    n, targets = len(batch.x), 1 if batch.target is None or batch.target.ndim == 1 else batch.target.shape[1]
+    rows, none, criterion = torch.arange(n).repeat_interleave(targets), torch.full((n,), -1), batch.criterion
+    plan = ClimbPlan(
+        terms, sizes, l2_step, ball.norm == "l2", ball.eps, ball.box.low, ball.box.high,
+        auto=auto_steps(rule, len(sizes)), targets=targets, **selection,
+    )  # fmt: skip
     samples = ClimbSamples(
-        batch.x,
-        start,
-        label=classes(batch.y),
-        target=classes(batch.target),
-        own=criterion.label,
-        wanted=classes(criterion.target),
-        clean=None if clean is None else clean.logits[0],
-        steps=counts,
+        batch.x[rows],
+        start[rows],
+        label=(none if batch.y is None else batch.y)[rows],
+        target=none if batch.target is None else batch.target.flatten(),
+        own=criterion.label[rows],
+        wanted=(none if criterion.target is None else criterion.target)[rows],
+        clean=None if clean is None else clean.logits[0, rows],
+        steps=None if counts is None else counts[rows],
     )
-    found = climb(network, plan, samples, evaluations=int(clean is not None))
+    climbed = climb(network, plan, samples, evaluations=int(clean is not None))
+    target = None if batch.target is None else batch.target.flatten()
     return Outcome(
-        found.point, found.value, batch.target, found.iteration, found.evaluations, found.not_finite, found.zero,
-        found.succeeded,
+        climbed.point, climbed.value, target, climbed.iteration, climbed.evaluations, climbed.not_finite, climbed.zero,
+        climbed.succeeded,
     )  # fmt: skip

@@ -176,11 +176,11 @@ def test_the_number_of_steps_may_be_drawn_and_the_size_may_change(taken):
         assert torch.allclose(drawn.x[i : i + 1], point, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["pgd", "udp", "cw", "trades"])
+@pytest.mark.parametrize("name", ["pgd", "udp", "cw", "trades", "apgd", "apgd_t"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_neither_order_nor_batch_nor_threads_matter(name, norm, taken):
     net, (x, y) = network(), samples(101)
-    attack = getattr(attacks, name)(0.3, norm=norm, steps=15)
+    attack = getattr(attacks, name)(0.1 if norm == "linf" else 0.4, norm=norm, steps=15)
     whole = attack(net, x, y, seed=1)
     order = torch.randperm(101, generator=torch.Generator().manual_seed(0))
     mixed = attack(net, x[order], y[order], seed=1, index=order, batch_size=13)
@@ -196,7 +196,7 @@ def test_neither_order_nor_batch_nor_threads_matter(name, norm, taken):
             assert torch.equal(getattr(whole, field)[rows], getattr(other, field)), field
 
 
-@pytest.mark.parametrize("name", ["pgd", "udp", "cw", "trades", "uta", "fgsm", "r_fgsm"])
+@pytest.mark.parametrize("name", ["pgd", "udp", "cw", "trades", "uta", "fgsm", "r_fgsm", "apgd", "apgd_t"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_step_by_step_the_same_is_found(name, norm, taken, monkeypatch):
     """The costs, the counts and the points of the loop in PyTorch."""
@@ -205,13 +205,35 @@ def test_step_by_step_the_same_is_found(name, norm, taken, monkeypatch):
     options |= {"start": Gaussian(0.1)} if name == "trades" else {}  # at the clean point rounding decides
     attack = getattr(attacks, name)(0.3, norm=norm, **options)
     whole = attack(net, x, y, seed=1)
-    assert taken == [True]
+    assert taken and all(taken)
     monkeypatch.setattr(ascent, "climb_natively", lambda *args, **options: None)
     stepwise = attack(net, x, y, seed=1)
     same = (whole.x - stepwise.x).abs().flatten(1).amax(1) < 1e-5
     assert same.double().mean() > 0.95
     for field in ("success", "evaluations", "iteration", "zero_gradients", "nan_gradients"):
         assert torch.equal(getattr(whole, field)[same], getattr(stepwise, field)[same]), field
+
+
+@pytest.mark.parametrize("name", ["apgd", "apgd_t", "pgd"])
+@pytest.mark.parametrize("return_point", ["first_success", "best"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_several_targets_and_steps_of_their_own_length_are_those_of_float64(name, return_point, norm, taken):
+    """The same attack on the network in float64, which takes its steps one by one in PyTorch."""
+    net, (x, y) = network(), samples(64)
+    y = net(x).argmax(1)
+    options = {"num_targets": 3} if name == "pgd" else {}
+    attack = getattr(attacks, name)(
+        0.3 if norm == "linf" else 1.0, norm=norm, steps=25, return_point=return_point, **options
+    )
+    found = attack(net, x, y)
+    assert taken and all(taken)
+    taken.clear()
+    expected = attack(copy.deepcopy(net).double(), x.double(), y)
+    assert not any(taken)
+    same = (found.x - expected.x).abs().flatten(1).amax(1) < 1e-4
+    assert same.double().mean() > 0.9 and int(found.success.sum()) > 5
+    for field in ("success", "evaluations", "iteration", "zero_gradients", "nan_gradients"):
+        assert torch.equal(getattr(found, field)[same], getattr(expected, field)[same]), field
 
 
 def test_what_is_not_finite_is_counted_as_in_pytorch(taken, monkeypatch):
@@ -250,7 +272,6 @@ def test_a_climb_that_turns_in_a_circle_ends(taken):
         {"eot_samples": 2},
         {"resample": True},
         {"eps_schedule": ((2.0, 0.3),), "return_point": "best"},
-        {"num_targets": 2},
     ],
     ids=lambda change: ", ".join(change),
 )

@@ -2,7 +2,8 @@
  *
  *     x_{i+1} = projection of x_i + step(gradient of the objective at x_i) onto ball and box
  *
- * SIMD_WIDTH samples climb side by side, each at a step of its own: a lane whose sample is finished takes up the next.
+ * SIMD_WIDTH climbs go side by side, each at a step of its own: a lane whose climb is finished takes up the next. A
+ * sample may have several, towards different targets, which end with the first success of any of them.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -18,7 +19,11 @@ typedef struct {
     int32_t tau;         /* stop where the prediction has been wrong more often; -1: never */
     int32_t may_cycle;   /* whether a climb that comes back to a point has finished */
     int32_t evaluations; /* of each sample before the climb */
+    int32_t targets;     /* climbs of each sample, one after the other in all arrays */
+    int32_t auto_step;   /* whether steps choose their own length (Auto-PGD, `equipoise.attacks.auto_step`) */
     float eps, low, high;
+    float inertia, progress; /* of Auto-PGD: a and rho */
+    const int32_t *intervals; /* [steps]: at a checkpoint of Auto-PGD the steps since the last one, else 0 */
     const term *terms;
     const float *sizes;         /* [steps] */
     const float *scale, *shift; /* of each pixel, before the first layer; NULL: none */
@@ -34,14 +39,22 @@ typedef struct {
     float *point, *value;
     int64_t *iteration, *evaluations, *not_finite, *zero;
     int8_t *succeeded;
+    /* of several climbs of a sample: at each of the plan's steps 1 for a gradient of 0, 2 for one that is not finite; and
+     * the step of the first success of each sample so far */
+    int8_t *events;
+    int64_t *earliest;
 } samples;
 
-/* The state of a sample on its way. */
+/* The state of a climb on its way. */
 typedef struct {
     int64_t sample; /* -1: none */
     int64_t step, last, best_step, errors, evaluations, not_finite, zero;
-    float best_value;
+    float value, best_value;
     int succeeded;
+    /* of Auto-PGD: size; rises since the last checkpoint and whether the size was halved there; the value before, the best
+     * value, and what that was at the last checkpoint */
+    float size, last_value, top_value, top_then;
+    int rises, halved;
 } lane;
 
 typedef struct {
@@ -52,7 +65,9 @@ typedef struct {
     const samples *all;
     workspace work;
     lane lanes[SIMD_WIDTH];
-    vec *origin, *point, *best, *probe, *grad; /* of the pixels; grad: of the logits */
+    vec *origin, *point, *best, *probe; /* of the pixels */
+    vec *before, *top, *top_grad, *base; /* of Auto-PGD: the last point, the best one and its gradient, where it steps from */
+    vec *grad; /* of the logits */
     double *logits, *scratch, *slope, *clean;  /* clean: [SIMD_WIDTH][classes] */
     char *memory;
 } climber;
@@ -87,6 +102,12 @@ static void enter(climber *c, int k, int64_t sample) {
     set_lane(c->point, k, start, c->pixels);
     if (c->best) set_lane(c->best, k, start, c->pixels);
     if (c->probe) set_lane(c->probe, k, start, c->pixels);
+    if (c->plan->auto_step) {
+        lane *l = c->lanes + k;
+        l->last_value = l->top_value = l->top_then = -INFINITY;
+        set_lane(c->top, k, start, c->pixels);
+        set_lane(c->top_grad, k, start, c->pixels);
+    }
     if (!all->clean) return;
     double *log_q = c->clean + (size_t)k * c->classes;
     for (int32_t i = 0; i < c->classes; i++) c->logits[i] = all->clean[sample * c->classes + i];
@@ -133,6 +154,7 @@ static int look(climber *c, int k) {
     float value = (float)objective(p->terms, p->terms_count, c->logits, c->classes, ref, c->scratch, c->slope);
     for (int32_t i = 0; i < c->classes; i++) ((float *)(c->grad + i))[k] = (float)c->slope[i];
     l->evaluations++;
+    l->value = value;
     if (!watches(p)) return 0;
     int better = value > l->best_value || p->return_point == LAST;
     if (p->return_point != BEST) {
@@ -156,8 +178,11 @@ static void clean_gradient(climber *c, vec *grad) {
     }
     for (int k = 0; k < SIMD_WIDTH; k++)
         if (c->lanes[k].sample >= 0) {
-            c->lanes[k].not_finite += !all_finite[k];
-            c->lanes[k].zero += all_finite[k] && strength[k] == 0;
+            lane *l = c->lanes + k;
+            int lost = !all_finite[k], flat = !lost && strength[k] == 0;
+            l->not_finite += lost;
+            l->zero += flat;
+            if (c->all->events) c->all->events[l->sample * c->plan->steps + l->step] = (int8_t)(flat + 2 * lost);
         }
 }
 
@@ -241,6 +266,57 @@ static void project_l2(climber *c) {
     }
 }
 
+static void project(climber *c) {
+    if (c->plan->l2_ball && c->plan->eps < INFINITY)
+        project_l2(c);
+    else
+        project_linf(c);
+}
+
+/* One step of Auto-PGD: x + a (z - x) + (1 - a)(x - x_before), z the projection of x + step; a = 1 at the first step. At
+ * a checkpoint a climb that has not got on halves its size and goes back to its best point. */
+static void auto_step(climber *c, vec *grad) {
+    const plan *p = c->plan;
+    ivec first = {0}, better = {0}, reset = {0};
+    vec size = {0}, a = broadcast(p->inertia);
+    for (int k = 0; k < SIMD_WIDTH; k++) {
+        lane *l = c->lanes + k;
+        if (l->sample < 0) continue;
+        first[k] = -(l->step == 0);
+        if (l->step == 0)
+            l->size = p->sizes[0], a[k] = 1;
+        else
+            l->rises += l->value > l->last_value;
+        better[k] = -(l->value > l->top_value);
+        if (better[k]) l->top_value = l->value;
+        if (l->step == 0) l->top_then = l->top_value;
+        int interval = p->intervals[l->step];
+        if (interval) {
+            int unchanged = !l->halved && l->top_then >= l->top_value;
+            l->halved = l->rises <= p->progress * interval || unchanged;
+            if (l->halved) l->size /= 2;
+            reset[k] = -l->halved;
+            l->rises = 0, l->top_then = l->top_value;
+        }
+        l->last_value = l->value;
+        size[k] = l->size;
+    }
+    for (size_t i = 0; i < c->pixels; i++) {
+        c->top[i] = select_vec(better, c->point[i], c->top[i]);
+        c->top_grad[i] = select_vec(better, grad[i], c->top_grad[i]);
+        c->before[i] = select_vec(first, c->point[i], c->before[i]);
+        c->base[i] = c->point[i] = select_vec(reset, c->top[i], c->point[i]);
+        grad[i] = select_vec(reset, c->top_grad[i], grad[i]);
+    }
+    step(c, grad, size);
+    project(c);
+    for (size_t i = 0; i < c->pixels; i++) {
+        vec x = c->base[i];
+        c->point[i] = x + a * (c->point[i] - x) + (1 - a) * (x - c->before[i]);
+        c->before[i] = x;
+    }
+}
+
 /* Lanes that have come back to an earlier point, by Brent's method. */
 static void find_cycles(climber *c) {
     ivec same = ~(ivec){0};
@@ -257,7 +333,7 @@ static void find_cycles(climber *c) {
 }
 
 static int prepare(climber *c) {
-    size_t images = 2 + watches(c->plan) + (c->plan->may_cycle != 0);
+    size_t images = 2 + watches(c->plan) + (c->plan->may_cycle != 0) + 4 * (c->plan->auto_step != 0);
     size_t vectors = images * c->pixels + c->classes, numbers = (size_t)(3 + SIMD_WIDTH) * c->classes;
     if (allocate(&c->work, c->layers, c->n)) return 1;
     c->memory = aligned_alloc(64, (vectors * sizeof(vec) + numbers * sizeof(double) + 63) / 64 * 64);
@@ -267,6 +343,10 @@ static int prepare(climber *c) {
     c->origin = next, c->point = next += c->pixels, next += c->pixels;
     if (watches(c->plan)) c->best = next, next += c->pixels;
     if (c->plan->may_cycle) c->probe = next, next += c->pixels;
+    if (c->plan->auto_step) {
+        c->before = next, c->top = next + c->pixels, c->top_grad = next + 2 * c->pixels, c->base = next + 3 * c->pixels;
+        next += 4 * c->pixels;
+    }
     c->grad = next;
     c->logits = (double *)(next + c->classes);
     c->scratch = c->logits + c->classes, c->slope = c->scratch + c->classes, c->clean = c->slope + c->classes;
@@ -287,7 +367,12 @@ static void observe(climber *c) {
     }
     for (int k = 0; k < SIMD_WIDTH && watches(p); k++) {
         lane *l = c->lanes + k;
-        if (l->sample >= 0 && (l->succeeded || l->step == l->last)) leave(c, k, c->best, l->best_step);
+        if (l->sample < 0) continue;
+        int64_t *earliest = c->all->earliest ? c->all->earliest + l->sample / p->targets : 0;
+        if (earliest && l->succeeded && l->step < __atomic_load_n(earliest, __ATOMIC_RELAXED))
+            __atomic_store_n(earliest, l->step, __ATOMIC_RELAXED);
+        int late = earliest && l->step > __atomic_load_n(earliest, __ATOMIC_RELAXED);
+        if (l->succeeded || late || l->step == l->last) leave(c, k, c->best, l->best_step);
     }
 }
 
@@ -298,13 +383,14 @@ static void advance(climber *c) {
     if (p->scale)
         for (size_t i = 0; i < c->pixels; i++) grad[i] *= p->scale[i];
     clean_gradient(c, grad);
-    for (int k = 0; k < SIMD_WIDTH; k++)
-        if (c->lanes[k].sample >= 0) size[k] = p->sizes[c->lanes[k].step];
-    step(c, grad, size);
-    if (p->l2_ball && p->eps < INFINITY)
-        project_l2(c);
-    else
-        project_linf(c);
+    if (p->auto_step)
+        auto_step(c, grad);
+    else {
+        for (int k = 0; k < SIMD_WIDTH; k++)
+            if (c->lanes[k].sample >= 0) size[k] = p->sizes[c->lanes[k].step];
+        step(c, grad, size);
+    }
+    project(c);
     for (int k = 0; k < SIMD_WIDTH; k++) {
         lane *l = c->lanes + k;
         if (l->sample >= 0 && ++l->step == l->last && !watches(p)) leave(c, k, c->point, l->step);

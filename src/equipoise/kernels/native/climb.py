@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,8 +31,9 @@ class _PlanStruct(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("terms_count", "steps", "return_point", "l2_step", "l2_ball")),
-        *((name, ctypes.c_int32) for name in ("tau", "may_cycle", "evaluations")),
-        *((name, ctypes.c_float) for name in ("eps", "low", "high")),
+        *((name, ctypes.c_int32) for name in ("tau", "may_cycle", "evaluations", "targets", "auto_step")),
+        *((name, ctypes.c_float) for name in ("eps", "low", "high", "inertia", "progress")),
+        ("intervals", ctypes.c_void_p),
         ("terms", ctypes.POINTER(_TermStruct)),
         *((name, ctypes.c_void_p) for name in ("sizes", "scale", "shift")),
     ]
@@ -40,12 +41,14 @@ class _PlanStruct(ctypes.Structure):
 
 _INPUTS = ("origin", "start", "clean", "label", "target", "own", "wanted", "steps")
 _RESULTS = ("point", "value", "iteration", "evaluations", "not_finite", "zero", "succeeded")
+_ZERO, _NOT_FINITE = 1, 2
+"""What may be noted of a gradient in `events` of `climb.c`."""
 
 
 class _SamplesStruct(ctypes.Structure):
     """`samples` of `climb.c`."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in (*_INPUTS, *_RESULTS)]
+    _fields_ = [(name, ctypes.c_void_p) for name in (*_INPUTS, *_RESULTS, "events", "earliest")]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,18 @@ class ClimbTerm:
     """Its weight in the sum."""
     smoothing: float = 0.0
     """Label smoothing of the cross-entropy."""
+
+
+@dataclass(frozen=True)
+class AutoSteps:
+    """Steps of Auto-PGD, which choose their own length (`equipoise.attacks.auto_step.AutoStep`)."""
+
+    inertia: float
+    """How much of a step is the new direction."""
+    progress: float
+    """The share of steps that have to improve the objective."""
+    intervals: Sequence[int]
+    """Of each step: at a checkpoint the number of steps since the last one, else 0."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,10 @@ class ClimbPlan:
     """Stop where the prediction has been wrong more often."""
     may_cycle: bool
     """Whether a climb that comes back to an earlier point has finished."""
+    auto: AutoSteps | None = None
+    """Of steps that choose their own length, the first being as long as `sizes` says."""
+    targets: int = 1
+    """Climbs of each sample towards different targets, one after the other: the first success ends them all."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,7 @@ def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evalua
     """Compute `x_{i+1} = Π(x_i + step(∇ objective(x_i), size_i))` for every sample, as `equipoise.attacks.Ascent` does.
 
     `evaluations` is how often each sample was looked at before. Results depend neither on the order of the samples nor
-    on the number of threads.
+    on the number of threads; those of several climbs of a sample are as if all had taken their steps together.
     """
     kernels = library()
     assert kernels is not None
@@ -143,14 +162,18 @@ def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evalua
     iteration, looked, not_finite, zero = (torch.zeros(count, dtype=torch.int64) for _ in range(4))
     climbed = Climbed(point, value, iteration, looked, not_finite, zero, succeeded)
     terms = (_TermStruct * len(plan.terms))(*((KINDS.index(t.kind), t.weight, t.smoothing) for t in plan.terms))
-    sizes = torch.tensor(plan.sizes, dtype=torch.float32)
-    native_plan = _PlanStruct(
-        len(plan.terms), len(plan.sizes), RETURN_POINTS.index(plan.return_point), plan.l2_step, plan.l2_ball,
-        -1 if plan.tau is None else plan.tau, plan.may_cycle, evaluations, plan.eps, plan.low, plan.high,
-        terms, sizes.data_ptr(), address(network.scale), address(network.shift),
-    )  # fmt: skip
+    sizes, auto = torch.tensor(plan.sizes, dtype=torch.float32), plan.auto or AutoSteps(0.0, 0.0, [])
+    intervals = torch.tensor(auto.intervals, dtype=torch.int32)
+    several = plan.targets > 1
+    events = torch.zeros(count, len(plan.sizes), dtype=torch.int8) if several else None
+    earliest = torch.full((count // plan.targets,), len(plan.sizes) + 1) if several else None
+    numbers = len(plan.terms), len(plan.sizes), RETURN_POINTS.index(plan.return_point), plan.l2_step, plan.l2_ball
+    stop = -1 if plan.tau is None else plan.tau, plan.may_cycle, evaluations, plan.targets, plan.auto is not None
+    lengths = plan.eps, plan.low, plan.high, auto.inertia, auto.progress
+    affine = address(network.scale), address(network.shift)
+    native_plan = _PlanStruct(*numbers, *stop, *lengths, address(intervals), terms, address(sizes), *affine)
     results = (getattr(climbed, name) for name in _RESULTS)
-    native_samples = _SamplesStruct(*map(address, inputs), *map(address, results))
+    native_samples = _SamplesStruct(*map(address, (*inputs, *results, events, earliest)))
 
     def run(first: int, number: int) -> int:
         where = ctypes.c_int64(first), ctypes.c_int64(number)
@@ -162,4 +185,19 @@ def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evalua
         progress.report(first, count, "sample")
         some = min(at_once, count - first)
         run_threaded(some, layers.simd_width, lambda start, number, first=first: run(first + start, number))
-    return climbed
+    return climbed if events is None else _together(climbed, events, plan.targets, evaluations)
+
+
+def _together(climbed: Climbed, events: Tensor, targets: int, evaluations: int) -> Climbed:
+    """What several climbs of each sample cost that take their steps together until the first success of any."""
+    steps = events.shape[1]
+    success = torch.where(climbed.succeeded, climbed.iteration, steps).reshape(-1, targets).amin(1)
+    last = success.repeat_interleave(targets)
+    counted = events * (torch.arange(steps) < last[:, None])
+    return replace(
+        climbed,
+        evaluations=climbed.evaluations.minimum(evaluations + last + 1),
+        not_finite=(counted == _NOT_FINITE).sum(1),
+        zero=(counted == _ZERO).sum(1),
+        succeeded=climbed.succeeded & (climbed.iteration == last),
+    )
