@@ -21,8 +21,7 @@ import equipoise
 from equipoise.cli import commands, main
 from equipoise.cli.display import duration
 from equipoise.cli.method_options import METHODS, build_method, full_name, parameters
-from equipoise.cli.options import fraction
-from equipoise.cli.pairs import pairs
+from equipoise.cli.options import fraction, pairs
 from equipoise.cli.parsing import parse
 from equipoise.cli.requests import Evaluate, Report, Train
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning

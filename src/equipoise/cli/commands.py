@@ -19,7 +19,6 @@ from equipoise.cli.requests import (
     Merge,
     Report,
     Reproduce,
-    Request,
     Score,
     Study,
     Train,
@@ -68,7 +67,7 @@ def _report(options: Report) -> Path:
     return write_once(options.out, page(result).encode("utf-8", "backslashreplace"), options.overwrite)
 
 
-_COMMANDS: dict[type[Request], Callable[[Any, str], int | None]] = {
+_COMMANDS: dict[type[Command], Callable[[Any, str], int | None]] = {
     Train: train,
     Evaluate: evaluate,
     Audit: audit,

@@ -8,8 +8,7 @@ from torch import nn
 
 from equipoise import nets
 from equipoise.cli.display import say
-from equipoise.cli.options import with_new_flags
-from equipoise.cli.pairs import pairs
+from equipoise.cli.options import pairs
 from equipoise.cli.parsing import parse
 from equipoise.cli.requests import ModelRequest, Train
 from equipoise.core.errors import EquipoiseError, require
@@ -105,7 +104,7 @@ def _source_of_data(run: Run) -> tuple[str, Path | None]:
         root = typed.get("data_root")
         return typed["data"], Path(root) if isinstance(root, str) else None
     words = shlex.split(run.provenance.command)  # of the first version, which stored the text alone
-    options = parse(with_new_flags(words[1:])) if words[:2] == ["equipoise", "train"] else None
+    options = parse(words[1:]) if words[:2] == ["equipoise", "train"] else None
     return (options.data, options.data_root) if isinstance(options, Train) else (run.data["name"], None)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from equipoise import reproduce as experiments
 from equipoise.cli.console import columns, laid_out
 from equipoise.cli.display import duration, moving, numbers, say
-from equipoise.cli.pairs import pairs
+from equipoise.cli.options import pairs
 from equipoise.cli.requests import Experiments, Reproduce
 from equipoise.core.errors import require, unknown
 from equipoise.data import available

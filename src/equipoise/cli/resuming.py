@@ -1,14 +1,12 @@
 """`train --resume --out r`: with the options that the run was started with, and those that are typed over them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from equipoise.cli.method_options import spelled_out
 from equipoise.cli.options import with_new_flags
 from equipoise.core.errors import require
 from equipoise.results.records import Run, load
-
-_OWN = ("--resume", "--overwrite")
 
 
 def continued(argv: Sequence[str]) -> list[str]:
@@ -27,7 +25,7 @@ def continued(argv: Sequence[str]) -> list[str]:
         require(named, f"there is no run in {out} to resume: start it without --resume.")
         return words
     run = load(record)
-    begun = with_new_flags(run.words) if isinstance(run, Run) else []
+    begun = with_new_flags(["train", *run.words])[1:] if isinstance(run, Run) else []
     if not begun:
         require(named, f"{out} does not say with which options it was started: give them all again, the method first.")
         return words
@@ -40,11 +38,19 @@ def continued(argv: Sequence[str]) -> list[str]:
 
 def lasting(argv: Sequence[str]) -> list[str]:
     """The words of a `train` command that belong to the run itself: all but where it is, and how it is begun."""
-    words = [word for word in spelled_out(list(argv))[1:] if word not in _OWN and not word.startswith("--out=")]
-    while "--out" in words:
-        index = words.index("--out")
-        del words[index : index + 2]
-    return words
+    return without(spelled_out(argv)[1:], {"--out"}, {"--resume", "--overwrite"})
+
+
+def without(words: Iterable[str], flags: Set[str], switches: Set[str]) -> list[str]:
+    """The words of a command line without some flags, which have a value each, and without some switches."""
+    kept, remaining = [], iter(words)
+    for word in remaining:
+        flag, equals, _ = word.partition("=")
+        if flag in flags and not equals:
+            next(remaining, None)
+        elif flag not in flags | switches:
+            kept.append(word)
+    return kept
 
 
 def _value(words: Sequence[str], flag: str) -> str:

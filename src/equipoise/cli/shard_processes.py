@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from equipoise.cli.requests import Evaluate
+from equipoise.cli.resuming import without
 from equipoise.cli.workers import progress_of, require_alive, workers
 from equipoise.core.locks import locked
 from equipoise.evaluation import Progress, Shard
@@ -80,11 +81,6 @@ def _finished(files: Sequence[Path], sizes: Sequence[int]) -> tuple[int, int, in
 
 def _shard_words(command: str, number: int, count: int, file: Path) -> list[str]:
     """The command line of one of the processes that share the work of `command`."""
-    typed = iter(shlex.split(command)[1:])
-    words = []
-    for word in typed:
-        if word == "--robustbench":  # of the whole alone
-            next(typed, None)
-        elif not word.startswith("--robustbench=") and word != "--overwrite":
-            words.append(word)
-    return [*words, "--processes", "1", "--shard", f"{number}/{count}", "--out", str(file), "--resume"]
+    own = {"--processes", "--shard", "--out", "--robustbench"}  # of the whole, or of this process
+    words = without(shlex.split(command)[1:], own, {"--resume", "--overwrite"})
+    return [*words, "--shard", f"{number}/{count}", "--out", str(file), "--resume"]

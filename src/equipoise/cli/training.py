@@ -10,7 +10,7 @@ from equipoise.cli.display import TrainingProgress, evaluation_progress, say
 from equipoise.cli.evaluating import show
 from equipoise.cli.manifolds import Learned, manifold_of_run, named_manifold
 from equipoise.cli.method_options import build_method, full_name, parameters
-from equipoise.cli.pairs import pairs
+from equipoise.cli.options import pairs
 from equipoise.cli.requests import Train
 from equipoise.cli.resuming import lasting
 from equipoise.core.errors import require

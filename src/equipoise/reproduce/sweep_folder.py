@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import read_json, write_atomically
 from equipoise.reproduce.experiment import Plan
-from equipoise.results.schema import parse, require_schema
+from equipoise.results.schema import parse, read_data, require_kind
 
 SCHEMA = 1
 RECORD, TASK, DONE, PROGRESS = "experiment.json", "task.json", "done.json", "progress.json"
@@ -98,15 +98,9 @@ def write_record(folder: Path, record: ExperimentRecord) -> None:
 
 def read_record(folder: Path) -> ExperimentRecord:
     """Read `experiment.json`. Raises `EquipoiseError` if there is none, or if it is damaged or of another version."""
-    path, remedy = folder / RECORD, "run the same `equipoise reproduce` again"
-    try:
-        content = read_json(path)
-    except OSError as error:
-        raise EquipoiseError(f"{folder} holds no experiment: cannot read {RECORD}.") from error
-    except ValueError as error:
-        raise EquipoiseError(f"{path} is damaged ({error}): {remedy}.") from error
-    require(isinstance(content, dict) and content.get("kind") == "experiment", f"{path} is damaged: {remedy}.")
-    require_schema(content, SCHEMA, str(path))
+    path = folder / RECORD
+    content = read_data(path, "the record of an experiment")
+    require_kind(content, ["experiment"], SCHEMA, str(path), "the record of an experiment")
     body = {name: value for name, value in content.items() if name not in ("kind", "schema")}
     return parse(ExperimentRecord, body, str(path))
 

@@ -258,7 +258,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_computed(
     assert "opposite-class has no use for --seeds" in refusal(name="opposite-class", seeds=2)
     for widths in ((2, 1), (3,), (0, 1), (1, 1), (1, 13)):
         message = refusal(name="capacity", widths=widths)
-        assert "expected two or more whole numbers from 1 to 12, in rising order" in message
+        assert "expected two or more integers from 1 to 12, in rising order" in message
     (tmp_path / "file").touch()
     assert "is a file" in refusal(out=tmp_path / "file")
     assert "holds no study" in refusal(out=tmp_path)
