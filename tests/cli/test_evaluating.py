@@ -232,8 +232,8 @@ def in_processes(*words: object) -> "subprocess.CompletedProcess[str]":
 
 def dying(who: str, how: str) -> str:
     """The source of `own_nets`, whose model cannot be made in the process of that shard."""
-    return f"import os, sys, time\n{OWN}".replace(
-        "def make():", f"def make():\n    if {who!r} in sys.argv:\n        {how}"
+    return f"import multiprocessing, os, time\n{OWN}".replace(
+        "def make():", f"def make():\n    if {who!r} == multiprocessing.current_process().name:\n        {how}"
     )
 
 
@@ -242,7 +242,7 @@ def test_processes_continue_only_what_was_asked(mine, capsys):
     how = f"while not os.path.exists({str(finished)!r}): time.sleep(0.01)\n        os._exit(7)"
     (mine / "own_nets.py").write_text(dying("2/2", how))
     done = in_processes()
-    assert (done.returncode, done.stderr) == (2, "error: process 2 of 2 ended with code 7: without a message\n")
+    assert (done.returncode, done.stderr) == (2, "error: process 2/2 ended with code 7.\n")
     assert finished.is_file() and not (mine / "aa.json").exists()
     (mine / "own_nets.py").write_text(dying("1/2", "os._exit(9)"))  # which must not be needed any more
     for words, message in (
@@ -271,7 +271,7 @@ def test_processes_continue_only_what_was_asked(mine, capsys):
     ],
 )
 def test_the_first_process_that_fails_ends_the_others(mine, how, message):
-    slow = "    if '2/2' in sys.argv:\n        time.sleep(100)\n    g ="
+    slow = "    if multiprocessing.current_process().name == '2/2':\n        time.sleep(100)\n    g ="
     (mine / "own_nets.py").write_text(dying("1/2", how).replace("    g =", slow))
     begin = time.monotonic()
     done = in_processes()

@@ -67,6 +67,7 @@ def here(tmp_path, monkeypatch):
         ("evaluate x --atacks pgd", "evaluate has no option --atacks: did you mean --attacks?"),
         ("evaluate x --data-root", "--data-root needs a value: a path."),
         ("evaluate x --out=", "--out: expected a path, got an empty text."),
+        ("study due --seeds 0", "--seeds = 0: expected an integer >= 1."),
         ("evaluate x --restarts 0", "--restarts = 0: expected an integer >= 1."),
         ("evaluate x --attacks pgd fgsm pgd", "--attacks has pgd twice: name every attack once."),
         ("report x -o y", "report has no option -o"),

@@ -26,7 +26,6 @@ class LoadedModel:
     model: nn.Module | Predictive
     """The network, in eval mode."""
     data: Dataset
-    """The data it is measured on."""
     run: Run | None
     """The record of its training; None for a model of the user's own."""
 

@@ -65,7 +65,6 @@ class Option:
     """What can be typed for one field of a dataclass."""
 
     name: str
-    """The name of the field."""
     flag: str
     """Such as `--batch-size`; for a positional value its name in the help, such as `TARGET`."""
     kind: Any
@@ -73,7 +72,6 @@ class Option:
     default: Any
     """The value if nothing is typed; `MISSING` if something has to be."""
     help: str
-    """What it sets."""
     many: bool = False
     """Whether it takes any number of values."""
     positional: bool = False

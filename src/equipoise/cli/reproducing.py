@@ -16,9 +16,10 @@ from equipoise.core.errors import require, unknown
 from equipoise.data import available
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.reproduce.overview import Listed, Overview, kept
-from equipoise.reproduce.stand_in import KINDS, stand_in
+from equipoise.reproduce.stand_in import stand_in
 from equipoise.reproduce.sweep import Progress, SweepResult, sweep
 from equipoise.reproduce.sweep_folder import claim, finished, require_experiments
+from equipoise.reproduce.tasks import KINDS
 from equipoise.reproduce.workers import cores
 from equipoise.results.findings import Study
 from equipoise.results.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
@@ -163,7 +164,7 @@ def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence
     sizes = {name: len(setting.dataset(name).train) for name in plan.datasets()}
     done = f", {len(tasks) - len(remaining)} of them finished before" if len(remaining) < len(tasks) else ""
     who = "the cluster" if workers is None else "1 worker" if workers == 1 else f"{workers} workers"
-    return f"{len(tasks)} tasks{done}; about {_roughly(cost.total(remaining, workers or 1, sizes))} on {who}"
+    return f"{len(tasks)} tasks{done}; about {_roughly(cost.work(remaining, sizes).by(workers or 1))} on {who}"
 
 
 def _show(name: str) -> Callable[[Progress], None]:

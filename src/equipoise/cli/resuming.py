@@ -1,6 +1,6 @@
 """`train --resume --out r`: with the options that the run was started with, and those that are typed over them."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 
 from equipoise.cli.method_options import spelled_out
@@ -38,17 +38,11 @@ def continued(argv: Sequence[str]) -> list[str]:
 
 def lasting(argv: Sequence[str]) -> list[str]:
     """The words of a `train` command that belong to the run itself: all but where it is, and how it is begun."""
-    return without(spelled_out(argv)[1:], {"--out"}, {"--resume", "--overwrite"})
-
-
-def without(words: Iterable[str], flags: Set[str], switches: Set[str]) -> list[str]:
-    """The words of a command line without some flags, which have a value each, and without some switches."""
-    kept, remaining = [], iter(words)
+    kept, remaining = [], iter(spelled_out(argv)[1:])
     for word in remaining:
-        flag, equals, _ = word.partition("=")
-        if flag in flags and not equals:
+        if word == "--out":
             next(remaining, None)
-        elif flag not in flags | switches:
+        elif word not in ("--resume", "--overwrite") and not word.startswith("--out="):
             kept.append(word)
     return kept
 

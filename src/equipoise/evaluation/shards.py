@@ -29,7 +29,6 @@ class Shard:
     number: int = 1
     """Number of the shard, from 1."""
     count: int = 1
-    """Number of shards."""
 
     def __post_init__(self) -> None:
         require(

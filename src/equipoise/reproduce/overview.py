@@ -14,11 +14,8 @@ class Listed:
     """One experiment at the papers' scale."""
 
     title: str
-    """What it is about."""
     source: str
-    """Its place in a paper."""
     data: Sequence[str]
-    """The datasets that it needs."""
     seconds: Mapping[str, float]
     """By variant, on one worker."""
     chain: Mapping[str, float]
@@ -32,7 +29,6 @@ class Overview:
     machine: str
     """One core of which processor."""
     experiments: Mapping[str, Listed]
-    """By name."""
     rates: Mapping[str, float]
     """Seconds of a pass through each of their networks, as `cost.seconds` takes them."""
 

@@ -4,35 +4,13 @@ They prove nothing about the papers' numbers. Their names begin with `synthetic-
 """
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from equipoise.core.errors import unknown
 from equipoise.core.files import write_atomically
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Shape and number of classes of a published dataset."""
-
-    shape: tuple[int, ...]
-    """(channels, height, width)."""
-    classes: int = 10
-    """Number of classes."""
-
-
-KINDS: Mapping[str, Kind] = {
-    "mnist": Kind((1, 28, 28)),
-    "fashion-mnist": Kind((1, 28, 28)),
-    "cifar10": Kind((3, 32, 32)),
-    "cifar100": Kind((3, 32, 32), 100),
-    "svhn": Kind((3, 32, 32)),
-    "digits": Kind((1, 8, 8)),
-}
-"""The published datasets that experiments use."""
+from equipoise.reproduce.tasks import KINDS
 
 _PREFIX = "synthetic-"
 _NOISE = 0.15  # deviation around a class's prototype: two classes touch, a network learns to tell them in a few epochs

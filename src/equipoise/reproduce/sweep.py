@@ -7,12 +7,14 @@ from pathlib import Path
 
 from equipoise.core.deprecation import renamed_arguments, renamed_names
 from equipoise.core.errors import EquipoiseError, require_integer
+from equipoise.core.locks import locked
 from equipoise.reproduce import cost, stand_in
 from equipoise.reproduce.experiment import Plan
 from equipoise.reproduce.running import Setting, code_version, forget_datasets
 from equipoise.reproduce.sweep_folder import (
     DONE,
     PROGRESS,
+    RECORD,
     DataEntry,
     ExperimentRecord,
     TaskEntry,
@@ -20,7 +22,6 @@ from equipoise.reproduce.sweep_folder import (
     claim,
     copy_finished,
     is_done,
-    locked,
     read_state,
     require_experiments,
     require_same_data,
@@ -37,7 +38,6 @@ class Progress:
     done: int
     """Number of finished tasks, those of earlier sweeps included."""
     total: int
-    """Number of all tasks."""
     failed: int
     """Number of tasks that failed, or need one that did."""
     running: Sequence[tuple[str, float]]
@@ -51,7 +51,6 @@ class SweepResult:
     """What a sweep leaves."""
 
     finished: Sequence[Path]
-    """Folders of the finished tasks."""
     failed: Mapping[Path, str]
     """Folders of those that failed, and why, in a sentence each."""
     not_begun: Sequence[Path]
@@ -81,7 +80,7 @@ def sweep(
         require_integer("workers", workers, 1)
     claim(plan, setting.folder)
     require_experiments(reuse)
-    with locked(setting.folder):
+    with locked(setting.folder / RECORD):
         data = {name: _data_entry(name, setting) for name in plan.datasets()}
         require_same_data(setting.folder, data)
         setting = replace(setting, code=setting.code or code_version())

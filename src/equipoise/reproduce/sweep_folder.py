@@ -1,21 +1,15 @@
-"""The folder of an experiment: its record, the folders of its tasks, and the lock of the sweep that works on it.
+"""The folder of an experiment: its record, and the folders of its tasks.
 
 A task's folder holds `task.json`, which says what it is, then what it computes, and at the end `done.json`: where that
 is, the task is never computed again. Everything is JSON, safetensors, `.npz` and pages, readable without this library.
 """
 
 import json
-import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import read_json, write_atomically
@@ -24,7 +18,7 @@ from equipoise.results.schema import parse, read_data, require_kind
 
 SCHEMA = 1
 RECORD, TASK, DONE, PROGRESS = "experiment.json", "task.json", "done.json", "progress.json"
-_BEFORE_THE_RECORD = ("sweep.lock", "sweep.json", "data")  # what may lie in a folder that holds no experiment yet
+_BEFORE_THE_RECORD = ("data",)  # what may lie in a folder that holds no experiment yet
 
 
 @dataclass(frozen=True)
@@ -148,33 +142,6 @@ def require_experiments(folders: Sequence[Path]) -> None:
         )
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder by the system's lock on a file, which ends with the process, however that ends. Raises
-    `EquipoiseError` if another process holds it, or if the folder cannot be written.
-    """
-    holder = folder / "sweep.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "sweep.lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        other = read_state(holder)
-        raise EquipoiseError(
-            f"{folder} is being worked on by process {other.get('pid', '?')} on {other.get('host', '?')} since "
-            f"{other.get('since', '?')}: wait for it, or choose another place."
-        ) from None
-    except OSError as error:
-        raise EquipoiseError(f"cannot write into {folder}: {error.strerror}; choose another place.") from error
-    try:
-        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
-        yield
-    finally:
-        with suppress(OSError):
-            holder.unlink(missing_ok=True)
-        lock.release()
-
-
 def is_done(folder: Path) -> bool:
     """Return whether the task of that folder is finished."""
     return "seconds" in read_state(folder / DONE)
@@ -216,8 +183,3 @@ def read_state(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def now() -> str:
-    """Return the time, in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -31,8 +32,8 @@ from filelock import FileLock, Timeout
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import write_atomically
 from equipoise.reproduce.running import Setting, code_version, run
-from equipoise.reproduce.studies.processes import exit_with_parent
-from equipoise.reproduce.sweep_folder import DONE, PROGRESS, TASK, is_done, now, read_state, write_json
+from equipoise.reproduce.studies.processes import exit_with_parent, one_thread
+from equipoise.reproduce.sweep_folder import DONE, PROGRESS, TASK, is_done, read_state, write_json
 from equipoise.reproduce.tasks import Task, datasets, described
 from equipoise.results.provenance import provenance
 
@@ -46,13 +47,10 @@ class Job:
     """A task of a sweep."""
 
     task: Task
-    """What to compute."""
     folder: Path
-    """Its folder."""
     needs: frozenset[Path]
     """The folders of the tasks that it needs."""
     seconds: float
-    """Estimated time."""
 
 
 @runtime_checkable
@@ -98,12 +96,8 @@ class _ThisProcess:
 @contextmanager
 def in_this_process(setting: Setting) -> Iterator[Pool]:
     """Compute one job at a time in this process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         yield _ThisProcess(setting)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -333,7 +327,8 @@ def _compute(task: Task, setting: Setting, folder: Path, on_progress: Callable[[
     origin = asdict(provenance(0, device(), setting.command))
     del origin["seed"]  # which is the task's
     done = {"kind": task.kind, "label": task.label, "seconds": seconds, "sittings": sittings, "code": setting.code}
-    write_json(folder / DONE, done | {"finished": now(), "host": socket.gethostname(), "provenance": origin})
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder / DONE, done | {"finished": ended, "host": socket.gethostname(), "provenance": origin})
     with suppress(OSError):
         (folder / PROGRESS).unlink()
 

@@ -46,7 +46,6 @@ class Seen:
     """A network's predictions at points that started at correctly classified samples."""
 
     x: Points
-    """The points."""
     labels: Labels
     """The class predicted there."""
     confidence: Float[Tensor, " batch"]

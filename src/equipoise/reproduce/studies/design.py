@@ -70,11 +70,6 @@ class Design(ABC, Generic[Result]):
         """What was measured, by name."""
         return {number.name: number for number in self._measure()}
 
-    @property
-    def verdict(self) -> str:
-        """In a sentence, whether the paper's point was seen."""
-        return self._conclude()
-
     @final
     def repeated(self, configurations: Iterable[tuple[str, float]]) -> list[Case]:
         """Return a case per seed of every configuration, a method and the value of the varied parameter."""
@@ -97,7 +92,7 @@ class Design(ABC, Generic[Result]):
 
         results = run_all(design._train, cases, report_done, options.processes)
         design.results.update(zip(cases, results, strict=True))
-        return Findings(list(design.numbers.values()), design._draw(), design._settings(), design.verdict)
+        return Findings(list(design.numbers.values()), design._draw(), design._settings(), design._conclude())
 
 
 def percentage(name: str, values: Sequence[float], paper: str = "") -> Number:

@@ -57,7 +57,6 @@ class Shape:
     depth: int = 2
     """Its residual blocks."""
     inducing: int = 20
-    """Inducing points."""
     samples: int = 8
     """Samples of the GP: members of the prediction."""
 
