@@ -104,7 +104,7 @@ def _read(words: Sequence[str], options: Sequence[Option], command: str, method:
             switch = joined if equals else "True"
             if not equals and option.default is None and remaining and remaining[0] in _TRUTH:  # as it was typed once
                 switch = remaining.popleft()
-            values[option.name] = _TRUTH[switch] if flag == option.flag else not _TRUTH[switch]
+            values[option.name] = not _TRUTH[switch] if flag.startswith("--no-") else _TRUTH[switch]
             continue
         texts = [joined] if equals else []
         while not equals and remaining and not _FLAG.match(remaining[0]) and (option.many or not texts):

@@ -18,7 +18,7 @@ from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.reproduce.overview import Listed, Overview, kept
 from equipoise.reproduce.stand_in import stand_in
 from equipoise.reproduce.sweep import Progress, SweepResult, sweep
-from equipoise.reproduce.sweep_folder import claim, finished, require_experiments
+from equipoise.reproduce.sweep_folder import claim, finished, limits, require_experiments
 from equipoise.reproduce.tasks import KINDS
 from equipoise.reproduce.workers import cores
 from equipoise.results.findings import Study
@@ -146,15 +146,11 @@ def _headline(plan: Plan, synthetic: bool) -> str:
     """What these numbers are."""
     experiment = plan.experiment
     scale = "at the paper's scale" if plan.scale == 1 else f"at scale {plan.scale:g} of the paper's"
-    scale += "" if plan.seeds is None else f", {plan.seeds} seed{'s' * (plan.seeds > 1)}"
-    scale += "" if plan.examples is None else f", at most {plan.examples:,} test samples"
-    scale += f", {' and '.join(plan.only)} only" if plan.only else ""
-    scale += "".join(f", with {name} = {value} in place of its own" for name, value in plan.changes.items())
     variant = f", {plan.variant}" + (
         f" ({experiment.quirks})" if experiment.quirks and plan.variant == "as published" else ""
     )
     data = "; SYNTHETIC data, which says nothing about the paper" if synthetic else ""
-    return f"{experiment.source}: {experiment.title}; {scale}{variant}{data}"
+    return f"{experiment.source}: {experiment.title}; {scale}{limits(plan)}{variant}{data}"
 
 
 def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence[Path]) -> str:

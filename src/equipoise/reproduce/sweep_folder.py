@@ -112,14 +112,19 @@ def claim(plan: Plan, folder: Path) -> None:
     record, wanted = read_record(folder), asked(plan)
     if all(getattr(record, name) == value for name, value in wanted.items()):
         return
-    limits = "" if record.seeds is None else f", {record.seeds} seeds"
-    limits += f", {' and '.join(record.only)} only" if record.only else ""
-    limits += f", {record.examples} examples" if record.examples else ""
-    limits += "".join(f", {name} = {value}" for name, value in record.changes.items())
     raise EquipoiseError(
-        f"{folder} holds {record.name} at scale {record.scale}, {record.variant}{limits}: ask for the same to continue "
-        "it, or choose another place."
+        f"{folder} holds {record.name} at scale {record.scale}, {record.variant}{limits(record)}: ask for the same to "
+        "continue it, or choose another place."
     )
+
+
+def limits(plan: Plan | ExperimentRecord) -> str:
+    """Return in words what, beside scale and variant, tells a plan from the paper; a comma before each."""
+    words = [] if plan.seeds is None else [f"{plan.seeds} seed{'s' * (plan.seeds > 1)}"]
+    words += [] if plan.examples is None else [f"at most {plan.examples:,} test samples"]
+    words += [f"{' and '.join(plan.only)} only"] if plan.only else []
+    words += [f"with {name} = {value} in place of its own" for name, value in plan.changes.items()]
+    return "".join(f", {word}" for word in words)
 
 
 def require_same_data(folder: Path, data: Mapping[str, DataEntry]) -> None:

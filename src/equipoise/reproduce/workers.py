@@ -24,7 +24,7 @@ from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -53,22 +53,6 @@ class Job:
     seconds: float
 
 
-@runtime_checkable
-class Pool(Protocol):
-    """Workers that compute jobs."""
-
-    slots: int
-    """How many at a time."""
-
-    def submit(self, job: Job, on_progress: Callable[[], None]) -> None:
-        """Take a job, and call `on_progress` now and then where nobody else can while it is computed."""
-        ...
-
-    def finished(self) -> Iterable[tuple[Path, str | None]]:
-        """Return the folders of the jobs that have ended since, after a while, each with what went wrong."""
-        ...
-
-
 def device() -> str:
     """Return the device that tasks are computed on."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,19 +66,21 @@ def cores() -> int:
 @dataclass
 class _ThisProcess:
     setting: Setting
-    slots: int = 1
+    slots: int = 1  # jobs at a time
     ended: "tuple[Path, str | None] | None" = None
 
     def submit(self, job: Job, on_progress: Callable[[], None]) -> None:
+        """Take a job, and call `on_progress` now and then where nobody else can while it is computed."""
         self.ended = (job.folder, work(job.task, self.setting, on_progress))
 
     def finished(self) -> Iterable[tuple[Path, str | None]]:
+        """Return the folders of the jobs that have ended since, after a while, each with what went wrong."""
         ended, self.ended = self.ended, None
         return [] if ended is None else [ended]
 
 
 @contextmanager
-def in_this_process(setting: Setting) -> Iterator[Pool]:
+def in_this_process(setting: Setting) -> "Iterator[Pool]":
     """Compute one job at a time in this process."""
     with one_thread():
         yield _ThisProcess(setting)
@@ -166,7 +152,7 @@ class _Processes:
 
 
 @contextmanager
-def in_processes(setting: Setting, workers: int) -> Iterator[Pool]:
+def in_processes(setting: Setting, workers: int) -> "Iterator[Pool]":
     """Compute so many jobs at a time in processes of this machine, which share its GPUs and end with this one."""
     pool = _Processes(setting, workers)
     try:
@@ -218,8 +204,12 @@ class _OnRay:
             return _lost((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
+Pool = _ThisProcess | _Processes | _OnRay
+"""Workers that compute jobs."""
+
+
 @contextmanager
-def on_ray(setting: Setting, workers: int | None, address: str) -> Iterator[Pool]:
+def on_ray(setting: Setting, workers: int | None, address: str) -> "Iterator[Pool]":
     """Compute at most so many jobs at a time on a Ray cluster, or as many as it has cores. Raises `EquipoiseError` if
     Ray is not installed or there is no cluster.
     """
