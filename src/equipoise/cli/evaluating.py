@@ -218,8 +218,8 @@ def show(*evaluations: Evaluation) -> None:
         for table in (stages(evaluation), corrupted(evaluation)):
             if table is not None:
                 say(table)
-    cautions_of_all = [caution for evaluation in evaluations for caution in _cautions(evaluation)]
-    for note in dict.fromkeys([*cautions_of_all, *(w for evaluation in evaluations for w in evaluation.warnings)]):
+    cautions = [caution for evaluation in evaluations for caution in _cautions(evaluation)]
+    for note in dict.fromkeys([*cautions, *(w for evaluation in evaluations for w in evaluation.warnings)]):
         say(f"note: {note}")
     for flag in dict.fromkeys(str(flag) for evaluation in evaluations for flag in evaluation.flags):
         say(f"flag: {flag}")
