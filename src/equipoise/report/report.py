@@ -37,7 +37,11 @@ def page(paths: Sequence[Path]) -> str:
     sources = read(paths)
     comparisons = compare(sources)
     styles = {id(s): Style(i) for i, s in enumerate(sources)}
-    scored_rows = [(_score_row(i, s, score), score) for i, s in enumerate(sources) for score in s.scores]
+    scored_rows = [
+        (Row(s, weights := score.record.weights, Style(i, weights == "last"), {}, (score.file.name,)), score)
+        for i, s in enumerate(sources)
+        for score in s.scores
+    ]
     scores = scored.tables(scored_rows)
     rows = [*(row for c in comparisons for row in c.rows), *(row for table in scores for row, _ in table.lines)]
     used = list(dict.fromkeys([*styles.values(), *(row.style for row in rows)]))
@@ -60,11 +64,6 @@ def page(paths: Sequence[Path]) -> str:
         captions=PICTURES,
         hyperparameters=hyperparameters,
     )
-
-
-def _score_row(series: int, source: Source, score: scored.ModelScore) -> Row:
-    weights = score.record.weights
-    return Row(source, weights, Style(series, weights == "last"), {}, (score.file.name,))
 
 
 def _margin_curves(name: str, table: scored.ScoreTable) -> tuple[Markup, Markup]:

@@ -12,13 +12,9 @@ from equipoise.core.errors import unknown
 from equipoise.core.files import write_atomically
 from equipoise.reproduce.tasks import KINDS
 
-_PREFIX = "synthetic-"
+PREFIX = "synthetic-"
+"""How the name of every stand-in begins."""
 _NOISE = 0.15  # deviation around a class's prototype: two classes touch, a network learns to tell them in a few epochs
-
-
-def is_stand_in(name: str) -> bool:
-    """Return whether a dataset of that name is synthetic."""
-    return name.startswith(_PREFIX)
 
 
 def stand_in(name: str, folder: Path, train: int = 200, test: int = 100, seed: int = 0) -> Path:
@@ -30,7 +26,7 @@ def stand_in(name: str, folder: Path, train: int = 200, test: int = 100, seed: i
     """
     if name not in KINDS:
         raise unknown("dataset", name, KINDS)
-    path = folder / f"{_PREFIX}{name}.npz"
+    path = folder / f"{PREFIX}{name}.npz"
     if path.exists():
         return path
     kind, rng = KINDS[name], np.random.default_rng(seed)
