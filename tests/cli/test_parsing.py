@@ -48,7 +48,7 @@ def here(tmp_path, monkeypatch):
         ("evaluate x --seed -1", "--seed = -1: expected an integer >= 0."),
         ("evaluate x --seed １", "--seed = '１': expected an integer >= 0."),
         ("evaluate x --examples 1_0", "--examples = '1_0': expected an integer >= 0."),
-        ("evaluate x --eps 1_0", "--eps: expected a number or a fraction such as 8/255, got '1_0'; TARGET"),
+        ("evaluate x --eps 1_0", "--eps: expected a number or a fraction such as 8/255, got '1_0'."),
         ("audit x --eps ８/255", "--eps: expected a number or a fraction such as 8/255, got '８/255'."),
         ("train udp --eps 0.1 --eps 0.2", "--eps is given twice: give it once."),
         ("train udp --eps=0.1 --epochs 3 --nesterov --no-nesterov", "--nesterov is given twice: give it once."),
