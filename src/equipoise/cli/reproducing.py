@@ -15,7 +15,7 @@ from equipoise.cli.requests import Experiments, Reproduce
 from equipoise.core.errors import require, unknown
 from equipoise.data import available
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
-from equipoise.reproduce.overview import Listed, Overview, kept
+from equipoise.reproduce.registry import Listed, Overview, kept
 from equipoise.reproduce.stand_in import stand_in
 from equipoise.reproduce.sweep import Progress, SweepResult, sweep
 from equipoise.reproduce.sweep_folder import claim, finished, limits, require_experiments

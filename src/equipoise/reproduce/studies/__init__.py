@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+from equipoise.reproduce.studies.design import Options, ReportProgress
 from equipoise.reproduce.studies.keep import load, save
-from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.results.findings import Findings
 
 __all__ = ["STUDIES", "Entry", "Options", "ReportProgress", "load", "save"]

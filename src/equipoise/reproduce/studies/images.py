@@ -24,8 +24,7 @@ from equipoise.data import Dataset, Split, load
 from equipoise.losses.terms import Method
 from equipoise.models import as_predictive, predict
 from equipoise.nets import build
-from equipoise.reproduce.studies.design import Case, Design, Result, percentage
-from equipoise.reproduce.studies.options import Options
+from equipoise.reproduce.studies.design import Case, Design, Options, Result, percentage
 from equipoise.results.findings import Lines, Number, Series
 from equipoise.training import Progress, Recipe, fit
 

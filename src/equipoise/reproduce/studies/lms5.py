@@ -14,9 +14,8 @@ import torch
 from equipoise.core.rng import fold
 from equipoise.data import Split
 from equipoise.reproduce.studies import toys
-from equipoise.reproduce.studies.design import Case, percentage
+from equipoise.reproduce.studies.design import Case, Options, percentage
 from equipoise.reproduce.studies.images import accuracy
-from equipoise.reproduce.studies.options import Options
 from equipoise.reproduce.studies.plane import AGREEMENT, STEP_SIZE, STEPS, PlaneStudy, Sizes, agreement, label
 from equipoise.results.findings import Number, Picture
 

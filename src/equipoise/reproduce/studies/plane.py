@@ -26,8 +26,7 @@ from equipoise.losses.objectives import entropy
 from equipoise.losses.terms import Method
 from equipoise.models import as_predictive, predict
 from equipoise.nets import MLP, Normalize
-from equipoise.reproduce.studies.design import Case, Design
-from equipoise.reproduce.studies.options import Options
+from equipoise.reproduce.studies.design import Case, Design, Options
 from equipoise.reproduce.studies.toys import Toy
 from equipoise.results.findings import Regions
 from equipoise.training import Recipe, fit, methods
