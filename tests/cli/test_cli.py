@@ -72,10 +72,10 @@ def said(line: str) -> list[str]:
 
 
 def train_tiny(out: object, *more: object, method: str = "udp") -> int:
-    hyper = [] if method == "standard" else ["--eps", "0.1"]
-    return ask(
-        "train", method, *hyper, "--epochs", 1, "--examples", 200, "--evaluate-examples", 20, "--out", out, *more
-    )
+    usual = {"--epochs": 1, "--examples": 200, "--evaluate-examples": 20, "--out": out}
+    usual |= {} if method == "standard" else {"--eps": 0.1}
+    words = [word for flag, value in usual.items() if flag not in more for word in (flag, value)]
+    return ask("train", method, *words, *more)
 
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.25", 0.25), ("1e-3", 1e-3), ("1/4", 0.25)])
