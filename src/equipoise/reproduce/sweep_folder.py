@@ -18,7 +18,7 @@ from equipoise.results.schema import parse, read_data, require_kind
 
 SCHEMA = 1
 RECORD, TASK, DONE, PROGRESS = "experiment.json", "task.json", "done.json", "progress.json"
-_BEFORE_THE_RECORD = ("data",)  # what may lie in a folder that holds no experiment yet
+_BEFORE_THE_RECORD = ("data", f".{RECORD}.lock", f".{RECORD}.owner")  # may lie in a folder that holds no experiment yet
 
 
 @dataclass(frozen=True)
