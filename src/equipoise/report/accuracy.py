@@ -219,9 +219,10 @@ def _with_shown_files(rows: Sequence[Row]) -> list[Row]:
 
 def _columns(evaluation: Evaluation) -> dict[Column, AttackRecord]:
     """Results by column."""
-    clean, *attacked = evaluation.results
-    columns = {Column(result.norm, float(result.eps), result.attack): result for result in attacked}
-    return {Column("", 0.0, clean.attack): clean} | columns
+    return {
+        Column("", 0.0, r.attack) if r.attack == "clean" else Column(r.norm, float(r.eps), r.attack): r
+        for r in evaluation.results
+    }
 
 
 def _norm_rank(norm: str) -> int:
