@@ -72,8 +72,8 @@ def said(line: str) -> list[str]:
 
 
 def train_tiny(out: object, *more: object, method: str = "udp") -> int:
-    usual = {"--epochs": 1, "--examples": 200, "--evaluate-examples": 20, "--out": out}
-    usual |= {} if method == "standard" else {"--eps": 0.1}
+    usual = {} if method == "standard" else {"--eps": 0.1}
+    usual |= {"--epochs": 1, "--examples": 200, "--evaluate-examples": 20, "--out": out}
     words = [word for flag, value in usual.items() if flag not in more for word in (flag, value)]
     return ask("train", method, *words, *more)
 
