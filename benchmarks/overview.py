@@ -7,7 +7,7 @@ from pathlib import Path
 
 from equipoise import reproduce
 from equipoise.reproduce import cost
-from equipoise.reproduce.overview import KEPT, Listed, Overview
+from equipoise.reproduce.registry import KEPT, Listed, Overview
 from equipoise.results.provenance import provenance
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from equipoise.report.reproduction import written
 from equipoise.report.studies import draw
 from equipoise.reproduce import in_words, reproduction
 from equipoise.results.reproduction import ShownOutcome
@@ -159,7 +160,7 @@ def _study(part: dict[str, Any], source: str, shown: dict[str, str]) -> str:
 
 def _mean_and_span(number: dict[str, Any]) -> list[str]:
     if not number["percent"]:
-        return [_number(number["mean"]), _span(number["interval"])]
+        return [written(number["mean"]), _span(number["interval"])]
     return [f"{100 * number['mean']:.1f} %", _span(number["interval"] and [100 * end for end in number["interval"]])]
 
 
@@ -171,19 +172,15 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
 def _cell(number: dict[str, Any]) -> str:
     if number["mean"] is None:
         return "not run"
-    ours = _number(number["mean"])
+    ours = written(number["mean"])
     ours = f"**{ours}**" if number["agreement"] == "agrees" else ours
     span = f" {_span(number['interval'])}" if number["interval"] else ""
-    paper = "" if number["paper"] is None else f" [{_number(number['paper'])}]"
+    paper = "" if number["paper"] is None else f" [{written(number['paper'])}]"
     return f"{ours}{span}{paper}"
 
 
 def _span(interval: list[float] | None) -> str:
-    return "–" if interval is None else f"({_number(interval[0])} to {_number(interval[1])})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    return "–" if interval is None else f"({written(interval[0])} to {written(interval[1])})"
 
 
 if __name__ == "__main__":

@@ -300,7 +300,7 @@ def test_words_of_errors():
     )
     assert (
         str(unknown("net", "zzz", np.array(["lenet", "mlp"]).tolist()))
-        == "unknown net 'zzz': Choose one of lenet, mlp."
+        == "unknown net 'zzz': choose one of lenet, mlp."
     )
 
 

@@ -70,8 +70,8 @@ def resumed_training(command: Sequence[str]) -> Sequence[str]:
 
 
 TRAIN = shlex.split(
-    "train udp --data digits --net mlp --epochs 8 --batch-size 64 --eps 0.15 --step-size 0.03 --steps 5 "
-    "--checkpoint-minutes 0.001 --evaluate-examples 64 --device cpu --out out"
+    "train udp --data digits --net mlp --batch-size 64 --eps 0.15 --step-size 0.03 --steps 5 "
+    "--checkpoint-minutes 0.001 --device cpu --epochs 8 --evaluate-examples 64 --out out"
 )
 EVALUATE = shlex.split(
     "evaluate model --attacks apgd-ce20 square400 --eps 0.1 --examples 200 --batch-size 16 --device cpu"
@@ -316,7 +316,7 @@ class Undisturbed:
 
 def prepare(folder: Path) -> None:
     """A model to evaluate, at `model`."""
-    command = [*TRAIN[:-2], "--epochs", "2", "--evaluate-examples", "0", "--out", "model"]
+    command = [*TRAIN[:-6], "--epochs", "2", "--evaluate-examples", "0", "--out", "model"]
     ended = run(command, folder)
     assert ended.code == 0, ended.output
 

@@ -121,7 +121,7 @@ def test_the_exit_code_is_the_verdict(name, code, here, capsys, monkeypatch):
     [
         ("audit nowhere --eps 0.1", "nowhere"),
         ("audit a --eps 0.1 --out .", "--out . is a directory"),
-        ("audit a --eps 0.1 --out audit.txt", "expected a page that ends in .html"),
+        ("audit a --eps 0.1 --out audit.txt", "expected a file that ends in .html"),
         (
             "audit a --eps 0.1 --out a/run.html",
             "--out a/run.html would replace a/run.json, which is no record of an audit",

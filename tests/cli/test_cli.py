@@ -21,8 +21,7 @@ import equipoise
 from equipoise.cli import commands, main
 from equipoise.cli.display import duration
 from equipoise.cli.method_options import METHODS, build_method, full_name, parameters
-from equipoise.cli.options import fraction
-from equipoise.cli.pairs import pairs
+from equipoise.cli.options import fraction, pairs
 from equipoise.cli.parsing import parse
 from equipoise.cli.requests import Evaluate, Report, Train
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
@@ -73,10 +72,10 @@ def said(line: str) -> list[str]:
 
 
 def train_tiny(out: object, *more: object, method: str = "udp") -> int:
-    hyper = [] if method == "standard" else ["--eps", "0.1"]
-    return ask(
-        "train", method, *hyper, "--epochs", 1, "--examples", 200, "--evaluate-examples", 20, "--out", out, *more
-    )
+    usual = {} if method == "standard" else {"--eps": 0.1}
+    usual |= {"--epochs": 1, "--examples": 200, "--evaluate-examples": 20, "--out": out}
+    words = [word for flag, value in usual.items() if flag not in more for word in (flag, value)]
+    return ask("train", method, *words, *more)
 
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.25", 0.25), ("1e-3", 1e-3), ("1/4", 0.25)])

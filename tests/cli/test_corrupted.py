@@ -70,8 +70,8 @@ def test_all_corruptions_and_no_attack(mine, capsys):
 
 
 def test_with_an_attack_in_shards(mine, capsys):
-    words = [*shlex.split(WORDS), "fog", "rotate", "--attacks", "pgd3", "--eps", "0.1"]
-    assert ask(*words) == 0
+    words = [*shlex.split(WORDS.replace("--out r.json ", "")), "fog", "rotate", "--attacks", "pgd3", "--eps", "0.1"]
+    assert ask(*words, "--out", "r.json") == 0
     for number in (1, 2):
         assert ask(*words, "--shard", f"{number}/2", "--out", f"{number}.json") == 0
     assert ask("merge", "1.json", "2.json", "--out", "two.json") == 0

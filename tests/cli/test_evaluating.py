@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,20 @@ def mine(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def line(words: Iterable[object]) -> list[str]:
+    """The words, of every flag only the last: `WORDS`, and what replaces some of them."""
+    options: dict[str, list[str]] = {}
+    flag = ""
+    for word in map(str, words):
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+            options.pop(flag, None)
+        options.setdefault(flag, []).append(word)
+    return [word for option in options.values() for word in option]
+
+
 def ask(*words: object) -> int:
-    return main([str(w) for w in words])
+    return main(line(words))
 
 
 def test_evaluate_verify_and_a_changed_record(mine, capsys):
@@ -112,7 +125,7 @@ def test_verify_reads_options_not_the_text_of_a_command(mine, capsys):
 def as_typed(*words: object) -> str:
     """What a process of its own prints, without the checks of annotations that these tests add."""
     env = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "equipoise.cli", *map(str, words)]
+    command = [sys.executable, "-m", "equipoise.cli", *line(words)]
     return subprocess.run(command, env=os.environ | env, check=True, capture_output=True, text=True).stdout
 
 
@@ -141,7 +154,7 @@ def test_shards_processes_and_one_make_the_same_record(mine):
 
 
 def test_a_killed_evaluation_is_resumed_to_the_same_record(mine, capsys):
-    words = [*WORDS, "--attacks", "square600", "--batch-size", "4"]
+    words = line([*WORDS, "--attacks", "square600", "--batch-size", "4"])
     env = {"PYTHONPATH": os.pathsep.join(map(str, [mine, *sys.path])), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "equipoise.cli", *words, "--out", "aa.json"],
@@ -213,14 +226,14 @@ def test_verify_refuses_other_data_weights_and_missing_images(mine, capsys):
 def in_processes(*words: object) -> "subprocess.CompletedProcess[str]":
     """`WORDS` in two processes, with an exit code and what was said."""
     env = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "equipoise.cli", *WORDS, "--processes", "2", "--out", "aa.json", *map(str, words)]
+    command = [sys.executable, "-m", "equipoise.cli", *line([*WORDS, "--processes", "2", "--out", "aa.json", *words])]
     return subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
 
 
 def dying(who: str, how: str) -> str:
     """The source of `own_nets`, whose model cannot be made in the process of that shard."""
-    return f"import os, sys, time\n{OWN}".replace(
-        "def make():", f"def make():\n    if {who!r} in sys.argv:\n        {how}"
+    return f"import multiprocessing, os, time\n{OWN}".replace(
+        "def make():", f"def make():\n    if {who!r} == multiprocessing.current_process().name:\n        {how}"
     )
 
 
@@ -229,7 +242,7 @@ def test_processes_continue_only_what_was_asked(mine, capsys):
     how = f"while not os.path.exists({str(finished)!r}): time.sleep(0.01)\n        os._exit(7)"
     (mine / "own_nets.py").write_text(dying("2/2", how))
     done = in_processes()
-    assert (done.returncode, done.stderr) == (2, "error: process 2 of 2 ended with code 7: without a message\n")
+    assert (done.returncode, done.stderr) == (2, "error: process 2/2 ended with code 7.\n")
     assert finished.is_file() and not (mine / "aa.json").exists()
     (mine / "own_nets.py").write_text(dying("1/2", "os._exit(9)"))  # which must not be needed any more
     for words, message in (
@@ -240,7 +253,7 @@ def test_processes_continue_only_what_was_asked(mine, capsys):
     ):
         assert ask(*WORDS, "--processes", "2", "--out", "aa.json", *words) == 2
         assert message in " ".join(capsys.readouterr().err.split())
-    more = ["--resume", "--robustbench", "rb.json", "--robustbench=rb.json"]
+    more = ["--resume", "--robustbench=rb.json"]
     done = in_processes(*more)
     assert done.returncode == 0, done.stderr
     record = load("aa.json")
@@ -258,7 +271,7 @@ def test_processes_continue_only_what_was_asked(mine, capsys):
     ],
 )
 def test_the_first_process_that_fails_ends_the_others(mine, how, message):
-    slow = "    if '2/2' in sys.argv:\n        time.sleep(100)\n    g ="
+    slow = "    if multiprocessing.current_process().name == '2/2':\n        time.sleep(100)\n    g ="
     (mine / "own_nets.py").write_text(dying("1/2", how).replace("    g =", slow))
     begin = time.monotonic()
     done = in_processes()
@@ -269,7 +282,7 @@ def test_the_first_process_that_fails_ends_the_others(mine, how, message):
 def test_a_signal_ends_all_processes_and_leaves_what_can_be_continued(mine, number, processes):
     noted = f"open({str(mine)!r} + '/pids', 'a').write(str(os.getpid()) + ' ')"
     (mine / "own_nets.py").write_text(f"import os, sys\n{OWN}".replace("def make():", f"def make():\n    {noted}"))
-    words = [*WORDS, "--attacks", "square600", "--batch-size", "4", "--processes", str(processes), "--out", "aa.json"]
+    words = line([*WORDS, "--attacks", "square600", "--batch-size", "4", "--processes", processes, "--out", "aa.json"])
     env = {"PYTHONPATH": os.pathsep.join(map(str, [mine, *sys.path])), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "equipoise.cli", *words],
@@ -316,6 +329,7 @@ def _lives(pid: int) -> bool:
         (["--robustbench", "my.npz/rb.json"], "cannot write into my.npz: "),
         (["--attacks", "square2", "apgd-ce2", "--norm", "l1"], "steps = 2: too few to approach the ball"),
         (["--corruptions", "fog"], "corruptions need images"),
+        (["--attacks", "pgd", "pgd40"], "pgd and pgd40 are the same attack: name one of them."),
         (["--eps", "1e300", "--norm", "l1"], "eps = 1e+300 is too large to compute with"),
         (["--attacks", "pgd2", "--step-size", "1e300"], "step_size = 1e+300 is too large to compute with"),
         (["--robustbench", "."], "--robustbench . is a directory: expected a file"),

@@ -89,5 +89,5 @@ def test_an_empty_path_is_refused(command, capsys):
 def test_a_number_of_more_than_64_bits_is_refused(flag, capsys):
     for large in (2**63, -(2**64), 10**30):
         assert main(["evaluate", "a", f"{flag}={large}"]) == 2
-        assert f"{flag}: expected a whole number of at most 9223372036854775807, got" in capsys.readouterr().err
+        assert f"{flag} = {'-' * (large < 0)}" in (said := capsys.readouterr().err) and ": expected an integer" in said
     assert parse(["evaluate", "a", f"{flag}={2**63 - 1}"])

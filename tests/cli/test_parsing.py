@@ -39,17 +39,35 @@ def here(tmp_path, monkeypatch):
         ("train --widths 3 4 --epochs", "train needs a method"),
         ("train udp pgd --eps 0.1", "train udp takes no 'pgd': all its options begin with --."),
         ("train udp --eps", "--eps needs a value: a number or a fraction, such as 8/255."),
-        ("train udp --eps 0.1 --optimizer lion", "unknown --optimizer 'lion': Choose one of adam, sgd."),
+        ("train udp --eps 0.1 --optimizer lion", "unknown --optimizer 'lion': choose one of adam, sgd."),
         ("train udp --eps 0.1 --norm l3", "unknown --norm 'l3': did you mean 'l"),
-        ("train udp --eps 0.1 --epochs 2.5", "--epochs: expected a whole number, got '2.5'."),
+        ("train udp --eps 0.1 --epochs 2.5", "--epochs = '2.5': expected an integer >= 0."),
         ("train udp --eps 0.1 --normalize=3", "--normalize takes no value: leave '3' out."),
-        (f"train udp --eps 0.1 --seed {2**63}", "--seed: expected a whole number of at most 9223372036854775807"),
+        (f"train udp --eps 0.1 --seed {2**63}", f"--seed = {2**63}: expected an integer of at most {2**63 - 1}."),
+        ("train udp --eps 0.1 --seed -1", "--seed = -1: expected an integer >= 0."),
+        ("evaluate x --seed -1", "--seed = -1: expected an integer >= 0."),
+        ("evaluate x --seed １", "--seed = '１': expected an integer >= 0."),
+        ("evaluate x --examples 1_0", "--examples = '1_0': expected an integer >= 0."),
+        ("evaluate x --eps 1_0", "--eps: expected a number or a fraction such as 8/255, got '1_0'."),
+        ("audit x --eps ８/255", "--eps: expected a number or a fraction such as 8/255, got '８/255'."),
+        ("train udp --eps 0.1 --eps 0.2", "--eps is given twice: give it once."),
+        ("train udp --eps=0.1 --epochs 3 --nesterov --no-nesterov", "--nesterov is given twice: give it once."),
+        ("train udp --eps 0.1 --limit 3 --examples 4", "--examples is given twice: give it once."),
+        ("evaluate x --batch-size 3 --batch_size 4", "--batch-size is given twice: give it once."),
+        ("evaluate --eps 0.1 x", "got 'x'; TARGET comes before --eps, see: equipoise evaluate --help"),
+        ("evaluate x --limit 3", "evaluate has no option --limit: "),
+        ("train udp --eps 0.1 --halvings 3", "train udp has no option --halvings: "),
+        ("train udp --eps 0.1 --minutes=3", "train udp has no option --minutes: "),
+        ("train udp --hlep", "train udp has no option --hlep: did you mean --help? To list all: "),
+        ("train udp --hlep-all", "train udp has no option --hlep-all: did you mean --help-all? To list all: "),
+        ("train udp --xyzzy", "train udp has no option --xyzzy: to list all: equipoise train udp --help-all"),
         ("evaluate", "evaluate needs TARGET, see: equipoise evaluate --help"),
         ("evaluate --attacks pgd x", "evaluate needs TARGET before --attacks, see: equipoise evaluate --help"),
         ("evaluate x y", "evaluate takes one TARGET, not 'x' and 'y'."),
         ("evaluate x --atacks pgd", "evaluate has no option --atacks: did you mean --attacks?"),
         ("evaluate x --data-root", "--data-root needs a value: a path."),
         ("evaluate x --out=", "--out: expected a path, got an empty text."),
+        ("study due --seeds 0", "--seeds = 0: expected an integer >= 1."),
         ("evaluate x --restarts 0", "--restarts = 0: expected an integer >= 1."),
         ("evaluate x --attacks pgd fgsm pgd", "--attacks has pgd twice: name every attack once."),
         ("report x -o y", "report has no option -o"),
@@ -89,7 +107,7 @@ def test_switches_and_values():
         assert parse(["train", "standard", *words.split()]).recipe.channels_last is value
     assert parse(["evaluate", "x", "--no-images"]).images is False
     assert parse(["evaluate", "x", "--eps", "-0.5", "-inf"]).eps == (-0.5, -float("inf"))
-    assert parse(["evaluate", "x", "--seed", "1", "--seed", "2"]).seed == 2
+    assert parse(["evaluate", "x", "--seed", "1", "--seed", "2"]).seed == 2, "as of a run that is resumed otherwise"
     assert parse(["train", "--widths", "3", "4", "udp", "--eps", "1"]).widths == (3, 4)
     assert parse(["train", "--data", "udp", "udp", "--eps", "1"]).data == "udp"
     assert parse(["train", "udp", "--eps", "1", "--data", "udp"]).data == "udp"
@@ -100,7 +118,6 @@ OLD = {
     "train udp --eps 0.1 --inducing 3": ("gp_inducing_points", 3),
     "train udp --eps 0.1 --limit=30": ("examples", 30),
     "evaluate x --reported 0.9": ("expected_clean_accuracy", 0.9),
-    "evaluate x --limit 30": ("examples", 30),
     "audit x --minutes 2": ("time_budget", 2.0),
     "study due --limit 30": ("examples", 30),
     "reproduce x --only mnist": ("select", ("mnist",)),
@@ -118,6 +135,11 @@ def test_old_spellings_work_with_a_warning(monkeypatch, capsys, line):
     err = capsys.readouterr().err
     assert err.startswith("warning: --") and err.endswith(f" has been renamed: write {flag_of(name)}.\n")
     assert err.count("\n") == 1
+
+
+def test_what_is_refused_warns_of_nothing(capsys):
+    assert main(["train", "udp", "--eps", "0.1", "--limit", "x"]) == 2
+    assert capsys.readouterr().err == "error: --examples = 'x': expected an integer >= 1.\n"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from equipoise.reproduce import (
     names,
     outcome,
 )
-from equipoise.reproduce.overview import kept
+from equipoise.reproduce.registry import kept
 from equipoise.reproduce.sweep_folder import ExperimentRecord, write_record
 from equipoise.results.records import load
 from equipoise.results.reproduction import agreement

@@ -32,8 +32,9 @@ def here(tmp_path, monkeypatch):
 
 
 def train(*words: object, method: str = "udp") -> int:
-    usual = ["--eps", 0.1, "--steps", 3, "--epochs", 2, "--examples", 200, "--evaluate-examples", 0, "--out", "r"]
-    return main([str(w) for w in ("train", method, *usual, *words)])
+    usual = {"--eps": 0.1, "--steps": 3, "--epochs": 2, "--examples": 200, "--evaluate-examples": 0, "--out": "r"}
+    own = [word for flag, value in usual.items() if flag not in words for word in (flag, value)]
+    return main([str(w) for w in ("train", method, *own, *words)])
 
 
 def checked_by_verify(capsys) -> str:

@@ -289,6 +289,8 @@ def test_suite_defaults_and_numbers_in_names():
     [
         (["pgdd"], [0.1], "linf", {}, "unknown attack 'pgdd': did you mean 'pgd'"),
         (["fgsm3"], [0.1], "linf", {}, "fgsm takes a single step"),
+        (["pgd", "fgsm", "pgd40"], [0.1], "linf", {}, "pgd and pgd40 are the same attack: name one of them"),
+        (["pgd４"], [0.1], "linf", {}, "unknown attack 'pgd４'"),
         (["pgd"], [], "linf", {}, "at least one radius"),
         (["pgd"], [-0.1], "linf", {}, "eps = -0.1 is not a radius"),
         (["pgd"], [0.1], "l3", {}, "unknown norm 'l3'"),
@@ -359,3 +361,11 @@ def test_samples_fall_back_on_wrong_ones_when_nothing_is_right():
     model = nn.Sequential(nn.Flatten(), linear())
     y = 1 - model(x).argmax(1)
     assert len(samples(model, x, y, n=10)["labels"]) == 5
+
+
+def test_two_attacks_of_one_name_in_one_ball_are_refused():
+    x, y = far_from_the_box(2)
+    two = [("mine", pgd(0.1, steps=1)), ("mine", pgd(0.1, steps=2))]
+    with pytest.raises(EquipoiseError, match=r"holds two of the name 'mine' in linf with eps 0.1: give each a name of"):
+        evaluate(linear(), x, y, two)
+    assert len(evaluate(linear(), x, y, [two[0], ("mine", pgd(0.2, steps=1))])) == 3

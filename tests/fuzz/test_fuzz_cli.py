@@ -72,7 +72,7 @@ def flags_of(kind: type) -> list[Option]:
 METHODS = {name: flags_of(choice_of(name)) for name in FUNCTIONS}
 GRAMMAR = {name: flags_of(kind) for name, kind in REQUESTS.items()}
 UNBOUND = ("--seed", "--batch-size")
-"""Flags whose value may be huge; of all other whole numbers a huge one is work or room that was asked for."""
+"""Flags whose value may be huge; of all other integers a huge one is work or room that was asked for."""
 
 FILES = [
     "my.npz", "run", "run/run.json", "record.json", "score.json", "folder", "empty", "closed", "closed/x", "list.json",
@@ -185,7 +185,7 @@ def stops() -> Iterator[None]:
         patch.setattr(auditing, "investigate", stop)
         patch.setattr(reproducing, "sweep", stop)
         patch.setattr(reproducing, "stand_in", stop)
-        patch.setattr(reproducing.cost, "total", stop)
+        patch.setattr(reproducing.cost, "work", stop)
         patch.setattr(scoring, "certified", stop)
         patch.setattr(scoring.scores.Score, "__call__", stop)
         entries = {name: replace(entry, run=stop) for name, entry in studying.STUDIES.items()}

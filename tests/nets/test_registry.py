@@ -140,7 +140,7 @@ def test_own_network_can_be_normalised(own):
     ("name", "message"),
     [
         ("lenett", "unknown net 'lenett': did you mean 'lenet'"),
-        ("resnet", "Choose one of .*preact-resnet18"),
+        ("resnet", "hoose one of .*preact-resnet18"),
         ("ownpackage.nets:", "is not of the form package.module:factory"),
         (":plain", "is not of the form package.module:factory"),
         ("ownpackage.netz:plain", r"cannot import 'ownpackage.netz' .*No module named 'ownpackage.netz'.*run from"),
@@ -164,7 +164,7 @@ def test_names_refused(own, name, message):
     ("name", "arguments", "message"),
     [
         ("lenet", {"widht": 2}, "unknown option of net 'lenet' 'widht': did you mean 'width'"),
-        ("mlp", {"depth": 2}, "unknown option of net 'mlp' 'depth': .*Choose one of negative_slope, widths"),
+        ("mlp", {"depth": 2}, "unknown option of net 'mlp' 'depth': .*hoose one of negative_slope, widths"),
         ("preact-resnet18", {"width": 2}, "net 'preact-resnet18' takes no options, got 'width'"),
         ("ownpackage.nets:plain", {"width": 2}, "takes no options, got 'width'"),
         ("ownpackage.nets:shaped", {"hiden": 2}, "did you mean 'hidden'"),

@@ -152,7 +152,7 @@ def hooked():
     ("net", "layer", "message"),
     [
         (lambda: make("lenet")[0], "fc3", r"unknown layer 'fc3': did you mean .* conv1, conv2, fc1, fc2, input\."),
-        (lambda: make("normalized")[0], "c1", r"Choose one of input, net\.conv1, .*net\.fc2, normalize\."),
+        (lambda: make("normalized")[0], "c1", r"hoose one of input, net\.conv1, .*net\.fc2, normalize\."),
         (lambda: make("lenet")[0], "logits", "'logits' is the last of .* choose one of input, conv1, conv2, fc1, fc2"),
         (lambda: make("normalized")[0], "net.logits", "no classifier is left after it"),
         (lambda: make("linear")[0], "logits", r"choose one of input\."),

@@ -357,18 +357,6 @@ def test_a_column_run_with_different_settings_is_pointed_out(three_runs, tmp_pat
     assert "PGD, L∞ 0.1: the rows of this column differ in steps" in next(page.all(class_="notes")).text
 
 
-def test_an_attack_run_twice_at_a_radius_keeps_both_results(run_directory, evaluation, tmp_path):
-    run = run_directory("udp", None)
-    results = [
-        AttackRecord("pgd", "linf", 0.1, [True] * k + [False] * (4 - k), settings={"steps": s})
-        for k, s in ((3, 10), (2, 40))
-    ]
-    save(run / "evaluation.json", evaluation({}, results=results))
-    page = parse(report([run], tmp_path / "r.html"))
-    assert [cell.split()[0] for cell in table(page)[0][1]] == ["75.0", "50.0"]
-    assert "PGD steps 40" in [th.text for th in page.all("th")]
-
-
 def test_provenance_is_there(three_runs, tmp_path):
     section = [s for s in parse(report(three_runs, tmp_path / "r.html")).all("section")][-1].text
     for part in (

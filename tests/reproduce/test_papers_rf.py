@@ -41,7 +41,7 @@ from equipoise.reproduce import (
 )
 from equipoise.reproduce.experiment import cells
 from equipoise.reproduce.published import rounding, table_values
-from equipoise.reproduce.running import key, result, run
+from equipoise.reproduce.running import key, result_in, run
 from equipoise.results.findings import Findings, Number, Study
 from equipoise.training import Recipe
 from equipoise.training.penalties import radial_weights
@@ -459,6 +459,6 @@ def test_a_manifold_is_a_task_that_a_training_needs(tmp_path):
         warnings.simplefilter("ignore", EquipoiseWarning)  # so small a network learns nothing in two epochs
         for task in (manifold, few, half.of[0], half):
             run(task, setting, silent)
-    error = number("squared error of a pixel")(result(manifold, setting))
+    error = number("squared error of a pixel")(result_in(manifold, setting.folder_of(manifold)))
     assert len(error) == 1 and 0 < error[0] < 1
-    assert len(number("R4")(result(half, setting))) == 10
+    assert len(number("R4")(result_in(half, setting.folder_of(half)))) == 10

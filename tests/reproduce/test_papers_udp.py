@@ -35,7 +35,7 @@ from equipoise.reproduce import (
     number,
 )
 from equipoise.reproduce.experiment import cells
-from equipoise.reproduce.running import key, result, run
+from equipoise.reproduce.running import key, result_in, run
 from equipoise.reproduce.studies import STUDIES
 from equipoise.reproduce.tasks import datasets
 from equipoise.training import Recipe, training_split
@@ -397,13 +397,13 @@ def test_a_measurement_is_given_another_dataset_and_the_course_of_the_training(s
     course = MeasureTask(call(measures.course, strong="PGD-10"), [short], "?", "last", courses=True)
     for task in (short, transfer, course):
         run(task, setting, lambda what, share: None)
-    right = number(measures.TRANSFER)(result(transfer, setting))
+    right = number(measures.TRANSFER)(result_in(transfer, setting.folder_of(transfer)))
     assert len(right) == 50 and np.mean(right) > 0.9  # the first pixel says it
     lines = (setting.folder_of(short) / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert len(lines) == 2
-    assert number("PGD-10 accuracy at the end")(result(course, setting)) == [last["valid_pgd"]]
-    assert number("clean accuracy at the end")(result(course, setting)) == [last["valid_clean"]]
+    assert number("PGD-10 accuracy at the end")(result_in(course, setting.folder_of(course))) == [last["valid_pgd"]]
+    assert number("clean accuracy at the end")(result_in(course, setting.folder_of(course))) == [last["valid_clean"]]
 
 
 def test_the_target_is_data_of_the_measurement(setting, short, tmp_path):

@@ -52,9 +52,10 @@ from equipoise.reproduce import (
     workers,
 )
 from equipoise.reproduce.experiment import cells
-from equipoise.reproduce.running import result, run
+from equipoise.reproduce.running import result_in, run
 from equipoise.reproduce.stand_in import KINDS, stand_in
-from equipoise.results.records import Evaluation, digest
+from equipoise.results.findings import Study
+from equipoise.results.records import Evaluation, Run, digest
 from equipoise.training import Recipe, fit, load_run
 
 pytestmark = [
@@ -96,6 +97,10 @@ def records(plan: Plan, setting: Setting) -> list[str]:
             weights = [(place / f"{which}.safetensors").read_bytes() for which in ("best", "last")]
             found.append((place / "metrics.jsonl").read_text() + str([hash(w) for w in weights]))
     return found
+
+
+def result(task: Task, setting: Setting) -> Run | Evaluation | Study:
+    return result_in(task, setting.folder_of(task))
 
 
 @pytest.fixture
@@ -256,15 +261,15 @@ def test_a_second_sweep_on_the_folder_is_refused(here):
         said.append(str(error.value))
 
     assert sweep.sweep(plan(1), here, workers=1, report_progress=second).failed == {}
-    assert f"is being worked on by process {os.getpid()} on " in said[0]
+    assert f"experiment.json is in use by process {os.getpid()} on " in said[0]
 
 
 HELD = """
 import os, sys, time
 from filelock import FileLock
-lock = FileLock(sys.argv[1] + "/sweep.lock")
+lock = FileLock(sys.argv[1] + "/.experiment.json.lock")
 lock.acquire()
-open(sys.argv[1] + "/sweep.json", "w").write('{"pid": %d, "host": "here", "since": "then"}' % os.getpid())
+open(sys.argv[1] + "/.experiment.json.owner", "w").write('{"pid": %d, "host": "here", "since": "then"}' % os.getpid())
 print("held", flush=True)
 time.sleep(100)
 """
@@ -274,7 +279,7 @@ def test_the_lock_of_a_process_that_was_killed_does_not_block(here):
     here.folder.mkdir()
     holder = subprocess.Popen([sys.executable, "-c", HELD, str(here.folder)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with pytest.raises(EquipoiseError, match=f"is being worked on by process {holder.pid} on here since then"):
+    with pytest.raises(EquipoiseError, match=f"is in use by process {holder.pid} on here since then"):
         sweep.sweep(plan(1), here, workers=1)
     holder.kill()
     holder.communicate()
@@ -523,10 +528,10 @@ def test_passes_are_counted():
 
 def test_several_workers_share_the_cost_but_a_chain_stays_one():
     trainings = [StudyTask(name) for name in ("theorem", "due")]
-    assert cost.total(trainings, 1) == sum(cost.STUDIES[name] for name in ("theorem", "due"))
-    assert cost.total(trainings, 2) == max(cost.STUDIES["due"], 0.5 * cost.total(trainings, 1))
+    assert cost.work(trainings).by(1) == sum(cost.STUDIES[name].seconds for name in ("theorem", "due"))
+    assert cost.work(trainings).by(2) == max(cost.STUDIES["due"].seconds, 0.5 * cost.work(trainings).by(1))
     chain = [training(), evaluated()]
-    assert cost.total(chain, 2) == pytest.approx(cost.total(chain, 1))
+    assert cost.work(chain).by(2) == pytest.approx(cost.work(chain).by(1))
 
 
 def test_what_a_pass_costs_does_not_hang_on_what_else_the_machine_does(monkeypatch):

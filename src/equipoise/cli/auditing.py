@@ -8,7 +8,7 @@ from rich.table import Table
 
 from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.loaded_model import load_model, norm_of
-from equipoise.cli.recorded import answered
+from equipoise.cli.recorded import answered, require_file
 from equipoise.cli.requests import Audit
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import read_json, require_writable, write_atomically
@@ -90,8 +90,7 @@ def _radius(options: Audit, run: Run | None, norm: str) -> float:
 
 def _claimed(out: Path) -> tuple[Path, Path]:
     """The places of the page and of its record, which can be written, and where no other record is lost."""
-    require(not out.is_dir(), f"--out {out} is a directory: expected a file, such as audit.html.")
-    require(out.suffix == ".html", f"--out {out}: expected a page that ends in .html.")
+    require_file(out, ".html")
     record = out.with_suffix(".json")
     require(
         not record.exists() or _is_audit(record),

@@ -1,15 +1,13 @@
 """What the commands do: read the input, call the library, print what came out."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from equipoise.cli.auditing import audit
 from equipoise.cli.display import say
 from equipoise.cli.evaluating import evaluate, merge_records
-from equipoise.cli.recorded import as_data
+from equipoise.cli.recorded import as_data, require_file
 from equipoise.cli.reproducing import list_experiments, reproduce
 from equipoise.cli.requests import (
     Audit,
@@ -19,7 +17,6 @@ from equipoise.cli.requests import (
     Merge,
     Report,
     Reproduce,
-    Request,
     Score,
     Study,
     Train,
@@ -48,27 +45,25 @@ def run(options: Command, command: str) -> int:
 def _report(options: Report) -> Path:
     """The page of runs, or of one experiment."""
     experiments = [folder for folder in options.runs if (folder / RECORD).is_file()]
-    if not experiments:
-        from equipoise.report import report
+    if experiments:
+        from equipoise.report.reproduction import page as page_of_experiment
 
-        if options.overwrite or not os.path.lexists(options.out):
-            return report(options.runs, options.out)
-        require(not options.out.is_dir(), f"--out {options.out} is a directory: expected a file, such as report.html.")
-        with TemporaryDirectory() as folder:
-            written = report(options.runs, Path(folder, options.out.name)).read_bytes()
-        return write_once(options.out, written)
-    require(
-        len(options.runs) == 1, f"{experiments[0]} holds an experiment, whose page stands alone: give it by itself."
-    )
-    from equipoise.report.reproduction import page
+        require(
+            len(options.runs) == 1, f"{experiments[0]} holds an experiment, whose page stands alone: give it by itself."
+        )
+        result = reproduction(experiments[0])
+        say(f"{result.source}: {result.verdict}")
+        say(f"wrote {keep_numbers(experiments[0], result)}")
+        text = page_of_experiment(result)
+    else:
+        from equipoise.report import page
 
-    result = reproduction(experiments[0])
-    say(f"{result.source}: {result.verdict}")
-    say(f"wrote {keep_numbers(experiments[0], result)}")
-    return write_once(options.out, page(result).encode("utf-8", "backslashreplace"), options.overwrite)
+        require_file(options.out)
+        text = page(options.runs)
+    return write_once(options.out, text.encode("utf-8", "backslashreplace"), options.overwrite)
 
 
-_COMMANDS: dict[type[Request], Callable[[Any, str], int | None]] = {
+_COMMANDS: dict[type[Command], Callable[[Any, str], int | None]] = {
     Train: train,
     Evaluate: evaluate,
     Audit: audit,

@@ -10,6 +10,7 @@ from rich.table import Table
 from equipoise.cli.console import columns, laid_out
 from equipoise.core.torchrun import is_main_process
 from equipoise.evaluation import Progress as EvaluationProgress
+from equipoise.report import chains
 from equipoise.report.studies import interval, mean
 from equipoise.results.findings import Findings
 from equipoise.results.records import AttackRecord, CorruptionResult, Evaluation, MeanResult
@@ -140,21 +141,18 @@ def corrupted(evaluation: Evaluation) -> Table | None:
 
 def stages(evaluation: Evaluation) -> Table | None:
     """How many samples each part of the composite attacks fooled, and the accuracy it left; None if there are none."""
-    chains = [r for r in evaluation.results if len(parts := r.settings.get("parts", ())) > 1 and parts]
-    if not chains:
-        return None
+    attacks = [result for results in chains.composites(evaluation) for result in results]
     table = Table()
     for name in ("part", "norm", "eps"):
         table.add_column(name)
     for name in ("fooled", "accuracy left"):
         table.add_column(name, justify="right")
-    for result in chains:
-        left = result.n - sum(winner == "clean" for winner in result.winner)
-        for part in result.settings["parts"]:
-            fooled = sum(winner == part["name"] for winner in result.winner)
-            left -= fooled
-            table.add_row(part["name"], result.norm, f"{result.eps:.4g}", str(fooled), f"{left / result.n:.1%}")
-    return table
+    for result in attacks:
+        for stage in chains.stages(result)[1:]:
+            table.add_row(
+                stage.name, result.norm, f"{result.eps:.4g}", str(stage.fooled), f"{stage.remaining / result.n:.1%}"
+            )
+    return table if attacks else None
 
 
 def numbers(findings: Findings) -> Table:

@@ -2,15 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from equipoise.attacks import transfer
 from equipoise.cli.display import accuracies, corrupted, evaluation_progress, say, stages
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
+from equipoise.cli.recorded import require_file
 from equipoise.cli.requests import Evaluate, Merge
 from equipoise.cli.shard_processes import evaluate_in_processes
-from equipoise.cli.workers import noting, own_note
 from equipoise.core.errors import require
 from equipoise.core.files import require_writable, write_once
 from equipoise.corruptions import chosen, load_published
@@ -46,38 +47,16 @@ def evaluate(options: Evaluate, command: str) -> None:
     attacks = attacks_of(options, loaded.run, norm)
     out = options.out or _usual_place(options, loaded, attacks, norm, shard)
     _require_free(options, out, loaded.run, attacks, shard)
-    note, stamp = own_note(), _stamp(out)
-    progress = noting(note) if note else _from_here(evaluation_progress(f"evaluating {options.target}"))
-    asked: dict[str, Any] = {
-        "target": options.target,
-        "examples": options.examples,
-        "weights": options.weights if loaded.run else "given",
-        "batch_size": options.batch_size,
-        "images": options.images,
-        "corruptions": _corruptions(options),
-    }
+    stamp, progress = _stamp(out), _from_here(evaluation_progress(f"evaluating {options.target}"))
     if options.processes > 1:
         device = Recipe(device=options.device).pick_device()
         origin = provenance(options.seed, device, command)
-        key = evaluation_key(loaded.model, loaded.data, attacks, origin, **asked)
+        key = evaluation_key(loaded.model, loaded.data, attacks, origin, **_asked(options, loaded))
         classes = validate_output(as_predictive(loaded.model), loaded.data.test.x.to(device)).classes
         request = comparable(key, by_ball(attacks), classes)
-        evaluation = evaluate_in_processes(options, out, command, key, request, progress)
+        evaluation = evaluate_in_processes(_evaluate_shard, options, out, command, key, request, progress)
     else:
-        evaluation = evaluate_dataset(
-            loaded.model,
-            loaded.data,
-            attacks,
-            seed=options.seed,
-            command=command,
-            progress=progress,
-            out=out,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            shard=shard,
-            expected_clean_accuracy=options.expected_clean_accuracy,
-            **asked,
-        )
+        evaluation = _evaluated(replace(options, out=out), loaded, attacks, command, progress)
     show(evaluation)
     if options.robustbench is not None:
         entry = (json.dumps(robustbench(evaluation), indent=1) + "\n").encode()
@@ -85,9 +64,44 @@ def evaluate(options: Evaluate, command: str) -> None:
     say(f"{'wrote' if _stamp(out) != stamp else 'finished before:'} {out}, digest {digest(evaluation)[:16]}")
 
 
+def _evaluate_shard(options: Evaluate, command: str, progress: Progress) -> Evaluation:
+    """Evaluate a shard, in a process of its own."""
+    loaded = load_model(options)
+    attacks = attacks_of(options, loaded.run, norm_of(options.norm, loaded.run))
+    return _evaluated(options, loaded, attacks, command, progress)
+
+
+def _evaluated(options: Evaluate, loaded: LoadedModel, attacks: Suite, command: str, progress: Progress) -> Evaluation:
+    return evaluate_dataset(
+        loaded.model,
+        loaded.data,
+        attacks,
+        seed=options.seed,
+        command=command,
+        progress=progress,
+        out=options.out,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        shard=Shard.parse(options.shard),
+        expected_clean_accuracy=options.expected_clean_accuracy,
+        **_asked(options, loaded),
+    )
+
+
+def _asked(options: Evaluate, loaded: LoadedModel) -> dict[str, Any]:
+    return {
+        "target": options.target,
+        "examples": options.examples,
+        "weights": options.weights if loaded.run else "given",
+        "batch_size": options.batch_size,
+        "images": options.images,
+        "corruptions": _corruptions(options),
+    }
+
+
 def _require_free(options: Evaluate, out: Path, run: Run | None, attacks: Suite, shard: Shard) -> None:
     """Raise `EquipoiseError` unless the record, and the RobustBench entry if one is asked for, can be written."""
-    require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
+    require_file(out)
     require(
         run is None or out.resolve() != Path(options.target, "run.json").resolve(),
         f"--out {out} is the record of the run itself: choose another place.",
@@ -95,7 +109,7 @@ def _require_free(options: Evaluate, out: Path, run: Run | None, attacks: Suite,
     entry = options.robustbench
     if entry is None:
         return
-    require(not entry.is_dir(), f"--robustbench {entry} is a directory: expected a file.")
+    require_file(entry, option="--robustbench")
     for file, content in ((out, "the record"), (images_of(out), "the adversarial images")):
         require(entry.resolve() != file.resolve(), f"--robustbench {entry} would overwrite {content}: choose another.")
     require(len(attacks) > 0, "a RobustBench entry needs an attack: evaluate with --attacks autoattack.")
@@ -187,7 +201,7 @@ def merge_records(options: Merge) -> None:
         f"say where to write the whole record, with --out: the name of {first} does not tell.",
     )
     out = options.out or first.with_name(f"{usual}{first.suffix}")
-    require(not out.is_dir(), f"--out {out} is a directory: expected a file.")
+    require_file(out)
     whole = merge(options.records, out, overwrite=options.overwrite)
     show(whole)
     say(f"wrote {out}, digest {digest(whole)[:16]}")
@@ -204,8 +218,8 @@ def show(*evaluations: Evaluation) -> None:
         for table in (stages(evaluation), corrupted(evaluation)):
             if table is not None:
                 say(table)
-    cautions_of_all = [caution for evaluation in evaluations for caution in _cautions(evaluation)]
-    for note in dict.fromkeys([*cautions_of_all, *(w for evaluation in evaluations for w in evaluation.warnings)]):
+    cautions = [caution for evaluation in evaluations for caution in _cautions(evaluation)]
+    for note in dict.fromkeys([*cautions, *(w for evaluation in evaluations for w in evaluation.warnings)]):
         say(f"note: {note}")
     for flag in dict.fromkeys(str(flag) for evaluation in evaluations for flag in evaluation.flags):
         say(f"flag: {flag}")

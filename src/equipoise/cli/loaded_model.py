@@ -8,8 +8,7 @@ from torch import nn
 
 from equipoise import nets
 from equipoise.cli.display import say
-from equipoise.cli.options import with_new_flags
-from equipoise.cli.pairs import pairs
+from equipoise.cli.options import pairs
 from equipoise.cli.parsing import parse
 from equipoise.cli.requests import ModelRequest, Train
 from equipoise.core.errors import EquipoiseError, require
@@ -27,7 +26,6 @@ class LoadedModel:
     model: nn.Module | Predictive
     """The network, in eval mode."""
     data: Dataset
-    """The data it is measured on."""
     run: Run | None
     """The record of its training; None for a model of the user's own."""
 
@@ -40,13 +38,22 @@ def load_model(options: ModelRequest) -> LoadedModel:
         _require_factory(options)
         data = load(str(options.data), options.data_root)
         say(data.summary)
-        model = _own_model(options, data)
-        as_predictive(model).module.to(device)
+        arguments = pairs(options.net_option, "--net-option")
+        model = nets.make(options.target, data.shape, len(data.classes), seed=options.seed, **arguments)
+        module = as_predictive(model).module
+        if options.checkpoint is not None:
+            load_weights(module, options.checkpoint)
+        module.eval().to(device)
         return LoadedModel(model, data, None)
     model, run = load_run(folder, options.weights, device)
     data = _data_of(options, run)
     say(data.summary)
-    _require_same_shape(run, data)
+    shape, classes = run.data["shape"], run.data["classes"]
+    require(
+        list(data.shape) == list(shape) and len(data.classes) == len(classes),
+        f"{data.name} has {len(data.classes)} classes of inputs {data.shape}, "
+        f"the network was trained for {len(classes)} of {tuple(shape)}.",
+    )
     return LoadedModel(model, data, run)
 
 
@@ -74,16 +81,6 @@ def _require_factory(options: ModelRequest) -> None:
     require(options.data is not None, f"to evaluate {target} give a dataset with --data, such as mnist or my.npz.")
 
 
-def _own_model(options: ModelRequest, data: Dataset) -> "nn.Module | Predictive":
-    model = nets.make(
-        options.target, data.shape, len(data.classes), seed=options.seed, **pairs(options.net_option, "--net-option")
-    )
-    if options.checkpoint is not None:
-        load_weights(as_predictive(model).module, options.checkpoint)
-    as_predictive(model).module.eval()
-    return model
-
-
 def _data_of(options: ModelRequest, run: Run) -> Dataset:
     """The dataset asked for, or else that of the run, found as its training found it and checked to be the same."""
     if options.data is not None:
@@ -105,14 +102,5 @@ def _source_of_data(run: Run) -> tuple[str, Path | None]:
         root = typed.get("data_root")
         return typed["data"], Path(root) if isinstance(root, str) else None
     words = shlex.split(run.provenance.command)  # of the first version, which stored the text alone
-    options = parse(with_new_flags(words[1:])) if words[:2] == ["equipoise", "train"] else None
+    options = parse(words[1:]) if words[:2] == ["equipoise", "train"] else None
     return (options.data, options.data_root) if isinstance(options, Train) else (run.data["name"], None)
-
-
-def _require_same_shape(run: Run, data: Dataset) -> None:
-    shape, classes = run.data["shape"], run.data["classes"]
-    require(
-        list(data.shape) == list(shape) and len(data.classes) == len(classes),
-        f"{data.name} has {len(data.classes)} classes of inputs {data.shape}, "
-        f"the network was trained for {len(classes)} of {tuple(shape)}.",
-    )

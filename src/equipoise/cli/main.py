@@ -46,19 +46,15 @@ def _outcome(argv: list[str]) -> int:
         overview.answer(argv)
         from equipoise.cli.commands import run
         from equipoise.cli.options import with_new_flags
-        from equipoise.cli.parsing import parse, questions
+        from equipoise.cli.parsing import parse, questions, renamed, require_once
         from equipoise.cli.resuming import continued
 
-        renamed = with_new_flags(argv)
-        for old, new in zip(argv, renamed, strict=True):
-            if old != new:
-                text = f"{old.partition('=')[0]} has been renamed: write {new.partition('=')[0]}."
-                warnings.warn(text, EquipoiseWarning, stacklevel=1)
-        argv = continued(renamed)
-        options = parse(argv)
-        for question in questions(options):
-            warnings.warn(question, EquipoiseWarning, stacklevel=1)
-        return run(options, shlex.join(["equipoise", *argv]))
+        words = continued(argv)
+        options = parse(words)
+        require_once(argv)
+        for text in (*renamed(argv), *questions(options)):
+            warnings.warn(text, EquipoiseWarning, stacklevel=1)
+        return run(options, shlex.join(["equipoise", *with_new_flags(words)]))
     except EquipoiseError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:

@@ -1,8 +1,9 @@
 """The data manifold of a run: named, trained first, or found in the run's folder."""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,33 +24,21 @@ PICTURE = "manifold.png"
 _ROWS, _SAMPLES, _SIDE = 8, 6, 56
 
 
-@dataclass(frozen=True)
-class Learned:
-    """The manifold that a run trains, or takes over."""
-
-    manifold: str | None
-    """File or run of a manifold that was trained before; None to train one."""
-    manifold_epochs: int
-    """Epochs of its training."""
-    codes: int
-    """Dimension of its codes."""
-
-
-def named_manifold(wanted: Learned, data: Dataset) -> bytes | None:
-    """The file of the manifold that was named, if one was, once it is seen to be one of such data. Raises
-    `EquipoiseError` if it is not, or the one to be trained cannot be made.
+def named_manifold(method: Mapping[str, Any], data: Dataset) -> bytes | None:
+    """The file of the manifold that the options of a method name, if they do, once it is seen to be one of such data.
+    Raises `EquipoiseError` if it is not, or the one to be trained cannot be made.
     """
-    if wanted.manifold is None:
-        auto_encoder(data.shape, wanted.codes)
-        Recipe(epochs=wanted.manifold_epochs)
+    if method["manifold"] is None:
+        auto_encoder(data.shape, method["codes"])
+        Recipe(epochs=method["manifold_epochs"])
         return None
-    path = Path(wanted.manifold)
+    path = Path(method["manifold"])
     load_manifold(path).encode(data.train.x[:1])
     return (path / MANIFOLD_FILE if path.is_dir() else path).read_bytes()
 
 
 def manifold_of_run(
-    wanted: Learned, named: bytes | None, data: Dataset, recipe: Recipe, out: Path, sigma: float
+    method: Mapping[str, Any], named: bytes | None, data: Dataset, recipe: Recipe, out: Path
 ) -> Manifold:
     """The manifold of the run in `out`, which keeps it there: the named one, or one trained on the run's own data, that
     is loaded if it is there already and continued if its training was interrupted.
@@ -58,22 +47,22 @@ def manifold_of_run(
     if named is not None:
         require(
             not path.exists() or path.read_bytes() == named,
-            f"{path} is another manifold than --manifold {wanted.manifold}: leave that flag out, or choose another "
+            f"{path} is another manifold than --manifold {method['manifold']}: leave that flag out, or choose another "
             "place with --out.",
         )
         write_atomically(path, named)
         manifold = load_manifold(path)
     else:
-        manifold = auto_encoder(data.shape, wanted.codes, seed=recipe.seed)
-        how = Recipe(epochs=wanted.manifold_epochs, seed=recipe.seed, device=recipe.device)
+        manifold = auto_encoder(data.shape, method["codes"], seed=recipe.seed)
+        how = Recipe(epochs=method["manifold_epochs"], seed=recipe.seed, device=recipe.device)
         losses = fit_manifold(manifold, data, how, out=path, progress=share_progress("learning the manifold"))
         moving("")
         pixels = losses[-1].reconstruction / data.train.x[0].numel()
-        say(f"manifold: {wanted.codes} numbers a code, squared error {pixels:.2g} a pixel; kept as {path}")
+        say(f"manifold: {method['codes']} numbers a code, squared error {pixels:.2g} a pixel; kept as {path}")
     if is_main_process() and len(data.shape) == 3 and data.shape[0] in (1, 3):
         x = data.test.x[:_ROWS].to(recipe.pick_device())
         streams = Streams.of(recipe.seed, torch.arange(len(x), device=x.device))
-        drawn = tiled(manifold.gallery(x, _SAMPLES, sigma, streams).cpu().numpy())
+        drawn = tiled(manifold.gallery(x, _SAMPLES, method.get("sigma", 0.06), streams).cpu().numpy())
         write_atomically(out / PICTURE, drawn)
     return manifold
 

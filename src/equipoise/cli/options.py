@@ -2,8 +2,9 @@
 
 import ast
 import math
+import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from inspect import getsource
@@ -13,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 
 from msgspec import Meta
 
-from equipoise.core.errors import EquipoiseError, require_integer, unknown
+from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 
 T = TypeVar("T")
 Positional = Annotated[T, "positional"]
@@ -35,6 +36,14 @@ RENAMED = {
     "limit": "examples",
 }
 """Old names of options, and new ones: the old ones can still be typed, and stand in records."""
+FORMERLY = {
+    "train": ("together", "inducing", "limit", "directions", "codes", "halvings"),
+    "evaluate": ("reported",),
+    "audit": ("minutes",),
+    "study": ("limit",),
+    "reproduce": ("only",),
+}
+"""The old names that each command had."""
 
 _LARGEST_INTEGER = 2**63 - 1
 
@@ -45,8 +54,8 @@ def flag_of(name: str) -> str:
 
 
 def with_new_flags(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with the flags of before replaced by those of today."""
-    flags = {flag_of(old): flag_of(new) for old, new in RENAMED.items()}
+    """The words of a command line, with the flags that its command had before replaced by those of today."""
+    flags = {flag_of(old): flag_of(RENAMED[old]) for old in FORMERLY.get(words[0] if words else "", ())}
     split = [word.partition("=") for word in words]
     return [flags.get(flag, flag) + equals + value for flag, equals, value in split]
 
@@ -56,7 +65,6 @@ class Option:
     """What can be typed for one field of a dataclass."""
 
     name: str
-    """The name of the field."""
     flag: str
     """Such as `--batch-size`; for a positional value its name in the help, such as `TARGET`."""
     kind: Any
@@ -64,7 +72,6 @@ class Option:
     default: Any
     """The value if nothing is typed; `MISSING` if something has to be."""
     help: str
-    """What it sets."""
     many: bool = False
     """Whether it takes any number of values."""
     positional: bool = False
@@ -91,8 +98,13 @@ class Option:
         """The value that a word stands for. Raises `EquipoiseError` if it stands for none."""
         if self.choices and text not in self.choices:
             raise unknown(self.flag, text, self.choices)
+        if self.kind is int:
+            return _integer(self.flag, text, self.low or 0)
+        if self.kind is Path:
+            require(text != "", f"{self.flag}: expected a path, got an empty text.")  # `Path("")` is the current folder
+            return Path(text)
         try:
-            return _CONVERTERS[self.kind](text) if self.kind in _CONVERTERS else text
+            return fraction(text) if self.kind is float else text
         except ValueError as error:
             raise EquipoiseError(f"{self.flag}: {error}.") from error
 
@@ -161,19 +173,11 @@ def _attribute_docs(kind: type) -> dict[str, str]:
     return docs
 
 
-def require_in_range(options: Any) -> None:
-    """Raise `EquipoiseError`, naming the flag, for an integer of a dataclass that is smaller than its type says."""
-    for option in options_of(type(options)):
-        value = getattr(options, option.name, None)
-        if option.low is not None and value is not None:
-            require_integer(option.flag, value, option.low)
-
-
 def fraction(text: str) -> float:
     """Return a number, or a quotient such as `8/255`. Raises `ValueError` for anything else, NaN included."""
     above, slash, below = text.partition("/")
     try:
-        value = float(above) / float(below) if slash else float(above)
+        value = number(above) / number(below) if slash else number(above)
     except (ValueError, ZeroDivisionError):
         value = math.nan
     if math.isnan(value):
@@ -181,21 +185,44 @@ def fraction(text: str) -> float:
     return value
 
 
-def _integer(text: str) -> int:
+def number(text: str) -> float:
+    """Return a number in ASCII digits, without the underscores of Python. Raises `ValueError` for anything else."""
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
+
+
+def _integer(flag: str, text: str, low: int) -> int:
+    value = int(text[:25]) if re.fullmatch("-?[0-9]+", text) else text  # Python refuses to convert thousands of digits
+    if isinstance(value, int) and value > _LARGEST_INTEGER:
+        raise EquipoiseError(f"{flag} = {text:.80}: expected an integer of at most {_LARGEST_INTEGER}.")
+    require_integer(flag, value, low)
+    return cast(int, value)
+
+
+def pairs(words: Sequence[str], flag: str, dotted: bool = False) -> dict[str, Any]:
+    """`key=value` words of a flag, with values as numbers, true, false, tuples ("3,4", "3,", ",") or else text; a
+    `dotted` key may be one of a part, as `part.key`.
+
+    Raises `EquipoiseError` for anything that is no such pair.
+    """
+    options: dict[str, Any] = {}
+    for pair in words:
+        key, equals, value = pair.partition("=")
+        if not (all(part.isidentifier() for part in (key.split(".") if dotted else [key])) and equals):
+            raise EquipoiseError(f"{flag} {pair!r} is not of the form key=value.")
+        options[key] = tuple(_scalar(v) for v in value.split(",") if v) if "," in value else _scalar(value)
+    return options
+
+
+def _scalar(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
-        value = int(text)
-    except ValueError as error:
-        raise ValueError(f"expected a whole number, got {text!r:.80}") from error
-    if abs(value) > _LARGEST_INTEGER:
-        raise ValueError(f"expected a whole number of at most {_LARGEST_INTEGER}, got {text:.80}")
-    return value
+        value = number(text)
+        return int(text) if re.fullmatch("[+-]?[0-9]+", text) else value
+    except ValueError:
+        return text
 
 
-def _path(text: str) -> Path:
-    if not text:  # which would be the current folder
-        raise ValueError("expected a path, got an empty text")
-    return Path(text)
-
-
-_CONVERTERS: Mapping[Any, Any] = {float: fraction, int: _integer, Path: _path}
-_EXPECTED = {float: "a number or a fraction, such as 8/255", int: "a whole number", Path: "a path", str: "a text"}
+_EXPECTED = {float: "a number or a fraction, such as 8/255", int: "an integer", Path: "a path", str: "a text"}

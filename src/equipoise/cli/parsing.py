@@ -3,13 +3,13 @@
 import math
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from equipoise.cli.help import command_help
 from equipoise.cli.method_options import METHODS, choice_of, parameters, spelled_out
-from equipoise.cli.options import Option, options_of
+from equipoise.cli.options import FORMERLY, RENAMED, Option, flag_of, options_of, with_new_flags
 from equipoise.cli.requests import REQUESTS, Audit, Command, Evaluate, Train
 from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.training import Recipe
@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> Command:
     kind = REQUESTS[command]
     options, method = options_of(kind), None
     if kind is Train:
-        index = _index_of_method(rest, options)
+        index = _index_of_method(rest, _by_flag(options, command))
         if index is not None:
             method = rest.pop(index)
             options = [*options_of(choice_of(method)), *options]
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> Command:
         print(command_help(command, method, any(_HELP[word] for word in asked)))
         raise SystemExit(0)
     require(kind is not Train or method is not None, "train needs a method; to list them: equipoise train --help")
-    values = _read(rest, options, command if method is None else f"{command} {method}")
+    values = _read(rest, options, command, method)
     if kind is Train:
         assert method is not None
         recipe = {f: values.pop(f) for f in _names(Recipe) & values.keys()}
@@ -54,11 +54,11 @@ def _names(kind: type) -> set[str]:
     return {option.name for option in options_of(kind)}
 
 
-def _index_of_method(words: Sequence[str], options: Sequence[Option]) -> int | None:
+def _index_of_method(words: Sequence[str], flags: Mapping[str, Option]) -> int | None:
     """The index of the first word of a `train` command that is neither a flag nor a value. Raises `EquipoiseError` if
     it is no method.
     """
-    flags, values_left = _by_flag(options), 0.0
+    values_left = 0.0
     for index, word in enumerate(words):
         flag, equals, _ = word.partition("=")
         if _FLAG.match(word):
@@ -74,16 +74,21 @@ def _index_of_method(words: Sequence[str], options: Sequence[Option]) -> int | N
     return None
 
 
-def _by_flag(options: Sequence[Option]) -> dict[str, Option]:
-    """The options by what may be typed, `--no-flag` for what can be switched off."""
+def _by_flag(options: Sequence[Option], command: str) -> dict[str, Option]:
+    """The options by what may be typed: `--no-flag` for what can be switched off, and the command's old flags."""
     flags = {option.flag: option for option in options if not option.positional}
-    return flags | {f"--no-{flag[2:]}": option for flag, option in flags.items() if option.kind is bool}
+    flags |= {f"--no-{flag[2:]}": option for flag, option in flags.items() if option.kind is bool}
+    renamed = {flag_of(old): flag_of(RENAMED[old]) for old in FORMERLY.get(command, ())}
+    return flags | {old: flags[new] for old, new in renamed.items() if new in flags}
 
 
-def _read(words: Sequence[str], options: Sequence[Option], command: str) -> dict[str, Any]:
-    """The values of options by the names of their fields; the last one counts where several are typed."""
-    flags, values, remaining = _by_flag(options), {}, deque(words)
-    loose: list[str] = []
+def _read(words: Sequence[str], options: Sequence[Option], command: str, method: str | None) -> dict[str, Any]:
+    """The values of options by the names of their fields; the last one counts where several are typed, as when a run is
+    resumed with another one than it was begun with.
+    """
+    flags, values, remaining = _by_flag(options, command), {}, deque(words)
+    command = command if method is None else f"{command} {method}"
+    positionals, loose = [option for option in options if option.positional], []
     while remaining:
         word = remaining.popleft()
         if not _FLAG.match(word):
@@ -92,22 +97,28 @@ def _read(words: Sequence[str], options: Sequence[Option], command: str) -> dict
         flag, equals, joined = word.partition("=")
         flag = flag.replace("_", "-")
         if flag not in flags:
-            raise _unknown_option(flag, flags, command)
+            raise _unknown_option(flag, [option.flag for option in flags.values()], command)
         option = flags[flag]
         if option.kind is bool:
             require(not equals or joined in _TRUTH, f"{flag} takes no value: leave {joined!r:.80} out.")
             switch = joined if equals else "True"
             if not equals and option.default is None and remaining and remaining[0] in _TRUTH:  # as it was typed once
                 switch = remaining.popleft()
-            values[option.name] = _TRUTH[switch] if flag == option.flag else not _TRUTH[switch]
+            values[option.name] = not _TRUTH[switch] if flag.startswith("--no-") else _TRUTH[switch]
             continue
         texts = [joined] if equals else []
         while not equals and remaining and not _FLAG.match(remaining[0]) and (option.many or not texts):
             texts.append(remaining.popleft())
         require(option.many or len(texts) == 1, f"{flag} needs a value: {option.expected}.")
-        converted = tuple(option.value_of(text) for text in texts)
+        try:
+            converted = tuple(map(option.value_of, texts))
+        except EquipoiseError as error:
+            if not (option.many and positionals) or loose:
+                raise
+            early = f"{positionals[0].flag} comes before {flag}, see: equipoise {command} --help"
+            raise EquipoiseError(f"{str(error).rstrip('.')}; {early}") from error
         values[option.name] = converted if option.many else converted[0]
-    values |= _positionals(loose, [option for option in options if option.positional], command)
+    values |= _positionals(loose, positionals, command)
     greedy = [option.flag for option in options if option.many and values.get(option.name)]
     for option in options:
         early = f" before {greedy[0]}" if option.positional and greedy else ""
@@ -130,10 +141,25 @@ def _positionals(words: list[str], options: Sequence[Option], command: str) -> d
     return {option.name: option.value_of(words[0])} if words else {}
 
 
-def _unknown_option(flag: str, flags: Sequence[str] | dict[str, Option], command: str) -> EquipoiseError:
-    near = get_close_matches(flag, flags, n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return EquipoiseError(f"{command} has no option {flag[:80]}: {meant}To list all: equipoise {command} --help-all")
+def _unknown_option(flag: str, flags: Sequence[str], command: str) -> EquipoiseError:
+    names = {known.lstrip("-"): known for known in (*_HELP, *flags)}
+    near = get_close_matches(flag.lstrip("-"), names, n=1)
+    meant = f"did you mean {names[near[0]]}? To" if near else "to"
+    return EquipoiseError(f"{command} has no option {flag[:80]}: {meant} list all: equipoise {command} --help-all")
+
+
+def require_once(words: Sequence[str]) -> None:
+    """Raise `EquipoiseError` for an option that is typed twice, be it under an old name or with `--no-`."""
+    flags = [word.partition("=")[0].replace("_", "-") for word in with_new_flags(words) if _FLAG.match(word)]
+    switches = [flag.replace("--no-", "--", 1) for flag in flags]
+    for flag in switches:
+        require(switches.count(flag) == 1, f"{flag} is given twice: give it once.")
+
+
+def renamed(words: Sequence[str]) -> list[str]:
+    """Return a sentence for each old flag of a command line that has been understood."""
+    old, new = ([word.partition("=")[0] for word in line] for line in (words, with_new_flags(words)))
+    return [f"{flag} has been renamed: write {today}." for flag, today in zip(old, new, strict=True) if flag != today]
 
 
 def questions(options: Command) -> list[str]:

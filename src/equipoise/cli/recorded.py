@@ -62,6 +62,12 @@ def answered(
     return finished if os.path.lexists(page) else None
 
 
+def require_file(out: Path, ending: str = "", option: str = "--out") -> None:
+    """Raise `EquipoiseError` if `out` is a directory, or a file of another ending."""
+    require(not out.is_dir(), f"{option} {out} is a directory: expected a file.")
+    require(out.suffix == ending or not ending, f"{option} {out}: expected a file that ends in {ending}.")
+
+
 def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, by flag; nothing where nothing was typed."""
     return {flag_of(RENAMED.get(k, k)): v for k, v in options.items() if k not in _NEUTRAL and v not in (None, [], ())}

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table as RichTable
@@ -10,17 +10,17 @@ from rich.table import Table as RichTable
 from equipoise import reproduce as experiments
 from equipoise.cli.console import columns, laid_out
 from equipoise.cli.display import duration, moving, numbers, say
-from equipoise.cli.pairs import pairs
+from equipoise.cli.options import pairs
 from equipoise.cli.requests import Experiments, Reproduce
 from equipoise.core.errors import require, unknown
 from equipoise.data import available
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
-from equipoise.reproduce.overview import Listed, Overview, kept
-from equipoise.reproduce.stand_in import KINDS, stand_in
+from equipoise.reproduce.registry import Listed, Overview, kept
+from equipoise.reproduce.stand_in import stand_in
 from equipoise.reproduce.sweep import Progress, SweepResult, sweep
-from equipoise.reproduce.sweep_folder import claim, finished, require_experiments
+from equipoise.reproduce.sweep_folder import claim, finished, limits, require_experiments
+from equipoise.reproduce.tasks import KINDS
 from equipoise.reproduce.workers import cores
-from equipoise.results.findings import Study
 from equipoise.results.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
 
 _FAILED = 1  # the exit code of a sweep of which a task failed
@@ -92,7 +92,12 @@ def reproduce(options: Reproduce, command: str) -> int:
     missing = (
         [] if options.synthetic else [n for n in plan.datasets() if not _is_available(n, sources, options.data_root)]
     )
-    require(options.download or not missing, _what_to_do(options.name, missing, options.data_root))
+    where = "in the cache" if options.data_root is None else f"in {options.data_root} or the cache"
+    require(
+        options.download or not missing,
+        f"{options.name} needs {' and '.join(missing)}, not found {where}: name the folder with --data-root, a copy "
+        f"with --data {''.join(missing[:1])}=PATH, get it with --download, or try it out with --synthetic.",
+    )
     claim(plan, out)
     require_experiments(options.reuse)
     if options.synthetic:
@@ -102,7 +107,12 @@ def reproduce(options: Reproduce, command: str) -> int:
     expected = _expected(plan, setting, workers, options.reuse)
     say(_headline(plan, options.synthetic))
     say(expected)
-    show = _show(options.name)
+
+    def show(now: Progress) -> None:
+        running = "; ".join(f"{label}, {share:.0%}" for label, share in now.running)
+        failed = f", {now.failed} failed" if now.failed else ""
+        moving(f"{options.name}: {now.done}/{now.total} tasks{failed}, {duration(now.remaining)} left; {running}")
+
     outcome = sweep(plan, setting, workers=workers, address=options.address, report_progress=show, reuse=options.reuse)
     moving("")
     result = reproduction(out)
@@ -133,27 +143,15 @@ def _is_available(name: str, sources: Mapping[str, str], root: Path | None) -> b
     return name in sources or available(name, root)
 
 
-def _what_to_do(name: str, missing: Sequence[str], root: Path | None) -> str:
-    where = "in the cache" if root is None else f"in {root} or the cache"
-    return (
-        f"{name} needs {' and '.join(missing)}, not found {where}: name the folder with --data-root, a copy with "
-        f"--data {''.join(missing[:1])}=PATH, get it with --download, or try it out with --synthetic."
-    )
-
-
 def _headline(plan: Plan, synthetic: bool) -> str:
     """What these numbers are."""
     experiment = plan.experiment
     scale = "at the paper's scale" if plan.scale == 1 else f"at scale {plan.scale:g} of the paper's"
-    scale += "" if plan.seeds is None else f", {plan.seeds} seed{'s' * (plan.seeds > 1)}"
-    scale += "" if plan.examples is None else f", at most {plan.examples:,} test samples"
-    scale += f", {' and '.join(plan.only)} only" if plan.only else ""
-    scale += "".join(f", with {name} = {value} in place of its own" for name, value in plan.changes.items())
     variant = f", {plan.variant}" + (
         f" ({experiment.quirks})" if experiment.quirks and plan.variant == "as published" else ""
     )
     data = "; SYNTHETIC data, which says nothing about the paper" if synthetic else ""
-    return f"{experiment.source}: {experiment.title}; {scale}{variant}{data}"
+    return f"{experiment.source}: {experiment.title}; {scale}{limits(plan)}{variant}{data}"
 
 
 def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence[Path]) -> str:
@@ -163,18 +161,7 @@ def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence
     sizes = {name: len(setting.dataset(name).train) for name in plan.datasets()}
     done = f", {len(tasks) - len(remaining)} of them finished before" if len(remaining) < len(tasks) else ""
     who = "the cluster" if workers is None else "1 worker" if workers == 1 else f"{workers} workers"
-    return f"{len(tasks)} tasks{done}; about {_roughly(cost.total(remaining, workers or 1, sizes))} on {who}"
-
-
-def _show(name: str) -> Callable[[Progress], None]:
-    """The moving line."""
-
-    def show(now: Progress) -> None:
-        running = "; ".join(f"{label}, {share:.0%}" for label, share in now.running)
-        failed = f", {now.failed} failed" if now.failed else ""
-        moving(f"{name}: {now.done}/{now.total} tasks{failed}, {duration(now.remaining)} left; {running}")
-
-    return show
+    return f"{len(tasks)} tasks{done}; about {_roughly(cost.work(remaining, sizes).by(workers or 1))} on {who}"
 
 
 def _print(result: Reproduction) -> None:
@@ -182,7 +169,10 @@ def _print(result: Reproduction) -> None:
     for part in result.parts:
         if isinstance(part, ShownOutcome):
             if part.study is not None:
-                _print_study(part.title, part.study)
+                say(part.title)
+                if part.study.findings.numbers:
+                    say(numbers(part.study.findings))
+                say(part.study.findings.verdict or "done")
             continue
         table = RichTable(title=part.title, title_justify="left")
         corner, unit = (part.corner, part.unit) if isinstance(part, TableOutcome) else ("line", "")
@@ -191,7 +181,9 @@ def _print(result: Reproduction) -> None:
         for name in (f"paper {unit}".strip(), "here", "95 % interval", "verdict"):
             table.add_column(name, justify="right", no_wrap=True)
         for row, column, outcome in _rows(part):
-            table.add_row(row, column, _digits(outcome.paper), *_ours(outcome))
+            interval = "" if outcome.interval is None else f"[{', '.join(map(_digits, outcome.interval))}]"
+            ours = "-" if outcome.mean is None else _digits(outcome.mean)
+            table.add_row(row, column, _digits(outcome.paper), ours, interval, outcome.agreement or "")
         say(table)
     if any(result.agreements.values()):
         say(result.verdict)
@@ -206,22 +198,8 @@ def _rows(part: TableOutcome | ChartOutcome) -> Iterator[tuple[str, str, Outcome
         yield from ((name, f"{x:.4g}", outcome) for name, line in part.lines.items() for x, outcome in line)
 
 
-def _ours(outcome: Outcome) -> tuple[str, str, str]:
-    if outcome.mean is None:
-        return "-", "", ""
-    interval = "" if outcome.interval is None else f"[{', '.join(map(_digits, outcome.interval))}]"
-    return _digits(outcome.mean), interval, outcome.agreement or ""
-
-
 def _digits(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def _print_study(title: str, study: Study) -> None:
-    say(title)
-    if study.findings.numbers:
-        say(numbers(study.findings))
-    say(study.findings.verdict or "done")
 
 
 def _conclude(outcome: SweepResult, out: Path) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from equipoise.cli.options import Count, CountOrZero, Positional, require_in_range
+from equipoise.cli.options import Count, CountOrZero, Positional
 from equipoise.core.types import Precision
 from equipoise.geometry import NormName
 from equipoise.training import Recipe
@@ -14,15 +14,7 @@ Variant = Literal["as-published", "corrected"]
 
 
 @dataclass(frozen=True)
-class Request:
-    """The options of a command; its integers are checked against their types."""
-
-    def __post_init__(self) -> None:
-        require_in_range(self)
-
-
-@dataclass(frozen=True)
-class Train(Request):
+class Train:
     """Train a network and evaluate it.
 
     The setting of the papers for colour images: --net preact-resnet18 --optimizer sgd --lr 0.15 --schedule triangular
@@ -73,7 +65,7 @@ class Train(Request):
 
 
 @dataclass(frozen=True)
-class ModelRequest(Request):
+class ModelRequest:
     """A model and the data it is measured on."""
 
     target: Positional[str]
@@ -210,7 +202,7 @@ class Score(ModelRequest):
 
 
 @dataclass(frozen=True)
-class Verify(Request):
+class Verify:
     """Check a record: infer every claim again from the stored images, on the CPU in float32.
 
     Example: equipoise verify aa.json
@@ -231,7 +223,7 @@ class Verify(Request):
 
 
 @dataclass(frozen=True)
-class Merge(Request):
+class Merge:
     """Put the records of all shards of an evaluation together.
 
     Example: equipoise merge aa1.json aa2.json --out aa.json
@@ -246,7 +238,7 @@ class Merge(Request):
 
 
 @dataclass(frozen=True)
-class Report(Request):
+class Report:
     """One HTML file that compares runs.
 
     Example: equipoise report runs/pgd runs/udp --out report.html
@@ -262,7 +254,7 @@ class Report(Request):
 
 
 @dataclass(frozen=True)
-class Study(Request):
+class Study:
     """Run one of the papers' small experiments: its figures, with the numbers that make their point.
 
     Example: equipoise study narrow-corridor --out studies/narrow-corridor
@@ -294,7 +286,7 @@ class Study(Request):
 
 
 @dataclass(frozen=True)
-class Experiments(Request):
+class Experiments:
     """List the papers' tables and figures that can be reproduced: what they need, how long they take.
 
     Example: equipoise experiments --scale 0.2 --data-root DIR
@@ -315,7 +307,7 @@ class Experiments(Request):
 
 
 @dataclass(frozen=True)
-class Reproduce(Request):
+class Reproduce:
     """Compute a table or figure of a paper, at any scale, with the paper's numbers beside ours.
 
     The same command continues what was stopped; what is finished is not computed again.
@@ -357,7 +349,7 @@ class Reproduce(Request):
 
 
 Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study | Experiments | Reproduce
-REQUESTS: dict[str, type[Request]] = {
+REQUESTS: dict[str, type[Command]] = {
     "train": Train,
     "evaluate": Evaluate,
     "audit": Audit,

@@ -8,8 +8,6 @@ from equipoise.cli.options import with_new_flags
 from equipoise.core.errors import require
 from equipoise.results.records import Run, load
 
-_OWN = ("--resume", "--overwrite")
-
 
 def continued(argv: Sequence[str]) -> list[str]:
     """The command line with the words of the run that it resumes before its own, which count where both say something.
@@ -27,7 +25,7 @@ def continued(argv: Sequence[str]) -> list[str]:
         require(named, f"there is no run in {out} to resume: start it without --resume.")
         return words
     run = load(record)
-    begun = with_new_flags(run.words) if isinstance(run, Run) else []
+    begun = with_new_flags(["train", *run.words])[1:] if isinstance(run, Run) else []
     if not begun:
         require(named, f"{out} does not say with which options it was started: give them all again, the method first.")
         return words
@@ -40,11 +38,13 @@ def continued(argv: Sequence[str]) -> list[str]:
 
 def lasting(argv: Sequence[str]) -> list[str]:
     """The words of a `train` command that belong to the run itself: all but where it is, and how it is begun."""
-    words = [word for word in spelled_out(list(argv))[1:] if word not in _OWN and not word.startswith("--out=")]
-    while "--out" in words:
-        index = words.index("--out")
-        del words[index : index + 2]
-    return words
+    kept, remaining = [], iter(spelled_out(argv)[1:])
+    for word in remaining:
+        if word == "--out":
+            next(remaining, None)
+        elif word not in ("--resume", "--overwrite") and not word.startswith("--out="):
+            kept.append(word)
+    return kept
 
 
 def _value(words: Sequence[str], flag: str) -> str:

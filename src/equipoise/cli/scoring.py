@@ -14,7 +14,7 @@ from equipoise import nets, scores
 from equipoise.certified import certified
 from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.loaded_model import LoadedModel, load_model
-from equipoise.cli.recorded import answered
+from equipoise.cli.recorded import answered, require_file
 from equipoise.cli.requests import Score
 from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.files import require_writable, write_atomically
@@ -48,8 +48,7 @@ def score(options: Score, command: str) -> None:
     Raises `EquipoiseError` before anything is computed for an unknown score, an unusable --out or a missing manifold.
     """
     out, page_file = options.out, options.out.with_suffix(".html")
-    require(not out.is_dir(), f"--out {out} is a directory: expected a file, such as r2.json.")
-    require(out.suffix == ".json", f"--out {out}: expected a file that ends in .json.")
+    require_file(out, ".json")
     require_writable(out.parent)
     canvas(1, 1)  # is matplotlib there?
     loaded = load_model(options)

@@ -1,30 +1,46 @@
 """An evaluation that several processes share, each of them a shard."""
 
 import math
-import shlex
+import multiprocessing
+import os
+import signal
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from equipoise.cli.requests import Evaluate
-from equipoise.cli.workers import progress_of, require_alive, workers
+from equipoise.core.errors import EquipoiseError
 from equipoise.core.locks import locked
 from equipoise.evaluation import Progress, Shard
 from equipoise.evaluation.journal import Journal, note_saved
 from equipoise.evaluation.requests import finished
 from equipoise.evaluation.shards import merged
+from equipoise.reproduce.studies.processes import exit_with_parent
 from equipoise.results.records import Evaluation
 
 _PAUSE = 0.1  # seconds between two looks at the processes
 _PATIENCE = 10.0  # seconds for the processes of an earlier call to be gone
 _FINE = 1000  # units of progress per block
 
+Compute = Callable[[Evaluate, str, Progress], object]
+"""Evaluates what is asked for in this process; the text is the command."""
+
 
 def evaluate_in_processes(
-    options: Evaluate, out: Path, command: str, key: Mapping[str, Any], request: Mapping[str, Any], progress: Progress
+    compute: Compute,
+    options: Evaluate,
+    out: Path,
+    command: str,
+    key: Mapping[str, Any],
+    request: Mapping[str, Any],
+    progress: Progress,
 ) -> Evaluation:
     """Evaluate each shard in a process of its own, and put the records together.
 
@@ -34,38 +50,79 @@ def evaluate_in_processes(
     blocks = range(math.ceil(key["data"]["n"] / options.batch_size))
     sizes = [len(Shard(number, count).of(blocks)) for number in range(1, count + 1)]
     journal = Journal.of(out, {**key, "processes": count})
-    files = {number: journal.folder / f"{number}of{count}.json" for number in range(1, count + 1)}
-    notes = {number: file.with_suffix(".progress") for number, file in files.items()}
+    files = [journal.folder / f"{number}of{count}.json" for number in range(1, count + 1)]
     with locked(out):
         before = finished(out, request, options.overwrite or (options.resume and journal.is_begun))
         if before is not None:
             return before
         journal.claim(options.resume, options.overwrite)
         journal.begin()
-        for file in files.values():  # processes of an earlier call that was killed end within seconds
+        for file in files:  # processes of an earlier call that was killed end within seconds
             with locked(file, _PATIENCE):
                 pass
-        commands = {n: _shard_words(command, n, count, file) for n, file in files.items() if not file.is_file()}
-
-        def report_progress() -> None:
-            shares = [1.0 if files[n].is_file() else progress_of(notes[n]) for n in files]
-            done = sum(size * share for size, share in zip(sizes, shares, strict=True))
-            progress(f"{count} processes", int(_FINE * done), _FINE * len(blocks))
-
+        own = replace(options, processes=1, resume=True, overwrite=False, robustbench=None)
+        shards = [replace(own, shard=f"{i}/{count}", out=file) for i, file in enumerate(files, 1)]
+        text, total = f"{count} processes", _FINE * len(blocks)
         try:
-            with workers(commands, notes, max(torch.get_num_threads() // count, 1)) as started:
-                while any(worker.process.poll() is None for worker in started.values()):
-                    require_alive(started, count)
-                    report_progress()
+            with _started(compute, shards, command) as (processes, shares):
+                while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
+                    done = sum(size * share for size, share in zip(sizes, shares, strict=True))
+                    progress(text, int(_FINE * done), total)
                     time.sleep(_PAUSE)
-                require_alive(started, count)
         except KeyboardInterrupt as stop:
-            note_saved(stop, *_finished(list(files.values()), sizes))
+            note_saved(stop, *_finished(files, sizes))
             raise
-        report_progress()
-        whole = merged(list(files.values()), out, command, overwrite=True)
+        progress(text, total, total)
+        whole = merged(files, out, command, overwrite=True)
         journal.discard()
     return whole
+
+
+@contextmanager
+def _started(compute: Compute, shards: Sequence[Evaluate], command: str) -> Iterator[tuple[list[BaseProcess], Any]]:
+    """The processes of those shards that are not finished, and the share of its work that each shard has done; all end
+    with the context. Raises `EquipoiseError` at its end with what the first one that failed had to say.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    shares, errors = spawn.Array("d", len(shards)), spawn.SimpleQueue()
+    threads = max(torch.get_num_threads() // len(shards), 1)
+    processes = []
+    try:
+        for i, options in enumerate(shards):
+            assert options.out is not None
+            if options.out.is_file():
+                shares[i] = 1.0
+                continue
+            work = (compute, options, command, threads, i, shares, errors)
+            processes.append(spawn.Process(target=_work, args=work, name=options.shard, daemon=True))
+            processes[-1].start()
+        yield processes, shares
+        for process in processes:
+            if process.exitcode:
+                said = None if errors.empty() else errors.get()
+                raise EquipoiseError(said or f"process {process.name} ended with code {process.exitcode}.")
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _work(compute: Compute, options: Evaluate, command: str, threads: int, i: int, shares: Any, errors: Any) -> None:
+    """Compute a shard, silently, in a process that ends with the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that started us ends us
+    exit_with_parent()
+    torch.set_num_threads(threads)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+    def report(what: str, done: int, total: int) -> None:
+        shares[i] = done / total
+
+    try:
+        compute(options, command, report)
+    except Exception as error:
+        own = isinstance(error, EquipoiseError)
+        errors.put(str(error) if own else f"process {options.shard} failed: {type(error).__name__}: {error}.")
+        sys.exit(1)
 
 
 def _finished(files: Sequence[Path], sizes: Sequence[int]) -> tuple[int, int, int]:
@@ -76,15 +133,3 @@ def _finished(files: Sequence[Path], sizes: Sequence[int]) -> tuple[int, int, in
         for size, file, folder in zip(sizes, files, folders, strict=True)
     )
     return (blocks, sum(sizes), sum(len(list(folder.glob("block-*.pt"))) for folder in folders))
-
-
-def _shard_words(command: str, number: int, count: int, file: Path) -> list[str]:
-    """The command line of one of the processes that share the work of `command`."""
-    typed = iter(shlex.split(command)[1:])
-    words = []
-    for word in typed:
-        if word == "--robustbench":  # of the whole alone
-            next(typed, None)
-        elif not word.startswith("--robustbench=") and word != "--overwrite":
-            words.append(word)
-    return [*words, "--processes", "1", "--shard", f"{number}/{count}", "--out", str(file), "--resume"]

@@ -32,7 +32,7 @@ def study(options: Study, command: str) -> None:
         list(options.widths) == sorted({*options.widths})
         and all(1 <= width <= WIDEST for width in options.widths)
         and len(options.widths) != 1,
-        f"--widths {' '.join(map(str, options.widths))}: expected two or more whole numbers from 1 to {WIDEST}, in "
+        f"--widths {' '.join(map(str, options.widths))}: expected two or more integers from 1 to {WIDEST}, in "
         "rising order.",
     )
     entry, out = STUDIES[options.name], options.out or Path("studies", options.name)

@@ -1,16 +1,15 @@
 """The train command: train, evaluate what came out, and say what to do next."""
 
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from equipoise import nets
 from equipoise.cli.display import TrainingProgress, evaluation_progress, say
 from equipoise.cli.evaluating import show
-from equipoise.cli.manifolds import Learned, manifold_of_run, named_manifold
+from equipoise.cli.manifolds import manifold_of_run, named_manifold
 from equipoise.cli.method_options import build_method, full_name, parameters
-from equipoise.cli.pairs import pairs
+from equipoise.cli.options import pairs
 from equipoise.cli.requests import Train
 from equipoise.cli.resuming import lasting
 from equipoise.core.errors import require
@@ -42,8 +41,7 @@ def train(options: Train, command: str) -> None:
     model = build_model(net)
     if isinstance(model, DeepKernelGP):
         model.start_from(training_split(data, recipe)[0].x, recipe.seed)
-    learned = Learned(*(record[f.name] for f in fields(Learned))) if "codes" in record else None
-    named = None if learned is None else named_manifold(learned, data)
+    named = named_manifold(record, data) if "codes" in record else None
     out = options.out or Path("runs", f"{record['name']}-{data.name}-{recipe.seed}")
     begun = any((out / name).exists() for name in ("run.json", MANIFOLD_FILE))
     require(begun or not options.resume, f"there is no run in {out} to resume: start it without --resume.")
@@ -66,13 +64,13 @@ def train(options: Train, command: str) -> None:
             progress=TrainingProgress(),
         )
 
-    job = prepared(None if learned is None else auto_encoder(data.shape, learned.codes))
+    job = prepared(auto_encoder(data.shape, record["codes"]) if "codes" in record else None)
     with listening(None), locked_run_folder(job):
         count = f"{options.members} x {net['name']}" if options.members > 1 else net["name"]
         size = f"{count}, {nets.count_parameters(as_predictive(model).module):,} parameters"
         say(f"{record['name']} on {data.name}, {len(data.train)} samples; {size}")
-        if learned is not None:
-            job = prepared(manifold_of_run(learned, named, data, recipe, out, record.get("sigma", 0.06)))
+        if "codes" in record:
+            job = prepared(manifold_of_run(record, named, data, recipe, out))
         launch(job)
         if is_main_process() and options.evaluate_examples != 0:
             evaluations = evaluate_run(

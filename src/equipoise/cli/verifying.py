@@ -15,7 +15,6 @@ from equipoise.attacks import fitted
 from equipoise.cli.display import say
 from equipoise.cli.evaluating import attacks_of
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
-from equipoise.cli.options import with_new_flags
 from equipoise.cli.parsing import parse
 from equipoise.cli.recorded import from_data
 from equipoise.cli.requests import Evaluate, Verify
@@ -82,7 +81,7 @@ def _request_of(record: Evaluation, file: Path) -> Evaluate | None:
     try:
         words = shlex.split(record.provenance.command)
         with redirect_stdout(StringIO()):
-            request = parse(with_new_flags(words[1:])) if words[:2] == ["equipoise", "evaluate"] else None
+            request = parse(words[1:]) if words[:2] == ["equipoise", "evaluate"] else None
     except (ValueError, SystemExit):  # whatever is wrong with the text is not the user's mistake
         return None
     return request if isinstance(request, Evaluate) else None

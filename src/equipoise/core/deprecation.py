@@ -57,6 +57,8 @@ MOVED = {
     "provenance": "results.provenance",
     "records": "results.records",
     "reproduce.measures_rf": "reproduce.measures",
+    "reproduce.overview": "reproduce.registry",
+    "reproduce.studies.options": "reproduce.studies.design",
     "reproduction": "results.reproduction",
     "rng": "core.rng",
     "spaces": "attacks.spaces",

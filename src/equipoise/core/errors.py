@@ -41,5 +41,5 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> EquipoiseError:
     options = sorted(options)
     shown = repr(name) if len(repr(name)) <= _LONGEST else f"{repr(name)[:_LONGEST]}..."
     near = get_close_matches(str(name).lower(), options, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return EquipoiseError(f"unknown {kind} {shown}: {hint}Choose one of {', '.join(options)}.")
+    hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
+    return EquipoiseError(f"unknown {kind} {shown}: {hint} one of {', '.join(options)}.")

@@ -16,7 +16,7 @@ import torch
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require, unknown
 from equipoise.core.files import cache_folder, printable, write_atomically
 from equipoise.data.dataset import Dataset, Split, stratified_order
-from equipoise.data.files import content, is_archive, members, reason
+from equipoise.data.files import content, is_archive, members
 from equipoise.data.formats import Arrays, Contents, read_cifar10, read_cifar100, read_mnist, read_npz, read_svhn
 from equipoise.data.image_folders import read_images
 
@@ -283,8 +283,11 @@ def _locate(name: str, source: Source, file: tuple[str, ...], root: Path | None,
         return Path(
             pooch.retrieve(source.url + file[0], source.archives.get(file[0]), fname=file[0], path=cache / name)
         )
-    except (OSError, ValueError) as error:  # no network, no space, or a digest that does not match
-        raise EquipoiseError(f"{missing} and could not be downloaded ({reason(error)}); {advice}.") from error
+    except ValueError as error:  # a digest that does not match
+        raise EquipoiseError(f"{missing}, and the file at {source.url} is not the published one; {advice}.") from error
+    except OSError as error:
+        why = error.strerror or "the server cannot be reached, or does not have it"
+        raise EquipoiseError(f"{missing} and could not be downloaded ({why}); {advice}.") from error
 
 
 def _members(path: Path, wanted: frozenset[str]) -> list[tuple[str, bytes]]:

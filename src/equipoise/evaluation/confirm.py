@@ -58,7 +58,10 @@ def verify_outcome(
         raise unknown("norm", ball.norm, NORMS)
     distance = norm_of((point.double() - x.double()).flatten(1), NORMS[ball.norm].order)
     labels = torch.stack(
-        [predict(model, point, _fresh(streams, number)) for number in range(1 if draws == 1 else 2 * draws)]
+        [
+            predict(model, point, streams if streams is None or number == 0 else streams.fold(number))
+            for number in range(1 if draws == 1 else 2 * draws)
+        ]
     )
     correct = (labels == y).double()
     rates, choice = correct[:draws].mean(0), correct[-draws:].mean(0)
@@ -67,7 +70,3 @@ def verify_outcome(
     fair = ball.contains(point, x)
     prediction = labels[0] if draws == 1 else labels.mode(0).values
     return Verified(fair & misclassified, distance, prediction, rates, choice, fair)
-
-
-def _fresh(streams: Streams | None, number: int) -> Streams | None:
-    return streams if streams is None or number == 0 else streams.fold(number)

@@ -128,7 +128,7 @@ def progress_within(progress: Progress | None, done: int, n: int, total: int) ->
 
 def as_suite(attacks: Any) -> Suite:
     """Return named attacks as pairs, also from a single attack or a dictionary. Raises `EquipoiseError` for names
-    without radii and for anything else.
+    without radii, for two attacks of one name in one ball, and for anything else.
     """
     if isinstance(attacks, AttackLike):
         return [(getattr(attacks, "name", type(attacks).__name__.lower()), attacks)]
@@ -144,6 +144,12 @@ def as_suite(attacks: Any) -> Suite:
             and isinstance(pair[1], AttackLike),
             f"attacks holds {pair!r:.80}: expected pairs of a name and an attack, such as "
             "[('pgd', attacks.pgd(8 / 255))], or suite(['pgd', 'autoattack'], eps=[8 / 255]).",
+        )
+    keys = [(name, attack.geometry.norm, attack.geometry.eps) for name, attack in pairs]
+    for name, norm, eps in keys:
+        require(
+            keys.count((name, norm, eps)) == 1,
+            f"attacks holds two of the name {name!r} in {norm} with eps {eps:g}: give each a name of its own.",
         )
     return pairs
 

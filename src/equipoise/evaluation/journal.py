@@ -37,7 +37,6 @@ class Journal:
     """The finished blocks of one evaluation."""
 
     folder: Path
-    """The folder that holds them."""
     key: Mapping[str, Any]
     """Everything on which the outcome depends."""
 
@@ -171,9 +170,7 @@ class UnfinishedBlock:
     """The results of attacks on a block before it is finished: a store of `equipoise.core.caching.caching`."""
 
     journal: Journal
-    """The journal of the evaluation."""
     number: int
-    """The number of the block."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Computing time of the results that were read, by attack: the first component of a path."""
     begun: dict[tuple[str, ...], float] = field(default_factory=dict)

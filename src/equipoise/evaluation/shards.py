@@ -29,7 +29,6 @@ class Shard:
     number: int = 1
     """Number of the shard, from 1."""
     count: int = 1
-    """Number of shards."""
 
     def __post_init__(self) -> None:
         require(
@@ -40,7 +39,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> "Shard":
         """Return the shard that `i/n` names. Raises `EquipoiseError` for anything else."""
-        match = re.fullmatch(r"(\d{1,18})/(\d{1,18})", text)
+        match = re.fullmatch("([0-9]{1,18})/([0-9]{1,18})", text)
         if match is None:
             raise EquipoiseError(f"shard {text!r:.80}: expected i/n with i from 1 to n, such as 1/4.")
         return cls(int(match[1]), int(match[2]))

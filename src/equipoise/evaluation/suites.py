@@ -53,7 +53,8 @@ def suite(
     says. Otherwise the attacks of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`,
     from a start uniform on the ball, those of `PUBLISHED` have their published budgets, and those of `NEAREST`
     their own: these minimise the distance, and a point counts if it lies within eps. `clean` adds nothing: accuracy
-    without an attack is always measured. Raises `EquipoiseError` for unknown names and unusable numbers.
+    without an attack is always measured. Raises `EquipoiseError` for unknown names, for two names of one attack (`pgd`
+    and `pgd40`), and for unusable numbers.
     """
     names = [name for name in dict.fromkeys(names) if name != "clean"]
     presets = [(name, _preset(name, norm, precision)) for name in names if _PRESET.fullmatch(name)]
@@ -73,10 +74,14 @@ def suite(
         for radius in set(eps)
         for name in attacks
     ]
+    seen: dict[str, str] = {}
+    for name, attack in (*others, *presets):
+        first = seen.setdefault(str(attack.settings()), name)
+        require(first == name, f"{first} and {name} are the same attack: name one of them.")
     return sorted([*others, *presets], key=lambda entry: entry[1].geometry.eps)
 
 
-_PRESET = re.compile(r"(fgsm|pgd|cw)(\d{0,18})-(\d+(?:\.\d+)?)")
+_PRESET = re.compile(r"(fgsm|pgd|cw)([0-9]{0,18})-([0-9]+(?:\.[0-9]+)?)")
 
 
 def _preset(name: str, norm: str, precision: Precision) -> AttackLike:
@@ -114,7 +119,7 @@ NEAREST: dict[str, Callable[..., AttackLike]] = {"bg": bg, "deepfool": deepfool,
 
 def _parse(name: str) -> tuple[str, int | None]:
     """The attack and the number of steps that a name such as `pgd100` stands for."""
-    match = re.fullmatch(r"(.*?)(\d{1,18})?", name)
+    match = re.fullmatch("(.*?)([0-9]{1,18})?", name)
     base, number = (match[1], match[2]) if match else (name, None)
     if base not in ATTACKS | PUBLISHED | NEAREST:
         raise unknown("attack", name, ["clean", *ATTACKS, *PUBLISHED, *NEAREST])

@@ -1,5 +1,5 @@
 """Pictures and tables from records: one HTML file that needs nothing else."""
 
-from equipoise.report.report import report
+from equipoise.report.report import page, report
 
-__all__ = ["report"]
+__all__ = ["page", "report"]

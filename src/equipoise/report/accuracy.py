@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from equipoise.report.corrupted import Result
 from equipoise.report.figures import Style
-from equipoise.report.pages import NORMS, title, value
+from equipoise.report.pages import NORMS, title
 from equipoise.report.reading import Source
 from equipoise.results.records import AttackRecord, Evaluation
 
@@ -218,16 +218,11 @@ def _with_shown_files(rows: Sequence[Row]) -> list[Row]:
 
 
 def _columns(evaluation: Evaluation) -> dict[Column, AttackRecord]:
-    """Results by column; an attack run twice at a radius is named by the settings that differ, or a number."""
-    columns: dict[Column, AttackRecord] = {}
-    for result in evaluation.results:
-        clean = result.attack == "clean"
-        column = Column("" if clean else result.norm, 0.0 if clean else float(result.eps), result.attack)
-        if (other := columns.get(column)) is not None:
-            differing = {k: v for k, v in result.settings.items() if other.settings.get(k) != v}
-            column = column._replace(attack=f"{column.attack} {value(differing) if differing else len(columns)}")
-        columns[column] = result
-    return columns
+    """Results by column."""
+    return {
+        Column("", 0.0, r.attack) if r.attack == "clean" else Column(r.norm, float(r.eps), r.attack): r
+        for r in evaluation.results
+    }
 
 
 def _norm_rank(norm: str) -> int:

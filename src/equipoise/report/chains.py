@@ -22,7 +22,6 @@ class Stage:
     remaining: int
     """Number of samples still classified correctly after it."""
     n: int
-    """Number of all samples."""
     iteration: float | None
     """Median iteration of its successes; None without any, or where none was recorded."""
     queries: float | None

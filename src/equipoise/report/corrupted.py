@@ -15,13 +15,11 @@ class CorruptionTable:
     """Models measured on the same corrupted images."""
 
     data: Mapping[str, Any]
-    """Of the test set."""
     origin: str
     """Where the images come from, in words."""
     columns: Sequence[Any]
     """The rows of these models in the accuracy table, for their names."""
     evaluations: Sequence[Evaluation]
-    """Of each column."""
 
     @property
     def n(self) -> int:

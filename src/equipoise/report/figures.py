@@ -65,7 +65,6 @@ class Line:
     """Accuracy against the radius, with its interval."""
 
     style: Style
-    """How to draw it."""
     eps: Sequence[float]
     """Radii, increasing."""
     accuracy: Sequence[float]

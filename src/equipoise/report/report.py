@@ -22,22 +22,30 @@ _MAX_SAMPLES = 10
 
 
 def report(paths: Sequence[Path], out: Path) -> Path:
-    """Write one self-contained HTML file about the run directories, evaluations and scores at `paths`; return its path.
+    """Write `page(paths)` to `out`, and return that path. Raises `EquipoiseError` also if it cannot be written."""
+    return write_atomically(os.fspath(out), page(paths))
+
+
+def page(paths: Sequence[Path]) -> str:
+    """Return one self-contained HTML page about the run directories, evaluations and scores at `paths`.
 
     It holds the accuracy table with 95 % Wilson intervals, warnings about it, what each part of a composite attack
     fooled, accuracy on corrupted images, scores with their curves, training curves, robust accuracy against eps, the
     same images clean and attacked, and where every number comes from. It needs no other file. Raises `EquipoiseError`
-    for a path that is no run directory, evaluation or score, a damaged file, missing matplotlib, or an
-    `out` that cannot be written.
+    for a path that is no run directory, evaluation or score, a damaged file, or missing matplotlib.
     """
     sources = read(paths)
     comparisons = compare(sources)
     styles = {id(s): Style(i) for i, s in enumerate(sources)}
-    scored_rows = [(_score_row(i, s, score), score) for i, s in enumerate(sources) for score in s.scores]
+    scored_rows = [
+        (Row(s, weights := score.record.weights, Style(i, weights == "last"), {}, (score.file.name,)), score)
+        for i, s in enumerate(sources)
+        for score in s.scores
+    ]
     scores = scored.tables(scored_rows)
     rows = [*(row for c in comparisons for row in c.rows), *(row for table in scores for row, _ in table.lines)]
     used = list(dict.fromkeys([*styles.values(), *(row.style for row in rows)]))
-    page = template("template.html.j2").render(
+    return template("template.html.j2").render(
         sources=sources,
         comparisons=comparisons,
         notes=notes(sources, comparisons),
@@ -56,12 +64,6 @@ def report(paths: Sequence[Path], out: Path) -> Path:
         captions=PICTURES,
         hyperparameters=hyperparameters,
     )
-    return write_atomically(os.fspath(out), page)
-
-
-def _score_row(series: int, source: Source, score: scored.ModelScore) -> Row:
-    weights = score.record.weights
-    return Row(source, weights, Style(series, weights == "last"), {}, (score.file.name,))
 
 
 def _margin_curves(name: str, table: scored.ScoreTable) -> tuple[Markup, Markup]:

@@ -18,7 +18,6 @@ class ModelScore:
     key: str
     """What the record calls it, such as `r2`."""
     record: Scores
-    """The whole record."""
 
     @property
     def result(self) -> ScoreResult:
@@ -42,9 +41,7 @@ class ScoreTable:
     """Models under one score on one test set."""
 
     data: Mapping[str, Any]
-    """Of the test set."""
     settings: Mapping[str, Any]
-    """Of the score."""
     lines: Sequence[tuple[Any, ModelScore]]
     """A model, as the report names it, and one of its scores; a certified one after that of attacks."""
 

@@ -240,8 +240,6 @@ def _lines(axes: Any, panel: Lines, colours: Mapping[str, str], order: Mapping[s
         ticks = _ticks(panel.x)
         axes.set_xticks(ticks, [f"{tick:,.4g}" for tick in ticks])
         axes.set_xticks([], minor=True)
-    if panel.log_y:
-        axes.set_yscale("log")
     axes.margins(x=0.02)
     _axes_names(axes, panel.x_name, panel.y_name, colours)
     if len(panel.series) > 1:

@@ -23,13 +23,15 @@ from equipoise.attacks.spaces import Latent
 from equipoise.attacks.steps import Fixed
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
+from equipoise.core.types import Predictive
 from equipoise.data import Dataset
 from equipoise.evaluation import suite
 from equipoise.generators import GeneratedMargin, Manifold
 from equipoise.losses.objectives import entropy
 from equipoise.models import as_predictive
-from equipoise.reproduce.stand_in import KINDS
-from equipoise.reproduce.tasks import SIZES, DataManifold, Evaluated, MeasureTask, Net, StudyTask, Task, Training
+from equipoise.reproduce.studies import STUDIES
+from equipoise.reproduce.studies.processes import one_thread
+from equipoise.reproduce.tasks import KINDS, SIZES, DataManifold, Evaluated, MeasureTask, Net, StudyTask, Task, Training
 from equipoise.training import build_model
 from equipoise.training.penalties import CrossLipschitz
 
@@ -40,21 +42,6 @@ _MEASURED = 200  # passes per sample and network of a measurement: a guess
 _AUTO_ENCODER = 10  # passes of a LeNet that one of an auto-encoder costs
 _START = 1.0  # seconds to read data and build networks
 
-STUDIES: Mapping[str, float] = {
-    "theorem": 26,
-    "opposite-class": 4,
-    "narrow-corridor": 233,
-    "lms5": 130,
-    "two-distance": 141,
-    "due": 86,
-    "appearance": 37,
-    "transfer": 49,
-    "overfitting": 54,
-    "capacity": 47,
-    "entropy-weight": 120,
-}
-"""Seconds of each study with its own number of seeds, as measured on two cores of an x86 server; that of entropy-weight
-is a guess."""
 _QUICK = 5.0  # seconds of the quick form
 
 Rates = Mapping[str, float]
@@ -75,11 +62,6 @@ class Work:
         return max(self.seconds / workers, self.chain)
 
 
-def total(tasks: Iterable[Task], workers: int = 1, sizes: Mapping[str, int] = SIZES) -> float:
-    """Return the estimated seconds of all tasks with so many workers; tasks come after those they need."""
-    return work(tasks, sizes).by(workers)
-
-
 def work(tasks: Iterable[Task], sizes: Mapping[str, int] = SIZES, rates: Rates | None = None) -> Work:
     """Return the estimated time of all tasks, which come after those they need; `rates` as in `seconds`."""
     in_all = 0.0
@@ -96,7 +78,7 @@ def seconds(task: Task, sizes: Mapping[str, int] = SIZES, rates: Rates | None = 
     numbers of training samples, `rates` seconds per pass that were measured elsewhere; others are measured here.
     """
     if isinstance(task, StudyTask):
-        return _QUICK if task.quick else STUDIES.get(task.name, 120.0)
+        return _QUICK if task.quick else STUDIES[task.name].seconds
     return _START + passes(task, sizes) * per_pass(_net(task), task.data, rates)
 
 
@@ -216,28 +198,25 @@ def _measured(description: str) -> float:
     net: dict[str, Any] = loads(description)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock = time.perf_counter if device.type == "cuda" else time.thread_time
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a worker has
+
+    def seconds_per_sample(predictive: Predictive, count: int) -> float:
+        x = torch.full((count, *net["shape"]), 0.5, device=device)
+        streams = Streams.of(0, torch.arange(count, device=device))
+        with frozen_model(predictive, x) as draw:
+            began = clock()
+            value_and_gradient(entropy, draw(streams), x)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return (clock() - began) / count
+
     try:
-        predictive = as_predictive(build_model(net))
-        predictive.module.to(device)
-
-        def seconds_per_sample(count: int) -> float:
-            x = torch.full((count, *net["shape"]), 0.5, device=device)
-            streams = Streams.of(0, torch.arange(count, device=device))
-            with frozen_model(predictive, x) as draw:
-                began = clock()
-                value_and_gradient(entropy, draw(streams), x)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                return (clock() - began) / count
-
-        seconds_per_sample(2)  # what is only done once
-        count = 2
-        while count < AT_ONCE and count * seconds_per_sample(count) < 0.03:
-            count *= 2
-        return min(seconds_per_sample(count) for _ in range(3))
+        with one_thread():  # as a worker has
+            predictive = as_predictive(build_model(net))
+            predictive.module.to(device)
+            seconds_per_sample(predictive, 2)  # what is only done once
+            count = 2
+            while count < AT_ONCE and count * seconds_per_sample(predictive, count) < 0.03:
+                count *= 2
+            return min(seconds_per_sample(predictive, count) for _ in range(3))
     except EquipoiseError:  # a network of the user's own, or one for other inputs: sweeps say so where it matters
         return 1e-4
-    finally:
-        torch.set_num_threads(threads)

@@ -27,9 +27,7 @@ class Cell:
     """A number of a table, in its unit, and how it is computed."""
 
     row: str
-    """Its row."""
     column: str
-    """Its column."""
     tasks: Sequence[Task]
     """What it is read from: one task per seed."""
     read: Read
@@ -85,13 +83,10 @@ class Table:
     """A table: its cells, row by row."""
 
     title: str
-    """What it shows."""
     cells: Sequence[Cell]
-    """Its numbers."""
     corner: str = "method"
     """What the rows are."""
     unit: str = "%"
-    """Unit of the numbers."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,6 @@ class Line:
     """A curve of a chart."""
 
     name: str
-    """What it is of."""
     points: Sequence[tuple[float, Cell]]
     """Abscissa and number; the cells' row and column are free."""
 
@@ -109,13 +103,11 @@ class Chart:
     """A figure that is drawn through numbers."""
 
     title: str
-    """What it shows."""
     x: str
     """Label of the horizontal axis."""
     y: str
     """Label of the vertical axis."""
     lines: Sequence[Line]
-    """Its curves."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +115,7 @@ class PublishedValue:
     """The pictures, numbers and verdict of a study or a measurement, as it made them."""
 
     title: str
-    """What they show."""
     task: Task
-    """The study or measurement."""
 
 
 Part = Table | Chart | PublishedValue
@@ -245,13 +235,10 @@ class Plan:
     """An experiment at a scale."""
 
     experiment: Experiment
-    """Which one."""
     scale: float
     """The share of the paper's epochs, samples and seeds."""
     variant: Variant
-    """As published, or corrected."""
     parts: Sequence[Part]
-    """Tables and figures."""
     seeds: int | None = None
     """Number of trainings of each kind; None is the share of the paper's number."""
     only: Sequence[str] = ()

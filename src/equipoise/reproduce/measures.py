@@ -28,9 +28,8 @@ from equipoise.generators import Manifold
 from equipoise.losses.objectives import smoothed_cross_entropy
 from equipoise.models import as_predictive
 from equipoise.nets import split as split_at
-from equipoise.reproduce.studies.design import percentage
+from equipoise.reproduce.studies.design import ReportProgress, percentage
 from equipoise.reproduce.studies.images import band, correct
-from equipoise.reproduce.studies.options import ReportProgress
 from equipoise.reproduce.studies.overfitting import largest_drop
 from equipoise.reproduce.studies.transfer import probed
 from equipoise.results.findings import Findings, Images, Lines, Number, Picture, Series

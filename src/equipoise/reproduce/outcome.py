@@ -142,11 +142,8 @@ def in_words(outcome: Reproduction) -> Mapping[str, Any]:
     """Return the numbers without the pictures, JSON-ready: what is kept beside the code."""
 
     def one(number: Outcome) -> dict[str, Any]:
-        return {
-            "row": number.row, "column": number.column, "paper": number.paper, "deviation": number.deviation,
-            "mean": number.mean, "interval": number.interval, "n": number.n, "seeds": number.seeds,
-            "over": number.over, "margin": number.margin, "agreement": number.agreement,
-        }  # fmt: skip
+        own = {name: value for name, value in vars(number).items() if name not in ("folders", "percent")}
+        return {**own, "margin": number.margin, "agreement": number.agreement}
 
     def part(it: TableOutcome | ChartOutcome | ShownOutcome) -> dict[str, Any]:
         if isinstance(it, TableOutcome):
@@ -164,16 +161,13 @@ def in_words(outcome: Reproduction) -> Mapping[str, Any]:
             "pictures": [{"name": picture.name, "caption": picture.caption} for picture in findings.pictures],
         }  # fmt: skip
 
+    own = {name: value for name, value in vars(outcome).items() if name not in ("works", "trained")}
     order = outcome.order
     return {
-        "kind": "reproduction", "schema": 2, "name": outcome.name, "title": outcome.title, "source": outcome.source,
-        "scale": outcome.scale, "variant": outcome.variant, "examples": outcome.examples, "seeds": outcome.seeds,
-        "changes": dict(outcome.changes), "verdict": outcome.verdict, "agreements": outcome.agreements,
+        "kind": "reproduction", "schema": 2, **own, "verdict": outcome.verdict, "agreements": outcome.agreements,
         "median_difference": outcome.median_difference, "order": None if order is None else asdict(order),
         "cautions": outcome.cautions, "generators": [asdict(one) for one in outcome.generators],
-        "quirks": outcome.quirks,
-        "notes": outcome.notes, "data": dict(outcome.data), "seconds": outcome.seconds,
-        "provenance": dict(outcome.provenance), "parts": [part(it) for it in outcome.parts],
+        "seconds": outcome.seconds, "parts": [part(it) for it in outcome.parts],
     }  # fmt: skip
 
 

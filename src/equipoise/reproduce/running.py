@@ -22,7 +22,7 @@ from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint, read
 from equipoise.generators import auto_encoder
 from equipoise.masking.result_checks import is_black_box
-from equipoise.models import Ensemble, MonteCarloDropout, as_predictive
+from equipoise.models import Ensemble, as_predictive
 from equipoise.nets import count_parameters
 from equipoise.report.reading import read_metrics
 from equipoise.reproduce.studies import STUDIES, Options, ReportProgress, load, save
@@ -108,13 +108,11 @@ def run(task: Task, setting: Setting, report_progress: ReportProgress) -> None:
 def _train(task: Training, setting: Setting, folder: Path, report_progress: ReportProgress) -> None:
     data = _limited(setting.dataset(task.data), task.samples, task.recipe.seed)
     net = {**asdict(task.net), "shape": list(data.shape), "classes": len(data.classes), "seed": task.recipe.seed}
-    together, dropout_loss = net.pop("together"), net.pop("dropout_loss")
+    together = net.pop("together")
     model = build_model(net)
     method = task.method(*([load_manifold(setting.folder_of(task.manifold))] if task.manifold else []))
     if isinstance(model, Ensemble) and not together:
         method = method.per_member()
-    if isinstance(model, MonteCarloDropout) and dropout_loss == "mean of losses":
-        method = method.per_member(total=False)
 
     def progress(now: Progress) -> None:
         done = now.epoch - (now.metrics is None) + now.step / max(now.steps, 1)  # metrics come after an epoch
@@ -189,10 +187,8 @@ def _study(task: StudyTask, setting: Setting, report_progress: ReportProgress) -
     entry = STUDIES[task.name]
     options = Options(
         quick=task.quick,
-        seeds=task.seeds,
         data=setting.sources.get(task.data, task.data) or None,
         data_root=setting.data_root,
-        limit=task.samples,
     )
     return Study(entry.name, entry.question, entry.source, entry.run(options, report_progress), {}, task.quick)
 
@@ -220,13 +216,10 @@ def _limited(data: Dataset, samples: int | None, seed: int) -> Dataset:
     return data if samples is None or samples >= len(data.train) else data.limit(samples, seed)
 
 
-def result(task: Task, setting: Setting) -> Run | Evaluation | Study:
-    """Return the record of a finished task. Raises `EquipoiseError` if it is missing or damaged."""
-    return result_in(task, setting.folder_of(task))
-
-
 def result_in(task: Task, folder: Path) -> Run | Evaluation | Study:
-    """Return the record of a finished task in the folder where it was computed, by any version of the library."""
+    """Return the record of a finished task in the folder where it was computed, by any version of the library. Raises
+    `EquipoiseError` if it is missing or damaged.
+    """
     if isinstance(task, Training):
         return load_run(folder)[1]
     return read(folder / "evaluation.json") if isinstance(task, Evaluated) else load(folder)

@@ -4,43 +4,17 @@ They prove nothing about the papers' numbers. Their names begin with `synthetic-
 """
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from equipoise.core.errors import unknown
 from equipoise.core.files import write_atomically
+from equipoise.reproduce.tasks import KINDS
 
-
-@dataclass(frozen=True)
-class Kind:
-    """Shape and number of classes of a published dataset."""
-
-    shape: tuple[int, ...]
-    """(channels, height, width)."""
-    classes: int = 10
-    """Number of classes."""
-
-
-KINDS: Mapping[str, Kind] = {
-    "mnist": Kind((1, 28, 28)),
-    "fashion-mnist": Kind((1, 28, 28)),
-    "cifar10": Kind((3, 32, 32)),
-    "cifar100": Kind((3, 32, 32), 100),
-    "svhn": Kind((3, 32, 32)),
-    "digits": Kind((1, 8, 8)),
-}
-"""The published datasets that experiments use."""
-
-_PREFIX = "synthetic-"
+PREFIX = "synthetic-"
+"""How the name of every stand-in begins."""
 _NOISE = 0.15  # deviation around a class's prototype: two classes touch, a network learns to tell them in a few epochs
-
-
-def is_stand_in(name: str) -> bool:
-    """Return whether a dataset of that name is synthetic."""
-    return name.startswith(_PREFIX)
 
 
 def stand_in(name: str, folder: Path, train: int = 200, test: int = 100, seed: int = 0) -> Path:
@@ -52,7 +26,7 @@ def stand_in(name: str, folder: Path, train: int = 200, test: int = 100, seed: i
     """
     if name not in KINDS:
         raise unknown("dataset", name, KINDS)
-    path = folder / f"{_PREFIX}{name}.npz"
+    path = folder / f"{PREFIX}{name}.npz"
     if path.exists():
         return path
     kind, rng = KINDS[name], np.random.default_rng(seed)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from equipoise.core.deprecation import renamed_arguments, renamed_names
 from equipoise.core.errors import EquipoiseError, require_integer
-from equipoise.reproduce import cost, stand_in
+from equipoise.core.locks import locked
+from equipoise.reproduce import cost
 from equipoise.reproduce.experiment import Plan
 from equipoise.reproduce.running import Setting, code_version, forget_datasets
+from equipoise.reproduce.stand_in import PREFIX
 from equipoise.reproduce.sweep_folder import (
     DONE,
     PROGRESS,
+    RECORD,
     DataEntry,
     ExperimentRecord,
     TaskEntry,
@@ -20,7 +23,6 @@ from equipoise.reproduce.sweep_folder import (
     claim,
     copy_finished,
     is_done,
-    locked,
     read_state,
     require_experiments,
     require_same_data,
@@ -37,7 +39,6 @@ class Progress:
     done: int
     """Number of finished tasks, those of earlier sweeps included."""
     total: int
-    """Number of all tasks."""
     failed: int
     """Number of tasks that failed, or need one that did."""
     running: Sequence[tuple[str, float]]
@@ -51,7 +52,6 @@ class SweepResult:
     """What a sweep leaves."""
 
     finished: Sequence[Path]
-    """Folders of the finished tasks."""
     failed: Mapping[Path, str]
     """Folders of those that failed, and why, in a sentence each."""
     not_begun: Sequence[Path]
@@ -81,8 +81,11 @@ def sweep(
         require_integer("workers", workers, 1)
     claim(plan, setting.folder)
     require_experiments(reuse)
-    with locked(setting.folder):
-        data = {name: _data_entry(name, setting) for name in plan.datasets()}
+    with locked(setting.folder / RECORD):
+        data = {
+            name: DataEntry(one.name, one.sha256, one.name.startswith(PREFIX), len(one.train), len(one.test))
+            for name, one in ((name, setting.dataset(name)) for name in plan.datasets())
+        }
         require_same_data(setting.folder, data)
         setting = replace(setting, code=setting.code or code_version())
         jobs = _jobs(plan, setting, {name: entry.n_train for name, entry in data.items()})
@@ -208,11 +211,6 @@ def _record(
         tasks=[entry(job) for job in jobs.values()],
         provenance=asdict(provenance(0, device(), setting.command)),
     )
-
-
-def _data_entry(name: str, setting: Setting) -> DataEntry:
-    data = setting.dataset(name)
-    return DataEntry(data.name, data.sha256, stand_in.is_stand_in(data.name), len(data.train), len(data.test))
 
 
 __getattr__ = renamed_names(__name__, {"Swept": "SweepResult"})

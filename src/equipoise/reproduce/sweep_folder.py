@@ -1,30 +1,24 @@
-"""The folder of an experiment: its record, the folders of its tasks, and the lock of the sweep that works on it.
+"""The folder of an experiment: its record, and the folders of its tasks.
 
 A task's folder holds `task.json`, which says what it is, then what it computes, and at the end `done.json`: where that
 is, the task is never computed again. Everything is JSON, safetensors, `.npz` and pages, readable without this library.
 """
 
 import json
-import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import read_json, write_atomically
 from equipoise.reproduce.experiment import Plan
-from equipoise.results.schema import parse, require_schema
+from equipoise.results.schema import parse, read_data, require_kind
 
 SCHEMA = 1
 RECORD, TASK, DONE, PROGRESS = "experiment.json", "task.json", "done.json", "progress.json"
-_BEFORE_THE_RECORD = ("sweep.lock", "sweep.json", "data")  # what may lie in a folder that holds no experiment yet
+_BEFORE_THE_RECORD = ("data", f".{RECORD}.lock", f".{RECORD}.owner")  # may lie in a folder that holds no experiment yet
 
 
 @dataclass(frozen=True)
@@ -98,15 +92,9 @@ def write_record(folder: Path, record: ExperimentRecord) -> None:
 
 def read_record(folder: Path) -> ExperimentRecord:
     """Read `experiment.json`. Raises `EquipoiseError` if there is none, or if it is damaged or of another version."""
-    path, remedy = folder / RECORD, "run the same `equipoise reproduce` again"
-    try:
-        content = read_json(path)
-    except OSError as error:
-        raise EquipoiseError(f"{folder} holds no experiment: cannot read {RECORD}.") from error
-    except ValueError as error:
-        raise EquipoiseError(f"{path} is damaged ({error}): {remedy}.") from error
-    require(isinstance(content, dict) and content.get("kind") == "experiment", f"{path} is damaged: {remedy}.")
-    require_schema(content, SCHEMA, str(path))
+    path = folder / RECORD
+    content = read_data(path, "the record of an experiment")
+    require_kind(content, ["experiment"], SCHEMA, str(path), "the record of an experiment")
     body = {name: value for name, value in content.items() if name not in ("kind", "schema")}
     return parse(ExperimentRecord, body, str(path))
 
@@ -124,14 +112,19 @@ def claim(plan: Plan, folder: Path) -> None:
     record, wanted = read_record(folder), asked(plan)
     if all(getattr(record, name) == value for name, value in wanted.items()):
         return
-    limits = "" if record.seeds is None else f", {record.seeds} seeds"
-    limits += f", {' and '.join(record.only)} only" if record.only else ""
-    limits += f", {record.examples} examples" if record.examples else ""
-    limits += "".join(f", {name} = {value}" for name, value in record.changes.items())
     raise EquipoiseError(
-        f"{folder} holds {record.name} at scale {record.scale}, {record.variant}{limits}: ask for the same to continue "
-        "it, or choose another place."
+        f"{folder} holds {record.name} at scale {record.scale}, {record.variant}{limits(record)}: ask for the same to "
+        "continue it, or choose another place."
     )
+
+
+def limits(plan: Plan | ExperimentRecord) -> str:
+    """Return in words what, beside scale and variant, tells a plan from the paper; a comma before each."""
+    words = [] if plan.seeds is None else [f"{plan.seeds} seed{'s' * (plan.seeds > 1)}"]
+    words += [] if plan.examples is None else [f"at most {plan.examples:,} test samples"]
+    words += [f"{' and '.join(plan.only)} only"] if plan.only else []
+    words += [f"with {name} = {value} in place of its own" for name, value in plan.changes.items()]
+    return "".join(f", {word}" for word in words)
 
 
 def require_same_data(folder: Path, data: Mapping[str, DataEntry]) -> None:
@@ -152,33 +145,6 @@ def require_experiments(folders: Sequence[Path]) -> None:
             bool(read_state(folder / RECORD)),
             f"{folder} holds no experiment to take finished tasks from: expected the --out of an earlier reproduce.",
         )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder by the system's lock on a file, which ends with the process, however that ends. Raises
-    `EquipoiseError` if another process holds it, or if the folder cannot be written.
-    """
-    holder = folder / "sweep.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "sweep.lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        other = read_state(holder)
-        raise EquipoiseError(
-            f"{folder} is being worked on by process {other.get('pid', '?')} on {other.get('host', '?')} since "
-            f"{other.get('since', '?')}: wait for it, or choose another place."
-        ) from None
-    except OSError as error:
-        raise EquipoiseError(f"cannot write into {folder}: {error.strerror}; choose another place.") from error
-    try:
-        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
-        yield
-    finally:
-        with suppress(OSError):
-            holder.unlink(missing_ok=True)
-        lock.release()
 
 
 def is_done(folder: Path) -> bool:
@@ -222,8 +188,3 @@ def read_state(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def now() -> str:
-    """Return the time, in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

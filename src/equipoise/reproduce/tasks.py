@@ -9,29 +9,32 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from inspect import signature
 from math import ceil
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.training import Recipe
 
-SIZES = {
-    "mnist": 60_000,
-    "fashion-mnist": 60_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "svhn": 73_257,
-    "digits": 1_438,
+
+class Kind(NamedTuple):
+    """Shape of a published dataset, and its numbers of training samples, test samples and classes."""
+
+    shape: tuple[int, ...]
+    train: int
+    test: int
+    classes: int = 10
+
+
+KINDS: Mapping[str, Kind] = {
+    "mnist": Kind((1, 28, 28), 60_000, 10_000),
+    "fashion-mnist": Kind((1, 28, 28), 60_000, 10_000),
+    "cifar10": Kind((3, 32, 32), 50_000, 10_000),
+    "cifar100": Kind((3, 32, 32), 50_000, 10_000, 100),
+    "svhn": Kind((3, 32, 32), 73_257, 26_032),
+    "digits": Kind((1, 8, 8), 1_438, 359),
 }
-"""Numbers of training samples of the published datasets."""
-TEST_SIZES = {
-    "mnist": 10_000,
-    "fashion-mnist": 10_000,
-    "cifar10": 10_000,
-    "cifar100": 10_000,
-    "svhn": 26_032,
-    "digits": 359,
-}
-"""Numbers of their test samples."""
+"""The published datasets that experiments use."""
+SIZES = {name: kind.train for name, kind in KINDS.items()}
+TEST_SIZES = {name: kind.test for name, kind in KINDS.items()}
 _WITHOUT_EFFECT = ("device", "devices", "checkpoint_minutes", "tensorboard")  # fields of a recipe that decide nothing
 
 
@@ -45,7 +48,6 @@ class Call:
     function: str
     """Where the function is, as `package.module:name`."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Its keyword arguments."""
 
     @property
     def name(self) -> str:
@@ -102,10 +104,8 @@ class Net:
     together: bool = False
     """Whether the mean of an ensemble is trained, instead of every member by its own loss."""
     dropout_samples: int = 0
-    """Number of Monte Carlo dropout samples; 0 is off."""
-    dropout_loss: Literal["loss of mean", "mean of losses"] = "loss of mean"
-    """Loss of a training with Monte Carlo dropout: that of the mean of the samples, or the mean of their losses. The
-    papers write `L(C(x + δ), y)`, which may be read as either."""
+    """Number of Monte Carlo dropout samples, whose mean is trained; 0 is off. (The papers write `L(C(x + δ), y)`, which
+    may also be read as the mean of their losses.)"""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,7 @@ class DataManifold(_Task):
     """The learned manifold of a dataset: a Wasserstein auto-encoder, see `equipoise.training.fit_manifold`."""
 
     data: str
-    """Name of the dataset."""
     recipe: Recipe
-    """How it is trained, seed included."""
     codes: int = 16
     """Dimension of the code."""
     width: int = 32
@@ -141,11 +139,8 @@ class Training(_Task):
     """A network trained from scratch."""
 
     method: Call
-    """The method: a call of a function of `equipoise.training.methods`."""
     net: Net
-    """What is trained."""
     data: str
-    """Name of the dataset."""
     recipe: Recipe
     """How it is trained, seed included."""
     samples: int | None = None
@@ -203,13 +198,10 @@ class Evaluated(_Task):
     """Accuracy of a trained network, clean and under attacks."""
 
     of: Training
-    """The network."""
     attacks: Sequence[str]
     """Names of `equipoise.evaluation.suite`."""
     eps: Sequence[float] = ()
-    """Their radii."""
     norm: str = "linf"
-    """Their norm."""
     examples: int = 1000
     """Number of test samples."""
     weights: str = "best"
@@ -217,9 +209,7 @@ class Evaluated(_Task):
     steps: int | None = None
     """Number of steps of the attacks that have no published budget."""
     step_size: float | None = None
-    """Their step size."""
     restarts: int = 1
-    """Their number of random restarts."""
     proxies: Sequence[Training] = ()
     """Networks on which the attacks are made, instead of on the network itself."""
 
@@ -245,15 +235,9 @@ class StudyTask(_Task):
     """One of `equipoise.reproduce.studies`."""
 
     name: str
-    """Name of the study."""
-    seeds: int | None = None
-    """Number of independent repeats; None is the study's own."""
     data: str = ""
     """Dataset of the studies that run on any."""
-    samples: int | None = None
-    """Maximum number of training samples."""
     quick: bool = False
-    """Whether its quick form is run."""
 
     kind: ClassVar = "study"
 
@@ -274,9 +258,7 @@ class MeasureTask(_Task):
     function: Call
     """The function, with its options."""
     of: Sequence[Training]
-    """The networks."""
     question: str
-    """What it asks, in a sentence."""
     weights: str = "best"
     """Weights of the best or of the last epoch."""
     examples: int = 1000

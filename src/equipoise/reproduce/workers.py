@@ -19,11 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -31,8 +32,8 @@ from filelock import FileLock, Timeout
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import write_atomically
 from equipoise.reproduce.running import Setting, code_version, run
-from equipoise.reproduce.studies.processes import exit_with_parent
-from equipoise.reproduce.sweep_folder import DONE, PROGRESS, TASK, is_done, now, read_state, write_json
+from equipoise.reproduce.studies.processes import exit_with_parent, one_thread
+from equipoise.reproduce.sweep_folder import DONE, PROGRESS, TASK, is_done, read_state, write_json
 from equipoise.reproduce.tasks import Task, datasets, described
 from equipoise.results.provenance import provenance
 
@@ -46,29 +47,10 @@ class Job:
     """A task of a sweep."""
 
     task: Task
-    """What to compute."""
     folder: Path
-    """Its folder."""
     needs: frozenset[Path]
     """The folders of the tasks that it needs."""
     seconds: float
-    """Estimated time."""
-
-
-@runtime_checkable
-class Pool(Protocol):
-    """Workers that compute jobs."""
-
-    slots: int
-    """How many at a time."""
-
-    def submit(self, job: Job, on_progress: Callable[[], None]) -> None:
-        """Take a job, and call `on_progress` now and then where nobody else can while it is computed."""
-        ...
-
-    def finished(self) -> Iterable[tuple[Path, str | None]]:
-        """Return the folders of the jobs that have ended since, after a while, each with what went wrong."""
-        ...
 
 
 def device() -> str:
@@ -84,26 +66,24 @@ def cores() -> int:
 @dataclass
 class _ThisProcess:
     setting: Setting
-    slots: int = 1
+    slots: int = 1  # jobs at a time
     ended: "tuple[Path, str | None] | None" = None
 
     def submit(self, job: Job, on_progress: Callable[[], None]) -> None:
+        """Take a job, and call `on_progress` now and then where nobody else can while it is computed."""
         self.ended = (job.folder, work(job.task, self.setting, on_progress))
 
     def finished(self) -> Iterable[tuple[Path, str | None]]:
+        """Return the folders of the jobs that have ended since, after a while, each with what went wrong."""
         ended, self.ended = self.ended, None
         return [] if ended is None else [ended]
 
 
 @contextmanager
-def in_this_process(setting: Setting) -> Iterator[Pool]:
+def in_this_process(setting: Setting) -> "Iterator[Pool]":
     """Compute one job at a time in this process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         yield _ThisProcess(setting)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -172,7 +152,7 @@ class _Processes:
 
 
 @contextmanager
-def in_processes(setting: Setting, workers: int) -> Iterator[Pool]:
+def in_processes(setting: Setting, workers: int) -> "Iterator[Pool]":
     """Compute so many jobs at a time in processes of this machine, which share its GPUs and end with this one."""
     pool = _Processes(setting, workers)
     try:
@@ -224,8 +204,12 @@ class _OnRay:
             return _lost((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
+Pool = _ThisProcess | _Processes | _OnRay
+"""Workers that compute jobs."""
+
+
 @contextmanager
-def on_ray(setting: Setting, workers: int | None, address: str) -> Iterator[Pool]:
+def on_ray(setting: Setting, workers: int | None, address: str) -> "Iterator[Pool]":
     """Compute at most so many jobs at a time on a Ray cluster, or as many as it has cores. Raises `EquipoiseError` if
     Ray is not installed or there is no cluster.
     """
@@ -333,7 +317,8 @@ def _compute(task: Task, setting: Setting, folder: Path, on_progress: Callable[[
     origin = asdict(provenance(0, device(), setting.command))
     del origin["seed"]  # which is the task's
     done = {"kind": task.kind, "label": task.label, "seconds": seconds, "sittings": sittings, "code": setting.code}
-    write_json(folder / DONE, done | {"finished": now(), "host": socket.gethostname(), "provenance": origin})
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder / DONE, done | {"finished": ended, "host": socket.gethostname(), "provenance": origin})
     with suppress(OSError):
         (folder / PROGRESS).unlink()
 

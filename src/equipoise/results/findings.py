@@ -86,13 +86,9 @@ class Series:
     """One line, with its band."""
 
     name: str
-    """Name in the legend."""
     y: Float[np.ndarray, " x"]
-    """Its values."""
     low: Float[np.ndarray, " x"] | None = None
-    """Lower end of its band."""
     high: Float[np.ndarray, " x"] | None = None
-    """Upper end of its band."""
     dashed: bool = False
     """Whether it is a prediction or a reference instead of a measurement."""
 
@@ -110,7 +106,6 @@ class Lines:
     y_name: str
     """Name of the quantity of the series, with its unit."""
     log_x: bool = False
-    log_y: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +115,6 @@ class Histogram:
     title: str
     edges: Float[np.ndarray, " bins_and_1"]
     counts: Mapping[str, Int[np.ndarray, " bins"]]
-    """Per series."""
     x_name: str
     """Name of the binned quantity, with its unit."""
     marks: Mapping[str, float] = field(default_factory=dict)
@@ -154,7 +148,6 @@ class Picture:
     panels: Sequence[Panel]
     """In reading order."""
     columns: int
-    """Panels per row."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +155,7 @@ class Findings:
     """Numbers, figures and verdict of a study."""
 
     numbers: Sequence[Number]
-    """The measurements."""
     pictures: Sequence[Picture]
-    """The figures."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Every parameter of the study, JSON-ready."""
     verdict: str = ""
@@ -178,11 +169,9 @@ class Study:
     name: str
     """Name on the command line."""
     question: str
-    """Its question, in a sentence."""
     source: str
     """The figures or the theorem that it reproduces, such as `U Figs 3, 9`."""
     findings: Findings
-    """What it found."""
     provenance: Mapping[str, Any]
     """Command, seed, versions, commit, device, threads and date."""
     quick: bool = False

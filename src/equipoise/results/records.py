@@ -14,9 +14,9 @@ from typing import Any
 
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import read_json, write_atomically
+from equipoise.core.files import write_atomically
 from equipoise.core.tables import Row, Tabular
-from equipoise.results.schema import Finite, Radius, Whole, parse, require_schema
+from equipoise.results.schema import Finite, Radius, Whole, parse, read_data, require_kind
 from equipoise.results.statistics import wilson
 
 SCHEMA = 1
@@ -334,6 +334,7 @@ class Scores:
 
 Record = Evaluation | Run | Scores
 _KINDS: dict[str, type[Record]] = {"evaluation": Evaluation, "run": Run, "score": Scores}
+_EXPECTED = "the record of a run, of an evaluation or of scores"
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -381,29 +382,18 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     """Return the record that `to_json` wrote. Raises `EquipoiseError` naming `where` and the fault for anything else,
     also for fields of other types and lists of other lengths.
     """
-    cls = _KINDS.get(str(data.get("kind"))) if isinstance(data, Mapping) else None
-    if cls is None:
-        raise EquipoiseError(
-            f"{where} is not the record of a run, of an evaluation or of scores: its kind is {_kind(data)}."
-        )
-    require_schema(data, SCHEMA, where)
+    require_kind(data, _KINDS, SCHEMA, where, _EXPECTED)
     body = {k: v for k, v in data.items() if k not in ("kind", "schema", "digest", "corrupted")}
     for name in ("results", "corruptions"):
         if isinstance(body.get(name), list):
             body[name] = [_without_figures(entry) for entry in body[name]]
-    return parse(cls, body, where)
+    return parse(_KINDS[data["kind"]], body, where)
 
 
 def _without_figures(entry: Any) -> Any:
     """The data of a result without its summary."""
     derived = ("n", "accuracy", "interval")
     return {k: v for k, v in entry.items() if k not in derived} if isinstance(entry, Mapping) else entry
-
-
-def _kind(data: Any) -> str:
-    """The kind of JSON data as text; other records of equipoise, such as that of an audit, have one too."""
-    kind = data.get("kind") if isinstance(data, Mapping) else None
-    return repr(kind) if isinstance(kind, str) else "not named"
 
 
 def save(path: str | os.PathLike[str], record: Record) -> Path:
@@ -414,13 +404,7 @@ def save(path: str | os.PathLike[str], record: Record) -> Path:
 
 def load(path: str | os.PathLike[str]) -> Record:
     """Read a record. Raises `EquipoiseError` if the file is missing, not JSON, or not a record."""
-    try:
-        data = read_json(path)
-    except OSError as error:
-        raise EquipoiseError(f"cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise EquipoiseError(f"{path} is not JSON ({error}); expected a record written by equipoise.") from error
-    return from_json(data, str(path))
+    return from_json(read_data(path, _EXPECTED), str(path))
 
 
 def check_weights(folder: Path, run: Run) -> None:

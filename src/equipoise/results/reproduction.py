@@ -38,9 +38,7 @@ class Outcome:
     """A number of the paper, and ours."""
 
     row: str
-    """Its row, or curve."""
     column: str
-    """Its column."""
     paper: float | None
     """The published value; None if the paper gives none."""
     deviation: float
@@ -52,7 +50,6 @@ class Outcome:
     n: int
     """Number of samples, or repeats."""
     seeds: int
-    """Number of trainings."""
     over: str
     """What the interval covers: `seeds`, with one of them only `samples`, with two or with part of a test set both."""
     folders: Sequence[str]
@@ -143,7 +140,6 @@ class Work:
     seconds: float | None
     """How long it took; None while it is not finished."""
     commit: str | None = None
-    """The commit it was computed at."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,6 @@ class Generator:
     """How an adversarial generator did in the last epoch of the training that it was part of."""
 
     label: str
-    """The training."""
     crossed: float
     """Share of samples that it moved to where they are predicted otherwise."""
     distance: float

@@ -1,7 +1,8 @@
 """Parsing of plain data into records by the types of their fields, for every file."""
 
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.files import read_json, reason
 
 T = TypeVar("T")
 
@@ -35,9 +37,23 @@ def parse(kind: type[T], data: Any, where: str) -> T:
     return record
 
 
-def require_schema(data: Mapping[str, Any], schema: int, where: str) -> None:
-    """Raise `EquipoiseError`, naming `where`, for a record of another schema number than the one this version reads."""
-    given = data.get("schema")
+def read_data(path: str | os.PathLike[str], what: str) -> Any:
+    """Return the content of a JSON file. Raises `EquipoiseError`, saying `what` was expected, if there is none."""
+    try:
+        return read_json(path)
+    except OSError as error:
+        raise EquipoiseError(f"cannot read {path}: {reason(error)}; expected {what}.") from error
+    except ValueError as error:
+        raise EquipoiseError(f"{path} is not JSON ({error}); expected {what}.") from error
+
+
+def require_kind(data: Any, kinds: Collection[str], schema: int, where: str, what: str) -> None:
+    """Raise `EquipoiseError`, naming `where`, unless `data` is a record of one of the kinds, `what` in words, and of
+    the schema number that this version reads.
+    """
+    kind, given = (data.get("kind"), data.get("schema")) if isinstance(data, Mapping) else (None, None)
+    named = repr(kind) if isinstance(kind, str) else "not named"
+    require(isinstance(kind, str) and kind in kinds, f"{where} is not {what}: its kind is {named}.")
     require(
         type(given) is int and given == schema, f"{where} has schema {given!r}, this version reads schema {schema}."
     )

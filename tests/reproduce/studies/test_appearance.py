@@ -136,7 +136,7 @@ def test_the_verdict_follows_the_numbers() -> None:
         found["accuracy of a nearest-neighbour judge, clean"] = Number("clean", [1.0] * 3)
         study = Appearance(Options())
         study.numbers = found
-        return study.verdict
+        return study._conclude()
 
     assert verdict((0.0, 0.9), (0.8, 0.1)).startswith("As in the paper")
     assert verdict((0.0, 0.9), (0.1, 0.1)).startswith("UDP stops at the boundary, as in the paper, but")

@@ -31,7 +31,7 @@ def test_the_verdict_follows_the_numbers() -> None:
             for weight, value in zip((0, 2), row, strict=True):
                 robust = value if name == "PAT-EntM" else row[0]
                 study.results[Case(name, weight, seed)] = {"clean": row[0], "PGD-40": robust}
-    verdict = study.verdict
+    verdict = study._conclude()
     assert (
         "PGD-40 accuracy, PAT-EntM +20.0%, higher" in verdict
         and "clean accuracy, EntM +0.0%, not told apart" in verdict

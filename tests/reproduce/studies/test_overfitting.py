@@ -114,7 +114,7 @@ def verdict(fgsm: list[dict[str, list[float]]], udp: list[dict[str, list[float]]
     for name, courses in zip(FOLLOWED, (fgsm, udp), strict=True):
         for seed, course in enumerate(courses):
             study.results[Case(name, 0.0, seed)] = Followed(course, [1], [0.5] * 4)
-    return study.verdict
+    return study._conclude()
 
 
 def test_the_verdict_follows_the_curves() -> None:

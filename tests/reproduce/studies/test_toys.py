@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.core.errors import EquipoiseError
-from equipoise.reproduce.studies.toys import TOYS, Toy, lms5, narrow_corridor, two_distance
+from equipoise.reproduce.studies.toys import Toy, lms5, narrow_corridor, two_distance
 
+TOYS = {"narrow-corridor": narrow_corridor, "lms5": lms5, "two-distance": two_distance}
 NAMES = sorted(TOYS)
 
 

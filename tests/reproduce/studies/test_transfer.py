@@ -135,7 +135,7 @@ def test_the_verdict_follows_the_numbers() -> None:
         study = Transfer(Options(quick=True))
         for name, values in transferred.items():
             study.results |= {Case(name, 0.0, seed): (0.5, [value]) for seed, value in enumerate(values)}
-        return study.verdict
+        return study._conclude()
 
     assert verdict([0.80, 0.81]).startswith("As in the paper")
     assert "not told apart from standard" in verdict([0.69, 0.80])

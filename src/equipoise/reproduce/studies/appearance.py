@@ -24,9 +24,8 @@ from equipoise.geometry import Ball
 from equipoise.losses.objectives import entropy
 from equipoise.models import as_predictive, predict
 from equipoise.reproduce.studies import images
-from equipoise.reproduce.studies.design import Case
+from equipoise.reproduce.studies.design import Case, Options
 from equipoise.reproduce.studies.images import ImageStudy, difference, direction, recipe, train
-from equipoise.reproduce.studies.options import Options
 from equipoise.results.findings import Histogram, Images, Number, Picture
 from equipoise.training.methods import standard
 
@@ -46,7 +45,6 @@ class Seen:
     """A network's predictions at points that started at correctly classified samples."""
 
     x: Points
-    """The points."""
     labels: Labels
     """The class predicted there."""
     confidence: Float[Tensor, " batch"]

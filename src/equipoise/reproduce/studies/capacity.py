@@ -15,9 +15,8 @@ from torch import nn
 from equipoise.attacks import pgd
 from equipoise.losses.terms import Method
 from equipoise.nets import build, count_parameters
-from equipoise.reproduce.studies.design import Case
+from equipoise.reproduce.studies.design import Case, Options
 from equipoise.reproduce.studies.images import AccuracyStudy, difference, direction, recipe, train
-from equipoise.reproduce.studies.options import Options
 from equipoise.results.findings import Number, Picture, Series
 from equipoise.training.methods import standard, udp
 

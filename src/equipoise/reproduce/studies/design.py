@@ -1,16 +1,51 @@
-"""The design of a study: which networks are trained, and what is measured, drawn and concluded from them."""
+"""The design of a study: its options, which networks are trained, and what is measured, drawn and concluded."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
 
-from equipoise.reproduce.studies.options import Options, ReportProgress
+from equipoise.core.errors import require_integer
 from equipoise.reproduce.studies.processes import run_all
 from equipoise.results.findings import Findings, Number, Picture
 
 Result = TypeVar("Result")
+ReportProgress = Callable[[str, float], None]
+"""Called with what is being computed and the share of the study that is done."""
 _TRAINING = 0.95  # share of the progress at which all networks are trained
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a study."""
+
+    quick: bool = False
+    """A small version that takes seconds: it shows that the study works but proves nothing."""
+    seeds: int | None = None
+    """Number of independent repeats; None for the study's own number."""
+    seed: int = 0
+    """Seed of the first repeat; the others follow."""
+    data: str | None = None
+    """Dataset, for the studies that run on any; None for the study's own."""
+    data_root: Path | None = None
+    """Folder in which the files of a dataset are looked for."""
+    limit: int | None = None
+    """Maximum number of training samples."""
+    widths: tuple[int, ...] = ()
+    """Widths of the networks of the capacity study; empty for its own."""
+    processes: int = 1
+    """Number of processes that train the networks; the results do not depend on it."""
+
+    def repeats(self, usual: int = 3, quick: int = 2) -> list[int]:
+        """Return the seeds of the repeats: `seeds` of them, by default `usual`, and `quick` in the quick version.
+
+        Raises `EquipoiseError` for fewer than one.
+        """
+        count = self.seeds if self.seeds is not None else quick if self.quick else usual
+        require_integer("seeds", count, 1)
+        return [self.seed + i for i in range(count)]
 
 
 class Case(NamedTuple):
@@ -70,11 +105,6 @@ class Design(ABC, Generic[Result]):
         """What was measured, by name."""
         return {number.name: number for number in self._measure()}
 
-    @property
-    def verdict(self) -> str:
-        """In a sentence, whether the paper's point was seen."""
-        return self._conclude()
-
     @final
     def repeated(self, configurations: Iterable[tuple[str, float]]) -> list[Case]:
         """Return a case per seed of every configuration, a method and the value of the varied parameter."""
@@ -97,7 +127,7 @@ class Design(ABC, Generic[Result]):
 
         results = run_all(design._train, cases, report_done, options.processes)
         design.results.update(zip(cases, results, strict=True))
-        return Findings(list(design.numbers.values()), design._draw(), design._settings(), design.verdict)
+        return Findings(list(design.numbers.values()), design._draw(), design._settings(), design._conclude())
 
 
 def percentage(name: str, values: Sequence[float], paper: str = "") -> Number:

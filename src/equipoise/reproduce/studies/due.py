@@ -27,9 +27,8 @@ from equipoise.models.deep_kernel_gp import KLToPrior, deep_kernel_gp
 from equipoise.nets import Normalize
 from equipoise.nets.due import FCResNet
 from equipoise.reproduce.studies import plane, toys
-from equipoise.reproduce.studies.design import Case, Design, percentage
+from equipoise.reproduce.studies.design import Case, Design, Options, percentage
 from equipoise.reproduce.studies.images import accuracy
-from equipoise.reproduce.studies.options import Options
 from equipoise.reproduce.studies.plane import AGREEMENT, Sizes
 from equipoise.results.findings import Number, Picture
 
@@ -57,7 +56,6 @@ class Shape:
     depth: int = 2
     """Its residual blocks."""
     inducing: int = 20
-    """Inducing points."""
     samples: int = 8
     """Samples of the GP: members of the prediction."""
 

@@ -10,9 +10,8 @@ from equipoise.attacks import pgd
 from equipoise.attacks.steps import Gaussian
 from equipoise.losses.objectives import Objective, regularised
 from equipoise.losses.terms import Method
-from equipoise.reproduce.studies.design import Case
+from equipoise.reproduce.studies.design import Case, Options
 from equipoise.reproduce.studies.images import AccuracyStudy, difference, direction, recipe, train
-from equipoise.reproduce.studies.options import Options
 from equipoise.results.findings import Number, Picture
 from equipoise.training.methods import pat, standard
 

@@ -24,8 +24,7 @@ from equipoise.data import Dataset, Split, load
 from equipoise.losses.terms import Method
 from equipoise.models import as_predictive, predict
 from equipoise.nets import build
-from equipoise.reproduce.studies.design import Case, Design, Result, percentage
-from equipoise.reproduce.studies.options import Options
+from equipoise.reproduce.studies.design import Case, Design, Options, Result, percentage
 from equipoise.results.findings import Lines, Number, Series
 from equipoise.training import Progress, Recipe, fit
 
@@ -53,13 +52,11 @@ class AccuracyStudy(ImageStudy[Mapping[str, float]]):
     """Clean and robust accuracy of several methods against the parameter that the study varies."""
 
     methods: ClassVar[Sequence[str]]
-    """Names of the methods."""
     attack: ClassVar[Ascent]
     """The attack that robust accuracy is measured with."""
     attack_name: ClassVar[str]
     """Its name, such as `PGD-20`."""
     parameter: ClassVar[str]
-    """Name of the parameter."""
 
     def __init__(self, options: Options, values: Sequence[int], samples: int) -> None:
         super().__init__(options)
@@ -100,9 +97,9 @@ class AccuracyStudy(ImageStudy[Mapping[str, float]]):
         return {**self._setup(), **self._training(), "attack": str(self.attack), "attacked samples": attacked}
 
 
-def dataset(options: Options, name: str = "digits") -> Dataset:
-    """Return the dataset of `options`, by default `name`, with its limit on the training samples."""
-    return limited(load(options.data or name, options.data_root), options)
+def dataset(options: Options) -> Dataset:
+    """Return the dataset of `options`, by default the digits, with its limit on the training samples."""
+    return limited(load(options.data or "digits", options.data_root), options)
 
 
 def limited(data: Dataset, options: Options) -> Dataset:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import read_json, write_atomically
+from equipoise.core.files import read_bytes, reason, write_atomically
 from equipoise.report.studies import draw, page
 from equipoise.results.findings import Findings, Histogram, Images, Lines, Number, Picture, Regions, Series, Study
-from equipoise.results.schema import require_schema
+from equipoise.results.schema import read_data, require_kind
 
 SCHEMA = 1
 _KINDS: dict[str, type] = {
@@ -63,17 +63,12 @@ def _figures(folder: Path) -> list[str]:
 def load(folder: Path) -> Study:
     """Read a study. Raises `EquipoiseError` if there is none, or it is damaged."""
     path, arrays_path = folder / "study.json", folder / "study.npz"
+    record = read_data(path, "the record of a study")
+    require_kind(record, ["study"], SCHEMA, str(path), "the record of a study")
     try:
-        record, content = read_json(path), arrays_path.read_bytes()
+        content = read_bytes(arrays_path)
     except OSError as error:
-        raise EquipoiseError(f"there is no study in {folder}: {error.filename}: {error.strerror}.") from error
-    except ValueError as error:
-        raise EquipoiseError(f"{path} is not JSON ({error}); expected a study written by equipoise.") from error
-    require(
-        isinstance(record, dict) and record.get("kind") == "study",
-        f"{path} is no study; expected one written by `equipoise study`.",
-    )
-    require_schema(record, SCHEMA, str(path))
+        raise EquipoiseError(f"cannot read {arrays_path}: {reason(error)}; run the study again.") from error
     require(
         record.get("arrays") == hashlib.sha256(content).hexdigest(),
         f"{arrays_path} does not belong to {path.name}: one of the two was changed; run the study again.",

@@ -14,9 +14,8 @@ import torch
 from equipoise.core.rng import fold
 from equipoise.data import Split
 from equipoise.reproduce.studies import toys
-from equipoise.reproduce.studies.design import Case, percentage
+from equipoise.reproduce.studies.design import Case, Options, percentage
 from equipoise.reproduce.studies.images import accuracy
-from equipoise.reproduce.studies.options import Options
 from equipoise.reproduce.studies.plane import AGREEMENT, STEP_SIZE, STEPS, PlaneStudy, Sizes, agreement, label
 from equipoise.results.findings import Number, Picture
 
@@ -29,6 +28,12 @@ OTHERS = (("UDP", MARGIN), ("PGD", LARGE), ("TRADES", LARGE))
 """Methods with the eps that the papers compare, and each with the other's."""
 COORDINATES = ("linear", "slab")
 _SHUFFLE = 7
+_STANDARD = {
+    "linear": "uses the linear coordinate alone, so chance (Shah et al. 2020; U Fig 3)",
+    "slab": "uses the linear coordinate alone, so no change (Shah et al. 2020; U Fig 3)",
+}
+_LIMITED = "limited capacity to improve the boundary (U Sec. 3)"
+_ROBUST = {"PGD": _LIMITED, "TRADES": _LIMITED, "UDP": "uses both (U Figs 3, 7)"}
 
 
 class Lms5(PlaneStudy):
@@ -52,7 +57,7 @@ class Lms5(PlaneStudy):
                 yield percentage(
                     f"accuracy with the {coordinate} coordinate shuffled, {called}",
                     list(map(accuracy, networks, mixed)),
-                    _paper(name, coordinate) if (name, eps) in PAPERS else "",
+                    (_STANDARD[coordinate] if name == "standard" else _ROBUST[name]) if (name, eps) in PAPERS else "",
                 )
             yield percentage(f"test accuracy, {called}", list(map(accuracy, networks, tests)))
             paper = "retrieves the optimal boundary (U Fig 3)" if (name, eps) == ("UDP", LARGE) else ""
@@ -93,17 +98,6 @@ def shuffled(split: Split, coordinate: int, seed: int) -> Split:
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(abs(fold(seed, _SHUFFLE, coordinate))))
     x[:, coordinate] = x[order, coordinate]
     return Split(x, split.y)
-
-
-def _paper(name: str, coordinate: str) -> str:
-    match name, coordinate:
-        case "standard", "linear":
-            return "uses the linear coordinate alone, so chance (Shah et al. 2020; U Fig 3)"
-        case "standard", "slab":
-            return "uses the linear coordinate alone, so no change (Shah et al. 2020; U Fig 3)"
-        case "UDP", _:
-            return "uses both (U Figs 3, 7)"
-    return "limited capacity to improve the boundary (U Sec. 3)"
 
 
 run = Lms5.run

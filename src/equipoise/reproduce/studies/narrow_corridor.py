@@ -16,9 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from equipoise.reproduce.studies import plane, toys
-from equipoise.reproduce.studies.design import Case, percentage
+from equipoise.reproduce.studies.design import Case, Options, percentage
 from equipoise.reproduce.studies.images import accuracy
-from equipoise.reproduce.studies.options import Options
 from equipoise.reproduce.studies.plane import AGREEMENT, METHODS, PlaneStudy, label
 from equipoise.results.findings import Lines, Number, Picture, Series
 

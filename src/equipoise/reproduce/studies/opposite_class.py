@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equipoise.reproduce.studies.design import Options, ReportProgress
 from equipoise.reproduce.studies.images import dataset, described
-from equipoise.reproduce.studies.options import Options, ReportProgress
 from equipoise.results.findings import Findings, Histogram, Number, Picture
 
 EPS = {"linf": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5), "l2": (0.5, 1.0, 1.5)}

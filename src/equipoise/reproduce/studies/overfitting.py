@@ -16,9 +16,8 @@ from equipoise.attacks import fgsm, pgd
 from equipoise.attacks.ascent import Ascent
 from equipoise.data import Dataset, Split
 from equipoise.losses.terms import Method
-from equipoise.reproduce.studies.design import Case, percentage
+from equipoise.reproduce.studies.design import Case, Options, percentage
 from equipoise.reproduce.studies.images import ImageStudy, accuracy, band, difference, direction, recipe, train
-from equipoise.reproduce.studies.options import Options
 from equipoise.results.findings import Lines, Number, Picture
 from equipoise.training.methods import fgsm_at, pgd_at, r_fgsm_at, udp
 

@@ -26,8 +26,7 @@ from equipoise.losses.objectives import entropy
 from equipoise.losses.terms import Method
 from equipoise.models import as_predictive, predict
 from equipoise.nets import MLP, Normalize
-from equipoise.reproduce.studies.design import Case, Design
-from equipoise.reproduce.studies.options import Options
+from equipoise.reproduce.studies.design import Case, Design, Options
 from equipoise.reproduce.studies.toys import Toy
 from equipoise.results.findings import Regions
 from equipoise.training import Recipe, fit, methods
@@ -68,13 +67,10 @@ class Training:
     """A network to be trained."""
 
     toy: Toy
-    """Where its points come from."""
     method: Method
-    """Its training method."""
     seed: int
     """Seed of its points, its first weights and its perturbations; methods with one seed share the first two."""
     sizes: Sizes = field(default_factory=Sizes)
-    """Sizes of the training."""
     data_seed: int | None = None
     """Seed of its points, if not its own: members of an ensemble share them."""
     flips: int = 0
@@ -92,7 +88,6 @@ class Trained:
     """A trained network."""
 
     module: nn.Module
-    """The network."""
     flips: Int[np.ndarray, "rows columns"] | None = None
     """How often its prediction changed at each point of the grid."""
 

@@ -22,8 +22,7 @@ from torch import nn
 from equipoise.attacks import pgd, udp
 from equipoise.core.rng import fold
 from equipoise.geometry import EVERYWHERE
-from equipoise.reproduce.studies.design import Case, Design
-from equipoise.reproduce.studies.options import Options
+from equipoise.reproduce.studies.design import Case, Design, Options
 from equipoise.results.findings import Lines, Number, Picture, Series
 
 _RATES = (0.05, 0.1, 0.2, 0.4)

@@ -156,10 +156,6 @@ def two_distance() -> Toy:
     return Toy("two-distance", (below, above), (-1.35, 1.35, -1.25, 1.15))
 
 
-TOYS = {"narrow-corridor": narrow_corridor, "lms5": lms5, "two-distance": two_distance}
-"""Every problem, by name."""
-
-
 def _box(left: float, right: float, bottom: float, top: float) -> Polygon:
     return np.array([[left, bottom], [right, bottom], [right, top], [left, top]])
 

@@ -24,9 +24,8 @@ from equipoise.losses.terms import Method
 from equipoise.models import module_mode
 from equipoise.nets import build, split
 from equipoise.reproduce.studies import images
-from equipoise.reproduce.studies.design import Case, Design, percentage
+from equipoise.reproduce.studies.design import Case, Design, Options, percentage
 from equipoise.reproduce.studies.images import difference, direction
-from equipoise.reproduce.studies.options import Options
 from equipoise.results.findings import Lines, Number, Picture
 from equipoise.training.methods import pgd_at, standard, trades, udp
 

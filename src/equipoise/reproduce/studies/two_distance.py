@@ -18,9 +18,8 @@ from torch import nn
 from equipoise.data import Split
 from equipoise.models import Ensemble
 from equipoise.reproduce.studies import plane, toys
-from equipoise.reproduce.studies.design import Case, Design, percentage
+from equipoise.reproduce.studies.design import Case, Design, Options, percentage
 from equipoise.reproduce.studies.images import accuracy
-from equipoise.reproduce.studies.options import Options
 from equipoise.reproduce.studies.plane import AGREEMENT, METHODS, Trained, Training
 from equipoise.results.findings import Number, Picture, Regions
 
