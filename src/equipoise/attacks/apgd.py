@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from equipoise.attacks.ascent import Ascent, ReturnPoint
-from equipoise.attacks.gradient import make_ascent, usual_step_size
+from equipoise.attacks.gradient import make_ascent
 from equipoise.attacks.result import like
 from equipoise.attacks.steps import Boundary, Gaussian, Memory, Start
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import require_integer
 from equipoise.core.types import AscentState, Points
 from equipoise.geometry import Ball, Box
@@ -28,12 +29,12 @@ def checkpoints(steps: int) -> dict[int, int]:
 
     The first after 22 % of the steps, then at intervals that shrink by 3 % of the steps down to 6 %.
     """
-    found, at, interval = {}, 0, max(22 * steps // 100, 1)
-    while at + interval <= steps:
-        at += interval
-        found[at] = interval
+    intervals, step, interval = {}, 0, max(22 * steps // 100, 1)
+    while step + interval <= steps:
+        step += interval
+        intervals[step] = interval
         interval = max(interval - max(3 * steps // 100, 1), max(6 * steps // 100, 1))
-    return found
+    return intervals
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def _support(point: Points, origin: Points) -> Tensor:
     return (point != origin).flatten(1).sum(1).to(point.dtype)
 
 
+@checked_call(Ascent)
 def apgd(
     eps: float,
     norm: str = "linf",
@@ -157,16 +159,15 @@ def apgd(
     noise with steps of `eps`, the first 30 % of the steps in the ball of radius `3·eps` and the next 30 % in that of
     `2·eps` (Croce & Hein 2021). Also takes the fields of `Ascent`, such as `restarts`.
     """
-    ball, sparse = Ball(norm, eps, box), norm == "l1"
-    length = (1 if sparse else 2) * eps if eps > 0 else usual_step_size(eps, steps)
+    sparse = norm == "l1"
     if eps_schedule is None:
         eps_schedule = ((3, 0.3), (2, 0.3)) if sparse and eps > 0 else ()
     return make_ascent(
         objective,
-        ball,
-        length,
+        Ball(norm, eps, box),
+        (1 if sparse else 2) * eps or None,
         steps,
-        SparseAutoStep() if sparse else AutoStep(),
+        step=SparseAutoStep() if sparse else AutoStep(),
         start=start or (Gaussian(box.scale) if sparse else Boundary()),
         return_point=return_point,
         eps_schedule=eps_schedule,
@@ -174,6 +175,7 @@ def apgd(
     )
 
 
+@checked_call(apgd)
 def apgd_t(
     eps: float, norm: str = "linf", steps: int = 100, targets: int = 9, objective: Objective = dlr, **options: Any
 ) -> Ascent:
