@@ -51,7 +51,7 @@ def test_sums_of_objectives_terms_and_methods():
 
 def test_terms_at_one_point_share_it():
     method = cross_entropy @ PGD + 0.5 * (entropy @ pgd(0.1, 0.02, 5)) + cross_entropy + kl() @ UDP
-    assert method.places == [PGD, None, UDP]
+    assert method.perturbations == [PGD, None, UDP]
     points = method.points(Single(net()), X, Y, STREAMS)
     assert len(points) == 3 and points[1] is None and points[0] is not None and not points[0].requires_grad
 

@@ -143,7 +143,7 @@ def _check_model(method: Method, model: "nn.Module | Predictive", data: Dataset,
     x = data.train.x[:2]
     prediction = validate_output(predictive, x.to(weight.device))
     method.check(len(data.classes), len(prediction.logits))
-    for place in method.places:
+    for place in method.perturbations:
         if isinstance(place, Ascent):
             place.space.enter(frozen(predictive), x.to(weight.device))
         if isinstance(place, Corrupted):
