@@ -483,7 +483,7 @@ def test_refuses_what_it_cannot_run():
 
         margin_attack = Ascent(margin, Ball("linf", 0.1), 0.01, 1)
         margin_attack(Detached(), torch.rand(2, 3), torch.tensor([0, 1]))
-    with pytest.raises(TypeError):
+    with pytest.raises(EquipoiseError, match=r"KL\(clean\|\|here\) @ 3: expected an ascent on the right"):
         _ = kl() @ 3
 
 

@@ -60,7 +60,7 @@ def test_what_is_no_number_and_numbers_of_numpy(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_names_that_are_none_and_missing_arguments(name):
     make, arguments = FUNCTIONS[name], needed(FUNCTIONS[name])
-    with pytest.raises(EquipoiseError, match=r"unknown option of \w+ 'setps': .*Choose one of "):
+    with pytest.raises(EquipoiseError, match=r"unknown option of \w+ 'setps': .*[Cc]hoose one of "):
         make(**arguments, setps=3)
     with pytest.raises(EquipoiseError, match=rf"^{name} cannot be called like this: .*positional"):
         make(*range(30))
@@ -93,6 +93,10 @@ def test_what_is_no_term_of_a_training_method():
             _ = function @ pgd(0.1)
     with pytest.raises(EquipoiseError, match=r"^cross-entropy @ square\(.*: expected an objective .* and an ascent"):
         _ = cross_entropy @ square(0.1)
+    with pytest.raises(
+        EquipoiseError, match=r"^cross-entropy @ pgd: expected an ascent on the right, such as pgd\(0.1\)"
+    ):
+        _ = cross_entropy @ pgd
     with pytest.raises(EquipoiseError, match=r"^kl is not part of a training method: .* such as kl\(\)\.$"):
         _ = cross_entropy @ pgd(0.1) + kl
 

@@ -76,7 +76,8 @@ class Attack(ABC):
 
     def __init_subclass__(cls) -> None:
         """Have `repr` give the short `str` of an attack, instead of all fields of the dataclass."""
-        cls.__repr__ = cls.__str__
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__str__
 
     def __str__(self) -> str:
         settings, ball = vars(self), self.geometry

@@ -33,9 +33,9 @@ class Input:
         """The point as it is."""
         return point
 
-    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
-        """The live prediction at the point."""
-        return predictive.draw(streams)(point)
+    def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
+        """The live prediction at the point that was found."""
+        return predictive.draw(streams)(found)
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Latent:
         """The perturbation `δ` alone, as the codes of the frozen network differ from those of the trained one."""
         return point - origin
 
-    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
+    def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
         """The live prediction `C(E(x) + δ)`, whose gradient reaches the encoder too."""
         encoder, classifier = parts(predictive, self.layer)
-        return classifier.draw(streams)(encoder(x) + point)
+        return classifier.draw(streams)(encoder(x) + found)
 
 
 @runtime_checkable
@@ -108,10 +108,10 @@ class OnManifold:
         """The point as it is: the auto-encoder is frozen."""
         return point
 
-    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
+    def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
         """The live prediction `f(dec(z))` at the code z."""
         with torch.no_grad():
-            decoded = self.manifold.decode(point)
+            decoded = self.manifold.decode(found)
         return predictive.draw(streams)(decoded)
 
 

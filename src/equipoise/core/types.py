@@ -213,6 +213,6 @@ class Space(Protocol):
         """Return what training gets for a point reached from `origin`, the point that belongs to `x`."""
         ...
 
-    def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
+    def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
         """Return the prediction of the whole model, with gradients, at what `leave` returned."""
         ...

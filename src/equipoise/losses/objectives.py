@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from equipoise.core.checks import checked_call
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.types import Labels, PerSample, Prediction, distances_below, log_softmax
 
 Formula = Callable[..., PerSample]
@@ -108,6 +108,12 @@ class Objective:
         return _combine((self, float(weight))) if isinstance(weight, int | float) else NotImplemented
 
     __rmul__ = __mul__
+
+    def __matmul__(self, other: object) -> Any:
+        if hasattr(other, "__rmatmul__"):
+            return NotImplemented  # an ascent makes the term
+        name = getattr(other, "__name__", repr(other))
+        raise EquipoiseError(f"{self.name} @ {name}: expected an ascent on the right, such as pgd(0.1).")
 
     def __neg__(self) -> "Objective":
         return self * -1.0

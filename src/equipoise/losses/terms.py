@@ -206,15 +206,15 @@ class Method:
                 inner.check(classes, labels=True, target=False, members=members)
 
     def points(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> list[Points | None]:
-        """The perturbed batch of each of the `perturbations`, None for the clean one."""
+        """The batch under each of the `perturbations`, None where it is clean."""
         return [
-            None if perturbation is None else perturbation.perturb(predictive, x, y, streams.fold(i))
-            for i, perturbation in enumerate(self.perturbations)
+            None if at is None else at.perturb(predictive, x, y, streams.fold(i))
+            for i, at in enumerate(self.perturbations)
         ]
 
     @property
     def perturbations(self) -> list[Perturbation | None]:
-        """The distinct perturbations, None for the clean point, in the order of their first use."""
+        """The distinct perturbations of its terms in order of first use, None for the clean input."""
         return list(dict.fromkeys(term.at for term in self.terms))
 
     places = renamed_attribute("places", "perturbations")
