@@ -1,7 +1,7 @@
 """Auto-PGD: projected gradient steps that choose their own length (Croce & Hein 2020; for L1 Croce & Hein 2021).
 
-Both step rules look only at what the climb shows them: the objective at every iterate. At fixed checkpoints a sample
-that has not got on halves its step and goes back to its best point.
+Both step rules use the objective at every iterate: a sample that has not improved enough by a fixed checkpoint goes on
+from its best point with a smaller step.
 """
 
 from dataclasses import dataclass

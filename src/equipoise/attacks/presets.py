@@ -2,7 +2,7 @@
 
 All start at the clean point with Gaussian noise of standard deviation 0.005 (written `N(0, 0.005)`), 5 times, and all
 but the adaptive one return the last point, as R does. With `return_point="first_success"` they stop at the first
-success: at least as strong, and sooner done. Each also takes the other fields of `Ascent` by name, such as `precision`.
+success: at least as strong, and faster. Each also takes the other fields of `Ascent` by name, such as `precision`.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
 """Water-filling: the root t of `Σ gain·min(t·speed, room) = amount`, per row.
 
-The left-hand side is increasing, concave and piecewise
-linear in t, so Newton's method from t = 0 approaches the root from below and passes a kink at every step but the last:
-it is exact up to rounding, needs no sort, and takes about five steps.
+The left-hand side is increasing, concave and piecewise linear in t, so Newton's method from t = 0 approaches the root
+from below and passes a kink at every step but the last: it is exact up to rounding, needs no sort, and takes about five
+steps.
 """
 
 import torch

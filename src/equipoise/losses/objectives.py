@@ -1,10 +1,10 @@
-"""Per-sample objectives: one number per sample, oriented so that an ascent climbs it and training descends it.
+"""Per-sample objectives: one number per sample, oriented so that an attack maximises it and training minimises it.
 
 They form an algebra: `cross_entropy - 2 * entropy` is an objective too, and `objective @ ascent` is the term of a
 training method that evaluates it at the ascent's point. Notation: `z` logits, `p = softmax(z)` at the point, `q` the
 same at the clean input, `y` the label, `t` a target class.
 
-With a target (`target=` of an ascent) the objective is turned to be climbed *towards* class `t`.
+With a target (`target=` of an ascent) the objective is the one whose maximisation leads *towards* class `t`.
 """
 
 from collections.abc import Callable

@@ -7,8 +7,8 @@ budget and what is left of eps, with a pattern of two opposite hills (L1: Croce 
 share p of the image, which is halved nine times on the way.
 
 Windows are drawn from the seed and the iteration, signs from the sample's own stream, so that a result does not depend
-on the batch a sample comes in. A proposal that leaves the point as it is is not evaluated, and where the network allows
-it only what the window touches is (`equipoise.kernels.windowed`): the points are those of the plain loop.
+on the batch a sample comes in. A proposal that changes nothing is not evaluated, and where the network allows it
+only the part that the window touches is computed (`equipoise.kernels.windowed`), with the same results.
 """
 
 import math

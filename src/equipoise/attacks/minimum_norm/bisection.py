@@ -1,4 +1,4 @@
-"""How far a sample is from being misclassified: the distance at which an attack without a bound succeeds.
+"""The distance of a sample to the decision boundary: that at which an attack without a radius succeeds, bisected.
 
 R (Sec. 6 and Fig. 4) follows the gradient without a radius until the prediction is wrong and reports `‖x_adv - x‖₂`.
 Here that point is then moved back along the segment to the clean one, to the nearest misclassified point that bisection

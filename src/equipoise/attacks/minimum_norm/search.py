@@ -1,7 +1,6 @@
 """What minimum-norm attacks have in common: FAB, BG, DeepFool and FMN.
 
-They linearise the boundary towards a class t: it is the plane where the linearised difference of scores `z_t - z_y` is
-0.
+They linearise the boundary towards a class t: the plane where the linearised difference of scores `z_t - z_y` is 0.
 """
 
 from abc import abstractmethod
