@@ -180,7 +180,7 @@ def apgd_t(
     eps: float, norm: str = "linf", steps: int = 100, targets: int = 9, objective: Objective = dlr, **options: Any
 ) -> Ascent:
     """Auto-PGD on the targeted DLR towards each of the `targets` most likely wrong classes (`APGD-T`): side by side,
-    and a sample leaves as soon as one of its climbs has fooled the model.
+    and a sample leaves as soon as one of its ascents has fooled the model.
     """
     require_integer("targets", targets, 1)
     return apgd(eps, norm, steps, objective, num_targets=targets, **options)

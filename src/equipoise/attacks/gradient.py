@@ -84,7 +84,7 @@ def cw(
     box: Box = Box(),
     **options: Any,
 ) -> Ascent:
-    """As `pgd`, climbing the margin of Carlini & Wagner 2017 (R, Sec. 5.1)."""
+    """As `pgd`, on the margin of Carlini & Wagner 2017 (R, Sec. 5.1)."""
     return make_ascent(margin, Ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
 
 
@@ -98,7 +98,7 @@ def uta(
     box: Box = Box(),
     **options: Any,
 ) -> Ascent:
-    """Uncertainty-targeted attack: climb the uncertainty for K steps; looks at no label (T, Eq. UTA-PGD and Alg. 1).
+    """Uncertainty-targeted attack: K steps that increase the uncertainty; uses no label (T, Eq. UTA-PGD and Alg. 1).
 
     `uncertainty` is one of `equipoise.losses.objectives.UNCERTAINTIES`, or an objective of your own.
     """
@@ -130,8 +130,8 @@ def trades(
     box: Box = Box(),
     **options: Any,
 ) -> Ascent:
-    """TRADES' inner step: climb the divergence from the clean prediction, from Gaussian noise of 0.001 times the box's
-    width, because its gradient is 0 at the clean point (Zhang et al. 2019).
+    """TRADES' inner step: maximise the divergence from the clean prediction, starting from Gaussian noise of 0.001 times
+    the box's width, because its gradient is 0 at the clean point (Zhang et al. 2019).
     """
     start = Gaussian(0.001 * box.scale) if start is None else start
     return make_ascent(kl(divergence), Ball(norm, eps, box), step_size, steps, start=start, **options)
@@ -139,7 +139,7 @@ def trades(
 
 @checked_call()
 def targeted(attack: Ascent, rule: TargetRule = "least_likely") -> Ascent:
-    """The same attack, climbing towards a class chosen by `rule`; pass your own classes as `target=` to any attack."""
+    """The same attack towards a class chosen by `rule`; pass your own classes as `target=` to any attack."""
     return replace(attack, target=rule)
 
 

@@ -47,7 +47,7 @@ def pgd_k(p: int, k: float, **options: Any) -> Ascent:
 
 @checked_call(cw)
 def cw_k(p: int, k: float, **options: Any) -> Ascent:
-    """`CWp-k`: as `pgd_k`, climbing the margin (R, Sec. 5.1)."""
+    """`CWp-k`: as `pgd_k`, on the margin (R, Sec. 5.1)."""
     return cw(_radius(k, options), usual_step_size(_radius(k, options), 10, 1.0), p, **_starts(options))
 
 
@@ -67,6 +67,6 @@ def adaptive(eps: float, norm: str = "linf", steps: int = 40, **options: Any) ->
     """
     size = max(_box(options).scale / 510, 2 * eps / max(steps, 1))
     chosen: dict[str, Any] = _starts({"return_point": "first_success"} | options)
-    climb = pgd(eps, size, steps, norm, **chosen)
+    attack = pgd(eps, size, steps, norm, **chosen)
     smoothings = [tenths / 10 for tenths in range(11)]
-    return Chain(tuple((f"g={g:g}", replace(climb, objective=smoothed_cross_entropy(g))) for g in smoothings))
+    return Chain(tuple((f"g={g:g}", replace(attack, objective=smoothed_cross_entropy(g))) for g in smoothings))

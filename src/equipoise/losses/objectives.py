@@ -39,7 +39,7 @@ class Objective:
     needs_clean: bool = False
     """Whether it compares with the prediction at the clean input."""
     targeted: bool = False
-    """Whether it can be climbed towards a target class."""
+    """Whether it can be maximised towards a target class."""
     classes: tuple[int, int] = (2, 2)
     """Fewest classes for which it is defined, untargeted and targeted."""
     members: int = 1
@@ -59,7 +59,7 @@ class Objective:
 
     def check(self, classes: int, labels: bool, target: bool, members: int | None = None) -> None:
         """Raise `EquipoiseError` unless the objective is defined for that many classes, with labels, with a target, and
-        (if it is to be climbed or descended) varies for that many members.
+        (to be optimised) varies for that many members.
         """
         require(
             members is None or members >= self.members,
