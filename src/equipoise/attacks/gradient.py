@@ -130,7 +130,7 @@ def trades(
     box: Box = Box(),
     **options: Any,
 ) -> Ascent:
-    """TRADES' inner step: maximise the divergence from the clean prediction, starting from Gaussian noise of 0.001 times
+    """TRADES' inner step: maximise the divergence from the clean prediction, starting at Gaussian noise of 0.001 times
     the box's width, because its gradient is 0 at the clean point (Zhang et al. 2019).
     """
     start = Gaussian(0.001 * box.scale) if start is None else start
