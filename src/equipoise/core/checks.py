@@ -55,11 +55,11 @@ def checked_call(*forwarded: Callable[..., Any]) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        name, signature = function.__name__, inspect.signature(function)
-        parameters = {}
-        for target in (*forwarded, function):
-            parameters |= getattr(target, "parameters", inspect.signature(target).parameters)
-        parameters.pop("options", None)
+        name, signature, parameters = function.__name__, inspect.signature(function), {}
+        for target in forwarded:  # those without a default are given by the function
+            taken = getattr(target, "parameters", inspect.signature(target).parameters)
+            parameters |= {key: p for key, p in taken.items() if p.default is not p.empty}
+        parameters |= {key: p for key, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
 
         @wraps(function)
         def checked(*args: Any, **options: Any) -> Any:
