@@ -182,3 +182,9 @@ def test_an_old_name_of_the_auxiliary_network_is_refused():
 
     with pytest.raises(EquipoiseError, match=r"Old\.player is called auxiliary_network now"):
         as_method(cross_entropy).with_penalty(1.0, Old())
+
+
+def test_the_old_name_of_perturbations():
+    method = cross_entropy @ PGD + cross_entropy
+    with pytest.warns(DeprecationWarning, match=r"Method\.places has been renamed: write perturbations$"):
+        assert method.places == method.perturbations == [PGD, None]
