@@ -47,7 +47,7 @@ def test_starts_by_name_and_unknown_options():
         attacks.pgd(0.1, start="unifrom")
     with pytest.raises(EquipoiseError, match=r"random_start is not an option: write start='uniform'"):
         attacks.pgd(0.1, random_start=True)
-    with pytest.raises(EquipoiseError, match=r"unknown option 'restart': did you mean 'restarts'\?"):
+    with pytest.raises(EquipoiseError, match=r"unknown option of apgd 'restart': did you mean 'restarts'\?"):
         attacks.apgd(0.1, restart=3)
 
 

@@ -73,9 +73,9 @@ def test_every_public_method_has_a_row():
 def test_perturbing_leaves_no_trace_in_the_gradients(method):
     model = network()
     points = method.points(Single(model), X, Y, STREAMS)
-    assert len(points) == len(method.places) and model.training
+    assert len(points) == len(method.perturbations) and model.training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    for place, point in zip(method.places, points, strict=True):
+    for place, point in zip(method.perturbations, points, strict=True):
         assert (point is None) == (place is None)
         assert point is None or not point.requires_grad
         if point is not None and isinstance(place, Ascent):

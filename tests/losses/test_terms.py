@@ -51,7 +51,7 @@ def test_sums_of_objectives_terms_and_methods():
 
 def test_terms_at_one_point_share_it():
     method = cross_entropy @ PGD + 0.5 * (entropy @ pgd(0.1, 0.02, 5)) + cross_entropy + kl() @ UDP
-    assert method.places == [PGD, None, UDP]
+    assert method.perturbations == [PGD, None, UDP]
     points = method.points(Single(net()), X, Y, STREAMS)
     assert len(points) == 3 and points[1] is None and points[0] is not None and not points[0].requires_grad
 
@@ -182,3 +182,9 @@ def test_an_old_name_of_the_auxiliary_network_is_refused():
 
     with pytest.raises(EquipoiseError, match=r"Old\.player is called auxiliary_network now"):
         as_method(cross_entropy).with_penalty(1.0, Old())
+
+
+def test_the_old_name_of_perturbations():
+    method = cross_entropy @ PGD + cross_entropy
+    with pytest.warns(DeprecationWarning, match=r"Method\.places has been renamed: write perturbations$"):
+        assert method.places == method.perturbations == [PGD, None]

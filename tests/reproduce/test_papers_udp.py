@@ -50,7 +50,7 @@ def trainings(name: str, variant: str = "corrected") -> list[Training]:
 
 
 def ascent(training: Training) -> Ascent:
-    return next(place for place in training.method().places if isinstance(place, Ascent))
+    return next(place for place in training.method().perturbations if isinstance(place, Ascent))
 
 
 def of_eps(found: list[Training], eps: float, method: str) -> Training:

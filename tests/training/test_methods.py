@@ -57,7 +57,7 @@ def divergence(kind: str, clean: Tensor, here: Tensor) -> Tensor:
 
 
 def start_of(method, rule, place):
-    ascent = method.places[place]
+    ascent = method.perturbations[place]
     return rule.draw(STREAMS.fold(place).fold(0), X, ascent.geometry)
 
 
@@ -73,9 +73,9 @@ def plainly(name: str, method, model: nn.Module) -> Tensor:
         return ce(model(climb(model, ce, K))).mean()
     if name == "uta":
         return ce(model(climb(model, entropy, K))).mean()
-    place = len(method.places) - 1
+    place = len(method.perturbations) - 1
     if name in ("udp", "udpr", "udp-trades"):
-        counts = method.places[place].steps.draw(STREAMS.fold(place).fold(1))
+        counts = method.perturbations[place].steps.draw(STREAMS.fold(place).fold(1))
         assert 1 <= counts.min() < counts.max() <= K
         moved = climb(model, entropy, K, counts=counts)
         if name == "udp":
@@ -141,6 +141,6 @@ def test_uncertainty_methods_ignore_the_labels_while_climbing():
 
 
 def test_options_reach_the_ascent():
-    assert methods.udp(0.1, mode="train").places == [replace(udp(0.1, steps=20), mode="train")]
+    assert methods.udp(0.1, mode="train").perturbations == [replace(udp(0.1, steps=20), mode="train")]
     assert methods.trades(0.1, beta=3.0).terms[1].weight == 3.0
     assert methods.udpr(0.1).terms[1].weight == 1.0

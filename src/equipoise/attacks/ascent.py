@@ -188,7 +188,7 @@ class Ascent(Attack):
         )
         # Training takes the point after all steps: the first success would be the weakest perturbation that succeeds.
         point = replace(self, return_point="last") if self.return_point == "first_success" else self
-        return Term(objective, point) if isinstance(objective, Objective) else NotImplemented
+        return Term(objective, point) if isinstance(objective, Objective) else super().__rmatmul__(objective)
 
     def __str__(self) -> str:
         ball, (steps, size) = self.geometry, self._schedule

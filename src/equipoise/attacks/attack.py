@@ -8,6 +8,7 @@ what was found. A search of your own is one method: a `SearchAttack` with a `sea
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, is_dataclass, replace
+from inspect import isfunction
 from typing import Any, ClassVar, Protocol, cast, final, runtime_checkable
 
 import torch
@@ -16,14 +17,12 @@ from torch import Tensor, nn
 
 from equipoise.attacks.active import SampleTable
 from equipoise.attacks.inputs import AttackInputs, validated_inputs
-from equipoise.attacks.result import AttackResult, Criterion, confirm, judge
+from equipoise.attacks.result import AttackResult
 from equipoise.core import progress
-from equipoise.core.errors import require
-from equipoise.core.rng import Stream
+from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.types import Labels, PerSample, Points, Prediction, Predictive
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import Objective, margin
-from equipoise.models import predict
 
 
 @runtime_checkable
@@ -63,16 +62,6 @@ class Wrapped(Protocol):
         ...
 
 
-@runtime_checkable
-class Composite(Protocol):
-    """An attack made of several."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the parts, to which `AttackResult.part` is an index."""
-        ...
-
-
 class Attack(ABC):
     """Base class of every attack: a frozen dataclass with a ball as its `geometry`."""
 
@@ -84,6 +73,21 @@ class Attack(ABC):
     """Whether `y` must be given. Without labels an attack leads away from the prediction at the clean point."""
     takes_targets: ClassVar[bool] = False
     """Whether it can be told which classes to reach, and from which points to start."""
+
+    def __init_subclass__(cls) -> None:
+        """Have `repr` give the short `str` of an attack, instead of all fields of the dataclass."""
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__str__
+
+    def __str__(self) -> str:
+        settings, ball = vars(self), self.geometry
+        counts = [f"{settings[name]} {name}" for name in ("steps", "targets", "queries", "draws") if name in settings]
+        return f"{self.kind}({', '.join([f'{ball.norm} {ball.eps:g}', *counts])})"
+
+    def __rmatmul__(self, objective: object) -> Any:
+        name = getattr(objective, "__name__", str(objective))
+        call = f"{name} is a function: write {name}()" if isfunction(objective) else "such as cross_entropy @ pgd(0.1)"
+        raise EquipoiseError(f"{name} @ {self}: expected an objective on the left and an ascent on the right; {call}.")
 
     @final
     @torch.no_grad()
@@ -125,6 +129,21 @@ class Attack(ABC):
     def settings(self) -> dict[str, Any]:
         """Every parameter as JSON-ready data, for records."""
         return described(self.kind, self)
+
+
+class Composite(Attack):
+    """An attack made of several, whose results carry the number of the part that made them."""
+
+    parts: tuple[tuple[str, AttackLike], ...]
+    """Names and attacks."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parts, to which `AttackResult.part` is an index."""
+        return tuple(name for name, _ in self.parts)
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {', '.join(self.names)}"
 
 
 def described(name: str, attack: Any) -> dict[str, Any]:
@@ -208,12 +227,12 @@ class Batch(SampleTable):
 
     @property
     def label(self) -> Labels:
-        """The classes to get away from."""
+        """The classes to lead away from."""
         return cast(Labels, self.inputs.y)
 
     def predict(self, points: Points) -> Prediction:
-        """What the model says at points, one for each of the samples."""
-        return predict(self.inputs.predictive, points, self.inputs.streams.fold(Stream.MODEL))
+        """The prediction at points, one for each of the samples."""
+        return self.inputs.predict(points)
 
     def with_rows(self, index: Tensor, new: "Batch") -> "Batch":
         """The batch with the results of the samples `index` replaced by those of `new`."""
@@ -222,10 +241,10 @@ class Batch(SampleTable):
 
 
 class SearchAttack(Attack):
-    """An attack that moves every sample by itself, and from the clean point on.
+    """An attack that perturbs every sample independently, from the clean point on.
 
-    A sample that is wrong already stays as it is. `search` looks for a point for each of the others; it counts if the
-    model is confirmed to be wrong there, and the point lies in the ball.
+    A sample that is misclassified already stays as it is. `search` looks for a point for each of the others, which
+    counts if the model is confirmed to be wrong there and the point lies in the ball.
     """
 
     returns_best: ClassVar[bool] = False
@@ -233,11 +252,11 @@ class SearchAttack(Attack):
     in_pieces: ClassVar[bool] = True
     """Whether a large batch is searched in pieces that stay in the cache."""
     targets = 1
-    """Towards how many classes a sample is moved side by side."""
+    """Number of target classes per sample, searched side by side."""
     restarts = 1
-    """How often the search is tried."""
+    """Number of searches."""
     return_point = "first_success"
-    """Which point counts: `nearest` searches again also for the samples that are fooled."""
+    """Which point counts: with `nearest`, restarts include the samples that are fooled already."""
 
     @abstractmethod
     def search(self, batch: Batch) -> Candidates:
@@ -245,7 +264,7 @@ class SearchAttack(Attack):
 
     @final
     def run(self, inputs: AttackInputs) -> AttackResult:
-        """The outcome: the clean points, and over them the best of all restarts for those that are right."""
+        """The best of all restarts for the samples that are classified correctly; the others stay."""
         inputs.require_independent(self.kind)
         return AttackResult.cat([self._attack(inputs[index]) for index in inputs.batches(inputs.batch_size)])
 
@@ -261,18 +280,14 @@ class SearchAttack(Attack):
                 break
             for index in progress.shares(active.split(size)):
                 batch = batch.with_rows(index, self._attempt(replace(batch[index], restart=restart)))
-        return judge(inputs.predictive, self.geometry, Criterion(batch.label), inputs.x, batch.best, inputs.streams)
+        return inputs.judge(self.geometry, batch.best)
 
     def _attempt(self, batch: Batch) -> Batch:
         """One search; the better of its outcome and that of before."""
         candidates, old = self.search(batch), batch.best
-        new, output = confirm(
-            batch.inputs.predictive,
+        new, output = batch.inputs.confirm(
             self.geometry,
-            Criterion(batch.label),
-            batch.x,
             candidates.point,
-            batch.inputs.streams,
             evaluations=candidates.evaluations,
             iteration=candidates.iteration,
             nan_gradients=candidates.nan,
@@ -296,12 +311,10 @@ def own_labels(inputs: AttackInputs) -> Labels:
     """The true labels, or without labels the classes predicted at the clean points (0 where these are not finite)."""
     if inputs.y is not None:
         return inputs.y
-    return predict(inputs.predictive, inputs.x, inputs.streams.fold(Stream.MODEL)).labels.clamp_min(0)
+    return inputs.predict(inputs.x).labels.clamp_min(0)
 
 
 def unperturbed(inputs: AttackInputs, geometry: Ball) -> tuple[AttackResult, Prediction]:
-    """The outcome for samples that stay where they are, which counts where the model is wrong; and the prediction."""
-    label = cast(Labels, inputs.y)
-    none = torch.zeros_like(label)
-    x, criterion = inputs.x, Criterion(label)
-    return confirm(inputs.predictive, geometry, criterion, x, x, inputs.streams, evaluations=none, iteration=none)
+    """The outcome at the clean points, a success where the model is wrong, and the prediction."""
+    none = torch.zeros_like(cast(Labels, inputs.y))
+    return inputs.confirm(geometry, inputs.x, evaluations=none, iteration=none)

@@ -22,12 +22,12 @@ def checkpoints(steps: int) -> dict[int, int]:
 
     The first after 22 % of the steps, then at intervals that shrink by 3 % of the steps down to 6 %.
     """
-    found, at, interval = {}, 0, max(22 * steps // 100, 1)
-    while at + interval <= steps:
-        at += interval
-        found[at] = interval
+    intervals, step, interval = {}, 0, max(22 * steps // 100, 1)
+    while step + interval <= steps:
+        step += interval
+        intervals[step] = interval
         interval = max(interval - max(3 * steps // 100, 1), max(6 * steps // 100, 1))
-    return found
+    return intervals
 
 
 @dataclass(frozen=True)

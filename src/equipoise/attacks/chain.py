@@ -1,4 +1,4 @@
-"""Attacks in a row: AutoAttack (Croce & Hein 2020) and our own cascade.
+"""Attacks in sequence: AutoAttack (Croce & Hein 2020) and our own cascade.
 
 standard   APGD-CE, APGD-T, FAB-T, Square
 rand       APGD-CE and APGD-DLR over the expectation of a random model
@@ -8,34 +8,35 @@ cascade    two cheap attacks, then those of `standard`
 
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.attack import Attack, AttackLike, Wrapped
+from equipoise.attacks.attack import AttackLike, Composite, Wrapped
 from equipoise.attacks.black_box.square import square
 from equipoise.attacks.gradient import cw
 from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.minimum_norm.fab import FAB, fab
-from equipoise.attacks.result import AttackResult, Criterion, judge
+from equipoise.attacks.result import AttackResult
 from equipoise.core import progress
 from equipoise.core.caching import cached
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import require, unknown
-from equipoise.core.types import Labels, Precision
+from equipoise.core.types import Precision
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import cross_entropy, dlr, margin
 
 Version = Literal["standard", "rand", "plus"]
 
 DRAWS = 20
-"""Draws of a random model over which `rand` averages every gradient."""
+"""Draws of a random model over which `rand` averages every gradient (EOT)."""
 
 
 @dataclass(frozen=True)
-class Chain(Attack):
-    """Attacks in a row, on one ball; a sample leaves at its first success. `AttackResult.part` says whose it was."""
+class Chain(Composite):
+    """Attacks in sequence, on one ball; a sample leaves at its first success, `AttackResult.part` is that attack."""
 
     kind = "chain"
     needs_labels = True
@@ -52,70 +53,56 @@ class Chain(Attack):
         require(len(balls) == 1, f"the attacks of a chain must share one ball, these have {len(balls)}.")
         object.__setattr__(self, "geometry", self.parts[0][1].geometry)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the parts, to which `AttackResult.part` is an index."""
-        return tuple(name for name, _ in self.parts)
-
-    def fitted(self, classes: int) -> "Chain":
-        """The chain for a model of so many classes: where the DLR is not defined the margin takes its place, and there
-        are no more targets than other classes. `notes` says so.
-        """
-        found = [(name, *fitted(name, attack, classes)) for name, attack in self.parts]
-        return Chain(
-            tuple((name, attack) for name, attack, _ in found),
-            tuple(dict.fromkeys(note for _, _, notes in found for note in notes)),
-        )
-
     def run(self, inputs: AttackInputs) -> AttackResult:
         """Each attack on the samples that no attack before it has fooled."""
-        x, y, result = inputs.x, cast(Labels, inputs.y), None
-        rows = torch.arange(len(x), device=x.device)
-        for number, (name, attack) in enumerate(progress.shares(self.fitted(inputs.classes).parts, self.names)):
-            left = inputs[rows]
-            found = cached(name, partial(attack, inputs.model, left.x, left.y, **left.options))
-            found = replace(found, part=torch.full_like(found.part, number))
+        result, active = None, torch.arange(len(inputs), device=inputs.x.device)
+        chain, _ = fitted("chain", self, inputs.classes)
+        for number, (name, attack) in enumerate(progress.shares(chain.parts, self.names)):
+            remaining = inputs[active]
+            new = cached(name, partial(attack, inputs.model, remaining.x, remaining.y, **remaining.options))
+            new = replace(new, part=torch.full_like(new.part, number))
             if result is None:
-                result = found
+                result = new
             else:
-                before = result[rows]
+                old = result[active]
                 # A random model may err less at the new point than at the old one.
-                better = found.success | (found.errors >= before.errors)
-                result = result.with_rows(rows, before.where(found, better))
-            rows = (~result.success).nonzero()[:, 0]
-            if len(rows) == 0:
+                better = new.success | (new.errors >= old.errors)
+                result = result.with_rows(active, old.where(new, better))
+            active = (~result.success).nonzero()[:, 0]
+            if len(active) == 0:
                 break
         assert result is not None
-        return judge(inputs.predictive, self.geometry, Criterion(y), x, result, inputs.streams)
+        return inputs.judge(self.geometry, result)
 
 
 def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
-    """Any attack for a model of so many classes (`Chain.fitted`), and what had to be changed, in words."""
+    """Any attack for a model of so many classes, and what had to be changed, in words: where the DLR is not defined the
+    margin takes its place, and there are no more targets than other classes.
+    """
     if isinstance(attack, Chain):
-        chain = attack.fitted(classes)
-        return chain, list(chain.notes)
+        parts = [(part, *fitted(part, inner, classes)) for part, inner in attack.parts]
+        notes = list(dict.fromkeys(note for *_, part_notes in parts for note in part_notes))
+        return Chain(tuple((part, inner) for part, inner, _ in parts), tuple(notes)), notes
     if isinstance(attack, Wrapped) and is_dataclass(attack):
         inner, notes = fitted(name, attack.attack, classes)
         return replace(attack, attack=inner), notes
-    return _fitted(name, attack, classes) if isinstance(attack, Ascent | FAB) else (attack, [])
-
-
-def _fitted(name: str, attack: Ascent | FAB, classes: int) -> tuple[Ascent | FAB, list[str]]:
-    """The attack for a model of so many classes, and what had to be changed."""
-    notes = []
-    targets = attack.num_targets if isinstance(attack, Ascent) else attack.targets
+    if not isinstance(attack, Ascent | FAB):
+        return attack, []
+    option = "num_targets" if isinstance(attack, Ascent) else "targets"
+    targets, notes = getattr(attack, option), []
     if targets is not None and targets > classes - 1:
         notes.append(f"{name}: {classes - 1} targets instead of {targets}, the model has {classes} classes")
-        fewer = {"num_targets" if isinstance(attack, Ascent) else "targets": classes - 1}
-        attack = replace(attack, **fewer)
-    towards = isinstance(attack, Ascent) and (attack.target is not None or attack.num_targets is not None)
-    if isinstance(attack, Ascent) and classes < attack.objective.classes[1 if towards else 0]:
-        kind = "targeted " if towards else ""
-        notes.append(f"{name}: margin instead of {kind}{attack.objective.name}, the model has {classes} classes")
-        attack = replace(attack, objective=margin)
+        attack = replace(attack, **{option: classes - 1})
+    if isinstance(attack, Ascent):
+        towards = attack.target is not None or attack.num_targets is not None
+        if classes < attack.objective.classes[towards]:
+            kind = "targeted " if towards else ""
+            notes.append(f"{name}: margin instead of {kind}{attack.objective.name}, the model has {classes} classes")
+            attack = replace(attack, objective=margin)
     return attack, notes
 
 
+@checked_call()
 def autoattack(
     eps: float,
     norm: str = "linf",
@@ -158,6 +145,7 @@ def autoattack(
     return Chain(tuple(parts))
 
 
+@checked_call()
 def cascade(eps: float, norm: str = "linf", precision: Precision = "32", box: Box = Box()) -> Chain:
     """Ten steps on the margin and a short APGD-T, then every attack of AutoAttack `standard`, with the same draws.
 

@@ -1,25 +1,22 @@
-"""What an attack can work on: every check of its input, and the model as it stands for it."""
+"""The validated input of an attack: every check of it, and the private copy of the model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise.attacks.active import SampleTable
+from equipoise.attacks.result import AttackResult, Criterion, confirm, judge
 from equipoise.core import progress
 from equipoise.core.checks import check_index, check_labels
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream, Streams, fold
-from equipoise.core.types import (
-    Labels,
-    Points,
-    Predictive,
-)
+from equipoise.core.types import Labels, Points, Prediction, Predictive
 from equipoise.geometry import Ball
 from equipoise.models import (
     NOT_FINITE,
@@ -39,39 +36,43 @@ AT_ONCE = 256
 
 @dataclass(frozen=True, eq=False)
 class AttackInputs(SampleTable):
-    """Input that an attack can work on, and the model as it stands for it."""
+    """Validated input of an attack."""
 
-    x: Points
-    """The clean points, without a graph."""
-    model: "nn.Module | Predictive"
-    """The caller's own model, for the attacks of which an attack is made."""
-    predictive: Frozen
-    """The model as a private copy in eval mode."""
+    x: Points  # the clean points, without a graph
+    model: "nn.Module | Predictive"  # the caller's own model, for the attacks of which an attack is made
+    predictive: Frozen  # the model as a private copy in eval mode
     y: Labels | None
-    """The true labels."""
     target: Labels | None
-    """The classes to reach."""
     start: Points | None
-    """The points to start from."""
-    index: Int[Tensor, " batch"]
-    """The numbers of the samples, on which their random draws depend."""
+    index: Int[Tensor, " batch"]  # the numbers of the samples, on which their random draws depend
     streams: Streams
-    """The random streams of the samples."""
     classes: int
-    """How many classes the model has."""
-    members: int
-    """How many members its prediction has."""
+    members: int  # of the prediction
     examined: Examined
-    """What was seen of the model."""
     seed: int
-    """The seed of all random draws."""
     batch_size: int
-    """How many points are to be computed at once."""
 
     @property
     def options(self) -> dict[str, Any]:
         """How to call, on the same samples, an attack of which this one is made."""
         return {"seed": self.seed, "index": self.index, "batch_size": self.batch_size}
+
+    @property
+    def criterion(self) -> Criterion:
+        """What counts as success: a class other than the label."""
+        return Criterion(cast(Labels, self.y))
+
+    def predict(self, points: Points) -> Prediction:
+        """The prediction at points, one for each of the samples; of a random model, always the same draw."""
+        return predict(self.predictive, points, self.streams.fold(Stream.MODEL))
+
+    def confirm(self, geometry: Ball, points: Points, **costs: Any) -> tuple[AttackResult, Prediction]:
+        """`result.confirm` at points, one for each of the samples."""
+        return confirm(self.predictive, geometry, self.criterion, self.x, points, self.streams, **costs)
+
+    def judge(self, geometry: Ball, result: AttackResult) -> AttackResult:
+        """`result.judge` of the results of the samples."""
+        return judge(self.predictive, geometry, self.criterion, self.x, result, self.streams)
 
     @property
     def points_at_once(self) -> int:
@@ -84,7 +85,7 @@ class AttackInputs(SampleTable):
         return self.examined.random
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """The positions of the samples, so many at a time."""
+        """The positions of the samples, `size` at a time."""
         return progress.shares(torch.arange(len(self.x), device=self.x.device).split(size))
 
     def require_independent(self, name: str) -> None:
@@ -98,7 +99,7 @@ class AttackInputs(SampleTable):
 
 
 _examined: ContextVar[Examined | None] = ContextVar("_examined", default=None)
-"""The model under attack, for the attacks of which an attack is made: it is copied and looked at once."""
+"""The model under attack, which the parts of a composite attack need not examine again."""
 
 
 @contextmanager
@@ -116,12 +117,12 @@ def validated_inputs(
     draws: bool = False,
     part: bool = False,
 ) -> Iterator[AttackInputs]:
-    """Check the input, copy and examine the model, and shut out what the caller's thread has set up (autocast,
-    inference mode, the global generators' state): everything that an attack does happens inside.
+    """Check the input, copy and examine the model, and isolate what happens inside from the caller's thread (autocast,
+    inference mode, the state of the global generators).
 
-    `draws` says that the model draws random numbers although, in eval mode, it does not; `part`, that `x` is a part of
-    the samples, of which none may have a finite prediction. Raises `EquipoiseError` for a
-    wrong type, shape, dtype, device, range, label or kind of output.
+    With `draws` the model may draw random numbers although it draws none in eval mode; with `part`, `x` is a part of
+    the samples, and none of its predictions need be finite. Raises `EquipoiseError` for a wrong type, shape, dtype,
+    device, range, label or kind of output.
     """
     predictive = as_predictive(model)
     x = cut(x) if isinstance(x, Tensor) else x

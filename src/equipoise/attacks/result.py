@@ -1,7 +1,7 @@
-"""What every attack takes and what it returns: the checks of its input, and the outcome per sample.
+"""What every attack returns, the outcome per sample, and how it is confirmed.
 
-with admitted(model, x, y, geometry, seed=seed) as case:     # refuses what cannot be attacked
-    return confirmed(case.predictive, geometry, Goal(y), case.x, found, ...)     # looks at the points found once more
+with validated_inputs(model, x, y, geometry, seed=seed) as inputs:
+    result, output = inputs.confirm(geometry, points, evaluations=evaluations, iteration=iteration)
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,9 @@ from equipoise.attacks.active import SampleTable
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.tables import Row, Tabular
-from equipoise.core.types import (
-    Labels,
-    PerSample,
-    Points,
-    Prediction,
-)
+from equipoise.core.types import Labels, PerSample, Points, Prediction
 from equipoise.geometry import Ball
-from equipoise.models import (
-    Frozen,
-    predict,
-)
+from equipoise.models import Frozen, predict
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,14 +41,14 @@ class AttackResult(SampleTable, Tabular):
     nan_gradients: Int[Tensor, " batch"]
     """Steps whose gradient held a NaN or an infinity (it was taken as 0 there)."""
     zero_gradients: Int[Tensor, " batch"]
-    """Steps whose gradient was exactly 0: the sample did not know where to go."""
+    """Steps with an all-zero gradient."""
     iteration: Int[Tensor, " batch"]
     """After how many steps of its attempt `x` was reached; 0 is the start."""
     part: Int[Tensor, " batch"]
     """Which part of a composite attack found `x`, counted from 0."""
     crossings: Int[Tensor, " batch"]
-    """How often the way back to the clean input was seen to change between right and wrong; 0 where nobody looked
-    (`attacks.Bisected` does)."""
+    """Number of changes between right and wrong on the segment to the clean input, counted by `attacks.Bisected`
+    alone."""
     errors: Int[Tensor, " batch"] = cast(Any, None)
     """In how many of the `draws` the model was wrong at `x`."""
     draws: Int[Tensor, " batch"] = cast(Any, None)
@@ -85,22 +77,20 @@ class AttackResult(SampleTable, Tabular):
         """
         return self.errors.to(self.x.dtype) / self.draws
 
-    def with_rows(self, rows: Tensor, new: "AttackResult") -> "AttackResult":
-        """These outcomes, with those of the samples `rows` replaced by `new`."""
+    def with_rows(self, index: Tensor, new: "AttackResult") -> "AttackResult":
+        """These outcomes, with those of the samples `index` replaced by `new`."""
         return AttackResult(
-            **{f.name: getattr(self, f.name).index_copy(0, rows, getattr(new, f.name)) for f in fields(self)}
+            **{f.name: getattr(self, f.name).index_copy(0, index, getattr(new, f.name)) for f in fields(self)}
         )
 
     def where(self, other: "AttackResult", which: Bool[Tensor, " batch"]) -> "AttackResult":
         """Per sample the outcome of `other` where `which`, else this one; costs and counters of both add up."""
-        added = ("evaluations", "nan_gradients", "zero_gradients")
-        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return AttackResult(
-            **{
-                n: mine + new if n in added else torch.where(like(which, new), new, mine)
-                for n, (mine, new) in pairs.items()
-            }
-        )
+        result = {}
+        for name in (f.name for f in fields(self)):
+            mine, new = getattr(self, name), getattr(other, name)
+            added = name in ("evaluations", "nan_gradients", "zero_gradients")
+            result[name] = mine + new if added else torch.where(like(which, new), new, mine)
+        return AttackResult(**result)
 
     @staticmethod
     def cat(parts: "Sequence[AttackResult]") -> "AttackResult":
@@ -117,16 +107,14 @@ class Criterion(SampleTable):
     target: Labels | None = None
     """The class that it should be; None for any but `label`."""
 
-    def reached(self, here: Prediction) -> Bool[Tensor, " batch"]:
+    def reached(self, output: Prediction) -> Bool[Tensor, " batch"]:
         """Which predictions are a success; one that is not finite is none."""
-        labels = here.labels
+        labels = output.labels
         return (labels != self.label) & (labels >= 0) if self.target is None else labels == self.target
 
 
 DRAWS = 20
 """Fresh draws of a random model over which its predictions are judged."""
-
-"""The stream of those draws."""
 
 
 @torch.no_grad()
@@ -143,26 +131,21 @@ def confirm(
     nan_gradients: Int[Tensor, " batch"] | None = None,
     zero_gradients: Int[Tensor, " batch"] | None = None,
 ) -> tuple[AttackResult, Prediction]:
-    """The outcome at the points found, and the prediction there: in eval mode and the model's own precision."""
-    here, errors, not_finite, label = _asked(predictive, criterion, point, streams, Stream.MODEL)
+    """The outcome at these points, and the prediction there: in eval mode and the model's own precision."""
+    output, outcome = _outcome(predictive, geometry, criterion, x, point, streams, Stream.MODEL)
     none = torch.zeros_like(evaluations)
-    draws = DRAWS if predictive.random else 1
     result = AttackResult(
         x=point,
-        success=(2 * errors > draws) & geometry.contains(point, x),
         distance=geometry.distance(point, x),
-        prediction=label,
-        evaluations=evaluations + draws,
+        evaluations=evaluations + outcome["draws"],
         nan_gradients=none if nan_gradients is None else nan_gradients,
         zero_gradients=none if zero_gradients is None else zero_gradients,
         iteration=iteration,
         part=none,
         crossings=none,
-        errors=errors,
-        draws=torch.full_like(none, draws),
-        not_finite=not_finite,
+        **outcome,
     )
-    return result, here
+    return result, output
 
 
 @torch.no_grad()
@@ -172,30 +155,40 @@ def judge(
     """The outcome of a search, on a random model by fresh draws: those that chose the points were lucky ones."""
     if not predictive.random:
         return result
-    _, errors, not_finite, label = _asked(predictive, criterion, result.x, streams, Stream.JUDGE)
-    success = (2 * errors > DRAWS) & geometry.contains(result.x, x)
-    return replace(result, success=success, errors=errors, not_finite=not_finite, prediction=label)
+    return replace(result, **_outcome(predictive, geometry, criterion, x, result.x, streams, Stream.JUDGE)[1])
 
 
 def prediction_of(predictive: Frozen, point: Points, streams: Streams, stream: int = Stream.MODEL) -> Prediction:
     """The prediction at points that counts; of a random model, the mean over `DRAWS` draws."""
-    keys = [streams.fold(stream, *([number] if number else [])) for number in range(DRAWS if predictive.random else 1)]
-    heres = [predict(predictive, point, key) for key in keys]
-    return heres[0] if len(heres) == 1 else Prediction(torch.cat([here.logits for here in heres]))
-
-
-def _asked(
-    predictive: Frozen, criterion: Criterion, point: Points, streams: Streams, stream: int
-) -> tuple[Prediction, Int[Tensor, " batch"], Int[Tensor, " batch"], Labels]:
-    """The prediction at points, in how many draws it is a success or not finite, and the label given most often."""
-    here = prediction_of(predictive, point, streams, stream)
     if not predictive.random:
-        labels = here.labels
-        return here, criterion.reached(here).long(), (labels < 0).long(), labels
-    draws = [Prediction(logits) for logits in here.logits.unflatten(0, (DRAWS, -1))]
+        return predict(predictive, point, streams.fold(stream))
+    keys = [streams.fold(stream, *([number] if number else [])) for number in range(DRAWS)]
+    return Prediction(torch.cat([predict(predictive, point, key).logits for key in keys]))
+
+
+def _outcome(
+    predictive: Frozen,
+    geometry: Ball,
+    criterion: Criterion,
+    x: Points,
+    point: Points,
+    streams: Streams,
+    stream: Stream,
+) -> tuple[Prediction, dict[str, Tensor]]:
+    """The prediction at points, and the fields of an `AttackResult` that follow from it."""
+    output = prediction_of(predictive, point, streams, stream)
+    draws = [output]
+    if predictive.random:
+        draws = [Prediction(logits) for logits in output.logits.unflatten(0, (DRAWS, -1))]
     labels = torch.stack([draw.labels for draw in draws])
     errors = torch.stack([criterion.reached(draw) for draw in draws]).sum(0)
-    return here, errors, (labels < 0).sum(0), labels.mode(0).values
+    return output, {
+        "success": (2 * errors > len(draws)) & geometry.contains(point, x),
+        "prediction": labels.mode(0).values,  # what most draws say
+        "errors": errors,
+        "draws": torch.full_like(errors, len(draws)),
+        "not_finite": (labels < 0).sum(0),
+    }
 
 
 def likely_classes(clean: Prediction, y: Labels, count: int) -> Int[Tensor, "batch targets"]:
@@ -208,9 +201,9 @@ def likely_classes(clean: Prediction, y: Labels, count: int) -> Int[Tensor, "bat
     return torch.where(value[:, :count].isneginf(), chosen[:, :1], chosen[:, :count])
 
 
-def at(value: Any, rows: "slice | Tensor") -> Any:
-    """`value[rows]`, or None for None."""
-    return None if value is None else value[rows]
+def at(value: Any, index: "slice | Tensor") -> Any:
+    """`value[index]`, or None for None."""
+    return None if value is None else value[index]
 
 
 def like(values: Shaped[Tensor, " batch"], x: Tensor) -> Shaped[Tensor, "batch ..."]:

@@ -1,7 +1,6 @@
-"""Where the perturbation lives: in the input, in what a layer of the network makes of it, or on the data manifold.
+"""The space of the perturbation: the input, the output of a layer, or the codes of a data manifold.
 
-Perturbing in a latent space is perturbing the input of the classifier part: a space turns a model and a batch into
-another model and another batch, on which the one ascent climbs.
+A space turns a model and a batch into another model and another batch, which the same ascent attacks.
 """
 
 from dataclasses import dataclass
@@ -63,9 +62,7 @@ class Latent:
             return Frozen(classifier, original, predictive.random), encoder(x)
 
     def leave(self, origin: Points, point: Points) -> Points:
-        """The perturbation `δ` alone: the network that is trained has other codes than the one that stood still, where
-        its mode or its weights are others.
-        """
+        """The perturbation `δ` alone, as the codes of the frozen network differ from those of the trained one."""
         return point - origin
 
     def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
@@ -91,7 +88,7 @@ class AutoEncoder(Protocol):
 class OnManifold:
     """The codes of an auto-encoder: `f(dec(enc(x) + δ))`. Whatever `δ`, the perturbed input stays on the manifold that
     the decoder describes (Stutz et al. 2019, "Disentangling Adversarial Robustness and Generalization", Eq. 5; F,
-    Sec. 7). The auto-encoder stands still; the network is trained at the decoded points.
+    Sec. 7). The auto-encoder is frozen; the network is trained at the decoded points.
 
     Ball, box and distances are in units of the codes.
     """
@@ -103,16 +100,16 @@ class OnManifold:
 
     def enter(self, predictive: Frozen, x: Points) -> tuple[Frozen, Points]:
         """The model of codes, `f(dec(z))`, and the codes of `x`."""
-        still, original = (_Decoded(one, self.manifold) for one in (predictive.predictive, predictive.original))
+        frozen, original = (_Decoded(model, self.manifold) for model in (predictive.predictive, predictive.original))
         with torch.no_grad():
-            return Frozen(still, original, predictive.random), self.manifold.encode(x)
+            return Frozen(frozen, original, predictive.random), self.manifold.encode(x)
 
     def leave(self, origin: Points, point: Points) -> Points:
-        """The point as it is: the auto-encoder stands still."""
+        """The point as it is: the auto-encoder is frozen."""
         return point
 
     def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
-        """The live prediction `f(dec(z))` at the code z that was found."""
+        """The live prediction `f(dec(z))` at the code z."""
         with torch.no_grad():
             decoded = self.manifold.decode(found)
         return predictive.draw(streams)(decoded)
@@ -120,7 +117,7 @@ class OnManifold:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A predictive of codes: what another one says of the decoded inputs."""
+    """A predictive of codes, which applies another one to the decoded inputs."""
 
     predictive: Predictive
     manifold: AutoEncoder

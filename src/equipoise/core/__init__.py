@@ -1,1 +1,1 @@
-"""The base of all rooms: types, errors, random streams, files and locks, progress and caching."""
+"""The base of all packages: types, errors, random streams, files and locks, progress and caching."""

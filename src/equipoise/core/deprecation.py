@@ -157,6 +157,16 @@ def renamed_arguments(**renamed: str) -> Callable[[T], T]:
     return decorate
 
 
+def renamed_attribute(old: str, new: str) -> property:
+    """Return the property of the old name of an attribute."""
+
+    def read(owner: Any) -> Any:
+        _warn(f"{type(owner).__name__}.{old} has been renamed: write {new}")
+        return getattr(owner, new)
+
+    return property(read, doc=f"The old name of `{new}`.")
+
+
 def _warn(message: str) -> None:
     """Warn at the line outside of this package that used the old name."""
     frame, depth = sys._getframe(1), 2

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from numbers import Integral
+from numbers import Integral, Real
 
 _LONGEST = 200  # characters of a name in a message
 
@@ -34,6 +34,12 @@ def require_integer(name: str, value: object, low: int = -(2**63), high: int = 2
         expected = f" >= {low}" if high >= 2**63 - 1 > low > -(2**63) else f" from {low} to {high}"
         hint = f", as int({value})" if isinstance(value, Integral) and not isinstance(value, int) else ""
         raise EquipoiseError(f"{name} = {value!r:.{_LONGEST}}: expected an integer{expected}{hint}.")
+
+
+def require_number(name: str, value: object) -> None:
+    """Raise `EquipoiseError` unless `value`, the argument `name`, is a real number; a bool is not."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise EquipoiseError(f"{name} = {value!r:.{_LONGEST}} is a {type(value).__name__}: expected a number.")
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> EquipoiseError:

@@ -1,8 +1,8 @@
 """Progress of long computations.
 
-A loop deep inside an attack knows how far it is, but not who wants to know. It calls `report`; whoever started the
-attack receives the reports with `listening`. A loop over equal shares of the work iterates over `shares(items)`, and
-what is reported inside counts as part of that share. Without a listener both cost one look-up.
+A loop deep inside an attack calls `report`; the caller of the attack receives the reports with `listening`. A loop
+over equal shares of the work iterates over `shares(items)`, and what is reported inside counts as part of that share.
+Without a listener both cost one look-up.
 
 A listener belongs to the thread (the context, see `contextvars`) that installed it.
 """

@@ -15,18 +15,12 @@ _MAX_DIGITS = 18  # of numbers of processes and ports
 class World:
     """This process among the `size` processes of a training; a single process by default."""
 
-    rank: int = 0
-    """Number of this process, from 0."""
+    rank: int = 0  # of this process, from 0
     size: int = 1
-    """Number of processes."""
-    local_rank: int = 0
-    """Number of this process on its machine."""
+    local_rank: int = 0  # of this process on its machine
     local_size: int = 1
-    """Number of processes on its machine."""
-    address: str = "127.0.0.1"
-    """Where the first process listens."""
+    address: str = "127.0.0.1"  # where the first process listens, at the port
     port: int = 0
-    """The port there."""
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "World | None":
@@ -36,21 +30,17 @@ class World:
         not numbers.
         """
         size = variables.get("WORLD_SIZE", "1")
-        _require_number("WORLD_SIZE", size)
+        count = _number("WORLD_SIZE", size)
         missing = [name for name in _TORCHRUN if name not in variables]
         if missing:
-            require(
-                int(size) <= 1, f"the environment has WORLD_SIZE={size} but no {' and no '.join(missing)}: {_ADVICE}"
-            )
+            require(count <= 1, f"the environment has WORLD_SIZE={size} but no {' and no '.join(missing)}: {_ADVICE}")
             return None
-        numbers = {
-            name: variables.get(name, size) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-        }
-        for name, text in numbers.items():
-            _require_number(name, text)
-        rank, local, local_size, port = map(int, numbers.values())
-        require(rank < int(size), f"the environment has RANK={rank} but WORLD_SIZE={size}: {_ADVICE}")
-        return cls(rank, int(size), local, local_size, variables["MASTER_ADDR"], port)
+        rank, local, local_size, port = (
+            _number(name, variables.get(name, size))
+            for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+        )
+        require(rank < count, f"the environment has RANK={rank} but WORLD_SIZE={size}: {_ADVICE}")
+        return cls(rank, count, local, local_size, variables["MASTER_ADDR"], port)
 
 
 def is_main_process() -> bool:
@@ -58,6 +48,7 @@ def is_main_process() -> bool:
     return any(name not in os.environ for name in _TORCHRUN) or os.environ["RANK"] == "0"
 
 
-def _require_number(name: str, text: str) -> None:
+def _number(name: str, text: str) -> int:
     is_number = text.isdecimal() and len(text) <= _MAX_DIGITS
     require(is_number, f"the environment has {name}={text:.80}, expected a whole number: {_ADVICE}")
+    return int(text)

@@ -1,4 +1,4 @@
-"""Types shared by all rooms: predictions, and the protocols that user-defined components implement."""
+"""Types shared by all packages: predictions, and the protocols that user-defined components implement."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Where a perturbed point may lie: a norm ball around the clean point, met with a box.
+"""Where a perturbed point may lie: a norm ball around the clean point, intersected with a box.
 
 `Ball.project` is the exact Euclidean projection onto ball ∩ box for all three norms, in closed form, whenever the
 centre lies in the box. Each is one threshold per sample: along `v - c` with `a = |v - c|` and room `b` up to the box,
@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require, unknown
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require, require_number, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import PerSample, Points
 from equipoise.geometry.water_filling import level
@@ -48,6 +47,8 @@ class Box:
     """Largest value of a coordinate."""
 
     def __post_init__(self) -> None:
+        require_number("box: low", self.low)
+        require_number("box: high", self.high)
         require(self.low < self.high, f"box: low = {self.low} must be smaller than high = {self.high}.")
 
     @property
@@ -67,11 +68,11 @@ class Box:
 
 
 EVERYWHERE = Box(-math.inf, math.inf)
-"""No box at all: for features, latent codes and points of the plane, which have no range."""
+"""No bounds: for features, latent codes and points of the plane."""
 
 
 def norm_of(move: Rows, order: float) -> PerSample:
-    """`‖move‖` per row; the library's own maximum norm takes ten times as long."""
+    """`‖move‖` per row; PyTorch's own maximum norm takes ten times as long."""
     return move.abs().amax(1) if order == math.inf else torch.linalg.vector_norm(move, order, 1)
 
 
@@ -96,7 +97,7 @@ def _along(lengths: Callable[[Rows, Rows, Lengths], Rows]) -> Callable[[Points, 
         radius = eps.flatten(1) if isinstance(eps, Tensor) else eps
         move = (x - centre).flatten(1)
         room = _room(move, centre, box)
-        # Without walls no coordinate gets more than the whole budget.
+        # Without bounds no coordinate gets more than the whole budget.
         length = lengths(move.abs(), room.clamp_max(radius) if math.isinf(box.high - box.low) else room, radius)
         return box.clamp(centre + (length * move.sign()).reshape(centre.shape))
 
@@ -146,10 +147,10 @@ def _steepest_l1(gradient: Rows, room: Rows, size: Lengths) -> Rows:
     # The whole budget goes to the coordinate with the largest slope, what its room cannot take to the next, and so on.
     order = gradient.abs().argsort(dim=1, descending=True, stable=True)
     sorted_room = room.gather(1, order).clamp_max(size)
-    left = size - (sorted_room.cumsum(1) - sorted_room)
-    # One that is full is pushed on beyond the box, at no cost: the projection, which shortens all moves alike, must not
+    remaining = size - (sorted_room.cumsum(1) - sorted_room)
+    # A full coordinate is moved on beyond the box, at no cost: the projection, which shortens all moves alike, must not
     # take from it what it would give to a coordinate of smaller slope. So the linear optimum is a fixed point.
-    share = torch.where((sorted_room <= left) & (left > 1e-6 * size), size, left.clamp_min(0))
+    share = torch.where((sorted_room <= remaining) & (remaining > 1e-6 * size), size, remaining.clamp_min(0))
     return torch.zeros_like(gradient).scatter(1, order, share) * gradient.sign()
 
 
@@ -172,16 +173,13 @@ def _draw_l1(streams: Streams, features: int, dtype: torch.dtype) -> Rows:
 
 @dataclass(frozen=True)
 class Norm:
-    """What a ball needs to know of a norm, as functions of rows `(batch, features)`."""
+    """The operations of a norm, on points of shape `(batch, features)`."""
 
-    order: float
-    """The p of the Lp norm."""
-    project: Callable[[Points, Points, Radius, Box], Points]
-    """The nearest point of ball ∩ box: `project(x, centre, eps, box)`."""
+    order: float  # the p of the Lp norm
+    project: Callable[[Points, Points, Radius, Box], Points]  # (x, centre, eps, box) -> nearest point of ball ∩ box
     steepest: Callable[[Rows, Rows, Lengths], Rows]
-    """`argmax ⟨gradient, d⟩` over `‖d‖ <= size`; for L1 also `|d| <= room`, once cut to it."""
-    draw: Callable[[Streams, int, torch.dtype], Rows]
-    """Uniform points of the unit ball."""
+    """`(gradient, room, size) -> argmax ⟨gradient, d⟩` over `‖d‖ <= size`; for L1 also `|d| <= room`."""
+    draw: Callable[[Streams, int, torch.dtype], Rows]  # uniform points of the unit ball
 
 
 NORMS: Mapping[str, Norm] = MappingProxyType(
@@ -207,10 +205,7 @@ class Ball:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
-        require(
-            isinstance(self.eps, int | float | np.floating | np.integer) and not isinstance(self.eps, bool),
-            f"eps = {self.eps!r} is a {type(self.eps).__name__}: expected a number, such as 8/255.",
-        )
+        require_number("eps", self.eps)
         object.__setattr__(self, "eps", float(self.eps) if not isinstance(self.eps, int) else self.eps)
         require(self.eps >= 0, f"eps = {self.eps} is not a radius: expected a number >= 0, such as 8/255.")
         require(

@@ -23,7 +23,7 @@ from equipoise.geometry.water_filling import Column, Rows, lengths, level
 from equipoise.kernels import native
 
 FEW = 64
-"""So many of the largest weights are looked at first for L1, which moves few coordinates."""
+"""Number of the largest weights that are tried first for L1, which moves few coordinates."""
 
 
 @torch.no_grad()
@@ -32,9 +32,9 @@ def move_onto(x: Rows, w: Rows, rise: Float[Tensor, " batch"], norm: str, box: B
 
     Where no such move exists, the shortest of those that bring `w·d` nearest to `rise`. Weights of 0 never move.
     """
-    found = native.move_onto(x, w, rise, norm, box.low, box.high)
-    if found is not None:
-        return found
+    move = native.move_onto(x, w, rise, norm, box.low, box.high)
+    if move is not None:
+        return move
     with torch.autocast(x.device.type, enabled=False):
         sign = w.sign().mul_(rise.sign()[:, None])
         up = (box.high - x).mul_(sign)
@@ -55,15 +55,15 @@ def move_onto(x: Rows, w: Rows, rise: Float[Tensor, " batch"], norm: str, box: B
 
 
 def _fill(a: Rows, room: Rows, missing: Column, count: int) -> Rows:
-    """Lengths that fill the rooms in descending order of `a` until `Σ a·length = missing`; `count` of them at first."""
+    """Lengths that fill the rooms in descending order of `a` until `Σ a·length = missing`; first of `count`."""
     weight, order = torch.where(room > 0, a, 0.0).topk(count, 1)
     limit = torch.minimum(room.gather(1, order), missing / weight)  # without walls, what is missing
     gain = weight * limit
     total = gain.cumsum(1)
-    left = missing - (total - gain)
+    remaining = missing - (total - gain)
     # Rounding left over from a full sum, divided by a weight near 0, must not become a long move.
-    wanted = (weight > 0) & (left > 8 * torch.finfo(a.dtype).eps * missing)
-    length = torch.where(wanted, torch.minimum(left / weight, limit), 0.0)
+    wanted = (weight > 0) & (remaining > 8 * torch.finfo(a.dtype).eps * missing)
+    length = torch.where(wanted, torch.minimum(remaining / weight, limit), 0.0)
     length = torch.zeros_like(a).scatter(1, order, length)
     if count < a.shape[1]:
         more = ((total[:, -1:] < missing) & (weight[:, -1:] > 0))[:, 0].nonzero()[:, 0]

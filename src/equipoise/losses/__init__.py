@@ -1,4 +1,4 @@
-"""What is climbed and what is descended: one number per sample, and how a training method adds them up."""
+"""Objectives, one number per sample, which attacks maximise and training minimises; training methods are their sums."""
 
 from equipoise.losses.objectives import (
     UNCERTAINTIES,

@@ -1,10 +1,10 @@
-"""Per-sample objectives: one number per sample, oriented so that an ascent climbs it and training descends it.
+"""Per-sample objectives: one number per sample, oriented so that an attack maximises it and training minimises it.
 
 They form an algebra: `cross_entropy - 2 * entropy` is an objective too, and `objective @ ascent` is the term of a
 training method that evaluates it at the ascent's point. Notation: `z` logits, `p = softmax(z)` at the point, `q` the
 same at the clean input, `y` the label, `t` a target class.
 
-With a target (`target=` of an ascent) the objective is turned to be climbed *towards* class `t`.
+With a target (`target=` of an ascent) the objective is the one whose maximisation leads *towards* class `t`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from equipoise.core.errors import require, unknown
+from equipoise.core.checks import checked_call
+from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.types import Labels, PerSample, Prediction, distances_below, log_softmax
 
 Formula = Callable[..., PerSample]
@@ -28,17 +29,17 @@ class Objective:
     """A function `(here, clean, labels, target) -> one number per sample`, with what it needs. Compared by value."""
 
     name: str
-    """What it is called in errors, records and the docs."""
+    """What it is called in errors and records."""
     formula: Formula
     """The function, called as `formula(here, clean, labels, target, **parameters)`."""
     parameters: tuple[tuple[str, Any], ...] = ()
-    """Its parameters."""
+    """Its further parameters, as pairs of name and value."""
     needs_labels: bool = False
     """Whether it is undefined without labels (or a target)."""
     needs_clean: bool = False
     """Whether it compares with the prediction at the clean input."""
     targeted: bool = False
-    """Whether it can be climbed towards a target class."""
+    """Whether it can be maximised towards a target class."""
     classes: tuple[int, int] = (2, 2)
     """Fewest classes for which it is defined, untargeted and targeted."""
     members: int = 1
@@ -58,7 +59,7 @@ class Objective:
 
     def check(self, classes: int, labels: bool, target: bool, members: int | None = None) -> None:
         """Raise `EquipoiseError` unless the objective is defined for that many classes, with labels, with a target, and
-        (if it is to be climbed or descended) varies for that many members.
+        (to be optimised) varies for that many members.
         """
         require(
             members is None or members >= self.members,
@@ -94,6 +95,9 @@ class Objective:
             return {"total" if "total" in options else "each": options["objective"].settings()}
         return {"name": self.name, **dict(self.parameters)} if self.parameters else self.name
 
+    def __repr__(self) -> str:
+        return self.name
+
     def __add__(self, other: object) -> "Objective":
         return _combine((self, 1.0), (other, 1.0)) if isinstance(other, Objective) else NotImplemented
 
@@ -105,19 +109,18 @@ class Objective:
 
     __rmul__ = __mul__
 
+    def __matmul__(self, other: object) -> Any:
+        if hasattr(other, "__rmatmul__"):
+            return NotImplemented  # an ascent makes the term
+        name = getattr(other, "__name__", repr(other))
+        raise EquipoiseError(f"{self.name} @ {name}: expected an ascent on the right, such as pgd(0.1).")
+
     def __neg__(self) -> "Objective":
         return self * -1.0
 
 
-def _weighted_sum(
-    here: Prediction,
-    clean: Prediction | None,
-    labels: Labels | None,
-    target: Labels | None,
-    parts: tuple[tuple[Objective, float], ...],
-) -> PerSample:
-    values = [weight * part.formula(here, clean, labels, target, **dict(part.parameters)) for part, weight in parts]
-    return torch.stack(values).sum(0)
+def _weighted_sum(*batch: Any, parts: tuple[tuple[Objective, float], ...]) -> PerSample:
+    return torch.stack([weight * part.formula(*batch, **dict(part.parameters)) for part, weight in parts]).sum(0)
 
 
 def _combine(*weighted: tuple[Objective, float]) -> Objective:
@@ -159,7 +162,7 @@ def _cross_entropy(here: Prediction, clean: Prediction | None, labels: Any, targ
     return -_pick(here.log_probs, labels) if target is None else _pick(here.log_probs, target)
 
 
-def _entropy(here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None) -> PerSample:
+def _entropy(here: Prediction, *_: Any) -> PerSample:
     # With d = max z - z and e = exp(-d), but 0 for the largest class: H = log(1 + Σ e) + Σ e d / (1 + Σ e). All terms
     # are as small as H: nothing cancels, in the value or in the gradient, where one class is almost certain.
     below, others = distances_below(here.scores)
@@ -184,33 +187,27 @@ def _each(
     return torch.stack(values).sum(0) / (1 if total else len(values))
 
 
-def _variance(here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None) -> PerSample:
+def _variance(here: Prediction, *_: Any) -> PerSample:
     log_p = log_softmax(here.logits)
     # Differences of probabilities near 1 are those of p - 1, which float32 resolves.
     likely = log_p.exp().mean(0) > 0.5
     return torch.where(likely, log_p.expm1(), log_p.exp()).var(0, correction=0).sum(1)
 
 
-def _logit_variance(
-    here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None
-) -> PerSample:
+def _logit_variance(here: Prediction, *_: Any) -> PerSample:
     return here.logits.var(0, correction=0).sum(1)
 
 
-def _least_confidence(
-    here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None
-) -> PerSample:
+def _least_confidence(here: Prediction, *_: Any) -> PerSample:
     return -here.log_probs.amax(1).expm1()
 
 
-def _small_margin(
-    here: Prediction, clean: Prediction | None, labels: Labels | None, target: Labels | None
-) -> PerSample:
+def _small_margin(here: Prediction, *_: Any) -> PerSample:
     first, second = here.log_probs.topk(2, dim=1).values.exp().unbind(1)
     return second - first
 
 
-def _log_diversity(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
+def _log_diversity(here: Prediction, clean: Prediction | None, labels: Labels, *_: Any) -> PerSample:
     p = log_softmax(here.logits).exp()
     others = p.scatter(-1, labels[None, :, None].expand(len(p), -1, 1), 0.0)
     unit = others / torch.linalg.vector_norm(others, dim=-1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
@@ -218,9 +215,7 @@ def _log_diversity(here: Prediction, clean: Prediction | None, labels: Labels, t
     return torch.logdet(gram + _SINGULAR * torch.eye(len(p), dtype=p.dtype, device=p.device))
 
 
-def _boosted_cross_entropy(
-    here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None
-) -> PerSample:
+def _boosted_cross_entropy(here: Prediction, clean: Prediction | None, labels: Labels, *_: Any) -> PerSample:
     log_p = here.log_probs
     largest = _largest_other(log_p, labels).exp()
     return -_pick(log_p, labels) - (1 + _SINGULAR - largest).log()
@@ -293,6 +288,7 @@ dlr = Objective("dlr", _dlr, needs_labels=True, targeted=True, classes=(3, 4))
 `-(z_y - z_t) / (z_π1 - (z_π3 + z_π4)/2)` (Croce & Hein 2020, Eqs. 6-7). Needs 3 classes, with a target 4."""
 
 
+@checked_call()
 def smoothed_cross_entropy(smoothing: float = 0.1) -> Objective:
     """Cross-entropy with the label `y - g(y - 1/C)`: `-(1-g) log p_y - g/C Σ log p` (R, Eq. 6).
 
@@ -354,6 +350,7 @@ def uncertainty_named(name: "str | Objective") -> Objective:
     return UNCERTAINTIES[name]
 
 
+@checked_call()
 def regularised(entropy_weight: float = 0.0, smoothing: float = 0.0) -> Objective:
     """The loss that promotes uncertainty: `CE(p, y - g(y - 1/C)) - lam · H(p)` (R, Eqs. 4 and 6; U, Eq. MaxE).
 

@@ -9,6 +9,7 @@ the same point share one perturbed batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from inspect import isfunction
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise.core.checks import check_index, check_labels
+from equipoise.core.deprecation import renamed_attribute
 from equipoise.core.errors import EquipoiseError, require, require_integer
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
@@ -43,7 +45,7 @@ class Perturbation(Protocol):
 @runtime_checkable
 class AuxiliaryNetwork(Protocol):
     """Another network that is trained alongside the classifier, which a penalty owns as its `auxiliary_network`: it has
-    a loss and an optimiser of its own, and takes its steps after each step of the classifier, then frozen.
+    a loss and an optimiser of its own, and takes its steps after each step of the classifier, which is then frozen.
     """
 
     @property
@@ -165,17 +167,18 @@ class Method:
         return Method(self.terms, (*self.penalties, (weight, penalty)))
 
     def per_member(self, total: bool = True) -> "Method":
-        """The method with the members of an ensemble trained apart: every term is summed over the members, each with
-        its own output, so that each descends as if it were alone, at the points that the ensemble as a whole perturbed
-        (Lakshminarayanan et al. 2017). Without it, what descends is the loss of the ensemble's mean. Without `total`
-        the mean over the members: of samples of a posterior, the expected loss. A term that compares members, as that
-        of ADP does, has nothing to say of one alone, and stays.
+        """The method with separate losses for the members of an ensemble, instead of the loss of their mean prediction:
+        every term is summed over the members, at the points where the ensemble as a whole is attacked
+        (Lakshminarayanan et al. 2017). Without `total` the mean over the members: of samples of a posterior, the
+        expected loss. A term that compares members, as that of ADP does, stays.
         """
-
-        def alone(term: Term) -> Term:
-            return term if term.objective.members > 1 else replace(term, objective=each(term.objective, total))
-
-        return replace(self, terms=tuple(alone(term) for term in self.terms))
+        return replace(
+            self,
+            terms=tuple(
+                term if term.objective.members > 1 else replace(term, objective=each(term.objective, total))
+                for term in self.terms
+            ),
+        )
 
     def __str__(self) -> str:
         """The sum in words."""
@@ -203,15 +206,18 @@ class Method:
                 inner.check(classes, labels=True, target=False, members=members)
 
     def points(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> list[Points | None]:
-        """The perturbed batch of each distinct point, None for the clean one, in the order of `places`."""
+        """The batch under each of the `perturbations`, None where it is clean."""
         return [
-            None if at is None else at.perturb(predictive, x, y, streams.fold(i)) for i, at in enumerate(self.places)
+            None if at is None else at.perturb(predictive, x, y, streams.fold(i))
+            for i, at in enumerate(self.perturbations)
         ]
 
     @property
-    def places(self) -> list[Perturbation | None]:
-        """The distinct points at which terms are evaluated, in order of first use."""
+    def perturbations(self) -> list[Perturbation | None]:
+        """The distinct perturbations of its terms in order of first use, None for the clean input."""
         return list(dict.fromkeys(term.at for term in self.terms))
+
+    places = renamed_attribute("places", "perturbations")
 
     @property
     def auxiliary_networks(self) -> list[AuxiliaryNetwork]:
@@ -274,19 +280,19 @@ class Method:
     ) -> tuple[PerSample, Prediction]:
         """The sum per sample, with its graph, and the first live prediction made."""
         predict = live(predictive, streams)
-        here = {
+        outputs = {
             at: predict(x) if at is None or point is None else at.predict_at(predictive, x, point, streams)
-            for at, point in zip(self.places, points, strict=True)
+            for at, point in zip(self.perturbations, points, strict=True)
         }
-        shown = next(iter(here.values()))
-        if None not in here and any(term.objective.needs_clean for term in self.terms):
-            here[None] = predict(x)
-        total = torch.zeros(len(x), device=x.device, dtype=shown.logits.dtype)
+        first = next(iter(outputs.values()))
+        if None not in outputs and any(term.objective.needs_clean for term in self.terms):
+            outputs[None] = predict(x)
+        total = torch.zeros(len(x), device=x.device, dtype=first.logits.dtype)
         for term in self.terms:
-            total = total + term.weight * term.objective(here[term.at], here.get(None), y)
+            total = total + term.weight * term.objective(outputs[term.at], outputs.get(None), y)
         for weight, penalty in self.penalties:
             total = total + weight * penalty(predictive.module, x, y)
-        return total, shown
+        return total, first
 
 
 def _name(penalty: Penalty) -> str:
@@ -302,6 +308,5 @@ def as_method(part: object) -> Method:
             return Method((part,))
         case Objective():
             return Method((Term(part),))
-    raise EquipoiseError(
-        f"{type(part).__name__} is not part of a training method: expected an objective, a term or a method."
-    )
+    name, call = (part.__name__, f", such as {part.__name__}()") if isfunction(part) else (type(part).__name__, "")
+    raise EquipoiseError(f"{name} is not part of a training method: expected an objective, a term or a method{call}.")

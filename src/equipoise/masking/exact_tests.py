@@ -43,10 +43,10 @@ def gain_test(
     """Test whether more than a share `tolerance` of the samples is fooled by the second attack alone, and more than by
     the first alone: the larger p-value of the two tests. Raises `EquipoiseError` for lists of different lengths.
     """
-    n, more, less = _count_discordant(first[1], second[1])
+    n, more, less, figure = _count_discordant(first, second)
     return MaskingTest(
         name,
-        _discordance(first[0], second[0], n, more, less),
+        figure,
         f"more than {tolerance:.0%}, and more than the other way round",
         max(binomial_tail(more, n, tolerance), mcnemar(more, less)),
         source,
@@ -66,10 +66,10 @@ def weaker_attack_test(name: str, first: tuple[str, Success], second: tuple[str,
     """Test whether the second attack, which knows less, fools more samples than the first: an exact sign test on the
     samples that only one of them fools.
     """
-    n, more, less = _count_discordant(first[1], second[1])
+    _, more, less, figure = _count_discordant(first, second)
     return MaskingTest(
         name,
-        _discordance(first[0], second[0], n, more, less),
+        figure,
         "more than half of the samples that only one of them breaks",
         mcnemar(more, less) if more > less else 1.0,
         source,
@@ -142,17 +142,15 @@ def _interval(count: int, n: int) -> tuple[float, float] | None:
     return wilson(count, n) if n else None
 
 
-def _discordance(first: str, second: str, n: int, more: int, less: int) -> str:
-    return f"of {n} samples {more} fall only to {second}, {less} only to {first}"
-
-
-def _count_discordant(first: Success, second: Success) -> tuple[int, int, int]:
-    """The number of samples, of those that only the second attack fools, and of those that only the first one does."""
-    require(
-        len(first) == len(second),
-        f"outcomes of {len(first)} and of {len(second)} samples cannot be paired: give those of the same samples.",
-    )
-    return len(first), int((second & ~first).sum()), int((first & ~second).sum())
+def _count_discordant(first: tuple[str, Success], second: tuple[str, Success]) -> tuple[int, int, int, str]:
+    """The number of samples, of those that only the second attack fools, of those that only the first one does, and all
+    of it in words.
+    """
+    (name, success), (other_name, other) = first, second
+    n, m = len(success), len(other)
+    require(n == m, f"outcomes of {n} and of {m} samples cannot be paired: give those of the same samples.")
+    more, less = int((other & ~success).sum()), int((success & ~other).sum())
+    return n, more, less, f"of {n} samples {more} fall only to {other_name}, {less} only to {name}"
 
 
 __getattr__ = renamed_names(

@@ -39,7 +39,7 @@ def gradient_errors(
     predicted‖ / max(‖observed‖, ‖predicted‖)` of the margin's changes, from 0 to 2.
 
     First along the gradient, in the best of three fine steps; then along four random signs, in steps of 1/128 of the
-    box. Looks at `samples` samples, spread evenly over `x`, without those whose logits are not finite or so large that
+    box. Uses `samples` samples, spread evenly over `x`, without those whose logits are not finite or so large that
     rounding hides the change; none remain of a randomised or batch-dependent model. Raises `NoGradient` if the model
     gives no gradient, and `EquipoiseError` for input that no attack could take.
     """

@@ -1,4 +1,4 @@
-"""A model at the samples it is inspected at: what several checks need of it, each computed once."""
+"""A model at the samples where it is inspected: what several checks need, each computed once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ ROUNDING = 8.0
 """Rounding error of a logit in units of the machine epsilon times the largest logit."""
 
 SINGLE_SAMPLES = 8
-"""Samples that are predicted one by one, to see whether a prediction depends on its batch."""
+"""Number of samples that are predicted one by one, to see whether a prediction depends on its batch."""
 
 _BATCH_SIZE = 256
 
@@ -31,27 +31,25 @@ Logits = Float[Tensor, "batch classes"]
 
 @dataclass(frozen=True)
 class InspectedModel:
-    """A model, all the samples that were given, and the few of them that are looked at closely."""
+    """A model, all samples, and the few of them at which it is inspected."""
 
     predictive: Predictive
     all_x: Points
     all_y: Labels
     all_streams: Streams
     box: Box
-    index: Int[Tensor, " samples"]
-    """Which samples are looked at closely."""
+    index: Int[Tensor, " samples"]  # of the inspected samples
     seed: int
-    reported: float | None = None
-    """Clean accuracy that was reported, in [0, 1]."""
+    reported: float | None = None  # clean accuracy, in [0, 1]
 
     @property
     def n(self) -> int:
-        """Number of samples that are looked at closely."""
+        """Number of inspected samples."""
         return len(self.index)
 
     @cached_property
     def x(self) -> Points:
-        """These samples."""
+        """The inspected samples."""
         return self.all_x[self.index]
 
     @cached_property
@@ -68,7 +66,7 @@ class InspectedModel:
 
     @torch.no_grad()
     def logits_at(self, x: Points, call: int = 0) -> Logits:
-        """Return the logits at `x`, one point for each sample that is looked at."""
+        """Return the logits at `x`, one point for each inspected sample."""
         with self.drawn(self.streams, call) as predict:
             return predict(x).scores
 
@@ -178,7 +176,7 @@ class InspectedModel:
 def inspected(
     predictive: Predictive, x: Points, y: Labels, box: Box, samples: int, seed: int, reported: float | None = None
 ) -> Iterator[InspectedModel]:
-    """Validate the input and spread `samples` of them evenly over `x`; the model is left as it was."""
+    """Validate the input, and inspect a copy of the model at `samples` of the inputs, spread evenly over `x`."""
     with validated_inputs(predictive, x, y, Ball("linf", 0.0, box), seed=seed) as inputs:
         n = min(samples, len(x))
         index = torch.arange(n, device=x.device) * len(x) // n

@@ -1,4 +1,4 @@
-"""Is a model robust, or are its gradients masked? Attacks within a time budget, and the indicators they show."""
+"""Is a model robust, or are its gradients masked? Attacks within a time budget, and tests of what they show."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ from equipoise.models import as_predictive
 from equipoise.results.findings import Lines, Picture
 from equipoise.results.masking import MaskingReport, MaskingTest
 
-_SURFACES = 32  # samples around which the loss surface is looked at
+_SURFACES = 32  # samples around which the loss surface is computed
 
 
 def investigate(
@@ -55,11 +55,11 @@ def investigate(
 ) -> MaskingReport:
     """Test whether `model` owes its robustness at `eps` to gradients that mislead attacks (R, Sec. 5.2).
 
-    As many of the samples `x` with labels `y` as `minutes` allow (100 to 1000, in a stratified order) are attacked in
-    ways that know more and less; an `EquipoiseWarning` says so if even 100 take longer. `proxy` is another model of the
-    same task, for transferred attacks. The report has every indicator with its figure and its threshold. All of them
-    are tests, with a family-wise false-positive rate of at most 0.05, but for one: that no graph leads from the output
-    to the input. Such a model is attacked without gradients. What `check_model` says becomes a warning.
+    As many of the samples `x` with labels `y` as `minutes` allow (100 to 1000, in a stratified order) are attacked with
+    and without gradients; an `EquipoiseWarning` is given if even 100 take longer. `proxy` is another model of the same
+    task, for transferred attacks. The report has every indicator with its figure and its threshold. All are tests, with
+    a family-wise false-positive rate of at most 0.05, except for a missing graph from the output to the input, which is
+    observed; such a model is attacked without gradients. The warnings of `check_model` are in the report.
     Raises `EquipoiseError` for input that cannot be attacked, no radius, fewer than 20 samples that are classified
     correctly, and one class predicted for samples of several; an error of the model itself is raised as it is.
     """
@@ -105,9 +105,7 @@ class _Clean(NamedTuple):
 
 
 def _classify(samples: AttackedSamples, ball: Ball) -> _Clean:
-    """Classify the samples as an attack would that leaves them where they are; refuse too few correct ones, and a
-    constant prediction.
-    """
+    """Classify the clean samples as an attack would; refuse too few correct ones, and a constant prediction."""
     x, y = samples.x, samples.y
     with validated_inputs(samples.predictive, x, y, ball, seed=samples.seed, index=samples.index) as inputs:
         clean = AttackResult.cat([unperturbed(inputs[batch], ball)[0] for batch in inputs.batches(samples.batch_size)])
@@ -134,23 +132,16 @@ def _plan(
     if proxy is not None:
         samples.attack(transfer(proxy, plans.pgd_from_sample(ball, 1), proxy_name))  # refused now, if ever
         plan |= plans.transferred(ball, proxy, proxy_name)
-    if no_gradient := _why_no_gradient(samples, ball):
-        return plan, no_gradient
+    try:
+        samples.attack(plans.pgd_from_sample(ball, 1))
+    except NoGradient as error:
+        return plan, str(error)
     plan |= plans.with_gradients(ball, samples.x[0].numel(), "last" if random else "first_success")
     if random:
         plan |= plans.over_draws(samples.predictive, ball)
     if proxy is not None:
         plan |= plans.short_attacks(ball, proxy, proxy_name)
     return plan, ""
-
-
-def _why_no_gradient(samples: AttackedSamples, ball: Ball) -> str:
-    """Why no gradient can be followed; empty if one can. Every other error is raised."""
-    try:
-        samples.attack(plans.pgd_from_sample(ball, 1))
-    except NoGradient as error:
-        return str(error)
-    return ""
 
 
 def _test_outcomes(

@@ -74,7 +74,7 @@ def check_model(
 ) -> list[ResultWarning]:
     """Return a warning for everything about the model itself that suggests its robustness is overstated.
 
-    Looks at `samples` samples, spread evenly over `x`, whose values lie in `box`; accuracies and logits that are not
+    Inspects `samples` samples, spread evenly over `x`, whose values lie in `box`; accuracies and logits that are not
     finite are counted over all of `x`. With `reported`, a clean accuracy in [0, 1], checks it too. The model stays as
     it was: modes, buffers, gradients of its parameters and torch's generators. Raises `EquipoiseError` for input or a
     model that no attack could take; an error that the model raises when its gradient is computed is raised as it is.
@@ -105,21 +105,19 @@ def _not_finite(model: InspectedModel) -> ResultWarning | None:
 def _gradient_not_finite(model: InspectedModel) -> ResultWarning | None:
     if model.no_gradient is not None:
         return None
-    counts = {objective.name: _count_not_finite(model, objective) for objective in (cross_entropy, margin)}
+    counts = {}
+    for objective in (cross_entropy, margin):
+        gradient = model.gradient(objective, model.x)[model.finite].flatten(1)
+        counts[objective.name] = int((~gradient.isfinite().all(1)).sum())
     if not any(counts.values()):
         return None
-    figure = " and that of the ".join(f"{name.replace('_', '-')} on {count}" for name, count in counts.items())
+    figure = " and that of the ".join(f"{name} on {count}" for name, count in counts.items())
     return ResultWarning(
         "gradients that are not finite",
         f"the input gradient of the {figure} of {model.n} samples holds a NaN or an infinity, their logits do not",
         "attacks take it as 0 and stand still there: look for a square root, a norm or a logarithm at 0 in the model, "
         "and attack with `square` too",
     )
-
-
-def _count_not_finite(model: InspectedModel, objective: Objective) -> int:
-    gradient = model.gradient(objective, model.x)[model.finite]
-    return int((~gradient.flatten(1).isfinite().all(1)).sum())
 
 
 def _randomised(model: InspectedModel) -> ResultWarning | None:
@@ -308,8 +306,8 @@ def _double_normalisation(model: InspectedModel) -> ResultWarning | None:
         return None
     return ResultWarning(
         name,
-        f"clean accuracy is {_mean(with_layer):.1%} with the normalising layer {', '.join(layers)} and "
-        f"{_mean(without):.1%} without it",
+        f"clean accuracy is {with_layer.double().mean():.1%} with the normalising layer {', '.join(layers)} and "
+        f"{without.double().mean():.1%} without it",
         advice,
     )
 
@@ -330,7 +328,7 @@ def _wrong_accuracy(model: InspectedModel) -> ResultWarning | None:
         return None
     return ResultWarning(
         "accuracy differs from the reported one",
-        f"{_mean(correct):.1%} on {len(correct)} samples (95 % interval {low:.1%} to {high:.1%}), "
+        f"{correct.double().mean():.1%} on {len(correct)} samples (95 % interval {low:.1%} to {high:.1%}), "
         f"not {model.reported:.1%}",
         "check weights, preprocessing and class order: this may not be the model, or the data, of the report",
     )
@@ -342,10 +340,6 @@ def _hooked(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[N
         for module, hook in hooks:
             stack.callback(module.register_forward_hook(hook).remove)
         yield
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean())
 
 
 CHECKS: tuple[Callable[[InspectedModel], ResultWarning | None], ...] = (

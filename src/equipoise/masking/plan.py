@@ -55,12 +55,6 @@ def pgd_from_sample(ball: Ball, steps: int = STEPS, **options: Any) -> Ascent:
     return pgd(ball.eps, size, steps, ball.norm, ball.box, **{"start": "zero"} | options)
 
 
-def short_pgd(ball: Ball) -> Ascent:
-    """Return the short PGD of R, Sec. 5.1, whose steps together are just as long as the radius."""
-    length = ball.eps / SHORT_STEPS
-    return pgd(ball.eps, length, SHORT_STEPS, ball.norm, ball.box, start="zero", return_point="last")
-
-
 def without_gradients(ball: Ball) -> Plan:
     """Return the attacks that need no gradient of the model."""
     return {
@@ -110,8 +104,9 @@ def over_draws(predictive: Predictive, ball: Ball) -> Plan:
 
 
 def short_attacks(ball: Ball, proxy: "nn.Module | Predictive", proxy_name: str) -> Plan:
-    """Return the short PGD on the model and on another model."""
-    attack = short_pgd(ball)
+    """Return the short PGD of R, Sec. 5.1, whose steps add up to the radius, on the model and on another model."""
+    length = ball.eps / SHORT_STEPS
+    attack = pgd(ball.eps, length, SHORT_STEPS, ball.norm, ball.box, start="zero", return_point="last")
     return {
         SHORT_PGD: PlannedAttack(SHORT_STEPS, attack),
         SHORT_TRANSFER: PlannedAttack(SHORT_STEPS, transfer(proxy, attack, proxy_name)),

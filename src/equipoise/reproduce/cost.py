@@ -121,10 +121,10 @@ def _of_training(task: Training, samples: float) -> float:
     """Epochs times samples times the passes of a step; and the validation after each epoch."""
     recipe = task.recipe
     method = task.method(*([] if task.manifold is None else [Manifold(nn.Identity(), nn.Identity())]))
-    ascents = sum(_of_ascent(point) for point in method.places if isinstance(point, Ascent))
+    ascents = sum(_of_ascent(point) for point in method.perturbations if isinstance(point, Ascent))
     classes = KINDS.get(task.data, KINDS["mnist"]).classes
     penalties = sum(_of_penalty(penalty, classes) for _, penalty in method.penalties)
-    descents = (len(method.places) + penalties) * (2 if recipe.awp else 1)
+    descents = (len(method.perturbations) + penalties) * (2 if recipe.awp else 1)
     validation = min(recipe.valid_examples, samples) * (1 + recipe.valid_steps)
     return recipe.epochs * (samples * (descents + ascents) + validation)
 

@@ -143,11 +143,11 @@ def _check_model(method: Method, model: "nn.Module | Predictive", data: Dataset,
     x = data.train.x[:2]
     prediction = validate_output(predictive, x.to(weight.device))
     method.check(len(data.classes), len(prediction.logits))
-    for place in method.places:
-        if isinstance(place, Ascent):
-            place.space.enter(frozen(predictive), x.to(weight.device))
-        if isinstance(place, Corrupted):
-            place.check(x)
+    for perturbation in method.perturbations:
+        if isinstance(perturbation, Ascent):
+            perturbation.space.enter(frozen(predictive), x.to(weight.device))
+        if isinstance(perturbation, Corrupted):
+            perturbation.check(x)
     require(
         prediction.classes == len(data.classes),
         f"the network has {prediction.classes} classes, {data.name} has {len(data.classes)}.",

@@ -206,7 +206,7 @@ class Monitoring(Handler):
 
     def __init__(self, method: Method, validation: Validation, classes: int, patience: int) -> None:
         self.validation, self.classes, self.patience = validation, classes, patience
-        self.adversarial = any(isinstance(place, Ascent) for place in method.places)
+        self.adversarial = any(isinstance(perturbation, Ascent) for perturbation in method.perturbations)
         self.majority = majority_share(validation.valid.y)
         self.top_robust = torch.zeros(len(validation.valid.y), dtype=torch.bool)  # in the epoch of `state.top`
         self.new_alarms: list[str] = []

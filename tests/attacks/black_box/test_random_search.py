@@ -203,7 +203,7 @@ def test_refuses():
 
 def test_it_says_what_it_is():
     assert random_search(0.1, "l2", 7, Box(-1, 1), "bf16") == RandomSearch(Ball("l2", 0.1, Box(-1, 1)), 7, "bf16")
-    assert str(random_search(0.1, "l2", 7)) == "random search(l2 0.1, 7 draws)"
+    assert str(random_search(0.1, "l2", 7)) == "random-search(l2 0.1, 7 draws)"
     assert random_search(0.1).settings() == {
         "attack": "random-search",
         "geometry": {"norm": "linf", "eps": 0.1, "box": {"kind": "Box", "low": 0.0, "high": 1.0}},

@@ -322,7 +322,7 @@ def test_another_box_is_kept_to():
     ("options", "message"),
     [
         ({"steps": 0}, "steps = 0: expected an integer >= 1"),
-        ({"targets": 1.5}, "targets = 1.5: expected an integer >= 1"),
+        ({"targets": 1.5}, "targets = 1.5: expected an integer"),
         ({"restarts": 0}, "restarts = 0"),
         ({"eta": 0.9}, "eta = 0.9 stops before the boundary"),
         ({"alpha_max": 2}, "alpha_max = 2: expected a number from 0 to 1"),

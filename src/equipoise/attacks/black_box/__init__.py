@@ -1,1 +1,1 @@
-"""Attacks that ask the model under test for predictions and never for a gradient."""
+"""Attacks that use predictions of the model under test, and no gradient."""

@@ -1,4 +1,4 @@
-"""Random search: points drawn from the ball until one of them fools the model. It asks for no gradient.
+"""Random search: points drawn from the ball until one of them fools the model. It needs no gradient.
 
 Where a gradient attack failed and this succeeds, the gradient has misled it (R, App. C.1: `R10`). With v the share of
 the ball where the model is wrong, n draws fool it with probability `1 - (1 - v)^n`.
@@ -13,6 +13,7 @@ from equipoise.attacks.attack import Batch, Candidates, SearchAttack
 from equipoise.attacks.execution import frozen_model
 from equipoise.attacks.result import Criterion
 from equipoise.core import progress
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream
 from equipoise.core.types import Precision
@@ -23,7 +24,7 @@ from equipoise.models import predict
 
 @dataclass(frozen=True)
 class RandomSearch(SearchAttack):
-    """The first of so many random points of the ball that fools the model."""
+    """The first of `draws` random points of the ball that fools the model."""
 
     kind = "random-search"
     needs_labels = True
@@ -34,7 +35,7 @@ class RandomSearch(SearchAttack):
     draws: int = 10_000
     """How many points, at most, are tried per sample."""
     precision: Precision = "32"
-    """`bf16` looks at the points in bfloat16; what seems a success is confirmed in float32, else the search goes on."""
+    """`bf16` computes predictions in bfloat16; a success must be confirmed in float32, or the search goes on."""
 
     def __post_init__(self) -> None:
         require(self.geometry.eps < float("inf"), "random search draws from a finite ball: eps is infinite.")
@@ -42,11 +43,8 @@ class RandomSearch(SearchAttack):
         if self.precision not in get_args(Precision):
             raise unknown("precision", self.precision, get_args(Precision))
 
-    def __str__(self) -> str:
-        return f"random search({self.geometry.norm} {self.geometry.eps:g}, {self.draws} draws)"
-
     def search(self, batch: Batch) -> Candidates:
-        """Draw points, the more per sample the fewer are left, until each sample is fooled or has had its share.
+        """Draw points, the more per sample the fewer are active, until each sample is fooled or has had all draws.
 
         The iteration is the number of the draw that is returned, from 1; every draw has a random stream of its own, by
         the seed, the sample and its number. `evaluations` is what the search would take one draw at a time.
@@ -54,35 +52,37 @@ class RandomSearch(SearchAttack):
         x, y, streams, at_once = batch.x, batch.label, batch.inputs.streams, batch.inputs.points_at_once
         predictive, value = batch.inputs.predictive, batch.value.clone()
         point, number, tried = x.clone(), torch.zeros_like(y), 0
-        left = torch.arange(len(x), device=x.device)
+        active = torch.arange(len(x), device=x.device)
         with frozen_model(predictive, x, "eval", self.precision) as draw:
-            look = draw(streams.fold(Stream.MODEL))
-            while tried < self.draws and len(left):
+            fast_predict = draw(streams.fold(Stream.MODEL))
+            while tried < self.draws and len(active):
                 progress.report(tried, self.draws, "draw")
-                each = min(max(at_once // len(left), 1), self.draws - tried)
-                rows = left.repeat_interleave(each)
-                trial = torch.arange(tried + 1, tried + each + 1, device=x.device).repeat(len(left))
-                drawn = self.geometry.draw(streams[rows].fold(Stream.RANDOM_SEARCH, trial), x[rows])
-                here = look(drawn)
-                score = margin(here, None, y[rows]).nan_to_num(-torch.inf)
-                fooled = Criterion(y[rows]).reached(here).nonzero()[:, 0]
+                each = min(max(at_once // len(active), 1), self.draws - tried)
+                sample = active.repeat_interleave(each)
+                trial = torch.arange(tried + 1, tried + each + 1, device=x.device).repeat(len(active))
+                drawn = self.geometry.draw(streams[sample].fold(Stream.RANDOM_SEARCH, trial), x[sample])
+                output = fast_predict(drawn)
+                score = margin(output, None, y[sample]).nan_to_num(-torch.inf)
+                fooled = Criterion(y[sample]).reached(output).nonzero()[:, 0]
                 if len(fooled):
-                    # Lower precision, or other weights' layout, may see a success that there is not.
-                    truth = predict(predictive, drawn[fooled], streams[rows[fooled]].fold(Stream.MODEL))
-                    score[fooled] = torch.where(Criterion(y[rows[fooled]]).reached(truth), torch.inf, score[fooled])
-                best, first = score.reshape(-1, each).max(1)
-                better = (best > value[left]).nonzero()[:, 0]
-                row, slot = better * each + first[better], left[better]
-                point[slot], number[slot], value[slot] = drawn[row], trial[row], best[better]
-                left = left[value[left] < torch.inf]
+                    # Lower precision or another memory layout may show a success that the model itself denies.
+                    exact = predict(predictive, drawn[fooled], streams[sample[fooled]].fold(Stream.MODEL))
+                    confirmed = Criterion(y[sample[fooled]]).reached(exact)
+                    score[fooled] = torch.where(confirmed, torch.inf, score[fooled])
+                best, best_draw = score.reshape(-1, each).max(1)
+                better = (best > value[active]).nonzero()[:, 0]
+                chosen, index = better * each + best_draw[better], active[better]
+                point[index], number[index], value[index] = drawn[chosen], trial[chosen], best[better]
+                active = active[value[active] < torch.inf]
                 tried += each
         return Candidates(point, torch.where(value == torch.inf, number, self.draws), number)
 
 
+@checked_call()
 def random_search(
     eps: float, norm: str = "linf", draws: int = 10_000, box: Box = Box(), precision: Precision = "32"
 ) -> RandomSearch:
-    """Up to `draws` random points of the ball per sample (R, App. C.1). In a `Chain` after a gradient attack it looks
-    only at those that this one left standing, and `AttackResult.part` says who fell to which.
+    """Up to `draws` random points of the ball per sample (R, App. C.1). In a `Chain` after a gradient attack it is
+    run on the samples that this one did not fool, and `AttackResult.part` tells which attack fooled which sample.
     """
     return RandomSearch(Ball(norm, eps, box), draws, precision)

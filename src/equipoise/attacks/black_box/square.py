@@ -1,4 +1,4 @@
-"""Square attack: random search over squares of the image, which asks for scores and never for a gradient.
+"""Square attack: random search over squares of the image, which needs scores and no gradient.
 
 Every iteration proposes to change one window, the same for all samples, and a sample keeps the change if its margin
 shrinks (Andriushchenko et al. 2020). For Linf the window becomes `x ± eps`, one sign per channel, after a start of
@@ -7,8 +7,8 @@ budget and what is left of eps, with a pattern of two opposite hills (L1: Croce 
 share p of the image, which is halved nine times on the way.
 
 Windows are drawn from the seed and the iteration, signs from the sample's own stream, so that a result does not depend
-on the batch a sample comes in. A proposal that leaves the point as it is is not evaluated, and where the network allows
-it only what the window touches is (`equipoise.kernels.windowed`): the points are those of the plain loop.
+on the batch a sample comes in. A proposal that changes nothing is not evaluated, and where the network allows it
+only the part that the window touches is computed (`equipoise.kernels.windowed`), with the same results.
 """
 
 import math
@@ -26,6 +26,7 @@ from equipoise.attacks.attack import Batch, Candidates, SearchAttack
 from equipoise.attacks.execution import frozen_model
 from equipoise.attacks.result import prediction_of
 from equipoise.core import progress
+from equipoise.core.checks import checked_call
 from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream, Streams, fold
@@ -39,7 +40,7 @@ from equipoise.models import Frozen, Single
 _BLOCK = 64  # iterations whose draws are made together: as many as an integer has bits
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10 000 iterations
 _TILES = 5  # in each direction, of the start for L2 and L1
-_CROWDED = 0.9  # share of the rows still searching below which the others are cleared away, which costs a copy
+_CROWDED = 0.9  # share of active samples below which the finished ones are removed, which costs a copy
 
 
 @renamed_arguments(draws="eot_samples")
@@ -78,11 +79,8 @@ class Square(SearchAttack):
         if self.precision not in get_args(Precision):
             raise unknown("precision", self.precision, get_args(Precision))
 
-    def __str__(self) -> str:
-        return f"square({self.geometry.norm} {self.geometry.eps:g}, {self.queries} queries)"
-
     def search(self, batch: Batch) -> Candidates:
-        """One random search for all samples; those that are fooled leave."""
+        """Search for all samples at once; those that are fooled leave."""
         x, streams, candidates = batch.x, batch.inputs.streams, Candidates.unmoved(batch.x)
         with frozen_model(batch.inputs.predictive, x, "eval", self._precision(batch.inputs.predictive)) as draw:
             keys = [streams.fold(Stream.MODEL, *([n] if n else [])) for n in range(self.eot_samples)]
@@ -125,7 +123,7 @@ def _averaged(predicts: list[Predict]) -> Predict:
 class _State(SampleTable):
     """The state of the search, a row per sample."""
 
-    output_index: Tensor  # where the row's result belongs
+    output_index: Tensor  # position of its result
     stages: tuple[FeatureMaps, ...]  # the best point so far, and what the network computes there
     origin: Images
     labels: Labels
@@ -181,7 +179,7 @@ class _Search:
         return cls(Active(state, crowded=_CROWDED), moves, local, flat(truth), seed)
 
     def run(self, attack: Square) -> Iterator[_State]:
-        """Search; yields the rows as they finish."""
+        """Search, and yield the samples as they finish."""
         state = self.active.rows
         height, width = state.origin.shape[2:]
         draws: list[list[float]] = []
@@ -208,7 +206,7 @@ class _Search:
         yield state
 
     def _draw(self, block: int, channels: int) -> list[list[float]]:
-        """What the next iterations draw: numbers in [0, 1) for all samples, and each sample's signs."""
+        """Draw the random numbers of the next iterations: in [0, 1) for all samples, and each sample's signs."""
         state = self.active.rows
         drawn = state.streams.fold(Stream.SQUARE_SIGN, block).bits(channels)
         bits = drawn[..., None] >> torch.arange(_BLOCK, device=drawn.device)
@@ -217,7 +215,7 @@ class _Search:
         return Streams.of(fold(self.seed, Stream.SQUARE_WINDOW), iterations).uniform(5, dtype=torch.float64).tolist()
 
     def _try(self, index: Tensor, patch: Images, window: Window, iteration: int) -> None:
-        """Ask for the scores of the rows `index` with the patch in place, and keep it where the margin has shrunk."""
+        """Evaluate the samples `index` with the patch in place, and keep it where the margin has shrunk."""
         state = self.active.rows
         output, changes = self.local.predict(state.stages, index, patch, window)
         labels = state.labels[index]
@@ -225,14 +223,14 @@ class _Search:
         state.evaluations[index] += 1
         fooled = (value > 0).nonzero()[:, 0]
         if len(fooled):
-            # Lower precision, or the network in parts, may see a success that there is not: the search goes on.
+            # Lower precision, or the network in parts, may show a success that the model itself denies.
             point = state.stages[0][index[fooled]]
             point[:, :, slice(*window[0]), slice(*window[1])] = patch[fooled]
             value[fooled] = margin(self.truth(point), None, labels[fooled])
             state.evaluations[index[fooled]] += 1
         old = state.value[index]
         closer = (value > old).nonzero()[:, 0]
-        # Less than rounding is no progress, lest it depend on how samples are batched.
+        # Less than rounding does not count, as it depends on how samples are batched.
         least = old[closer] + output[closer].resolution(labels[closer])
         better = closer[(value[closer] > 0) | (value[closer] > least)]
         if len(better):
@@ -243,8 +241,8 @@ class _Search:
                 state.power[index] = self.moves.power(state.stages[0][index] - state.origin[index])
 
 
-def _place(size: tuple[int, int], image: torch.Size, row: float, column: float) -> Window:
-    """The window of this size at a place drawn uniformly from all there are."""
+def _window(size: tuple[int, int], image: torch.Size, row: float, column: float) -> Window:
+    """A window of this size at a position that is uniform over the image; `row` and `column` are in [0, 1)."""
     top, left = (int(u * (n - s + 1)) for u, n, s in zip((row, column), image, size, strict=True))
     return (top, top + size[0]), (left, left + size[1])
 
@@ -265,7 +263,7 @@ class _Signs:
 
         From a point `best` of the ball, `best ± 2·eps` projected to it is its corner `x ± eps`.
         """
-        window = _place(size, state.origin.shape[2:], *draw[:2])
+        window = _window(size, state.origin.shape[2:], *draw[:2])
         x = state.origin[:, :, slice(*window[0]), slice(*window[1])]
         return self.ball.box.clamp(x + self.ball.eps * signs[:, :, None, None]), window
 
@@ -276,7 +274,7 @@ class _Signs:
 
 @dataclass(frozen=True)
 class _Hills:
-    """Moves for L2 and L1: a window's budget goes to another one."""
+    """Moves for L2 and L1: one window takes over the budget of another."""
 
     ball: Ball
     p: int
@@ -309,7 +307,7 @@ class _Hills:
     def propose(self, state: _State, size: tuple[int, int], draw: list[float], signs: Tensor) -> Change:
         """The new content of the smallest window around the two, and that window."""
         p, (channels, *image) = self.p, state.origin.shape[1:]
-        taker, giver = (_place(size, torch.Size(image), *draw[k : k + 2]) for k in (0, 2))
+        taker, giver = (_window(size, torch.Size(image), *draw[k : k + 2]) for k in (0, 2))
         # For L1 the published step gives every channel the budget of all of them; then all of the image is projected.
         heavy = p == 1 and channels > 1
         around = _around(taker, giver) if not heavy else ((0, image[0]), (0, image[1]))
@@ -370,6 +368,7 @@ def _hill(height: int, width: int, p: int) -> Tensor:
     return heights / torch.linalg.vector_norm(heights, p)
 
 
+@checked_call(Square)
 def square(eps: float, norm: str = "linf", queries: int = 5000, box: Box = Box(), **options: Any) -> Square:
     """Square attack (Andriushchenko et al. 2020) within `queries` queries per sample.
 

@@ -1,11 +1,11 @@
-"""Transferred attacks: points made on a proxy, judged on the model under test (R, Sec. 5.1, `black-box`).
+"""Transferred attacks: points made on a proxy, evaluated on the model under test (R, Sec. 5.1, `black-box`).
 
-Nothing is asked of the model under test but its prediction at the point, so that no trick with its gradients helps it:
-where such an attack fools more samples than the same one on the model itself, gradients are masked (R, Sec. 5.2.1).
+They need no gradient of the model under test: where such an attack fools more samples than the same one on the model
+itself, gradients are masked (R, Sec. 5.2.1).
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -13,17 +13,18 @@ from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, AttackLike
 from equipoise.attacks.chain import Chain
 from equipoise.attacks.inputs import AttackInputs, validated_inputs
-from equipoise.attacks.result import AttackResult, Criterion, confirm
+from equipoise.attacks.result import AttackResult
 from equipoise.attacks.spaces import Input
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.types import Labels, Predictive
+from equipoise.core.types import Predictive
 from equipoise.geometry import Ball
 from equipoise.models import as_predictive
 
 
 @dataclass(frozen=True)
 class Transfer(Attack):
-    """An attack on another model, whose points the model under test has to stand."""
+    """An attack on another model, whose points are tried on the model under test."""
 
     kind = "transfer"
     needs_labels = True
@@ -58,50 +59,40 @@ class Transfer(Attack):
         return {"attack": "transfer", "geometry": made["geometry"], "proxy": proxy, "of": made}
 
     def run(self, inputs: AttackInputs) -> AttackResult:
-        """Attack the proxy, and see what the model says of every point that this yields, fooled there or not.
+        """Attack the proxy, and evaluate the model under test at every point, whether it fools the proxy or not.
 
         `success`, `prediction` and `distance` are those of the model under test; `evaluations`, `iteration` and the
-        counts of gradients those of the attack on the proxy, with one evaluation more for the judgement.
+        counts of gradients those of the attack on the proxy, with one more evaluation of the model under test.
         """
-        x, y = inputs.x, cast(Labels, inputs.y)
         try:
-            with validated_inputs(self.proxy, x, y, self.geometry, **inputs.options) as proxy:
+            with validated_inputs(self.proxy, inputs.x, inputs.y, self.geometry, **inputs.options) as proxy:
                 require(
                     proxy.classes == inputs.classes,
                     f"it has {proxy.classes} classes, the model under test has {inputs.classes}: a label would mean "
                     "two things.",
                 )
-                made = self.attack(self.proxy, x, y, **inputs.options)
+                made = self.attack(self.proxy, inputs.x, inputs.y, **inputs.options)
         except EquipoiseError as error:
             raise EquipoiseError(f"the proxy {self.name!r}: {error}") from error
+        costs = ("evaluations", "iteration", "nan_gradients", "zero_gradients")
         return AttackResult.cat(
             [
-                confirm(
-                    inputs.predictive,
-                    self.geometry,
-                    Criterion(y[b]),
-                    x[b],
-                    made.x[b],
-                    inputs.streams[b],
-                    evaluations=made.evaluations[b],
-                    iteration=made.iteration[b],
-                    nan_gradients=made.nan_gradients[b],
-                    zero_gradients=made.zero_gradients[b],
-                )[0]
-                for b in inputs.batches(inputs.batch_size)
+                inputs[i].confirm(self.geometry, made.x[i], **{name: getattr(made, name)[i] for name in costs})[0]
+                for i in inputs.batches(inputs.batch_size)
             ]
         )
 
 
+@checked_call()
 def transfer(proxy: "nn.Module | Predictive", attack: AttackLike, name: str, sha256: str = "") -> Attack:
     """`attack` made on `proxy`, which records call `name`, and judged on the model it is then called with.
 
-    An ascent that would stop where it first fools the proxy climbs on to its best point: right behind the boundary of
-    one model another one is mostly right. A `Chain` becomes one of transferred parts, in which a sample leaves when it
-    fools the model under test.
+    An ascent that would stop at its first success on the proxy goes on to its best point instead, as a point just
+    beyond the boundary of one model rarely fools another. A `Chain` becomes one of transferred parts, in which a sample
+    leaves when it fools the model under test.
     """
     if isinstance(attack, Chain):
-        parts = tuple((part, transfer(proxy, one, name, sha256)) for part, one in attack.parts)
+        parts = tuple((part, transfer(proxy, inner, name, sha256)) for part, inner in attack.parts)
         return replace(attack, parts=parts)
     if isinstance(attack, Ascent) and attack.return_point == "first_success":
         attack = replace(attack, return_point="best")

@@ -1,4 +1,4 @@
-"""DeepFool: step by step onto the nearest linearised boundary (Moosavi-Dezfooli et al. 2016, CVPR, Alg. 2).
+"""DeepFool: repeated steps onto the nearest linearised boundary (Moosavi-Dezfooli et al. 2016, CVPR, Alg. 2).
 
 At the iterate `x_i` of a sample of class y, with the values and gradients of `z_t - z_y` for every other class t,
 
@@ -17,6 +17,7 @@ import torch
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
 from equipoise.attacks.result import likely_classes
 from equipoise.core import progress
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import require, require_integer
 from equipoise.geometry import NORMS, Ball, Box, norm_of
 from equipoise.geometry.hyperplane import move_onto
@@ -24,7 +25,7 @@ from equipoise.geometry.hyperplane import move_onto
 
 @dataclass(frozen=True)
 class DeepFool(BoundaryAttack):
-    """Onto the nearest of the linearised boundaries, again and again, until the prediction changes."""
+    """Repeated moves onto the nearest linearised boundary, until the prediction changes."""
 
     kind = "deepfool"
 
@@ -42,36 +43,34 @@ class DeepFool(BoundaryAttack):
         require_integer("targets", self.targets, 1)
         require(self.overshoot >= 0, f"overshoot = {self.overshoot} stops before the boundary: expected a number >= 0.")
 
-    def __str__(self) -> str:
-        return f"deepfool({self.geometry.norm} {self.geometry.eps:g}, {self.steps} steps, {self.targets} targets)"
-
     def walk(self, search: Search) -> None:
-        """All samples side by side; those that are done leave."""
+        """Move all samples at once; those that are misclassified leave."""
         ball, point = self.geometry, search.x
         targets = likely_classes(search.clean, search.y, self.targets)
         # Rounding may leave a point on the plane on the wrong side of it, however small the move.
         least = search.clean.resolution(search.y)[:, None]
-        rows = torch.arange(len(point), device=point.device)
+        active = torch.arange(len(point), device=point.device)
         for step in range(1, self.steps + 1):
             progress.report(step - 1, self.steps, "step")
-            value, gradient = search.planes(point, rows, targets[rows])
-            rise = (1 + self.overshoot) * -value + least[rows]
+            value, gradient = search.planes(point, active, targets[active])
+            rise = (1 + self.overshoot) * -value + least[active]
             flat = point.flatten(1)
             moves = move_onto(
                 flat.repeat_interleave(rise.shape[1], 0), gradient.flatten(0, 1), rise.flatten(), ball.norm, ball.box
             ).reshape(gradient.shape)
-            # A plane that the box keeps out of reach is as far as it would be at the same pace.
-            pace = (gradient * moves).sum(2) / norm_of(moves.flatten(0, 1), NORMS[ball.norm].order).reshape(rise.shape)
-            nearest = (rise / pace.nan_to_num(0.0)).argmin(1)
-            move = moves[torch.arange(len(rows), device=rows.device), nearest]
+            # The distance to a plane beyond the box is extrapolated at the rate of the move that the box allows.
+            rate = (gradient * moves).sum(2) / norm_of(moves.flatten(0, 1), NORMS[ball.norm].order).reshape(rise.shape)
+            nearest = (rise / rate.nan_to_num(0.0)).argmin(1)
+            move = moves[torch.arange(len(active), device=active.device), nearest]
             point = ball.box.clamp(flat + move).reshape(point.shape)
-            wrong = search.look(point, rows)
-            search.keep(point[wrong], rows[wrong], ball.distance(point, search.x[rows])[wrong], step)
-            point, rows = point[~wrong], rows[~wrong]
-            if len(rows) == 0:
+            wrong = search.look(point, active)
+            search.keep(point[wrong], active[wrong], ball.distance(point, search.x[active])[wrong], step)
+            point, active = point[~wrong], active[~wrong]
+            if len(active) == 0:
                 return
 
 
+@checked_call(DeepFool)
 def deepfool(
     eps: float = float("inf"), norm: str = "l2", steps: int = 50, targets: int = 9, box: Box = Box(), **options: Any
 ) -> DeepFool:

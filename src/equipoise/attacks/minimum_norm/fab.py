@@ -1,16 +1,16 @@
 """FAB: the shortest perturbation that crosses the decision boundary (Croce & Hein 2020, ICML), towards chosen classes.
 
-Where an ascent stays in a ball and climbs, FAB stays near the boundary and comes back. With `f = z_t - z_y` (logits of
-a target class and the true one) linear about the iterate `x_i`, let `d1` be the shortest move of `x_i` onto `f = 0`
+An ascent maximises within a ball; FAB stays near the boundary and minimises the distance. With `f = z_t - z_y` (logits
+of a target class and the true one) linear about the iterate `x_i`, let `d1` be the shortest move of `x_i` onto `f = 0`
 within the box, and `d2` that of the clean point `x_0` (`equipoise.geometry.hyperplane`). Then
 
     a = min(‖d1‖ / (‖d1‖ + ‖d2‖), alpha_max)
     x_{i+1} = clip( (1 - a)(x_i + eta·d1) + a(x_0 + eta·d2) )
 
-and an iterate that the model gets wrong is remembered and taken back to `x_0 + beta(x_{i+1} - x_0)` (ibid., Alg. 1).
+and a misclassified iterate is recorded and moved back to `x_0 + beta(x_{i+1} - x_0)` (ibid., Alg. 1).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from equipoise.attacks.execution import frozen_model
 from equipoise.attacks.minimum_norm.search import clearly_wrong, difference, linearise
 from equipoise.attacks.result import like, likely_classes
 from equipoise.core import progress
+from equipoise.core.checks import checked_call
 from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream, Streams
@@ -34,7 +35,7 @@ from equipoise.geometry.hyperplane import move_onto
 @renamed_arguments(keep="return_point")
 @dataclass(frozen=True)
 class FAB(SearchAttack):
-    """Targeted FAB: the linearised boundary towards each of the likeliest wrong classes, all of them side by side."""
+    """Targeted FAB: steps onto the linearised boundary towards each of the most likely wrong classes."""
 
     kind = "fab"
     needs_labels = True
@@ -73,10 +74,6 @@ class FAB(SearchAttack):
             "eps is infinite, where any error is a success: give it a radius, or search with return_point='nearest'.",
         )
 
-    def __str__(self) -> str:
-        ball = self.geometry
-        return f"fab({ball.norm} {ball.eps:g}, {self.steps} steps, {self.targets} targets)"
-
     def search(self, batch: Batch) -> Candidates:
         """One attempt towards every target; the first from the clean points."""
         x, inputs, targets = batch.x, batch.inputs, likely_classes(batch.clean, batch.label, self.targets)
@@ -88,8 +85,7 @@ class FAB(SearchAttack):
             predict = draw(inputs.streams.fold(Stream.MODEL))
             candidates, score = self._walk(predict, _Walk.of(x, batch.label, targets, start), x)
         if self.precision == "bf16":
-            claimed = (score < float("inf")) & self.geometry.contains(candidates.point, x)
-            return replace(candidates, claimed=claimed)
+            candidates.claimed = (score < float("inf")) & self.geometry.contains(candidates.point, x)
         return candidates
 
     def _start(self, x: Points, targets: int, streams: Streams, reach: PerSample) -> Float[Tensor, "batch targets ..."]:
@@ -102,16 +98,16 @@ class FAB(SearchAttack):
     def _walk(self, predict: Predict, walks: "_Walk", x: Points) -> tuple[Candidates, PerSample]:
         """The best points, and their scores: infinite for none, the distance with "nearest", else 0.
 
-        The walks of a sample stay together, so that which success is the earliest is the sample's own.
+        The walks of a sample leave together, so that its first success does not depend on other samples.
         """
-        found, score, targets = Candidates.unmoved(x), torch.full_like(x.flatten(1)[:, 0], float("inf")), walks.targets
+        candidates, score, targets = Candidates.unmoved(x), x.new_full((len(x),), float("inf")), walks.targets
         active = Active(walks)
-        walks.linearise(predict, found)
+        walks.linearise(predict, candidates)
         for step in range(1, self.steps + 1):
             progress.report(step - 1, self.steps, "step")
             walks.point = self._next(walks)
-            walks.look(predict(walks.point), found)
-            better = self._record(walks, step, found, score)
+            walks.classify(predict(walks.point), candidates)
+            better = self._record(walks, step, candidates, score)
             if step == self.steps:
                 break
             if self.return_point == "first_success":
@@ -121,8 +117,8 @@ class FAB(SearchAttack):
                     break
             share = torch.ones_like(walks.value).masked_fill(walks.misclassified, self.beta)
             walks.point = torch.lerp(walks.origin, walks.point, like(share, walks.point))
-            walks.linearise(predict, found)
-        return found, score
+            walks.linearise(predict, candidates)
+        return candidates, score
 
     def _next(self, walks: "_Walk") -> Points:
         """`clip((1 - a)(x_i + eta·d1) + a(x_0 + eta·d2))` of every walk."""
@@ -137,29 +133,29 @@ class FAB(SearchAttack):
         moved = torch.lerp(x.add(d1, alpha=self.eta), x0.add(d2, alpha=self.eta), a)
         return box.clamp(moved).reshape(walks.point.shape)
 
-    def _record(self, walks: "_Walk", step: int, found: Candidates, best: PerSample) -> Bool[Tensor, " samples"]:
-        """Keep the best new point of every sample, if better than that found; return which samples have one."""
+    def _record(self, walks: "_Walk", step: int, candidates: Candidates, best: PerSample) -> Bool[Tensor, " samples"]:
+        """Keep the best new point of every sample, if better than its candidate; return which samples have one."""
         score = torch.full_like(walks.value, float("inf"))
         if self.return_point == "nearest":
             clear = walks.clear.nonzero()[:, 0]
             score[clear] = self.geometry.distance(walks.point[clear], walks.origin[clear])
         else:
             length = norm_of((walks.point - walks.origin).flatten(1), NORMS[self.geometry.norm].order)
-            near = length <= 1.001 * self.geometry.eps + 1e-5 * self.geometry.box.scale
-            near = (walks.clear & near).nonzero()[:, 0]
-            score[near[self.geometry.contains(walks.point[near], walks.origin[near])]] = 0.0
+            inside = length <= 1.001 * self.geometry.eps + 1e-5 * self.geometry.box.scale
+            inside = (walks.clear & inside).nonzero()[:, 0]  # by a cheap bound, then exactly
+            score[inside[self.geometry.contains(walks.point[inside], walks.origin[inside])]] = 0.0
         score, first = score.reshape(-1, walks.targets).min(1)
         better = score < best[walks.output_index[:: walks.targets]]
-        row = (torch.arange(len(better), device=better.device) * walks.targets + first)[better]
-        index = walks.output_index[row]
-        found.write(index, point=walks.point[row], iteration=step)
+        best_walk = (torch.arange(len(better), device=better.device) * walks.targets + first)[better]
+        index = walks.output_index[best_walk]
+        candidates.write(index, point=walks.point[best_walk], iteration=step)
         best[index] = score[better]
         return better
 
 
 @dataclass
 class _Walk(SampleTable):
-    """The walks of the samples still searched: a row for every target, those of a sample next to each other."""
+    """The iterates of the active samples: a row for every target, those of a sample next to each other."""
 
     output_index: Tensor  # which sample it belongs to
     origin: Tensor
@@ -183,18 +179,19 @@ class _Walk(SampleTable):
         value, gradient = origin.new_zeros(len(index)), torch.zeros_like(origin.flatten(1))
         return _Walk(index, origin, y[index], targets.flatten(), point, value, gradient, no, no, count)
 
-    def look(self, output: Prediction, found: Candidates) -> None:
+    def classify(self, output: Prediction, candidates: Candidates) -> None:
         """At which points the model is wrong, and at which of them clearly."""
-        found.count(self.output_index)
+        candidates.count(self.output_index)
         self.misclassified, self.clear = output.labels != self.labels, clearly_wrong(output, self.labels)
 
-    def linearise(self, predict: Predict, found: Candidates) -> None:
+    def linearise(self, predict: Predict, candidates: Candidates) -> None:
         """The value of every point, and the gradient along which it moves next."""
         self.value, self.gradient, _ = linearise(
-            difference, predict, self.point, self.labels, self.target, found, self.output_index
+            difference, predict, self.point, self.labels, self.target, candidates, self.output_index
         )
 
 
+@checked_call(FAB)
 def fab(
     eps: float,
     norm: str = "linf",

@@ -20,6 +20,7 @@ import torch
 
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search, clearly_wrong
 from equipoise.core import progress
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import require, require_integer
 from equipoise.geometry import Ball, Box, norm_of
 from equipoise.losses.objectives import margin
@@ -50,9 +51,7 @@ class FMN(BoundaryAttack):
     def __post_init__(self) -> None:
         usual = (10.0 if self.geometry.norm == "linf" else 1.0) * self.geometry.box.scale
         if self.step_size is None:
-            object.__setattr__(
-                self, "step_size", (10.0 if self.geometry.norm == "linf" else 1.0) * self.geometry.box.scale
-            )
+            object.__setattr__(self, "step_size", usual)
         if self.last_step_size is None:
             object.__setattr__(self, "last_step_size", usual / 100)
         require_integer("steps", self.steps, 1)
@@ -63,32 +62,29 @@ class FMN(BoundaryAttack):
             )
         require(self.gamma < 1, f"gamma = {self.gamma} leaves no ball: expected a number below 1, such as 0.05.")
 
-    def __str__(self) -> str:
-        return f"fmn({self.geometry.norm} {self.geometry.eps:g}, {self.steps} steps of {self.step_size:g})"
-
     def walk(self, search: Search) -> None:
-        """All samples side by side, for all steps."""
+        """Move all samples at once, for all steps."""
         x, ball = search.x, self.geometry
-        everywhere, rows = Ball("l2", math.inf, ball.box), torch.arange(len(x), device=x.device)
+        unbounded, index = Ball("l2", math.inf, ball.box), torch.arange(len(x), device=x.device)
         point, eps = x, torch.full_like(search.distance, torch.inf)
         for step in range(self.steps):
             progress.report(step, self.steps, "step")
-            value, gradient, here = search.ascend(margin, point, rows)
+            value, gradient, output = search.ascend(margin, point, index)
             length = ball.distance(point, x)
-            wrong = clearly_wrong(here, search.y)
-            search.keep(point[wrong], rows[wrong], length[wrong], step)
+            wrong = clearly_wrong(output, search.y)
+            search.keep(point[wrong], index[wrong], length[wrong], step)
             gamma = _cosine(self.gamma, self.last_gamma, step / self.steps)
-            found = search.distance < torch.inf
-            ahead = length + (value.abs() / norm_of(gradient, _DUAL[ball.norm])).nan_to_num(torch.inf)
+            was_wrong = search.distance < torch.inf
+            beyond = length + (value.abs() / norm_of(gradient, _DUAL[ball.norm])).nan_to_num(torch.inf)
             eps = torch.where(
                 wrong,
                 torch.minimum(eps * (1 - gamma), search.distance),
-                torch.where(found, eps, ahead) * (1 + gamma),
+                torch.where(was_wrong, eps, beyond) * (1 + gamma),
             )
             size = _cosine(cast(float, self.step_size), cast(float, self.last_step_size), step / self.steps)
-            point = ball.project(everywhere.steepest(point, gradient.reshape(x.shape), size), x, eps)
-        wrong = search.look(point, rows)
-        search.keep(point[wrong], rows[wrong], ball.distance(point, x)[wrong], self.steps)
+            point = ball.project(unbounded.steepest(point, gradient.reshape(x.shape), size), x, eps)
+        wrong = search.look(point, index)
+        search.keep(point[wrong], index[wrong], ball.distance(point, x)[wrong], self.steps)
 
 
 def _cosine(first: float, last: float, share: float) -> float:
@@ -96,6 +92,7 @@ def _cosine(first: float, last: float, share: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 
+@checked_call(FMN)
 def fmn(eps: float = float("inf"), norm: str = "l2", steps: int = 100, box: Box = Box(), **options: Any) -> FMN:
     """FMN within `eps`, by default anywhere in the box; also takes the other fields of `FMN`."""
     return FMN(Ball(norm, eps, box), steps, **options)

@@ -18,18 +18,19 @@ from torch import Tensor
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
 from equipoise.attacks.result import likely_classes
 from equipoise.core import progress
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import require, require_integer
 from equipoise.core.types import Points
 from equipoise.geometry import Ball, Box
 from equipoise.geometry.hyperplane import move_onto
 
-_SETTLED = 2.0**-20
+_TOLERANCE = 2.0**-20
 """Relative width of the bracket of s at which bisection ends."""
 
 
 @dataclass(frozen=True)
 class BG(BoundaryAttack):
-    """The box-constrained linearised step towards each of the likeliest wrong classes, all of them side by side."""
+    """The box-constrained linearised step towards each of the most likely wrong classes."""
 
     kind = "bg"
 
@@ -47,37 +48,34 @@ class BG(BoundaryAttack):
         require(self.growth > 1, f"growth = {self.growth} does not grow: expected a number > 1, such as 1.2.")
         require_integer("steps", self.steps, 1)
 
-    def __str__(self) -> str:
-        return f"bg({self.geometry.norm} {self.geometry.eps:g}, {self.targets} targets)"
-
     def walk(self, search: Search) -> None:
-        """All targets side by side. A row leaves that cannot become the nearest of its sample any more."""
+        """Search towards all targets at once; one that cannot become the nearest of its sample any more leaves."""
         x, ball = search.x, self.geometry
         targets = likely_classes(search.clean, search.y, self.targets)
         value, gradient = search.planes(x, torch.arange(len(x), device=x.device), targets)
         sample = torch.arange(len(x), device=x.device).repeat_interleave(targets.shape[1])
         gap, normal = -value.flatten(), gradient.flatten(0, 1)
-        # On the way d(s) the model is right at `low`, where the move has the length `near`, and wrong at `high`.
-        low, near = torch.zeros_like(gap), torch.zeros_like(gap)
-        high, scale = torch.full_like(gap, torch.inf), torch.ones_like(gap)
-        rows = torch.arange(len(gap), device=x.device)
+        # s is bracketed: at `low`, where the move has the length `length_low`, the model is right, and wrong at `high`.
+        low, length_low = torch.zeros_like(gap), torch.zeros_like(gap)
+        high, s = torch.full_like(gap, torch.inf), torch.ones_like(gap)
+        active = torch.arange(len(gap), device=x.device)
         for step in range(1, self.steps + 1):
             progress.report(step - 1, self.steps, "step")
-            origin, rise = x[sample[rows]], scale[rows] * gap[rows]
-            move = move_onto(origin.flatten(1), normal[rows], rise, ball.norm, ball.box)
+            origin, rise = x[sample[active]], s[active] * gap[active]
+            move = move_onto(origin.flatten(1), normal[active], rise, ball.norm, ball.box)
             point = ball.box.clamp(origin + move.reshape(origin.shape))
             length = ball.distance(point, origin)
-            wrong = search.look(point, sample[rows])
-            _keep_nearest(search, point, sample[rows], torch.where(wrong, length, torch.inf), step)
-            high[rows] = torch.where(wrong, scale[rows], high[rows])
-            low[rows] = torch.where(wrong, low[rows], scale[rows])
-            near[rows] = torch.where(wrong, near[rows], length)
-            at_wall = ~wrong & ((normal[rows] * move).sum(1) < (1 - _SETTLED) * rise)
-            settled = at_wall | (low[rows] >= (1 - _SETTLED) * high[rows])
-            rows = rows[~settled & (near[rows] < search.distance[sample[rows]])]
-            if len(rows) == 0:
+            wrong = search.look(point, sample[active])
+            _keep_nearest(search, point, sample[active], torch.where(wrong, length, torch.inf), step)
+            high[active] = torch.where(wrong, s[active], high[active])
+            low[active] = torch.where(wrong, low[active], s[active])
+            length_low[active] = torch.where(wrong, length_low[active], length)
+            beyond_box = ~wrong & ((normal[active] * move).sum(1) < (1 - _TOLERANCE) * rise)
+            converged = beyond_box | (low[active] >= (1 - _TOLERANCE) * high[active])
+            active = active[~converged & (length_low[active] < search.distance[sample[active]])]
+            if len(active) == 0:
                 return
-            scale = torch.where(high < torch.inf, (low + high) / 2, self.growth * low)
+            s = torch.where(high < torch.inf, (low + high) / 2, self.growth * low)
 
 
 def _keep_nearest(search: Search, point: Points, sample: Tensor, distance: Tensor, step: int) -> None:
@@ -90,6 +88,7 @@ def _keep_nearest(search: Search, point: Points, sample: Tensor, distance: Tenso
     search.keep(point[nearest], sample[nearest], distance[nearest], step)
 
 
+@checked_call(BG)
 def bg(eps: float = float("inf"), norm: str = "l2", targets: int = 9, box: Box = Box(), **options: Any) -> BG:
     """BG within `eps`, by default anywhere in the box; also takes the other fields of `BG`. The paper's norm is l2."""
     return BG(Ball(norm, eps, box), targets, **options)

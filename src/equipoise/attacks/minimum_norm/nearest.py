@@ -1,4 +1,4 @@
-"""Several attacks side by side, and of each sample's successes the nearest (F, Sec. 5): the distance to the boundary.
+"""Several independent attacks, and of each sample's successes the nearest (F, Sec. 5): the distance to the boundary.
 
 margin_attack   FGSM, PGD and BG, each moved back to the boundary: how F scores R2
 nearest         these, DeepFool and FMN
@@ -8,25 +8,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from equipoise.attacks.attack import Attack, AttackLike, Composite, own_labels, unperturbed
+from equipoise.attacks.attack import AttackLike, Composite, own_labels, unperturbed
 from equipoise.attacks.gradient import fgsm, pgd
 from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.minimum_norm.bisection import Bisected
 from equipoise.attacks.minimum_norm.deepfool import deepfool
 from equipoise.attacks.minimum_norm.fmn import fmn
 from equipoise.attacks.minimum_norm.hein_andriushchenko import bg
-from equipoise.attacks.result import AttackResult, Criterion, judge
+from equipoise.attacks.result import AttackResult
 from equipoise.core import progress
 from equipoise.core.caching import cached
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import require
-from equipoise.core.types import Labels
 from equipoise.geometry import Ball, Box
 
-LADDER: dict[str, tuple[float, ...]] = {
+RADII: dict[str, tuple[float, ...]] = {
     "linf": tuple(2.0**k for k in range(-6, 0)),
     "l2": tuple(2.0**k for k in range(-2, 4)),
     "l1": tuple(2.0**k for k in range(0, 6)),
@@ -36,11 +36,11 @@ only their direction counts."""
 
 
 @dataclass(frozen=True)
-class Nearest(Attack):
-    """Attacks side by side; of each sample's successes the nearest, of equally near ones the first.
+class Nearest(Composite):
+    """Independent attacks; of each sample's successes the nearest, of equally near ones the first.
 
-    `AttackResult.part` says whose it was. The parts may have radii of their own, but share the box; and the norm,
-    unless `norm` names the one in which all their distances are measured.
+    `AttackResult.part` is the attack it comes from. The parts may have radii of their own, but share the box, and the
+    norm too unless `norm` is given.
     """
 
     kind = "nearest"
@@ -64,47 +64,39 @@ class Nearest(Attack):
         ball = self.parts[0][1].geometry
         object.__setattr__(self, "geometry", replace(ball, norm=self.norm or ball.norm, eps=self.eps))
 
-    def __str__(self) -> str:
-        return f"nearest of {', '.join(self.names)}"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the parts, to which `AttackResult.part` is an index."""
-        return tuple(name for name, _ in self.parts)
-
     def run(self, inputs: AttackInputs) -> AttackResult:
         """All attacks on the samples that are right; without labels, on all, away from the prediction at `x`.
 
         A sample that no attack moves across the boundary stays as it is.
         """
         batches = list(inputs.batches(inputs.batch_size))
-        inputs = replace(inputs, y=torch.cat([own_labels(inputs[rows]) for rows in batches]))
-        result = AttackResult.cat([unperturbed(inputs[rows], self.geometry)[0] for rows in batches])
-        rows = (~result.success).nonzero()[:, 0]
-        if len(rows) == 0:
+        inputs = replace(inputs, y=torch.cat([own_labels(inputs[batch]) for batch in batches]))
+        result = AttackResult.cat([unperturbed(inputs[batch], self.geometry)[0] for batch in batches])
+        correct = (~result.success).nonzero()[:, 0]
+        if len(correct) == 0:
             return result
-        best, left = result[rows], inputs[rows]
+        best, inputs = result[correct], inputs[correct]
         for number, (name, attack) in enumerate(progress.shares(self.parts, self.names)):
-            found = cached(name, partial(attack, left.model, left.x, left.y, **left.options))
+            new = cached(name, partial(attack, inputs.model, inputs.x, inputs.y, **inputs.options))
             if attack.geometry.norm != self.geometry.norm:
-                found = replace(found, distance=self.geometry.distance(found.x, left.x))
-            nearer = found.success & self.geometry.contains(found.x, left.x)
-            nearer &= ~best.success | (found.distance < best.distance)
-            best = best.where(replace(found, part=torch.full_like(found.part, number)), nearer)
-        criterion = Criterion(cast(Labels, left.y))
-        return result.with_rows(rows, judge(left.predictive, self.geometry, criterion, left.x, best, left.streams))
+                new = replace(new, distance=self.geometry.distance(new.x, inputs.x))
+            nearer = new.success & self.geometry.contains(new.x, inputs.x)
+            nearer &= ~best.success | (new.distance < best.distance)
+            best = best.where(replace(new, part=torch.full_like(new.part, number)), nearer)
+        return result.with_rows(correct, inputs.judge(self.geometry, best))
 
 
-def share_won(attack: Composite, found: AttackResult) -> dict[str, float]:
+def share_won(attack: Composite, result: AttackResult) -> dict[str, float]:
     """The share of each part of a `Nearest` or a `Chain` in the samples that were fooled (F, Table 2).
 
-    Samples that are wrong as they are count for nobody; all shares are 0 where no sample was fooled.
+    Samples that are misclassified without a perturbation count for no part; all shares are 0 where none was fooled.
     """
-    won = found.part[found.success & (found.distance > 0)]
-    count = torch.bincount(won, minlength=len(attack.names)).tolist()
-    return {name: n / max(len(won), 1) for name, n in zip(attack.names, count, strict=True)}
+    winners = result.part[result.success & (result.distance > 0)]
+    count = torch.bincount(winners, minlength=len(attack.names)).tolist()
+    return {name: n / max(len(winners), 1) for name, n in zip(attack.names, count, strict=True)}
 
 
+@checked_call()
 def margin_attack(
     norm: str = "l2",
     eps: float = math.inf,
@@ -119,7 +111,7 @@ def margin_attack(
 ) -> Nearest:
     """FGSM, PGD and BG, each moved back to the boundary by bisection, and the nearest point of all (F, Sec. 5).
 
-    F gives no radius for FGSM and PGD. Each is run at those of `radii`, by default `LADDER`, and its nearest point is
+    F gives no radius for FGSM and PGD. Each is run at those of `radii`, by default `RADII`, and its nearest point is
     taken, so that no choice of a radius decides a score; PGD, of `steps` steps from the clean point, stops at its first
     success. The balls in which they search are in `search_norm`, by default the `norm` in which distances are measured;
     see `published_margin_attack` for the reading that F's numbers fit. With labels, samples that are wrong already are
@@ -127,24 +119,28 @@ def margin_attack(
     not count.
     """
     inner = search_norm or norm
-    at_radii = tuple(box.scale * r for r in LADDER.get(inner, ())) if radii is None else tuple(radii)
-    for known in (norm, inner):
-        Ball(known, eps, box)  # refuses an unknown norm
-    require(len(at_radii) > 0, "radii holds none: give FGSM and PGD at least one radius.")
+    for name in (norm, inner):
+        Ball(name, eps, box)  # refuses an unknown norm
+    radii = [box.scale * r for r in RADII[inner]] if radii is None else radii
+    require(
+        isinstance(radii, Sequence) and len(radii) > 0,
+        f"radii = {radii!r}: give FGSM and PGD at least one radius, as a list of numbers.",
+    )
 
-    def back(attack: AttackLike) -> Bisected:
+    def bisected(attack: AttackLike) -> Bisected:
         return Bisected(attack, halvings, looks)
 
-    fast = tuple((f"{r:g}", back(fgsm(r, inner, box=box))) for r in at_radii)
-    slow = tuple((f"{r:g}", back(pgd(r, step_size, steps, inner, box, start="zero"))) for r in at_radii)
+    fgsms = tuple((f"{r:g}", bisected(fgsm(r, inner, box=box))) for r in radii)
+    pgds = tuple((f"{r:g}", bisected(pgd(r, step_size, steps, inner, box, start="zero"))) for r in radii)
     parts = (
-        ("fgsm", Nearest(fast, norm=norm)),
-        ("pgd", Nearest(slow, norm=norm)),
-        ("bg", back(bg(norm=norm, box=box))),
+        ("fgsm", Nearest(fgsms, norm=norm)),
+        ("pgd", Nearest(pgds, norm=norm)),
+        ("bg", bisected(bg(norm=norm, box=box))),
     )
     return Nearest(parts, eps)
 
 
+@checked_call(margin_attack)
 def published_margin_attack(
     eps: float = math.inf,
     *,
@@ -166,6 +162,7 @@ def published_margin_attack(
     return margin_attack("l2", eps, box=box, **reading, **options)
 
 
+@checked_call(margin_attack)
 def nearest(norm: str = "l2", eps: float = math.inf, *, steps: int = 100, box: Box = Box(), **options: Any) -> Nearest:
     """`margin_attack`, and DeepFool and FMN of `steps` steps, moved back in the same way: a lower upper bound.
 
@@ -174,4 +171,4 @@ def nearest(norm: str = "l2", eps: float = math.inf, *, steps: int = 100, box: B
     weaker = margin_attack(norm, eps, box=box, **options)
     refined = {name: options[name] for name in ("halvings", "looks") if name in options}
     more = (("deepfool", deepfool(norm=norm, box=box)), ("fmn", fmn(norm=norm, steps=steps, box=box)))
-    return replace(weaker, parts=weaker.parts + tuple((name, Bisected(one, **refined)) for name, one in more))
+    return replace(weaker, parts=weaker.parts + tuple((name, Bisected(attack, **refined)) for name, attack in more))

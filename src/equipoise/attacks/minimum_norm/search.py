@@ -1,11 +1,11 @@
-"""What the attacks that look for the nearest point of another class have in common: FAB, BG, DeepFool and FMN.
+"""What minimum-norm attacks have in common: FAB, BG, DeepFool and FMN.
 
-They see the boundary towards a class t as the plane on which the linearised difference of scores `z_t - z_y` is 0.
+They linearise the boundary towards a class t: the plane where the linearised difference of scores `z_t - z_y` is 0.
 """
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +19,7 @@ from equipoise.geometry import Rows
 from equipoise.losses.objectives import Objective, margin
 
 _ROUNDED = 16
-"""Shorter by less than so many units of a distance's resolution is not nearer: rounding differs from batch to batch."""
+"""A distance is smaller only by more than this many machine epsilons, as rounding differs from batch to batch."""
 
 
 def _difference(
@@ -34,7 +34,7 @@ difference = Objective("logit difference", _difference, needs_labels=True, targe
 
 
 def clearly_wrong(here: Prediction, y: Labels) -> Bool[Tensor, " batch"]:
-    """By more than rounding, lest the point be right in another batch or on another device."""
+    """Which predictions are wrong by more than rounding, so that they are on any device and in any batch."""
     return (margin(here, None, y) > here.resolution(y)) & here.finite
 
 
@@ -47,8 +47,8 @@ def linearise(
     candidates: Candidates,
     index: Int[Tensor, " rows"],
 ) -> tuple[PerSample, Rows, Prediction]:
-    """Return the objective, its gradient in rows, and the prediction at points of the samples `index`, whose costs are
-    counted. What is not finite is 0.
+    """Return the objective, its gradient, flattened, and the prediction at points of the samples `index`, whose costs
+    are counted. Values that are not finite become 0.
     """
     value, gradient, output = value_and_gradient(objective, predict, points, None, labels, target)
     gradient = gradient.flatten(1)
@@ -59,31 +59,16 @@ def linearise(
     return value.nan_to_num(0.0, 0.0, 0.0), gradient, output
 
 
-class Planes(NamedTuple):
-    """The linearised boundaries towards several classes: `value + gradient·d = 0`."""
-
-    value: Float[Tensor, "batch targets"]
-    """`z_t - z_y`."""
-    gradient: Float[Tensor, "batch targets features"]
-    """Its gradient."""
-
-
 @dataclass
 class Search:
-    """A search under way: the samples, and their nearest misclassified points so far."""
+    """The state of a search: the samples, and their nearest misclassified points so far."""
 
     predict: Predict
-    """The model, standing still."""
     x: Points
-    """The clean points."""
-    y: Labels
-    """The classes to get away from."""
+    y: Labels  # the classes to get away from
     clean: Prediction
-    """The prediction at the clean points."""
-    candidates: Candidates
-    """The nearest misclassified points, the clean ones while there are none, and all costs."""
-    distance: PerSample
-    """Their distances; infinite while there is none."""
+    candidates: Candidates  # the nearest misclassified points, the clean ones while there are none, and all costs
+    distance: PerSample  # of these points; infinite while there is none
 
     def look(self, points: Points, index: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
         """Whether the model is clearly wrong at these points of the samples `index`, which may occur more than once."""
@@ -91,16 +76,20 @@ class Search:
         return clearly_wrong(self.predict(points), self.y[index])
 
     def ascend(self, objective: Objective, points: Points, index: Tensor, target: Labels | None = None) -> Any:
-        """The objective, its usable gradient in rows, and the prediction at points of the samples `index`."""
+        """`linearise` at points of the samples `index`."""
         return linearise(objective, self.predict, points, self.y[index], target, self.candidates, index)
 
-    def planes(self, points: Points, index: Tensor, targets: Int[Tensor, "rows targets"]) -> Planes:
-        """The boundaries as seen from one point of each of the samples `index`, all of them in one pass."""
+    def planes(
+        self, points: Points, index: Tensor, targets: Int[Tensor, "rows targets"]
+    ) -> tuple[Float[Tensor, "rows targets"], Float[Tensor, "rows targets features"]]:
+        """`z_t - z_y` and its gradient at one point of each of the samples `index`, all targets in one pass: the
+        linearised boundaries `value + gradient·d = 0`.
+        """
         count = targets.shape[1]
         value, gradient, _ = self.ascend(
             difference, points.repeat_interleave(count, 0), index.repeat_interleave(count), targets.flatten()
         )
-        return Planes(value.unflatten(0, (-1, count)), gradient.unflatten(0, (-1, count)))
+        return value.unflatten(0, (-1, count)), gradient.unflatten(0, (-1, count))
 
     def keep(self, points: Points, index: Tensor, distance: PerSample, step: int) -> None:
         """Remember these misclassified points of different samples where they are nearer than those before, by more
