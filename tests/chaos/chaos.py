@@ -89,6 +89,7 @@ JOBS = [
         with_resume,
     ),
     Job("a sweep", (("reproduce", "toy", "--workers", "2", "--out", "out"),)),
+    Job("a sweep on Ray", (("reproduce", "toy", "--workers", "2", "--address", "local", "--out", "out"),)),
 ]
 BLOWS = ("SIGKILL", "SIGTERM", "SIGINT", "full disk", "lost worker", "vanished folder")
 

@@ -295,7 +295,7 @@ def test_every_convolution_of_a_wide_resnet_is_bounded_for_the_images_it_gets():
     net(torch.rand(2, 3, 7, 6))
     assert len(convolutions) == 1 + 6 * 2 + 2 and len(sizes) == len(convolutions), "the first stage needs no 1x1"
     for layer, shape in sizes.items():
-        assert parametrization(layer).operator.size == shape[1:]
+        assert parametrization(layer).v.shape[1:] == shape
     net.eval()
     for layer in (net.stem, net.blocks[2].conv1, net.blocks[2].skip, net.blocks[5].conv2):
         assert largest_singular_value(layer, sizes[layer]) <= 0.4 * 1.002

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from equipoise.core.errors import EquipoiseError
-from equipoise.nets import Normalize, build, extractors, names
+from equipoise.nets import Normalize, build, extractors, how_built, names
 
 OWN = """
 import torch
@@ -77,6 +77,12 @@ def test_same_seed_same_weights_and_global_state_untouched(name):
     assert first.keys() == again.keys()
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+def test_the_shape_of_features_may_be_their_number():
+    one, other = build("mlp", 64, 10), build("mlp", (64,), 10)
+    assert all(a.equal(b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert how_built(one) == how_built(other)
 
 
 def test_weights_are_those_of_pytorch_by_default():
@@ -172,6 +178,7 @@ def test_names_refused(own, name, message):
         ("lenet", {"width": "2"}, "net 'lenet' could not be made: Type"),
         ("mlp", {"classes": 1}, "at least 2 classes, got 1"),
         ("mlp", {"shape": (28, 28)}, r"must be \(channels, height, width\) or \(features,\).* got \(28, 28\)"),
+        ("mlp", {"shape": 0}, r"must be \(channels, height, width\) or \(features,\).* got 0"),
         ("mlp", {"shape": (1, 0, 28)}, r"all at least 1, got \(1, 0, 28\)"),
         (
             "mlp",

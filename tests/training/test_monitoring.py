@@ -161,3 +161,9 @@ def test_the_record_of_a_network_of_the_library_builds_it_again(tmp_path: Path) 
         ValueError, match=r"load_weights\(net, .*last.safetensors'\); at the command line .*--checkpoint"
     ):
         load_run(tmp_path / "changed", "last")
+
+
+def test_a_radius_of_zero_is_said_once(tmp_path: Path) -> None:
+    with pytest.warns(EquipoiseWarning, match="eps = 0: the ball holds the sample alone, so nothing is pert") as caught:
+        fit(methods.udp(0.0, steps=1), mlp(), blobs(), dataclasses.replace(FAST, epochs=1), out=tmp_path / "run")
+    assert len(caught) == 1

@@ -7,14 +7,14 @@ weight reshaped to a matrix. `BoundedBatchNorm2d` bounds a batch-norm the same w
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 from equipoise.core.errors import EquipoiseError, require
@@ -25,50 +25,8 @@ _VECTORS, _INITIAL_ITERATIONS = 8, 30  # σ of random weights is then at most 0.
 _TOLERANCE, _MAX_ITERATIONS = 1e-6, 300  # relative change of σ that ends the iteration at the end of training
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """The linear map of a linear layer."""
-
-    def domain(self, weight: Tensor) -> tuple[int, ...]:
-        """Shape of its argument: (inputs,)."""
-        return (weight.shape[1],)
-
-    def __call__(self, weight: Tensor, x: Tensor) -> Tensor:
-        """`W x` of every row x."""
-        return x @ weight.T
-
-    def adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
-        """`Wᵀ y` of every row y."""
-        return y @ weight
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """The linear map of a convolution with zero padding, on images of one size."""
-
-    size: tuple[int, ...]
-    """Height and width of the images."""
-    stride: tuple[int, ...]
-    """Stride of the convolution."""
-    padding: tuple[int, ...]
-    """Zeros added at each side."""
-    dilation: tuple[int, ...]
-    """Dilation of the convolution."""
-    groups: int
-    """Number of groups of channels."""
-
-    def domain(self, weight: Tensor) -> tuple[int, ...]:
-        """Shape of its argument: (channels, height, width)."""
-        return weight.shape[1] * self.groups, *self.size
-
-    def __call__(self, weight: Tensor, x: Tensor) -> Tensor:
-        """The convolution, without its bias."""
-        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
-
-    def adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
-        """The transposed convolution."""
-        shape, stride, padding, dilation = (len(y), *self.domain(weight)), self.stride, self.padding, self.dilation
-        return conv2d_input(shape, weight, y, stride, padding, dilation, self.groups)  # pyright: ignore[reportArgumentType]
+LinearMap = Callable[[Tensor, Tensor], Tensor]
+"""From a weight and a batch x to `W x`."""
 
 
 class BoundedNorm(nn.Module):
@@ -84,12 +42,12 @@ class BoundedNorm(nn.Module):
     u: Tensor
     v: Tensor
 
-    def __init__(self, coefficient: float, weight: Tensor, operator: Matrix | Convolution) -> None:
+    def __init__(self, coefficient: float, weight: Tensor, operator: LinearMap, shape: tuple[int, ...]) -> None:
+        """`shape` is that of one x."""
         super().__init__()
         require(coefficient > 0, f"the bound of a norm must be positive, got {coefficient}.")
         self.coefficient, self.operator = coefficient, operator
         weight = weight.detach()
-        shape = operator.domain(weight)
         count = min(_VECTORS, math.prod(shape), operator(weight, weight.new_zeros(1, *shape)).numel())
         start = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(weight)
         self.register_buffer("v", _orthonormal(start))
@@ -112,9 +70,12 @@ class BoundedNorm(nn.Module):
     def _iterate(self, weight: Tensor) -> None:
         """One step `V -> Wᵀ W V` on the rows of v, then a singular value decomposition in the space they span."""
         weight = weight.nan_to_num(0, 0, 0)  # of weights that diverged the norm is NaN, but the vectors stay
-        left = _orthonormal(self.operator(weight, self.v))
-        image = self.operator.adjoint(weight, left).flatten(1)
-        rotation, _, right = torch.linalg.svd(image, full_matrices=False)
+        with torch.enable_grad():
+            v = self.v.clone().requires_grad_()
+            image = self.operator(weight, v)
+        left = _orthonormal(image.detach())
+        (back,) = torch.autograd.grad(image, v, left)  # Wᵀ of every row
+        rotation, _, right = torch.linalg.svd(back.flatten(1), full_matrices=False)
         self.u.copy_((rotation.T @ left.flatten(1)).view_as(self.u))
         self.v.copy_(right.view_as(self.v))
 
@@ -162,18 +123,27 @@ def bounded(layer: Layer, coefficient: float, input_size: tuple[int, ...] | None
     """
     match layer:
         case nn.Linear():
-            operator = Matrix()
+            operator, shape = _matrix_product, (layer.in_features,)
         case nn.Conv2d():
-            operator = _convolution(layer, input_size)
+            operator, shape = _convolution(layer, input_size)
         case _:
             raise EquipoiseError(f"the norm of a {type(layer).__name__} cannot be bounded: give a Linear or a Conv2d.")
-    register_parametrization(layer, "weight", BoundedNorm(coefficient, layer.weight, operator))
+    register_parametrization(layer, "weight", BoundedNorm(coefficient, layer.weight, operator, shape))
     # PyTorch has no other hook that sees both the weight and the change of mode.
     cast(Any, layer).parametrizations["weight"].__class__ = _SettledOnLeaving
     return layer
 
 
-def _convolution(layer: nn.Conv2d, size: tuple[int, ...] | None) -> Convolution:
+def _matrix_product(weight: Tensor, x: Tensor) -> Tensor:
+    return F.linear(x, weight)
+
+
+def _convolved(weight: Tensor, x: Tensor, **options: Any) -> Tensor:
+    return F.conv2d(x, weight, **options)
+
+
+def _convolution(layer: nn.Conv2d, size: tuple[int, ...] | None) -> tuple[LinearMap, tuple[int, ...]]:
+    """The convolution without its bias, and the shape of one input."""
     require(
         layer.padding_mode == "zeros" and not isinstance(layer.padding, str),
         f"the norm of a convolution is known for zero padding given by numbers, not for padding {layer.padding!r} of "
@@ -181,7 +151,8 @@ def _convolution(layer: nn.Conv2d, size: tuple[int, ...] | None) -> Convolution:
     )
     if size is None:
         raise EquipoiseError("the norm of a convolution depends on the images: give input_size=(height, width).")
-    return Convolution(size, layer.stride, tuple(map(int, layer.padding)), layer.dilation, layer.groups)
+    options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+    return partial(_convolved, **options), (layer.in_channels, *size)
 
 
 class BoundedBatchNorm2d(nn.BatchNorm2d):

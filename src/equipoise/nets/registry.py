@@ -49,7 +49,7 @@ def extractors() -> tuple[str, ...]:
 
 def build(
     name: str,
-    shape: Sequence[int],
+    shape: Sequence[int] | int,
     classes: int = 10,
     *,
     seed: int = 0,
@@ -61,12 +61,12 @@ def build(
     `name` is one of `names()`; one of `extractors()`, which return features (batch, features) instead; or
     `package.module:factory`, a function or class of the user's that returns an `nn.Module`, imported with the current
     directory on the path and called with those of `shape`, `classes` and `options` that it takes. `shape` is (channels,
-    height, width) or (features,). `normalize = (mean, std)` puts a `Normalize` layer first. Weights are PyTorch's
-    default initialisation with `seed`; the global random state is left unchanged. Raises `EquipoiseError` for an
-    unknown name or option, a shape that the network does not take, and a factory that cannot be imported, fails, or
-    returns something else.
+    height, width), (features,) or the number of features. `normalize = (mean, std)` puts a `Normalize` layer first.
+    Weights are PyTorch's default initialisation with `seed`; the global random state is left unchanged. Raises
+    `EquipoiseError` for an unknown name or option, a shape that the network does not take, and a factory that cannot be
+    imported, fails, or returns something else.
     """
-    shape = tuple(shape)
+    shape = _checked_shape(shape)
     net = make(name, shape, classes, seed=seed, **options)
     if not isinstance(net, nn.Module):
         raise EquipoiseError(f"net {name!r} returned a {type(net).__name__}; expected a torch.nn.Module.")
@@ -83,20 +83,25 @@ def how_built(model: nn.Module) -> dict[str, Any] | None:
 
 
 def make(
-    name: str, shape: Sequence[int], classes: int = 10, *, seed: int = 0, **options: Any
+    name: str, shape: Sequence[int] | int, classes: int = 10, *, seed: int = 0, **options: Any
 ) -> "nn.Module | Predictive":
     """Build as `build`, without normalisation; a factory may also return a predictive, such as an ensemble."""
-    shape = tuple(shape)
-    require(
-        len(shape) in (1, 3) and all(side >= 1 for side in shape),
-        f"the shape of one input must be (channels, height, width) or (features,), all at least 1, got {shape}.",
-    )
+    shape = _checked_shape(shape)
     require(classes >= 2, f"a classifier needs at least 2 classes, got {classes}.")
     require_integer("seed", seed)
     with torch.random.fork_rng(devices=()), torch.device("cpu"), _current_directory_importable():
         factory = _find(name)
         torch.default_generator.manual_seed(seed)  # after the import, which may draw numbers of its own
         return _call(name, factory, {"shape": shape, "classes": classes}, options)
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    sides = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, Sequence) else ()
+    require(
+        len(sides) in (1, 3) and all(isinstance(side, int) and side >= 1 for side in sides),
+        f"the shape of one input must be (channels, height, width) or (features,), all at least 1, got {shape!r:.80}.",
+    )
+    return sides
 
 
 def count_parameters(model: nn.Module) -> int:

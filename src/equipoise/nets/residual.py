@@ -1,6 +1,5 @@
 """Residual networks in their layouts for small images."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -39,12 +38,14 @@ class _ResidualNet(nn.Module):
     """
 
     stem: nn.Module
+    blocks: nn.Sequential
+    features: nn.Module
     linear: nn.Module
 
     @property
-    @abstractmethod
     def _trunk(self) -> tuple[nn.Sequential, nn.Module]:
         """The blocks, and the features."""
+        return self.blocks, self.features
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits of a batch of images in [0, 1]."""
@@ -140,10 +141,6 @@ class _BasicResNet(_ResidualNet):
         self.blocks = nn.Sequential(*(BasicBlock(*block, dropout) for block in blocks))
         self.features = _mean_over_pixels()
         self.linear = nn.Linear(last, classes)
-
-    @property
-    def _trunk(self) -> tuple[nn.Sequential, nn.Module]:
-        return self.blocks, self.features
 
 
 class ResNet18(_BasicResNet):
@@ -241,10 +238,6 @@ class WideResNet(_ResidualNet):
         self.blocks = nn.Sequential(*(PreActBlock(*block) for block in blocks))
         self.features = PreActFeatures(nn.BatchNorm2d(64 * widen))
         self.linear = nn.Linear(64 * widen, classes)
-
-    @property
-    def _trunk(self) -> tuple[nn.Sequential, nn.Module]:
-        return self.blocks, self.features
 
 
 def _conv3x3(inputs: int, outputs: int) -> nn.Conv2d:

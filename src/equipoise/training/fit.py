@@ -1,6 +1,7 @@
 """Training a model: the arguments are checked here, then `equipoise.training.launch` trains."""
 
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 from torch import nn
 
 from equipoise.attacks.ascent import Ascent
-from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.torchrun import World
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.core.torchrun import World, is_main_process
 from equipoise.core.types import Predictive
 from equipoise.data import Dataset
 from equipoise.losses.objectives import Objective
@@ -77,6 +78,12 @@ def launch(job: Job) -> Run:
     """Train as prepared, in a locked run folder."""
     from equipoise.training.launch import launch  # its imports take seconds, and most commands do not train
 
+    still = [p for p in job.method.perturbations if isinstance(p, Ascent) and p.geometry.eps == 0]
+    if still and is_main_process():
+        text = (
+            "eps = 0: the ball holds the sample alone, so nothing is perturbed; give eps > 0, or train by `standard`."
+        )
+        warnings.warn(text, EquipoiseWarning, stacklevel=2)
     return launch(job)
 
 

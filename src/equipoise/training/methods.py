@@ -98,9 +98,9 @@ def r2(
     clean: Literal["held", "live"] = "held",
     generator_steps: int = 1,
 ) -> Method:
-    """Training for a large average distance to generated adversarial examples,
-    `L(x) - λ · mean of ‖x* - x‖₂ / (softness + CE(f(x), f(x*)))`: x* is the point between x and g(x) where the
-    prediction changes, g a generator of adversarial examples that trains alongside (F, Eqs. 7, 12 and 14, Alg. 1).
+    """Training for a large average distance to generated adversarial examples:
+    `L(x) - λ mean ‖x* - x‖₂ / (softness + CE(f(x), f(x*)))`. x* is the point between x and g(x) where the prediction
+    changes, g a generator of adversarial examples that trains alongside (F, Eqs. 7, 12 and 14, Alg. 1).
 
     The paper's own objectives are `softness=0, halvings=0, clean="live", crossing=1, scores="probabilities"`; see
     `GeneratedMargin` and `Adversary` for why they are not the defaults. Eq. 7 subtracts the term; Eq. 12 prints it with
@@ -145,8 +145,9 @@ def n_fgsm_at(
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """N-FGSM adversarial training: `L(x')`, `x' = x + ξ + α sign ∇L(x + ξ)`, `ξ ~ U[-noise·ε, noise·ε]`, not projected
-    to the ball of ε (de Jorge et al. 2022, "Make Some Noise", Alg. 1; clipped to the box, as in their code).
+    """N-FGSM adversarial training: `L(x')`, `x' = x + ξ + α sign ∇L(x + ξ)`, ξ uniform. `ξ ~ U[-noise·ε, noise·ε]`, and
+    x' is not projected to the ball of ε (de Jorge et al. 2022, "Make Some Noise", Alg. 1; clipped to the box, as in
+    their code).
 
     Parameters:
         step_size: Length α of the step, in units of `eps`; by default ε.
@@ -200,7 +201,8 @@ def pat(
 def corruption_at(
     corruptions: Sequence[str] = tuple(CORRUPTIONS), clean_share: float = 0.5, loss: Objective = cross_entropy
 ) -> Method:
-    """Training on corrupted images: `a L(x) + (1 - a) L(c(x))`, c a corruption drawn for each image and step.
+    """Training on corrupted images: `a L(x) + (1 - a) L(c(x))`, c a random corruption. Each image has its own in each
+    step.
 
     Raises `EquipoiseError` for an unknown corruption or none, and in training for images that cannot be corrupted.
 
@@ -229,8 +231,8 @@ def friendly_at(
 
 
 def mart(eps: float, step_size: StepLength = None, steps: int = 10, beta: float = 5.0, **options: Any) -> Method:
-    """Misclassification-aware adversarial training: `BCE(x') + λ KL(p(x) ‖ p(x')) (1 - p_y(x))`, BCE the boosted
-    cross-entropy, x' maximising CE by PGD (Wang et al. 2020, Eq. 11).
+    """Misclassification-aware adversarial training: `BCE(x') + λ KL(p(x) ‖ p(x')) (1 - p_y(x))`. BCE is the boosted
+    cross-entropy, and x' maximises CE by PGD (Wang et al. 2020, Eq. 11).
 
     Parameters:
         beta: Weight λ of the divergence, >= 0.
@@ -243,8 +245,8 @@ def mart(eps: float, step_size: StepLength = None, steps: int = 10, beta: float 
 def udp(
     eps: float, step_size: StepLength = None, steps: int = 20, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
-    """Uncertainty-driven perturbations: `L(x')`, x' after k ~ U{1..K} steps of gradient ascent on the entropy (U,
-    Alg. 1; k as in its code).
+    """Uncertainty-driven perturbations: `L(x')`, x' by k ~ U{1..K} steps of ascent on the entropy (U, Alg. 1; k as in
+    its code).
     """
     return as_method(loss @ attacks.udp(eps, step_size, steps, **options))
 
@@ -282,8 +284,8 @@ def trades(
     loss: Objective = cross_entropy,
     **options: Any,
 ) -> Method:
-    """TRADES: `L(x) + β D(x, x')`, x' maximising the same divergence D from a noisy start (Zhang et al. 2019; U, Eq.
-    TRADES; R, Eq. 3, with β = 3 and `here||clean`).
+    """TRADES: `L(x) + β D(x, x')`, x' maximising D from a noisy start (Zhang et al. 2019; U, Eq. TRADES; R, Eq. 3, with
+    β = 3 and `here||clean`).
 
     The code of U's authors has β = 1, `divergence="soft-cross-entropy"` and `start=Zero()`, the clean point, where the
     divergence has no gradient, so that the first step follows rounding errors.
@@ -316,7 +318,7 @@ def udp_trades(
 
 
 def ls_pgd(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
-    """PGD adversarial training in the latent space after `layer`: `CE(C(E(x) + δ))`, δ maximising CE; encoder E and
+    """PGD adversarial training in the latent space after `layer`: `CE(C(E(x) + δ))`, δ maximising CE. Encoder E and
     classifier C are trained together (U, Table 5).
     """
     return pgd_at(eps, step_size, steps, **_latent(layer), **options)
@@ -380,8 +382,8 @@ def r4(
     radii: Radii = "distances",
     loss: Objective = cross_entropy,
 ) -> Method:
-    """Training for average on-manifold robustness: `L(x) + λ · mean over ε ∈ Σ of (1/ε) · mean over x' ∈ S_ε(x) of
-    CE(f(x), f(x'))`, S_ε(x) the samples of the manifold within ε of x (F, Eqs. 7-9 and 13, Example 4).
+    """Training for average on-manifold robustness: `L(x) + λ mean_{ε∈Σ} (1/ε) mean_{x'∈S_ε(x)} CE(f(x), f(x'))`. S_ε(x)
+    are the samples of the manifold within ε of x (F, Eqs. 7-9 and 13, Example 4).
 
     Parameters:
         manifold: Generative model of the data, an auto-encoder.
