@@ -6,12 +6,14 @@ from typing import Any
 
 from equipoise.cli.auditing import audit
 from equipoise.cli.display import say
+from equipoise.cli.doctor import diagnose
 from equipoise.cli.evaluating import evaluate, merge_records
 from equipoise.cli.recorded import as_data, require_file
 from equipoise.cli.reproducing import list_experiments, reproduce
 from equipoise.cli.requests import (
     Audit,
     Command,
+    Doctor,
     Evaluate,
     Experiments,
     Merge,
@@ -74,4 +76,5 @@ _COMMANDS: dict[type[Command], Callable[[Any, str], int | None]] = {
     Study: study,
     Experiments: lambda options, _: list_experiments(options),
     Reproduce: reproduce,
+    Doctor: lambda options, _: diagnose(options),
 }

@@ -60,15 +60,16 @@ def command_help(command: str, method: str | None, everything: bool) -> str:
         if not option.required:
             groups[next((title for title in titles if option.name in _GROUPS[title].split()), own)].append(option)
     usage = "".join(f"{_left(option)} " for option in required)
-    lines = [f"usage: equipoise {name} {usage}[OPTIONS]", "", *_paragraphs(doc)]
+    lines = [f"usage: equipoise {name} {usage}{'[OPTIONS]' if options else ''}".rstrip(), "", *_paragraphs(doc)]
     for title, members in groups.items():
         order = _GROUPS.get(title, "").split()
         shown = [option for option in members if everything or option.required or not _is_rare(option, command)]
         shown.sort(key=lambda option, order=order: order.index(option.name) if option.name in order else 0)
         if shown:
             lines += ["", f"{title}:", *(line for option in shown for line in _described(option, everything))]
-    lines += ["", "A value in brackets is the default."]
-    if not everything:
+    if options:
+        lines += ["", "A value in brackets is the default."]
+    if options and not everything:
         lines += [f"All options, in full: equipoise {name} --help-all"]
     return "\n".join(lines)
 

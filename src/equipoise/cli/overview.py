@@ -19,6 +19,7 @@ COMMANDS = {
     "study": "Run one of the papers' small experiments: its figures, with the numbers that make their point.",
     "experiments": "List the papers' tables and figures that can be reproduced: what they need, how long they take.",
     "reproduce": "Compute a table or figure of a paper, at any scale, with the paper's numbers beside ours.",
+    "doctor": "Show what this installation computes with: processor, kernels, threads, devices, extras, caches.",
 }
 """The commands in the order of the help, each with the first sentence of its own help."""
 

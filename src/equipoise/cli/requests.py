@@ -348,7 +348,15 @@ class Reproduce:
     """Folder of the results; by default reproductions/NAME."""
 
 
-Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study | Experiments | Reproduce
+@dataclass(frozen=True)
+class Doctor:
+    """Show what this installation computes with: processor, kernels, threads, devices, extras, caches.
+
+    Example: equipoise doctor
+    """
+
+
+Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study | Experiments | Reproduce | Doctor
 REQUESTS: dict[str, type[Command]] = {
     "train": Train,
     "evaluate": Evaluate,
@@ -360,5 +368,6 @@ REQUESTS: dict[str, type[Command]] = {
     "study": Study,
     "experiments": Experiments,
     "reproduce": Reproduce,
+    "doctor": Doctor,
 }
 """The dataclass of each command."""

@@ -1,0 +1,90 @@
+"""What this installation computes with: versions, processor, kernels, threads, devices, extras and caches."""
+
+import os
+import platform
+import re
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from equipoise.cli.display import say
+from equipoise.cli.requests import Doctor
+from equipoise.core.files import cache_folder
+from equipoise.kernels.native import compiler
+from equipoise.kernels.native.build import library
+from equipoise.results.provenance import provenance
+
+_EXTRAS = {"report": "matplotlib", "logs": "tensorboard", "gp": "gpytorch", "sweeps": "ray"}
+"""The package that each extra installs."""
+_INSTRUCTIONS = ("avx2", "avx512f", "amx_tile", "amx_bf16", "asimd", "sve")
+"""Instruction sets that decide how fast the kernels are, as Linux calls them."""
+
+
+def diagnose(options: Doctor) -> None:
+    """Print what a report of a problem, or of a measurement, should say of the machine."""
+    table = Table("what", "found", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for what, found in findings():
+        table.add_row(what, found)
+    say(table)
+
+
+def findings() -> Iterator[tuple[str, str]]:
+    """Yield what was looked for, and what was found."""
+    origin = provenance(0, "cpu")
+    commit = f", commit {origin.commit[:12]}" if origin.commit else ""
+    yield "equipoise", f"{origin.versions['equipoise']}{commit}"
+    yield "python", f"{origin.versions['python']} on {platform.platform()}"
+    yield "torch", f"{origin.versions['torch']}, numpy {origin.versions['numpy']}"
+    yield "processor", f"{origin.device.removeprefix('cpu: ')}, {os.cpu_count()} cores{_instructions()}"
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    yield "threads", f"{origin.threads}" + (f" (OMP_NUM_THREADS={chosen})" if chosen else "")
+    yield "kernels", _kernels()
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield "GPUs", ", ".join(names) or "none"
+    for extra, package in _EXTRAS.items():
+        yield f"extra {extra}", _installed(extra, package)
+    yield "cache", _cache()
+
+
+def _instructions() -> str:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text("utf-8", errors="replace") if info.is_file() else ""
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    words = line[1].split() if line else []
+    found = [name for name in _INSTRUCTIONS if name in words]
+    return f" with {', '.join(found)}" if found else ""
+
+
+def _kernels() -> str:
+    """Whether small networks are computed by the C kernels, and if not, why."""
+    command = compiler()
+    if command is None:
+        off = os.environ.get("EQUIPOISE_NATIVE") == "0"
+        return "off, by EQUIPOISE_NATIVE=0" if off else "none: install a C compiler, such as gcc, or name one in CC"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kernels = library()
+    if kernels is None:
+        return str(caught[-1].message) if caught else f"{command} did not compile them"
+    return f"compiled by {command}, {kernels.simd_width()} samples side by side: {kernels._name}"
+
+
+def _installed(extra: str, package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"not installed: pip install 'equipoise[{extra}]'"
+
+
+def _cache() -> str:
+    folder = cache_folder()
+    if folder is None:
+        return "none: this user has no home; name a folder in EQUIPOISE_CACHE"
+    if not folder.is_dir():
+        return f"{folder} (empty)"
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{folder} ({size / 1e6:.0f} MB)"
