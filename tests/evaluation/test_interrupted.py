@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,14 @@ pytestmark = pytest.mark.unchecked
 
 EPS = 0.05
 CALLS: Counter[str] = Counter()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stepwise() -> Iterator[None]:
+    """PyTorch reports every step, at which these tests stop; the kernels take many at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EQUIPOISE_NATIVE", "0")
+        yield
 
 
 @dataclass(frozen=True)

@@ -315,11 +315,13 @@ class Ascent(Attack):
             zero_gradients=outcome.zero,
         )
         value = self.objective(output, batch.clean, batch.y, target)
-        if self.precision == "bf16" and self.return_point == "first_success":
-            # A sample that bf16 took for fooled stopped there. If float32 disagrees it deserves the full climb.
+        judged_alike = self.mode == "eval" and not batch.predictive.random
+        if judged_alike and self.return_point == "first_success" and not batch.exact:
+            # A sample that bf16, or a kernel by rounding, took for fooled stopped there: it deserves the full climb.
             denied = batch.unfooled(result.success | ~outcome.succeeded)
             if len(denied):
-                slow, value[denied] = replace(self, precision="32")._attempt(batch[denied], restart)
+                again = replace(batch[denied], exact=True)
+                slow, value[denied] = replace(self, precision="32")._attempt(again, restart)
                 everyone = torch.ones_like(slow.success)
                 result = result.with_rows(denied, result[denied].where(slow, everyone))
         return result, value
@@ -334,7 +336,7 @@ class Ascent(Attack):
         steps, sizes = self._schedule
         balls = phases(self.geometry, steps.most, self.eps_schedule)
         phase = balls[0]
-        with frozen_model(batch.predictive, batch.x, self.mode, self.precision) as draw:
+        with frozen_model(batch.predictive, batch.x, self.mode, self.precision, native=not batch.exact) as draw:
             independent = not (batch.batch_dependent or is_batch_dependent(batch.predictive.module, self.mode))
             streams = batch.streams.fold(Stream.MODEL)
             model = Draws(draw, streams, self.eot_samples, self.resample, at_once=None if independent else 0)
@@ -342,7 +344,8 @@ class Ascent(Attack):
             clean = predict(batch.x) if self.objective.needs_clean else None
             start, counts = self._starts(batch, phase.ball), steps.draw(batch.own_streams.fold(Stream.STEPS))
             state = ClimbState.of(batch, clean, start, counts, self.step, self._may_cycle)
-            if independent and self.eot_samples == 1 and not (self.resample or self.eps_schedule):
+            plain = self.eot_samples == 1 and not (self.resample or self.eps_schedule)
+            if independent and plain:
                 lengths = [sizes.at(i, steps.most) for i in range(steps.most)]
                 selection = {"return_point": self.return_point, "tau": self.tau, "may_cycle": self._may_cycle}
                 outcome = climb_natively(

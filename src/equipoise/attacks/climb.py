@@ -42,6 +42,7 @@ class Attempt(SampleTable):
     criterion: Criterion
     start: Tensor | None = None
     batch_dependent: bool = False  # whether samples depend on each other
+    exact: bool = False  # whether PyTorch computes the climb, as it confirms the result
     start_rule: Start | None = None  # where this attempt starts, if not as the ascent says
 
     def unfooled(self, success: Bool[Tensor, " batch"]) -> Int[Tensor, " again"]:

@@ -35,12 +35,12 @@ from equipoise.models import (
 
 @contextmanager
 def frozen_model(
-    predictive: Predictive, x: Points, mode: Mode = "eval", precision: Precision = "32"
+    predictive: Predictive, x: Points, mode: Mode = "eval", precision: Precision = "32", *, native: bool = True
 ) -> Iterator[Callable[[Streams], Predict]]:
     """The model as a private copy in its mode, in the asked precision. Yields a function that draws its randomness from
     streams and returns its prediction, with constant weights and fast input gradients. Small convolutional networks
     are computed natively on a CPU (`equipoise.kernels.native`), which in float32 is faster than bf16: both are the same
-    there.
+    there. Without `native` PyTorch computes everything.
     """
     kind = x.device.type
     module = (predictive.original if isinstance(predictive, Frozen) and mode == "train" else predictive).module
@@ -50,7 +50,7 @@ def frozen_model(
     weights = dict([*full.module.named_parameters(), *full.module.named_buffers()])
     watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
     small = kind == "cpu" and sum(weight.numel() for weight in weights.values()) <= MAX_WEIGHTS
-    fast, native = FastInputGradients(), small and not is_batch_dependent(full.module)
+    fast, native = FastInputGradients(), native and small and not is_batch_dependent(full.module)
 
     def draw(streams: Streams) -> Predict:
         predict = _watched(light.draw(streams), fast) if watched else light.draw(streams)

@@ -1,4 +1,4 @@
-"""Which ascents the native kernel takes as a whole (`equipoise.kernels.native.climb`): all steps of a sample at once,
+"""Which ascents the native kernel takes as a whole (`equipoise.kernels.native.climbs`): all steps of a sample at once,
 without returning to PyTorch. Any other ascent takes its steps one by one (`equipoise.attacks.ascent`).
 """
 
@@ -50,6 +50,13 @@ def auto_steps(rule: StepRule, steps: int) -> AutoSteps | None:
     return AutoSteps(rule.inertia, rule.progress, [checkpoints(steps).get(step, 0) for step in range(steps)])
 
 
+def _all_within(values: Tensor | None, low: int, high: int) -> bool:
+    """Whether these are 64-bit integers between two, as all indices in C must be; nothing is."""
+    if values is None:
+        return True
+    return values.dtype == torch.int64 and bool((values >= low).all()) and bool((values <= high).all())
+
+
 def climb_natively(
     batch: Attempt,
     predict: Predict,
@@ -66,11 +73,16 @@ def climb_natively(
     terms, l2_step = climb_terms(objective), takes_l2_steps(rule, ball)
     if terms is None or l2_step is None or ball.norm == "l1" or not isinstance(predict, NativeForward):
         return None
+    if clean is not None and torch.equal(start, batch.x):
+        return None  # where a divergence has no slope, TRADES as published follows PyTorch's rounding errors
     network = predict.network(batch.x)
     if network is None:
         return None
     n, targets = len(batch.x), 1 if batch.target is None or batch.target.ndim == 1 else batch.target.shape[1]
-    rows, none, criterion = torch.arange(n).repeat_interleave(targets), torch.full((n,), -1), batch.criterion
+    criterion, none = batch.criterion, torch.full_like(batch.criterion.label, -1)
+    if not (_all_within(counts, 0, len(sizes)) and _all_within(batch.y, 0, network.layers.classes - 1)):
+        return None  # PyTorch says what is wrong
+    rows = torch.arange(n, device=none.device).repeat_interleave(targets)
     plan = ClimbPlan(
         terms, sizes, l2_step, ball.norm == "l2", ball.eps, ball.box.low, ball.box.high,
         auto=auto_steps(rule, len(sizes)), targets=targets, **selection,

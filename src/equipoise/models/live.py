@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from equipoise.core.errors import require
@@ -27,7 +27,8 @@ def live(predictive: Predictive, streams: Streams | None) -> Predict:
     def fast(x: Points) -> Prediction:
         if len(x) < _SMALLEST_BATCH:
             return predict(x)
-        return native_training(_watched_copy(predictive, streams), predict, list(module.parameters()))(x)
+        watched, weights = _watched_copy(predictive, streams)
+        return native_training(watched, predict, weights)(x)
 
     return fast
 
@@ -41,24 +42,34 @@ def _only_computes(module: nn.Module) -> bool:
     return not (_has_any_global_hook() or any(getattr(layer, name) for layer in layers for name in _HOOKS))
 
 
-def _watched_copy(predictive: Predictive, streams: Streams | None) -> Predict:
-    """The prediction of a copy that shares the parameters. Raises `EquipoiseError` if the network remembers something
-    of its input: what it keeps, for a penalty perhaps, must be of the whole batch.
+def _watched_copy(predictive: Predictive, streams: Streams | None) -> tuple[Predict, list[Tensor]]:
+    """The prediction of a copy that shares the parameters but no buffers, and its parameters and buffers. It raises
+    `EquipoiseError` if the network remembers something of its input, in a buffer, an attribute or a container: what it
+    keeps, for a penalty perhaps, must be of the whole batch.
     """
-    mode = "train" if predictive.module.training else "eval"
-    copy = frozen(predictive, mode, weights=lambda parameter: parameter)
-    layers = list(copy.module.modules())
+    copy = frozen(predictive, weights=lambda parameter: parameter)
+    copy.module.train(predictive.module.training)
+    layers, buffers = list(copy.module.modules()), list(copy.module.buffers())
+
+    def memory() -> list[Any]:
+        return [*(_identities(vars(layer)) for layer in layers), *((id(b), b._version) for b in buffers)]
 
     def predict(x: Points) -> Prediction:
-        before = [_attributes(layer) for layer in layers]
+        before = memory()
         prediction = copy.draw(streams)(x)
-        require(before == [_attributes(layer) for layer in layers], "the network remembers its input.")
+        require(before == memory(), "the network remembers its input.")
         return prediction
 
-    return predict
+    return predict, [*copy.module.parameters(), *buffers]
 
 
-def _attributes(layer: nn.Module) -> list[Any]:
-    """The attributes of a layer, by identity, and how many items they hold."""
-    values = vars(layer).items()
-    return [(name, id(value), len(value) if isinstance(value, list | dict | set) else 0) for name, value in values]
+def _identities(value: Any, depth: int = 4) -> Any:
+    """The identities of what a value holds: containers by their items, other objects by their attributes."""
+    if isinstance(value, dict):
+        return [(key, _identities(item, depth)) for key, item in value.items()]
+    if isinstance(value, list | tuple | set):
+        return [id(value), *(_identities(item, depth) for item in value)]
+    plain = not isinstance(value, Tensor | nn.Module | type) and not callable(value)
+    if depth and plain and hasattr(value, "__dict__"):
+        return [id(value), _identities(vars(value), depth - 1)]
+    return id(value)

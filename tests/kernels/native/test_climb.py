@@ -1,7 +1,7 @@
 """Whole climbs by the kernel: every step against float64, every selection against a plain re-statement."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -14,6 +14,7 @@ from equipoise.attacks import Ascent
 from equipoise.attacks.climb import Outcome
 from equipoise.attacks.native_climb import climb_natively
 from equipoise.attacks.steps import Gaussian, Momentum, Normalized, Sign, Steepest, Triangular, UniformUpTo
+from equipoise.core import progress
 from equipoise.core.rng import Streams
 from equipoise.core.types import Prediction
 from equipoise.geometry import Ball, Box
@@ -28,7 +29,7 @@ from equipoise.losses.objectives import (
     smoothed_cross_entropy,
     variance,
 )
-from equipoise.models import Ensemble
+from equipoise.models import Ensemble, as_predictive
 
 pytestmark = [pytest.mark.unchecked, pytest.mark.skipif(compiler() is None, reason="there is no C compiler")]
 
@@ -117,11 +118,13 @@ def test_every_step_is_that_of_float64(ball, rule, name, towards, kind, taken):
             state = Ball("l2", 1.0).steepest(now.double(), gradient, 0.07)
         expected = attack.geometry.project(state, x.double())
         largest = gradient.abs().flatten(1).amax(1)[:, None, None, None]
-        sure = gradient.abs() > 1e-4 * largest
-        assert sure.double().mean() > 0.5
+        # Where the true class is third, dlr has a slope of 1e-12, which is 0 in float32.
+        sure = (gradient.abs() > 1e-4 * largest) & (largest > 1e-9)
+        assert sure.double().mean() > 0.3
         by_sign = rule == "sign" or (rule == "steepest" and attack.geometry.norm == "linf")
         if not by_sign:
-            assert torch.allclose(after.double(), expected, rtol=0, atol=1e-5)
+            clear = (largest > 1e-9)[:, 0, 0, 0]
+            assert torch.allclose(after.double()[clear], expected[clear], rtol=0, atol=1e-5)
         elif attack.geometry.norm == "linf" or attack.geometry.eps == float("inf"):
             assert torch.allclose(after.double()[sure], expected[sure], rtol=0, atol=1e-6)
 
@@ -236,6 +239,73 @@ def test_several_targets_and_steps_of_their_own_length_are_those_of_float64(name
         assert torch.equal(getattr(found, field)[same], getattr(expected, field)[same]), field
 
 
+def test_a_long_climb_reports_how_far_it_is_and_can_be_stopped(taken, monkeypatch):
+    monkeypatch.setattr("equipoise.kernels.native.climbs._GRADIENTS_AT_ONCE", 100)
+    net, (x, y) = network(), samples(37)
+    attack, told = attacks.pgd(0.1, steps=10), []
+    whole = attack(net, x, y)
+    with progress.listening(lambda done, of, what: told.append((done, of, what))):
+        assert torch.equal(attack(net, x, y).x, whole.x)
+    assert told == [(done, 37, f"sample {done} of 37") for done in (0, 32)]
+
+    def stop(done: int, of: int, what: str) -> None:
+        if done == 32:
+            raise KeyboardInterrupt
+
+    with progress.listening(stop), pytest.raises(KeyboardInterrupt):
+        attack(net, x, y)
+    assert torch.equal(attack(net, x, y).x, whole.x)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A number of steps for each sample."""
+
+    counts: tuple[int, ...]
+    most: int = 5
+
+    def draw(self, streams: Streams) -> Tensor:
+        return torch.tensor(self.counts)
+
+
+@pytest.mark.parametrize("return_point", ["last", "best", "first_success"])
+def test_a_sample_may_take_no_step(return_point, taken):
+    net, (x, y) = network(), samples(20)
+    attack = Ascent(entropy, Ball("linf", 0.2), 0.05, Given((0, 3) * 10), return_point=return_point)
+    found = attack(net, x, y)
+    assert taken == [True] and torch.equal(found.x[::2], x[::2]) and (found.x[1::2] != x[1::2]).any()
+
+
+def test_numbers_that_would_lead_the_kernel_astray_are_left_to_pytorch(taken):
+    net, (x, y) = network(), samples(20)
+    predictive, streams = as_predictive(net), Streams.of(0, torch.arange(20))
+    with pytest.raises(RuntimeError, match="bincount only supports"):
+        Ascent(entropy, Ball("linf", 0.2), 0.05, Given((0, -1) * 10)).perturb(predictive, x, y, streams)
+    with pytest.raises(RuntimeError, match=r"index \d+ is out of bounds"):
+        attacks.pgd(0.2, steps=3).perturb(predictive, x, y + CLASSES, streams)
+    assert taken == [False, False]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_excluded_classes_are_those_of_pytorch(name, taken, monkeypatch):
+    """Logits of -infinity: of another class, of the true one, and of all; and clean logits that are not numbers."""
+    net, (x, y) = network("linear"), samples(30)
+    y = torch.arange(30) % CLASSES
+    if name == "dlr":  # which is infinite if the true class is excluded
+        y[y == 2] = 1
+    with torch.no_grad():
+        net[3].bias[2] = -torch.inf
+    attack = Ascent(OBJECTIVES[name], Ball("linf", 0.2), 0.05, 3, start=Gaussian(0.1), return_point="best")
+    found = attack(net, x, y)
+    monkeypatch.setattr(ascent, "climb_natively", lambda *args, **options: None)
+    expected = attack(net, x, y)
+    assert taken == [True]
+    same = (found.x - expected.x).abs().flatten(1).amax(1) < 1e-4
+    assert same.double().mean() > 0.9
+    assert torch.equal(found.zero_gradients[same], expected.zero_gradients[same])
+    assert torch.equal(found.nan_gradients[same], expected.nan_gradients[same])
+
+
 def test_what_is_not_finite_is_counted_as_in_pytorch(taken, monkeypatch):
     """Overflow in some samples: their gradients are not finite, their predictions no success."""
     net, (x, y) = network("linear"), samples()
@@ -298,3 +368,22 @@ def test_a_model_that_changes_its_input_by_its_values_is_left_to_pytorch(taken):
 
     net, (x, y) = nn.Sequential(Squared(), network()), samples()
     assert attacks.pgd(0.1, steps=3)(net, x, y).x.isfinite().all() and taken == [False]
+
+
+def test_a_success_that_pytorch_denies_is_climbed_again_by_pytorch(taken, monkeypatch):
+    """Whatever the kernel took for a success and stopped at, by rounding: here it claims every start."""
+
+    def hasty(*args, **options) -> Outcome | None:
+        outcome = climb_natively(*args, **options)
+        taken.append(outcome is not None)
+        return None if outcome is None else replace(outcome, point=args[0].x, succeeded=torch.ones(len(x)).bool())
+
+    net, (x, _) = network(), samples(64)
+    y = net(x).argmax(1)
+    attack = attacks.pgd(0.3, steps=12)
+    expected = attack(net, x, y)
+    monkeypatch.setattr(ascent, "climb_natively", hasty)
+    taken.clear()
+    found = attack(net, x, y)
+    assert taken == [True, False] and torch.equal(found.success, expected.success) and found.success.sum() > 5
+    assert (found.evaluations > expected.evaluations).all()

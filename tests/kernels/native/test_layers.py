@@ -124,8 +124,9 @@ NETS = {
         nn.Conv2d(2, 9, 3, padding=1), nn.ReLU(), nn.Conv2d(9, 31, (1, 3)), nn.ReLU(inplace=True), nn.MaxPool2d(2, 2),
         nn.Conv2d(31, 4, 3, padding=(2, 0)), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 4, 2),
     ),
-    "perceptron": lambda: nn.Sequential(
-        nn.Flatten(), nn.Linear(72, 30), nn.ReLU(), nn.Linear(30, 13), nn.LeakyReLU(), nn.Linear(13, 3)
+    "one row": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, (1, 3), padding=(0, 1)), nn.ReLU(), nn.Conv2d(3, 4, (1, 3), padding=(0, 1)), nn.Flatten(),
+        nn.Linear(36, 3),
     ),
     "one pixel left": lambda: nn.Sequential(nn.Conv2d(1, 6, 8), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.Flatten()),
 }  # fmt: skip
@@ -135,7 +136,7 @@ SHAPES = {
     "cnn4": (1, 28, 28),
     "normalised": (3, 16, 16),
     "three convolutions": (2, 8, 13),
-    "perceptron": (2, 6, 6),
+    "one row": (2, 1, 9),
 }
 
 

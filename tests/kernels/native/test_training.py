@@ -201,6 +201,137 @@ def test_every_other_network_is_left_to_pytorch_and_sees_the_batch_once(name):
         assert torch.equal(net[1].running_mean, reference[1].running_mean)
 
 
+class Keeps(nn.Module):
+    """Keeps its features under a key of a dictionary, as hooks and penalties do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.kept = convolutional(), {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept["features"] = self.net[:-1](x)
+        return self.net[-1](self.kept["features"])
+
+
+class Averages(nn.Module):
+    """A running mean of its own, in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = convolutional()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(0.1 * x.detach().mean())
+        self.calls += 1
+        return self.net(x)
+
+
+class Divides(nn.Module):
+    """Looks at how many samples there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = convolutional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x / len(x) if len(x) > 1 else x)
+
+
+class Insists(nn.Module):
+    """Does not take a single sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = convolutional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(x) > 1
+        return self.net(x)
+
+
+class Shifts(nn.Module):
+    """Changes its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = convolutional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x.sub_(0.5)
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Keeps,
+        Averages,
+        Divides,
+        Insists,
+        Shifts,
+        lambda: nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(1, 4, 3)), *convolutional()[1:]),
+    ],
+    ids=["keeps", "averages", "divides", "insists", "shifts", "spectral norm"],
+)
+def test_a_network_that_does_more_than_compute_does_it_once_for_each_batch(make):
+    """Two steps, as it would take without a kernel: logits, gradients, buffers, and what it has kept."""
+    torch.manual_seed(0)
+    net = make()
+    reference = copy.deepcopy(net)
+    for n in (40, 50):
+        (x, y), (again, _) = batch(1, 28, 28, n=n), batch(1, 28, 28, n=n)
+        found, native = logits_of(net, x)
+        expected = reference(again)
+        assert not native and torch.allclose(found, expected, atol=1e-5) and torch.equal(x, again)
+        nn.functional.cross_entropy(found, y).backward()
+        nn.functional.cross_entropy(expected, y).backward()
+        for one, other in zip(net.parameters(), reference.parameters(), strict=True):
+            assert torch.allclose(one.grad, other.grad, atol=1e-6)
+        for one, other in zip(net.buffers(), reference.buffers(), strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+        if isinstance(net, Keeps):
+            assert len(net.kept["features"]) == n
+
+
+def test_a_normalisation_before_the_first_layer_is_native_too():
+    net, (x, y) = nn.Sequential(nets.Normalize((0.3,), (0.4,)), convolutional()), batch(1, 28, 28)
+    found, native = gradients(net, x, y, natively=True)
+    exact, _ = gradients(copy.deepcopy(net).double(), x.double(), y, natively=False)
+    assert native and agree(found, exact)
+
+
+def test_a_gradient_can_be_differentiated_again():
+    """A penalty on the gradient at the input, as of the network itself."""
+    net, (x, y) = nn.Sequential(convolutional()[0], nn.LeakyReLU(0.1), *convolutional()[2:]), batch(1, 28, 28)
+    outcomes = []
+    for natively in (True, False):
+        at = x.clone().requires_grad_()
+        logits, native = logits_of(net, at) if natively else (net(at), False)
+        assert native == natively
+        (slope,) = torch.autograd.grad(nn.functional.cross_entropy(logits, y), at, create_graph=True)
+        outcomes.append(torch.autograd.grad(slope.square().sum(), list(net.parameters())[:-1]))
+    for one, other in zip(*outcomes, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_default_dtype_is_of_no_consequence(threads):
+    net, (x, y) = convolutional(), batch(1, 28, 28, n=70)
+    expected, _ = gradients(net, x, y, natively=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(torch.float64)
+        found, native = gradients(net, x, y, natively=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(before)
+    assert native and agree(found, [gradient.double() for gradient in expected])
+
+
 def test_few_samples_and_other_contexts_are_left_to_pytorch():
     net, (x, _) = convolutional(), batch(1, 28, 28)
     assert logits_of(net, x)[1]

@@ -25,7 +25,7 @@ from torch import Tensor
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.core.files import cache_folder
 
-_OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC")
+_OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", "-shared", "-fPIC")
 
 
 def compiler() -> str | None:
@@ -102,7 +102,7 @@ def _compile(command: list[str], sources: dict[str, bytes], path: Path) -> None:
             Path(folder, name).write_bytes(source)
         units = [name for name in sorted(sources) if name.endswith(".c")]
         call = [*command, "-o", path.name, *units, "-lm"]
-        subprocess.run(call, check=True, capture_output=True, text=True, timeout=120, cwd=folder)
+        subprocess.run(call, check=True, capture_output=True, text=True, timeout=600, cwd=folder)
         Path(folder, path.name).replace(path)
 
 

@@ -354,10 +354,10 @@ static int prepare(climber *c) {
     return 0;
 }
 
-/* Look at all points; lanes that are finished leave. */
-static void observe(climber *c) {
+/* Look at all points; lanes that are finished leave. Returns how many go on. */
+static int observe(climber *c) {
     const plan *p = c->plan;
-    int better[SIMD_WIDTH] = {0}, any = 0;
+    int better[SIMD_WIDTH] = {0}, any = 0, active = 0;
     for (int k = 0; k < SIMD_WIDTH; k++)
         if (c->lanes[k].sample >= 0) any |= better[k] = look(c, k);
     if (any) {
@@ -374,6 +374,8 @@ static void observe(climber *c) {
         int late = earliest && l->step > __atomic_load_n(earliest, __ATOMIC_RELAXED);
         if (l->succeeded || late || l->step == l->last) leave(c, k, c->best, l->best_step);
     }
+    for (int k = 0; k < SIMD_WIDTH; k++) active += c->lanes[k].sample >= 0;
+    return active;
 }
 
 /* Take the lanes to their next points; those that look at no more points leave. */
@@ -399,21 +401,23 @@ static void advance(climber *c) {
 }
 
 /* The climbs of the samples `first` to `first + count - 1`. Returns 1 if there is no memory. */
-int32_t climb(const layer *layers, int32_t n, const plan *p, const samples *all, int64_t first, int64_t count) {
+EXPORT int32_t climb(const layer *layers, int32_t n, const plan *p, const samples *all, int64_t first, int64_t count) {
     climber c = {.layers = layers, .n = n, .plan = p, .all = all};
     c.pixels = image_size(layers), c.classes = (int32_t)class_count(layers, n);
     if (prepare(&c)) return 1;
     for (int64_t next = first, end = first + count;;) {
         int active = 0;
         for (int k = 0; k < SIMD_WIDTH; k++) {
-            if (c.lanes[k].sample < 0 && next < end) enter(&c, k, next++);
+            while (c.lanes[k].sample < 0 && next < end) {
+                enter(&c, k, next++);
+                if (c.lanes[k].last == 0 && !watches(p)) leave(&c, k, c.point, 0);
+            }
             active += c.lanes[k].sample >= 0;
         }
         if (!active) break;
         set_input(layers, &c.work, c.point, p->scale, p->shift);
         forward_block(layers, n, &c.work);
-        observe(&c);
-        advance(&c);
+        if (observe(&c)) advance(&c);
     }
     free(c.memory);
     release(&c.work);

@@ -35,7 +35,7 @@ static float water_level(const vec *weight, const vec *rate, const vec *room, in
 }
 
 /* Moves d of the rows x such that w * d = rise and x + d is in [low, high]. Returns 1 if there is no memory. */
-int32_t shortest_move(const float *x, const float *w, const float *rise, float *d, int64_t rows, int64_t features,
+EXPORT int32_t shortest_move(const float *x, const float *w, const float *rise, float *d, int64_t rows, int64_t features,
                       float low, float high, int32_t is_l2) {
     int64_t n = (features + SIMD_WIDTH - 1) / SIMD_WIDTH;
     size_t row = (size_t)n * sizeof(vec);

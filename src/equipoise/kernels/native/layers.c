@@ -24,15 +24,15 @@
 #endif
 #define LINEAR_TILE MAX_TILE
 
-int32_t linear_tile(void) { return LINEAR_TILE; }
+EXPORT int32_t linear_tile(void) { return LINEAR_TILE; }
 
-int32_t simd_width(void) { return SIMD_WIDTH; }
+EXPORT int32_t simd_width(void) { return SIMD_WIDTH; }
 
 static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t max(int32_t a, int32_t b) { return a > b ? a : b; }
 
 /* Bytes of the trace of SIMD_WIDTH samples. */
-size_t trace_size(const layer *layers, int32_t n) {
+EXPORT size_t trace_size(const layer *layers, int32_t n) {
     size_t total = 0;
     for (int i = 0; i < n; i++) total += output_size(layers + i);
     return total * SIMD_WIDTH;
@@ -153,7 +153,7 @@ static inline void write_output(vec z, ivec argmax, const layer *l, vec *out, in
 size_t image_size(const layer *layers) { return (size_t)layers->channels * layers->height * layers->width; }
 size_t class_count(const layer *layers, int32_t n) { return output_size(layers + n - 1); }
 
-size_t inputs_size(const layer *layers, int32_t n) {
+EXPORT size_t inputs_size(const layer *layers, int32_t n) {
     size_t total = 0;
     for (int i = 0; i < n; i++) total += padded_input_size(layers + i);
     return total;
@@ -244,7 +244,7 @@ void forward_block(const layer *layers, int32_t n, workspace *work) {
         vec *out = next ? in + padded_input_size(l) : work->logits;
         size_t out_row = out_width(l), out_channel = out_row * out_height(l);
         /* A linear layer takes the whole image as the channels of one pixel: its input has no padding. */
-        if (next && (next->kernel_height > 1 || next->height > 1)) {
+        if (next && !is_linear(next)) {
             out_row = next->width + 2 * next->pad_columns;
             out_channel = out_row * (next->height + 2 * next->pad_rows);
             out += next->pad_rows * out_row + next->pad_columns;
@@ -256,7 +256,7 @@ void forward_block(const layer *layers, int32_t n, workspace *work) {
 }
 
 /* Images [samples][...] to logits [samples][classes]. `traces` may be NULL. Returns 1 if there is no memory. */
-int32_t forward(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, int64_t samples) {
+EXPORT int32_t forward(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, int64_t samples) {
     size_t classes = class_count(layers, n), image = image_size(layers);
     workspace work;
     if (allocate(&work, layers, n)) return 1;
@@ -315,7 +315,7 @@ const vec *backward_block(const layer *layers, int32_t n, workspace *work, const
 }
 
 /* Gradients with respect to logits to gradients with respect to images. Returns 1 if there is no memory. */
-int32_t backward(const layer *layers, int32_t n, const float *grad, const int8_t *traces, float *x, int64_t samples) {
+EXPORT int32_t backward(const layer *layers, int32_t n, const float *grad, const int8_t *traces, float *x, int64_t samples) {
     size_t classes = class_count(layers, n), image = image_size(layers);
     workspace work;
     if (allocate(&work, layers, n)) return 1;

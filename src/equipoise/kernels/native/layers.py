@@ -18,7 +18,7 @@ from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from equipoise.core.errors import EquipoiseError, EquipoiseWarning
+from equipoise.core.errors import EquipoiseWarning
 from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.kernels.input_gradients import MANY_FILTERS, RECTIFIERS
 from equipoise.kernels.native.build import address, library, run_threaded
@@ -238,7 +238,8 @@ class NativeLayers:
     def logits(self, x: Tensor, traced: bool) -> tuple[Tensor, Tensor | None]:
         """Logits, and if `traced` what the backward pass needs: one row per block of `simd_width` samples."""
         width = self.simd_width
-        traces = torch.empty(-(-len(x) // width), self.trace_size, dtype=torch.uint8) if traced else None
+        blocks = -(-len(x) // width)
+        traces = x.new_empty(blocks, self.trace_size, dtype=torch.uint8) if traced else None
         x, logits = x.contiguous(), x.new_empty(len(x), self.classes)
         self._run(
             self._kernels.forward,
@@ -313,13 +314,15 @@ def is_batch(x: Any) -> bool:
 def traced(
     predict: Predict, constants: set[int], sample: Points, trainable: bool = False
 ) -> tuple[_Tracer, Tensor] | None:
-    """Return what a network does to a sample, and its logits there; None if the kernels do not support it."""
-    tracer = _Tracer(sample.requires_grad_(), constants, trainable)
+    """Return what a network does to a sample, and its logits there; None if the kernels do not support it. The network
+    sees a copy of the sample.
+    """
+    tracer = _Tracer(sample.detach().clone().requires_grad_(), constants, trainable)
     with torch.enable_grad(), torch.autocast("cpu", enabled=False), tracer:
         try:
             logits = predict(tracer.output).logits
-        except (EquipoiseError, RuntimeError, TypeError, ValueError, IndexError):
-            return None  # some networks refuse a single sample; any other error is raised by the fallback
+        except Exception:  # some networks refuse a single sample; any other error is raised again by the fallback
+            return None
     complete = logits is tracer.output and logits.requires_grad and len(tracer.layers) > 0
     if not (tracer.is_supported and complete and logits.shape[:2] == (1, 1)):
         return None
@@ -334,14 +337,17 @@ def compiled(tracer: _Tracer, sample: Tensor, logits: Tensor) -> NativeLayers | 
         return None
     native = NativeLayers(layers)
     own = native.logits(preprocessed(tracer.preprocessing, sample), traced=False)[0]
-    return native if _agree(own, logits[0].detach()) else None
+    return native if agree(own, logits[0].detach()) else None
 
 
 class NativeForward:
-    """A prediction computed natively where the kernels support the network, else by `fallback`."""
+    """A prediction computed natively where the kernels support the network, else by `fallback`. Of a network without
+    convolutions, for which PyTorch is as fast, only whole climbs are.
+    """
 
     def __init__(self, predict: Predict, fallback: Predict, weights: Weights) -> None:
         self._predict, self._fallback = predict, fallback
+        self._is_convolutional = any(weight.ndim > 2 for weight in weights.values())
         self._constants = {weight.untyped_storage().data_ptr() for weight in weights.values()}
         # By the state of the traced layers, which are kept alive so that the ids in it stay their own.
         self._compiled: dict[tuple[Any, ...], tuple[NativeLayers, list[Layer]]] = {}
@@ -350,7 +356,7 @@ class NativeForward:
 
     def __call__(self, x: Points) -> Prediction:
         """Return the prediction."""
-        native = self._native_layers(x) if self.is_supported else None
+        native = self._native_layers(x) if self.is_supported and self._is_convolutional else None
         if native is None:
             return self._fallback(x)
         preprocessing, layers = native
@@ -373,7 +379,7 @@ class NativeForward:
         if not is_batch(x):
             return None
         random = torch.get_rng_state() if not self._compiled else None
-        trace = traced(self._predict, self._constants, x[:1].detach())
+        trace = traced(self._predict, self._constants, x[:1])
         if random is not None:
             torch.set_rng_state(random)
         if trace is None:
@@ -386,7 +392,7 @@ class NativeForward:
             if layers is None:
                 self.is_supported = False
                 return None
-            self._compiled[state] = layers, tracer.layers
+            self._compiled = {state: (layers, tracer.layers)}
         return tracer.preprocessing, self._compiled[state][0]
 
 
@@ -397,17 +403,17 @@ def preprocessed(calls: Sequence[_Call], x: Tensor) -> Tensor:
     return x
 
 
-def _agree(native: Tensor, expected: Tensor) -> bool:
+def agree(native: Tensor, expected: Tensor) -> bool:
     """Whether both are the same logits up to rounding; warns if not."""
-    agree = not bool(Prediction(native[None]).differs(Prediction(expected[None])).any())
-    if not agree:
+    same = not bool(Prediction(native[None]).differs(Prediction(expected[None])).any())
+    if not same:
         warnings.warn(
             "the kernels for small networks find other logits than PyTorch (by "
             f"{float((native - expected).abs().max()):g}): they are not used for this network. Please report it.",
             EquipoiseWarning,
             stacklevel=2,
         )
-    return agree
+    return same
 
 
 def native_forward(predict: Predict, fallback: Predict, weights: Weights) -> Predict:

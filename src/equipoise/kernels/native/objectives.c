@@ -11,21 +11,28 @@ static int32_t largest(const double *z, int32_t classes, int64_t except) {
     return best;
 }
 
+/* Whether a class cannot be: its logit is -infinity. Its probability is 0, and has no gradient. */
+static int excluded(double z) { return z == -INFINITY; }
+
 void log_softmax(const double *z, int32_t classes, double *log_p) {
     double top = z[largest(z, classes, -1)], total = 0;
     for (int32_t c = 0; c < classes; c++) total += exp(z[c] - top);
-    for (int32_t c = 0; c < classes; c++) log_p[c] = fmax(z[c] - top - log(total), -FLT_MAX);
+    for (int32_t c = 0; c < classes; c++) log_p[c] = excluded(z[c] - top) ? -FLT_MAX : z[c] - top - log(total);
 }
 
-/* -(1 - s) log p_y - s mean(log p):  p - (1 - s) e_y - s / C. */
+/* -sum t log p with the target t = (1 - s) e_y + s / C:  p sum(t) - t, t = 0 where a class is excluded. */
 static double cross_entropy(const double *log_p, int32_t classes, int64_t label, double smoothing, double weight,
                             double *grad) {
-    double value = -(1 - smoothing) * log_p[label];
-    for (int32_t c = 0; c < classes; c++) {
-        if (smoothing) value -= smoothing / classes * log_p[c];
-        grad[c] += weight * (exp(log_p[c]) - smoothing / classes);
-    }
-    grad[label] -= weight * (1 - smoothing);
+    double value = 0, total = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (int32_t c = 0; c < classes; c++) {
+            double target = smoothing / classes + (c == label ? 1 - smoothing : 0);
+            double live = log_p[c] > -FLT_MAX ? target : 0;
+            if (pass)
+                grad[c] += weight * (exp(log_p[c]) * total - live);
+            else if (target)
+                total += live, value -= target * log_p[c];
+        }
     return weight * value;
 }
 
@@ -77,7 +84,8 @@ static double margin(const double *z, int32_t classes, int64_t own, double weigh
     return weight * (top - z[own]);
 }
 
-/* (max z_i - z_y) / (z_1 - z_3); towards a target (z_t - z_y) / (z_1 - (z_3 + z_4) / 2), z_1 >= z_2 >= ... */
+/* Of equally large logits the first is the larger one.
+ * (max z_i - z_y) / (z_1 - z_3); towards a target (z_t - z_y) / (z_1 - (z_3 + z_4) / 2), z_1 >= z_2 >= ... */
 static double difference_of_logits_ratio(const double *z, int32_t classes, reference ref, double weight, double *grad) {
     int32_t order[4] = {0}, ranks = classes < 4 ? classes : 4;
     double lowest = INFINITY;
@@ -94,8 +102,9 @@ static double difference_of_logits_ratio(const double *z, int32_t classes, refer
     /* An excluded class has no logit to measure the scale by. */
     double third = fmax(z[order[2]], lowest), fourth = ranks > 3 ? fmax(z[order[3]], lowest) : 0;
     int64_t ahead = ref.target < 0 ? largest(z, classes, ref.label) : ref.target;
-    double scale = z[order[0]] - (ref.target < 0 ? third : (third + fourth) / 2) + 1e-12;
-    double value = (z[ahead] - z[ref.label]) / scale;
+    /* Rounded as in float32, where the constant vanishes: if the true class is third the ratio is 1 and has no slope. */
+    double scale = (float)(z[order[0]] - (ref.target < 0 ? third : (third + fourth) / 2)) + 1e-12f;
+    double value = (float)(z[ahead] - z[ref.label]) / scale;
     grad[ahead] += weight / scale;
     grad[ref.label] -= weight / scale;
     grad[order[0]] -= weight * value / scale;
@@ -110,7 +119,7 @@ double objective(const term *terms, int32_t n, const double *z, int32_t classes,
     double value = 0, *log_p = work;
     int64_t towards = ref.target < 0 ? ref.label : ref.target;
     double sign = ref.target < 0 ? 1 : -1; /* of what is descended towards a target */
-    int valid = z[largest(z, classes, -1)] < INFINITY;
+    int valid = isfinite(z[largest(z, classes, -1)]) != 0;
     for (int32_t c = 0; c < classes; c++) valid &= z[c] == z[c];
     for (int32_t c = 0; c < classes; c++) grad[c] = valid ? 0 : NAN;
     if (!valid) return NAN;

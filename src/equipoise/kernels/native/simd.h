@@ -3,6 +3,9 @@
 #define SIMD_H
 #include <stdint.h>
 
+/* What Python calls; all other functions are hidden. */
+#define EXPORT __attribute__((visibility("default")))
+
 #ifdef __AVX512F__
 #define SIMD_WIDTH 16
 #else

@@ -62,7 +62,7 @@ static void convolution(const layer *l, const vec *in, const vec *z, float *weig
 
 /* Images [samples][...] to logits [samples][classes], keeping the trace and the inputs of the layers, block by block.
  * Returns 1 if there is no memory. */
-int32_t forward_training(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, float *inputs,
+EXPORT int32_t forward_training(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, float *inputs,
                          int64_t samples) {
     size_t classes = class_count(layers, n), image = image_size(layers), kept = inputs_size(layers, n);
     workspace work;
@@ -82,7 +82,7 @@ int32_t forward_training(const layer *layers, int32_t n, const float *x, float *
 
 /* From gradients with respect to the logits to those with respect to the weights, and to the images unless `x` is NULL.
  * Every pointer is that of the first sample or block. Returns 1 if there is no memory. */
-int32_t backward_training(const layer *layers, int32_t n, const float *grad, const int8_t *traces, const float *inputs,
+EXPORT int32_t backward_training(const layer *layers, int32_t n, const float *grad, const int8_t *traces, const float *inputs,
                           float *x, const gradients *all, int64_t first, int64_t count) {
     size_t classes = class_count(layers, n), image = image_size(layers), kept = inputs_size(layers, n);
     workspace work;

@@ -2,10 +2,12 @@
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from equipoise.core.types import Points, Predict, Prediction
 from equipoise.kernels.native.build import address, library, run_threaded
@@ -27,8 +29,8 @@ class _TrainingFunction(torch.autograd.Function):
         assert kernels is not None
         x, blocks = x.contiguous(), -(-len(x) // width)
         logits = x.new_empty(len(x), native.classes)
-        traces = torch.empty(blocks, native.trace_size, dtype=torch.uint8)
-        inputs = torch.empty(blocks, kernels.inputs_size(native.structs, len(layers)) * width)
+        traces = x.new_empty(blocks, native.trace_size, dtype=torch.uint8)
+        inputs = x.new_empty(blocks, kernels.inputs_size(native.structs, len(layers)) * width)
 
         def run(first: int, count: int) -> int:
             block = first // width
@@ -36,20 +38,21 @@ class _TrainingFunction(torch.autograd.Function):
             return kernels.forward_training(native.structs, len(layers), *rows, ctypes.c_int64(count))
 
         run_threaded(len(x), width, run)
-        ctx.native, ctx.layers, ctx.shape = native, layers, x.shape
-        ctx.save_for_backward(
-            traces, inputs, *weights
-        )  # weights: a change in place before the backward pass is an error
+        ctx.native, ctx.layers = native, layers
+        # The weights are saved too: changed before the backward pass they are an error.
+        ctx.save_for_backward(traces, inputs, x, *weights)
         return logits
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        traces, inputs, *_ = ctx.saved_tensors
-        native, layers, grad = ctx.native, ctx.layers, grad.contiguous()
+        traces, inputs, given, *weights = ctx.saved_tensors
+        native, layers = ctx.native, ctx.layers
+        if torch.is_grad_enabled():  # a gradient that is to be differentiated again
+            return _differentiable(layers, [given, None, None, *weights], ctx.needs_input_grad, grad)
+        grad = grad.contiguous()
         kernels, width, blocks = library(), native.simd_width, len(traces)
         assert kernels is not None
-        x = grad.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
+        x = torch.empty_like(given) if ctx.needs_input_grad[0] else None
         parts: list[tuple[Tensor, Tensor]] = []  # of a convolution: sums over each block; else inputs and slopes
         structs = (_GradientsStruct * len(layers))()
         for layer, struct in zip(layers, structs, strict=True):
@@ -73,6 +76,25 @@ class _TrainingFunction(torch.autograd.Function):
             gradients += [weight.reshape(layer.weight.shape), second.sum(0)]
         needed = zip(gradients, ctx.needs_input_grad[3:], strict=True)
         return x, None, None, *(gradient if asked else None for gradient, asked in needed)
+
+
+def _differentiable(
+    layers: Sequence[Layer], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients with a graph of their own, computed by PyTorch."""
+    x = inputs[0]
+    assert x is not None
+    for layer, weight, bias in zip(layers, inputs[3::2], inputs[4::2], strict=True):
+        assert weight is not None
+        if weight.ndim == 4:
+            x = F.conv2d(x, weight, bias, padding=layer.padding)
+        else:
+            x = F.linear(x.flatten(1), weight, bias)
+        x = F.max_pool2d(x, 2) if layer.pooled else x
+        x = F.leaky_relu(x, layer.slope) if layer.rectified else x
+    asked = [value for value, need in zip(inputs, needed, strict=True) if need and value is not None]
+    found = iter(torch.autograd.grad(x.flatten(1), asked, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
 
 
 def native_training(watched: Predict, predict: Predict, weights: Sequence[Tensor]) -> Predict:
@@ -100,9 +122,16 @@ def _trained_layers(
     if not is_batch(x) or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
     constants = {weight.untyped_storage().data_ptr() for weight in weights}
-    trace = traced(predict, constants, x[:1].detach(), trainable=True)
+    trace = traced(predict, constants, x[:1], trainable=True)
     if trace is None:
         return None
     tracer, logits = trace
     kernels = compiled(tracer, x[:1].detach(), logits)
-    return None if kernels is None else (tracer.preprocessing, tracer.layers, kernels)
+    if kernels is None:
+        return None
+    random, same = torch.get_rng_state(), False
+    with torch.no_grad(), suppress(Exception):  # a network may do something else to two samples than to one
+        two = kernels.logits(preprocessed(tracer.preprocessing, x[:2].detach()), traced=False)[0]
+        same = not bool(Prediction(two[None]).differs(predict(x[:2].detach().clone())).any())
+    torch.set_rng_state(random)
+    return (tracer.preprocessing, tracer.layers, kernels) if same else None

@@ -156,17 +156,17 @@ def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evalua
     kernels = library()
     assert kernels is not None
     layers, count = network.layers, len(samples.origin)
-    given = (getattr(samples, name) for name in _INPUTS)
+    given, new = (getattr(samples, name) for name in _INPUTS), samples.origin.new_zeros
     inputs = [None if value is None else value.contiguous() for value in given]
-    point, value, succeeded = torch.empty(samples.origin.shape), torch.empty(count), torch.zeros(count).bool()
-    iteration, looked, not_finite, zero = (torch.zeros(count, dtype=torch.int64) for _ in range(4))
+    point, value, succeeded = new(samples.origin.shape), new(count), new(count, dtype=torch.bool)
+    iteration, looked, not_finite, zero = (new(count, dtype=torch.int64) for _ in range(4))
     climbed = Climbed(point, value, iteration, looked, not_finite, zero, succeeded)
     terms = (_TermStruct * len(plan.terms))(*((KINDS.index(t.kind), t.weight, t.smoothing) for t in plan.terms))
-    sizes, auto = torch.tensor(plan.sizes, dtype=torch.float32), plan.auto or AutoSteps(0.0, 0.0, [])
-    intervals = torch.tensor(auto.intervals, dtype=torch.int32)
+    sizes, auto = samples.origin.new_tensor(plan.sizes), plan.auto or AutoSteps(0.0, 0.0, [])
+    intervals = sizes.new_tensor(auto.intervals, dtype=torch.int32)
     several = plan.targets > 1
-    events = torch.zeros(count, len(plan.sizes), dtype=torch.int8) if several else None
-    earliest = torch.full((count // plan.targets,), len(plan.sizes) + 1) if several else None
+    events = new(count, len(plan.sizes), dtype=torch.int8) if several else None
+    earliest = None if events is None else new(count // plan.targets, dtype=torch.int64).fill_(len(plan.sizes) + 1)
     numbers = len(plan.terms), len(plan.sizes), RETURN_POINTS.index(plan.return_point), plan.l2_step, plan.l2_ball
     stop = -1 if plan.tau is None else plan.tau, plan.may_cycle, evaluations, plan.targets, plan.auto is not None
     lengths = plan.eps, plan.low, plan.high, auto.inertia, auto.progress
@@ -180,7 +180,8 @@ def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evalua
         plan_and_samples = ctypes.byref(native_plan), ctypes.byref(native_samples)
         return kernels.climb(layers.structs, len(layers.structs), *plan_and_samples, *where)
 
-    at_once = max(_GRADIENTS_AT_ONCE // len(plan.sizes), 1)
+    threads = torch.get_num_threads()
+    at_once = max(threads * _GRADIENTS_AT_ONCE // len(plan.sizes), 4 * threads * layers.simd_width)
     for first in range(0, count, at_once):
         progress.report(first, count, "sample")
         some = min(at_once, count - first)
@@ -193,7 +194,7 @@ def _together(climbed: Climbed, events: Tensor, targets: int, evaluations: int) 
     steps = events.shape[1]
     success = torch.where(climbed.succeeded, climbed.iteration, steps).reshape(-1, targets).amin(1)
     last = success.repeat_interleave(targets)
-    counted = events * (torch.arange(steps) < last[:, None])
+    counted = events * (torch.arange(steps, device=events.device) < last[:, None])
     return replace(
         climbed,
         evaluations=climbed.evaluations.minimum(evaluations + last + 1),
