@@ -126,11 +126,11 @@ class Ours:
     @property
     def point_index(self) -> int:
         """Index of the perturbed one among the method's points."""
-        return next(i for i, ascent in enumerate(self.method.places) if ascent is not None)
+        return next(i for i, ascent in enumerate(self.method.perturbations) if ascent is not None)
 
     @property
     def ascent(self) -> Ascent:
-        ascent = self.method.places[self.point_index]
+        ascent = self.method.perturbations[self.point_index]
         assert isinstance(ascent, Ascent)
         return ascent
 
@@ -178,7 +178,7 @@ def flops(case: Case, model: nn.Module, x: Tensor, streams: Streams, ours: Ours)
     counts = ours.ascent.steps.draw(ours.streams(streams).fold(Stream.STEPS))
     gradients = len(x) * case.steps if counts is None else float(counts.sum())
     clean = len(x) * per_forward if ours.ascent.objective.needs_clean else 0.0
-    return gradients * per_gradient + clean + len(x) * per_outer * len(ours.method.places)
+    return gradients * per_gradient + clean + len(x) * per_outer * len(ours.method.perturbations)
 
 
 def peak(device: str, dtype: torch.dtype) -> float:

@@ -27,8 +27,8 @@ EXPECTED_SKIPS = [
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Check annotations, except in tests marked `unchecked`."""
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Check annotations, except in tests marked `unchecked` and what is set up for them."""
     jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("unchecked") is not None)
     return (yield)
 

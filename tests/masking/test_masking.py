@@ -270,12 +270,12 @@ def test_masked_defences_are_found(name, base, digits):
 
 
 HONEST: dict[str, tuple[Callable[[], Method], int]] = {
-    "standard": (methods.standard, 12),
-    "PGD-AT": (lambda: methods.pgd_at(0.15, 0.03, 7), 12),
-    "TRADES": (lambda: methods.trades(0.15, 0.03, 7), 12),
-    "UDP": (lambda: methods.udp(0.3, 0.03, 10), 12),
-    "PAT-EntM": (lambda: methods.pat(0.15, 0.03, 7, loss=regularised(2.0)), 20),
-    "linear": (methods.standard, 12),
+    "standard": (methods.standard, 6),
+    "PGD-AT": (lambda: methods.pgd_at(0.15, 0.03, 7), 6),
+    "TRADES": (lambda: methods.trades(0.15, 0.03, 7), 6),
+    "UDP": (lambda: methods.udp(0.3, 0.03, 10), 6),
+    "PAT-EntM": (lambda: methods.pat(0.15, 0.03, 7, loss=regularised(2.0)), 10),
+    "linear": (methods.standard, 6),
 }
 
 
