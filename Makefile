@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: $(READY)
 	$(BIN)/ruff check
@@ -26,7 +26,7 @@ check: $(READY)
 # Fails where a changed line is run by no test: make coverage BASE=origin/main.
 BASE ?= origin/main
 coverage: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q --cov=equipoise --cov-report=xml
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q --cov=equipoise --cov-report=xml
 	$(BIN)/diff-cover coverage.xml --compare-branch $(BASE) --fail-under 95
 
 docs: $(READY)
