@@ -46,6 +46,7 @@ from equipoise.core.types import (
     PerSample,
     Points,
     Precision,
+    Predict,
     Prediction,
     Predictive,
     Space,
@@ -343,16 +344,10 @@ class Ascent(Attack):
             predict = draw(streams)
             clean = predict(batch.x) if self.objective.needs_clean else None
             start, counts = self._starts(batch, phase.ball), steps.draw(batch.own_streams.fold(Stream.STEPS))
+            outcome = self._natively(batch, predict, clean, start, counts) if independent else None
+            if outcome is not None:
+                return outcome
             state = ClimbState.of(batch, clean, start, counts, self.step, self._may_cycle)
-            plain = self.eot_samples == 1 and not (self.resample or self.eps_schedule)
-            if independent and plain:
-                lengths = [sizes.at(i, steps.most) for i in range(steps.most)]
-                selection = {"return_point": self.return_point, "tau": self.tau, "may_cycle": self._may_cycle}
-                outcome = climb_natively(
-                    batch, predict, self.objective, phase.ball, self.step, lengths, clean, start, counts, **selection
-                )
-                if outcome is not None:
-                    return outcome
             selection = Selection(self.return_point, self.tau)
             active = ActiveBatch(state, len(batch), steps.most, selection, independent)
             active.evaluations += clean is not None
@@ -373,6 +368,18 @@ class Ascent(Attack):
                 moved, memory = self.step(at, active.rows.memory)
                 active.move(i, phase.ball.project(moved, origin), memory)
             return active.finish(self.objective, predict)
+
+    def _natively(
+        self, batch: Attempt, predict: Predict, clean: Prediction | None, start: Points, counts: "torch.Tensor | None"
+    ) -> Outcome | None:
+        """The same by a kernel that takes all steps at once, where there is one for such an ascent and network."""
+        if self.eot_samples > 1 or self.resample or self.eps_schedule:
+            return None
+        steps, sizes = self._schedule
+        lengths = [sizes.at(i, steps.most) for i in range(steps.most)]
+        selection = {"return_point": self.return_point, "tau": self.tau, "may_cycle": self._may_cycle}
+        ascent = self.objective, self.geometry, self.step, lengths
+        return climb_natively(batch, predict, *ascent, clean, start, counts, **selection)
 
     def _starts(self, batch: Attempt, ball: Ball) -> Points:
         """The points to start from."""

@@ -63,13 +63,12 @@ def _watched_copy(predictive: Predictive, streams: Streams | None) -> tuple[Pred
     return predict, [*copy.module.parameters(), *buffers]
 
 
-def _identities(value: Any, depth: int = 4) -> Any:
+def _identities(value: Any, depth: int = 6) -> Any:
     """The identities of what a value holds: containers by their items, other objects by their attributes."""
+    if depth == 0 or isinstance(value, Tensor | nn.Module | type) or callable(value):
+        return id(value)
     if isinstance(value, dict):
-        return [(key, _identities(item, depth)) for key, item in value.items()]
+        return [(key, _identities(item, depth - 1)) for key, item in value.items()]
     if isinstance(value, list | tuple | set):
-        return [id(value), *(_identities(item, depth) for item in value)]
-    plain = not isinstance(value, Tensor | nn.Module | type) and not callable(value)
-    if depth and plain and hasattr(value, "__dict__"):
-        return [id(value), _identities(vars(value), depth - 1)]
-    return id(value)
+        return [id(value), *(_identities(item, depth - 1) for item in value)]
+    return [id(value), _identities(vars(value), depth - 1)] if hasattr(value, "__dict__") else id(value)
