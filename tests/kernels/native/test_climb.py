@@ -89,12 +89,17 @@ def point_after(attack: Ascent, net: nn.Module, x: Tensor, y: Tensor, k: int, ta
     return replace(attack, steps=k, return_point="last")(net, x, y, target=target).x
 
 
-@pytest.mark.parametrize("kind", ["convolutions", "linear"])
 @pytest.mark.parametrize(
     ("name", "towards"),
     [*((name, False) for name in OBJECTIVES), *((name, True) for name in TARGETED)],
 )
-@pytest.mark.parametrize(("ball", "rule"), [(ball, rule) for ball in BALLS for rule in STEPS])
+@pytest.mark.parametrize(
+    ("ball", "rule", "kind"),
+    [
+        *((ball, rule, "convolutions") for ball in BALLS for rule in STEPS),
+        *((ball, "steepest", "linear") for ball in BALLS),
+    ],
+)
 def test_every_step_is_that_of_float64(ball, rule, name, towards, kind, taken):
     """`x_{k+1} = Π(x_k + step(∇ objective(x_k)))`, restated in float64 at the points that the kernel reached.
 
