@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 RUN = [sys.executable, "-m", "equipoise"]
 SOON = 5.0
 """Seconds within which the processes of a command have ended after it."""
-LATER = 60.0
+LATER = 120.0
 """The same of Ray's own daemons, which look for a killed driver now and then."""
 DAEMONS = ("raylet", "gcs_server", "dashboard", "Dashboard", "monitor", "runtime_env", "RuntimeEnv")
 """What their commands hold."""
