@@ -82,7 +82,7 @@ def climb_natively(
     criterion, none = batch.criterion, torch.full_like(batch.criterion.label, -1)
     if not (_all_within(counts, 0, len(sizes)) and _all_within(batch.y, 0, network.layers.classes - 1)):
         return None  # PyTorch says what is wrong
-    rows = torch.arange(n, device=none.device).repeat_interleave(targets)
+    rows = slice(None) if targets == 1 else torch.arange(n, device=none.device).repeat_interleave(targets)
     plan = ClimbPlan(
         terms, sizes, l2_step, ball.norm == "l2", ball.eps, ball.box.low, ball.box.high,
         auto=auto_steps(rule, len(sizes)), targets=targets, **selection,

@@ -464,8 +464,8 @@ def test_kernels_that_find_something_else_are_not_used(monkeypatch):
     logits = layers.NativeLayers.logits
 
     def wrong(self, x, traced):
-        found, traces = logits(self, x, traced)
-        return found + 0.1 * found.abs().max(), traces
+        found, *rest = logits(self, x, traced)
+        return found + 0.1 * found.abs().max(), *rest
 
     monkeypatch.setattr(layers.NativeLayers, "logits", wrong)
     net, x = NETS["cnn4"](), points(4, 1, 28, 28)

@@ -255,9 +255,11 @@ void forward_block(const layer *layers, int32_t n, workspace *work) {
     }
 }
 
-/* Images [samples][...] to logits [samples][classes]. `traces` may be NULL. Returns 1 if there is no memory. */
-EXPORT int32_t forward(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, int64_t samples) {
-    size_t classes = class_count(layers, n), image = image_size(layers);
+/* Images [samples][...] to logits [samples][classes]. Block by block it keeps the trace, and for gradients of the weights
+ * the padded inputs of all layers, unless these are NULL. Returns 1 if there is no memory. */
+EXPORT int32_t forward(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, float *inputs,
+                       int64_t samples) {
+    size_t classes = class_count(layers, n), image = image_size(layers), kept = inputs_size(layers, n);
     workspace work;
     if (allocate(&work, layers, n)) return 1;
     for (int64_t s = 0; s < samples; s += SIMD_WIDTH) {
@@ -267,6 +269,7 @@ EXPORT int32_t forward(const layer *layers, int32_t n, const float *x, float *lo
         set_input(layers, &work, work.from, 0, 0);
         forward_block(layers, n, &work);
         scatter(work.logits, classes, present, logits + s * classes);
+        if (inputs) memcpy(inputs + s / SIMD_WIDTH * kept * SIMD_WIDTH, work.inputs, kept * sizeof(vec));
     }
     release(&work);
     return 0;

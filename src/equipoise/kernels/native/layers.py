@@ -216,6 +216,7 @@ class NativeLayers:
         self.structs = (_LayerStruct * len(layers))(*map(self._struct, layers))
         self.simd_width = int(kernels.simd_width())
         self.trace_size = int(kernels.trace_size(self.structs, len(layers)))
+        self.inputs_size = int(kernels.inputs_size(self.structs, len(layers)))
 
     def _struct(self, layer: Layer) -> _LayerStruct:
         weight = layer.weight.detach().reshape(*layer.weight.shape[:2], *layer.kernel)
@@ -235,18 +236,21 @@ class NativeLayers:
         padded = F.pad(weight, (0, 0, 0, -len(weight) % tile))
         return padded.reshape(-1, tile, weight.shape[1]).transpose(1, 2).contiguous()
 
-    def logits(self, x: Tensor, traced: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits, and if `traced` what the backward pass needs: one row per block of `simd_width` samples."""
-        width = self.simd_width
-        blocks = -(-len(x) // width)
+    def logits(self, x: Tensor, traced: bool, kept: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits; if `traced` what the backward pass needs, and if `kept` the inputs of all layers, for gradients of
+        the weights: one row each per block of `simd_width` samples.
+        """
+        width, x = self.simd_width, x.contiguous()
+        blocks, logits = -(-len(x) // width), x.new_empty(len(x), self.classes)
         traces = x.new_empty(blocks, self.trace_size, dtype=torch.uint8) if traced else None
-        x, logits = x.contiguous(), x.new_empty(len(x), self.classes)
-        self._run(
-            self._kernels.forward,
-            len(x),
-            lambda first: (address(x, first), address(logits, first), address(traces, first // width)),
-        )
-        return logits, traces
+        inputs = x.new_empty(blocks, self.inputs_size * width) if kept else None
+
+        def rows(first: int) -> tuple[Any, ...]:
+            block = first // width
+            return address(x, first), address(logits, first), address(traces, block), address(inputs, block)
+
+        self._run(self._kernels.forward, len(x), rows)
+        return logits, traces, inputs
 
     def gradient(self, grad: Tensor, traces: Tensor) -> Tensor:
         """The gradient with respect to the inputs, from the gradient with respect to the logits."""
@@ -294,7 +298,7 @@ class _NativeFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: NativeLayers, traced: bool) -> Tensor:
-        logits, traces = layers.logits(x, traced)
+        logits, traces, _ = layers.logits(x, traced)
         ctx.layers = layers
         ctx.save_for_backward(traces)
         return logits
@@ -337,7 +341,7 @@ def compiled(tracer: _Tracer, sample: Tensor, logits: Tensor) -> NativeLayers | 
         return None
     native = NativeLayers(layers)
     own = native.logits(preprocessed(tracer.preprocessing, sample), traced=False)[0]
-    return native if agree(own, logits[0].detach()) else None
+    return native if _agree(own, logits[0].detach()) else None
 
 
 class NativeForward:
@@ -403,7 +407,7 @@ def preprocessed(calls: Sequence[_Call], x: Tensor) -> Tensor:
     return x
 
 
-def agree(native: Tensor, expected: Tensor) -> bool:
+def _agree(native: Tensor, expected: Tensor) -> bool:
     """Whether both are the same logits up to rounding; warns if not."""
     same = not bool(Prediction(native[None]).differs(Prediction(expected[None])).any())
     if not same:

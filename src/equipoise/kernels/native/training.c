@@ -1,6 +1,4 @@
-/* Gradients with respect to the weights, for a training step: the forward pass keeps the padded inputs of all layers. */
-#include <string.h>
-
+/* Gradients with respect to the weights, for a training step, from the padded inputs that the forward pass has kept. */
 #include "layers.h"
 
 /* Where the gradients of a layer go. A convolution sums over the positions and the samples of each block; of a linear
@@ -58,26 +56,6 @@ static void convolution(const layer *l, const vec *in, const vec *z, float *weig
             for (int j = 0; j < columns; j++) total += z[o * z_plane + i * z_row + j];
         bias[o] = sum(total);
     }
-}
-
-/* Images [samples][...] to logits [samples][classes], keeping the trace and the inputs of the layers, block by block.
- * Returns 1 if there is no memory. */
-EXPORT int32_t forward_training(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, float *inputs,
-                         int64_t samples) {
-    size_t classes = class_count(layers, n), image = image_size(layers), kept = inputs_size(layers, n);
-    workspace work;
-    if (allocate(&work, layers, n)) return 1;
-    for (int64_t s = 0; s < samples; s += SIMD_WIDTH) {
-        int32_t present = (int32_t)(samples - s < SIMD_WIDTH ? samples - s : SIMD_WIDTH);
-        work.trace = traces + s / SIMD_WIDTH * trace_size(layers, n);
-        gather(x + s * image, image, present, work.from);
-        set_input(layers, &work, work.from, 0, 0);
-        forward_block(layers, n, &work);
-        scatter(work.logits, classes, present, logits + s * classes);
-        memcpy(inputs + s / SIMD_WIDTH * kept * SIMD_WIDTH, work.inputs, kept * sizeof(vec));
-    }
-    release(&work);
-    return 0;
 }
 
 /* From gradients with respect to the logits to those with respect to the weights, and to the images unless `x` is NULL.

@@ -25,19 +25,8 @@ class _TrainingFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, native: NativeLayers, layers: Sequence[Layer], *weights: Tensor | None) -> Tensor:
-        kernels, width = library(), native.simd_width
-        assert kernels is not None
-        x, blocks = x.contiguous(), -(-len(x) // width)
-        logits = x.new_empty(len(x), native.classes)
-        traces = x.new_empty(blocks, native.trace_size, dtype=torch.uint8)
-        inputs = x.new_empty(blocks, kernels.inputs_size(native.structs, len(layers)) * width)
-
-        def run(first: int, count: int) -> int:
-            block = first // width
-            rows = address(x, first), address(logits, first), address(traces, block), address(inputs, block)
-            return kernels.forward_training(native.structs, len(layers), *rows, ctypes.c_int64(count))
-
-        run_threaded(len(x), width, run)
+        x = x.contiguous()
+        logits, traces, inputs = native.logits(x, traced=True, kept=True)
         ctx.native, ctx.layers = native, layers
         # The weights are saved too: changed before the backward pass they are an error.
         ctx.save_for_backward(traces, inputs, x, *weights)
