@@ -1,0 +1,183 @@
+"""The trace of a network: every layer with its weights, and what is not one."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from equipoise import nets
+from equipoise.kernels import trace as layers
+from equipoise.kernels.trace import Trace, Unknown, trace_of
+
+
+def kinds(trace: Trace) -> list[str]:
+    return [type(node.layer).__name__ for node in trace.nodes[1:]]
+
+
+def replayed(trace: Trace, x: Tensor) -> Tensor:
+    """The network again, from its layers alone."""
+    outputs: list[Tensor] = []
+    for node in trace.nodes:
+        given, layer = [outputs[parent] for parent in node.parents], node.layer
+        if layer is None:
+            out = x
+        elif isinstance(layer, layers.Convolution):
+            out = F.conv2d(
+                given[0], layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+            )
+        elif isinstance(layer, layers.Linear):
+            out = F.linear(given[0], layer.weight, layer.bias)
+        elif isinstance(layer, layers.RunningNorm):
+            out = F.batch_norm(given[0], layer.mean, layer.variance, layer.weight, layer.bias, eps=layer.eps)
+        elif isinstance(layer, layers.Rectifier):
+            out = F.leaky_relu(given[0], layer.slope)
+        elif isinstance(layer, layers.MaxPool):
+            out = F.max_pool2d(given[0], layer.kernel, layer.stride, layer.padding, layer.dilation)
+        elif isinstance(layer, layers.Average):
+            out = layer.apply(given[0])
+        elif isinstance(layer, layers.Reshape):
+            out = given[0].reshape(len(x), *node.shape)
+        elif isinstance(layer, layers.Sum):
+            out = sum(sign * term for sign, term in zip(layer.signs, given, strict=True))
+        elif isinstance(layer, layers.Shift):
+            out = layer.sign * given[0] + layer.constant
+        elif isinstance(layer, layers.Scale):
+            out = given[0] / layer.factor if layer.divides else given[0] * layer.factor
+        else:
+            assert isinstance(layer, layers.Negation), layer
+            out = -given[0]
+        assert out.shape[1:] == node.shape
+        outputs.append(out)
+    assert trace.output is not None
+    return outputs[trace.output]
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [("lenet", (1, 28, 28)), ("cnn4", (1, 28, 28)), ("small-cnn", (3, 17, 16)), ("mlp", (1, 9, 9))]
+    + [(name, (3, 32, 32)) for name in ("resnet20", "preact-resnet18")],
+)
+def test_the_layers_are_the_network(name, shape):
+    net = nets.build(name, shape, classes=4, seed=0).eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    x = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
+    trace = trace_of(net, x)
+    assert trace.unknown is None and torch.allclose(replayed(trace, x), net(x), atol=1e-5)
+    assert all(node.is_differentiable for node in trace.nodes)
+
+
+class Of(nn.Module):
+    """A network as a function of itself and its input."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.linear, self.conv, self.kept = nn.Linear(16, 3), nn.Conv2d(1, 1, 3, padding=1), None
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def in_place(net, x):
+    h = net.conv(x)
+    h += x
+    h.relu_().mul_(2)
+    return net.linear(h.flatten(1))
+
+
+def through_a_view(net, x):
+    h = net.conv(x)
+    h.flatten(1).mul_(2)
+    return net.linear(h.flatten(1))
+
+
+def by_value(net, x):
+    h = net.conv(x)
+    return net.linear((h if h.tolist()[0][0][0][0] > 0 else -h).flatten(1))
+
+
+KNOWN = {
+    "a residual block": (lambda net, x: net.linear((1 - x + net.conv(x)).relu().flatten(1)),
+                         ["Shift", "Convolution", "Sum", "Rectifier", "Reshape", "Linear"]),
+    "in place": (in_place, ["Convolution", "Sum", "Rectifier", "Scale", "Reshape", "Linear"]),
+    "dropout": (lambda net, x: net.linear(F.dropout(x, training=False).flatten(1)), ["Reshape", "Linear"]),
+    "keywords": (lambda net, x: F.linear(input=x.flatten(1) / 2 - 1, weight=net.linear.weight),
+                 ["Reshape", "Scale", "Shift", "Linear"]),
+    "means": (lambda net, x: -net.conv(x).mean((2, 3)), ["Convolution", "Average", "Negation"]),
+    "a part of no effect": (lambda net, x: (net.conv(x), net.linear(x.flatten(1)))[1],
+                            ["Convolution", "Reshape", "Linear"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_function_of_the_input_is_a_layer(name):
+    function, expected = KNOWN[name]
+    net, x = Of(function).eval(), torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    trace = trace_of(net, x)
+    assert kinds(trace) == expected and torch.allclose(replayed(trace, x), net(x), atol=1e-6)
+
+
+UNKNOWN = {
+    "softmax": (lambda net, x: net.linear(x.flatten(1)).softmax(1), "softmax() is none of"),
+    "a view in between": (through_a_view, "changed in place through a view"),
+    "looks at values": (by_value, "tolist() looks at values"),
+    "mixes samples": (lambda net, x: net.linear((x - x.mean()).flatten(1)), "mean() mixes samples"),
+    "other samples": (lambda net, x: net.linear((x.flip(0) + x).flatten(1)), "flip() is none of"),
+    "a part": (lambda net, x: net.linear(x.flatten(1))[:, :2], "__getitem__()"),
+    "its own dropout": (lambda net, x: F.dropout(net.linear(x.flatten(1)), training=True), "its dropout stays on"),
+    "another precision": (lambda net, x: net.linear(x.flatten(1)).double(), "double() is none of"),
+    "a product": (lambda net, x: net.linear((x * x).flatten(1)), "multiplies tensors with each other"),
+    "constants of a batch": (lambda net, x: net.linear(x.flatten(1)) + torch.arange(2.0)[:, None], "other samples"),
+    "several results": (lambda net, x: net.linear(x.flatten(1)).chunk(3, 1)[0], "chunk() returns more than a tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_no_layer_says_so(name):
+    function, reason = UNKNOWN[name]
+    trace = trace_of(Of(function).eval(), torch.rand(2, 1, 4, 4))
+    assert trace.unknown is not None and isinstance(trace.unknown.layer, Unknown)
+    assert reason in trace.unknown.layer.reason
+
+
+def test_what_follows_the_unknown_is_unknown():
+    trace = trace_of(Of(lambda net, x: net.linear(x.flatten(1).sigmoid()).relu()).eval(), torch.rand(2, 1, 4, 4))
+    assert kinds(trace) == ["Reshape", "Unknown", "Unknown", "Unknown"]
+    assert trace.output == 4
+
+
+def test_a_network_whose_output_is_another_has_none():
+    trace = trace_of(Of(lambda net, x: (net.conv(x), torch.zeros(len(x), 3))[1]).eval(), torch.rand(2, 1, 4, 4))
+    assert trace.output is None and trace.unknown is None
+
+
+def test_gradients_that_do_not_pass_are_noted():
+    def detached(net, x):
+        with torch.no_grad():
+            h = net.conv(x)
+        return net.linear((h + x).detach().flatten(1))
+
+    trace = trace_of(Of(detached).eval(), torch.rand(2, 1, 4, 4))
+    assert [(type(node.layer).__name__, node.is_differentiable) for node in trace.nodes[1:]] == [
+        ("Convolution", False), ("Sum", True), ("Reshape", False), ("Reshape", False), ("Linear", True),
+    ]  # fmt: skip
+
+
+def test_a_node_says_which_layer_it_is():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    trace = trace_of(net, torch.rand(1, 1, 4, 4), net)
+    assert [node.where for node in trace.nodes[1:]] == [
+        "a Conv2d layer at '0'", "a ReLU layer at '1'", "a Flatten layer at '2'", "a Linear layer at '3'",
+    ]  # fmt: skip
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_weights_are_the_networks_own_and_the_input_is_left_alone():
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(3, 1, 2, 2)
+    before = x.clone()
+    with torch.no_grad():
+        last = trace_of(nn.Sequential(nn.ReLU(inplace=True), net), x).nodes[-1].layer
+    assert isinstance(last, layers.Linear) and last.weight is net[1].weight and torch.equal(x, before)
