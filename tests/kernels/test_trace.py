@@ -40,7 +40,7 @@ def replayed(trace: Trace, x: Tensor) -> Tensor:
         elif isinstance(layer, layers.Sum):
             out = sum(sign * term for sign, term in zip(layer.signs, given, strict=True))
         elif isinstance(layer, layers.Shift):
-            out = layer.sign * given[0] + layer.constant
+            out = layer.signs[0] * given[0] + layer.signs[1] * layer.constant
         elif isinstance(layer, layers.Scale):
             out = given[0] / layer.factor if layer.divides else given[0] * layer.factor
         else:

@@ -20,7 +20,7 @@ from equipoise.core.types import (
     Prediction,
     Predictive,
 )
-from equipoise.kernels.input_gradients import FastInputGradients
+from equipoise.kernels.input_gradients import FastInputGradients, mostly_wide
 from equipoise.kernels.native import MAX_WEIGHTS, native_forward
 from equipoise.losses.objectives import Objective
 from equipoise.models import (
@@ -39,8 +39,8 @@ def frozen_model(
 ) -> Iterator[Callable[[Streams], Predict]]:
     """The model as a private copy in its mode, in the asked precision. Yields a function that draws its randomness from
     streams and returns its prediction, with constant weights and fast input gradients. Small convolutional networks
-    are computed natively on a CPU (`equipoise.kernels.native`), which in float32 is faster than bf16: both are the same
-    there. Without `native` PyTorch computes everything.
+    are computed natively on a CPU (`equipoise.kernels.native`), those of few filters, which are faster in float32, also
+    where bf16 is asked for. Without `native` PyTorch computes everything.
     """
     kind = x.device.type
     module = (predictive.original if isinstance(predictive, Frozen) and mode == "train" else predictive).module
@@ -50,6 +50,7 @@ def frozen_model(
     weights = dict([*full.module.named_parameters(), *full.module.named_buffers()])
     watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
     small = kind == "cpu" and sum(weight.numel() for weight in weights.values()) <= MAX_WEIGHTS
+    small = small and not (precision == "bf16" and mostly_wide(weights.values()))
     fast, native = FastInputGradients(), native and small and not is_batch_dependent(full.module)
 
     def draw(streams: Streams) -> Predict:

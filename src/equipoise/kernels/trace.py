@@ -11,7 +11,7 @@ does not matter. Every function of something that depends on the input is a node
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -93,9 +93,15 @@ class MaxPool(Layer):
 class Average(Layer):
     """Means of the input over windows or dimensions, of `terms` numbers each (at most)."""
 
-    apply: Callable[[Tensor], Tensor] = field(repr=False)
-    """The function itself, of a batch."""
+    function: Callable[..., Tensor]
+    """The function of PyTorch."""
+    options: tuple[tuple[str, Any], ...]
+    """Its arguments besides the input."""
     terms: int
+
+    def apply(self, z: Tensor) -> Tensor:
+        """Return the means of a batch."""
+        return self.function(z, **dict(self.options))
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,12 @@ class Sum(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Shift(Layer):
-    """`sign · x + constant`, to be broadcast over a sample."""
+    """`± x ± constant`, to be broadcast over a sample."""
 
     constant: Any
-    sign: float = 1.0
+    """The constant."""
+    signs: tuple[float, float]
+    """The signs of the two."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +173,8 @@ class Trace:
     """The node that is the network's output; None if that is not computed from the input."""
     logits: Tensor
     """The output for the samples that were watched."""
+    changes_input: bool
+    """Whether the network writes over its input."""
 
     @property
     def unknown(self) -> Node | None:
@@ -185,10 +195,11 @@ def trace_of(run: Callable[[Tensor], Tensor], x: Points, module: nn.Module | Non
     few = x[:2] if len(x) > 1 else x[:1].expand(2, *x.shape[1:])
     samples = few.detach().clone().requires_grad_(torch.is_grad_enabled() and x.is_floating_point())
     watch = _Watch(samples)
+    version = samples._version
     with watch.modules_of(module), watch:
         logits = run(samples)
     output = watch.node_of(logits) if isinstance(logits, Tensor) else None
-    return Trace(tuple(watch.nodes), output, logits)
+    return Trace(tuple(watch.nodes), output, logits, samples._version != version)
 
 
 class _UnknownLayer(Exception):
@@ -363,22 +374,18 @@ def _avg_pool2d(watch: _Watch, *args: Any, **kwargs: Any) -> Any:
     kernel = pair(call.kernel_size)
     assert kernel is not None
     _need(call.divisor_override is None, "its divisor is overridden")
-    apply = partial(_averaged, call)
-    return Average(apply, kernel[0] * kernel[1]), call.input
-
-
-def _averaged(call: AvgPool2d, z: Tensor) -> Tensor:
-    return nn.functional.avg_pool2d(z, *call[1:])
+    options = tuple((name, value) for name, value in call._asdict().items() if name != "input")
+    return Average(nn.functional.avg_pool2d, options, kernel[0] * kernel[1]), call.input
 
 
 def _adaptive_avg_pool2d(watch: _Watch, input: _Ref, output_size: Any) -> Any:
-    apply = partial(nn.functional.adaptive_avg_pool2d, output_size=output_size)
-    return Average(apply, input.shape[1:].numel()), input
+    options = (("output_size", output_size),)
+    return Average(nn.functional.adaptive_avg_pool2d, options, input.shape[1:].numel()), input
 
 
 def _mean(watch: _Watch, input: _Ref, dim: Any = None, keepdim: bool = False) -> Any:
     terms = input.shape.numel() // max(watch.shape.numel(), 1)
-    return Average(lambda z: z.mean(dim, keepdim), terms), input
+    return Average(torch.mean, (("dim", dim), ("keepdim", keepdim)), terms), input
 
 
 def _batch_norm(watch: _Watch, *args: Any, **kwargs: Any) -> Any:
@@ -419,8 +426,7 @@ def _combination(signs: tuple[float, float]) -> Callable[..., Any]:
         terms = list(zip((input, other), signs, strict=True))
         (ref, sign), (constant, constant_sign) = terms if isinstance(input, _Ref) else terms[::-1]
         _need(ref.shape == watch.shape, "it adds tensors of different shapes")
-        constant = watch.constant(constant)
-        return Shift(constant if constant_sign > 0 else -constant, sign), ref
+        return Shift(watch.constant(constant), (sign, constant_sign)), ref
 
     return combine
 

@@ -245,16 +245,18 @@ def test_several_targets_and_steps_of_their_own_length_are_those_of_float64(name
 
 
 def test_a_long_climb_reports_how_far_it_is_and_can_be_stopped(taken, monkeypatch):
-    monkeypatch.setattr("equipoise.kernels.native.climbs._GRADIENTS_AT_ONCE", 100)
-    net, (x, y) = network(), samples(37)
+    monkeypatch.setattr("equipoise.kernels.native.climbs._MULTIPLICATIONS_AT_ONCE", 1)
+    net, (x, y) = network(), samples(150)
     attack, told = attacks.pgd(0.1, steps=10), []
     whole = attack(net, x, y)
     with progress.listening(lambda done, of, what: told.append((done, of, what))):
         assert torch.equal(attack(net, x, y).x, whole.x)
-    assert told == [(done, 37, f"sample {done} of 37") for done in (0, 32)]
+    at_once = told[1][0]
+    assert 0 < at_once < 150
+    assert told == [(done, 150, f"sample {done} of 150") for done in range(0, 150, at_once)]
 
     def stop(done: int, of: int, what: str) -> None:
-        if done == 32:
+        if done == at_once:
             raise KeyboardInterrupt
 
     with progress.listening(stop), pytest.raises(KeyboardInterrupt):

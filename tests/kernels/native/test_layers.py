@@ -20,8 +20,7 @@ from equipoise.attacks import apgd_t, fab, square, udp
 from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.rng import Streams
-from equipoise.kernels.native import build, compiler, layers
-from equipoise.kernels.native.layers import NativeForward
+from equipoise.kernels.native import NativeForward, build, compiler, layers
 from equipoise.losses.objectives import margin
 from equipoise.models import as_predictive
 from equipoise.nets import Normalize
@@ -140,6 +139,56 @@ SHAPES = {
 }
 
 
+FOLDED = {
+    "padding by name": lambda: conv(padding="same"),
+    "many filters": lambda: nn.Sequential(nn.Conv2d(2, 40, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1440, 3)),
+    "mean pooling": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    ),
+    "mean of all pixels": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ),
+    "logits are means": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ),
+    "batch-norm": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=False), shifted(nn.BatchNorm2d(4)), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 2), shifted(nn.BatchNorm2d(6)), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(24, 3),
+    ),
+    "batch-norm after the rectifier": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), shifted(nn.BatchNorm2d(4)), nn.Conv2d(4, 6, 2), nn.ReLU(), nn.MaxPool2d(2),
+        shifted(nn.BatchNorm2d(6)), nn.Flatten(), shifted(nn.BatchNorm1d(24)), nn.Linear(24, 3),
+        shifted(nn.BatchNorm1d(3)),
+    ),
+    "batch-norm first": lambda: nn.Sequential(shifted(nn.BatchNorm2d(2)), *conv(padding=1)),
+    "two rectifiers": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.LeakyReLU(0.5), nn.LeakyReLU(0.25), nn.Flatten(), nn.ReLU(), nn.Linear(144, 3)
+    ),
+    "arithmetic": lambda: Calls(lambda net, x: 10 * (0.5 - net[1:]((net[0](2 * x - 1) - 0.1) / 0.3)) + net[3].bias),
+}  # fmt: skip
+
+
+class Calls(nn.Module):
+    """A function of a convolutional network and the input."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.net, x)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'", "ignore:Lazy modules")
+@pytest.mark.parametrize("name", FOLDED)
+def test_what_is_affine_is_folded_into_the_weights(name):
+    net, x = FOLDED[name]().eval(), points(5, 2, 8, 8)
+    with torch.no_grad():
+        net(x)
+    assert is_right(net, x)
+
+
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("batch", [1, 16, 37])
 def test_whole_networks_are_those_of_the_library(name, batch):
@@ -201,21 +250,36 @@ def conv(*options, **more):
     return nn.Sequential(nn.Conv2d(2, 4, 3, *options, **more), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
 
 
+def shifted(norm):
+    """Batch-norm with statistics, factors and constants as after training."""
+    g = torch.Generator().manual_seed(0)
+    for tensor in (norm.running_mean, norm.bias.data):
+        tensor.normal_(0, 0.5, generator=g)
+    for tensor in (norm.running_var, norm.weight.data):
+        tensor.uniform_(0.5, 2, generator=g)
+    return norm
+
+
 NOT_CHAINS = {
     "stride": lambda: conv(stride=2),
     "dilation": lambda: conv(dilation=2),
     "groups": lambda: conv(groups=2),
-    "padding by name": lambda: conv(padding="same"),
     "mirrored edges": lambda: conv(padding=1, padding_mode="reflect"),
-    "many filters": lambda: nn.Sequential(nn.Conv2d(2, 32, 3), nn.Flatten(), nn.Linear(1152, 3)),
     "other pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(3), nn.Flatten(), nn.Linear(16, 3)),
     "pooling twice": lambda: nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
     ),
-    "mean pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3)),
+    "mean pooling before a convolution": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.AvgPool2d(2), nn.Conv2d(4, 3, 3), nn.Flatten()
+    ),
+    "pooling before batch-norm before padding": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), shifted(nn.BatchNorm2d(4)), nn.Conv2d(4, 3, 3, padding=1), nn.Flatten()
+    ),
+    "batch-norm of features of images": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Flatten(), shifted(nn.BatchNorm1d(144)), nn.ReLU(), nn.Linear(144, 3)
+    ),
     "sigmoid": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 3)),
     "a dense network": lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)),
-    "batch-norm": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)),
     "linear layers of pixels": lambda: nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.Linear(6, 2), nn.Flatten(), nn.Linear(48, 3)
     ),
@@ -256,7 +320,6 @@ OWN = {
     "noise of its own": lambda self, x: self.net(x + 0.01 * torch.randn(x.shape[1:])),
     "noise like a weight": lambda self, x: self.net(x + torch.randn_like(self.shift)),
     "an image": lambda self, x: self.net(x + torch.linspace(0, 1, 64).reshape(1, 8, 8)),
-    "scaled logits": lambda self, x: 10 * self.net(x),
     "rounded": lambda self, x: self.net((8 * x).round() / 8),
     "no gradient": lambda self, x: self.net(x.data),
     "another order": lambda self, x: self.net(x.flip(0)).flip(0),
@@ -264,7 +327,6 @@ OWN = {
     "a hook on a layer": lambda self, x: guarded(self)(x),
     "blocked": lambda self, x: without_gradient(self.net, x),
     "a look at the values": lambda self, x: self.net(x) if self.net[0](x).max() > 0 else -self.net(x),
-    "a dictionary": lambda self, x: type("Output", (), {"logits": self.net(x) * 2})(),
 }
 
 
@@ -359,8 +421,8 @@ def test_training_climbs_natively_and_learns_the_same():
 
 
 def test_large_networks_and_images_are_left_to_the_library():
-    wide = network(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 1000), nn.Linear(1000, 3))
-    high = network(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 63 * 63, 2))
+    wide = network(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4000), nn.Linear(4000, 3))
+    high = network(nn.Conv2d(3, 16, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * 63 * 63, 2))
     assert not natively(wide, points(2, 1, 8, 8))[2] and not natively(high, points(2, 3, 128, 128))[2]
 
 

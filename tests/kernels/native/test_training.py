@@ -240,14 +240,14 @@ class Divides(nn.Module):
 
 
 class Insists(nn.Module):
-    """Does not take a single sample."""
+    """Takes 40 and 50 samples, and no few."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = convolutional()
 
     def forward(self, x: Tensor) -> Tensor:
-        assert len(x) > 1
+        assert len(x) > 3
         return self.net(x)
 
 

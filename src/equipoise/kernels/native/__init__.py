@@ -8,8 +8,9 @@ whole climbs on them (`climb.c`), gradients of their weights (`training.c`), and
 from equipoise.core.deprecation import renamed_names
 from equipoise.kernels.native.build import compiler
 from equipoise.kernels.native.climbs import AutoSteps, ClimbPlan, ClimbSamples, ClimbTerm, climb
+from equipoise.kernels.native.forward import NativeForward, native_forward
 from equipoise.kernels.native.hyperplane import move_onto
-from equipoise.kernels.native.layers import MAX_WEIGHTS, NativeForward, native_forward
+from equipoise.kernels.native.layers import MAX_WEIGHTS
 from equipoise.kernels.native.training import native_training
 
 __all__ = [

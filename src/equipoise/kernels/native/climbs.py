@@ -9,10 +9,10 @@ from torch import Tensor
 
 from equipoise.core import progress
 from equipoise.kernels.native.build import address, library, run_threaded
-from equipoise.kernels.native.layers import NativeNetwork
+from equipoise.kernels.native.forward import NativeNetwork
 
-_GRADIENTS_AT_ONCE = 1 << 14
-"""Gradients computed in one call, less than a second of work: between calls a program can be stopped."""
+_MULTIPLICATIONS_AT_ONCE = 1 << 33
+"""Multiplications of forward passes in one call, about a second of work: between calls a program can be stopped."""
 
 KINDS = ("cross-entropy", "entropy", "clean||here", "here||clean", "soft-cross-entropy", "margin", "dlr")
 """The objectives in `objectives.h`."""
@@ -181,7 +181,8 @@ def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evalua
         return kernels.climb(layers.structs, len(layers.structs), *plan_and_samples, *where)
 
     threads = torch.get_num_threads()
-    at_once = max(threads * _GRADIENTS_AT_ONCE // len(plan.sizes), 4 * threads * layers.simd_width)
+    climbs = _MULTIPLICATIONS_AT_ONCE // (layers.multiplications * len(plan.sizes))
+    at_once = threads * max(climbs, 4 * layers.simd_width)
     for first in range(0, count, at_once):
         progress.report(first, count, "sample")
         some = min(at_once, count - first)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from equipoise.core.types import Points, Predict, Prediction
 from equipoise.kernels.native.build import address, library, run_threaded
-from equipoise.kernels.native.layers import Layer, NativeLayers, compiled, is_batch, preprocessed, traced
+from equipoise.kernels.native.forward import NativeNetwork, compiled, is_batch, traced
+from equipoise.kernels.native.layers import Layer, NativeLayers
 
 
 class _GradientsStruct(ctypes.Structure):
@@ -97,30 +98,27 @@ def native_training(watched: Predict, predict: Predict, weights: Sequence[Tensor
         if native is None:
             torch.set_rng_state(random)
             return predict(x)
-        preprocessing, layers, kernels = native
+        layers, network = native
         tensors = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
-        return Prediction(_TrainingFunction.apply(preprocessed(preprocessing, x), kernels, layers, *tensors)[None])
+        return Prediction(_TrainingFunction.apply(network.input(x), network.layers, layers, *tensors)[None])
 
     return live
 
 
 def _trained_layers(
     predict: Predict, weights: Sequence[Tensor], x: Points
-) -> tuple[list[Any], list[Layer], NativeLayers] | None:
-    """What is done to the input first, the layers, and the layers as the kernels take them; None: not supported."""
+) -> tuple[Sequence[Layer], NativeNetwork] | None:
+    """The layers with their weights, and as the kernels take them; None: not supported."""
     if not is_batch(x) or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
-    constants = {weight.untyped_storage().data_ptr() for weight in weights}
-    trace = traced(predict, constants, x[:1], trainable=True)
-    if trace is None:
+    trace = traced(predict, x)
+    native = None if trace is None else compiled(trace, x, weights, trainable=True)
+    if native is None:
         return None
-    tracer, logits = trace
-    kernels = compiled(tracer, x[:1].detach(), logits)
-    if kernels is None:
-        return None
+    layers, network = native[0].layers, native[1]
     random, same = torch.get_rng_state(), False
-    with torch.no_grad(), suppress(Exception):  # a network may do something else to two samples than to one
-        two = kernels.logits(preprocessed(tracer.preprocessing, x[:2].detach()), traced=False)[0]
-        same = not bool(Prediction(two[None]).differs(predict(x[:2].detach().clone())).any())
+    with torch.no_grad(), suppress(Exception):  # a network may do something else to three samples than to two
+        three = network.layers.logits(network.input(x[:3].detach()), traced=False)[0]
+        same = not bool(Prediction(three[None]).differs(predict(x[:3].detach().clone())).any())
     torch.set_rng_state(random)
-    return (tracer.preprocessing, tracer.layers, kernels) if same else None
+    return (layers, network) if same else None

@@ -1,0 +1,167 @@
+"""The prediction of a network by the C kernels, if its trace consists of layers that they compute."""
+
+import operator
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+
+from equipoise.core.errors import EquipoiseWarning
+from equipoise.core.types import Points, Predict, Prediction, Weights
+from equipoise.kernels.native.build import library
+from equipoise.kernels.native.layers import NativeLayers, fit
+from equipoise.kernels.native.reading import Layers, layers_of, tensors_of
+from equipoise.kernels.trace import Trace, trace_of
+
+
+@dataclass(frozen=True)
+class NativeNetwork:
+    """A network as native layers behind an affine map of its input: `layers(scale * x + shift)`."""
+
+    layers: NativeLayers
+    """The layers."""
+    scale: Tensor | None
+    """A factor per pixel; None is 1."""
+    shift: Tensor | None
+    """A constant per pixel; None is 0."""
+
+    def input(self, x: Points) -> Tensor:
+        """Return what the first layer takes."""
+        x = x if self.scale is None or self.shift is None else self.scale * x + self.shift
+        return x.reshape(len(x), *self.layers.input_shape)
+
+
+class _NativeFunction(torch.autograd.Function):
+    """The logits of native layers, with their gradient with respect to the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: NativeLayers, traced: bool) -> Tensor:
+        logits, traces, _ = layers.logits(x, traced)
+        ctx.layers = layers
+        ctx.save_for_backward(traces)
+        return logits
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.layers.gradient(grad, *ctx.saved_tensors), None, None
+
+
+def is_batch(x: Any) -> bool:
+    """Whether the kernels could take such a batch now."""
+    plain = type(x) is Tensor and x.ndim >= 2 and x.dtype == torch.float32 and x.device.type == "cpu"
+    return plain and x.numel() > 0 and not _are_functorch_transforms_active()
+
+
+def traced(predict: Predict, x: Points) -> Trace | None:
+    """Return what a network does to a batch; None if it refuses two samples (any other error is raised again by the
+    fallback).
+    """
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        try:
+            return trace_of(lambda samples: predict(samples).logits, x)
+        except Exception:
+            return None
+
+
+def compiled(
+    trace: Trace, x: Points, weights: Iterable[Tensor], trainable: bool = False
+) -> tuple[Layers, NativeNetwork] | None:
+    """Return the layers of a traced network, and as the kernels take them; None if these do not support it, if it is
+    too large, or if they give other logits than PyTorch.
+    """
+    found = layers_of(trace, weights, trainable)
+    if found is None or not fit(found.layers) or trace.logits.shape[0] != 1 or trace.logits.ndim != 3:
+        return None
+    network = NativeNetwork(NativeLayers(found.layers), found.scale, found.shift)
+    return (found, network) if _agrees(network, trace, x) else None
+
+
+class NativeForward:
+    """A prediction computed natively where the kernels support the network, else by `fallback`. Of a network without
+    convolutions, for which PyTorch is as fast, only whole climbs are.
+    """
+
+    def __init__(self, predict: Predict, fallback: Predict, weights: Weights) -> None:
+        self._predict, self._fallback, self._weights = predict, fallback, weights
+        self._is_convolutional = any(weight.ndim > 2 for weight in weights.values())
+        self._compiled: tuple[_State, NativeNetwork] | None = None
+        self.is_supported = True
+        """Whether no batch so far was left to `fallback` for good."""
+
+    def __call__(self, x: Points) -> Prediction:
+        """Return the prediction."""
+        network = self.network(x) if self._is_convolutional else None
+        if network is None:
+            return self._fallback(x)
+        needs_gradient = torch.is_grad_enabled() and x.requires_grad
+        return Prediction(_NativeFunction.apply(network.input(x), network.layers, needs_gradient)[None])
+
+    def network(self, x: Points) -> NativeNetwork | None:
+        """Return the network as it is at this batch; None if it is not supported."""
+        if not self.is_supported or not is_batch(x):
+            return None
+        random = torch.get_rng_state() if self._compiled is None else None
+        trace = traced(self._predict, x)
+        if random is not None:
+            torch.set_rng_state(random)
+        state = None if trace is None else _State.of(trace)
+        if self._compiled is None or state is None or not state.is_same(self._compiled[0]):
+            network = None if trace is None else compiled(trace, x, self._weights.values())
+            if state is None or network is None:
+                self.is_supported = False
+                return None
+            self._compiled = state, network[1]
+        return self._compiled[1]
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that a traced network computes with."""
+
+    structure: list[Any]
+    tensors: list[Tensor]
+    versions: list[int]
+
+    @classmethod
+    def of(cls, trace: Trace) -> "_State":
+        """The state of a network as traced."""
+        values = [getattr(node.layer, f.name) for node in trace.nodes if node.layer for f in fields(node.layer)]  # pyright: ignore[reportArgumentType]
+        kinds = [(type(node.layer), node.parents, node.shape, node.is_differentiable) for node in trace.nodes]
+        tensors = [tensor for node in trace.nodes for tensor in tensors_of(node)]
+        structure = [*kinds, *(None if isinstance(value, Tensor) else (value,) for value in values)]
+        return cls(structure, tensors, [tensor._version for tensor in tensors])
+
+    def is_same(self, other: "_State") -> bool:
+        """Whether both compute the same, with the same unchanged tensors."""
+        same = len(self.tensors) == len(other.tensors) and self.structure == other.structure
+        return same and self.versions == other.versions and all(map(operator.is_, self.tensors, other.tensors))
+
+
+def _agrees(network: NativeNetwork, trace: Trace, x: Points) -> bool:
+    """Whether both find the same logits up to rounding; warns if not."""
+    expected = trace.logits.detach()
+    with torch.no_grad():
+        few = network.input(x[:2].detach())
+        native = network.layers.logits(few, traced=False)[0]
+    expected = expected[:, : len(native)]
+    same = not bool(Prediction(native[None]).differs(Prediction(expected)).any())
+    if not same:
+        warnings.warn(
+            "the kernels for small networks find other logits than PyTorch (by "
+            f"{float((native - expected).abs().max()):g}): they are not used for this network. Please report it.",
+            EquipoiseWarning,
+            stacklevel=2,
+        )
+    return same
+
+
+def native_forward(predict: Predict, fallback: Predict, weights: Weights) -> Predict:
+    """Return the prediction of `predict`, computed natively if it consists of supported layers with these weights, else
+    by `fallback`, which computes the same.
+    """
+    return fallback if library() is None else NativeForward(predict, fallback, weights)

@@ -1,0 +1,217 @@
+"""From the trace of a network to the layers of the kernels.
+
+A kernel's layer is a convolution or a linear layer with its pooling and rectifier. Whatever is affine in between is
+folded into the weights, equal up to rounding: before a linear layer anything, such as batch-norm, average pooling or
+constants, as `w (A h + c) + b = (w A) h + (w c + b)`; before and after a convolution what acts channel by channel.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from equipoise.kernels import trace as traced
+from equipoise.kernels.native.layers import Layer
+from equipoise.kernels.trace import Node, Trace
+
+_AFFINE = traced.RunningNorm | traced.Average | traced.Reshape | traced.Shift | traced.Scale | traced.Negation
+_CHANNELWISE = traced.RunningNorm | traced.Shift | traced.Scale | traced.Negation
+_MANY = 1 << 22
+"""Numbers in a folded weight: more are left to PyTorch."""
+
+
+class _UnsupportedError(Exception):
+    """The kernels cannot compute the network."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A network as the kernels compute it: `layers(scale * x + shift)`."""
+
+    layers: Sequence[Layer]
+    """The layers."""
+    scale: Tensor | None
+    """A factor per pixel; None is 1."""
+    shift: Tensor | None
+    """A constant per pixel; None is 0."""
+
+
+def layers_of(trace: Trace, weights: Iterable[Tensor], trainable: bool = False) -> Layers | None:
+    """Return the layers of a network with these parameters and buffers; None if the kernels do not support it. Only if
+    they are `trainable` may weights need a gradient, which then passes through the folding.
+    """
+    own = {weight.untyped_storage().data_ptr() for weight in weights}
+    last = len(trace.nodes) - 1
+    is_chain = trace.output == last and all(node.parents == (i,) for i, node in enumerate(trace.nodes[1:]))
+    if not is_chain or trace.changes_input or not all(node.is_differentiable for node in trace.nodes):
+        return None
+    if not all(_is_own(tensor, own, trainable) for node in trace.nodes for tensor in tensors_of(node)):
+        return None
+    try:
+        with torch.set_grad_enabled(trainable):
+            return _read(trace.nodes)
+    except _UnsupportedError:
+        return None
+
+
+def tensors_of(node: Node) -> list[Tensor]:
+    """Return the tensors that a layer computes with."""
+    values = [getattr(node.layer, item.name) for item in fields(node.layer)] if node.layer is not None else []  # pyright: ignore[reportArgumentType]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _is_own(tensor: Tensor, storages: set[int], trainable: bool) -> bool:
+    is_constant = not tensor.requires_grad or (trainable and tensor.is_leaf)
+    return tensor.dtype == torch.float32 and is_constant and tensor.untyped_storage().data_ptr() in storages
+
+
+def _read(nodes: Sequence[Node]) -> Layers:
+    layers: list[Layer] = []
+    affine: list[Node] = []  # what was done since the last layer, or to the input
+    scale = shift = None
+    sizes = [node.shape for node in nodes]
+    for size, node in zip(sizes, nodes[1:], strict=False):
+        layer = node.layer
+        if isinstance(layer, _AFFINE):
+            affine.append(node)
+            continue
+        if isinstance(layer, traced.Convolution | traced.Linear):
+            if layers:
+                new = _folded_before(layer, affine, layers[-1].output, size)
+            else:
+                scale, shift = _pixelwise(affine, sizes[0], size)
+                new = _layer(layer, size)
+            layers.append(new)
+            affine = []
+            continue
+        _need(len(layers) > 0)
+        layers[-1], affine = _folded_after(layers[-1], affine)
+        layers[-1] = _with_function(layers[-1], layer, affine)
+    _need(len(layers) > 0)
+    layers[-1], affine = _folded_after(layers[-1], affine)
+    if not _only_reshapes(affine) or layers[-1].output[1:] != (1, 1):  # the logits are a function of the last layer
+        (classes,) = nodes[-1].shape
+        layers.append(
+            _folded_before(traced.Linear(torch.eye(classes), None), affine, layers[-1].output, nodes[-1].shape)
+        )
+    return Layers(layers, scale, shift)
+
+
+def _need(condition: bool) -> None:
+    if not condition:
+        raise _UnsupportedError
+
+
+def _layer(layer: traced.Layer, size: torch.Size) -> Layer:
+    if isinstance(layer, traced.Linear):
+        _need(len(size) == 1)
+        return Layer((size[0], 1, 1), layer.weight, layer.bias)
+    assert isinstance(layer, traced.Convolution)
+    plain = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
+    narrow = all(pad < kernel for pad, kernel in zip(layer.padding, layer.weight.shape[2:], strict=True))
+    _need(plain and narrow)
+    return Layer((size[0], size[1], size[2]), layer.weight, layer.bias, layer.padding)
+
+
+def _with_function(layer: Layer, function: traced.Layer | None, affine: Sequence[Node]) -> Layer:
+    """The layer with a rectifier or pooling behind it; in between its output may have got another shape."""
+    _need(_only_reshapes(affine))
+    if isinstance(function, traced.Rectifier) and function.slope >= 0:
+        return replace(layer, rectified=True, slope=function.slope * (layer.slope if layer.rectified else 1))
+    _need(not affine and not layer.pooled and not layer.is_linear)
+    _need(function == traced.MaxPool((2, 2), (2, 2), (0, 0), (1, 1)))
+    return replace(layer, pooled=True)
+
+
+def _apply(nodes: Sequence[Node], z: Tensor) -> Tensor:
+    """Affine functions of a batch."""
+    for node in nodes:
+        layer = node.layer
+        if isinstance(layer, traced.RunningNorm):
+            z = F.batch_norm(z, layer.mean, layer.variance, layer.weight, layer.bias, eps=layer.eps)
+        elif isinstance(layer, traced.Average):
+            z = layer.apply(z)
+        elif isinstance(layer, traced.Reshape):
+            z = z.reshape(len(z), *node.shape)
+        elif isinstance(layer, traced.Shift):
+            z = layer.signs[0] * z + layer.signs[1] * layer.constant
+        elif isinstance(layer, traced.Scale):
+            z = z / layer.factor if layer.divides else z * layer.factor
+        else:
+            assert isinstance(layer, traced.Negation)
+            z = -z
+    return z
+
+
+def _only_reshapes(affine: Sequence[Node]) -> bool:
+    return all(isinstance(node.layer, traced.Reshape) for node in affine)
+
+
+def _factors(affine: Sequence[Node], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The factors and constants of functions `scale * z + shift`, number by number."""
+    with torch.enable_grad():
+        zero = torch.zeros(1, *shape, requires_grad=True)
+        shift = _apply(affine, zero)
+        _need(shift.shape[1:].numel() == zero.numel())  # else it has constants that differ from pixel to pixel
+        (scale,) = torch.autograd.grad(shift.sum(), zero, create_graph=True)
+    scale, shift = scale[0].contiguous(), shift[0].contiguous()
+    return (scale, shift) if torch.is_grad_enabled() else (scale.detach(), shift.detach())
+
+
+def _pixelwise(affine: Sequence[Node], size: torch.Size, after: torch.Size) -> tuple[Tensor | None, Tensor | None]:
+    """The factor and the constant of each pixel of the input; None if nothing but its shape changes."""
+    _need(size.numel() == after.numel() and not any(isinstance(node.layer, traced.Average) for node in affine))
+    _need(not any(tensor.requires_grad for node in affine for tensor in tensors_of(node)))
+    if _only_reshapes(affine):
+        return None, None
+    scale, shift = (factor.detach().reshape(size) for factor in _factors(affine, size))
+    return scale, shift
+
+
+def _folded_before(layer: traced.Layer, affine: Sequence[Node], given: Sequence[int], size: torch.Size) -> Layer:
+    """The layer of what is affine in the output of the last one, which has the size `given`."""
+    if isinstance(layer, traced.Convolution):
+        plain = _layer(layer, size)
+        if not affine:
+            return plain
+        scale, shift = _channelwise(affine, layer.weight.shape[1], 4)
+        _need(layer.padding == (0, 0) or not bool(shift.any()))  # what is padded with zeros would not be shifted
+        constant = (layer.weight.sum((2, 3)) * shift).sum(1)
+        bias = constant if layer.bias is None else layer.bias + constant
+        return replace(plain, weight=layer.weight * scale[:, None, None], bias=bias)
+    assert isinstance(layer, traced.Linear)
+    features = torch.Size(given).numel()
+    if _only_reshapes(affine):
+        return _layer(layer, size)
+    weight = layer.weight
+    _need(len(size) == 1 and len(weight) * features <= _MANY)
+    with torch.enable_grad():
+        at = torch.zeros(len(weight), *given, requires_grad=True)
+        out = _apply(affine, at)
+        (folded,) = torch.autograd.grad(out, at, weight, create_graph=True)
+        constant = weight @ out[0]
+        bias = constant if layer.bias is None else layer.bias + constant
+    if not torch.is_grad_enabled():
+        folded, bias = folded.detach(), bias.detach()
+    return Layer((features, 1, 1), folded.flatten(1), bias)
+
+
+def _folded_after(layer: Layer, affine: list[Node]) -> tuple[Layer, list[Node]]:
+    """The layer with what acts on its channels folded in, and the rest of what follows it."""
+    count = next((i for i, node in enumerate(affine) if not isinstance(node.layer, _CHANNELWISE)), len(affine))
+    if count == 0 or layer.pooled or layer.rectified:
+        return layer, affine
+    scale, shift = _channelwise(affine[:count], len(layer.weight), layer.weight.ndim)
+    weight = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+    bias = shift if layer.bias is None else layer.bias * scale + shift
+    return replace(layer, weight=weight, bias=bias), affine[count:]
+
+
+def _channelwise(affine: Sequence[Node], channels: int, ndim: int) -> tuple[Tensor, Tensor]:
+    """The factor and the constant of each channel of images, or of features if `ndim` is 2."""
+    shape = (channels, *[1] * (ndim - 2))
+    _need(all(isinstance(node.layer, _CHANNELWISE) for node in affine))
+    scale, shift = _factors(affine, shape)
+    return scale.flatten(), shift.flatten()
