@@ -81,7 +81,7 @@ ON_GPU = (
 
 
 def images(net: str, batch: int, device: str) -> tuple[Tensor, Tensor]:
-    """Upscaled handwritten digits for the small networks, whose flat background gives ties in pooling; otherwise noise."""
+    """Upscaled digits for the small networks, whose flat background gives ties in pooling; otherwise noise."""
     g = torch.Generator().manual_seed(0)
     if net not in SMALL:
         return torch.rand(batch, 3, 32, 32, generator=g).to(device), torch.randint(10, (batch,), generator=g).to(device)
@@ -120,7 +120,7 @@ class Textbook:
 
 
 class Ours:
-    """The training step of `fit`: a wide network is in channels-last order, and with bf16 the loss is under autocast."""
+    """The training step of `fit`: wide networks in channels-last order, with bf16 the loss under autocast."""
 
     def __init__(self, case: Case, model: nn.Module, layout: torch.memory_format | None = None) -> None:
         climb, precision = case.climb, case.precision
