@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
@@ -41,15 +41,15 @@ def points(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def mlp(*sizes: int, seed: int = 0) -> nn.Sequential:
-    """ReLU layers with larger weights than at initialisation, so that margins are worth bounding."""
+def mlp(*sizes: int, seed: int = 0, slope: float = 0.0) -> nn.Sequential:
+    """(Leaky) ReLU layers with larger weights than at initialisation, so that margins are worth bounding."""
     g = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         linear = nn.Linear(inputs, outputs)
         linear.weight.data = torch.randn(outputs, inputs, generator=g) * 1.5 / math.sqrt(inputs)
         linear.bias.data = 0.3 * torch.randn(outputs, generator=g)
-        layers += [linear, nn.ReLU()]
+        layers += [linear, nn.LeakyReLU(slope) if slope else nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -96,6 +96,10 @@ NETS = {
         nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)
     ),
     "residual": Residual,
+    "leaky": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.LeakyReLU(0.3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.LeakyReLU(0.01, True),
+        nn.Flatten(), nn.Linear(16, 3)
+    ),
 }  # fmt: skip
 
 
@@ -230,16 +234,20 @@ def test_no_attack_and_no_random_point_gets_below_a_certificate(norm, image_net)
     assert (gap > 0).all() and (gap < 60 * (margins(image_net(x), y) - lowest).clamp_min(1e-3)).all()
 
 
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 10**6),
     eps=st.floats(0, 0.5),
     norm=st.sampled_from(sorted(EPS)),
     method=st.sampled_from(METHODS),
     where=st.integers(0, 99),
+    slope=st.sampled_from([0.0, 0.0, 0.1, 0.7]),
+    double=st.booleans(),
 )
-def test_random_nets_stay_within_their_bounds(seed, eps, norm, method, where):
-    net = mlp(3, 7, 6, 3, seed=seed)
-    x, ball = points(2, 3, seed=seed), Ball(norm, eps)
+def test_random_nets_stay_within_their_bounds(seed, eps, norm, method, where, slope, double):
+    dtype = torch.float64 if double else torch.float32
+    net = mlp(3, 7, 6, 3, seed=seed, slope=slope).to(dtype)
+    x, ball = points(2, 3, seed=seed, dtype=dtype), Ball(norm, eps)
     y = torch.tensor([0, 2])
     z = ball.draw(Streams.of(where, torch.arange(2)), x, surface=bool(where % 2))
     lower, upper = bounds(net, x, ball, method)
@@ -321,16 +329,41 @@ def test_bounds_are_rounded_outwards():
 # The parts
 
 
-@given(low=st.floats(-2, 2), width=st.one_of(st.just(0.0), st.floats(1e-6, 3)), share=st.floats(0, 1))
-def test_the_lines_of_a_relu_bound_it(low, width, share):
+@given(
+    low=st.floats(-2, 2),
+    width=st.one_of(st.just(0.0), st.floats(1e-6, 3)),
+    share=st.floats(0, 1),
+    slope=st.one_of(st.just(0.0), st.floats(0, 0.99)),
+)
+def test_the_lines_of_a_relu_bound_it(low, width, share, slope):
     lower, upper = torch.tensor([low], dtype=torch.float64), torch.tensor([low + width], dtype=torch.float64)
-    below, above, constant = ReLU().lines(lower, upper)
+    below, above, constant = ReLU(slope).lines(lower, upper)
+    assert below.dtype == above.dtype == constant.dtype == torch.float64
     z = lower + share * (upper - lower)
-    assert below * z <= z.clamp_min(0) + 1e-12 and z.clamp_min(0) <= above * z + constant + 1e-12
+    value = F.leaky_relu(z, slope)
+    assert below * z <= value + 1e-12 and value <= above * z + constant + 1e-12
     if low < 0 < low + width:  # the line from above meets the function at both ends
         for end in (lower, upper):
-            assert float(above * end + constant) == pytest.approx(max(float(end), 0), abs=1e-9)
-        assert float(below) == (1.0 if low + width > -low else 0.0)
+            assert float(above * end + constant) == pytest.approx(float(F.leaky_relu(end, slope)), abs=1e-9)
+        assert float(below) == (1.0 if low + width > -low else slope)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("slope", [0.01, 0.1, 0.3, 2 / 3])
+def test_the_rounding_of_a_leaky_relu_is_within_its_bounds(slope, dtype):
+    """The library's slope is the nearest number of its precision, and its product is rounded."""
+    z = 4 * points(1000, 2, dtype=dtype) - 3
+    net = nn.LeakyReLU(slope)
+    lower, upper = bounds(net, z, Ball("linf", 0.0, WIDE), "ibp")
+    exact = z.double().clamp_min(0) + slope * z.double().clamp_max(0)
+    assert (lower <= net(z)).all() and (net(z) <= upper).all()
+    assert dtype == torch.float64 or (net(z).double() != exact).any()
+    layer = translate(net, z).nodes[1].layer
+    assert isinstance(layer, ReLU)
+    low, high = layer.interval(z.double(), z.double())
+    assert (low <= net(z).double()).all() and (net(z).double() <= high).all()
+    below, above, constant = layer.lines(z.double() - 1, z.double() + 1)
+    assert (below * z <= net(z)).all() and (net(z) <= above * z + constant + 1e-15).all()
 
 
 @given(seed=st.integers(0, 10**6), width=st.floats(0, 2))
@@ -520,10 +553,12 @@ def changed_through_a_view(x: Tensor) -> Tensor:
         (Function(lambda x: x + 1e-3 * torch.randn_like(x)), r"randn_like\(\) is none of the functions"),
         (Function(lambda x: x + 1e-3 * torch.randn(6)), "may be random"),
         (Function(lambda x: x if x.sum() > 0 else -x), r"this network: sum\(\) is none"),
-        (Function(lambda x: x + torch.from_numpy(x.numpy())), r"numpy\(\) is none"),
+        (Function(lambda x: x + torch.from_numpy(x.numpy())), r"numpy\(\) looks at values"),
         (Function(lambda x: x * x), "multiplies tensors with each other"),
         (Function(lambda x: x / (x + 1)), "divides by what depends on the input"),
         (Function(lambda x: x - x.mean(0)), "adds tensors of different shapes|mixes samples"),
+        (Function(lambda x: F.leaky_relu(x, -0.5)), "slope of -0.5 for negative numbers is not in"),
+        (Function(lambda x: F.leaky_relu(x, 1)), "slope of 1 for negative numbers is not in"),
         (Function(lambda x: x.flip(0)), r"flip\(\) is none"),
         (Function(lambda x: torch.cat([x, x], 1)[:, :6]), r"cat\(\) is none"),
         (Function(changed_through_a_view), "changed in place through a view"),

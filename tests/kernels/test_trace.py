@@ -33,8 +33,12 @@ def replayed(trace: Trace, x: Tensor) -> Tensor:
             out = F.leaky_relu(given[0], layer.slope)
         elif isinstance(layer, layers.MaxPool):
             out = F.max_pool2d(given[0], layer.kernel, layer.stride, layer.padding, layer.dilation)
-        elif isinstance(layer, layers.Average):
+        elif isinstance(layer, layers.Average | layers.Pointwise):
             out = layer.apply(given[0])
+        elif isinstance(layer, layers.Product):
+            out = given[0] * given[1]
+        elif isinstance(layer, layers.Concatenation):
+            out = torch.cat(given, layer.dim + 1)
         elif isinstance(layer, layers.Reshape):
             out = given[0].reshape(len(x), *node.shape)
         elif isinstance(layer, layers.Sum):
@@ -94,6 +98,12 @@ def through_a_view(net, x):
     return net.linear(h.flatten(1))
 
 
+def joined(net, x):
+    h = F.silu(torch.cat([net.conv(x), x, x.clamp(0.2, 0.6)], dim=-3), inplace=True)
+    gate = h.mean((2, 3), keepdim=True).sigmoid_()
+    return net.linear((h * gate).mean(1).flatten(1))
+
+
 def by_value(net, x):
     h = net.conv(x)
     return net.linear((h if h.tolist()[0][0][0][0] > 0 else -h).flatten(1))
@@ -106,6 +116,10 @@ KNOWN = {
     "dropout": (lambda net, x: net.linear(F.dropout(x, training=False).flatten(1)), ["Reshape", "Linear"]),
     "keywords": (lambda net, x: F.linear(input=x.flatten(1) / 2 - 1, weight=net.linear.weight),
                  ["Reshape", "Scale", "Shift", "Linear"]),
+    "joined": (joined, ["Convolution", "Pointwise", "Concatenation", "Pointwise", "Average", "Pointwise", "Product",
+                        "Average", "Reshape", "Linear"]),
+    "other numbers": (lambda net, x: net.linear((x - torch.tensor(3, dtype=torch.uint8)).flatten(1)),
+                      ["Shift", "Reshape", "Linear"]),
     "means": (lambda net, x: -net.conv(x).mean((2, 3)), ["Convolution", "Average", "Negation"]),
     "a part of no effect": (lambda net, x: (net.conv(x), net.linear(x.flatten(1)))[1],
                             ["Convolution", "Reshape", "Linear"]),
@@ -129,7 +143,11 @@ UNKNOWN = {
     "a part": (lambda net, x: net.linear(x.flatten(1))[:, :2], "__getitem__()"),
     "its own dropout": (lambda net, x: F.dropout(net.linear(x.flatten(1)), training=True), "its dropout stays on"),
     "another precision": (lambda net, x: net.linear(x.flatten(1)).double(), "double() is none of"),
-    "a product": (lambda net, x: net.linear((x * x).flatten(1)), "multiplies tensors with each other"),
+    "a product of other shapes": (lambda net, x: F.avg_pool2d(x, (4, 2)).flatten(1) * x.mean((1, 2, 3)), "different"),
+    "a mean of samples": (lambda net, x: F.avg_pool2d(x, (4, 2)).flatten(1).mean(0), "mean() mixes samples"),
+    "joined with a constant": (lambda net, x: torch.cat([net.linear(x.flatten(1)), torch.ones(2, 1)], 1), "and other"),
+    "joined samples": (lambda net, x: net.linear(torch.cat([x, x]).flatten(1)), "mixes samples"),
+    "bounds by pixels": (lambda net, x: net.linear(x.clamp(max=torch.ones(4)).flatten(1)), "arguments of clamp()"),
     "constants of a batch": (lambda net, x: net.linear(x.flatten(1)) + torch.arange(2.0)[:, None], "other samples"),
     "several results": (lambda net, x: net.linear(x.flatten(1)).chunk(3, 1)[0], "chunk() returns more than a tensor"),
 }  # fmt: skip
@@ -144,7 +162,7 @@ def test_what_is_no_layer_says_so(name):
 
 
 def test_what_follows_the_unknown_is_unknown():
-    trace = trace_of(Of(lambda net, x: net.linear(x.flatten(1).sigmoid()).relu()).eval(), torch.rand(2, 1, 4, 4))
+    trace = trace_of(Of(lambda net, x: net.linear(x.flatten(1).softmax(1)).relu()).eval(), torch.rand(2, 1, 4, 4))
     assert kinds(trace) == ["Reshape", "Unknown", "Unknown", "Unknown"]
     assert trace.output == 4
 

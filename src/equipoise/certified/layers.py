@@ -7,12 +7,13 @@ which intervals pass through it, and `A W` for coefficients `A` of its output, b
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
+
+from equipoise.kernels.trace import Convolution, MaxPool
 
 Map = Callable[[Tensor], Tensor]
 Lines = tuple[Tensor, Tensor, Tensor]
@@ -68,17 +69,26 @@ class Sum:
 
 @dataclass(frozen=True)
 class ReLU:
-    """`max(z, 0)`."""
+    """`max(z, αz)` for a slope α < 1: 0, or that of a leaky ReLU."""
 
-    def value(self, z: Tensor) -> Tensor:
+    slope: float = 0.0
+    error: float = 0.0
+    """By which share of it the slope may differ when a network evaluates it."""
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the function, which is monotone: it takes bounds to bounds."""
-        return z.clamp_min(0)
+        steepest, flattest = self.slope * (1 + self.error), self.slope * (1 - self.error)
+        return torch.maximum(lower, steepest * lower), torch.maximum(upper, flattest * upper)
 
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
-        """`αz <= max(z, 0) <= u/(u - l) (z - l)` for `l < 0 < u`, with α = 1 if u > -l, else 0 (Zhang et al. 2018)."""
-        positive = upper.clamp_min(0)
-        slope = torch.where(lower >= 0, 1.0, positive / (positive - lower).clamp_min(torch.finfo(positive.dtype).tiny))
-        return (upper > -lower).to(slope.dtype), slope, -slope * lower.clamp_max(0)
+        """`βz <= max(z, αz) <= αz + (1 - α) u/(u - l) (z - l)` for `l < 0 < u`, with β = 1 if u > -l, else α
+        (Zhang et al. 2018, for α = 0).
+        """
+        positive, flattest = upper.clamp_min(0), self.slope * (1 - self.error)
+        share = torch.where(lower >= 0, 1.0, positive / (positive - lower).clamp_min(torch.finfo(positive.dtype).tiny))
+        above = flattest + (1 - flattest) * share
+        below = torch.where(upper > -lower, share.new_ones(()), self.slope * (1 + self.error))
+        return below, above, (flattest - 1) * share * lower.clamp_max(0)
 
     def expand(self, coefficients: Tensor) -> Tensor:
         """Return coefficients of the output in a shape that broadcasts with the slopes."""
@@ -92,9 +102,9 @@ class Max:
     is_real: Tensor
     """Which entries count; the others repeat one of these, where a window is partly in the padding."""
 
-    def value(self, z: Tensor) -> Tensor:
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the function, which is monotone: it takes bounds to bounds."""
-        return z.amax(-1)
+        return lower.amax(-1), upper.amax(-1)
 
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """From below the entry with the largest lower bound L. From above, as `max z <= L + Σ max(z_i - L, 0)`,
@@ -126,15 +136,15 @@ def linear(weight: Tensor, bias: Tensor | None) -> Affine:
     return Affine(lambda z: z @ w.T, lambda z: z @ size.T, lambda a: a @ w, _shift(w, bias, 1), w.shape[1] + 2)
 
 
-def convolution(shape: torch.Size, weight: Tensor, bias: Tensor | None, options: dict[str, Any]) -> Affine:
-    """A two-dimensional convolution of samples of this shape; `options` are stride, padding, dilation and groups."""
-    w = weight.double()
+def convolution(shape: torch.Size, layer: Convolution) -> Affine:
+    """A two-dimensional convolution of samples of this shape."""
+    w, options = layer.weight.double(), (layer.stride, layer.padding, layer.dilation, layer.groups)
     size = w.abs()
     return Affine(
-        lambda z: F.conv2d(z, w, **options),
-        lambda z: F.conv2d(z, size, **options),
-        lambda a: conv2d_input((len(a), *shape), w, a, **options),
-        _shift(w, bias, 3),
+        lambda z: F.conv2d(z, w, None, *options),
+        lambda z: F.conv2d(z, size, None, *options),
+        lambda a: conv2d_input((len(a), *shape), w, a, *options),  # pyright: ignore[reportArgumentType]
+        _shift(w, layer.bias, 3),
         math.prod(w.shape[1:]) + 2,
     )
 
@@ -166,14 +176,10 @@ def reshaping(before: torch.Size, after: torch.Size, zero: Tensor) -> Affine:
     return Affine(there, there, back, zero, 0, separate=True)
 
 
-def windows(shape: torch.Size, out: torch.Size, geometry: dict[str, Any], zero: Tensor) -> tuple[Affine, Max]:
-    """The windows of a max-pooling as a last dimension, and the maximum over it. `geometry` has kernel_size, stride,
-    dilation and padding.
-    """
+def windows(shape: torch.Size, out: torch.Size, pool: MaxPool, zero: Tensor) -> tuple[Affine, Max]:
+    """The windows of a max-pooling as a last dimension, and the maximum over it."""
     height, width = shape[1:]
-    kernel, stride, dilation, padding = (
-        pair(geometry[name]) for name in ("kernel_size", "stride", "dilation", "padding")
-    )
+    kernel, stride, padding, dilation = pool.kernel, pool.stride, pool.padding, pool.dilation
     # In ceil mode the last window may extend beyond the padding.
     beyond = [
         max(0, (n - 1) * s + d * (k - 1) + 1 - side - 2 * p)
@@ -194,9 +200,3 @@ def windows(shape: torch.Size, out: torch.Size, geometry: dict[str, Any], zero: 
         return z.index_add_(2, flat, a.reshape(len(a), shape[0], -1)).reshape(len(a), *shape)
 
     return Affine(gather, gather, scatter, zero, 0), Max(is_real.reshape(full[1:]))
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """Return an argument as a pair (vertical, horizontal); one number counts for both."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
-    return both[0], both[-1]

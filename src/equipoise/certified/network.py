@@ -1,13 +1,9 @@
-"""A network as a list of layers that bounds can pass through.
+"""A network as a list of layers that bounds can pass through, made from its trace (`equipoise.kernels.trace`).
 
-The network runs on two samples in eval mode, and every PyTorch function that takes what depends on the input is
-recorded, residual additions included; how its code is written does not matter. A function that bounds cannot pass is
-refused, with the name of the layer that calls it; so is one that looks at values, such as `if x.sum() > 0`.
+A layer that bounds cannot pass is refused by name; so is a function that looks at values, such as `if x.sum() > 0`.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,16 +12,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from equipoise.certified import layers
-from equipoise.certified.layers import Affine, Layer, Max, ReLU, Sum
+from equipoise.certified.layers import Affine, Layer, Max, ReLU
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.types import Points
-from equipoise.kernels.torch_calls import AvgPool2d, BatchNorm, Conv2d, Dropout, MaxPool2d, leaves, map_leaves
+from equipoise.kernels import trace as traced
+from equipoise.kernels.trace import trace_of
 from equipoise.models import module_mode
 
-SUPPORTED = "linear, conv2d, relu, max and average pooling, flatten, eval-mode batch-norm and dropout, + - * / and mean"
+SUPPORTED = (
+    "linear, conv2d, relu, leaky_relu, max and average pooling, flatten, eval-mode batch-norm and dropout, "
+    "+ - * / and mean"
+)
+"""What bounds can pass."""
 SMALLEST_UNIT = 2.0**-48
 """Relative rounding assumed for a network in float64, which leaves room for that of the bounds."""
 _NUMBERS = 2**22  # values of a layer on unit vectors that are computed together
@@ -146,245 +146,105 @@ def translate(module: nn.Module, x: Points) -> Network:
     Raises `EquipoiseError` for what cannot be bounded: another kind of layer, randomness, samples that depend on each
     other, a tensor that is changed in place while it is still needed.
     """
-    samples = x[:1].expand(2, *x.shape[1:]).clone()
-    trace = _Trace(samples)
-    with module_mode(module, "eval"), torch.autocast(x.device.type, enabled=False), trace.watching(module), trace:
+
+    def logits(samples: Points) -> Any:
         output: Any = module(samples)
-    logits: Any = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    trace.require(id(logits) in trace.outputs, "its output is not computed from its input by functions of PyTorch")
-    last = trace.node_of(logits)
-    return Network(tuple(trace.nodes[: last + 1]), max(torch.finfo(x.dtype).eps / 2, SMALLEST_UNIT), x.device)
+        return output if isinstance(output, Tensor) else getattr(output, "logits", None)
+
+    with module_mode(module, "eval"), torch.autocast(x.device.type, enabled=False):
+        trace = trace_of(logits, x[:1], module)
+    translation = _Translation(max(torch.finfo(x.dtype).eps / 2, SMALLEST_UNIT), x.device)
+    for node in trace.nodes:
+        translation.append(node)
+    if trace.output is None:
+        raise EquipoiseError(
+            "cannot bound this network: its output is not computed from its input by functions of PyTorch."
+        )
+    return Network(tuple(translation.nodes[: translation.last[trace.output] + 1]), translation.unit, x.device)
 
 
-@dataclass(frozen=True)
-class _Ref:
-    """Stands for a tensor that depends on the input, among the arguments of a function."""
-
-    node: int
-    shape: torch.Size
+def _refusal(node: traced.Node, reason: str) -> EquipoiseError:
+    return EquipoiseError(f"cannot bound {node.where}: {reason}; bounds can pass {SUPPORTED}.")
 
 
-class _Trace(TorchFunctionMode):
-    """Records what happens to the samples."""
+class _Translation:
+    """The layers so far."""
 
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self.batch, self.dtype, self.zero = len(x), x.dtype, torch.zeros((), dtype=torch.float64, device=x.device)
-        self.nodes = [Node(None, (), x.shape[1:])]
-        # Tensors by identity, kept alive, with the version at which they were the output of that node.
-        self.outputs: dict[int, tuple[Tensor, int, int]] = {id(x): (x, 0, x._version)}
-        self.modules: list[tuple[str, nn.Module]] = []  # that are running, outermost first
-        self.shape = x.shape[1:]  # of the output of the function being recorded, for one sample
+    def __init__(self, unit: float, device: torch.device) -> None:
+        self.nodes: list[Node] = []
+        self.unit, self._zero = unit, torch.zeros((), dtype=torch.float64, device=device)
+        self.last: list[int] = []  # of each node of the trace the last of its layers
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", str(func))
-        refs, named = map_leaves(args, self._ref), map_leaves(kwargs, self._ref)
-        out = func(*args, **kwargs)
-        depends = any(isinstance(value, _Ref) for value in leaves((refs, named)))
-        if not depends or (not isinstance(out, Tensor) and name in _QUERIES):
-            return out
-        translator = _FUNCTIONS.get(name)
-        self.require(translator is not None, f"{name}() is none of the functions that bounds can pass: {SUPPORTED}")
-        assert translator is not None
-        self.require(isinstance(out, Tensor), f"{name}() returns more than a tensor")
-        self.require(out.ndim > 0 and len(out) == self.batch, f"{name}() mixes samples")
-        self.require(out.dtype == self.dtype, f"{name}() changes the precision to {out.dtype}")
-        self.shape = out.shape[1:]
-        try:
-            node = translator(self, *refs, **named)
-        except TypeError as error:
-            self.require(False, f"{name}() is called in a way that is not known ({error})")
-            raise
-        self.outputs[id(out)] = (out, node, out._version)
-        return out
+    def append(self, node: traced.Node) -> None:
+        """Translate the next node of the trace."""
+        parents = tuple(self.last[parent] for parent in node.parents)
+        if isinstance(node.layer, traced.MaxPool):
+            self._max_pool(node.layer, parents[0], node.shape)
+        else:
+            for layer in [None] if node.layer is None else self._layers(node, parents):
+                self.nodes.append(Node(layer, parents, node.shape))
+                parents = (len(self.nodes) - 1,)
+        self.last.append(len(self.nodes) - 1)
 
-    def _ref(self, value: Any) -> Any:
-        known = isinstance(value, Tensor) and id(value) in self.outputs
-        return _Ref(self.node_of(value), value.shape[1:]) if known else value
+    def _layers(self, node: traced.Node, parents: tuple[int, ...]) -> list[Layer]:
+        """One or two layers, the second of which takes the output of the first."""
+        layer, before = node.layer, self.nodes[parents[0]].shape
+        match layer:
+            case traced.Linear():
+                return [layers.linear(layer.weight, layer.bias)]
+            case traced.Convolution():
+                return [layers.convolution(before, layer)]
+            case traced.RunningNorm():
+                return self._norm(layer, len(node.shape))
+            case traced.Rectifier():
+                error = 4 * self.unit if layer.slope else 0.0  # twice that of two roundings: of the slope, of a product
+                if not 0 <= layer.slope * (1 + error) <= 1:
+                    raise _refusal(node, f"its slope of {layer.slope:g} for negative numbers is not in [0, 1)")
+                return [ReLU(layer.slope, error)]
+            case traced.Average():
+                return [layers.average(layer.apply, before, layer.terms, self._zero)]
+            case traced.Reshape():
+                return [layers.reshaping(before, node.shape, self._zero)]
+            case traced.Sum():
+                return [layers.Sum(layer.signs)]
+            case traced.Shift():
+                return [layers.scaling(torch.full_like(self._zero, layer.sign), self._constant(layer.constant), 1)]
+            case traced.Scale():
+                factor = self._constant(layer.factor)
+                return [layers.scaling(1 / factor if layer.divides else factor, self._zero, 1 + layer.divides)]
+            case traced.Negation():
+                return [layers.scaling(-torch.ones_like(self._zero), self._zero, 0)]
+            case traced.Product():
+                raise _refusal(node, "it multiplies tensors with each other")
+            case traced.Unknown():
+                raise _refusal(node, layer.reason)
+            case _:
+                name = getattr(layer, "name", type(layer).__name__)
+                raise _refusal(node, f"{name}() is none of the functions that are bounded")
 
-    def node_of(self, tensor: Tensor) -> int:
-        """Return the node whose output a tensor is."""
-        _, node, version = self.outputs[id(tensor)]
-        self.require(tensor._version == version, "it uses a tensor that was changed in place through a view of it")
-        return node
+    def _constant(self, value: Any) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=self._zero.device)
 
-    def add(self, layer: Layer, *parents: int, shape: torch.Size | None = None) -> int:
-        """Append a node; return its number."""
-        self.nodes.append(Node(layer, parents, self.shape if shape is None else shape))
-        return len(self.nodes) - 1
+    def _norm(self, norm: traced.RunningNorm, dimensions: int) -> list[Layer]:
+        def per_channel(values: Tensor) -> Tensor:
+            return values.double().reshape(-1, *[1] * (dimensions - 1))
 
-    def constant(self, value: Any) -> Tensor:
-        """Return a number, or a tensor that is the same for all samples, as one to be broadcast over a sample."""
-        value = torch.as_tensor(value, dtype=torch.float64, device=self.zero.device)
-        if value.ndim > len(self.shape):
-            self.require(len(value) == 1, "it uses other constants for other samples")
-            value = value[0]
-        return value
+        scale = (norm.variance.double() + norm.eps).rsqrt()
+        scale = per_channel(scale if norm.weight is None else scale * norm.weight.double())
+        shift = self._zero if norm.bias is None else per_channel(norm.bias)
+        return [
+            layers.scaling(torch.ones_like(scale), -per_channel(norm.mean), 8),
+            layers.scaling(scale, shift, 2),
+        ]
 
-    def require(self, condition: bool, reason: str) -> None:
-        """Refuse the network unless `condition` holds, naming the layer that is running."""
-        if condition:
-            return
-        name, module = self.modules[-1] if self.modules else ("", None)
-        where = f"a {type(module).__name__} layer at {name!r}" if name else "this network"
-        raise EquipoiseError(f"cannot bound {where}: {reason}.")
-
-    @contextmanager
-    def watching(self, module: nn.Module) -> Iterator[None]:
-        """Track meanwhile which submodules are running."""
-        handles: list[Any] = []
-        for name, submodule in module.named_modules():
-            handles.append(submodule.register_forward_pre_hook(lambda m, _, name=name: self.modules.append((name, m))))
-            handles.append(submodule.register_forward_hook(lambda *_: self.modules.pop() and None))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-# Functions of PyTorch as layers. Each takes the function's own arguments and returns the node of its output.
-
-
-def _linear(trace: _Trace, input: _Ref, weight: Tensor, bias: Tensor | None = None) -> int:
-    return trace.add(layers.linear(weight, bias), input.node)
-
-
-def _conv2d(trace: _Trace, *args: Any, **kwargs: Any) -> int:
-    input, weight, bias, stride, padding, dilation, groups = Conv2d(*args, **kwargs)
-    if isinstance(padding, str):
-        extents = [d * (k - 1) for d, k in zip(layers.pair(dilation), weight.shape[2:], strict=True)]
-        symmetric = padding == "valid" or all(extent % 2 == 0 for extent in extents)
-        trace.require(symmetric, "its padding differs from side to side")
-        padding = tuple(extent // 2 if padding == "same" else 0 for extent in extents)
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return trace.add(layers.convolution(input.shape, weight, bias, options), input.node)
-
-
-def _relu(trace: _Trace, input: _Ref, inplace: bool = False) -> int:
-    return trace.add(ReLU(), input.node)
-
-
-def _max_pool2d(trace: _Trace, *args: Any, **kwargs: Any) -> int:
-    input, kernel_size, stride, padding, dilation, *_ = MaxPool2d(*args, **kwargs)
-    geometry = {"kernel_size": kernel_size, "stride": stride or kernel_size, "dilation": dilation, "padding": padding}
-    gather, maximum = layers.windows(input.shape, trace.shape, geometry, trace.zero)
-    before = trace.nodes[input.node]
-    # The maximum of ReLUs is the ReLU of the maximum, which needs fewer lines.
-    source = before.parents[0] if isinstance(before.layer, ReLU) else input.node
-    gathered = trace.add(gather, source, shape=torch.Size((*trace.shape, maximum.is_real.shape[-1])))
-    largest = trace.add(maximum, gathered)
-    return trace.add(ReLU(), largest) if source != input.node else largest
-
-
-def _average(trace: _Trace, mean: layers.Map, input: _Ref, terms: int) -> int:
-    return trace.add(layers.average(mean, input.shape, terms, trace.zero), input.node)
-
-
-def _avg_pool2d(trace: _Trace, *args: Any, **kwargs: Any) -> int:
-    input, kernel_size, *options, divisor = AvgPool2d(*args, **kwargs)
-    trace.require(divisor is None, "its divisor is overridden")
-    terms = math.prod(layers.pair(kernel_size))
-    return _average(trace, lambda z: F.avg_pool2d(z, kernel_size, *options), input, terms)
-
-
-def _adaptive_avg_pool2d(trace: _Trace, input: _Ref, output_size: Any) -> int:
-    return _average(trace, lambda z: F.adaptive_avg_pool2d(z, output_size), input, input.shape[1:].numel())
-
-
-def _mean(trace: _Trace, input: _Ref, dim: Any = None, keepdim: bool = False) -> int:
-    terms = input.shape.numel() // max(trace.shape.numel(), 1)
-    return _average(trace, lambda z: z.mean(dim, keepdim), input, terms)
-
-
-def _batch_norm(trace: _Trace, *args: Any, **kwargs: Any) -> int:
-    norm = BatchNorm(*args, **kwargs)
-    fixed = norm.uses_running_statistics
-    trace.require(fixed, "samples depend on each other in a batch-norm without running statistics")
-    input, mean, variance, weight, bias, *_ = norm
-    assert mean is not None and variance is not None
-
-    def per_channel(values: Tensor) -> Tensor:
-        return values.double().reshape(-1, *[1] * (len(trace.shape) - 1))
-
-    scale = (variance.double() + norm.eps).rsqrt()
-    scale = per_channel(scale if weight is None else scale * weight.double())
-    centred = trace.add(layers.scaling(torch.ones_like(scale), -per_channel(mean), 8), input.node)
-    return trace.add(layers.scaling(scale, trace.zero if bias is None else per_channel(bias), 2), centred)
-
-
-def _dropout(trace: _Trace, *args: Any, **kwargs: Any) -> int:
-    dropout = Dropout(*args, **kwargs)
-    trace.require(not dropout.training, "it is random: its dropout stays on in eval mode")
-    return dropout.input.node
-
-
-def _identity(trace: _Trace, input: _Ref, *args: Any, **kwargs: Any) -> int:
-    trace.require(input.shape == trace.shape, "it changes the shape")
-    return input.node
-
-
-def _reshape(trace: _Trace, input: _Ref, *args: Any, **kwargs: Any) -> int:
-    trace.require(input.shape.numel() == trace.shape.numel(), "it mixes samples")
-    return trace.add(layers.reshaping(input.shape, trace.shape, trace.zero), input.node)
-
-
-def _combination(signs: tuple[float, float]) -> Callable[..., int]:
-    """`± a ± b`, where one of them may be a constant."""
-
-    def combine(trace: _Trace, input: Any, other: Any, *, alpha: float = 1) -> int:
-        trace.require(alpha == 1, "it adds a multiple of a tensor")
-        if isinstance(input, _Ref) and isinstance(other, _Ref):
-            trace.require(input.shape == other.shape, "it adds tensors of different shapes")
-            return trace.add(Sum(signs), input.node, other.node)
-        terms = list(zip((input, other), signs, strict=True))
-        (ref, sign), (constant, constant_sign) = terms if isinstance(input, _Ref) else terms[::-1]
-        trace.require(ref.shape == trace.shape, "it adds tensors of different shapes")
-        scale = torch.full_like(trace.zero, sign)
-        return trace.add(layers.scaling(scale, constant_sign * trace.constant(constant), 1), ref.node)
-
-    return combine
-
-
-def _product(trace: _Trace, input: Any, other: Any) -> int:
-    trace.require(not (isinstance(input, _Ref) and isinstance(other, _Ref)), "it multiplies tensors with each other")
-    ref, constant = (input, other) if isinstance(input, _Ref) else (other, input)
-    trace.require(ref.shape == trace.shape, "it multiplies tensors of different shapes")
-    return trace.add(layers.scaling(trace.constant(constant), trace.zero, 1), ref.node)
-
-
-def _quotient(trace: _Trace, input: Any, other: Any, *, rounding_mode: str | None = None) -> int:
-    trace.require(isinstance(input, _Ref) and not isinstance(other, _Ref), "it divides by what depends on the input")
-    trace.require(rounding_mode is None, "it rounds")
-    trace.require(input.shape == trace.shape, "it divides tensors of different shapes")
-    return trace.add(layers.scaling(1 / trace.constant(other), trace.zero, 2), input.node)
-
-
-def _negation(trace: _Trace, input: _Ref) -> int:
-    return trace.add(layers.scaling(-torch.ones_like(trace.zero), trace.zero, 0), input.node)
-
-
-_FUNCTIONS: dict[str, Callable[..., int]] = {
-    "linear": _linear,
-    "conv2d": _conv2d,
-    "max_pool2d": _max_pool2d,
-    "avg_pool2d": _avg_pool2d,
-    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "mean": _mean,
-    "batch_norm": _batch_norm,
-    "neg": _negation,
-    **dict.fromkeys(("relu", "relu_"), _relu),
-    **dict.fromkeys(("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _dropout),
-    **dict.fromkeys(("float", "contiguous", "clone", "detach", "to"), _identity),
-    **dict.fromkeys(("flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten"), _reshape),
-    **dict.fromkeys(("add", "add_"), _combination((1.0, 1.0))),
-    **dict.fromkeys(("sub", "sub_"), _combination((1.0, -1.0))),
-    **dict.fromkeys(("rsub", "__rsub__"), _combination((-1.0, 1.0))),
-    **dict.fromkeys(("mul", "mul_"), _product),
-    **dict.fromkeys(("div", "div_"), _quotient),
-}
-_QUERIES = {
-    *("__get__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "type"),
-    *("is_contiguous", "is_floating_point", "is_complex", "get_device", "element_size"),
-}
-"""Functions that return properties of a tensor, not its values."""
+    def _max_pool(self, pool: traced.MaxPool, parent: int, shape: torch.Size) -> None:
+        """Append the windows and their maxima. The maximum of ReLUs is the ReLU of the maximum, which needs fewer
+        lines.
+        """
+        before = self.nodes[parent]
+        rectifier, source = (before.layer, before.parents[0]) if isinstance(before.layer, ReLU) else (None, parent)
+        gather, maximum = layers.windows(before.shape, shape, pool, self._zero)
+        self.nodes.append(Node(gather, (source,), torch.Size((*shape, maximum.is_real.shape[-1]))))
+        for layer in (maximum, rectifier):
+            if layer is not None:
+                self.nodes.append(Node(layer, (len(self.nodes) - 1,), shape))

@@ -59,7 +59,7 @@ def _by_intervals(network: Network, i: int, bounds: list[Enclosure], region: Reg
         return Enclosure(*region.interval())
     lower, upper = bounds[parents[0]].lower, bounds[parents[0]].upper
     if isinstance(layer, ReLU | Max):
-        return Enclosure(layer.value(lower), layer.value(upper), lines=layer.lines(lower, upper))
+        return Enclosure(*layer.interval(lower, upper), lines=layer.lines(lower, upper))
     if isinstance(layer, Sum):
         lowers, uppers = [bounds[p].lower for p in parents], [bounds[p].upper for p in parents]
         (lower, upper), rounding = layer.interval(lowers, uppers), layer.rounding(lowers, uppers, network.unit)

@@ -140,81 +140,15 @@ class PolyphaseConv:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> None:
-        self._parameters = weight, bias  # kept alive, so that their ids stay their own
-        self._state, self._padding = _state(weight, bias, padding), padding
+        self._filters, self._padding = len(weight), padding
         self._kernels = torch.cat([F.pad(weight, (b, 1 - b, a, 1 - a)) for a, b in product((0, 1), repeat=2)])
         self._bias = None if bias is None else bias.to(weight.dtype).repeat(4)
-        self._tile = max(math.isqrt(_VECTOR // weight.shape[1]) // 2 * 2, 2)
-        kernels = _tiled_kernels(weight, self._tile)
-        # The output gradient that a tile needs begins `down` rows and `right` columns before the tile; it is padded to
-        # whole pairs.
-        down, right = (k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True))
-        kernels = F.pad(kernels, (right % 2, (kernels.shape[3] + right) % 2, down % 2, (kernels.shape[2] + down) % 2))
-        self._adjoint = kernels.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
-        self._adjoint_padding = (down + 1) // 2, (right + 1) // 2
-
-    def is_current(self, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> bool:
-        """Whether it is the convolution with these parameters and they have not changed since."""
-        return self._state == _state(weight, bias, padding)
 
     def __call__(self, x: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
         """Return the four phases of the convolution of `x`, with its own padding or another."""
         padding = self._padding if padding is None else padding
         z = F.conv2d(x, self._kernels, self._bias, stride=2, padding=padding)
-        return z.unflatten(1, (4, len(self._parameters[0])))
-
-    def input_gradient(self, grad: Tensor, size: tuple[int, int]) -> Tensor:
-        """The gradient with respect to an input of this size, from the gradient with respect to the phases."""
-        tile, step = self._tile, self._tile // 2
-        below, beside = (
-            max((math.ceil(side / tile) - 1) * step + kernel - 2 * padding - pairs, 0)
-            for side, kernel, padding, pairs in zip(
-                size, self._adjoint.shape[2:], self._adjoint_padding, grad.shape[3:], strict=True
-            )
-        )
-        grad = grad.flatten(1, 2)
-        with torch.autocast(grad.device.type, enabled=False):  # in the precision of the forward pass
-            grad = F.pad(grad, (0, beside, 0, below)) if below or beside else grad
-            tiles = F.conv2d(grad, self._adjoint.to(grad.dtype), stride=step, padding=self._adjoint_padding)
-        return F.pixel_shuffle(tiles, tile)[..., : size[0], : size[1]]
-
-
-def _state(weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> tuple[Any, ...]:
-    return id(weight), weight._version, id(bias), None if bias is None else bias._version, padding
-
-
-class PolyphaseConvFunction(torch.autograd.Function):
-    """A `PolyphaseConv` with its input gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, conv: PolyphaseConv) -> Tensor:
-        ctx.conv, ctx.size = conv, x.shape[2:]
-        return conv(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.conv.input_gradient(grad, ctx.size), None
-
-
-class PolyphaseMax(torch.autograd.Function):
-    """The maximum over the phases, rectified on request; the gradient goes to the first of equal phases."""
-
-    @staticmethod
-    def forward(ctx: Any, phases: Tensor, rectified: bool) -> Tensor:
-        largest = phases.amax(1)
-        ctx.save_for_backward(phases, largest)
-        ctx.rectified = rectified
-        return largest.clamp_min(0) if rectified else largest.clone()  # the caller may write over it
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        phases, largest = ctx.saved_tensors
-        remaining = torch.gt(largest, 0, out=torch.empty_like(grad)).mul_(grad) if ctx.rectified else grad.clone()
-        gradient = torch.empty_like(phases)
-        for i in range(3):
-            remaining -= torch.eq(phases[:, i], largest, out=gradient[:, i]).mul_(remaining)
-        gradient[:, 3] = remaining
-        return gradient, None
+        return z.unflatten(1, (4, self._filters))
 
 
 def interleave(phases: Tensor) -> Tensor:

@@ -33,9 +33,6 @@ from equipoise.kernels.torch_calls import (
     pair,
 )
 
-SUPPORTED = "linear, conv2d, relu, max and average pooling, flatten, eval-mode batch-norm and dropout, + - * / and mean"
-"""The functions that are layers."""
-
 
 class Layer:
     """Something that a network does to each sample, with its weights."""
@@ -80,6 +77,15 @@ class Rectifier(Layer):
 
 
 @dataclass(frozen=True)
+class Pointwise(Layer):
+    """Another function of each number."""
+
+    name: str
+    apply: Callable[[Tensor], Tensor] = field(repr=False)
+    """The function itself, of a batch."""
+
+
+@dataclass(frozen=True)
 class MaxPool(Layer):
     """The maximum over windows."""
 
@@ -114,6 +120,19 @@ class Sum(Layer):
     """`Σ ± x_i` of the outputs of several nodes, as at the end of a residual block."""
 
     signs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Product(Layer):
+    """`x · y` of the outputs of two nodes, of which one may be broadcast over the other."""
+
+
+@dataclass(frozen=True)
+class Concatenation(Layer):
+    """The outputs of several nodes side by side, along a dimension of a sample."""
+
+    dim: int
+    name = "cat"
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +286,7 @@ class _Watch(TorchFunctionMode):
         self.shape = out.shape[1:]
         translate = _FUNCTIONS.get(name)
         if translate is None:
-            raise _UnknownLayer(f"{name}() is none of {SUPPORTED}")
+            raise _UnknownLayer(f"{name}() is none of the functions that are known")
         if out.shape == (1, self.batch, *out.shape[2:]) and name == "__getitem__" and refs[1:] == (None,):
             self.shape = out.shape[2:]  # the logits get a dimension of members
             return None, parents
@@ -319,7 +338,10 @@ class _Watch(TorchFunctionMode):
 
     def constant(self, value: Any) -> Any:
         """Return a number, or a tensor that is the same for all samples, as one to be broadcast over a sample."""
-        if isinstance(value, Tensor) and value.ndim > len(self.shape):
+        if not isinstance(value, Tensor):
+            return value
+        value = value if value.is_floating_point() else value.to(self.dtype)
+        if value.ndim > len(self.shape):
             _need(len(value) == 1, "it uses other constants for other samples")
             return value[0]
         return value
@@ -384,6 +406,8 @@ def _adaptive_avg_pool2d(watch: _Watch, input: _Ref, output_size: Any) -> Any:
 
 
 def _mean(watch: _Watch, input: _Ref, dim: Any = None, keepdim: bool = False) -> Any:
+    dims = (dim,) if isinstance(dim, int) else dim
+    _need(bool(dims) and all(d % (len(input.shape) + 1) for d in dims), "mean() mixes samples")
     terms = input.shape.numel() // max(watch.shape.numel(), 1)
     return Average(torch.mean, (("dim", dim), ("keepdim", keepdim)), terms), input
 
@@ -432,7 +456,9 @@ def _combination(signs: tuple[float, float]) -> Callable[..., Any]:
 
 
 def _product(watch: _Watch, input: Any, other: Any) -> Any:
-    _need(not (isinstance(input, _Ref) and isinstance(other, _Ref)), "it multiplies tensors with each other")
+    if isinstance(input, _Ref) and isinstance(other, _Ref):
+        _need(len(input.shape) == len(other.shape), "it multiplies tensors of different shapes")
+        return Product(), input, other
     ref, constant = (input, other) if isinstance(input, _Ref) else (other, input)
     _need(ref.shape == watch.shape, "it multiplies tensors of different shapes")
     return Scale(watch.constant(constant)), ref
@@ -445,10 +471,35 @@ def _quotient(watch: _Watch, input: Any, other: Any, *, rounding_mode: str | Non
     return Scale(watch.constant(other), divides=True), input
 
 
+def _cat(watch: _Watch, tensors: Any, dim: int = 0) -> Any:
+    _need(all(isinstance(tensor, _Ref) for tensor in tensors), "cat() joins the input's and other tensors")
+    dim = dim % (len(watch.shape) + 1) - 1
+    _need(dim >= 0, "cat() joins samples")
+    return Concatenation(dim), *tensors
+
+
+def _pointwise(name: str) -> Callable[..., Any]:
+    """A function of each number, never in place."""
+
+    def translate(watch: _Watch, input: _Ref, *options: Any, **named: Any) -> Any:
+        function = getattr(nn.functional, name, None) or getattr(torch, name)
+        named.pop("inplace", None)
+        options = tuple(option for option in options if option is not True)  # whether to work in place
+        scalars = not any(isinstance(value, Tensor | _Ref) for value in (*options, *named.values()))
+        _need(scalars, f"the arguments of {name}() are tensors")
+        return Pointwise(name, lambda z: function(z, *options, **named)), input
+
+    return translate
+
+
 def _negation(watch: _Watch, input: _Ref) -> Any:
     return Negation(), input
 
 
+_POINTWISE = (
+    *("relu6", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh", "softplus"),
+    *("hardtanh", "hardswish", "hardsigmoid", "clamp", "clamp_min", "clamp_max"),
+)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     "conv2d": _conv2d,
@@ -456,11 +507,13 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "avg_pool2d": _avg_pool2d,
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "mean": _mean,
+    "cat": _cat,
     "batch_norm": _batch_norm,
     "neg": _negation,
     "__getitem__": _item,
     **dict.fromkeys(("relu", "relu_"), _relu),
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _leaky_relu),
+    **{name: _pointwise(name.removesuffix("_")) for stem in _POINTWISE for name in (stem, f"{stem}_")},
     **dict.fromkeys(("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _dropout),
     **dict.fromkeys(("float", "contiguous", "clone", "detach", "to"), _identity),
     **dict.fromkeys(("flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten"), _reshape),
