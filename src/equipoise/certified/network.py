@@ -208,7 +208,8 @@ class _Translation:
             case traced.Sum():
                 return [layers.Sum(layer.signs)]
             case traced.Shift():
-                return [layers.scaling(torch.full_like(self._zero, layer.sign), self._constant(layer.constant), 1)]
+                sign, constant = torch.full_like(self._zero, layer.signs[0]), self._constant(layer.constant)
+                return [layers.scaling(sign, layer.signs[1] * constant, 1)]
             case traced.Scale():
                 factor = self._constant(layer.factor)
                 return [layers.scaling(1 / factor if layer.divides else factor, self._zero, 1 + layer.divides)]

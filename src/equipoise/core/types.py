@@ -21,9 +21,9 @@ PerSample = Float[Tensor, " batch"]
 Weights = dict[str, Tensor]
 
 
-_UNDERFLOW = 104.0
+UNDERFLOW = 104.0
 """Distance from the largest logit, in nats, beyond which a probability is 0 in float32."""
-_SUMMATION, _STORAGE = 32, 4
+SUMMATION, STORAGE = 32, 4
 """Generous bounds of a margin's rounding error, in machine epsilons: from summing up logits of this size, and from
 storing them with a constant that all logits share."""
 _TOLERANCE = 1e-4
@@ -80,7 +80,7 @@ class Prediction:
         """
         scores = self.scores
         top = scores.amax(-1, keepdim=True)
-        live = scores >= top - _UNDERFLOW
+        live = scores >= top - UNDERFLOW
         mean = torch.where(live, scores - top, 0).sum(-1) / live.sum(-1).clamp_min(1)  # from the largest down, so <= 0
         lowest = torch.where(live, scores - top, 0).amin(-1)
         return torch.maximum(-mean, mean - lowest)
@@ -94,7 +94,7 @@ class Prediction:
         other = scores.scatter(1, labels[:, None], -torch.inf).amax(1)
         sizes = torch.stack([own, other]).abs()
         size = torch.where(sizes < torch.inf, sizes, 0).amax(0)
-        return torch.finfo(scores.dtype).eps * (_SUMMATION * torch.minimum(size, self.spread) + _STORAGE * size)
+        return torch.finfo(scores.dtype).eps * (SUMMATION * torch.minimum(size, self.spread) + STORAGE * size)
 
     def differs(self, other: "Prediction", relative: float = _TOLERANCE) -> Bool[Tensor, " batch"]:
         """Return on which samples another prediction differs: a logit has changed by more than rounding explains, and
@@ -102,7 +102,7 @@ class Prediction:
         """
         mine, theirs = self.scores.detach(), other.scores.detach()
         below = mine.amax(-1, keepdim=True) - mine
-        live = (below <= _UNDERFLOW) | (theirs >= theirs.amax(-1, keepdim=True) - _UNDERFLOW)
+        live = (below <= UNDERFLOW) | (theirs >= theirs.amax(-1, keepdim=True) - UNDERFLOW)
         eps = torch.finfo(mine.dtype).eps
         rounding = relative * below + 64 * eps * (mine.abs() + torch.maximum(self.spread, other.spread)[:, None])
         apart = (live & ~((mine - theirs).abs() <= rounding)).any(-1)

@@ -11,7 +11,7 @@ does not matter. Every function of something that depends on the input is a node
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 

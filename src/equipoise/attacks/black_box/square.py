@@ -8,13 +8,14 @@ share p of the image, which is halved nine times on the way.
 
 Windows are drawn from the seed and the iteration, signs from the sample's own stream, so that a result does not depend
 on the batch a sample comes in. A proposal that changes nothing is not evaluated, and where the network allows it
-only the part that the window touches is computed (`equipoise.kernels.windowed`), with the same results.
+only the part that the window touches is computed (`equipoise.kernels.windowed`), with the same results. On small
+networks a C kernel makes all queries of a block of draws for Linf (`equipoise.kernels.native.squares`).
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, get_args
 
 import torch
@@ -33,6 +34,14 @@ from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Images, Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box
 from equipoise.kernels.input_gradients import mostly_wide
+from equipoise.kernels.native import (
+    NativeForward,
+    NativeNetwork,
+    SquarePlan,
+    SquareSamples,
+    native_prediction,
+    search_squares,
+)
 from equipoise.kernels.windowed import Change, FeatureMaps, Span, Window, WindowedForward
 from equipoise.losses.objectives import margin
 from equipoise.models import Frozen, Single
@@ -142,6 +151,7 @@ class _Search:
     active: Active[_State]
     moves: "_Signs | _Hills"
     local: WindowedForward
+    network: NativeNetwork | None  # for the kernel; None: every query is made in PyTorch
     truth: Predict
     seed: int
 
@@ -160,7 +170,11 @@ class _Search:
             return prediction_of(inputs.predictive, point, inputs.streams)
 
         single = isinstance(inputs.predictive.predictive, Single)
-        local = WindowedForward.of(flat(drawn), x) if single else WindowedForward(flat(drawn))
+        network = native_network(drawn, x) if single and ball.norm == "linf" else None
+        if network is not None:
+            local = WindowedForward(partial(native_prediction, network))
+        else:
+            local = WindowedForward.of(flat(drawn), x) if single else WindowedForward(flat(drawn))
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
         start = moves.start(images, streams.fold(Stream.SQUARE_START), fold(seed, Stream.SQUARE_START))
         none = torch.zeros_like(y)
@@ -176,7 +190,8 @@ class _Search:
             iteration=none,
             evaluations=none.clone(),
         )
-        return cls(Active(state, crowded=_CROWDED), moves, local, flat(truth), seed)
+        crowded = _CROWDED if network is None else 1.0
+        return cls(Active(state, crowded=crowded), moves, local, network, flat(truth), seed)
 
     def run(self, attack: Square) -> Iterator[_State]:
         """Search, and yield the samples as they finish."""
@@ -184,26 +199,57 @@ class _Search:
         height, width = state.origin.shape[2:]
         draws: list[list[float]] = []
         self._try(state.output_index, state.stages[0], ((0, height), (0, width)), 0)
-        for i in range(attack.queries):
+        for i in range(0, attack.queries, 1 if self.network is None else _BLOCK):
             progress.report(i, attack.queries, "query")
-            searching = state.value <= 0
-            released = self.active.release(~searching)
+            released = self.active.release(state.value > 0)
             if released is not None:
-                (finished, index), state = released, self.active.rows
-                yield finished
-                searching = searching[index]
+                yield released[0]
+                state = self.active.rows
             if len(state) == 0:
                 return
             if i % _BLOCK == 0:
                 draws = self._draw(i // _BLOCK, state.origin.shape[1])
-            patch, window = self.moves.propose(
-                state, attack.window(i, height, width), draws[i % _BLOCK], state.signs[:, :, i % _BLOCK]
-            )
-            old = state.stages[0][:, :, slice(*window[0]), slice(*window[1])]
-            index = (searching & (patch != old).flatten(1).any(1)).nonzero()[:, 0]
-            if len(index):
-                self._try(index, patch[index], window, i + 1)
+            if self.network is None:
+                self._query(attack, i, draws[i % _BLOCK], state.value <= 0)
+            else:
+                self._search_natively(self.network, attack, i, draws)
         yield state
+
+    def _query(self, attack: Square, iteration: int, draw: list[float], searching: Tensor) -> None:
+        """Propose a change, and evaluate the samples of the mask `searching` that it changes."""
+        state = self.active.rows
+        size = attack.window(iteration, *state.origin.shape[2:])
+        patch, window = self.moves.propose(state, size, draw, state.signs[:, :, iteration % _BLOCK])
+        old = state.stages[0][:, :, slice(*window[0]), slice(*window[1])]
+        index = (searching & (patch != old).flatten(1).any(1)).nonzero()[:, 0]
+        if len(index):
+            self._try(index, patch[index], window, iteration + 1)
+
+    def _search_natively(self, network: NativeNetwork, attack: Square, first: int, draws: list[list[float]]) -> None:
+        """Make all queries of a block by the kernel, and those that it takes for a success once more as usual."""
+        state, ball = self.active.rows, attack.geometry
+        image, count = state.origin.shape[2:], min(_BLOCK, attack.queries - first)
+        windows = [_window(attack.window(first + q, *image), image, *draws[q][:2]) for q in range(count)]
+        plan = SquarePlan(ball.eps, ball.box.low, ball.box.high, [(*rows, *columns) for rows, columns in windows])
+        index = torch.arange(len(state))
+        query = torch.zeros_like(index)
+        while len(index):
+            rows = state[index]
+            samples = SquareSamples(
+                rows.origin, rows.signs[:, :, :count], rows.labels, rows.stages[0], rows.value, query
+            )
+            found = search_squares(network, plan, samples)
+            kept = found.kept >= 0
+            state.stages[0][index] = found.point
+            state.write(index, value=found.value, evaluations=rows.evaluations + found.evaluations)
+            state.write(index[kept], iteration=first + 1 + found.kept[kept])
+            stopped = found.query < count
+            index, query = index[stopped], found.query[stopped]
+            for q in query.unique().tolist():
+                claimed = torch.zeros(len(state), dtype=torch.bool).index_fill(0, index[query == q], True)
+                self._query(attack, first + q, draws[q], claimed)
+            denied = state.value[index] <= 0
+            index, query = index[denied], query[denied] + 1
 
     def _draw(self, block: int, channels: int) -> list[list[float]]:
         """Draw the random numbers of the next iterations: in [0, 1) for all samples, and each sample's signs."""
@@ -239,6 +285,13 @@ class _Search:
             state.write(index, value=value[better], iteration=iteration)
             if isinstance(self.moves, _Hills):
                 state.power[index] = self.moves.power(state.stages[0][index] - state.origin[index])
+
+
+def native_network(predict: Predict, x: Points) -> NativeNetwork | None:
+    """The network for the kernel, which computes in float32; None if it does not support it."""
+    if not isinstance(predict, NativeForward) or torch.is_autocast_enabled("cpu"):
+        return None
+    return predict.network(x)
 
 
 def _window(size: tuple[int, int], image: torch.Size, row: float, column: float) -> Window:

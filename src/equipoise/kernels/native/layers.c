@@ -188,29 +188,40 @@ int allocate(workspace *work, const layer *layers, int32_t n) {
 
 void release(workspace *work) { free(work->memory); }
 
-/* One layer: from its padded input to `out`, whose rows and channels lie `out_row` and `out_channel` vectors apart. z
- * holds one or, for pooling, two rows of all filters. */
-static void forward_layer(const layer *l, const vec *in, vec *z, vec *out, size_t out_row, size_t out_channel,
-                          int8_t *trace) {
-    int height = out_height(l), width = out_width(l), step = l->pooled ? 2 : 1, zw = z_width(l);
+picture placed(vec *input, const layer *reader, int height, int width) {
+    if (!reader || is_linear(reader)) return (picture){input, width, (size_t)width * height};
+    size_t row = width + 2 * reader->pad_columns;
+    return (picture){input + reader->pad_rows * row + reader->pad_columns, row, row * (height + 2 * reader->pad_rows)};
+}
+
+window reached(const layer *l, window w) {
+    if (is_linear(l)) return (window){0, 1, 0, 1};
+    int step = l->pooled ? 2 : 1, up = l->pad_rows - l->kernel_height + 1, back = l->pad_columns - l->kernel_width + 1;
+    return (window){max(w.top + up, 0) / step, min((w.bottom + l->pad_rows + step - 1) / step, out_height(l)),
+                    max(w.left + back, 0) / step, min((w.right + l->pad_columns + step - 1) / step, out_width(l))};
+}
+
+/* A window of a layer's output, from its padded input. z holds one or, for pooling, two rows of all filters. */
+static void forward_layer(const layer *l, window w, const vec *in, vec *z, picture out, int8_t *trace) {
+    int height = out_height(l), width = out_width(l), step = l->pooled ? 2 : 1, zw = step * (w.right - w.left);
     size_t row = l->width + 2 * l->pad_columns, channel = row * (l->height + 2 * l->pad_rows);
-    for (int i = 0; i < height; i++) {
+    for (int i = w.top; i < w.bottom; i++) {
         for (int a = 0; a < step; a++) {
             int z_row = step * i + a;
             if (is_linear(l)) {
                 multiply(in, l->kernels, l->bias, l->filters, l->channels, z);
                 continue;
             }
-            correlate(in + z_row * row, channel, row, l->kernels, l->filters, l->channels, l->kernel_height,
-                      l->kernel_width, max(0, l->pad_rows - z_row),
+            correlate(in + z_row * row + step * w.left, channel, row, l->kernels, l->filters, l->channels,
+                      l->kernel_height, l->kernel_width, max(0, l->pad_rows - z_row),
                       min(l->kernel_height, l->height + l->pad_rows - z_row), l->bias, z + a * zw, (size_t)step * zw,
                       zw);
         }
         for (int o = 0; o < l->filters; o++) {
-            vec *to = out + o * out_channel + i * out_row;
+            vec *to = out.pixels + o * out.channel + i * out.row + w.left;
             const vec *upper = z + (size_t)o * step * zw, *lower = upper + zw;
-            int8_t *note = trace ? trace + (((size_t)o * height + i) * width) * SIMD_WIDTH : 0;
-            for (int j = 0; j < width; j++, note += trace ? SIMD_WIDTH : 0) {
+            int8_t *note = trace ? trace + (((size_t)o * height + i) * width + w.left) * SIMD_WIDTH : 0;
+            for (int j = 0; j < w.right - w.left; j++, note += trace ? SIMD_WIDTH : 0) {
                 ivec argmax = {0};
                 vec value;
                 if (l->pooled) {
@@ -226,33 +237,31 @@ static void forward_layer(const layer *l, const vec *in, vec *z, vec *out, size_
 }
 
 void set_input(const layer *l, workspace *work, const vec *image, const float *scale, const float *shift) {
-    size_t row = l->width + 2 * l->pad_columns;
+    picture to = placed(work->inputs, l, l->height, l->width);
     for (int c = 0; c < l->channels; c++)
         for (int i = 0; i < l->height; i++) {
-            vec *to = work->inputs + (c * (l->height + 2 * l->pad_rows) + l->pad_rows + i) * row + l->pad_columns;
+            vec *row = to.pixels + c * to.channel + i * to.row;
             size_t first = ((size_t)c * l->height + i) * l->width;
             for (int j = 0; j < l->width; j++)
-                to[j] = scale ? scale[first + j] * image[first + j] + shift[first + j] : image[first + j];
+                row[j] = scale ? scale[first + j] * image[first + j] + shift[first + j] : image[first + j];
         }
 }
 
-void forward_block(const layer *layers, int32_t n, workspace *work) {
+void forward_window(const layer *layers, int32_t n, workspace *work, window changed) {
     vec *in = work->inputs;
     int8_t *trace = work->trace;
     for (int k = 0; k < n; k++) {
         const layer *l = layers + k, *next = k + 1 < n ? l + 1 : 0;
         vec *out = next ? in + padded_input_size(l) : work->logits;
-        size_t out_row = out_width(l), out_channel = out_row * out_height(l);
-        /* A linear layer takes the whole image as the channels of one pixel: its input has no padding. */
-        if (next && !is_linear(next)) {
-            out_row = next->width + 2 * next->pad_columns;
-            out_channel = out_row * (next->height + 2 * next->pad_rows);
-            out += next->pad_rows * out_row + next->pad_columns;
-        }
-        forward_layer(l, in, work->rows, out, out_row, out_channel, trace);
+        changed = reached(l, changed);
+        forward_layer(l, changed, in, work->rows, placed(out, next, out_height(l), out_width(l)), trace);
         if (trace) trace += output_size(l) * SIMD_WIDTH;
-        in += padded_input_size(l);
+        in = out;
     }
+}
+
+void forward_block(const layer *layers, int32_t n, workspace *work) {
+    forward_window(layers, n, work, (window){0, layers->height, 0, layers->width});
 }
 
 /* Images [samples][...] to logits [samples][classes]. Block by block it keeps the trace, and for gradients of the weights

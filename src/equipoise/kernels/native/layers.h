@@ -39,6 +39,17 @@ static inline size_t padded_grad_size(const layer *l) {
     return (size_t)l->filters * padded_grad_height(l) * padded_grad_width(l);
 }
 
+/* An image of vectors in memory: its first pixel, and how far apart its rows and its channels lie. */
+typedef struct {
+    vec *pixels;
+    size_t row, channel;
+} picture;
+
+/* The rows `top` to `bottom - 1` and the columns `left` to `right - 1` of an image. */
+typedef struct {
+    int top, bottom, left, right;
+} window;
+
 /* What a block is computed in. All buffers are in vectors; borders of padded buffers stay zero. */
 typedef struct {
     vec *inputs; /* the padded inputs of all layers, one after the other */
@@ -71,6 +82,16 @@ void set_input(const layer *layers, workspace *work, const vec *image, const flo
 
 /* From the padded input to `work->logits`. */
 void forward_block(const layer *layers, int32_t n, workspace *work);
+
+/* The same where only a window of the padded input has changed since: only what the change reaches is computed. */
+void forward_window(const layer *layers, int32_t n, workspace *work, window changed);
+
+/* The window of a layer's output that a change in a window of its input reaches. */
+window reached(const layer *l, window changed);
+
+/* Where an image of this size lies in the padded input of the layer that reads it. A linear layer, which takes the whole
+ * image as the channels of one pixel, and none (NULL) have no padding. */
+picture placed(vec *input, const layer *reader, int height, int width);
 
 /* From gradients with respect to the logits, and the trace of the forward pass, to those with respect to the
  * convolutions' outputs in `work->grads` and, if `to_image`, with respect to the image, which are returned and stay in
