@@ -85,6 +85,8 @@ def is_right(net: nn.Module, x: Tensor) -> bool:
     filters=st.integers(1, 20),
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    stride=st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3), (3, 2)]),
+    window=st.sampled_from([(2, 2), (2, 2), (3, 3), (1, 2), (3, 1)]),
     size=st.tuples(st.integers(5, 11), st.integers(5, 11)),
     follows=st.sampled_from(["", "relu", "pool", "relu pool", "pool relu", "leaky", "leaky pool", "pool leaky"]),
     bias=st.booleans(),
@@ -92,15 +94,17 @@ def is_right(net: nn.Module, x: Tensor) -> bool:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_convolution_is_that_of_the_library(channels, filters, kernel, padding, size, follows, bias, batch, seed):
+def test_a_convolution_is_that_of_the_library(
+    channels, filters, kernel, padding, stride, window, size, follows, bias, batch, seed
+):
     padding = tuple(min(p, k - 1) for p, k in zip(padding, kernel, strict=True))
-    sides = [s + 2 * p - k + 1 for s, p, k in zip(size, padding, kernel, strict=True)]
-    if "pool" in follows and min(sides) < 2:
+    sides = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, kernel, stride, strict=True)]
+    if "pool" in follows and any(side < w for side, w in zip(sides, window, strict=True)):
         follows = ""
-    left = [side // 2 if "pool" in follows else side for side in sides]
-    parts = {"relu": nn.ReLU(), "pool": nn.MaxPool2d(2), "leaky": nn.LeakyReLU(0.2)}
+    left = [side // w if "pool" in follows else side for side, w in zip(sides, window, strict=True)]
+    parts = {"relu": nn.ReLU(), "pool": nn.MaxPool2d(window), "leaky": nn.LeakyReLU(0.2)}
     net = network(
-        nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias),
+        nn.Conv2d(channels, filters, kernel, stride, padding, bias=bias),
         *[parts[name] for name in follows.split()],
         nn.Flatten(),
         nn.Linear(filters * left[0] * left[1], 3),
@@ -123,6 +127,14 @@ NETS = {
         nn.Conv2d(2, 9, 3, padding=1), nn.ReLU(), nn.Conv2d(9, 31, (1, 3)), nn.ReLU(inplace=True), nn.MaxPool2d(2, 2),
         nn.Conv2d(31, 4, 3, padding=(2, 0)), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 4, 2),
     ),
+    "strides": lambda: nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 49, 100), nn.ReLU(), nn.Linear(100, 10),
+    ),
+    "large windows": lambda: nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d((3, 7)), nn.Conv2d(5, 6, 2, stride=(2, 1)),
+        nn.Flatten(), nn.Linear(24, 4),
+    ),
     "one row": lambda: nn.Sequential(
         nn.Conv2d(2, 3, (1, 3), padding=(0, 1)), nn.ReLU(), nn.Conv2d(3, 4, (1, 3), padding=(0, 1)), nn.Flatten(),
         nn.Linear(36, 3),
@@ -133,6 +145,8 @@ SHAPES = {
     "lenet": (1, 28, 28),
     "lenet, colour": (3, 32, 32),
     "cnn4": (1, 28, 28),
+    "strides": (1, 28, 28),
+    "large windows": (2, 15, 21),
     "normalised": (3, 16, 16),
     "three convolutions": (2, 8, 13),
     "one row": (2, 1, 9),
@@ -261,11 +275,18 @@ def shifted(norm):
 
 
 NOT_CHAINS = {
-    "stride": lambda: conv(stride=2),
     "dilation": lambda: conv(dilation=2),
     "groups": lambda: conv(groups=2),
     "mirrored edges": lambda: conv(padding=1, padding_mode="reflect"),
-    "other pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(3), nn.Flatten(), nn.Linear(16, 3)),
+    "overlapping pooling": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.MaxPool2d(3, 1), nn.Flatten(), nn.Linear(64, 3)
+    ),
+    "padded pooling": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.MaxPool2d(2, padding=1), nn.Flatten(), nn.Linear(64, 3)
+    ),
+    "pooling of what is left": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 2), nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(64, 3)
+    ),
     "pooling twice": lambda: nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
     ),

@@ -36,12 +36,13 @@ SHAPES = {
     "features": (30,),
     "one row": (2, 1, 9),
     "odd": (3, 9, 11),
+    "strides": (1, 14, 15),
     "leaky": (2, 9, 8),
     "one linear layer": (2, 5, 6),
 }
 RADII = {
     "lenet": 0.014, "cnn4": 0.022, "perceptron": 0.038, "features": 0.14,
-    "one row": 0.048, "odd": 0.05, "leaky": 0.022, "one linear layer": 0.056,
+    "one row": 0.048, "odd": 0.05, "leaky": 0.022, "strides": 0.03, "one linear layer": 0.056,
 }  # fmt: skip
 """At which about half of the samples are robust."""
 
@@ -63,9 +64,13 @@ def network(kind: str) -> nn.Module:
         "features": lambda: (nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, CLASSES)),
         "one row": lambda: (nn.Conv2d(2, 4, (1, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(28, CLASSES)),
         "odd": lambda: (nets.Normalize((0.4, 0.5, 0.6), (0.3, 0.2, 0.25)), *odd, nn.Flatten(), nn.LazyLinear(CLASSES)),
+        "strides": lambda: (
+            nn.Conv2d(1, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, (1, 2)), nn.MaxPool2d((3, 1)), nn.Flatten(),
+            nn.LazyLinear(CLASSES),
+        ),
         "leaky": lambda: (*leaky, nn.Flatten(), nn.LazyLinear(CLASSES)),
         "one linear layer": lambda: (nn.Flatten(), nn.Linear(60, CLASSES)),
-    }
+    }  # fmt: skip
     net = nn.Sequential(*built[kind]()).eval()
     net(torch.rand(1, *shape))  # sets the size of the last layer
     return net

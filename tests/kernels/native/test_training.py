@@ -58,24 +58,45 @@ def agree(found: list[Tensor], exact: list[Tensor]) -> bool:
     filters=st.tuples(st.integers(1, 9), st.integers(1, 17)),
     kernel=st.tuples(st.integers(1, 7), st.integers(1, 5)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
-    pool=st.booleans(),
+    stride=st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 2)]),
+    pool=st.sampled_from([(1, 1), (2, 2), (3, 2)]),
     slope=st.sampled_from([0.0, 0.1]),
     bias=st.booleans(),
     n=st.integers(32, 70),
     seed=st.integers(0, 100),
 )
 @settings(max_examples=80, deadline=None)
-def test_gradients_of_the_weights_are_those_of_float64(channels, filters, kernel, padding, pool, slope, bias, n, seed):
+def test_gradients_of_the_weights_are_those_of_float64(
+    channels, filters, kernel, padding, stride, pool, slope, bias, n, seed
+):
     padding = tuple(min(p, k - 1) for p, k in zip(padding, kernel, strict=True))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers = [nn.Conv2d(channels, filters[0], kernel, padding=padding, bias=bias), nn.LeakyReLU(slope)]
-        layers += [nn.MaxPool2d(2)] if pool else []
+        layers = [nn.Conv2d(channels, filters[0], kernel, stride, padding, bias=bias), nn.LeakyReLU(slope)]
+        outputs = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip((12, 11), padding, kernel, stride, strict=True)]
+        layers += [nn.MaxPool2d(pool)] if pool != (1, 1) and min(outputs) >= 3 else []
         layers += [nn.Conv2d(filters[0], filters[1], 3, padding=1, bias=bias), nn.ReLU(), nn.Flatten()]
         side = nn.Sequential(*layers)(torch.zeros(1, channels, 12, 11)).shape[1]
         net = nn.Sequential(*layers, nn.Linear(side, 6), nn.ReLU(), nn.Linear(6, 4, bias=bias))
     x, y = batch(channels, 12, 11, n=n)
     found, native = gradients(net, x, y, natively=True)
+    exact, _ = gradients(copy.deepcopy(net).double(), x.double(), y, natively=False)
+    assert native and agree(found, exact)
+
+
+def test_gradients_pass_through_what_is_folded_into_the_weights():
+    """Batch-norm with running statistics learns too, and so do the layers before and behind it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.AvgPool2d(2), nn.BatchNorm2d(5), nn.Flatten(),
+        nn.Linear(125, 4), nn.BatchNorm1d(4),
+    )  # fmt: skip
+    net(torch.randn(64, 2, 12, 12))
+    for norm in (net[1], net[4], net[7]):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.normal_(norm.bias)
+    x, y = batch(2, 12, 12, n=40)
+    found, native = gradients(net.eval(), x, y, natively=True)
     exact, _ = gradients(copy.deepcopy(net).double(), x.double(), y, natively=False)
     assert native and agree(found, exact)
 
@@ -175,7 +196,7 @@ OTHERS = {
     "a hook": hooked,
     "remembers": lambda: Remembers(convolutional()),
     "counts": lambda: Counts(convolutional()),
-    "strides": lambda: nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(676, 4)),
+    "groups": lambda: nn.Sequential(convolutional()[0], nn.Conv2d(4, 4, 1, groups=2), *convolutional()[1:]),
     "a computed weight": lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(1, 4, 3)), *convolutional()[1:]),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 4)),
     "float64": lambda: convolutional().double(),

@@ -1,9 +1,9 @@
-/* Logits and input gradients of a sequence of stride-1 convolutions (or linear layers), each optionally with 2x2 max
- * pooling and ReLU. SIMD_WIDTH samples are computed side by side: every vector holds one number of each of them, and
+/* Logits and input gradients of a sequence of convolutions (or linear layers), each optionally with max pooling and
+ * ReLU. SIMD_WIDTH samples are computed side by side: every vector holds one number of each of them, and
  * weights are the same for all. A sample's result does not depend on its position in the vector.
  *
  * A layer's input lies in a zero-padded buffer [channels][rows][columns] of vectors. The backward pass needs one byte
- * per output, the trace: which of the four pooled pixels was the largest, or DEAD where the ReLU is 0; of a leaky ReLU
+ * per output, the trace: which of the pooled pixels was the largest, or DEAD where the ReLU is 0; of a leaky ReLU
  * with NEGATIVE added where it has its slope.
  */
 #include <stdlib.h>
@@ -11,8 +11,8 @@
 
 #include "layers.h"
 
-#define DEAD 4
-#define NEGATIVE 8
+#define DEAD 63
+#define NEGATIVE 64
 /* A tile of filters x columns is accumulated in registers: at most MAX_FILTERS filters, MAX_COLUMNS pixels of a row, and
  * MAX_TILE of both together. */
 #define MAX_FILTERS 8
@@ -38,9 +38,10 @@ EXPORT size_t trace_size(const layer *layers, int32_t n) {
     return total * SIMD_WIDTH;
 }
 
-/* filters x columns outputs of one row: z[o][j] = bias[o] + sum over c, u, v of kernels[c][u][v][o] * x[c][u][j + v]. */
+/* filters x columns outputs of one row:
+ * z[o][j] = bias[o] + sum over c, u, v of kernels[c][u][v][o] * x[c][u][stride * j + v]. */
 static inline __attribute__((always_inline)) void tile(
-    const int filters, const int columns, const vec *x, size_t channel, size_t row, const float *kernels,
+    const int filters, const int columns, const int stride, const vec *x, size_t channel, size_t row, const float *kernels,
     int32_t all_filters, int32_t channels, int32_t kernel_height, int32_t kernel_width, int32_t first, int32_t last,
     const float *bias, vec *z, size_t filter_stride) {
     vec sums[MAX_FILTERS][MAX_COLUMNS];
@@ -55,7 +56,7 @@ static inline __attribute__((always_inline)) void tile(
             for (int v = 0; v < kernel_width; v++, pixel++, w += all_filters) {
                 vec pixels[MAX_COLUMNS];
 #pragma GCC unroll 8
-                for (int j = 0; j < columns; j++) pixels[j] = pixel[j];
+                for (int j = 0; j < columns; j++) pixels[j] = pixel[stride * j];
 #pragma GCC unroll 8
                 for (int o = 0; o < filters; o++)
 #pragma GCC unroll 8
@@ -70,13 +71,14 @@ static inline __attribute__((always_inline)) void tile(
 
 /* One output row of all filters, tile by tile. Only the kernels' rows `first` to `last - 1` are used: the others would
  * meet padding. */
-static void correlate(const vec *x, size_t channel, size_t row, const float *kernels, int32_t filters,
-                      int32_t channels, int32_t kernel_height, int32_t kernel_width, int32_t first, int32_t last,
-                      const float *bias, vec *z, size_t filter_stride, int32_t columns) {
-#define CASE(O, J)                                                                                               \
-    case O * 16 + J:                                                                                             \
-        tile(O, J, x + j, channel, row, kernels + o, filters, channels, kernel_height, kernel_width, first, last, \
-             bias ? bias + o : 0, z + o * filter_stride + j, filter_stride);                                     \
+static inline __attribute__((always_inline)) void correlate_tiles(
+    const int stride, const vec *x, size_t channel, size_t row, const float *kernels, int32_t filters,
+    int32_t channels, int32_t kernel_height, int32_t kernel_width, int32_t first, int32_t last, const float *bias,
+    vec *z, size_t filter_stride, int32_t columns) {
+#define CASE(O, J)                                                                                                    \
+    case O * 16 + J:                                                                                                  \
+        tile(O, J, stride, x + stride * j, channel, row, kernels + o, filters, channels, kernel_height, kernel_width, \
+             first, last, bias ? bias + o : 0, z + o * filter_stride + j, filter_stride);                             \
         break;
     /* Two columns at least: a tile of 8 filters x 1 column waits for its loads. */
     int most = columns > 1 ? min(MAX_FILTERS, MAX_TILE / 2) : MAX_FILTERS;
@@ -102,6 +104,15 @@ static void correlate(const vec *x, size_t channel, size_t row, const float *ker
     }
 #undef CASE
 }
+
+#define ROW                                                                                                          \
+    const vec *x, size_t channel, size_t row, const float *kernels, int32_t filters, int32_t channels,              \
+        int32_t kernel_height, int32_t kernel_width, int32_t first, int32_t last, const float *bias, vec *z,         \
+        size_t filter_stride, int32_t columns
+#define ARGUMENTS                                                                                                     \
+    x, channel, row, kernels, filters, channels, kernel_height, kernel_width, first, last, bias, z, filter_stride, columns
+static void correlate(ROW) { correlate_tiles(1, ARGUMENTS); }
+static void correlate_strided(int32_t stride, ROW) { correlate_tiles(stride, ARGUMENTS); }
 
 void gather(const float *rows, size_t count, int32_t samples, vec *to) {
     for (size_t i = 0; i < count; i++) {
@@ -169,7 +180,7 @@ int allocate(workspace *work, const layer *layers, int32_t n) {
     size_t inputs = inputs_size(layers, n), grads = grads_size(layers, n), rows = 0, largest = image_size(layers);
     for (int i = 0; i < n; i++) {
         const layer *l = layers + i;
-        if ((size_t)2 * l->filters * z_width(l) > rows) rows = (size_t)2 * l->filters * z_width(l);
+        if ((size_t)l->pool_rows * l->filters * z_width(l) > rows) rows = (size_t)l->pool_rows * l->filters * z_width(l);
         if (output_size(l) > largest) largest = output_size(l);
     }
     size_t vectors = inputs + rows + class_count(layers, n) + grads + 2 * largest;
@@ -194,42 +205,58 @@ picture placed(vec *input, const layer *reader, int height, int width) {
     return (picture){input + reader->pad_rows * row + reader->pad_columns, row, row * (height + 2 * reader->pad_rows)};
 }
 
-window reached(const layer *l, window w) {
-    if (is_linear(l)) return (window){0, 1, 0, 1};
-    int step = l->pooled ? 2 : 1, up = l->pad_rows - l->kernel_height + 1, back = l->pad_columns - l->kernel_width + 1;
-    return (window){max(w.top + up, 0) / step, min((w.bottom + l->pad_rows + step - 1) / step, out_height(l)),
-                    max(w.left + back, 0) / step, min((w.right + l->pad_columns + step - 1) / step, out_width(l))};
+/* Along one direction: the first output that a changed input reaches, and the one after the last. */
+static inline int first_reached(int first, int pad, int kernel, int stride, int pool) {
+    return max(first + pad - kernel + stride, 0) / stride / pool;
+}
+static inline int last_reached(int last, int pad, int stride, int pool, int outputs) {
+    return min(((last - 1 + pad) / stride) / pool + 1, outputs);
 }
 
-/* A window of a layer's output, from its padded input. z holds one or, for pooling, two rows of all filters. */
+window reached(const layer *l, window w) {
+    if (is_linear(l)) return (window){0, 1, 0, 1};
+    return (window){first_reached(w.top, l->pad_rows, l->kernel_height, l->stride_rows, l->pool_rows),
+                    last_reached(w.bottom, l->pad_rows, l->stride_rows, l->pool_rows, out_height(l)),
+                    first_reached(w.left, l->pad_columns, l->kernel_width, l->stride_columns, l->pool_columns),
+                    last_reached(w.right, l->pad_columns, l->stride_columns, l->pool_columns, out_width(l))};
+}
+
+/* The largest number of a window of z, whose rows lie `row` vectors apart, and which one that is. */
+static inline __attribute__((always_inline)) vec largest_of(const int rows, const int columns, const vec *z, size_t row,
+                                                            ivec *argmax) {
+    vec value = *z;
+    for (int a = 0; a < rows; a++)
+        for (int b = !a; b < columns; b++) value = larger(value, z[a * row + b], argmax, a * columns + b);
+    return value;
+}
+
+/* A window of a layer's output, from its padded input. z holds one row of all filters or, for pooling, several. */
 static void forward_layer(const layer *l, window w, const vec *in, vec *z, picture out, int8_t *trace) {
-    int height = out_height(l), width = out_width(l), step = l->pooled ? 2 : 1, zw = step * (w.right - w.left);
+    int height = out_height(l), width = out_width(l), high = l->pool_rows, wide = l->pool_columns;
+    int zw = wide * (w.right - w.left), down = l->stride_rows, across = l->stride_columns;
     size_t row = l->width + 2 * l->pad_columns, channel = row * (l->height + 2 * l->pad_rows);
     for (int i = w.top; i < w.bottom; i++) {
-        for (int a = 0; a < step; a++) {
-            int z_row = step * i + a;
-            if (is_linear(l)) {
+        for (int a = 0; a < high; a++) {
+            int in_row = (high * i + a) * down, first = max(0, l->pad_rows - in_row);
+            int last = min(l->kernel_height, l->height + l->pad_rows - in_row);
+            const vec *from = in + in_row * row + (size_t)wide * w.left * across;
+            if (is_linear(l))
                 multiply(in, l->kernels, l->bias, l->filters, l->channels, z);
-                continue;
-            }
-            correlate(in + z_row * row + step * w.left, channel, row, l->kernels, l->filters, l->channels,
-                      l->kernel_height, l->kernel_width, max(0, l->pad_rows - z_row),
-                      min(l->kernel_height, l->height + l->pad_rows - z_row), l->bias, z + a * zw, (size_t)step * zw,
-                      zw);
+            else if (across == 1)
+                correlate(from, channel, row, l->kernels, l->filters, l->channels, l->kernel_height, l->kernel_width,
+                          first, last, l->bias, z + a * zw, (size_t)high * zw, zw);
+            else
+                correlate_strided(across, from, channel, row, l->kernels, l->filters, l->channels, l->kernel_height,
+                                  l->kernel_width, first, last, l->bias, z + a * zw, (size_t)high * zw, zw);
         }
         for (int o = 0; o < l->filters; o++) {
             vec *to = out.pixels + o * out.channel + i * out.row + w.left;
-            const vec *upper = z + (size_t)o * step * zw, *lower = upper + zw;
+            const vec *rows = z + (size_t)o * high * zw;
             int8_t *note = trace ? trace + (((size_t)o * height + i) * width + w.left) * SIMD_WIDTH : 0;
             for (int j = 0; j < w.right - w.left; j++, note += trace ? SIMD_WIDTH : 0) {
                 ivec argmax = {0};
-                vec value;
-                if (l->pooled) {
-                    value = larger(upper[2 * j], upper[2 * j + 1], &argmax, 1);
-                    value = larger(value, lower[2 * j], &argmax, 2);
-                    value = larger(value, lower[2 * j + 1], &argmax, 3);
-                } else
-                    value = upper[j];
+                vec value = high == 2 && wide == 2 ? largest_of(2, 2, rows + 2 * j, zw, &argmax)
+                                                   : largest_of(high, wide, rows + wide * j, zw, &argmax);
                 write_output(value, argmax, l, to + j, trace ? note : 0);
             }
         }
@@ -284,22 +311,30 @@ EXPORT int32_t forward(const layer *layers, int32_t n, const float *x, float *lo
     return 0;
 }
 
-/* The gradient with respect to z, written into its zero-padded buffer: that of each output goes to its largest pixel. */
+/* The gradient of an output goes to the largest pixel of its window of z, whose rows and columns lie this far apart. */
+static inline __attribute__((always_inline)) void spread(const int rows, const int columns, vec slope, ivec argmax, vec *z,
+                                                         size_t row, size_t column) {
+    for (int a = 0; a < rows; a++)
+        for (int b = 0; b < columns; b++)
+            z[a * row + b * column] = select_vec(argmax == a * columns + b, slope, (vec){0});
+}
+
+/* The gradient with respect to z, written into its zero-padded buffer. */
 static void unpool(const layer *l, const vec *grad, const int8_t *trace, vec *z) {
+    int high = l->pool_rows, wide = l->pool_columns;
     size_t row = padded_grad_width(l), channel = row * padded_grad_height(l);
+    size_t down = l->stride_rows * row, across = l->stride_columns;
     vec *inner = z + (l->kernel_height - 1 - l->pad_rows) * row + l->kernel_width - 1 - l->pad_columns;
     for (int o = 0; o < l->filters; o++)
         for (int i = 0; i < out_height(l); i++)
             for (int j = 0; j < out_width(l); j++, trace += SIMD_WIDTH, grad++) {
                 ivec note = __builtin_convertvector(*(const bytes *)trace, ivec), argmax = note & ~NEGATIVE;
                 vec slope = l->slope ? select_vec((note & NEGATIVE) != 0, l->slope * *grad, *grad) : *grad;
-                vec *to = inner + o * channel + (l->pooled ? 2 * (i * row + j) : i * row + j);
-                to[0] = select_vec(argmax == 0, slope, (vec){0});
-                if (l->pooled) {
-                    to[1] = select_vec(argmax == 1, slope, (vec){0});
-                    to[row] = select_vec(argmax == 2, slope, (vec){0});
-                    to[row + 1] = select_vec(argmax == 3, slope, (vec){0});
-                }
+                vec *to = inner + o * channel + high * i * down + wide * j * across;
+                if (high == 2 && wide == 2)
+                    spread(2, 2, slope, argmax, to, down, across);
+                else
+                    spread(high, wide, slope, argmax, to, down, across);
             }
 }
 
@@ -318,7 +353,8 @@ const vec *backward_block(const layer *layers, int32_t n, workspace *work, const
         if (is_linear(l)) multiply(z, l->adjoint, 0, l->channels, l->filters, to);
         for (int i = 0; i < l->height && !is_linear(l); i++)
             correlate(z + i * row, channel, row, l->adjoint, l->channels, l->filters, l->kernel_height,
-                      l->kernel_width, max(0, above - i), min(l->kernel_height, z_height(l) + above - i), 0,
+                      l->kernel_width, max(0, above - i),
+                      min(l->kernel_height, (z_height(l) - 1) * l->stride_rows + 1 + above - i), 0,
                       to + (size_t)i * l->width, (size_t)l->height * l->width, l->width);
         from = to, to = other, other = (vec *)from;
         z += padded_grad_size(l);

@@ -9,8 +9,10 @@
 typedef struct {
     int32_t channels, height, width; /* of the input */
     int32_t filters, kernel_height, kernel_width;
+    int32_t stride_rows, stride_columns;
     int32_t pad_rows, pad_columns;
-    int32_t pooled, rectified;
+    int32_t pool_rows, pool_columns; /* max pooling of disjoint windows of this size; 1 x 1: none */
+    int32_t rectified;
     float slope; /* of a leaky ReLU where it is negative; 0: a ReLU */
     const float *kernels; /* [channels][kernel_height][kernel_width][filters]; of a linear layer see `multiply` */
     const float *adjoint; /* [filters][kernel_height][kernel_width][channels], flipped; of a linear layer transposed */
@@ -24,17 +26,22 @@ static inline int is_linear(const layer *l) {
 }
 
 /* Sizes, in vectors. z is the output of the convolution, before pooling. */
-static inline int z_height(const layer *l) { return l->height + 2 * l->pad_rows - l->kernel_height + 1; }
-static inline int z_width(const layer *l) { return l->width + 2 * l->pad_columns - l->kernel_width + 1; }
-static inline int out_height(const layer *l) { return l->pooled ? z_height(l) / 2 : z_height(l); }
-static inline int out_width(const layer *l) { return l->pooled ? z_width(l) / 2 : z_width(l); }
+static inline int z_height(const layer *l) {
+    return (l->height + 2 * l->pad_rows - l->kernel_height) / l->stride_rows + 1;
+}
+static inline int z_width(const layer *l) {
+    return (l->width + 2 * l->pad_columns - l->kernel_width) / l->stride_columns + 1;
+}
+static inline int out_height(const layer *l) { return z_height(l) / l->pool_rows; }
+static inline int out_width(const layer *l) { return z_width(l) / l->pool_columns; }
 static inline size_t output_size(const layer *l) { return (size_t)l->filters * out_height(l) * out_width(l); }
 static inline size_t padded_input_size(const layer *l) {
     return (size_t)l->channels * (l->height + 2 * l->pad_rows) * (l->width + 2 * l->pad_columns);
 }
-/* The gradient with respect to z, padded for the correlation with the flipped kernels. */
-static inline int padded_grad_width(const layer *l) { return z_width(l) + 2 * (l->kernel_width - 1 - l->pad_columns); }
-static inline int padded_grad_height(const layer *l) { return z_height(l) + 2 * (l->kernel_height - 1 - l->pad_rows); }
+/* The gradient with respect to z, padded for the correlation with the flipped kernels, and with zeros between its rows and
+ * columns where there is a stride. */
+static inline int padded_grad_width(const layer *l) { return l->width + l->kernel_width - 1; }
+static inline int padded_grad_height(const layer *l) { return l->height + l->kernel_height - 1; }
 static inline size_t padded_grad_size(const layer *l) {
     return (size_t)l->filters * padded_grad_height(l) * padded_grad_width(l);
 }

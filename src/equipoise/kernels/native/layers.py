@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equipoise.kernels.native.build import address, library, run_threaded
+from equipoise.kernels.torch_calls import Pair
 
 MAX_WEIGHTS = 1 << 20
 """Weights of all layers together: more do not stay in the cache."""
@@ -23,7 +24,8 @@ class _LayerStruct(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("channels", "height", "width")),
         *((name, ctypes.c_int32) for name in ("filters", "kernel_height", "kernel_width")),
-        *((name, ctypes.c_int32) for name in ("pad_rows", "pad_columns", "pooled", "rectified")),
+        *((name, ctypes.c_int32) for name in ("stride_rows", "stride_columns", "pad_rows", "pad_columns")),
+        *((name, ctypes.c_int32) for name in ("pool_rows", "pool_columns", "rectified")),
         ("slope", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("kernels", "adjoint", "bias")),
     ]
@@ -31,18 +33,21 @@ class _LayerStruct(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A stride-1 convolution, or a linear layer as a convolution of one pixel, with its pooling and ReLU."""
+    """A convolution, or a linear layer as a convolution of one pixel, with its max pooling of disjoint windows and its
+    ReLU.
+    """
 
     input: tuple[int, int, int]
     weight: Tensor
     bias: Tensor | None
-    padding: tuple[int, int] = (0, 0)
-    pooled: bool = False
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    pool: Pair = (1, 1)
     rectified: bool = False
     slope: float = 0.0  # of a leaky ReLU
 
     @property
-    def kernel(self) -> tuple[int, int]:
+    def kernel(self) -> Pair:
         """Rows and columns of a kernel."""
         return (self.weight.shape[2], self.weight.shape[3]) if self.weight.ndim == 4 else (1, 1)
 
@@ -52,17 +57,22 @@ class Layer:
         return self.input[1:] == self.kernel == (1, 1) and self.padding == (0, 0)
 
     @property
+    def before_pooling(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the convolution's output."""
+        sides = zip(self.input[1:], self.padding, self.kernel, self.stride, strict=True)
+        height, width = ((side + 2 * pad - k) // step + 1 for side, pad, k, step in sides)
+        return len(self.weight), height, width
+
+    @property
     def output(self) -> tuple[int, int, int]:
         """Channels, rows and columns of the output."""
-        sides = zip(self.input[1:], self.padding, self.kernel, strict=True)
-        height, width = (side + 2 * pad - k + 1 for side, pad, k in sides)
-        return (len(self.weight), height // 2, width // 2) if self.pooled else (len(self.weight), height, width)
+        channels, height, width = self.before_pooling
+        return channels, height // self.pool[0], width // self.pool[1]
 
     @property
     def multiplications(self) -> int:
         """Multiplications of a sample's forward pass."""
-        sides = zip(self.input[1:], self.padding, self.kernel, strict=True)
-        return self.weight.numel() * prod(side + 2 * pad - k + 1 for side, pad, k in sides)
+        return self.weight.numel() * prod(self.before_pooling[1:])
 
     @property
     def buffer_size(self) -> int:
@@ -103,7 +113,8 @@ class NativeLayers:
             kernels = weight.permute(1, 2, 3, 0).contiguous()
             adjoint = weight.flip(2, 3).permute(0, 2, 3, 1).contiguous()
         self._weights += [kernels, adjoint, bias]
-        numbers = (*layer.input, len(weight), *layer.kernel, *layer.padding, layer.pooled, layer.rectified, layer.slope)
+        sizes = *layer.input, len(weight), *layer.kernel, *layer.stride, *layer.padding, *layer.pool
+        numbers = *sizes, layer.rectified, layer.slope
         return _LayerStruct(*numbers, kernels.data_ptr(), adjoint.data_ptr(), bias.data_ptr())
 
     def _in_tiles(self, weight: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from equipoise.kernels.trace import Node, Trace
 
 _AFFINE = traced.RunningNorm | traced.Average | traced.Reshape | traced.Shift | traced.Scale | traced.Negation
 _CHANNELWISE = traced.RunningNorm | traced.Shift | traced.Scale | traced.Negation
+_LARGEST_POOL = 7  # rows and columns of a window: one byte says which of its pixels is the largest
 _MANY = 1 << 22
 """Numbers in a folded weight: more are left to PyTorch."""
 
@@ -89,6 +90,7 @@ def _read(nodes: Sequence[Node]) -> Layers:
         _need(len(layers) > 0)
         layers[-1], affine = _folded_after(layers[-1], affine)
         layers[-1] = _with_function(layers[-1], layer, affine)
+        _need(torch.Size(layers[-1].output).numel() == node.shape.numel())
     _need(len(layers) > 0)
     layers[-1], affine = _folded_after(layers[-1], affine)
     if not _only_reshapes(affine) or layers[-1].output[1:] != (1, 1):  # the logits are a function of the last layer
@@ -109,10 +111,10 @@ def _layer(layer: traced.Layer, size: torch.Size) -> Layer:
         _need(len(size) == 1)
         return Layer((size[0], 1, 1), layer.weight, layer.bias)
     assert isinstance(layer, traced.Convolution)
-    plain = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
+    plain = (layer.dilation, layer.groups) == ((1, 1), 1)
     narrow = all(pad < kernel for pad, kernel in zip(layer.padding, layer.weight.shape[2:], strict=True))
     _need(plain and narrow)
-    return Layer((size[0], size[1], size[2]), layer.weight, layer.bias, layer.padding)
+    return Layer((size[0], size[1], size[2]), layer.weight, layer.bias, layer.stride, layer.padding)
 
 
 def _with_function(layer: Layer, function: traced.Layer | None, affine: Sequence[Node]) -> Layer:
@@ -120,9 +122,11 @@ def _with_function(layer: Layer, function: traced.Layer | None, affine: Sequence
     _need(_only_reshapes(affine))
     if isinstance(function, traced.Rectifier) and function.slope >= 0:
         return replace(layer, rectified=True, slope=function.slope * (layer.slope if layer.rectified else 1))
-    _need(not affine and not layer.pooled and not layer.is_linear)
-    _need(function == traced.MaxPool((2, 2), (2, 2), (0, 0), (1, 1)))
-    return replace(layer, pooled=True)
+    _need(not affine and layer.pool == (1, 1) and not layer.is_linear and isinstance(function, traced.MaxPool))
+    assert isinstance(function, traced.MaxPool)
+    _need(function == traced.MaxPool(function.kernel, function.kernel, (0, 0), (1, 1)))
+    _need(max(function.kernel) <= _LARGEST_POOL)
+    return replace(layer, pool=function.kernel)
 
 
 def _apply(nodes: Sequence[Node], z: Tensor) -> Tensor:
@@ -201,7 +205,7 @@ def _folded_before(layer: traced.Layer, affine: Sequence[Node], given: Sequence[
 def _folded_after(layer: Layer, affine: list[Node]) -> tuple[Layer, list[Node]]:
     """The layer with what acts on its channels folded in, and the rest of what follows it."""
     count = next((i for i, node in enumerate(affine) if not isinstance(node.layer, _CHANNELWISE)), len(affine))
-    if count == 0 or layer.pooled or layer.rectified:
+    if count == 0 or layer.pool != (1, 1) or layer.rectified:
         return layer, affine
     scale, shift = _channelwise(affine[:count], len(layer.weight), layer.weight.ndim)
     weight = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))

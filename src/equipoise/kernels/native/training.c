@@ -12,13 +12,14 @@ typedef struct {
 
 #define MAX_TAPS 5
 
-/* sums[f][v] over all positions of z[f] * in[v], the filters `plane` vectors apart, and their sums over the lanes. */
+/* sums[f][v] over all positions of z[f] * in[v], the filters `plane` vectors apart, and their sums over the lanes. The
+ * positions are every `stride`-th of z and of `in`. */
 static inline __attribute__((always_inline)) void taps(const int filters, const int width, const vec *in, size_t in_row,
                                                        const vec *z, size_t z_row, size_t plane, int rows, int columns,
-                                                       float *to, size_t filter_stride) {
+                                                       int stride, float *to, size_t filter_stride) {
     vec sums[2][MAX_TAPS] = {{{0}}};
     for (int i = 0; i < rows; i++, in += in_row, z += z_row)
-        for (int j = 0; j < columns; j++)
+        for (int j = 0; j < columns; j += stride)
 #pragma GCC unroll 2
             for (int f = 0; f < filters; f++)
 #pragma GCC unroll 5
@@ -31,7 +32,8 @@ static void convolution(const layer *l, const vec *in, const vec *z, float *weig
     size_t in_row = l->width + 2 * l->pad_columns, in_plane = in_row * (l->height + 2 * l->pad_rows);
     size_t z_row = padded_grad_width(l), z_plane = z_row * padded_grad_height(l);
     size_t kernel = (size_t)l->kernel_height * l->kernel_width, filter_stride = l->channels * kernel;
-    int rows = z_height(l), columns = z_width(l);
+    int rows = z_height(l), stride = l->stride_columns, columns = (z_width(l) - 1) * stride + 1;
+    size_t in_step = l->stride_rows * in_row, z_step = l->stride_rows * z_row;
     z += (l->kernel_height - 1 - l->pad_rows) * z_row + l->kernel_width - 1 - l->pad_columns;
     for (int o = 0; o < l->filters; o += 2)
         for (int c = 0; c < l->channels; c++)
@@ -42,7 +44,7 @@ static void convolution(const layer *l, const vec *in, const vec *z, float *weig
                     float *to = weights + o * filter_stride + c * kernel + u * l->kernel_width + v;
 #define CASE(F, W)                                                                                             \
     case F * 8 + W:                                                                                            \
-        taps(F, W, pixels, in_row, z + o * z_plane, z_row, z_plane, rows, columns, to, filter_stride); \
+        taps(F, W, pixels, in_step, z + o * z_plane, z_step, z_plane, rows, columns, stride, to, filter_stride); \
         break;
                     switch ((o + 1 < l->filters ? 2 : 1) * 8 + width) {
                         CASE(1, 1) CASE(1, 2) CASE(1, 3) CASE(1, 4) CASE(1, 5)
@@ -53,7 +55,7 @@ static void convolution(const layer *l, const vec *in, const vec *z, float *weig
     for (int o = 0; o < l->filters; o++) {
         vec total = {0};
         for (int i = 0; i < rows; i++)
-            for (int j = 0; j < columns; j++) total += z[o * z_plane + i * z_row + j];
+            for (int j = 0; j < columns; j += stride) total += z[o * z_plane + i * z_step + j];
         bias[o] = sum(total);
     }
 }

@@ -77,10 +77,10 @@ def _differentiable(
     for layer, weight, bias in zip(layers, inputs[3::2], inputs[4::2], strict=True):
         assert weight is not None
         if weight.ndim == 4:
-            x = F.conv2d(x, weight, bias, padding=layer.padding)
+            x = F.conv2d(x, weight, bias, layer.stride, layer.padding)
         else:
             x = F.linear(x.flatten(1), weight, bias)
-        x = F.max_pool2d(x, 2) if layer.pooled else x
+        x = x if layer.pool == (1, 1) else F.max_pool2d(x, layer.pool)
         x = F.leaky_relu(x, layer.slope) if layer.rectified else x
     asked = [value for value, need in zip(inputs, needed, strict=True) if need and value is not None]
     found = iter(torch.autograd.grad(x.flatten(1), asked, grad, create_graph=True))
