@@ -14,8 +14,7 @@ from rich.table import Table
 from equipoise.cli.display import say
 from equipoise.cli.requests import Doctor
 from equipoise.core.files import cache_folder
-from equipoise.kernels.native import compiler
-from equipoise.kernels.native.build import library
+from equipoise.kernels.native import compiler, library, way
 from equipoise.results.provenance import provenance
 
 _EXTRAS = {"report": "matplotlib", "logs": "tensorboard", "gp": "gpytorch", "sweeps": "ray"}
@@ -34,6 +33,7 @@ def diagnose(options: Doctor) -> None:
 
 def findings() -> Iterator[tuple[str, str]]:
     """Yield what was looked for, and what was found."""
+    kernels = _kernels()  # first, as whatever needs them next is no longer told why there are none
     origin = provenance(0, "cpu")
     commit = f", commit {origin.commit[:12]}" if origin.commit else ""
     yield "equipoise", f"{origin.versions['equipoise']}{commit}"
@@ -42,7 +42,7 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "processor", f"{origin.device.removeprefix('cpu: ')}, {os.cpu_count()} cores{_instructions()}"
     chosen = os.environ.get("OMP_NUM_THREADS")
     yield "threads", f"{origin.threads}" + (f" (OMP_NUM_THREADS={chosen})" if chosen else "")
-    yield "kernels", _kernels()
+    yield "kernels", kernels
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield "GPUs", ", ".join(names) or "none"
     for extra, package in _EXTRAS.items():
@@ -61,16 +61,16 @@ def _instructions() -> str:
 
 def _kernels() -> str:
     """Whether small networks are computed by the C kernels, and if not, why."""
-    command = compiler()
-    if command is None:
-        off = os.environ.get("EQUIPOISE_NATIVE") == "0"
-        return "off, by EQUIPOISE_NATIVE=0" if off else "none: install a C compiler, such as gcc, or name one in CC"
+    if os.environ.get("EQUIPOISE_NATIVE") == "0":
+        return "off, by EQUIPOISE_NATIVE=0"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kernels = library()
-    if kernels is None:
-        return str(caught[-1].message) if caught else f"{command} did not compile them"
-    return f"compiled by {command}, {kernels.simd_width()} samples side by side: {kernels._name}"
+        kernels, command = library(), compiler()
+    if kernels is not None:
+        return f"{way()}: {kernels._name}"
+    if command is None:
+        return "none: install a C compiler, such as gcc, or name one in CC"
+    return str(caught[-1].message) if caught else f"none: {command} did not compile them"
 
 
 def _installed(extra: str, package: str) -> str:

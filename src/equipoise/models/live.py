@@ -8,7 +8,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from equipoise.core.errors import require
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Predictive
-from equipoise.kernels.native import MAX_WEIGHTS, compiler, native_training
+from equipoise.kernels.native import MAX_WEIGHTS, library, native_training
 from equipoise.models.frozen import frozen
 from equipoise.models.inference import is_batch_dependent
 
@@ -37,7 +37,7 @@ def _only_computes(module: nn.Module) -> bool:
     """Whether this is a small convolutional network that can be run on one sample more without an effect."""
     parameters, layers = list(module.parameters()), list(module.modules())
     small = any(p.ndim == 4 for p in parameters) and sum(p.numel() for p in parameters) <= MAX_WEIGHTS
-    if not small or compiler() is None or is_batch_dependent(module) or len({layer.training for layer in layers}) > 1:
+    if not small or library() is None or is_batch_dependent(module) or len({layer.training for layer in layers}) > 1:
         return False
     return not (_has_any_global_hook() or any(getattr(layer, name) for layer in layers for name in _HOOKS))
 

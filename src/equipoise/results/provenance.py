@@ -16,6 +16,7 @@ from typing import Any
 import numpy
 import torch
 
+from equipoise.kernels.native import way
 from equipoise.results.records import Provenance
 
 _options: ContextVar[Mapping[str, Any] | None] = ContextVar("_options", default=None)
@@ -49,6 +50,7 @@ def provenance(seed: int, device: "torch.device | str", command: str = "") -> Pr
         commit=_commit(),
         device=_in_words(torch.device(device)),
         threads=torch.get_num_threads(),
+        kernels=way() if torch.device(device).type == "cpu" else "",
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         options=_options.get() or {},
     )

@@ -40,6 +40,8 @@ class Provenance:
     """Number of threads that PyTorch used."""
     date: str
     """Date and time in UTC, ISO 8601."""
+    kernels: str = ""
+    """The C kernels that compute small networks on a CPU; empty if PyTorch does, and in records of earlier versions."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The name of the command (`command`) and all options, as data. Empty for a call from Python, and in records of
     earlier versions."""

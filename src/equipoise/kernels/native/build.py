@@ -1,6 +1,7 @@
 """Compiles the C files of this folder for this processor on first use, and keeps the library in the cache folder.
 
-Without a usable cache folder every process compiles its own.
+Without a usable cache folder every process compiles its own; without a compiler the kernels that a wheel may bring
+along are used, where they suit the processor.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
@@ -24,8 +25,7 @@ from torch import Tensor
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.core.files import cache_folder
-
-_OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", "-shared", "-fPIC")
+from equipoise.kernels.native.compiling import LEVELS, command_line, compile_kernels
 
 
 def compiler() -> str | None:
@@ -34,7 +34,7 @@ def compiler() -> str | None:
     Raises `EquipoiseError` if `$CC` is not a command line.
     """
     command = os.environ.get("CC", "").strip() or "cc"
-    if os.environ.get("EQUIPOISE_NATIVE") == "0":
+    if _is_off():
         return None
     try:
         program = shlex.split(command)[0]
@@ -44,9 +44,42 @@ def compiler() -> str | None:
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels; None without a compiler, and, with a warning, if compilation fails."""
+    """Return the kernels: compiled for this processor, or those of the wheel. None without either, if
+    `EQUIPOISE_NATIVE=0` forbids it, and, with a warning, if compilation fails.
+    """
+    if _is_off():
+        return None
     command = compiler()
-    return None if command is None else _compiled(command)
+    return _ahead_of_time() if command is None else _compiled(command)
+
+
+def way() -> str:
+    """Return which kernels compute small networks, in words; empty if PyTorch does."""
+    kernels = library()
+    if kernels is None:
+        return ""
+    origin = f"compiled by {compiler()}" if compiler() else "compiled ahead of time"
+    return f"{origin}, {kernels.simd_width()} samples side by side"
+
+
+def _is_off() -> bool:
+    return os.environ.get("EQUIPOISE_NATIVE") == "0"
+
+
+@cache
+def _ahead_of_time() -> ctypes.CDLL | None:
+    """The fastest kernels of the wheel that the processor can run."""
+    processor = frozenset(_instruction_set().split())
+    for level, flags in LEVELS.items():
+        with as_file(files("equipoise.kernels.native") / "prebuilt" / f"{level}.so") as path:
+            if flags <= processor and path.is_file():
+                return _declared(ctypes.CDLL(str(path)))
+    return None
+
+
+def _declared(kernels: ctypes.CDLL) -> ctypes.CDLL:
+    kernels.trace_size.restype = kernels.inputs_size.restype = ctypes.c_size_t
+    return kernels
 
 
 @cache
@@ -54,7 +87,7 @@ def _compiled(cc: str) -> ctypes.CDLL | None:
     folder = files("equipoise.kernels.native")
     sources = {file.name: file.read_bytes() for file in folder.iterdir() if file.name.endswith((".c", ".h"))}
     native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
-    command = [*shlex.split(cc), *_OPTIONS, native]
+    command = command_line(cc, native)
     key = [*command, _instruction_set(), repr(sorted(sources.items()))]
     name = f"kernels-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
     try:
@@ -68,8 +101,7 @@ def _compiled(cc: str) -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    kernels.trace_size.restype = kernels.inputs_size.restype = ctypes.c_size_t
-    return kernels
+    return _declared(kernels)
 
 
 def _load_cached(command: list[str], sources: dict[str, bytes], name: str) -> ctypes.CDLL | None:
@@ -81,7 +113,7 @@ def _load_cached(command: list[str], sources: dict[str, bytes], name: str) -> ct
     with suppress(OSError):  # missing or damaged
         return ctypes.CDLL(str(path))
     try:
-        _compile(command, sources, path)
+        compile_kernels(command, sources, path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):  # not writable, full, or mounted without execute permission
         return None
@@ -90,20 +122,8 @@ def _load_cached(command: list[str], sources: dict[str, bytes], name: str) -> ct
 def _load_temporary(command: list[str], sources: dict[str, bytes], name: str) -> ctypes.CDLL:
     """The kernels compiled for this process alone; a loaded library outlives its file."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        _compile(command, sources, Path(folder, name))
+        compile_kernels(command, sources, Path(folder, name))
         return ctypes.CDLL(str(Path(folder, name)))
-
-
-def _compile(command: list[str], sources: dict[str, bytes], path: Path) -> None:
-    """Compile in a temporary folder beside `path`, then move the library there, so that it is never incomplete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        for name, source in sources.items():
-            Path(folder, name).write_bytes(source)
-        units = [name for name in sorted(sources) if name.endswith(".c")]
-        call = [*command, "-o", path.name, *units, "-lm"]
-        subprocess.run(call, check=True, capture_output=True, text=True, timeout=600, cwd=folder)
-        Path(folder, path.name).replace(path)
 
 
 def _instruction_set() -> str:
