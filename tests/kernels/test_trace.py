@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from equipoise import nets
 from equipoise.kernels import trace as layers
+from equipoise.kernels.layers import output_of
 from equipoise.kernels.trace import Trace, Unknown, trace_of
 
 
@@ -33,7 +34,7 @@ def replayed(trace: Trace, x: Tensor) -> Tensor:
             out = F.leaky_relu(given[0], layer.slope)
         elif isinstance(layer, layers.MaxPool):
             out = F.max_pool2d(given[0], layer.kernel, layer.stride, layer.padding, layer.dilation)
-        elif isinstance(layer, layers.Average | layers.Pointwise):
+        elif isinstance(layer, layers.Function):
             out = layer.apply(given[0])
         elif isinstance(layer, layers.Product):
             out = given[0] * given[1]
@@ -51,6 +52,7 @@ def replayed(trace: Trace, x: Tensor) -> Tensor:
             assert isinstance(layer, layers.Negation), layer
             out = -given[0]
         assert out.shape[1:] == node.shape
+        assert layer is None or torch.allclose(out, output_of(layer, *given), rtol=1e-6)
         outputs.append(out)
     assert trace.output is not None
     return outputs[trace.output]
@@ -120,6 +122,8 @@ KNOWN = {
                         "Average", "Reshape", "Linear"]),
     "other numbers": (lambda net, x: net.linear((x - torch.tensor(3, dtype=torch.uint8)).flatten(1)),
                       ["Shift", "Reshape", "Linear"]),
+    "probabilities": (lambda net, x: F.softmax(net.linear(x.flatten(1)), dim=-1).clamp_min(1e-9).log(),
+                      ["Reshape", "Linear", "Samplewise", "Pointwise", "Pointwise"]),
     "means": (lambda net, x: -net.conv(x).mean((2, 3)), ["Convolution", "Average", "Negation"]),
     "a part of no effect": (lambda net, x: (net.conv(x), net.linear(x.flatten(1)))[1],
                             ["Convolution", "Reshape", "Linear"]),
@@ -135,14 +139,17 @@ def test_every_function_of_the_input_is_a_layer(name):
 
 
 UNKNOWN = {
-    "softmax": (lambda net, x: net.linear(x.flatten(1)).softmax(1), "softmax() is none of"),
+    "cumsum": (lambda net, x: net.linear(x.flatten(1)).cumsum(1), "cumsum() is none of"),
+    "softmax over samples": (lambda net, x: net.linear(x.flatten(1)).softmax(0), "softmax() mixes samples"),
+    "weights from the input": (lambda net, x: F.linear(torch.ones(2, 16), x.flatten(1)), "linear()"),
+    "a stride in a tuple": (lambda net, x: F.conv2d(x, net.conv.weight, stride=(1,)).flatten(1), "one number or two"),
     "a view in between": (through_a_view, "changed in place through a view"),
     "looks at values": (by_value, "tolist() looks at values"),
     "mixes samples": (lambda net, x: net.linear((x - x.mean()).flatten(1)), "mean() mixes samples"),
     "other samples": (lambda net, x: net.linear((x.flip(0) + x).flatten(1)), "flip() is none of"),
     "a part": (lambda net, x: net.linear(x.flatten(1))[:, :2], "__getitem__()"),
     "its own dropout": (lambda net, x: F.dropout(net.linear(x.flatten(1)), training=True), "its dropout stays on"),
-    "another precision": (lambda net, x: net.linear(x.flatten(1)).double(), "double() is none of"),
+    "another precision": (lambda net, x: net.linear(x.flatten(1)).double(), "double() changes the precision"),
     "a product of other shapes": (lambda net, x: F.avg_pool2d(x, (4, 2)).flatten(1) * x.mean((1, 2, 3)), "different"),
     "a mean of samples": (lambda net, x: F.avg_pool2d(x, (4, 2)).flatten(1).mean(0), "mean() mixes samples"),
     "joined with a constant": (lambda net, x: torch.cat([net.linear(x.flatten(1)), torch.ones(2, 1)], 1), "and other"),
@@ -162,7 +169,7 @@ def test_what_is_no_layer_says_so(name):
 
 
 def test_what_follows_the_unknown_is_unknown():
-    trace = trace_of(Of(lambda net, x: net.linear(x.flatten(1).softmax(1)).relu()).eval(), torch.rand(2, 1, 4, 4))
+    trace = trace_of(Of(lambda net, x: net.linear(x.flatten(1).cumsum(1)).relu()).eval(), torch.rand(2, 1, 4, 4))
     assert kinds(trace) == ["Reshape", "Unknown", "Unknown", "Unknown"]
     assert trace.output == 4
 

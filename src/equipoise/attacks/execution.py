@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from equipoise.attacks.inputs import AT_ONCE
 from equipoise.attacks.result import at
@@ -22,6 +21,7 @@ from equipoise.core.types import (
 )
 from equipoise.kernels.input_gradients import FastInputGradients, mostly_wide
 from equipoise.kernels.native import MAX_WEIGHTS, native_forward
+from equipoise.kernels.trace import is_tracing
 from equipoise.losses.objectives import Objective
 from equipoise.models import (
     Frozen,
@@ -62,12 +62,12 @@ def frozen_model(
 
 
 def _watched(predict: Predict, mode: FastInputGradients) -> Predict:
-    """Only the model is watched for convolutions: every operation that is watched costs some microseconds. Other kinds
-    of tensors have their own way with them (`equipoise.kernels.windowed`).
+    """Only the model is watched for convolutions: every operation that is watched costs some microseconds. A trace sees
+    it without.
     """
 
     def fast(x: Points) -> Prediction:
-        if type(x) is not Tensor:
+        if is_tracing():
             return predict(x)
         with mode:
             return predict(x)

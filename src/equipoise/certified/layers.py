@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from equipoise.kernels.trace import Convolution, MaxPool
+from equipoise.kernels.layers import Convolution, MaxPool
 
 Map = Callable[[Tensor], Tensor]
 Lines = tuple[Tensor, Tensor, Tensor]

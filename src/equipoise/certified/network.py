@@ -220,7 +220,7 @@ class _Translation:
             case traced.Unknown():
                 raise _refusal(node, layer.reason)
             case _:
-                name = getattr(layer, "name", type(layer).__name__)
+                name = layer.name if isinstance(layer, traced.Function) else "cat"
                 raise _refusal(node, f"{name}() is none of the functions that are bounded")
 
     def _constant(self, value: Any) -> Tensor:

@@ -11,13 +11,8 @@ convolution of stride t, whose kernels are the flipped kernel at each of the t²
 This multiplies by more zeros, yet is four times as fast for one channel, whose gradient was half the cost of a small
 network.
 
-**Polyphase convolutions.** A convolution followed by 2×2 max pooling is computed in its four phases: the outputs at
-even and odd rows and columns are the channels of a convolution of stride 2 with the kernel at four offsets,
-
-    z[(a, b, o), i, j] = (x ⋆ w)[o, 2·i + a, 2·j + b],    max pool: max over a and b,
-
-so that pooling compares whole channels instead of pixels that lie apart in memory. Other 2×2 max pooling takes the
-maximum of two neighbours and then of two rows, and records which; PyTorch's kernel looks at one pixel at a time.
+**2×2 max pooling** takes the maximum of two neighbours and then of two rows, and records which; PyTorch's kernel looks
+at one pixel at a time.
 
 **Batch-norm with running statistics** has the gradient `x̄ = w·z̄ / √(v + ε)`: batch-norm again, with zero mean and
 offset. PyTorch would also sum over the batch, which only the parameters' gradients need.
@@ -36,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FEW_CHANNELS = 4
-"""Largest number of input channels for which tiled gradients and polyphase convolutions are faster."""
+"""Largest number of input channels for which tiled gradients are faster."""
 _VECTOR = 16  # floats in a vector register: up to that many channels cost as much as one
 
 
@@ -132,28 +127,6 @@ def _unpool_pairs(grad: Tensor, is_second: Tensor, dim: int) -> Tensor:
     torch.mul(grad, is_second, out=second)
     torch.sub(grad, second, out=first)
     return unpooled
-
-
-class PolyphaseConv:
-    """A stride-1 convolution with even numbers of output rows and columns, as its four phases:
-    `(batch, 4, filters, h/2, w/2)`.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> None:
-        self._filters, self._padding = len(weight), padding
-        self._kernels = torch.cat([F.pad(weight, (b, 1 - b, a, 1 - a)) for a, b in product((0, 1), repeat=2)])
-        self._bias = None if bias is None else bias.to(weight.dtype).repeat(4)
-
-    def __call__(self, x: Tensor, padding: tuple[int, int] | None = None) -> Tensor:
-        """Return the four phases of the convolution of `x`, with its own padding or another."""
-        padding = self._padding if padding is None else padding
-        z = F.conv2d(x, self._kernels, self._bias, stride=2, padding=padding)
-        return z.unflatten(1, (4, self._filters))
-
-
-def interleave(phases: Tensor) -> Tensor:
-    """The phases `(batch, 4, filters, h/2, w/2)` as one image per filter: `(batch, filters, h, w)`."""
-    return phases.unflatten(1, (2, 2)).permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)
 
 
 class RunningBatchNorm(torch.autograd.Function):

@@ -5,7 +5,7 @@ A `TorchFunctionMode` intercepts the network's operations and replaces those tha
 pooling. Values agree up to rounding. For use inside an ascent, where weights are constants.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,14 +27,6 @@ from equipoise.kernels.torch_calls import BatchNorm, Conv2d, MaxPool2d, pair
 
 MANY_FILTERS = 32
 """Number of output channels from which a convolution on a CPU is faster in channels-last order."""
-RECTIFIERS: dict[Any, Callable[..., bool]] = {
-    F.relu: lambda _, inplace=False: inplace,
-    torch.relu: lambda _: False,
-    torch.relu_: lambda _: True,
-    Tensor.relu: lambda _: False,
-    Tensor.relu_: lambda _: True,
-}
-"""The functions that compute a ReLU; each entry returns whether a call with the same arguments works in place."""
 
 
 def _has_bf16_matrix_units() -> bool:

@@ -48,11 +48,6 @@ class Conv2d(NamedTuple):
     dilation: Any = 1
     groups: int = 1
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether stride, dilation and groups are all 1."""
-        return (pair(self.stride), pair(self.dilation), self.groups) == ((1, 1), (1, 1), 1)
-
 
 class BatchNorm(NamedTuple):
     """Arguments of `torch.nn.functional.batch_norm`."""

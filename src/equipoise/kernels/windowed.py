@@ -1,10 +1,9 @@
 """Predictions at images that differ from earlier ones in a small window, without recomputing the rest.
 
 Networks often begin with local layers: convolutions, poolings, pointwise functions, sums of their outputs. A change in
-a window of the image changes only a window of each of their outputs (`_receptive_fields`). The network runs as it is,
-on images of which only the window exists (`_partial_images`); what a layer needs around it comes from stored
-activations. From the first other operation on, and from a convolution of whose output even a small change reaches most,
-the network computes as always.
+a window of the image changes only a window of each of their outputs (`_receptive_fields`). The layers of the network's
+trace (`trace`) are computed there (`_window_program`); what a layer needs around the window comes from stored outputs.
+A network of which not every layer is known is computed whole.
 
     windowed = WindowedForward.of(predict, x)
     stages = windowed.stages(x)                                         # the images and the stored activations
@@ -13,7 +12,7 @@ the network computes as always.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -21,8 +20,10 @@ from torch import Tensor
 
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.types import Points, Predict, Prediction
-from equipoise.kernels._partial_images import FeatureMaps, NotStoredError, PartialPass, Structure, pasted
 from equipoise.kernels._receptive_fields import Span, Window, covered_share
+from equipoise.kernels._window_program import Changed, FeatureMaps, Program, pasted
+from equipoise.kernels.input_gradients import FastInputGradients
+from equipoise.kernels.trace import trace_of
 
 __all__ = ["Change", "FeatureMaps", "Span", "Window", "WindowedForward"]
 __getattr__ = renamed_names(__name__, {"LocalForward": "WindowedForward"})
@@ -41,34 +42,30 @@ class WindowedForward:
 
     predict_whole: Predict
     """The prediction at whole images."""
-    stored: tuple[int, ...] = ()
-    """The network's operations whose outputs are stored; none if everything is recomputed."""
-    _structure: Structure = field(default_factory=Structure)
+    program: Program | None = None
+    """How it is computed from changed windows; None if it is computed whole."""
+
+    @property
+    def stored(self) -> Sequence[int]:
+        """The layers whose outputs are stored, the images not included."""
+        return () if self.program is None else self.program.stored[1:]
 
     @classmethod
     @torch.no_grad()
     def of(cls, predict: Predict, x: Points) -> "WindowedForward":
-        """Return the windowed prediction of one network on a CPU, if it agrees with `predict` at the first samples of
-        `x`; else one that recomputes everything.
+        """Return the windowed prediction of one network on a CPU, if all its layers are known and it agrees with
+        `predict` at the first samples of `x`; else one that recomputes everything.
         """
         plain = cls(predict)
         if x.ndim != 4 or x.device.type != "cpu":
             return plain
         few = x[:2]
-        window, structure = _small_window(few), Structure()
-        try:
-            for explores in (True, False):
-                structure.stored.clear()
-                current = PartialPass(structure, explores=explores)
-                predict(current.input(few, window, few.shape[2:]))
-            stored = tuple(sorted(structure.stored - {0}))
-            memory = sum(current.activations[index].values[0].nbytes for index in stored)
-            windowed = cls(predict, stored, structure)
-            if not stored or memory > MOST_MEMORY or not windowed._agrees(few, window):
-                return plain
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
-            return plain  # not every network accepts a tensor subclass
-        return windowed
+        window = _small_window(few)
+        windowed = cls(predict, Program.of(trace_of(lambda images: predict(images).logits, few), window))
+        if not windowed.stored:
+            return plain
+        memory = sum(stage[0].nbytes for stage in windowed.stages(few)[1:])
+        return windowed if memory <= MOST_MEMORY and windowed._agrees(few, window) else plain
 
     def _agrees(self, few: FeatureMaps, window: Window) -> bool:
         """Whether the prediction with other values in the window is that at the whole images."""
@@ -86,17 +83,16 @@ class WindowedForward:
         return [torch.cat(stage) for stage in zip(*batches, strict=True)]
 
     def _stages(self, x: FeatureMaps) -> list[FeatureMaps]:
-        if not self.stored:
+        if self.program is None:
             return [x]
-        current = PartialPass(self._structure)
-        self.predict_whole(current.input(x, _small_window(x), x.shape[2:]))
-        return [current.activations[index].image for index in (0, *self.stored)]
+        with FastInputGradients():  # as in an attack's prediction, narrow convolutions stay in float32 in bf16
+            return list(self.program.whole(x).values())
 
     def predict(
         self, stages: Sequence[FeatureMaps], samples: Int[Tensor, " _samples"], patch: FeatureMaps, window: Window
     ) -> tuple[Prediction, list[Change]]:
         """Return the prediction for the indexed samples with `patch` in the window, and the change of every stage."""
-        size = _batch_size(stages[0], covered_share(window, stages[0].shape[2:]) if self.stored else 1.0)
+        size = _batch_size(stages[0], covered_share(window, stages[0].shape[2:]) if self.program else 1.0)
         if size >= len(samples):
             return self._predict(stages, samples, patch, window)
         batches = zip(samples.split(size), patch.split(size), strict=True)
@@ -111,19 +107,14 @@ class WindowedForward:
     def _predict(
         self, stages: Sequence[FeatureMaps], samples: Int[Tensor, " _samples"], patch: FeatureMaps, window: Window
     ) -> tuple[Prediction, list[Change]]:
-        size = stages[0].shape[2:]
-        everything = ((0, size[0]), (0, size[1]))
-        if not self.stored:
-            return self.predict_whole(pasted(stages[0], samples, patch, window, everything)), [(patch, window)]
-        operations = (0, *self.stored)
-        current = PartialPass(self._structure, dict(zip(operations, stages, strict=True)), samples)
-        try:
-            prediction = self.predict_whole(current.input(patch, window, size))
-        except NotStoredError:  # a layer needs more around this window than is stored: recompute whole images
-            images = pasted(stages[0], samples, patch, window, everything)
-            return self._predict(stages, samples, images, everything)
-        activations = [current.activations[index] for index in operations]
-        return prediction, [(activation.image, activation.window) for activation in activations]
+        if self.program is None:
+            height, width = stages[0].shape[2:]
+            images = pasted(stages[0], samples, patch, window, ((0, height), (0, width)))
+            return self.predict_whole(images), [(patch, window)]
+        changed = Changed(dict(zip(self.program.stored, stages, strict=True)), samples, patch, window)
+        with FastInputGradients():
+            scores = self.program.changed(changed)
+        return Prediction(scores[None]), [(changed.outputs[i], changed.windows[i]) for i in self.program.stored]
 
     def write(
         self, stages: Sequence[FeatureMaps], samples: Int[Tensor, " _samples"], changes: Sequence[Change]
