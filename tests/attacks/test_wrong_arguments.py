@@ -91,7 +91,7 @@ def test_a_mistyped_radius():
 def test_what_is_no_term_of_a_training_method():
     for function in (kl, misclassified_kl):
         name = function.__name__
-        with pytest.raises(EquipoiseError, match=rf"^{name} @ climb\(.*{name} is a function: write {name}\(\)\.$"):
+        with pytest.raises(EquipoiseError, match=rf"^{name} @ ascent\(.*{name} is a function: write {name}\(\)\.$"):
             _ = function @ pgd(0.1)
     with pytest.raises(EquipoiseError, match=r"^cross-entropy @ square\(.*: expected an objective .* and an ascent"):
         _ = cross_entropy @ square(0.1)
@@ -104,7 +104,7 @@ def test_what_is_no_term_of_a_training_method():
 
 
 def test_an_attack_and_an_objective_print_as_their_names():
-    assert repr(cw(0.1)) == str(cw(0.1)) == "climb(margin, linf 0.1, 40 steps of 0.00625)"
+    assert repr(cw(0.1)) == str(cw(0.1)) == "ascent(margin, linf 0.1, 40 steps of 0.00625)"
     assert repr(square(0.1)) == "square(linf 0.1, 5000 queries)"
     assert repr(attacks.autoattack(0.1)) == "chain of apgd-ce, apgd-t, fab-t, square"
     assert repr(RandomSearch(square(0.1).geometry, 7)) == "random-search(linf 0.1, 7 draws)"

@@ -46,7 +46,7 @@ def test_sums_of_objectives_terms_and_methods():
     assert 2 * method == Method((Term(cross_entropy, None, 2.0), Term(cross_entropy, UDP, 1.0)))
     assert method + method == Method(method.terms * 2)
     assert isinstance(PGD, Perturbation)
-    assert str(method).startswith("(cross-entropy) + 0.5·(cross-entropy) @ climb(entropy, linf 0.1, up to 5 steps")
+    assert str(method).startswith("(cross-entropy) + 0.5·(cross-entropy) @ ascent(entropy, linf 0.1, up to 5 steps")
 
 
 def test_terms_at_one_point_share_it():

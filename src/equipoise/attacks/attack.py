@@ -187,7 +187,7 @@ class Candidates(SampleTable):
     """What a search found, per sample: a point, and what it cost."""
 
     point: Points
-    """The point that is to count; the clean one where there is none."""
+    """The candidate point; the clean one where none was found."""
     evaluations: Int[Tensor, " batch"]
     """How often the model was evaluated."""
     iteration: Int[Tensor, " batch"]

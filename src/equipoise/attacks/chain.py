@@ -76,8 +76,8 @@ class Chain(Composite):
 
 
 def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
-    """Any attack for a model of so many classes, and what had to be changed, in words: where the DLR is not defined the
-    margin takes its place, and there are no more targets than other classes.
+    """Return an attack fitted to a number of classes, and what had to be changed, in words: where the DLR is not
+    defined the margin takes its place, and there are no more targets than other classes.
     """
     if isinstance(attack, Chain):
         parts = [(part, *fitted(part, inner, classes)) for part, inner in attack.parts]

@@ -30,8 +30,10 @@ def list_experiments(options: Experiments) -> None:
     """Print a line for each experiment."""
     sources, workers = _sources(options.data), options.workers or cores()
     overview = kept()
-    by = "of this machine" if options.measure else f"as estimated on {overview.machine}; --measure does it here"
-    title = f"at scale {options.scale:g}, on {workers} worker{'s' * (workers > 1)} {by}"
+    by = (
+        "timed on this machine" if options.measure else f"estimated on {overview.machine}; --measure times this machine"
+    )
+    title = f"Cost at scale {options.scale:g} with {workers} worker{'s' * (workers > 1)}, {by}"
     table = RichTable(title=title, title_justify="left")
     wide, roomy = columns() >= 110, columns() >= 150
     table.add_column("name", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The score command: how robust is a model, in a sense that is spelt out?"""
+"""The score command: robustness scores of a model."""
 
 import math
 import time

@@ -43,7 +43,7 @@ class Box:
     """The valid inputs: `low <= x <= high` in every coordinate."""
 
     example: ClassVar[str] = "Box(0, 255)"
-    """What is said where one is expected."""
+    """An example for messages."""
 
     low: float = 0.0
     """Smallest value of a coordinate."""
@@ -65,7 +65,7 @@ class Box:
         return x.clamp(self.low, self.high)
 
     def contains(self, x: Points, tolerance: float = 1e-6) -> Bool[Tensor, " batch"]:
-        """Which samples lie in the box, up to `tolerance` times its width for rounding; NaN lies nowhere."""
+        """Which samples lie in the box, up to `tolerance` times its width for rounding; NaN lies outside."""
         flat, some = x.flatten(1), tolerance * self.scale
         return ((flat >= self.low - some) & (flat <= self.high + some)).all(1)
 
@@ -199,7 +199,7 @@ class Ball:
     """The points within `eps` of a centre, in a norm, that lie in the box: `{z ∈ box : ‖z - c‖ <= eps}`."""
 
     example: ClassVar[str] = "Ball('linf', 8 / 255)"
-    """What is said where one is expected."""
+    """An example for messages."""
 
     norm: str
     """`linf`, `l2` or `l1`."""
@@ -235,7 +235,7 @@ class Ball:
     def contains(self, x: Points, centre: Points) -> Bool[Tensor, " batch"]:
         """Which samples lie in the ball and the box: `‖x - c‖`, computed in float64, may exceed eps by what rounding to
         float32 explains, `2⁻²³ (d^(1/p) max(w, ‖c‖_∞) + eps)` for d coordinates in the norm p, w
-        the box's width but at most 1; the box is exact; NaN lies nowhere.
+        the box's width but at most 1; the box is exact; NaN lies outside.
         """
         order = NORMS[self.norm].order
         move = (x.double() - centre.double()).flatten(1)

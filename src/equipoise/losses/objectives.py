@@ -32,7 +32,7 @@ class Objective(Summand):
     """A function `(here, clean, labels, target) -> one number per sample`, with what it needs. Compared by value."""
 
     example: ClassVar[str] = "cross_entropy, or your own, Objective('name', formula)"
-    """What is said where one is expected."""
+    """An example for messages."""
 
     name: str
     """What it is called in errors and records."""
@@ -81,11 +81,12 @@ class Objective(Summand):
         )
         require(
             not target or self.targeted,
-            f"{self.name} has no target: it does not look at class labels; climb cross_entropy, margin or dlr instead.",
+            f"{self.name} has no target: it does not depend on class labels; maximise cross_entropy, margin or dlr "
+            "instead.",
         )
         require(
             labels or target or not self.needs_labels,
-            f"{self.name} needs the labels y; pass them, or climb an objective without labels such as entropy.",
+            f"{self.name} needs the labels y; pass them, or maximise an objective without labels such as entropy.",
         )
         require(
             not target or labels or not (self.needs_labels and self.classes[1] > self.classes[0]),
@@ -95,7 +96,7 @@ class Objective(Summand):
         require(
             classes >= fewest,
             f"{'targeted ' if target else ''}{self.name} needs at least {fewest} classes, the model has {classes}; "
-            "climb cross_entropy or margin instead.",
+            "maximise cross_entropy or margin instead.",
         )
 
     def settings(self) -> Any:

@@ -94,7 +94,7 @@ class Term(Summand):
     """`weight · objective`, evaluated at the clean input or at an ascent's point."""
 
     objective: Objective
-    """What is evaluated."""
+    """The objective."""
     at: Perturbation | None = None
     """Where: None is the clean input."""
     weight: float = 1.0
@@ -239,8 +239,8 @@ class Method(Summand):
 
         The perturbed points are found first, on a copy of the model; `step` is the number of the step of training, so
         that every step draws other starts and numbers of steps. With `index`, the numbers of the samples, draws belong
-        to samples instead of places in the batch. Raises `EquipoiseError` for a model that is none, and for points,
-        labels or numbers that cannot be used.
+        to samples instead of places in the batch. Raises `EquipoiseError` for an unusable model, and for unusable
+        points, labels or numbers.
         """
         predictive = as_predictive(model)
         require(isinstance(x, Tensor), f"x is {kind_of(x)}: expected a torch tensor of shape (batch, ...).")
