@@ -344,7 +344,7 @@ def test_refuses_chains_that_make_no_sense():
         Chain(())
     with pytest.raises(EquipoiseError, match=r"the attacks of a chain must share one ball, these have 2"):
         Chain((("a", apgd(0.1)), ("b", apgd(0.2))))
-    with pytest.raises(EquipoiseError, match=r"unknown version of autoattack 'standart'"):
+    with pytest.raises(EquipoiseError, match=r"unknown version 'standart'"):
         autoattack(0.1, version="standart")
     net, data = problem()
     with pytest.raises(EquipoiseError, match=r"needs the labels y: give the true classes"):

@@ -23,7 +23,7 @@ from equipoise.attacks.result import AttackResult
 from equipoise.core import progress
 from equipoise.core.caching import cached
 from equipoise.core.checks import checked_call
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import require
 from equipoise.core.types import Precision
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import cross_entropy, dlr, margin
@@ -140,8 +140,6 @@ def autoattack(
                 ("square", square(eps, **common)),
                 ("apgd-t", apgd_t(eps, **common)),
             ]
-        case _:
-            raise unknown("version of autoattack", version, ("standard", "rand", "plus"))
     return Chain(tuple(parts))
 
 

@@ -316,15 +316,13 @@ def smoothed_cross_entropy(smoothing: float = 0.1) -> Objective:
     )
 
 
+@checked_call()
 def kl(divergence: Divergence = "clean||here") -> Objective:
     """How far the prediction moved from the clean one `q`; label-free.
 
     `clean||here`: `KL(q‖p)` (code of Zhang et al. 2019); `here||clean`: `KL(p‖q)` (R, Sec. 3); `soft-cross-entropy`:
     `-Σ q log p` (U, Eq. TRADES). Raises `EquipoiseError` for another name.
     """
-    names = ("clean||here", "here||clean", "soft-cross-entropy")
-    if divergence not in names:
-        raise unknown("divergence", divergence, names)
     return Objective(f"KL({divergence})", _divergence, (("divergence", divergence),), needs_clean=True)
 
 
