@@ -79,7 +79,7 @@ LABELS = {
     "numpy": (Y.numpy(), r"y is a ndarray: expected a torch tensor of class indices"),
     "a list": ([0, 1, 2, 0], r"y is a list: expected a torch tensor of class indices"),
     "another device": (Y.to("meta"), r"y is on meta but x is on cpu: move one of them"),
-    "missing": (None, r"cross-entropy needs the labels y; pass them, or climb an objective without labels"),
+    "missing": (None, r"cross-entropy needs the labels y; pass them, or maximise an objective without labels"),
 }
 
 
@@ -228,7 +228,7 @@ def test_a_first_layer_may_work_in_place():
 def test_refuses_pairings():
     climb_dlr = replace(ATTACK, objective=dlr)
     for attack, arguments, message in (
-        (uta(0.1), {"target": Y}, r"entropy has no target: it does not look at class labels; climb cross_entropy"),
+        (uta(0.1), {"target": Y}, r"entropy has no target: it does not depend on class labels; maximise cross_entropy"),
         (targeted(udp(0.1)), {}, r"entropy has no target"),
         (cw(0.1), {}, r"margin needs the labels y"),
         (climb_dlr, {"target": Y}, r"targeted dlr compares the target with the true class; pass the labels y too"),

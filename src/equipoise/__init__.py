@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from equipoise.losses import Method, Term
     from equipoise.masking.investigate import investigate as check_masking
     from equipoise.models import Single, as_predictive
+    from equipoise.training import Recipe, methods
     from equipoise.training import fit as train
     from equipoise.training import load_run as load
-    from equipoise.training import methods
 
     __version__: str
 
@@ -43,6 +43,7 @@ __all__ = [
     "EquipoiseWarning",
     "Method",
     "Prediction",
+    "Recipe",
     "Single",
     "Term",
     "as_predictive",
@@ -71,6 +72,7 @@ _HOMES = {
     "AttackResult": "attacks.result:AttackResult",
     "Prediction": "core.types:Prediction",
     "Single": "models:Single",
+    "Recipe": "training:Recipe",
     "Term": "losses:Term",
     "as_predictive": "models:as_predictive",
     "certify": "certified:certified",
@@ -112,4 +114,4 @@ def _version() -> str:
     try:
         return version("equipoise")
     except PackageNotFoundError:  # a source tree on the path, not installed
-        return "0.1.0"
+        return "0.0.0"

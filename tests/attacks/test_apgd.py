@@ -165,7 +165,7 @@ def test_refuses_what_it_cannot_climb():
     net, x, y = trained(classes=3)
     with pytest.raises(EquipoiseError, match=r"targeted dlr needs at least 4 classes, the model has 3"):
         apgd_t(0.1)(net, x, y)
-    with pytest.raises(EquipoiseError, match=r"num_targets = 0 climbs towards nothing"):
+    with pytest.raises(EquipoiseError, match=r"num_targets = 0 leaves no target"):
         apgd(0.1, num_targets=0)
     with pytest.raises(EquipoiseError, match=r"target = -1 is no class"):
         apgd(0.1, target=-1)
@@ -185,7 +185,9 @@ def test_refuses_what_it_cannot_climb():
         apgd(0.1, eps_schedule=((0.5, 0.5),))
     with pytest.raises(EquipoiseError, match=r"steps = 1: too few to approach the ball in 2 phases"):
         apgd(0.1, "l1", steps=1)(net, x, y)
-    with pytest.raises(EquipoiseError, match=r"a training method climbs once; several targets are for attacks"):
+    with pytest.raises(
+        EquipoiseError, match=r"inner maximisation of training runs once; several targets are for attacks"
+    ):
         cross_entropy @ apgd(0.1, objective=cross_entropy, num_targets=3)
     with pytest.raises(EquipoiseError, match=r"start must be points like x: a tensor of shape \(\d+, 1, 6, 6\)"):
         apgd(0.1)(net, x, y, start=x[:1])

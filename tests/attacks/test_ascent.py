@@ -428,7 +428,7 @@ def test_numbers_become_parts():
     ascent = Ascent(entropy, Ball("linf", 0.1), 0.02, 5)
     assert ascent.step_size == Constant(0.02) and ascent.steps == Fixed(5)
     assert ascent == Ascent(entropy, Ball("linf", 0.1), Constant(0.02), Fixed(5)) and hash(ascent) is not None
-    assert str(ascent) == "climb(entropy, linf 0.1, 5 steps of 0.02)"
+    assert str(ascent) == "ascent(entropy, linf 0.1, 5 steps of 0.02)"
     assert "up to 7 steps" in str(udp(0.1, 0.02, 7))
 
 
@@ -473,7 +473,7 @@ def test_a_training_term_takes_the_point_after_all_steps():
 
 
 def test_refuses_what_it_cannot_run():
-    with pytest.raises(EquipoiseError, match=r"restarts = 3: a training method climbs once"):
+    with pytest.raises(EquipoiseError, match=r"restarts = 3: the inner maximisation of training runs once"):
         cross_entropy @ pgd(0.1, 0.02, 5, restarts=3)
     with pytest.raises(EquipoiseError, match=r"output has no gradient: it detaches its input"):
 

@@ -159,7 +159,7 @@ def test_what_cannot_be_split_is_refused():
         def draw(self, streams=None, weights=None):
             return Single(self.module).draw(streams, weights)
 
-    with pytest.raises(EquipoiseError, match=r"a Own cannot be split at 'fc1': perturb it in the input"):
+    with pytest.raises(EquipoiseError, match=r"an Own cannot be split at 'fc1': perturb it in the input"):
         pgd(0.5, 0.1, 2, space=Latent("fc1"))(Own(), X, Y)
     with pytest.raises(EquipoiseError, match=r"unknown layer 'fc9'"):
         fit_one = ls_udp(0.5, "fc9", 0.1, 2)

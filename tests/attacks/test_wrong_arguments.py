@@ -16,7 +16,7 @@ from equipoise.geometry import Box
 from equipoise.losses.objectives import cross_entropy, entropy, kl, misclassified_kl, smoothed_cross_entropy
 
 pytestmark = pytest.mark.unchecked
-GIVEN: dict[str, Any] = {"eps": 0.1, "p": 3, "k": 8, "proxy": nn.Linear(6, 3), "attack": pgd(0.1), "name": "a proxy"}
+GIVEN: dict[str, Any] = {"eps": 0.1, "p": 3, "k": 8, "proxy": nn.Linear(6, 3), "attack": pgd(0.1), "name": "pgd"}
 FUNCTIONS = {name: make for name in attacks.__all__ if hasattr(make := getattr(attacks, name), "parameters")}
 
 
@@ -36,7 +36,7 @@ def numbers(make: Any) -> list[str]:
 
 
 def test_every_function_that_makes_an_attack_is_checked():
-    helpers = {"described", "fitted", "named", "share_won"}
+    helpers = {"described", "fitted", "share_won"}
     assert {name for name in attacks.__all__ if inspect.isfunction(getattr(attacks, name))} - helpers == set(FUNCTIONS)
     assert sum(len(numbers(make)) for make in FUNCTIONS.values()) > 100
 
@@ -48,7 +48,7 @@ def test_what_is_no_number_and_numbers_of_numpy(name):
         for wrong in ("0.1", [1], object(), {}, True, 1j):
             if option == "target" and isinstance(wrong, str):
                 continue  # a rule, refused by its name
-            with pytest.raises(EquipoiseError, match=rf"{option} = .* is a \w+: expected a number\."):
+            with pytest.raises(EquipoiseError, match=rf"{option}( is|( = .*)).*: expected .*(number|integer)"):
                 make(**needed(make) | {option: wrong})
         for number in (np.int64(1), np.float32(0.5)):
             try:
@@ -62,7 +62,9 @@ def test_names_that_are_none_and_missing_arguments(name):
     make, arguments = FUNCTIONS[name], needed(FUNCTIONS[name])
     with pytest.raises(EquipoiseError, match=r"unknown option of \w+ 'setps': .*[Cc]hoose one of "):
         make(**arguments, setps=3)
-    with pytest.raises(EquipoiseError, match=rf"^{name} cannot be called like this: .*positional"):
+    with pytest.raises(
+        EquipoiseError, match=rf"^{name} cannot be called like this: too many positional arguments; it takes "
+    ):
         make(*range(30))
     if arguments:
         with pytest.raises(EquipoiseError, match=rf"^{name} cannot be called like this: .*missing"):
@@ -80,7 +82,7 @@ def test_a_mistyped_radius():
         pgd(0.1, steps=2.5)
     with pytest.raises(EquipoiseError, match=r"smoothing = '0.1' is a str: expected a number"):
         smoothed_cross_entropy("0.1")
-    with pytest.raises(EquipoiseError, match=r"box: high = None is a NoneType: expected a number"):
+    with pytest.raises(EquipoiseError, match=r"high = None: expected a number"):
         Box(0, None)
     with pytest.raises(EquipoiseError, match=r"radii = 0.1: give FGSM and PGD at least one radius"):
         attacks.margin_attack(radii=0.1)
@@ -89,7 +91,7 @@ def test_a_mistyped_radius():
 def test_what_is_no_term_of_a_training_method():
     for function in (kl, misclassified_kl):
         name = function.__name__
-        with pytest.raises(EquipoiseError, match=rf"^{name} @ climb\(.*{name} is a function: write {name}\(\)\.$"):
+        with pytest.raises(EquipoiseError, match=rf"^{name} @ ascent\(.*{name} is a function: write {name}\(\)\.$"):
             _ = function @ pgd(0.1)
     with pytest.raises(EquipoiseError, match=r"^cross-entropy @ square\(.*: expected an objective .* and an ascent"):
         _ = cross_entropy @ square(0.1)
@@ -97,12 +99,12 @@ def test_what_is_no_term_of_a_training_method():
         EquipoiseError, match=r"^cross-entropy @ pgd: expected an ascent on the right, such as pgd\(0.1\)"
     ):
         _ = cross_entropy @ pgd
-    with pytest.raises(EquipoiseError, match=r"^kl is not part of a training method: .* such as kl\(\)\.$"):
+    with pytest.raises(EquipoiseError, match=r"^kl is a function: write kl\(\)\.$"):
         _ = cross_entropy @ pgd(0.1) + kl
 
 
 def test_an_attack_and_an_objective_print_as_their_names():
-    assert repr(cw(0.1)) == str(cw(0.1)) == "climb(margin, linf 0.1, 40 steps of 0.00625)"
+    assert repr(cw(0.1)) == str(cw(0.1)) == "ascent(margin, linf 0.1, 40 steps of 0.00625)"
     assert repr(square(0.1)) == "square(linf 0.1, 5000 queries)"
     assert repr(attacks.autoattack(0.1)) == "chain of apgd-ce, apgd-t, fab-t, square"
     assert repr(RandomSearch(square(0.1).geometry, 7)) == "random-search(linf 0.1, 7 draws)"

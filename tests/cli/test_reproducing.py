@@ -87,7 +87,7 @@ def test_every_experiment_is_listed_with_its_data_and_its_time(capsys, tmp_path,
     np.savez(tmp_path / "mine.npz")
     assert ask(f"experiments --scale 0.1 --workers 2 --data fashion-mnist={tmp_path}/mine.npz") == 0
     said = capsys.readouterr().out
-    assert "at scale 0.1, on 2 workers as estimated on" in said
+    assert "Scale 0.1, 2 workers; time estimated on" in said
     for name in names():
         (line,) = [line for line in said.splitlines() if f" {name} " in line]
         needed = experiments.experiment(name).plan(0.1).datasets()
@@ -113,7 +113,7 @@ def test_times_are_measured_here_on_request_alone(scale, capsys, monkeypatch):
     estimated = capsys.readouterr().out
     assert ask(f"experiments --scale {scale} --measure --workers 3") == 0
     measured = capsys.readouterr().out
-    assert f"at scale {scale}, on 3 workers of this machine" in measured
+    assert f"Scale {scale}, 3 workers; time measured on this machine" in measured
 
     def seconds(said: str) -> float:
         (line,) = [line for line in said.splitlines() if " udp-table-2 " in line]

@@ -158,7 +158,7 @@ def test_refuses_to_certify_an_ensemble_before_anything_is_computed(here, capsys
         ("--score r1 --samples 3", "--samples is for r4 and manifold, not for r1"),
         ("--score manifold --radii distances", "--radii is for r4, not for manifold"),
         ("--score my_scores_of_digits:fixed --sigma 1", "--sigma is for r4 and manifold, not for my_scores"),
-        ("--score my_scores_of_digits:number", "is a int: expected an equipoise.scores.Score"),
+        ("--score my_scores_of_digits:number", "is an int: expected an equipoise.scores.Score"),
         ("--score my_scores_of_digits:broken", "could not be made: RuntimeError: no such score today"),
         ("--score my_scores_of_digits:nothing", "has no 'nothing'"),
         ("--examples -1", "--examples = -1"),

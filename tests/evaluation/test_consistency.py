@@ -86,7 +86,7 @@ def test_refuses_indices_that_do_not_fit():
     for index in (torch.arange(3), torch.arange(60).double()):
         with pytest.raises(EquipoiseError, match=r"index must be a tensor of \d+ integers, one per sample"):
             evaluate(net, x, y, attacks, index=index)
-    with pytest.raises(EquipoiseError, match=r"batches is a int: expected pairs \(x, y\), one by one"):
+    with pytest.raises(EquipoiseError, match=r"batches is an int: expected pairs \(x, y\), one by one"):
         evaluate_batches(net, 5, attacks)  # pyright: ignore[reportArgumentType]
 
 

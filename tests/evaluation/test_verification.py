@@ -135,7 +135,7 @@ LIES = {
     "prediction of wrong": (at("prediction", "wrong", 9), "its prediction cannot be, as it is wrong without"),
     "prediction of fooled": (at("prediction", "fooled", 9), "recorded is 9"),
     "wrong made right": (at("correct", "wrong", True), "its correct cannot be, as it is wrong without"),
-    "fooled made right": (at("correct", "fooled", True), "a stored image of what is recorded as right"),
+    "fooled made right": (at("correct", "fooled", True), "an image is stored although the record says"),
     "right made fooled": (at("correct", "right", False), "a success without a stored image"),
     "queries": (at("queries", "fooled", 0), "its queries cannot be, as it is fooled"),
     "queries of wrong": (at("queries", "wrong", 2), "its queries cannot be, as it is wrong without"),

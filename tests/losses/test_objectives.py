@@ -224,14 +224,14 @@ def test_a_slice_and_a_detached_prediction():
 def test_refuses_wrong_pairings():
     here = Prediction(logits(1, 4, 5))
     for objective in (cross_entropy, margin, dlr, smoothed_cross_entropy()):
-        with pytest.raises(EquipoiseError, match=r"needs the labels y; pass them, or climb .* entropy"):
+        with pytest.raises(EquipoiseError, match=r"needs the labels y; pass them, or maximise .* entropy"):
             objective(here)
     for objective in (entropy, kl()):
-        with pytest.raises(EquipoiseError, match=r"has no target: it does not look at class labels"):
+        with pytest.raises(EquipoiseError, match=r"has no target: it does not depend on class labels"):
             objective(here, here, LABELS, TARGET)
     with pytest.raises(EquipoiseError, match=r"targeted dlr compares the target with the true class; pass the labels"):
         dlr(here, target=TARGET)
-    with pytest.raises(EquipoiseError, match=r"dlr needs at least 3 classes, the model has 2; climb cross_entropy"):
+    with pytest.raises(EquipoiseError, match=r"dlr needs at least 3 classes, the model has 2; maximise cross_entropy"):
         dlr(Prediction(logits(1, 4, 2)), None, LABELS % 2)
     with pytest.raises(EquipoiseError, match=r"targeted dlr needs at least 4 classes, the model has 3"):
         dlr(Prediction(logits(1, 4, 3)), None, LABELS % 3, TARGET % 3)

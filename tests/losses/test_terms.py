@@ -46,7 +46,7 @@ def test_sums_of_objectives_terms_and_methods():
     assert 2 * method == Method((Term(cross_entropy, None, 2.0), Term(cross_entropy, UDP, 1.0)))
     assert method + method == Method(method.terms * 2)
     assert isinstance(PGD, Perturbation)
-    assert str(method).startswith("(cross-entropy) + 0.5·(cross-entropy) @ climb(entropy, linf 0.1, up to 5 steps")
+    assert str(method).startswith("(cross-entropy) + 0.5·(cross-entropy) @ ascent(entropy, linf 0.1, up to 5 steps")
 
 
 def test_terms_at_one_point_share_it():
@@ -111,16 +111,11 @@ def test_each_place_draws_its_own_numbers():
 
 
 def test_refuses_what_is_no_term():
-    for thing in (3, "cross_entropy", None):
-        with pytest.raises(EquipoiseError, match=r"is not part of a training method: expected an objective, a term or"):
+    for thing in ("cross_entropy", None, nn.CrossEntropyLoss()):
+        with pytest.raises(EquipoiseError, match=r"is not part of a training method: expected an objective such as"):
             as_method(thing)
     with pytest.raises(EquipoiseError, match=r"needs at least one term"):
         Method(())
-    with pytest.raises(EquipoiseError, match=r"is not part of a training method"):
-        cross_entropy @ PGD + 1
-    for wrong in (lambda: "2" * (cross_entropy @ PGD), lambda: as_method(entropy) * "2", lambda: entropy + 1):
-        with pytest.raises((TypeError, EquipoiseError)):
-            wrong()
     with pytest.raises(EquipoiseError, match=r"dlr needs at least 3 classes, the model has 2"):
         (cross_entropy + 0.1 * (dlr @ PGD)).check(2)
     with pytest.raises(EquipoiseError, match=r"dlr needs at least 3 classes, the model has 2"):

@@ -264,7 +264,7 @@ class Transposed(nn.Module):
         (lambda: MonteCarloDropout(build("mlp", (3,))), "MLP has no dropout layer .* functional dropout is not seen"),
         (lambda: MonteCarloDropout(few_units(), 0), "samples = 0: .* at least one"),
         (lambda: MonteCarloDropout(nn.AlphaDropout()), "has a layer AlphaDropout, whose masks cannot be drawn"),
-        (lambda: MonteCarloDropout(few_units(), outputs="odds"), "unknown kind of output 'odds'"),
+        (lambda: MonteCarloDropout(few_units(), outputs="odds"), "unknown outputs 'odds'"),
         (
             lambda: MonteCarloDropout(Transposed()).draw()(POINTS),
             r"shape \(3, 6\) for a batch of 6: expected the",

@@ -212,5 +212,5 @@ def test_averaged_weights_of_a_model_that_cannot_take_them_are_refused():
         def draw(self, streams=None, weights=None):
             return lambda x: Prediction(self.module(x)[None])
 
-    with pytest.raises(EquipoiseError, match=r"a Own cannot take averaged weights: make it a dataclass"):
+    with pytest.raises(EquipoiseError, match=r"an Own cannot take averaged weights: make it a dataclass"):
         with_module(Own(), nets(1)[0])

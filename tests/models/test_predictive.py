@@ -146,7 +146,7 @@ def test_refuses_what_is_no_model():
     for thing in (lambda x: x, "resnet18", None):
         with pytest.raises(EquipoiseError, match=r"is not a model: expected a torch.nn.Module that returns logits"):
             as_predictive(thing)
-    with pytest.raises(EquipoiseError, match=r"unknown kind of output 'logit': did you mean 'logits'"):
+    with pytest.raises(EquipoiseError, match=r"unknown outputs 'logit': did you mean 'logits'"):
         Single(nn.Identity(), "logit")
 
 

@@ -154,10 +154,10 @@ def test_own_network_can_be_normalised(own):
         ("ownbroken:make", "cannot import 'ownbroken' .*a_library_that_is_not_there"),
         ("ownsyntax:f", r"cannot import 'ownsyntax' .*SyntaxError"),
         ("ownpackage.nets:plane", "module 'ownpackage.nets' has no 'plane'"),
-        ("ownpackage.nets:NUMBER", "'NUMBER' is a int; expected a function or class"),
+        ("ownpackage.nets:NUMBER", "'NUMBER' is an int; expected a function or class"),
         ("ownpackage.nets:MODEL", "'MODEL' is a Linear; expected a function or class"),
         ("ownpackage.nets:demanding", "requires path; a factory gets"),
-        ("ownpackage.nets:returns_number", "returned a int; expected a torch.nn.Module"),
+        ("ownpackage.nets:returns_number", "returned an int; expected a torch.nn.Module"),
         ("ownpackage.nets:broken", "could not be made: KeyError: 'missing key'"),
     ],
 )

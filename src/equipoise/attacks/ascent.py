@@ -11,7 +11,7 @@ on each other, those that are finished leave the batch.
 
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 
@@ -37,7 +37,7 @@ from equipoise.attacks.steps import (
 )
 from equipoise.core import progress
 from equipoise.core.deprecation import renamed_arguments
-from equipoise.core.errors import require, require_integer, unknown
+from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import (
     AscentState,
@@ -59,6 +59,7 @@ from equipoise.models import Frozen, frozen, global_seed, is_batch_dependent, is
 from equipoise.results.differences import RENAMED
 
 TargetRule = Literal["least_likely", "runner_up", "random"]
+StartName = Literal["zero", "uniform", "boundary"]
 
 _STARTS: dict[str, Start] = {"zero": Zero(), "uniform": Uniform(), "boundary": Boundary()}
 
@@ -78,7 +79,7 @@ class Ascent(Attack):
     takes_targets = True
 
     objective: Objective
-    """What is climbed."""
+    """The objective to maximise."""
     geometry: Ball
     """Where the perturbed point may lie."""
     step_size: StepSize | float
@@ -87,7 +88,7 @@ class Ascent(Attack):
     """How many: a number, or a rule per sample."""
     step: StepRule = Steepest()
     """Direction of the steps."""
-    start: Start = Zero()
+    start: "Start | StartName" = Zero()
     """Where to start; also by name, `zero`, `uniform` or `boundary`."""
     return_point: ReturnPoint = "last"
     """Which point is the result: the last; the one with the best objective, start included; or the first that
@@ -95,52 +96,37 @@ class Ascent(Attack):
     space: Space = Input()
     """Where the perturbation lives."""
     mode: Mode = "eval"
-    """Mode of the model while climbing. `train`: batch statistics and dropout, as in the papers' runs."""
+    """Mode of the model during the ascent. `train`: batch statistics and dropout, as in the papers' runs."""
     resample: bool = False
     """Whether a random model is drawn anew at every step."""
     restarts: int = 1
     """Number of starts: the first as `start` says; where that is the clean point, the others at uniformly random points
-    of the ball, since a second climb from the same point would be the same. Of each sample's results the successful
+    of the ball, since a second ascent from the same point would be the same. Of each sample's results the successful
     and then the highest is kept."""
     target: TargetRule | int | None = None
-    """The class to climb towards, by number or by a rule (`random` draws it from the seed): the attack succeeds where
+    """The target class, by number or by a rule (`random` draws it from the seed): the attack succeeds where
     the model predicts it. Untargeted if None."""
     num_targets: int | None = None
-    """Climb towards each of so many of the most likely other classes, side by side; any error is a success."""
+    """Attack towards each of this many most likely other classes, side by side; any error is a success."""
     eot_samples: int = 1
     """Of a random model, over how many draws the objective and its gradient are averaged at every step."""
     eps_schedule: tuple[tuple[float, float], ...] = ()
-    """Larger balls to climb in first, as (radius in multiples of eps, share of the steps); each phase starts at the
+    """Larger balls for the first phases, as (radius in multiples of eps, share of the steps); each phase starts at the
     projection of the best point of the one before, and the step rule starts anew."""
     tau: int | None = None
-    """Stop a sample at the point where its prediction has been wrong more than so many times (Zhang et al. 2020, tau in
-    Alg. 1); None stops it at its first success if that is what is kept, else never."""
+    """Stop a sample at the point where its prediction has been wrong more than this many times (Zhang et al. 2020,
+    tau in Alg. 1); None stops it at its first success if that is the point to return, else never."""
     precision: Precision = "32"
-    """`bf16` computes the climb in bfloat16; every success is then confirmed in float32."""
+    """`bf16` computes the ascent in bfloat16; every success is then confirmed in float32."""
 
     def __post_init__(self) -> None:
         size, steps, start = self.step_size, self.steps, cast(Any, self.start)
-        require(
-            isinstance(self.objective, Objective),
-            f"objective is a {type(self.objective).__name__}: expected an Objective such as cross_entropy, or your "
-            "own, Objective('name', formula) with formula(here, clean, labels, target) -> one number per sample.",
-        )
         if isinstance(start, str):
-            if start not in _STARTS:
-                raise unknown("start", start, _STARTS)
             object.__setattr__(self, "start", _STARTS[start])
         object.__setattr__(self, "step_size", Constant(float(size)) if isinstance(size, Real) else size)
         object.__setattr__(self, "steps", steps if isinstance(steps, Steps) else Fixed(cast(int, steps)))
         require_integer("restarts", self.restarts, 1)
         require_integer("eot_samples", self.eot_samples, 1)
-        for name, value, options in (
-            ("return_point", self.return_point, get_args(ReturnPoint)),
-            ("mode", self.mode, get_args(Mode)),
-            ("precision", self.precision, get_args(Precision)),
-            ("target", None if isinstance(self.target, int) else self.target, (None, *get_args(TargetRule))),
-        ):
-            if value not in options:
-                raise unknown(name, value, [str(o) for o in options])
         self._check_targets()
         if self.tau is not None:
             require_integer("tau", self.tau, 0)
@@ -158,7 +144,7 @@ class Ascent(Attack):
         )
         require(
             self.num_targets is None or self.num_targets >= 1,
-            f"num_targets = {self.num_targets} climbs towards nothing: expected a number of classes >= 1.",
+            f"num_targets = {self.num_targets} leaves no target: expected a number of classes >= 1.",
         )
         require(
             self.num_targets is None or self.target is None,
@@ -181,11 +167,13 @@ class Ascent(Attack):
 
     def __rmatmul__(self, objective: object) -> Term:
         require(
-            self.restarts == 1, f"restarts = {self.restarts}: a training method climbs once; restarts are for attacks."
+            self.restarts == 1,
+            f"restarts = {self.restarts}: the inner maximisation of training runs once; restarts are for attacks.",
         )
         require(
             self.num_targets is None,
-            f"num_targets = {self.num_targets}: a training method climbs once; several targets are for attacks.",
+            f"num_targets = {self.num_targets}: the inner maximisation of training runs once; several targets are for "
+            "attacks.",
         )
         # Training takes the point after all steps: the first success would be the weakest perturbation that succeeds.
         point = replace(self, return_point="last") if self.return_point == "first_success" else self
@@ -195,7 +183,7 @@ class Ascent(Attack):
         ball, (steps, size) = self.geometry, self._schedule
         count = f"{'' if isinstance(steps, Fixed) else 'up to '}{steps.most} steps"
         length = f"{size.size:g}" if isinstance(size, Constant) else str(size)
-        return f"climb({self.objective.name}, {ball.norm} {ball.eps:g}, {count} of {length})"
+        return f"ascent({self.objective.name}, {ball.norm} {ball.eps:g}, {count} of {length})"
 
     @property
     def _schedule(self) -> tuple[Steps, StepSize]:
@@ -203,7 +191,7 @@ class Ascent(Attack):
         return cast(Steps, self.steps), cast(StepSize, self.step_size)
 
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
-        """What a training method evaluates its objective at: one climb, nothing checked or verified.
+        """Return the points at which a training method evaluates its objective: one ascent, without checks.
 
         Perturbed inputs, or what the space hands on of a perturbed code (in `Latent` the perturbation alone).
         """
@@ -247,8 +235,7 @@ class Ascent(Attack):
         same = 0 if y is None or target is None else int((y == target).sum())
         require(
             same == 0,
-            f"target holds the true class of {same} of {len(inputs.x)} samples: an attack climbs towards another "
-            "class.",
+            f"target holds the true class of {same} of {len(inputs.x)} samples: a target is another class.",
         )
         targets, dependent = self.num_targets or 1, self._batch_dependent(inputs)
         require(
@@ -289,7 +276,7 @@ class Ascent(Attack):
         return replace(result, evaluations=result.evaluations + int(looks))
 
     def _attempt(self, batch: Attempt, restart: int) -> tuple[AttackResult, PerSample]:
-        """One climb, its outcome verified in float32 and eval mode, and its objective."""
+        """One ascent, its outcome verified in float32 and eval mode, and its objective."""
         elsewhere = restart > 0 and isinstance(self.start, Zero)
         batch = replace(
             batch,
@@ -301,7 +288,7 @@ class Ascent(Attack):
         if target is not None and target.ndim == 2:
             outcome = outcome.leading_rows(target.shape[1])
             target = outcome.target
-        # In train mode the climb has moved the running statistics, with which the model is now judged.
+        # In train mode the ascent has moved the running statistics, with which the model is now judged.
         still = frozen(batch.predictive.original) if self.mode == "train" else batch.predictive
         result, output = confirm(
             replace(still, random=batch.predictive.random),
@@ -318,7 +305,7 @@ class Ascent(Attack):
         value = self.objective(output, batch.clean, batch.y, target)
         judged_alike = self.mode == "eval" and not batch.predictive.random
         if judged_alike and self.return_point == "first_success" and not batch.exact:
-            # A sample that bf16, or a kernel by rounding, took for fooled stopped there: it deserves the full climb.
+            # A sample that bf16, or a kernel by rounding, took for fooled stopped there: it gets the full ascent.
             denied = batch.unfooled(result.success | ~outcome.succeeded)
             if len(denied):
                 again = replace(batch[denied], exact=True)
@@ -328,7 +315,7 @@ class Ascent(Attack):
         return result, value
 
     def _batch_dependent(self, inputs: AttackInputs) -> bool:
-        """Whether, in the mode of the climb, samples depend on each other."""
+        """Whether, in the mode of the ascent, samples depend on each other."""
         return inputs.examined.coupled or is_batch_dependent(inputs.predictive.original.module, self.mode)
 
     @torch.no_grad()
@@ -385,7 +372,7 @@ class Ascent(Attack):
         """The points to start from."""
         if batch.start is not None:
             return ball.project(batch.start, batch.x)
-        return (batch.start_rule or self.start).draw(batch.own_streams.fold(Stream.START), batch.x, ball)
+        return cast(Start, batch.start_rule or self.start).draw(batch.own_streams.fold(Stream.START), batch.x, ball)
 
     @property
     def _may_cycle(self) -> bool:
@@ -401,7 +388,7 @@ class Ascent(Attack):
 
 def choose_target(rule: TargetRule | int, clean: Prediction, y: Labels | None, streams: Streams) -> Labels:
     """A class other than the true one (or, without labels, the predicted one): that of a number, the least likely, the
-    most likely of the others, or any of them drawn uniformly. Raises `EquipoiseError` for a number that is none.
+    most likely of the others, or any of them drawn uniformly. Raises `EquipoiseError` for a number that is no class.
     """
     scores = clean.scores.clone()
     own = clean.labels.clamp_min(0) if y is None else y

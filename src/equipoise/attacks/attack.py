@@ -8,6 +8,7 @@ what was found. A search of your own is one method: a `SearchAttack` with a `sea
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import wraps
 from inspect import isfunction
 from typing import Any, ClassVar, Protocol, cast, final, runtime_checkable
 
@@ -19,6 +20,7 @@ from equipoise.attacks.active import SampleTable
 from equipoise.attacks.inputs import AttackInputs, validated_inputs
 from equipoise.attacks.result import AttackResult
 from equipoise.core import progress
+from equipoise.core.checks import check_fields
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.types import Labels, PerSample, Points, Prediction, Predictive
 from equipoise.geometry import Ball
@@ -75,9 +77,21 @@ class Attack(ABC):
     """Whether it can be told which classes to reach, and from which points to start."""
 
     def __init_subclass__(cls) -> None:
-        """Have `repr` give the short `str` of an attack, instead of all fields of the dataclass."""
+        """Have `repr` give the short `str` of an attack, and check the types of its fields before anything else."""
         if "__repr__" not in vars(cls):
             cls.__repr__ = cls.__str__
+        own = vars(cls).get("__post_init__")
+        if own is not None:
+
+            @wraps(own)
+            def checked(self: Any) -> None:
+                check_fields(self)
+                own(self)
+
+            setattr(cls, "__post_init__", checked)  # noqa: B010, as a type checker takes offence at the plain form
+
+    def __post_init__(self) -> None:
+        check_fields(cast(Any, self))
 
     def __str__(self) -> str:
         settings, ball = vars(self), self.geometry
@@ -173,7 +187,7 @@ class Candidates(SampleTable):
     """What a search found, per sample: a point, and what it cost."""
 
     point: Points
-    """The point that is to count; the clean one where there is none."""
+    """The candidate point; the clean one where none was found."""
     evaluations: Int[Tensor, " batch"]
     """How often the model was evaluated."""
     iteration: Int[Tensor, " batch"]

@@ -23,7 +23,7 @@ from equipoise.attacks.result import AttackResult
 from equipoise.core import progress
 from equipoise.core.caching import cached
 from equipoise.core.checks import checked_call
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import require
 from equipoise.core.types import Precision
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import cross_entropy, dlr, margin
@@ -76,8 +76,8 @@ class Chain(Composite):
 
 
 def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
-    """Any attack for a model of so many classes, and what had to be changed, in words: where the DLR is not defined the
-    margin takes its place, and there are no more targets than other classes.
+    """Return an attack fitted to a number of classes, and what had to be changed, in words: where the DLR is not
+    defined the margin takes its place, and there are no more targets than other classes.
     """
     if isinstance(attack, Chain):
         parts = [(part, *fitted(part, inner, classes)) for part, inner in attack.parts]
@@ -140,8 +140,6 @@ def autoattack(
                 ("square", square(eps, **common)),
                 ("apgd-t", apgd_t(eps, **common)),
             ]
-        case _:
-            raise unknown("version of autoattack", version, ("standard", "rand", "plus"))
     return Chain(tuple(parts))
 
 

@@ -30,19 +30,19 @@ CHECK_EVERY = 8  # steps between two looks at who has succeeded on an accelerato
 
 @dataclass(frozen=True)
 class Attempt(SampleTable):
-    """A batch under attack, and where the climb starts."""
+    """A batch under attack, and where the ascent starts."""
 
     x: Tensor
     predictive: Frozen
     y: Tensor | None
-    target: Tensor | None  # one class per sample, or several to climb towards side by side
+    target: Tensor | None  # one class per sample, or several targets side by side
     clean: Prediction | None
     streams: Streams  # from which a random model is drawn: the same in every attempt, and where the points are judged
     own_streams: Streams  # from which this attempt draws its starts and numbers of steps
     criterion: Criterion
     start: Tensor | None = None
     batch_dependent: bool = False  # whether samples depend on each other
-    exact: bool = False  # whether PyTorch computes the climb, as it confirms the result
+    exact: bool = False  # whether PyTorch computes the ascent, as it confirms the result
     start_rule: Start | None = None  # where this attempt starts, if not as the ascent says
 
     def unfooled(self, success: Bool[Tensor, " batch"]) -> Int[Tensor, " again"]:
@@ -53,10 +53,10 @@ class Attempt(SampleTable):
 
 @dataclass
 class ClimbState(SampleTable):
-    """The state of the climbs of all samples and targets, one per row."""
+    """The state of the ascents of all samples and targets, one per row."""
 
     output_index: Tensor  # where the row's result belongs
-    sample: Tensor  # whose row it is: several rows climb towards different targets for one sample
+    sample: Tensor  # whose row it is: several rows have different targets for one sample
     point: Tensor
     origin: Tensor
     labels: Tensor | None
@@ -119,7 +119,7 @@ class ClimbState(SampleTable):
 
 @dataclass
 class Outcome(SampleTable):
-    """The results of all climbs by `output_index`, filled in as they finish."""
+    """The results of all ascents by `output_index`, filled in as they finish."""
 
     point: Tensor
     value: Tensor
@@ -214,7 +214,7 @@ class Selection:
 
     return_point: ReturnPoint
     tau: int | None
-    """Stop at the point where the prediction has been wrong more than so many times; None: only if `first_success`."""
+    """Stop where the prediction has been wrong more than this many times; None: only if `first_success`."""
 
     @property
     def watches(self) -> bool:
@@ -247,7 +247,7 @@ class Selection:
 
 
 class ActiveBatch(Active[ClimbState]):
-    """The climbs still active. Finished ones leave, unless samples depend on each other: then they stand still.
+    """The ascents still active. Finished ones leave, unless samples depend on each other: then they do not move.
 
     On a CPU they leave at once, elsewhere every `CHECK_EVERY` steps.
     """

@@ -155,6 +155,7 @@ ATTACKS: dict[str, Callable[..., Ascent]] = {
 """Every named attack."""
 
 
+@checked_call()
 def named(name: str, eps: float, **options: Any) -> Ascent:
     """The attack with that name; options it does not take are refused. Raises `EquipoiseError`."""
     if name not in ATTACKS:

@@ -14,7 +14,7 @@ from equipoise.attacks.active import SampleTable
 from equipoise.attacks.result import AttackResult, Criterion, confirm, judge
 from equipoise.core import progress
 from equipoise.core.checks import check_index, check_labels
-from equipoise.core.errors import require, require_integer
+from equipoise.core.errors import kind_of, require, require_integer
 from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, Points, Prediction, Predictive
 from equipoise.geometry import Ball
@@ -174,7 +174,7 @@ def _examination(predictive: Predictive, x: Points, streams: Streams, geometry: 
 def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
     """Raise `EquipoiseError` unless `x` is a batch that the model can take and the box contains."""
     box = geometry.box
-    require(isinstance(x, Tensor), f"x is a {type(x).__name__}: expected a torch tensor of shape (batch, ...).")
+    require(isinstance(x, Tensor), f"x is {kind_of(x)}: expected a torch tensor of shape (batch, ...).")
     require(
         x.dtype in (torch.float32, torch.float64),
         f"x has dtype {x.dtype}: expected float32 in [{box.low:g}, {box.high:g}], such as x.float() / 255; to "

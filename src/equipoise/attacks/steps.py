@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from equipoise.core.checks import check_fields
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Streams
 from equipoise.core.types import AscentState, Points, StepRule
@@ -67,6 +68,7 @@ class Momentum:
     """The rule that moves along the accumulated gradient."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.decay >= 0, f"momentum: decay = {self.decay} must be >= 0.")
 
     def init(self, x: Points) -> Memory:
@@ -110,6 +112,7 @@ class Constant:
     """Step size alpha, in the units of the input."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _positive(self.size)
 
     def at(self, step: int, steps: int) -> float:
@@ -131,6 +134,7 @@ class Triangular:
     """Step size in the middle, if larger than alpha."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _positive(self.size)
 
     def at(self, step: int, steps: int) -> float:
@@ -162,6 +166,7 @@ class Fixed:
     """K."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_integer("steps", self.most, 1)
 
     def draw(self, streams: Streams) -> None:
@@ -179,6 +184,7 @@ class UniformUpTo:
     """K."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_integer("steps", self.most, 1)
 
     def draw(self, streams: Streams) -> Int[Tensor, " batch"]:
@@ -212,6 +218,7 @@ class Uniform:
     """Radius to draw from, in multiples of eps."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(0 <= self.share <= 1, f"share = {self.share} of the ball is not in [0, 1].")
 
     def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:
@@ -236,6 +243,7 @@ class Gaussian:
     """Standard deviation of the noise, in the units of the input."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(self.std > 0, f"std = {self.std} is no noise: expected a number > 0, or start from Zero().")
 
     def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:

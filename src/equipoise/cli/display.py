@@ -1,4 +1,4 @@
-"""What a person sees: a line that moves while something runs, a line per epoch, a table of accuracies."""
+"""Terminal output: a progress line, a line per epoch, tables of accuracies."""
 
 import sys
 import time

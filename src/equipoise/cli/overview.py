@@ -9,17 +9,16 @@ from equipoise.cli.console import columns
 
 COMMANDS = {
     "train": "Train a network and evaluate it.",
-    "evaluate": "Accuracy of a model, clean and under attacks.",
-    "audit": "Find out whether a model is robust or its gradients are masked: a verdict, sign by sign.",
-    "score": "Measure how robust a model is, in a sense that is spelt out: what is near, what counts, how radii are "
-    "weighed.",
-    "verify": "Check a record: infer every claim again from the stored images, on the CPU in float32.",
-    "merge": "Put the records of all shards of an evaluation together.",
-    "report": "One HTML file that compares runs.",
-    "study": "Run one of the papers' small experiments: its figures, with the numbers that make their point.",
-    "experiments": "List the papers' tables and figures that can be reproduced: what they need, how long they take.",
-    "reproduce": "Compute a table or figure of a paper, at any scale, with the paper's numbers beside ours.",
-    "doctor": "Show what this installation computes with: processor, kernels, threads, devices, extras, caches.",
+    "evaluate": "Evaluate a model: its accuracy, clean and under attacks.",
+    "audit": "Test a model for gradient masking: a verdict, and the measurement behind every indicator.",
+    "score": "Compute a robustness score: expected agreement of predictions near a sample, integrated over radii.",
+    "verify": "Re-check every claim of a record: re-run the model on the stored images, on the CPU in float32.",
+    "merge": "Merge the records of all shards of an evaluation.",
+    "report": "Write one HTML page that compares runs.",
+    "study": "Run one of the papers' small experiments and write its figures and key numbers.",
+    "experiments": "List the papers' tables and figures that can be reproduced, the data they need and their cost.",
+    "reproduce": "Reproduce a table or figure of a paper, at any scale, and compare it with the published values.",
+    "doctor": "Describe this installation: processor, kernels, threads, devices, extras, caches.",
 }
 """The commands in the order of the help, each with the first sentence of its own help."""
 

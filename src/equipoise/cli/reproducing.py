@@ -30,8 +30,8 @@ def list_experiments(options: Experiments) -> None:
     """Print a line for each experiment."""
     sources, workers = _sources(options.data), options.workers or cores()
     overview = kept()
-    by = "of this machine" if options.measure else f"as estimated on {overview.machine}; --measure does it here"
-    title = f"at scale {options.scale:g}, on {workers} worker{'s' * (workers > 1)} {by}"
+    by = "measured on this machine" if options.measure else f"estimated on {overview.machine}, or here by --measure"
+    title = f"Scale {options.scale:g}, {workers} worker{'s' * (workers > 1)}; time {by}"
     table = RichTable(title=title, title_justify="left")
     wide, roomy = columns() >= 110, columns() >= 150
     table.add_column("name", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What can be asked for: each command is a dataclass, each field a flag, each docstring its help."""
+"""The requests: each command is a dataclass, each field an option, each docstring its help."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,14 +81,14 @@ class ModelRequest:
     net_option: tuple[str, ...] = ()
     """Arguments of a package.module:factory, as key=value."""
     seed: int = 0
-    """Seed of everything random."""
+    """Random seed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto takes a GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ModelRequest):
-    """Accuracy of a model, clean and under attacks.
+    """Evaluate a model: its accuracy, clean and under attacks.
 
     Example: equipoise evaluate runs/udp --attacks fgsm pgd100 --eps 4/255 8/255
     """
@@ -123,7 +123,7 @@ class Evaluate(ModelRequest):
     processes: Count = 1
     """Processes that share the work. The record is the same."""
     corruptions: tuple[str, ...] = ()
-    """Corrupted images to test on too: mnist-c, or fog rotate. mnist-c are the 15 of MNIST-C."""
+    """Common corruptions to evaluate as well: mnist-c, or fog rotate. mnist-c stands for the 15 of MNIST-C."""
     corruptions_root: Path | None = None
     """Folder of the published MNIST-C, with a folder per corruption; without it the images are made from the seed."""
     transfer_from: tuple[Path, ...] = ()
@@ -140,19 +140,19 @@ class Evaluate(ModelRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(ModelRequest):
-    """Find out whether a model is robust or its gradients are masked: a verdict, sign by sign.
+    """Test a model for gradient masking: a verdict, and the measurement behind every indicator.
 
-    Exit code 0: no sign of masking; 1: masked; 2: the command cannot be carried out; 3: too few samples to tell.
+    Exit code 0: no indicator of masking; 1: masked; 2: the command cannot be carried out; 3: too few samples to tell.
 
     Example: equipoise audit runs/udp --eps 8/255 --time-budget 5 --out audit.html
     """
 
     eps: float | None = None
-    """Radius at which the model is said to be robust, in pixels of [0, 1]; by default that of the run's validation."""
+    """Radius at which robustness is claimed, in pixels of [0, 1]; by default that of the run's validation."""
     norm: NormName | None = None
     """Norm of the ball; by default linf, or that of the run's training."""
     time_budget: float = 5.0
-    """Minutes to spend, about: decides how many samples are attacked, from 100 to 1000."""
+    """Approximate time budget in minutes, which decides how many samples are attacked: 100 to 1000."""
     transfer_from: Path | None = None
     """Another run on the same data, whose adversarial examples are tested on this model too."""
     batch_size: Count = 256
@@ -165,7 +165,7 @@ class Audit(ModelRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(ModelRequest):
-    """Measure how robust a model is, in a sense that is spelt out: what is near, what counts, how radii are weighed.
+    """Compute a robustness score: expected agreement of predictions near a sample, integrated over radii.
 
     Example: equipoise score runs/udp --score r2 --examples 1000 --out r2.json
     """
@@ -203,7 +203,7 @@ class Score(ModelRequest):
 
 @dataclass(frozen=True)
 class Verify:
-    """Check a record: infer every claim again from the stored images, on the CPU in float32.
+    """Re-check every claim of a record: re-run the model on the stored images, on the CPU in float32.
 
     Example: equipoise verify aa.json
     """
@@ -224,7 +224,7 @@ class Verify:
 
 @dataclass(frozen=True)
 class Merge:
-    """Put the records of all shards of an evaluation together.
+    """Merge the records of all shards of an evaluation.
 
     Example: equipoise merge aa1.json aa2.json --out aa.json
     """
@@ -239,7 +239,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Report:
-    """One HTML file that compares runs.
+    """Write one HTML page that compares runs.
 
     Example: equipoise report runs/pgd runs/udp --out report.html
     """
@@ -255,7 +255,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Study:
-    """Run one of the papers' small experiments: its figures, with the numbers that make their point.
+    """Run one of the papers' small experiments and write its figures and key numbers.
 
     Example: equipoise study narrow-corridor --out studies/narrow-corridor
     """
@@ -268,11 +268,11 @@ class Study:
     overwrite: bool = False
     """Replace the study in --out."""
     quick: bool = False
-    """Run a small version, in seconds, which shows that the study works but proves nothing."""
+    """Run a small version in seconds: a check that the study works, whose numbers mean nothing."""
     seeds: Count | None = None
-    """Independent repeats; by default the study's own number."""
+    """Independent repetitions; by default as many as the study defines."""
     seed: int = 0
-    """Seed of the first repeat; the others follow."""
+    """Random seed of the first repetition; the others follow."""
     data: str | None = None
     """Dataset or file, as for train, of the studies that run on any; by default the study's own."""
     data_root: Path | None = None
@@ -287,7 +287,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Experiments:
-    """List the papers' tables and figures that can be reproduced: what they need, how long they take.
+    """List the papers' tables and figures that can be reproduced, the data they need and their cost.
 
     Example: equipoise experiments --scale 0.2 --data-root DIR
     """
@@ -308,9 +308,9 @@ class Experiments:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Compute a table or figure of a paper, at any scale, with the paper's numbers beside ours.
+    """Reproduce a table or figure of a paper, at any scale, and compare it with the published values.
 
-    The same command continues what was stopped; what is finished is not computed again.
+    The same command continues an interrupted reproduction; finished tasks are not repeated.
 
     Example: equipoise reproduce rethinking-table-9 --scale 0.2 --data-root DIR
     """
@@ -318,18 +318,18 @@ class Reproduce:
     name: Positional[str]
     """Experiment; `equipoise experiments` lists them."""
     scale: float = 1.0
-    """Share of the paper's epochs, samples and seeds, in (0, 1]; 1 is its protocol to the letter."""
+    """Share of the paper's epochs, samples and seeds, in (0, 1]; 1 follows its protocol exactly."""
     variant: Variant = "corrected"
     """With the quirks of the paper's own code, or without."""
     seeds: int | None = None
-    """Trainings of each kind; by default the scale's share of the paper's number, at least one."""
+    """Training runs of each kind; by default the scale's share of the paper's number, at least one."""
     examples: int | None = None
     """Test samples of every network, at most; by default the scale's share of the paper's number."""
     set: tuple[str, ...] = ()
     """Deviate from the paper in settings of the trainings, as NAME=VALUE: lr=0.1, or method.softness=0. The record and
     the page say so."""
     select: tuple[str, ...] = ()
-    """Compute only what needs no other datasets than these, such as mnist; by default everything."""
+    """Compute only the parts that need no other datasets, such as mnist; by default all parts."""
     data_root: Path | None = None
     """Folder to look for datasets in."""
     data: tuple[str, ...] = ()
@@ -337,20 +337,20 @@ class Reproduce:
     download: bool = False
     """Download the published datasets that are missing."""
     synthetic: bool = False
-    """Use synthetic images for all data, which shows that everything works and says nothing about the paper."""
+    """Use synthetic images in place of all datasets: a check that everything works, without meaning for the paper."""
     workers: Count | None = None
     """Processes that share the work, one thread each; by default all cores. 1 works in this process."""
     address: str | None = None
     """Ray cluster to work on, such as auto or HOST:6379; its machines need the same folders."""
     reuse: tuple[Path, ...] = ()
-    """Folders of other reproductions: what is finished there and needed here is copied, not computed again."""
+    """Folders of other reproductions, whose finished tasks are reused instead of computed again."""
     out: Path | None = None
     """Folder of the results; by default reproductions/NAME."""
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """Show what this installation computes with: processor, kernels, threads, devices, extras, caches.
+    """Describe this installation: processor, kernels, threads, devices, extras, caches.
 
     Example: equipoise doctor
     """

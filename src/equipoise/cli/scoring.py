@@ -1,4 +1,4 @@
-"""The score command: how robust is a model, in a sense that is spelt out?"""
+"""The score command: robustness scores of a model."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from equipoise.cli.display import duration, moving, say, share_progress
 from equipoise.cli.loaded_model import LoadedModel, load_model
 from equipoise.cli.recorded import answered, require_file
 from equipoise.cli.requests import Score
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, kind_of, require, unknown
 from equipoise.core.files import require_writable, write_atomically
 from equipoise.data.dataset import Split
 from equipoise.evaluation.verification import fingerprint
@@ -157,7 +157,7 @@ def _own_score(name: str, shape: tuple[int, ...]) -> scores.Score:
             raise EquipoiseError(f"--score {name} could not be made: {type(error).__name__}: {error}.") from error
     if not isinstance(own, scores.Score):
         raise EquipoiseError(
-            f"--score {name} is a {type(own).__name__}: expected an equipoise.scores.Score, or a function of the shape "
+            f"--score {name} is {kind_of(own)}: expected an equipoise.scores.Score, or a function of the shape "
             "of one input that returns one."
         )
     return own

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from equipoise.core.checks import check_index
-from equipoise.core.errors import require, unknown
+from equipoise.core.errors import kind_of, require, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import Images
 from equipoise.corruptions.blur import glass_blur, motion_blur
@@ -81,7 +81,7 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
 
 def check_images(images: Any) -> None:
     """Raise `EquipoiseError` unless `images` can be corrupted."""
-    require(isinstance(images, Tensor), f"images is a {type(images).__name__}: expected a torch tensor.")
+    require(isinstance(images, Tensor), f"images is {kind_of(images)}: expected a torch tensor.")
     shape = tuple(images.shape)
     require(
         len(shape) == 4 and shape[0] > 0 and shape[1] in (1, 3) and min(shape[2:]) >= SMALLEST,

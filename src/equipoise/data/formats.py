@@ -40,7 +40,7 @@ class Arrays:
     notes: tuple[str, ...] = ()
     """Remarks on how they were read, each a phrase."""
     warnings: tuple[str, ...] = ()
-    """What is probably a mistake, each a phrase: samples that could not be read, pixels that are nearly black."""
+    """Probable mistakes, each a phrase: samples that could not be read, pixels that are nearly black."""
 
 
 def read_idx(data: bytes, where: str, dimensions: int) -> np.ndarray:

@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.special import expit, logit
 from torch import nn
 
 from equipoise.core.errors import require, require_integer, unknown
@@ -251,6 +250,7 @@ def auroc(negative: Float[np.ndarray, " negatives"], positive: Float[np.ndarray,
     that variance is 0; the interval is then the exact one of the min(m, n) disjoint pairs, all of which agree, of width
     `1 - 0.025^(1/min(m, n))`.
     """
+    from scipy.special import expit, logit
     from scipy.stats import rankdata
     from sklearn.metrics import roc_auc_score
 

@@ -103,7 +103,7 @@ def _worst_case_contradictions(results: Sequence[AttackRecord]) -> list[str]:
 
 
 def _clean_contradictions(clean: AttackRecord, norm: str) -> list[str]:
-    """What is impossible in the accuracy without an attack."""
+    """Impossible entries of the accuracy without an attack."""
     expected = replace(
         clean,
         norm=norm,

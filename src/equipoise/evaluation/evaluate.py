@@ -18,8 +18,8 @@ from equipoise.attacks.inputs import AttackInputs, validated_inputs
 from equipoise.attacks.result import DRAWS, AttackResult
 from equipoise.attacks.spaces import Input
 from equipoise.core.caching import cached
-from equipoise.core.checks import check_index
-from equipoise.core.errors import require, require_integer
+from equipoise.core.checks import check_index, checked_call
+from equipoise.core.errors import kind_of, require, require_integer
 from equipoise.core.progress import listening
 from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
@@ -52,6 +52,7 @@ class Block:
     """One entry per corruption."""
 
 
+@checked_call()
 def evaluate(
     model: "nn.Module | Predictive",
     x: Points,
@@ -96,12 +97,12 @@ def evaluate_batches(
     the progress. Raises `EquipoiseError` as `evaluate` does, for the first batch that cannot be used.
     """
     predictive, attacks = _snapshot(model), as_suite(attacks)
-    require(isinstance(batches, Iterable), f"batches is a {type(batches).__name__}: expected pairs (x, y), one by one.")
+    require(isinstance(batches, Iterable), f"batches is {kind_of(batches)}: expected pairs (x, y), one by one.")
     blocks, start = [], 0
     for batch in batches:
         require(
             isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(tensor, Tensor) for tensor in batch),
-            f"a batch is a {type(batch).__name__}: expected a pair of tensors (x, y).",
+            f"a batch is {kind_of(batch)}: expected a pair of tensors (x, y).",
         )
         x, y = batch
         end = start + len(x)
@@ -137,12 +138,13 @@ def as_suite(attacks: Any) -> Suite:
     several = isinstance(attacks, Iterable) and not isinstance(attacks, str)
     pairs: list[Any] = list(attacks) if several else [attacks]
     for pair in pairs:
+        shown = getattr(pair, "__name__", repr(pair))
         require(
             isinstance(pair, tuple | list)
             and len(pair) == 2
             and isinstance(pair[0], str)
             and isinstance(pair[1], AttackLike),
-            f"attacks holds {pair!r:.80}: expected pairs of a name and an attack, such as "
+            f"attacks holds {shown:.80}: expected pairs of a name and an attack, such as "
             "[('pgd', attacks.pgd(8 / 255))], or suite(['pgd', 'autoattack'], eps=[8 / 255]).",
         )
     keys = [(name, attack.geometry.norm, attack.geometry.eps) for name, attack in pairs]

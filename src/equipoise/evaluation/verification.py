@@ -51,7 +51,7 @@ class Verification:
     unchecked: int = 0
     """Number of successes without a stored image to check them by."""
     mismatches: Sequence[str] = ()
-    """What is wrong in the record, one sentence each."""
+    """The errors of the record, one sentence each."""
 
     def __add__(self, other: "Verification") -> "Verification":
         return Verification(
@@ -178,7 +178,7 @@ def _on_cpu(predictive: Predictive) -> Predictive:
 
 
 def _points(evaluation: Evaluation, path: Path, x: Points) -> tuple[list[dict[str, np.ndarray]], list[str]]:
-    """The stored images, if any, and what is wrong with their file."""
+    """The stored images, if any, and the errors of their file."""
     if not evaluation.images:
         return [], []
     file = path.with_name(evaluation.images["file"])
@@ -238,7 +238,8 @@ class _Samples:
         label, rows = f"{label_of(result)}, sample", stored["rows"].tolist()
         mismatches = [f"{label} {i}: a success without a stored image." for i in sorted(claimed - set(rows))]
         mismatches += [
-            f"{label} {i}: a stored image of what is recorded as right." for i in sorted(set(rows) - claimed)
+            f"{label} {i}: an image is stored although the record says the model is correct."
+            for i in sorted(set(rows) - claimed)
         ]
         ball = Ball(result.norm, result.eps, box)
         for start in range(0, len(rows), self.batch_size):
@@ -265,7 +266,7 @@ class _Samples:
         if not success:
             is_correct = prediction == int(self.y[sample])
             why = "the model is right there" if is_correct else "it is outside the ball or box"
-            return f"its image fools nobody, {why} (distance {distance:g})."
+            return f"its image does not fool the model, {why} (distance {distance:g})."
         if prediction != result.prediction[sample]:
             return f"class {prediction}, recorded is {result.prediction[sample]}."
         if recorded is None or abs(distance - recorded) > _TOLERANCE * max(distance, 1e-12):

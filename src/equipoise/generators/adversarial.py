@@ -220,7 +220,7 @@ class GeneratedMargin:
     auxiliary_network: Adversary = Adversary()
     """g."""
     softness: float = 1.0
-    """What is added to the cross-entropy."""
+    """Number added to the cross-entropy, in nats."""
     halvings: int = 6
     """Bisections between x and g(x): x* is at most 2^-halvings of that segment beyond the boundary."""
     clean: Literal["held", "live"] = "held"

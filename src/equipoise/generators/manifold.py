@@ -59,7 +59,7 @@ class Manifold(nn.Module):
 
     @torch.no_grad()
     def sample(self, x: Points, samples: int, sigma: float, streams: Streams) -> Float[Tensor, "samples batch ..."]:
-        """`dec(enc(x) + N(0, σ²))`, so many times for each input (F, Eq. 13), in float32 whatever the precision."""
+        """`dec(enc(x) + N(0, σ²))`, several times for each input (F, Eq. 13), in float32 whatever the precision."""
         with torch.autocast(x.device.type, enabled=False):
             codes = self.encode(x)
             noise = streams.normal(samples, *codes.shape[1:], dtype=codes.dtype).transpose(0, 1)

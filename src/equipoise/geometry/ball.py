@@ -18,13 +18,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require, require_number, unknown
+from equipoise.core.checks import check_fields
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import PerSample, Points
 from equipoise.geometry.water_filling import level
@@ -41,14 +42,16 @@ Radius = float | Float[Tensor, "batch ..."]  # of a tensor one number per sample
 class Box:
     """The valid inputs: `low <= x <= high` in every coordinate."""
 
+    example: ClassVar[str] = "Box(0, 255)"
+    """An example for messages."""
+
     low: float = 0.0
     """Smallest value of a coordinate."""
     high: float = 1.0
     """Largest value of a coordinate."""
 
     def __post_init__(self) -> None:
-        require_number("box: low", self.low)
-        require_number("box: high", self.high)
+        check_fields(self)
         require(self.low < self.high, f"box: low = {self.low} must be smaller than high = {self.high}.")
 
     @property
@@ -62,7 +65,7 @@ class Box:
         return x.clamp(self.low, self.high)
 
     def contains(self, x: Points, tolerance: float = 1e-6) -> Bool[Tensor, " batch"]:
-        """Which samples lie in the box, up to `tolerance` times its width for rounding; NaN lies nowhere."""
+        """Which samples lie in the box, up to `tolerance` times its width for rounding; NaN lies outside."""
         flat, some = x.flatten(1), tolerance * self.scale
         return ((flat >= self.low - some) & (flat <= self.high + some)).all(1)
 
@@ -195,6 +198,9 @@ NORMS: Mapping[str, Norm] = MappingProxyType(
 class Ball:
     """The points within `eps` of a centre, in a norm, that lie in the box: `{z ∈ box : ‖z - c‖ <= eps}`."""
 
+    example: ClassVar[str] = "Ball('linf', 8 / 255)"
+    """An example for messages."""
+
     norm: str
     """`linf`, `l2` or `l1`."""
     eps: float
@@ -203,9 +209,9 @@ class Ball:
     """The valid inputs."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
-        require_number("eps", self.eps)
         object.__setattr__(self, "eps", float(self.eps) if not isinstance(self.eps, int) else self.eps)
         require(self.eps >= 0, f"eps = {self.eps} is not a radius: expected a number >= 0, such as 8/255.")
         require(
@@ -229,7 +235,7 @@ class Ball:
     def contains(self, x: Points, centre: Points) -> Bool[Tensor, " batch"]:
         """Which samples lie in the ball and the box: `‖x - c‖`, computed in float64, may exceed eps by what rounding to
         float32 explains, `2⁻²³ (d^(1/p) max(w, ‖c‖_∞) + eps)` for d coordinates in the norm p, w
-        the box's width but at most 1; the box is exact; NaN lies nowhere.
+        the box's width but at most 1; the box is exact; NaN lies outside.
         """
         order = NORMS[self.norm].order
         move = (x.double() - centre.double()).flatten(1)

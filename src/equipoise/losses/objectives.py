@@ -9,24 +9,30 @@ With a target (`target=` of an ascent) the objective is the one whose maximisati
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from equipoise.core.checks import checked_call
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.checks import check_fields, checked_call
+from equipoise.core.errors import kind_of, require, unknown
 from equipoise.core.types import Labels, PerSample, Prediction, distances_below, log_softmax
+from equipoise.losses.algebra import Summand
 
 Formula = Callable[..., PerSample]
+Logits = Float[Tensor, "batch classes"]
 _FAR = 1e4  # nats to the largest logit from where a probability is 0 in any precision
 _SINGULAR = 1e-6  # keeps a logarithm finite where members agree, or another class is certain
 Divergence = Literal["clean||here", "here||clean", "soft-cross-entropy"]
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(Summand):
     """A function `(here, clean, labels, target) -> one number per sample`, with what it needs. Compared by value."""
+
+    example: ClassVar[str] = "cross_entropy, or your own, Objective('name', formula)"
+    """An example for messages."""
 
     name: str
     """What it is called in errors and records."""
@@ -45,14 +51,21 @@ class Objective:
     members: int = 1
     """Fewest members of the prediction for which it is not the same everywhere."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __call__(
         self,
-        here: Prediction,
-        clean: Prediction | None = None,
+        here: Prediction | Logits,
+        clean: Prediction | Logits | None = None,
         labels: Labels | None = None,
         target: Labels | None = None,
     ) -> PerSample:
-        """The objective of every sample, in nats unless it is a margin. Raises `EquipoiseError` on a wrong pairing."""
+        """The objective of every sample, in nats unless it is a margin, of predictions or of a network's logits.
+
+        Raises `EquipoiseError` on a wrong pairing.
+        """
+        here, clean = _predicted("here", here), None if clean is None else _predicted("clean", clean)
         self.check(here.classes, labels is not None, target is not None)
         require(clean is not None or not self.needs_clean, f"{self.name} needs the prediction at the clean input.")
         return self.formula(here, clean, labels, target, **dict(self.parameters))
@@ -68,11 +81,12 @@ class Objective:
         )
         require(
             not target or self.targeted,
-            f"{self.name} has no target: it does not look at class labels; climb cross_entropy, margin or dlr instead.",
+            f"{self.name} has no target: it does not depend on class labels; maximise cross_entropy, margin or dlr "
+            "instead.",
         )
         require(
             labels or target or not self.needs_labels,
-            f"{self.name} needs the labels y; pass them, or climb an objective without labels such as entropy.",
+            f"{self.name} needs the labels y; pass them, or maximise an objective without labels such as entropy.",
         )
         require(
             not target or labels or not (self.needs_labels and self.classes[1] > self.classes[0]),
@@ -82,7 +96,7 @@ class Objective:
         require(
             classes >= fewest,
             f"{'targeted ' if target else ''}{self.name} needs at least {fewest} classes, the model has {classes}; "
-            "climb cross_entropy or margin instead.",
+            "maximise cross_entropy or margin instead.",
         )
 
     def settings(self) -> Any:
@@ -98,25 +112,27 @@ class Objective:
     def __repr__(self) -> str:
         return self.name
 
-    def __add__(self, other: object) -> "Objective":
-        return _combine((self, 1.0), (other, 1.0)) if isinstance(other, Objective) else NotImplemented
+    def weighted(self, weight: float) -> "Objective":
+        """The objective, multiplied by a number."""
+        return _combine((self, weight))
 
-    def __sub__(self, other: object) -> "Objective":
-        return _combine((self, 1.0), (other, -1.0)) if isinstance(other, Objective) else NotImplemented
+    @staticmethod
+    def total(first: Summand, second: Summand) -> Any:
+        """The objective that is the sum of two; a term or a method knows how it is added to."""
+        if isinstance(first, Objective) and isinstance(second, Objective):
+            return _combine((first, 1.0), (second, 1.0))
+        return NotImplemented
 
-    def __mul__(self, weight: object) -> "Objective":
-        return _combine((self, float(weight))) if isinstance(weight, int | float) else NotImplemented
 
-    __rmul__ = __mul__
-
-    def __matmul__(self, other: object) -> Any:
-        if hasattr(other, "__rmatmul__"):
-            return NotImplemented  # an ascent makes the term
-        name = getattr(other, "__name__", repr(other))
-        raise EquipoiseError(f"{self.name} @ {name}: expected an ascent on the right, such as pgd(0.1).")
-
-    def __neg__(self) -> "Objective":
-        return self * -1.0
+def _predicted(name: str, given: Prediction | Tensor) -> Prediction:
+    """A prediction, also of the logits of one network."""
+    if isinstance(given, Prediction):
+        return given
+    require(
+        isinstance(given, Tensor) and given.is_floating_point(),
+        f"{name} is {kind_of(given)}: expected logits, as in cross_entropy(net(x), labels=y), or a Prediction.",
+    )
+    return Prediction(given[None])
 
 
 def _weighted_sum(*batch: Any, parts: tuple[tuple[Objective, float], ...]) -> PerSample:
@@ -300,15 +316,13 @@ def smoothed_cross_entropy(smoothing: float = 0.1) -> Objective:
     )
 
 
+@checked_call()
 def kl(divergence: Divergence = "clean||here") -> Objective:
     """How far the prediction moved from the clean one `q`; label-free.
 
     `clean||here`: `KL(q‖p)` (code of Zhang et al. 2019); `here||clean`: `KL(p‖q)` (R, Sec. 3); `soft-cross-entropy`:
     `-Σ q log p` (U, Eq. TRADES). Raises `EquipoiseError` for another name.
     """
-    names = ("clean||here", "here||clean", "soft-cross-entropy")
-    if divergence not in names:
-        raise unknown("divergence", divergence, names)
     return Objective(f"KL({divergence})", _divergence, (("divergence", divergence),), needs_clean=True)
 
 

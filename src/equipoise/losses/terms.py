@@ -9,18 +9,18 @@ the same point share one perturbed batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from inspect import isfunction
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from equipoise.core.checks import check_index, check_labels
+from equipoise.core.checks import check_fields, check_index, check_labels, checked_call
 from equipoise.core.deprecation import renamed_attribute
-from equipoise.core.errors import EquipoiseError, require, require_integer
+from equipoise.core.errors import kind_of, require, require_integer
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
+from equipoise.losses.algebra import Summand, summand
 from equipoise.losses.objectives import Objective, each
 from equipoise.models import as_predictive, live
 
@@ -83,59 +83,47 @@ class AuxiliaryNetwork(Protocol):
         ...
 
 
-def _plus(first: object, second: object) -> "Method":
-    """The sum of two parts of a method; 0 adds nothing, so that `sum(...)` works."""
-    a, b = (None if isinstance(part, int | float) and part == 0 else as_method(part) for part in (first, second))
-    if a is None or b is None:
-        return as_method(a or b)
+def _sum(first: Summand, second: Summand) -> "Method":
+    """The method of the terms and penalties of both."""
+    a, b = as_method(first), as_method(second)
     return Method(a.terms + b.terms, a.penalties + b.penalties)
 
 
-def _plus_reversed(second: object, first: object) -> "Method":
-    return _plus(first, second)
-
-
-def _minus(first: object, second: object) -> "Method":
-    return _plus(first, -as_method(second))
-
-
-def _minus_reversed(second: object, first: object) -> "Method":
-    return _minus(first, second)
-
-
 @dataclass(frozen=True)
-class Term:
+class Term(Summand):
     """`weight · objective`, evaluated at the clean input or at an ascent's point."""
 
     objective: Objective
-    """What is evaluated."""
+    """The objective."""
     at: Perturbation | None = None
     """Where: None is the clean input."""
     weight: float = 1.0
     """Its weight in the sum."""
 
-    def __mul__(self, weight: object) -> "Term":
-        return (
-            Term(self.objective, self.at, self.weight * weight) if isinstance(weight, int | float) else NotImplemented
-        )
+    total = staticmethod(_sum)
 
-    __rmul__ = __mul__
+    def __post_init__(self) -> None:
+        check_fields(self)
 
-    def __neg__(self) -> "Term":
-        return self * -1.0
+    def __str__(self) -> str:
+        """Such as `2·(entropy) @ ...`."""
+        factor = "" if self.weight == 1 else f"{self.weight:g}·"
+        return f"{factor}({self.objective.name})" + ("" if self.at is None else f" @ {self.at}")
+
+    def weighted(self, weight: float) -> "Term":
+        """The term, multiplied by a number."""
+        return replace(self, weight=self.weight * weight)
 
     def loss(self, model: "nn.Module | Predictive", x: Points, y: Labels, **options: Any) -> Tensor:
         """The loss of the method that consists of this term alone, see `Method.loss`."""
         return Method((self,)).loss(model, x, y, **options)
-
-    __add__, __radd__, __sub__, __rsub__ = _plus, _plus_reversed, _minus, _minus_reversed
 
 
 Penalty = Callable[[nn.Module, Points, Labels], Tensor]
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Summand):
     """The sum that training descends: `Σ weight · objective @ point + Σ weight · penalty`."""
 
     terms: tuple[Term, ...]
@@ -144,24 +132,20 @@ class Method:
     """Weighted penalties on the model itself, `(weight, function (module, x, y) -> scalar)`."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(len(self.terms) > 0, "a training method needs at least one term, such as the objective cross_entropy.")
         for _, penalty in self.penalties:
             require(
                 not hasattr(penalty, "player"), f"{_name(penalty)}.player is called auxiliary_network now: rename it."
             )
 
-    def __neg__(self) -> "Method":
-        return self * -1.0
+    total = staticmethod(_sum)
 
-    __add__, __radd__, __sub__, __rsub__ = _plus, _plus_reversed, _minus, _minus_reversed
-
-    def __mul__(self, weight: object) -> "Method":
-        if not isinstance(weight, int | float):
-            return NotImplemented
+    def weighted(self, weight: float) -> "Method":
+        """The method, multiplied by a number."""
         return Method(tuple(weight * t for t in self.terms), tuple((weight * w, p) for w, p in self.penalties))
 
-    __rmul__ = __mul__
-
+    @checked_call()
     def with_penalty(self, weight: float, penalty: Penalty) -> "Method":
         """The method with one more penalty on the model."""
         return Method(self.terms, (*self.penalties, (weight, penalty)))
@@ -182,12 +166,7 @@ class Method:
 
     def __str__(self) -> str:
         """The sum in words."""
-        parts = []
-        for term in self.terms:
-            factor = "" if term.weight == 1 else f"{term.weight:g}·"
-            parts.append(f"{factor}({term.objective.name})" + ("" if term.at is None else f" @ {term.at}"))
-        parts += [f"{w:g}·{_name(p)}" for w, p in self.penalties]
-        return " + ".join(parts)
+        return " + ".join([*map(str, self.terms), *(f"{w:g}·{_name(p)}" for w, p in self.penalties)])
 
     def settings(self) -> list[Any]:
         """Every term with all its parameters as JSON-ready data, and the penalties by name, for records."""
@@ -243,6 +222,7 @@ class Method:
 
         return replace(self, penalties=tuple((weight, with_network(penalty)) for weight, penalty in self.penalties))
 
+    @checked_call()
     def loss(
         self,
         model: "nn.Module | Predictive",
@@ -259,11 +239,11 @@ class Method:
 
         The perturbed points are found first, on a copy of the model; `step` is the number of the step of training, so
         that every step draws other starts and numbers of steps. With `index`, the numbers of the samples, draws belong
-        to samples instead of places in the batch. Raises `EquipoiseError` for a model that is none, and for points,
-        labels or numbers that cannot be used.
+        to samples instead of places in the batch. Raises `EquipoiseError` for an unusable model, and for unusable
+        points, labels or numbers.
         """
         predictive = as_predictive(model)
-        require(isinstance(x, Tensor), f"x is a {type(x).__name__}: expected a torch tensor of shape (batch, ...).")
+        require(isinstance(x, Tensor), f"x is {kind_of(x)}: expected a torch tensor of shape (batch, ...).")
         require(len(x) > 0, f"x is empty (shape {tuple(x.shape)}): expected at least one sample.")
         check_labels("y", y, len(x), None)
         require_integer("step", step)
@@ -301,12 +281,7 @@ def _name(penalty: Penalty) -> str:
 
 def as_method(part: object) -> Method:
     """An objective, a term or a method as a method. Raises `EquipoiseError` for anything else."""
-    match part:
-        case Method():
-            return part
-        case Term():
-            return Method((part,))
-        case Objective():
-            return Method((Term(part),))
-    name, call = (part.__name__, f", such as {part.__name__}()") if isfunction(part) else (type(part).__name__, "")
-    raise EquipoiseError(f"{name} is not part of a training method: expected an objective, a term or a method{call}.")
+    part = summand(part)
+    if isinstance(part, Objective):
+        part = Term(part)
+    return Method((part,)) if isinstance(part, Term) else cast(Method, part)

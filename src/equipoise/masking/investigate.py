@@ -12,6 +12,7 @@ from equipoise.attacks import Square, transfer
 from equipoise.attacks.attack import unperturbed
 from equipoise.attacks.inputs import validated_inputs
 from equipoise.attacks.result import AttackResult
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import NoGradient, require
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.data.dataset import stratified_order
@@ -37,6 +38,7 @@ from equipoise.results.masking import MaskingReport, MaskingTest
 _SURFACES = 32  # samples around which the loss surface is computed
 
 
+@checked_call()
 def investigate(
     model: "nn.Module | Predictive",
     x: Points,

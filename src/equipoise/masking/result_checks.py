@@ -17,7 +17,7 @@ _SUMMARIES = ("clean", "worst case")  # results that are no attack of their own
 def check_results(results: Sequence[AttackRecord]) -> list[ResultWarning]:
     """Return a warning for each ball in which a black-box attack beats the white-box attacks on the same samples.
 
-    A composite attack is compared through the attack that won each sample.
+    A composite attack is compared through the first successful attack on each sample.
     """
     by_ball: dict[tuple[str, float], list[AttackRecord]] = {}
     for result in results:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
+from equipoise.core.errors import EquipoiseError, kind_of, require, require_integer, unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Predict, Prediction, Weights
 from equipoise.models.frozen import called_with
@@ -133,9 +133,7 @@ class DeepKernelGPModule(nn.Module):
         super().__init__()
         features = getattr(extractor, "features", None) if features is None else features
         if not isinstance(features, int):
-            raise EquipoiseError(
-                f"how many features a {type(extractor).__name__} returns is not known: give features=."
-            )
+            raise EquipoiseError(f"how many features {kind_of(extractor)} returns is not known: give features=.")
         self.extractor = extractor
         self.gp = SparseGP(features, classes, inducing, kernel)
 
@@ -153,7 +151,7 @@ class DeepKernelGPModule(nn.Module):
 
 
 def _check_features(features: Any, batch: int) -> None:
-    what = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+    what = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"{kind_of(features)}"
     require(
         isinstance(features, Tensor) and features.ndim == 2 and len(features) == batch,
         f"the extractor returned {what}; expected feature vectors of shape ({batch}, features).",
@@ -215,9 +213,7 @@ def _match_moments(noise: Float[Tensor, "samples classes"]) -> Float[Tensor, "sa
 
 def _gp(module: nn.Module) -> SparseGP:
     gps = [layer for layer in module.modules() if isinstance(layer, SparseGP)]
-    require(
-        len(gps) == 1, f"a {type(module).__name__} holds {len(gps)} SparseGP: expected 1, as in a DeepKernelGPModule."
-    )
+    require(len(gps) == 1, f"{kind_of(module)} holds {len(gps)} SparseGP: expected 1, as in a DeepKernelGPModule.")
     return gps[0]
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from equipoise.core.errors import require
+from equipoise.core.errors import kind_of, require
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.models.frozen import called_with
@@ -122,7 +122,7 @@ def _per_sample(streams: Streams | None, batch: int) -> Streams:
 def _check_batch(layer: nn.Module, h: Tensor, batch: int) -> None:
     require(
         h.ndim >= 2 and len(h) == batch,
-        f"a {type(layer).__name__} layer was given a tensor of shape {tuple(h.shape)} for a batch of {batch}: expected "
+        f"{kind_of(layer)} layer was given a tensor of shape {tuple(h.shape)} for a batch of {batch}: expected "
         "the batch as its first dimension.",
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from equipoise.core.errors import require
+from equipoise.core.errors import kind_of, require
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.models.single import Single
@@ -50,7 +50,7 @@ class Ensemble:
         for member in members:
             require(
                 isinstance(member, nn.Module),
-                f"a {type(member).__name__} is no member of an ensemble: expected torch.nn.Modules that return logits.",
+                f"{kind_of(member)} is no member of an ensemble: expected torch.nn.Modules that return logits.",
             )
         if not isinstance(self.module, nn.ModuleList):
             object.__setattr__(self, "module", nn.ModuleList(members))

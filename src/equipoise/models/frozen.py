@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.core.errors import require
+from equipoise.core.errors import kind_of, require
 from equipoise.core.rng import Streams
 from equipoise.core.types import Mode, Predict, Predictive, Weights
 
@@ -113,14 +113,14 @@ class _Copier:
         """Return the copy of a predictive of any class."""
         require(
             hasattr(predictive, "__dict__"),
-            f"a {type(predictive).__name__} hides its module: give the class a __dict__ (no __slots__).",
+            f"{kind_of(predictive)} hides its module: give the class a __dict__ (no __slots__).",
         )
         copy: Any = self._object(predictive)
         if copy.module is predictive.module:  # an attribute of the class, say
             copy.__dict__["module"] = self.copy(predictive.module)
         require(
             copy.module is not predictive.module,
-            f"a {type(predictive).__name__} has a module that cannot be replaced by a copy: keep it as an attribute.",
+            f"{kind_of(predictive)} has a module that cannot be replaced by a copy: keep it as an attribute.",
         )
         return copy
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.errors import EquipoiseError, kind_of, require
 from equipoise.core.rng import Streams
 from equipoise.core.types import Mode, Points, Precision, Prediction, Predictive, Weights
 from equipoise.kernels.input_gradients import MANY_FILTERS, faster_in_bf16
@@ -24,7 +24,7 @@ def with_module(predictive: Predictive, module: nn.Module) -> Predictive:
     """Return a predictive of the same class with another module. Raises `EquipoiseError` if that is not possible."""
     require(
         is_dataclass(predictive) and "module" in {field.name for field in fields(predictive)},
-        f"a {type(predictive).__name__} cannot take averaged weights: make it a dataclass with a field `module`, or "
+        f"{kind_of(predictive)} cannot take averaged weights: make it a dataclass with a field `module`, or "
         "train without ema.",
     )
     return replace(predictive, module=module)  # pyright: ignore[reportCallIssue, reportArgumentType, reportReturnType]

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.checks import check_fields
+from equipoise.core.errors import EquipoiseError, kind_of, require
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Predictive, Weights
 from equipoise.models.frozen import called_with
@@ -23,8 +24,7 @@ class Single:
     """Output of the network; probabilities are converted to logits by their logarithm."""
 
     def __post_init__(self) -> None:
-        if self.outputs not in ("logits", "probabilities"):
-            raise unknown("kind of output", self.outputs, ("logits", "probabilities"))
+        check_fields(self)
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
         """Return the network as a function to a `Prediction` with one member, with `weights` in place of its own."""
@@ -67,7 +67,7 @@ def as_predictive(
         return Single(model, outputs)
     if isinstance(model, Predictive):
         return model
-    raise EquipoiseError(f"a {type(model).__name__} is not a model: expected a torch.nn.Module that returns logits.")
+    raise EquipoiseError(f"{kind_of(model)} is not a model: expected a torch.nn.Module that returns logits.")
 
 
 def _scores(output: Any, batch: int, name: str) -> Tensor:
@@ -80,4 +80,4 @@ def _scores(output: Any, batch: int, name: str) -> Tensor:
 
 
 def _describe(output: Any) -> str:
-    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"{kind_of(output)}"

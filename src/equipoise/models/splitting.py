@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from equipoise.core.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError, kind_of
 from equipoise.core.types import Predictive
 from equipoise.models.frozen import Frozen
 
@@ -27,6 +27,6 @@ def parts(predictive: Predictive, layer: str) -> tuple[nn.Module, Predictive]:
     if isinstance(predictive, Splittable):
         return predictive.split(layer)
     raise EquipoiseError(
-        f"a {type(predictive).__name__} cannot be split at {layer!r}: perturb it in the input, or give it a method "
+        f"{kind_of(predictive)} cannot be split at {layer!r}: perturb it in the input, or give it a method "
         "split(layer) that returns an encoder and a predictive of its codes."
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
-from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.errors import EquipoiseError, kind_of, require
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -127,7 +127,7 @@ def bounded(layer: Layer, coefficient: float, input_size: tuple[int, ...] | None
         case nn.Conv2d():
             operator, shape = _convolution(layer, input_size)
         case _:
-            raise EquipoiseError(f"the norm of a {type(layer).__name__} cannot be bounded: give a Linear or a Conv2d.")
+            raise EquipoiseError(f"the norm of {kind_of(layer)} cannot be bounded: give a Linear or a Conv2d.")
     register_parametrization(layer, "weight", BoundedNorm(coefficient, layer.weight, operator, shape))
     # PyTorch has no other hook that sees both the weight and the change of mode.
     cast(Any, layer).parametrizations["weight"].__class__ = _SettledOnLeaving

@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
+from equipoise.core.checks import checked_call
+from equipoise.core.errors import EquipoiseError, kind_of, require, require_integer, unknown
 from equipoise.core.types import Predictive
 from equipoise.nets.convolutional import CNN4, LeNet, SmallCNN
 from equipoise.nets.due import FCResNet, WideResNetFeatures
@@ -47,6 +48,7 @@ def extractors() -> tuple[str, ...]:
     return tuple(_EXTRACTORS)
 
 
+@checked_call()
 def build(
     name: str,
     shape: Sequence[int] | int,
@@ -69,7 +71,7 @@ def build(
     shape = _checked_shape(shape)
     net = make(name, shape, classes, seed=seed, **options)
     if not isinstance(net, nn.Module):
-        raise EquipoiseError(f"net {name!r} returned a {type(net).__name__}; expected a torch.nn.Module.")
+        raise EquipoiseError(f"net {name!r} returned {kind_of(net)}; expected a torch.nn.Module.")
     model = net if normalize is None else _normalized(name, net, shape, *normalize)
     if ":" not in name:
         built = {"name": name, "shape": list(shape), "classes": classes, "seed": seed, "options": options}
@@ -137,7 +139,7 @@ def _find(name: str) -> Callable[..., nn.Module]:
         return cast(Callable[..., nn.Module], factory)
     attribute = name.partition(":")[2]
     raise EquipoiseError(
-        f"net {name!r}: {attribute!r} is a {type(factory).__name__}; expected a function or class that makes a model."
+        f"net {name!r}: {attribute!r} is {kind_of(factory)}; expected a function or class that makes a model."
     )
 
 
@@ -193,7 +195,7 @@ def _call(
         raise EquipoiseError(f"net {name!r} could not be made: {type(error).__name__}: {error}.") from error
     require(
         isinstance(net, nn.Module | Predictive),
-        f"net {name!r} returned a {type(net).__name__}; expected a torch.nn.Module.",
+        f"net {name!r} returned {kind_of(net)}; expected a torch.nn.Module.",
     )
     return net
 

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from equipoise.core.errors import EquipoiseError, require, unknown
+from equipoise.core.errors import EquipoiseError, kind_of, require, unknown
 
 INPUT = "input"
 """Name of the split before the first layer."""
@@ -51,7 +51,7 @@ def stages(module: nn.Module) -> dict[str, nn.Module]:
     """
     require(
         _direct_stages(module) is not None,
-        f"a {type(module).__name__} cannot be split: give it a method `named_stages()` that returns its stages as "
+        f"{kind_of(module)} cannot be split: give it a method `named_stages()` that returns its stages as "
         f"{{name: module}}, in order, or make it an nn.Sequential.",
     )
     return dict(_flattened(module))
@@ -60,7 +60,7 @@ def stages(module: nn.Module) -> dict[str, nn.Module]:
 def _flattened(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     require(
         not (module._forward_hooks or module._forward_pre_hooks),
-        f"a {type(module).__name__} with forward hooks cannot be split, as its stages would run without them.",
+        f"{kind_of(module)} with forward hooks cannot be split, as its stages would run without them.",
     )
     for name, stage in (_direct_stages(module) or {}).items():
         if isinstance(module, Staged) or _direct_stages(stage) is None:

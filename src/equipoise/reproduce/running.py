@@ -180,7 +180,7 @@ def _learn_manifold(task: DataManifold, setting: Setting, folder: Path, report_p
         panel = Images("samples of the manifold", samples.double().numpy(), [""] * len(x), names)
         caption = "Test samples and points near them on the manifold, sigma = .06."
         pictures.append(Picture("manifold", caption, [panel], columns=1))
-    return Study("manifold", f"What is near an image of {data.name}?", "", Findings(numbers, pictures), {})
+    return Study("manifold", f"Neighbours of an image of {data.name}", "", Findings(numbers, pictures), {})
 
 
 def _study(task: StudyTask, setting: Setting, report_progress: ReportProgress) -> Study:

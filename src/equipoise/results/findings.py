@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import betaincinv, stdtrit
+
+from equipoise.results.statistics import clopper_pearson, student
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,8 @@ class Number:
             return None
         if self.outcomes:
             k = round(sum(self.values))
-            low = float(betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
-            return low, float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
-        half = float(stdtrit(n - 1, 0.975) * np.std(self.values, ddof=1) / np.sqrt(n))
+            return clopper_pearson(k, n)
+        half = float(student(n - 1) * np.std(self.values, ddof=1) / np.sqrt(n))
         low, high = self.mean - half, self.mean + half
         return (max(low, 0.0), min(high, 1.0)) if self.percent and not self.signed else (low, high)
 

@@ -1,4 +1,4 @@
-"""What is needed to reproduce a number: command, seed, versions, commit, device."""
+"""The provenance of a number: command, seed, versions, commit, device."""
 
 import platform
 import shlex

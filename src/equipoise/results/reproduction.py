@@ -167,12 +167,12 @@ class Generator:
 
     @property
     def caution(self) -> str | None:
-        """What is to be said if it crossed too seldom."""
+        """The caution if it crossed too seldom."""
         if self.crossed >= CROSSED:
             return None
         return (
             f"The generator of {self.label} moves only {self.crossed:.1%} of the samples across the boundary, less "
-            f"than {CROSSED:.0%}: what is trained for R2 here is hardly regularised"
+            f"than {CROSSED:.0%}: training for R2 hardly regularises here"
         )
 
 
@@ -241,7 +241,7 @@ class Reproduction:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Command, versions, commit, device and date."""
     examples: int | None = None
-    """Every network was tested on at most so many samples, if the scale did not decide alone."""
+    """Maximum number of test samples per network, if one was asked for."""
     seeds: int | None = None
     """Trainings of each kind, if the scale did not decide."""
     changes: Mapping[str, Any] = field(default_factory=dict)

@@ -1,9 +1,7 @@
 """Statistics of counts: the confidence interval of a proportion, and exact tests. No torch."""
 
 import math
-from typing import Literal
-
-from scipy.special import bdtrc
+from typing import Any, Literal
 
 from equipoise.core.errors import require
 
@@ -27,7 +25,25 @@ def binomial_tail(count: int, n: int, share: float = 0.5) -> float:
     """Return the exact p-value of `count` or more outcomes among `n` that happen with probability `share`:
     `P(Bin(n, share) >= count)`; 1 where there is nothing to test.
     """
-    return float(bdtrc(count - 1, n, share)) if count > 0 else 1.0
+    return float(_special().bdtrc(count - 1, n, share)) if count > 0 else 1.0
+
+
+def clopper_pearson(successes: int, n: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a proportion (Clopper & Pearson 1934)."""
+    low = float(_special().betaincinv(successes, n - successes + 1, 0.025)) if successes > 0 else 0.0
+    return low, float(_special().betaincinv(successes + 1, n - successes, 0.975)) if successes < n else 1.0
+
+
+def student(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's distribution, with at least one degree of freedom."""
+    return float(_special().stdtrit(max(degrees, 1), 0.975))
+
+
+def _special() -> Any:
+    """SciPy's special functions, whose import takes a tenth of a second that most commands can save."""
+    from scipy import special
+
+    return special
 
 
 def mcnemar(only_first: int, only_second: int, alternative: Literal["greater", "two-sided"] = "greater") -> float:

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import stdtrit
 
 from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import require
 from equipoise.core.tables import Row, Tabular
 from equipoise.core.types import Points
-from equipoise.results.statistics import wilson
+from equipoise.results.statistics import student, wilson
 from equipoise.scores.radii import Radii
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Estimate(Tabular):
     @property
     def interval(self) -> tuple[float, float]:
         """95 % confidence interval `value ± t error`, Student's t with n - 1 degrees of freedom; NaN for one sample."""
-        half = float(stdtrit(max(len(self) - 1, 1), 0.975)) * self.error
+        half = student(len(self) - 1) * self.error
         return self.value - half, self.value + half
 
     @property
@@ -99,7 +98,7 @@ class Estimate(Tabular):
         if np.isin(profile, (0.0, 1.0)).all():
             low, high = np.array([wilson(int(k), n) for k in profile.sum(0)]).T
             return low, high
-        half = stdtrit(max(n - 1, 1), 0.975) * profile.std(0, ddof=min(n - 1, 1)) / math.sqrt(n)
+        half = student(n - 1) * profile.std(0, ddof=min(n - 1, 1)) / math.sqrt(n)
         return profile.mean(0) - half, profile.mean(0) + half
 
     def _table(self) -> tuple[Row, list[Row]]:

@@ -15,7 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from equipoise import nets
-from equipoise.core.errors import EquipoiseError, require, require_integer
+from equipoise.core.checks import checked_call
+from equipoise.core.errors import EquipoiseError, kind_of, require, require_integer
 from equipoise.core.files import read_bytes, reason, write_atomically
 from equipoise.core.rng import fold
 from equipoise.core.types import Predictive
@@ -93,7 +94,7 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
             f"{', '.join(map(str, list(content)[:5])) or 'nothing'}.",
         )
         content = nested[0]
-    require(isinstance(content, Mapping), f"{path} holds a {type(content).__name__}: expected a state_dict.")
+    require(isinstance(content, Mapping), f"{path} holds {kind_of(content)}: expected a state_dict.")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     for prefix in _PREFIXES:
         while tensors and all(name.startswith(prefix) for name in tensors):
@@ -213,6 +214,7 @@ def described(model: "nn.Module | Predictive") -> dict[str, Any] | None:
     return net if str(first) == str(second) and shapes[0] == shapes[1] else None
 
 
+@checked_call()
 def load_run(
     path: "Path | str", weights: str = "best", device: "torch.device | str" = "cpu"
 ) -> "tuple[nn.Module | Predictive, Run]":

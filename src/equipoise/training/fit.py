@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from equipoise.attacks.ascent import Ascent
-from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
+from equipoise.core.checks import checked_call
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, kind_of, require
 from equipoise.core.torchrun import World, is_main_process
 from equipoise.core.types import Predictive
 from equipoise.data import Dataset
@@ -28,6 +29,7 @@ from equipoise.training.job import Job, Progress, summary_writer, training_split
 from equipoise.training.recipe import Recipe, require_devices
 
 
+@checked_call(unless=("method", "data"))
 def fit(
     method: "Method | Term | Objective",
     model: "nn.Module | Predictive",
@@ -110,7 +112,7 @@ def prepare(
     method = as_method(method)
     require(
         isinstance(data, Dataset),
-        f"data is a {type(data).__name__}: expected an equipoise.data.Dataset, as equipoise.data.load returns; of "
+        f"data is {kind_of(data)}: expected an equipoise.data.Dataset, as equipoise.data.load returns; of "
         "tensors, Dataset(name, Split(x, y), Split(x_test, y_test), classes, sha256).",
     )
     recipe = recipe or Recipe()

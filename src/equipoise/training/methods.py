@@ -27,7 +27,7 @@ from equipoise.attacks import gradient as attacks
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.spaces import AutoEncoder, Latent, OnManifold
 from equipoise.attacks.steps import StepSize, Uniform
-from equipoise.core.errors import require
+from equipoise.core.errors import require, require_number
 from equipoise.corruptions import CORRUPTIONS
 from equipoise.generators import AdversarialGenerator, Adversary, GeneratedMargin
 from equipoise.geometry import EVERYWHERE, Box
@@ -426,6 +426,7 @@ def _latent(layer: str) -> dict[str, Any]:
 
 
 def _require_not_negative(name: str, value: float) -> None:
+    require_number(name, value)
     require(value >= 0, f"{name} = {value}: expected a number >= 0.")
 
 

@@ -16,7 +16,7 @@ class Alarm:
     """A sign of trouble in a training."""
 
     kind: str
-    """What is suspected; a run reports each kind once."""
+    """The kind of the suspicion; a run reports each kind once."""
     text: str
     """A sentence with the numbers, and possible causes."""
 

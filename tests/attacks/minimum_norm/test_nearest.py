@@ -182,7 +182,7 @@ def test_it_says_what_it_is():
 
 
 def test_refuses_what_cannot_be_compared():
-    with pytest.raises(EquipoiseError, match="the nearest of no attacks is nowhere"):
+    with pytest.raises(EquipoiseError, match="there is no attack to take the nearest point of"):
         Nearest(())
     with pytest.raises(EquipoiseError, match="distances in different norms or boxes cannot be compared"):
         Nearest((("a", bg()), ("b", bg(norm="linf"))))

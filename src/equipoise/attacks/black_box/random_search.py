@@ -5,7 +5,6 @@ the ball where the model is wrong, n draws fool it with probability `1 - (1 - v)
 """
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 
@@ -14,7 +13,7 @@ from equipoise.attacks.execution import frozen_model
 from equipoise.attacks.result import Criterion
 from equipoise.core import progress
 from equipoise.core.checks import checked_call
-from equipoise.core.errors import require, require_integer, unknown
+from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream
 from equipoise.core.types import Precision
 from equipoise.geometry import Ball, Box
@@ -40,8 +39,6 @@ class RandomSearch(SearchAttack):
     def __post_init__(self) -> None:
         require(self.geometry.eps < float("inf"), "random search draws from a finite ball: eps is infinite.")
         require_integer("draws", self.draws, 1)
-        if self.precision not in get_args(Precision):
-            raise unknown("precision", self.precision, get_args(Precision))
 
     def search(self, batch: Batch) -> Candidates:
         """Draw points, the more per sample the fewer are active, until each sample is fooled or has had all draws.

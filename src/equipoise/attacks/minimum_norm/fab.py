@@ -25,7 +25,7 @@ from equipoise.attacks.result import like, likely_classes
 from equipoise.core import progress
 from equipoise.core.checks import checked_call
 from equipoise.core.deprecation import renamed_arguments
-from equipoise.core.errors import require, require_integer, unknown
+from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box, norm_of
@@ -66,9 +66,6 @@ class FAB(SearchAttack):
         for name in ("alpha_max", "beta"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} = {value}: expected a number from 0 to 1.")
-        for name, options in (("return_point", ("first_success", "nearest")), ("precision", ("32", "bf16"))):
-            if getattr(self, name) not in options:
-                raise unknown(name, getattr(self, name), options)
         require(
             self.return_point == "nearest" or self.geometry.eps < float("inf"),
             "eps is infinite, where any error is a success: give it a radius, or search with return_point='nearest'.",

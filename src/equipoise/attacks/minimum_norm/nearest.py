@@ -54,7 +54,10 @@ class Nearest(Composite):
     geometry: Ball = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        require(len(self.parts) > 0, "the nearest of no attacks is nowhere: give at least one (name, attack) pair.")
+        require(
+            len(self.parts) > 0,
+            "there is no attack to take the nearest point of: give at least one (name, attack) pair.",
+        )
         spaces = {(self.norm or attack.geometry.norm, attack.geometry.box) for _, attack in self.parts}
         require(
             len(spaces) == 1,
