@@ -127,6 +127,11 @@ class Concatenation(Layer):
     dim: int
 
 
+@dataclass(frozen=True)
+class Members(Layer):
+    """The outputs of several nodes as the logits of the members of an ensemble."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shift(Layer):
     """`± x ± constant`, to be broadcast over a sample."""
@@ -184,6 +189,8 @@ def output_of(layer: Layer | None, *inputs: Tensor) -> Tensor:
             return x * inputs[1]
         case Concatenation():
             return torch.cat(inputs, layer.dim + 1)
+        case Members():
+            return torch.stack(inputs)
         case Shift():
             x = x if layer.signs[0] > 0 else -x
             return x + layer.constant if layer.signs[1] > 0 else x - layer.constant

@@ -30,6 +30,7 @@ from equipoise.kernels.layers import (
     Layer,
     Linear,
     MaxPool,
+    Members,
     Negation,
     Pointwise,
     Product,
@@ -52,6 +53,7 @@ __all__ = [
     "Layer",
     "Linear",
     "MaxPool",
+    "Members",
     "Negation",
     "Node",
     "Pointwise",
@@ -199,6 +201,10 @@ class _Watch(TorchFunctionMode):
         if out.shape == (1, self.batch, *out.shape[2:]) and name == "__getitem__" and refs[1:] == (None,):
             self.shape = out.shape[2:]  # the logits get a dimension of members
             return None, parents
+        one_each = out.shape == (len(parents), self.batch, *out.shape[2:])
+        if one_each and name == "cat" and all(isinstance(ref, Ref) for ref in refs[0]):
+            self.shape = out.shape[2:]
+            return Members(), parents
         need(out.ndim > 0 and len(out) == self.batch, f"{name}() mixes samples")
         need(out.dtype in self._dtypes, f"{name}() changes the precision to {out.dtype}")
         try:

@@ -22,7 +22,7 @@ from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.rng import Streams
 from equipoise.kernels.native import NativeForward, build, compiler, layers
 from equipoise.losses.objectives import margin
-from equipoise.models import as_predictive
+from equipoise.models import Ensemble, as_predictive
 from equipoise.nets import Normalize
 
 pgd = partial(attacks.pgd, start="zero", return_point="last")
@@ -208,6 +208,26 @@ def test_what_is_affine_is_folded_into_the_weights(name):
 def test_whole_networks_are_those_of_the_library(name, batch):
     net = NETS[name]().eval()
     assert is_right(net, points(batch, *SHAPES.get(name, (1, 8, 8))))
+
+
+def test_an_ensemble_is_computed_member_by_member():
+    """Members may differ, and share weights: one takes the first's convolutions with a head of its own."""
+    first = network(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(45, 4))
+    second = network(*first[:4], nn.Linear(45, 6), nn.ReLU(), nn.Linear(6, 4), seed=1)
+    members = [first, second, network(nn.Conv2d(1, 3, 5), nn.Flatten(), nn.Linear(48, 4), seed=2)]
+    x = points(37, 1, 8, 8)
+    predictive = Ensemble(members)
+    with frozen_model(predictive, x) as draw:
+        predict, at = draw(Streams.of(0, torch.arange(37))), x.clone().requires_grad_()
+        logits = predict(at).logits
+        grad = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+        (found,) = torch.autograd.grad(logits, at, grad)
+        assert isinstance(predict, NativeForward) and predict.is_supported
+        assert predict.network(x) is None, "whole climbs are of single networks"
+    exact, there = [copy.deepcopy(member).double() for member in members], x.double().requires_grad_()
+    expected = torch.stack([member(there) for member in exact])
+    assert close(logits.detach(), expected.detach())
+    assert close(found, torch.autograd.grad(expected, there, grad.double())[0])
 
 
 def test_neither_place_nor_batch_nor_threads_change_a_bit():

@@ -148,7 +148,7 @@ def plain_search(
             if torch.equal(new[0], point[i]):
                 continue
             label = samples.label[i : i + 1]
-            prediction = native_prediction(network, new)
+            prediction = native_prediction([network], new)
             reached = margin(prediction, None, label)
             if reached > 0:
                 query[i] = q
@@ -185,7 +185,7 @@ def test_every_query_is_that_of_the_whole_network(kind, monkeypatch):
     plan = SquarePlan(float(torch.tensor(eps)), 0.1, 0.9, windows)
     signs = torch.randint(2, (21, x.shape[1], 90), generator=g) * 2.0 - 1
     point = (x + eps).clamp(0.1, 0.9)
-    value = margin(native_prediction(network, point), None, y)
+    value = margin(native_prediction([network], point), None, y)
     value[::5] = -torch.inf
     query = torch.arange(21) % 7 * 10
     given = SquareSamples(x, signs, y, point, value, query)

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from equipoise import methods, nets
 from equipoise.core.rng import Streams
 from equipoise.kernels.native import compiler
-from equipoise.models import as_predictive, live
+from equipoise.models import Ensemble, as_predictive, live
 
 pytestmark = [pytest.mark.unchecked, pytest.mark.skipif(compiler() is None, reason="there is no C compiler")]
 
@@ -99,6 +99,19 @@ def test_gradients_pass_through_what_is_folded_into_the_weights():
     found, native = gradients(net.eval(), x, y, natively=True)
     exact, _ = gradients(copy.deepcopy(net).double(), x.double(), y, natively=False)
     assert native and agree(found, exact)
+
+
+def test_the_members_of_an_ensemble_learn_together():
+    members, (x, y) = [convolutional(), convolutional()], batch(1, 28, 28)
+    ensemble = Ensemble(members)
+    prediction = live(ensemble, Streams.of(0, torch.arange(len(x))))(x)
+    loss = -prediction.log_probs.gather(1, y[:, None]).mean()
+    loss.backward()
+    exact = [copy.deepcopy(member).double() for member in members]
+    mean = torch.stack([member(x.double()).softmax(1) for member in exact]).mean(0)
+    expected = torch.autograd.grad(-mean.log().gather(1, y[:, None]).mean(), [p for m in exact for p in m.parameters()])
+    assert "TrainingFunction" in str(prediction.logits.grad_fn.next_functions)
+    assert agree([p.grad for m in members for p in m.parameters()], list(expected))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -172,7 +172,7 @@ class _Search:
         single = isinstance(inputs.predictive.predictive, Single)
         network = native_network(drawn, x) if single and ball.norm == "linf" else None
         if network is not None:
-            local = WindowedForward(partial(native_prediction, network))
+            local = WindowedForward(partial(native_prediction, [network]))
         else:
             local = WindowedForward.of(flat(drawn), x) if single else WindowedForward(flat(drawn))
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))

@@ -9,10 +9,10 @@ of their weights (`training.c`), and projections of FAB (`hyperplane.c`).
 from equipoise.core.deprecation import renamed_names
 from equipoise.kernels.native.build import compiler, library, way
 from equipoise.kernels.native.climbs import AutoSteps, ClimbPlan, ClimbSamples, ClimbTerm, climb
-from equipoise.kernels.native.forward import NativeForward, NativeNetwork, native_forward
+from equipoise.kernels.native.forward import NativeForward, NativeNetwork, native_forward, native_prediction
 from equipoise.kernels.native.hyperplane import move_onto
 from equipoise.kernels.native.layers import MAX_WEIGHTS
-from equipoise.kernels.native.squares import SquarePlan, SquareSamples, native_prediction, search_squares
+from equipoise.kernels.native.squares import SquarePlan, SquareSamples, search_squares
 from equipoise.kernels.native.training import native_training
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from equipoise.core.errors import EquipoiseWarning
 from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.kernels.native.build import library
 from equipoise.kernels.native.layers import NativeLayers, fit
-from equipoise.kernels.native.reading import Layers, layers_of, tensors_of
+from equipoise.kernels.native.reading import layers_of, tensors_of
 from equipoise.kernels.trace import Trace, trace_of
 
 
@@ -68,17 +68,15 @@ def traced(predict: Predict, x: Points) -> Trace | None:
             return None
 
 
-def compiled(
-    trace: Trace, x: Points, weights: Iterable[Tensor], trainable: bool = False
-) -> tuple[Layers, NativeNetwork] | None:
-    """Return the layers of a traced network, and as the kernels take them; None if these do not support it, if it is
-    too large, or if they give other logits than PyTorch.
+def compiled(trace: Trace, x: Points, weights: Iterable[Tensor], trainable: bool = False) -> list[NativeNetwork] | None:
+    """Return a traced network, or each member of an ensemble, as the kernels take it; None if these do not support it,
+    if it is too large, or if they give other logits than PyTorch.
     """
     found = layers_of(trace, weights, trainable)
-    if found is None or not fit(found.layers) or trace.logits.shape[0] != 1 or trace.logits.ndim != 3:
+    if found is None or not all(fit(member.layers) for member in found) or trace.logits.ndim != 3:
         return None
-    network = NativeNetwork(NativeLayers(found.layers), found.scale, found.shift)
-    return (found, network) if _agrees(network, trace, x) else None
+    networks = [NativeNetwork(NativeLayers(member.layers), member.scale, member.shift) for member in found]
+    return networks if _agree(networks, trace, x) else None
 
 
 class NativeForward:
@@ -89,20 +87,26 @@ class NativeForward:
     def __init__(self, predict: Predict, fallback: Predict, weights: Weights) -> None:
         self._predict, self._fallback, self._weights = predict, fallback, weights
         self._is_convolutional = any(weight.ndim > 2 for weight in weights.values())
-        self._compiled: tuple[_State, NativeNetwork] | None = None
+        self._compiled: tuple[_State, list[NativeNetwork]] | None = None
         self.is_supported = True
         """Whether no batch so far was left to `fallback` for good."""
 
     def __call__(self, x: Points) -> Prediction:
         """Return the prediction."""
-        network = self.network(x) if self._is_convolutional else None
-        if network is None:
+        networks = self._networks(x) if self._is_convolutional else None
+        if networks is None:
             return self._fallback(x)
-        needs_gradient = torch.is_grad_enabled() and x.requires_grad
-        return Prediction(_NativeFunction.apply(network.input(x), network.layers, needs_gradient)[None])
+        traced = torch.is_grad_enabled() and x.requires_grad
+        members = [_NativeFunction.apply(network.input(x), network.layers, traced) for network in networks]
+        return Prediction(torch.stack(members))
 
     def network(self, x: Points) -> NativeNetwork | None:
-        """Return the network as it is at this batch; None if it is not supported."""
+        """Return the network as it is at this batch; None if it is not supported, or an ensemble."""
+        networks = self._networks(x)
+        return networks[0] if networks is not None and len(networks) == 1 else None
+
+    def _networks(self, x: Points) -> list[NativeNetwork] | None:
+        """The members as they are at this batch; None if they are not supported."""
         if not self.is_supported or not is_batch(x):
             return None
         random = torch.get_rng_state() if self._compiled is None else None
@@ -111,11 +115,11 @@ class NativeForward:
             torch.set_rng_state(random)
         state = None if trace is None else _State.of(trace)
         if self._compiled is None or state is None or not state.is_same(self._compiled[0]):
-            network = None if trace is None else compiled(trace, x, self._weights.values())
-            if state is None or network is None:
+            networks = None if trace is None else compiled(trace, x, self._weights.values())
+            if state is None or networks is None:
                 self.is_supported = False
                 return None
-            self._compiled = state, network[1]
+            self._compiled = state, networks
         return self._compiled[1]
 
 
@@ -142,14 +146,17 @@ class _State:
         return same and self.versions == other.versions and all(map(operator.is_, self.tensors, other.tensors))
 
 
-def _agrees(network: NativeNetwork, trace: Trace, x: Points) -> bool:
-    """Whether both find the same logits up to rounding; warns if not."""
-    expected = trace.logits.detach()
+def native_prediction(networks: Sequence[NativeNetwork], x: Points) -> Prediction:
+    """Return the prediction of native networks, without a graph, which does not depend on the batch a sample is in."""
     with torch.no_grad():
-        few = network.input(x[:2].detach())
-        native = network.layers.logits(few, traced=False)[0]
-    expected = expected[:, : len(native)]
-    same = not bool(Prediction(native[None]).differs(Prediction(expected)).any())
+        return Prediction(torch.stack([n.layers.logits(n.input(x), traced=False)[0] for n in networks]))
+
+
+def _agree(networks: Sequence[NativeNetwork], trace: Trace, x: Points) -> bool:
+    """Whether both find the same logits up to rounding; warns if not."""
+    native = native_prediction(networks, x[:2].detach()).logits
+    expected = trace.logits.detach()[:, : native.shape[1]]
+    same = not bool(Prediction(native).differs(Prediction(expected)).any())
     if not same:
         warnings.warn(
             "the kernels for small networks find other logits than PyTorch (by "

@@ -94,6 +94,7 @@ class NativeLayers:
     def __init__(self, layers: Sequence[Layer]) -> None:
         kernels = library()
         assert kernels is not None
+        self.layers = layers
         self.classes = len(layers[-1].weight)
         self.multiplications = sum(layer.multiplications for layer in layers)
         self.input_shape = layers[0].input if layers[0].weight.ndim == 4 else layers[0].input[:1]

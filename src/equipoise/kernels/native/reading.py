@@ -7,12 +7,13 @@ constants, as `w (A h + c) + b = (w A) h + (w c + b)`; before and after a convol
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from equipoise.kernels import trace as traced
+from equipoise.kernels.layers import output_of
 from equipoise.kernels.native.layers import Layer
 from equipoise.kernels.trace import Node, Trace
 
@@ -39,22 +40,36 @@ class Layers:
     """A constant per pixel; None is 0."""
 
 
-def layers_of(trace: Trace, weights: Iterable[Tensor], trainable: bool = False) -> Layers | None:
-    """Return the layers of a network with these parameters and buffers; None if the kernels do not support it. Only if
-    they are `trainable` may weights need a gradient, which then passes through the folding.
+def layers_of(trace: Trace, weights: Iterable[Tensor], trainable: bool = False) -> list[Layers] | None:
+    """Return the layers of a network, or of each member of an ensemble, with these parameters and buffers; None if the
+    kernels do not support them. Only if they are `trainable` may weights need a gradient, which then passes through the
+    folding.
     """
     own = {weight.untyped_storage().data_ptr() for weight in weights}
-    last = len(trace.nodes) - 1
-    is_chain = trace.output == last and all(node.parents == (i,) for i, node in enumerate(trace.nodes[1:]))
-    if not is_chain or trace.changes_input or not all(node.is_differentiable for node in trace.nodes):
+    if trace.output is None or trace.changes_input or not all(node.is_differentiable for node in trace.nodes):
         return None
     if not all(_is_own(tensor, own, trainable) for node in trace.nodes for tensor in tensors_of(node)):
         return None
     try:
         with torch.set_grad_enabled(trainable):
-            return _read(trace.nodes)
+            return [_read([trace.nodes[i] for i in chain]) for chain in _chains(trace, trace.output)]
     except _UnsupportedError:
         return None
+
+
+def _chains(trace: Trace, output: int) -> list[list[int]]:
+    """The nodes from the input to the output of each member, if there are no others."""
+    last = trace.nodes[output]
+    is_ensemble = isinstance(last.layer, traced.Members)
+    chains: list[list[int]] = []
+    for end in last.parents if is_ensemble else (output,):
+        chain = [end]
+        while parents := trace.nodes[chain[-1]].parents:
+            _need(len(parents) == 1)
+            chain.append(parents[0])
+        chains.append(chain[::-1])
+    _need({output}.union(*chains) == set(range(len(trace.nodes))))
+    return chains
 
 
 def tensors_of(node: Node) -> list[Tensor]:
@@ -131,22 +146,7 @@ def _with_function(layer: Layer, function: traced.Layer | None, affine: Sequence
 
 def _apply(nodes: Sequence[Node], z: Tensor) -> Tensor:
     """Affine functions of a batch."""
-    for node in nodes:
-        layer = node.layer
-        if isinstance(layer, traced.RunningNorm):
-            z = F.batch_norm(z, layer.mean, layer.variance, layer.weight, layer.bias, eps=layer.eps)
-        elif isinstance(layer, traced.Average):
-            z = layer.apply(z)
-        elif isinstance(layer, traced.Reshape):
-            z = z.reshape(len(z), *node.shape)
-        elif isinstance(layer, traced.Shift):
-            z = layer.signs[0] * z + layer.signs[1] * layer.constant
-        elif isinstance(layer, traced.Scale):
-            z = z / layer.factor if layer.divides else z * layer.factor
-        else:
-            assert isinstance(layer, traced.Negation)
-            z = -z
-    return z
+    return reduce(lambda z, node: output_of(node.layer, z), nodes, z)
 
 
 def _only_reshapes(affine: Sequence[Node]) -> bool:

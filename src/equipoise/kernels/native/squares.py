@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equipoise.core.types import STORAGE, SUMMATION, UNDERFLOW, Points, Prediction
+from equipoise.core.types import STORAGE, SUMMATION, UNDERFLOW
 from equipoise.kernels.native.build import address, library, run_threaded
 from equipoise.kernels.native.forward import NativeNetwork
 
@@ -112,8 +112,3 @@ def search_squares(network: NativeNetwork, plan: SquarePlan, samples: SquareSamp
         some = min(at_once, count - first)
         run_threaded(some, layers.simd_width, lambda start, number, first=first: run(first + start, number))
     return searched
-
-
-def native_prediction(network: NativeNetwork, x: Points) -> Prediction:
-    """Return the prediction of a native network, which does not depend on the batch that a sample is in."""
-    return Prediction(network.layers.logits(network.input(x), traced=False)[0][None])

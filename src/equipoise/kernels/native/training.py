@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from equipoise.core.types import Points, Predict, Prediction
 from equipoise.kernels.native.build import address, library, run_threaded
-from equipoise.kernels.native.forward import NativeNetwork, compiled, is_batch, traced
+from equipoise.kernels.native.forward import NativeNetwork, compiled, is_batch, native_prediction, traced
 from equipoise.kernels.native.layers import Layer, NativeLayers
 
 
@@ -25,10 +25,10 @@ class _TrainingFunction(torch.autograd.Function):
     """The logits of native layers, with gradients with respect to the weights and, if asked for, the input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, native: NativeLayers, layers: Sequence[Layer], *weights: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, native: NativeLayers, *weights: Tensor | None) -> Tensor:
         x = x.contiguous()
         logits, traces, inputs = native.logits(x, traced=True, kept=True)
-        ctx.native, ctx.layers = native, layers
+        ctx.native = native
         # The weights are saved too: changed before the backward pass they are an error.
         ctx.save_for_backward(traces, inputs, x, *weights)
         return logits
@@ -36,9 +36,9 @@ class _TrainingFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         traces, inputs, given, *weights = ctx.saved_tensors
-        native, layers = ctx.native, ctx.layers
+        native, layers = ctx.native, ctx.native.layers
         if torch.is_grad_enabled():  # a gradient that is to be differentiated again
-            return _differentiable(layers, [given, None, None, *weights], ctx.needs_input_grad, grad)
+            return _differentiable(layers, [given, None, *weights], ctx.needs_input_grad, grad)
         grad = grad.contiguous()
         kernels, width, blocks = library(), native.simd_width, len(traces)
         assert kernels is not None
@@ -64,8 +64,8 @@ class _TrainingFunction(torch.autograd.Function):
         for layer, (first, second) in zip(layers, parts, strict=True):
             weight = second.T @ first if layer.is_linear else first.sum(0)
             gradients += [weight.reshape(layer.weight.shape), second.sum(0)]
-        needed = zip(gradients, ctx.needs_input_grad[3:], strict=True)
-        return x, None, None, *(gradient if asked else None for gradient, asked in needed)
+        needed = zip(gradients, ctx.needs_input_grad[2:], strict=True)
+        return x, None, *(gradient if asked else None for gradient, asked in needed)
 
 
 def _differentiable(
@@ -74,7 +74,7 @@ def _differentiable(
     """The gradients with a graph of their own, computed by PyTorch."""
     x = inputs[0]
     assert x is not None
-    for layer, weight, bias in zip(layers, inputs[3::2], inputs[4::2], strict=True):
+    for layer, weight, bias in zip(layers, inputs[2::2], inputs[3::2], strict=True):
         assert weight is not None
         if weight.ndim == 4:
             x = F.conv2d(x, weight, bias, layer.stride, layer.padding)
@@ -94,31 +94,32 @@ def native_training(watched: Predict, predict: Predict, weights: Sequence[Tensor
 
     def live(x: Points) -> Prediction:
         random = torch.get_rng_state()
-        native = _trained_layers(watched, weights, x)
+        native = _trained_networks(watched, weights, x)
         if native is None:
             torch.set_rng_state(random)
             return predict(x)
-        layers, network = native
-        tensors = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
-        return Prediction(_TrainingFunction.apply(network.input(x), network.layers, layers, *tensors)[None])
+        return Prediction(torch.stack([_logits(network, x) for network in native]))
 
     return live
 
 
-def _trained_layers(
-    predict: Predict, weights: Sequence[Tensor], x: Points
-) -> tuple[Sequence[Layer], NativeNetwork] | None:
-    """The layers with their weights, and as the kernels take them; None: not supported."""
+def _logits(network: NativeNetwork, x: Points) -> Tensor:
+    """The logits with their graph."""
+    tensors = [tensor for layer in network.layers.layers for tensor in (layer.weight, layer.bias)]
+    return _TrainingFunction.apply(network.input(x), network.layers, *tensors)
+
+
+def _trained_networks(predict: Predict, weights: Sequence[Tensor], x: Points) -> list[NativeNetwork] | None:
+    """The network, or the members of an ensemble, as the kernels take them; None: not supported."""
     if not is_batch(x) or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
     trace = traced(predict, x)
-    native = None if trace is None else compiled(trace, x, weights, trainable=True)
-    if native is None:
+    networks = None if trace is None else compiled(trace, x, weights, trainable=True)
+    if networks is None:
         return None
-    layers, network = native[0].layers, native[1]
     random, same = torch.get_rng_state(), False
     with torch.no_grad(), suppress(Exception):  # a network may do something else to three samples than to two
-        three = network.layers.logits(network.input(x[:3].detach()), traced=False)[0]
-        same = not bool(Prediction(three[None]).differs(predict(x[:3].detach().clone())).any())
+        three = x[:3].detach()
+        same = not bool(native_prediction(networks, three).differs(predict(three.clone())).any())
     torch.set_rng_state(random)
-    return (layers, network) if same else None
+    return networks if same else None
