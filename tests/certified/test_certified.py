@@ -74,6 +74,19 @@ class Residual(nn.Module):
         return self.linear(h.mean(dim=(2, 3))) - 0.1
 
 
+class Shared(nn.Module):
+    """One layer twice, with a hook that changes its output, in place and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(128, 3)
+        self.conv.register_forward_hook(lambda layer, inputs, output: 1 - 0.5 * output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu_(self.conv(x))
+        return self.linear(F.relu(self.conv(h)).flatten(1))
+
+
 NETS = {
     "strides, padding, dilation, groups": lambda: nn.Sequential(
         nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),
@@ -96,6 +109,7 @@ NETS = {
         nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)
     ),
     "residual": Residual,
+    "shared weights and a hook": Shared,
     "leaky": lambda: nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.LeakyReLU(0.3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.LeakyReLU(0.01, True),
         nn.Flatten(), nn.Linear(16, 3)

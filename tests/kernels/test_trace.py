@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from equipoise import nets
 from equipoise.kernels import trace as layers
 from equipoise.kernels.layers import output_of
-from equipoise.kernels.trace import Trace, Unknown, trace_of
+from equipoise.kernels.trace import Trace, Unknown, is_tracing, trace_of
 
 
 def kinds(trace: Trace) -> list[str]:
@@ -198,6 +198,25 @@ def test_a_node_says_which_layer_it_is():
         "a Conv2d layer at '0'", "a ReLU layer at '1'", "a Flatten layer at '2'", "a Linear layer at '3'",
     ]  # fmt: skip
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_lower_precision_is_that_of_autocast_alone():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        trace = trace_of(lambda z: net(z).float(), x)
+        assert kinds(trace) == ["Convolution", "Rectifier", "Reshape", "Linear"]
+        assert trace.logits.dtype == torch.float32 and torch.equal(replayed(trace, x), net(x))
+    trace = trace_of(lambda z: net.bfloat16()(z.bfloat16()), x)
+    assert isinstance(trace.nodes[1].layer, Unknown) and trace.output is not None
+
+
+def test_who_is_watched_can_know_it():
+    seen = []
+    trace_of(lambda z: seen.append(is_tracing()) or z, torch.rand(2, 3))
+    with pytest.raises(ZeroDivisionError):
+        trace_of(lambda z: z / (1 // 0), torch.rand(2, 3))
+    assert seen == [True] and not is_tracing()
 
 
 def test_weights_are_the_networks_own_and_the_input_is_left_alone():

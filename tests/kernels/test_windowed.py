@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from equipoise.attacks.execution import frozen_model
 from equipoise.core.rng import Streams
 from equipoise.kernels import _window_program, windowed
+from equipoise.kernels.trace import is_tracing
 from equipoise.kernels.windowed import WindowedForward
 from equipoise.models import Single
 from equipoise.nets import Normalize, build
@@ -305,6 +306,25 @@ def test_what_is_not_seen_to_agree_is_computed_whole(net, everywhere):
         prediction, _ = local.predict(local.stages(x), rows, patch, ((2, 4), (0, 2)))
         net.calls = calls
         assert torch.equal(prediction.logits[0], net(new))
+
+
+class Shy(Residual):
+    """Refuses to be watched."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_tracing():
+            raise RuntimeError("not now")
+        return super().forward(x)
+
+
+def test_a_network_that_cannot_be_traced_is_computed_whole():
+    net = Shy("sum").eval()
+    with torch.no_grad():
+        net(torch.zeros(1, 2, 12, 14))
+    net = settled(net, 0)
+    local = local_of(net, torch.rand(2, 2, 12, 14, dtype=F64))
+    assert not local.stored
+    agree(net, local, (2, 12, 14), ((3, 5), (7, 8)))
 
 
 def test_too_much_to_keep(monkeypatch):

@@ -12,24 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equipoise.kernels.layers import (
-    Average,
-    Concatenation,
-    Convolution,
-    Function,
-    Linear,
-    MaxPool,
-    Negation,
-    Pointwise,
-    Product,
-    Rectifier,
-    Reshape,
-    RunningNorm,
-    Samplewise,
-    Scale,
-    Shift,
-    Sum,
-)
+from equipoise.kernels import layers
 from equipoise.kernels.torch_calls import (
     AvgPool2d,
     BatchNorm,
@@ -77,7 +60,7 @@ def _constant(shape: torch.Size, value: Any) -> Any:
 
 
 def _linear(shape: torch.Size, input: Any, weight: Any, bias: Any = None) -> Any:
-    return Linear(weight, bias), input
+    return layers.Linear(weight, bias), input
 
 
 def _conv2d(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
@@ -89,22 +72,22 @@ def _conv2d(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
         need(symmetric, "its padding differs from side to side")
         padding = tuple(extent // 2 if padding == "same" else 0 for extent in extents)
     need(len(input.shape) == 3, "it is a convolution of a single image")
-    return Convolution(weight, bias, stride, _pair(padding), dilation, groups), input
+    return layers.Convolution(weight, bias, stride, _pair(padding), dilation, groups), input
 
 
 def _relu(shape: torch.Size, input: Ref, inplace: bool = False) -> Any:
-    return Rectifier(), input
+    return layers.Rectifier(), input
 
 
 def _leaky_relu(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
     call = LeakyReLU(*args, **kwargs)
-    return Rectifier(call.negative_slope), call.input
+    return layers.Rectifier(call.negative_slope), call.input
 
 
 def _max_pool2d(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
     call = MaxPool2d(*args, **kwargs)
     kernel, stride = _pair(call.kernel_size), _pair(call.stride or call.kernel_size)
-    pool = MaxPool(kernel, stride, _pair(call.padding), _pair(call.dilation))
+    pool = layers.MaxPool(kernel, stride, _pair(call.padding), _pair(call.dilation))
     last = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(shape[1:], stride, pool.dilation, kernel, strict=True)]
     fits = all(e <= size + 2 * p for e, size, p in zip(last, call.input.shape[1:], pool.padding, strict=True))
     return replace(pool, is_ceil=not fits), call.input
@@ -115,26 +98,26 @@ def _avg_pool2d(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
     kernel = _pair(call.kernel_size)
     need(call.divisor_override is None, "its divisor is overridden")
     options = tuple((name, value) for name, value in call._asdict().items() if name != "input")
-    return Average("avg_pool2d", F.avg_pool2d, (), options, kernel[0] * kernel[1], call.window), call.input
+    return layers.Average("avg_pool2d", F.avg_pool2d, (), options, kernel[0] * kernel[1], call.window), call.input
 
 
 def _adaptive_avg_pool2d(shape: torch.Size, input: Ref, output_size: Any) -> Any:
     options = (("output_size", output_size),)
-    return Average("adaptive_avg_pool2d", F.adaptive_avg_pool2d, (), options, input.shape[1:].numel()), input
+    return layers.Average("adaptive_avg_pool2d", F.adaptive_avg_pool2d, (), options, input.shape[1:].numel()), input
 
 
 def _mean(shape: torch.Size, input: Ref, dim: Any = None, keepdim: bool = False) -> Any:
     dims = (dim,) if isinstance(dim, int) else dim
     need(bool(dims) and all(d % (len(input.shape) + 1) for d in dims), "mean() mixes samples")
     terms = input.shape.numel() // max(shape.numel(), 1)
-    return Average("mean", torch.mean, (), (("dim", dim), ("keepdim", keepdim)), terms), input
+    return layers.Average("mean", torch.mean, (), (("dim", dim), ("keepdim", keepdim)), terms), input
 
 
 def _batch_norm(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
     norm = BatchNorm(*args, **kwargs)
     need(norm.uses_running_statistics, "samples depend on each other in a batch-norm without running statistics")
     assert norm.running_mean is not None and norm.running_var is not None
-    return RunningNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps), norm.input
+    return layers.RunningNorm(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps), norm.input
 
 
 def _dropout(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
@@ -150,7 +133,7 @@ def _identity(shape: torch.Size, input: Ref, *args: Any, **kwargs: Any) -> Any:
 
 def _reshape(shape: torch.Size, input: Ref, *args: Any, **kwargs: Any) -> Any:
     need(input.shape.numel() == shape.numel(), "it mixes samples")
-    return Reshape(shape), input
+    return layers.Reshape(shape), input
 
 
 def _item(shape: torch.Size, input: Ref, index: Any) -> Any:
@@ -164,11 +147,11 @@ def _combination(signs: tuple[float, float]) -> Callable[..., Any]:
         need(alpha == 1, "it adds a multiple of a tensor")
         if isinstance(input, Ref) and isinstance(other, Ref):
             need(input.shape == other.shape, "it adds tensors of different shapes")
-            return Sum(signs), input, other
+            return layers.Sum(signs), input, other
         terms = list(zip((input, other), signs, strict=True))
         (ref, sign), (constant, constant_sign) = terms if isinstance(input, Ref) else terms[::-1]
         need(ref.shape == shape, "it adds tensors of different shapes")
-        return Shift(_constant(shape, constant), (sign, constant_sign)), ref
+        return layers.Shift(_constant(shape, constant), (sign, constant_sign)), ref
 
     return combine
 
@@ -176,27 +159,27 @@ def _combination(signs: tuple[float, float]) -> Callable[..., Any]:
 def _product(shape: torch.Size, input: Any, other: Any) -> Any:
     if isinstance(input, Ref) and isinstance(other, Ref):
         need(len(input.shape) == len(other.shape), "it multiplies tensors of different shapes")
-        return Product(), input, other
+        return layers.Product(), input, other
     ref, constant = (input, other) if isinstance(input, Ref) else (other, input)
     need(ref.shape == shape, "it multiplies tensors of different shapes")
-    return Scale(_constant(shape, constant)), ref
+    return layers.Scale(_constant(shape, constant)), ref
 
 
 def _quotient(shape: torch.Size, input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     need(isinstance(input, Ref) and not isinstance(other, Ref), "it divides by what depends on the input")
     need(rounding_mode is None, "it rounds")
     need(input.shape == shape, "it divides tensors of different shapes")
-    return Scale(_constant(shape, other), divides=True), input
+    return layers.Scale(_constant(shape, other), divides=True), input
 
 
 def _cat(shape: torch.Size, tensors: Any, dim: int = 0) -> Any:
     need(all(isinstance(tensor, Ref) for tensor in tensors), "cat() joins the input's and other tensors")
     dim = dim % (len(shape) + 1) - 1
     need(dim >= 0, "cat() joins samples")
-    return Concatenation(dim), *tensors
+    return layers.Concatenation(dim), *tensors
 
 
-def _function(kind: type[Function], name: str) -> Callable[..., Any]:
+def _function(kind: type[layers.Function], name: str) -> Callable[..., Any]:
     """A function of a tensor and numbers, never in place."""
 
     def translate(shape: torch.Size, input: Ref, *arguments: Any, **options: Any) -> Any:
@@ -210,7 +193,7 @@ def _function(kind: type[Function], name: str) -> Callable[..., Any]:
 
 
 def _softmax(name: str) -> Callable[..., Any]:
-    translate = _function(Samplewise, name)
+    translate = _function(layers.Samplewise, name)
 
     def along(shape: torch.Size, input: Ref, dim: int | None = None, *ignored: Any, **options: Any) -> Any:
         need(dim is not None and dim % (len(shape) + 1) != 0, f"{name}() mixes samples")
@@ -220,7 +203,7 @@ def _softmax(name: str) -> Callable[..., Any]:
 
 
 def _negation(shape: torch.Size, input: Ref) -> Any:
-    return Negation(), input
+    return layers.Negation(), input
 
 
 _POINTWISE = (
@@ -240,7 +223,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "__getitem__": _item,
     **dict.fromkeys(("relu", "relu_"), _relu),
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _leaky_relu),
-    **{name: _function(Pointwise, stem) for stem in _POINTWISE for name in (stem, f"{stem}_")},
+    **{name: _function(layers.Pointwise, stem) for stem in _POINTWISE for name in (stem, f"{stem}_")},
     **{name: _softmax(name) for name in ("softmax", "log_softmax")},
     **dict.fromkeys(("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), _dropout),
     **dict.fromkeys(("float", "double", "contiguous", "clone", "detach", "to"), _identity),

@@ -9,7 +9,7 @@ changes: a layer with the same receptive fields on the same windows. A convoluti
 windows around those of its input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -63,7 +63,7 @@ class Program:
         needed = _ancestors(trace, trace.output)
         if any(isinstance(trace.nodes[i].layer, layers.Unknown) for i in needed):
             return None
-        plan = _Plan(trace, needed, window)
+        plan = _Plan(trace, frozenset(needed), window)
         for i in needed[1:]:
             plan.add(i)
         last = {parent: i for i in needed for parent in trace.nodes[i].parents}  # user
@@ -79,6 +79,8 @@ class Program:
         """Return the outputs to be stored, at these images."""
         outputs = {0: x}
         for step in self.steps:
+            if step.index > self.stored[-1]:
+                break
             outputs[step.index] = output_of(step.node.layer, *(outputs[parent] for parent in step.node.parents))
             for parent in step.released:
                 del outputs[parent]
@@ -107,7 +109,7 @@ class _Plan:
     """Which nodes are computed in windows, and which are stored."""
 
     trace: Trace
-    needed: Sequence[int]
+    needed: Collection[int]
     window: Window
     fields: dict[int, Fields] = field(default_factory=dict)
     stored: set[int] = field(default_factory=lambda: {0})

@@ -61,7 +61,11 @@ class WindowedForward:
             return plain
         few = x[:2]
         window = _small_window(few)
-        windowed = cls(predict, Program.of(trace_of(lambda images: predict(images).logits, few), window))
+        try:
+            trace = trace_of(lambda images: predict(images).logits, few)
+        except Exception:  # is raised again by the prediction itself, unless it was only upset by being watched
+            return plain
+        windowed = cls(predict, Program.of(trace, window))
         if not windowed.stored:
             return plain
         memory = sum(stage[0].nbytes for stage in windowed.stages(few)[1:])
