@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equipoise import nets
-from equipoise.kernels import trace as layers
-from equipoise.kernels.layers import output_of
-from equipoise.kernels.trace import Trace, Unknown, is_tracing, trace_of
+from equipoise.kernels import layers
+from equipoise.kernels.layers import Unknown, output_of
+from equipoise.kernels.trace import Trace, is_tracing, trace_of
 
 
 def kinds(trace: Trace) -> list[str]:

@@ -17,7 +17,8 @@ from equipoise.certified import layers
 from equipoise.certified.layers import Affine, Layer, Max, ReLU
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.types import Points
-from equipoise.kernels import trace as traced
+from equipoise.kernels import layers as traced
+from equipoise.kernels.trace import Node as TracedNode
 from equipoise.kernels.trace import trace_of
 from equipoise.models import module_mode
 
@@ -163,7 +164,7 @@ def translate(module: nn.Module, x: Points) -> Network:
     return Network(tuple(translation.nodes[: translation.last[trace.output] + 1]), translation.unit, x.device)
 
 
-def _refusal(node: traced.Node, reason: str) -> EquipoiseError:
+def _refusal(node: TracedNode, reason: str) -> EquipoiseError:
     return EquipoiseError(f"cannot bound {node.where}: {reason}; bounds can pass {SUPPORTED}.")
 
 
@@ -175,7 +176,7 @@ class _Translation:
         self.unit, self._zero = unit, torch.zeros((), dtype=torch.float64, device=device)
         self.last: list[int] = []  # of each node of the trace the last of its layers
 
-    def append(self, node: traced.Node) -> None:
+    def append(self, node: TracedNode) -> None:
         """Translate the next node of the trace."""
         parents = tuple(self.last[parent] for parent in node.parents)
         if isinstance(node.layer, traced.MaxPool):
@@ -186,7 +187,7 @@ class _Translation:
                 parents = (len(self.nodes) - 1,)
         self.last.append(len(self.nodes) - 1)
 
-    def _layers(self, node: traced.Node, parents: tuple[int, ...]) -> list[Layer]:
+    def _layers(self, node: TracedNode, parents: tuple[int, ...]) -> list[Layer]:
         """One or two layers, the second of which takes the output of the first."""
         layer, before = node.layer, self.nodes[parents[0]].shape
         match layer:

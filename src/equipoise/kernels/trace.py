@@ -22,54 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from equipoise.core.types import Points
 from equipoise.kernels._layer_calls import LAYERS, Ref, UnknownLayerError, need
-from equipoise.kernels.layers import (
-    Average,
-    Concatenation,
-    Convolution,
-    Function,
-    Layer,
-    Linear,
-    MaxPool,
-    Members,
-    Negation,
-    Pointwise,
-    Product,
-    Rectifier,
-    Reshape,
-    RunningNorm,
-    Samplewise,
-    Scale,
-    Shift,
-    Sum,
-    Unknown,
-)
+from equipoise.kernels.layers import Layer, Members, Reshape, Unknown
 from equipoise.kernels.torch_calls import leaves, map_leaves
-
-__all__ = [
-    "Average",
-    "Concatenation",
-    "Convolution",
-    "Function",
-    "Layer",
-    "Linear",
-    "MaxPool",
-    "Members",
-    "Negation",
-    "Node",
-    "Pointwise",
-    "Product",
-    "Rectifier",
-    "Reshape",
-    "RunningNorm",
-    "Samplewise",
-    "Scale",
-    "Shift",
-    "Sum",
-    "Trace",
-    "Unknown",
-    "is_tracing",
-    "trace_of",
-]
 
 _QUERIES = {
     *("__get__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "type"),

@@ -15,7 +15,7 @@ from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.kernels.native.build import library
 from equipoise.kernels.native.layers import NativeLayers, fit
 from equipoise.kernels.native.reading import layers_of, tensors_of
-from equipoise.kernels.trace import Trace, trace_of
+from equipoise.kernels.trace import Trace, is_tracing, trace_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _NativeFunction(torch.autograd.Function):
 def is_batch(x: Any) -> bool:
     """Whether the kernels could take such a batch now."""
     plain = type(x) is Tensor and x.ndim >= 2 and x.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and x.numel() > 0 and not _are_functorch_transforms_active()
+    return plain and x.numel() > 0 and not (_are_functorch_transforms_active() or is_tracing())
 
 
 def traced(predict: Predict, x: Points) -> Trace | None:

@@ -12,7 +12,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from equipoise.kernels import trace as traced
+from equipoise.kernels import layers as traced
 from equipoise.kernels.layers import output_of
 from equipoise.kernels.native.layers import Layer
 from equipoise.kernels.trace import Node, Trace
