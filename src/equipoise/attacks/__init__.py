@@ -17,6 +17,7 @@ from equipoise.attacks.minimum_norm.nearest import Nearest, margin_attack, neare
 from equipoise.attacks.presets import adaptive, cw_k, fgsm_k, pgd_k, pgd_l2
 from equipoise.attacks.result import AttackResult
 from equipoise.core.deprecation import renamed_names
+from equipoise.core.documentation import show_attributes
 
 __all__ = [
     "ATTACKS",
@@ -72,3 +73,5 @@ __all__ = [
 ]
 
 __getattr__ = renamed_names(__name__, {"Perturbed": "AttackResult"})
+
+show_attributes(__name__)

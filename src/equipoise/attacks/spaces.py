@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from equipoise.core.documentation import show_attributes
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Predictive, Weights
 from equipoise.geometry import EVERYWHERE, Box
@@ -129,3 +130,6 @@ class _Decoded:
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
         predict = self.predictive.draw(streams, weights)
         return lambda codes: predict(self.manifold.decode(codes))
+
+
+show_attributes(__name__)

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from equipoise.core.checks import check_fields
+from equipoise.core.documentation import show_attributes
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Streams
 from equipoise.core.types import AscentState, Points, StepRule
@@ -250,3 +251,6 @@ class Gaussian:
         """`project(x + std · n)`, n standard normal."""
         noise = streams.normal(x[0].numel(), dtype=x.dtype).reshape(x.shape)
         return geometry.project(x + self.std * noise, x)
+
+
+show_attributes(__name__)

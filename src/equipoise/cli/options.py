@@ -1,19 +1,17 @@
 """The options of a command, read from the fields of a dataclass: each field a flag, each docstring its help."""
 
-import ast
 import math
 import re
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
-from inspect import getsource
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
+from equipoise.core.documentation import attribute_docs
 from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 
 T = TypeVar("T")
@@ -116,7 +114,7 @@ def options_of(kind: type) -> list[Option]:
 
 @cache
 def _options(kind: type) -> tuple[Option, ...]:
-    hints, docs, options = (get_type_hints(kind, include_extras=True), _attribute_docs(kind), [])
+    hints, docs, options = (get_type_hints(kind, include_extras=True), attribute_docs(kind), [])
     for field in fields(kind):
         value_kind, many, notes = _resolved(hints[field.name])
         if is_dataclass(value_kind):
@@ -154,23 +152,6 @@ def _resolved(hint: Any) -> tuple[Any, bool, list[Any]]:
         else:
             (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
     return hint, many, notes
-
-
-def _attribute_docs(kind: type) -> dict[str, str]:
-    """The text below each field of a dataclass and of those that it derives from."""
-    docs: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if not is_dataclass(base) or base.__module__ == "types":
-            continue
-        try:
-            (tree,) = ast.parse(textwrap.dedent(getsource(base))).body
-        except (OSError, TypeError):  # made by a program, or without its source
-            continue
-        assert isinstance(tree, ast.ClassDef)
-        for field, doc in zip(tree.body, tree.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
-                docs[field.target.id] = " ".join(ast.literal_eval(doc.value).split())
-    return docs
 
 
 def fraction(text: str) -> float:

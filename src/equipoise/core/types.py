@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from equipoise.core.documentation import show_attributes
 from equipoise.core.rng import Streams
 
 Mode = Literal["train", "eval"]
@@ -216,3 +217,6 @@ class Space(Protocol):
     def predict_at(self, predictive: Predictive, x: Points, found: Points, streams: Streams) -> Prediction:
         """Return the prediction of the whole model, with gradients, at what `leave` returned."""
         ...
+
+
+show_attributes(__name__)

@@ -5,6 +5,7 @@ print(results[0].accuracy, results[-1].interval)
 """
 
 from equipoise.core.deprecation import renamed_names
+from equipoise.core.documentation import show_attributes
 from equipoise.evaluation.confirm import Verified, predict, verify_outcome
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.evaluate import Block, Progress, evaluate, evaluate_batches, evaluate_block
@@ -64,3 +65,5 @@ __getattr__ = renamed_names(
         "probe": "check_model",
     },
 )
+
+show_attributes(__name__)

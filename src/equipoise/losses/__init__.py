@@ -1,5 +1,6 @@
 """Objectives, one number per sample, which attacks maximise and training minimises; training methods are their sums."""
 
+from equipoise.core.documentation import show_attributes
 from equipoise.losses.objectives import (
     UNCERTAINTIES,
     Objective,
@@ -49,3 +50,5 @@ __all__ = [
     "uncertainty_named",
     "variance",
 ]
+
+show_attributes(__name__)

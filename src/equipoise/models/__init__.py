@@ -3,6 +3,7 @@
 Every predictive can be used wherever a network can: in every attack, training method and evaluation.
 """
 
+from equipoise.core.documentation import show_attributes
 from equipoise.models.deep_kernel_gp import DeepKernelGP, kl_to_prior
 from equipoise.models.dropout import MonteCarloDropout
 from equipoise.models.ensemble import Ensemble
@@ -60,3 +61,5 @@ __all__ = [
     "validate_output",
     "with_module",
 ]
+
+show_attributes(__name__)

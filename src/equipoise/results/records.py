@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.deprecation import renamed_names
+from equipoise.core.documentation import show_attributes
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import write_atomically
 from equipoise.core.tables import Row, Tabular
@@ -434,3 +435,5 @@ def _sha256(file: Path) -> str:
 
 
 __getattr__ = renamed_names(__name__, {"AttackResult": "AttackRecord", "Flag": "ResultWarning"})
+
+show_attributes(__name__)

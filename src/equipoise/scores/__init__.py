@@ -5,6 +5,7 @@ estimate = score(model, x, seed=0)           # .value, .error, .interval, .curve
 """
 
 from equipoise.core.deprecation import renamed_names
+from equipoise.core.documentation import show_attributes
 from equipoise.scores.estimate import Estimate
 from equipoise.scores.instances import certified_r2, diameter, label_aware, on_manifold, published_r2, r1, r2, r4
 from equipoise.scores.laws import Labelled, Law, OnManifold, UniformOnBall, uniform_move
@@ -52,3 +53,5 @@ __all__ = [
 ]
 
 __getattr__ = renamed_names(__name__, {"Measured": "Measurement"})
+
+show_attributes(__name__)

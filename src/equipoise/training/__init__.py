@@ -1,5 +1,6 @@
 """The training loop, its recipe, and checkpoints."""
 
+from equipoise.core.documentation import show_attributes
 from equipoise.training.checkpoint import build_model, load_generator, load_run, load_weights
 from equipoise.training.fit import fit
 from equipoise.training.interruption import Interrupted
@@ -22,3 +23,5 @@ __all__ = [
     "load_weights",
     "training_split",
 ]
+
+show_attributes(__name__)
