@@ -9,6 +9,7 @@ import ctypes
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -309,6 +310,12 @@ class _NativeFunction(torch.autograd.Function):
         return ctx.layers.gradient(grad, *ctx.saved_tensors), None, None
 
 
+def _prediction(preprocessing: Sequence[_Call], layers: NativeLayers, x: Points) -> Prediction:
+    x = preprocessed(preprocessing, x)
+    traced = torch.is_grad_enabled() and x.requires_grad
+    return Prediction(_NativeFunction.apply(x, layers, traced)[None])
+
+
 def is_batch(x: Any) -> bool:
     """Whether the kernels could take such a batch now."""
     plain = type(x) is Tensor and x.ndim >= 2 and x.dtype == torch.float32 and x.device.type == "cpu"
@@ -360,13 +367,12 @@ class NativeForward:
 
     def __call__(self, x: Points) -> Prediction:
         """Return the prediction."""
+        return self.at(x)(x)
+
+    def at(self, x: Points) -> Predict:
+        """Return the prediction of the network as it is at this batch, for further batches like it."""
         native = self._native_layers(x) if self.is_supported and self._is_convolutional else None
-        if native is None:
-            return self._fallback(x)
-        preprocessing, layers = native
-        x = preprocessed(preprocessing, x)
-        traced = torch.is_grad_enabled() and x.requires_grad
-        return Prediction(_NativeFunction.apply(x, layers, traced)[None])
+        return self._fallback if native is None else partial(_prediction, *native)
 
     def network(self, x: Points) -> NativeNetwork | None:
         """Return the network as it is at this batch, for kernels that do more than predict; None if it is not
