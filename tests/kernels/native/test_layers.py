@@ -414,6 +414,16 @@ def test_a_network_that_changes_its_mind_is_followed():
     assert all(sum(row) == 1 for row in seen) and len({tuple(row) for row in seen}) == 2
 
 
+@pytest.mark.parametrize("attack", [fab(0.1, steps=12), square(0.05, queries=100)])
+def test_a_search_looks_at_the_network_once(attack):
+    """Of the calls with a single sample there are only those of the checks, and one for each search."""
+    net, x = NETS["cnn4"](), points(6, 1, 28, 28)
+    looks = []
+    net.register_forward_pre_hook(lambda module, args: looks.append(len(args[0])))
+    attack(net, x, net(x).argmax(1))
+    assert looks.count(1) < 12 and len(looks) < 50
+
+
 def test_weights_that_learn_are_left_to_the_library():
     """The kernels hold weights still: of one that is not frozen a gradient may be asked for."""
     net, x = NETS["cnn4"](), points(3, 1, 28, 28)

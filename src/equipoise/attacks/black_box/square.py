@@ -170,7 +170,8 @@ class _Search:
             return prediction_of(inputs.predictive, point, inputs.streams)
 
         single = isinstance(inputs.predictive.predictive, Single)
-        network = native_network(drawn, x) if single and ball.norm == "linf" else None
+        fixed = single and ball.norm == "linf" and not inputs.predictive.random
+        network = native_network(drawn, x) if fixed else None
         if network is not None:
             local = WindowedForward(partial(native_prediction, [network]))
         else:

@@ -30,6 +30,7 @@ from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box, norm_of
 from equipoise.geometry.hyperplane import move_onto
+from equipoise.kernels.native import NativeForward
 
 
 @renamed_arguments(keep="return_point")
@@ -80,6 +81,8 @@ class FAB(SearchAttack):
             start = self._start(x, targets.shape[1], inputs.streams.fold(Stream.RESTART, batch.restart), reach)
         with frozen_model(inputs.predictive, x, "eval", self.precision) as draw:
             predict = draw(inputs.streams.fold(Stream.MODEL))
+            if isinstance(predict, NativeForward) and not inputs.predictive.random:
+                predict = predict.at(x)  # traced once, not twice a step
             candidates, score = self._walk(predict, _Walk.of(x, batch.label, targets, start), x)
         if self.precision == "bf16":
             candidates.claimed = (score < float("inf")) & self.geometry.contains(candidates.point, x)

@@ -4,6 +4,7 @@ import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,11 @@ class _NativeFunction(torch.autograd.Function):
         return ctx.layers.gradient(grad, *ctx.saved_tensors), None, None
 
 
+def _prediction(networks: Sequence[NativeNetwork], x: Points) -> Prediction:
+    traced = torch.is_grad_enabled() and x.requires_grad
+    return Prediction(torch.stack([_NativeFunction.apply(n.input(x), n.layers, traced) for n in networks]))
+
+
 def is_batch(x: Any) -> bool:
     """Whether the kernels could take such a batch now."""
     plain = type(x) is Tensor and x.ndim >= 2 and x.dtype == torch.float32 and x.device.type == "cpu"
@@ -93,12 +99,12 @@ class NativeForward:
 
     def __call__(self, x: Points) -> Prediction:
         """Return the prediction."""
+        return self.at(x)(x)
+
+    def at(self, x: Points) -> Predict:
+        """Return the prediction of the network as it is at this batch, for further batches like it."""
         networks = self._networks(x) if self._is_convolutional else None
-        if networks is None:
-            return self._fallback(x)
-        traced = torch.is_grad_enabled() and x.requires_grad
-        members = [_NativeFunction.apply(network.input(x), network.layers, traced) for network in networks]
-        return Prediction(torch.stack(members))
+        return self._fallback if networks is None else partial(_prediction, networks)
 
     def network(self, x: Points) -> NativeNetwork | None:
         """Return the network as it is at this batch; None if it is not supported, or an ensemble."""
