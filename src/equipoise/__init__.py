@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from equipoise.losses import Method, Term
     from equipoise.masking.investigate import investigate as check_masking
     from equipoise.models import Single, as_predictive
+    from equipoise.scores.instances import score
     from equipoise.training import Recipe, methods
     from equipoise.training import fit as train
     from equipoise.training import load_run as load
@@ -57,6 +58,7 @@ __all__ = [
     "methods",
     "models",
     "nets",
+    "score",
     "scores",
     "spaces",
     "steps",
@@ -80,6 +82,7 @@ _HOMES = {
     "evaluate": "evaluation:evaluate",
     "load": "training:load_run",
     "methods": "training.methods",
+    "score": "scores.instances:score",
     "spaces": "attacks.spaces",
     "steps": "attacks.steps",
     "train": "training:fit",

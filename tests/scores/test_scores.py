@@ -8,6 +8,8 @@ import torch
 from scipy import integrate, special, stats
 from torch import nn
 
+import equipoise as eq
+from equipoise import attacks
 from equipoise.attacks import bg, minimal_l2
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Stream, Streams
@@ -395,3 +397,19 @@ def test_r2_on_the_manifold_falls_with_the_margin():
 def test_what_has_no_meaning_is_refused(make, message):
     with pytest.raises(EquipoiseError, match=message):
         make()
+
+
+def test_in_one_line_a_score_is_that_of_its_name():
+    net, x = eq.nets.build("mlp", (1, 4, 4), classes=3, seed=0), torch.rand(6, 1, 4, 4)
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    attack = attacks.deepfool("linf")
+    expected = label_aware(x.shape[1:], attack=attack)(net, x, y, seed=3)
+    found = eq.score(net, x, y, of="label-aware", attack=attack, seed=3)
+    own = eq.score(net, x, y, label_aware(x.shape[1:], attack=attack), seed=3)
+    assert found.value == own.value == expected.value and found.score.name == "label-aware R2"
+    with pytest.raises(EquipoiseError, match="did you mean 'r2'"):
+        eq.score(net, x, of="r3")
+    with pytest.raises(EquipoiseError, match="unknown option of r2 'samples'"):
+        eq.score(net, x, samples=3)
+    with pytest.raises(EquipoiseError, match="has its options already: leave norm out"):
+        eq.score(net, x, None, r2((1, 4, 4)), norm="l2")

@@ -4,14 +4,19 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any, get_args
+
+from torch import Tensor, nn
 
 from equipoise.attacks import AttackLike, nearest, published_margin_attack
 from equipoise.core.errors import require, unknown
+from equipoise.core.types import Labels, Points, Predictive
 from equipoise.generators import Manifold
 from equipoise.geometry import NORMS, Box, NormName
+from equipoise.scores.estimate import Estimate
 from equipoise.scores.laws import OnManifold
 from equipoise.scores.radii import Distances, Radii
 from equipoise.scores.score import Certified, Method, Sampled, Score, WorstCase, certain, identity, inverse
@@ -112,3 +117,39 @@ def r4(
     uniform = Radii(high, high / 200 if low is None else low, count, average=True)
     law = OnManifold(manifold, samples, sigma, norm)
     return Score(Sampled(law), uniform if radii == "uniform" else Distances(), identity, inverse, name="R4")
+
+
+SCORES: dict[str, Callable[..., Score]] = {
+    "r1": r1,
+    "r2": r2,
+    "published-r2": published_r2,
+    "label-aware": label_aware,
+    "certified-r2": certified_r2,
+}
+"""The scores that need nothing but a model and samples."""
+
+
+def score(
+    model: "nn.Module | Predictive",
+    x: Points,
+    y: Labels | None = None,
+    of: "str | Score" = "r2",
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    **options: Any,
+) -> Estimate:
+    """Estimate a score of a model on samples: one of `SCORES` by its name, with `options` such as `norm="linf"`, or
+    your own `Score`. `y` are the true labels, for scores that need them. Raises `EquipoiseError` for an unknown name.
+    """
+    if isinstance(of, Score):
+        require(not options, f"a Score has its options already: leave {', '.join(options)} out.")
+        return of(model, x, y, seed=seed, batch_size=batch_size)
+    if of not in SCORES:
+        raise unknown("score", of, SCORES)
+    require(isinstance(x, Tensor) and x.ndim > 1, "x: expected a tensor of samples of shape (batch, ...).")
+    known = [name for name in signature(SCORES[of]).parameters if name != "shape"]
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {of}", name, known)
+    return SCORES[of](x.shape[1:], **options)(model, x, y, seed=seed, batch_size=batch_size)
