@@ -402,7 +402,7 @@ def test_what_has_no_meaning_is_refused(make, message):
 def test_in_one_line_a_score_is_that_of_its_name():
     net, x = eq.nets.build("mlp", (1, 4, 4), classes=3, seed=0), torch.rand(6, 1, 4, 4)
     y = torch.tensor([0, 1, 2, 0, 1, 2])
-    attack = attacks.deepfool("linf")
+    attack = attacks.nearest("linf")
     expected = label_aware(x.shape[1:], attack=attack)(net, x, y, seed=3)
     found = eq.score(net, x, y, of="label-aware", attack=attack, seed=3)
     own = eq.score(net, x, y, label_aware(x.shape[1:], attack=attack), seed=3)
