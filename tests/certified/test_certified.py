@@ -605,3 +605,11 @@ def test_refuses_options_that_make_no_sense():
         certified_radius(net, x, halvings=0)
     with pytest.raises(EquipoiseError, match="unknown norm"):
         certified_radius(net, x, norm="l3")
+
+
+def test_a_wrong_call_gets_a_sentence():
+    net = MLP((6,), 3)
+    with pytest.raises(EquipoiseError, match=r"geometry = 0.1: expected a Ball such as Ball\('linf', 8 / 255\)"):
+        certified_margin(net, points(4, 6), None, 0.1)
+    with pytest.raises(EquipoiseError, match="missing a required argument: 'geometry'"):
+        certified_margin(net, points(4, 6), None)

@@ -13,6 +13,7 @@ from equipoise.attacks.inputs import validated_inputs
 from equipoise.certified.network import Network, translate
 from equipoise.certified.propagation import enclosures, minimum
 from equipoise.certified.regions import Region, check_region
+from equipoise.core.checks import checked_call
 from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.types import Labels, PerSample, Points, Predictive
 from equipoise.geometry import Ball, Box
@@ -25,6 +26,7 @@ NUMBERS = 2**22
 """Maximum size of all layers of the samples that are bounded together."""
 
 
+@checked_call()
 @torch.no_grad()
 def certified_margin(
     model: "nn.Module | Predictive", x: Points, y: Labels | None, geometry: Ball, method: str = "crown"
@@ -43,6 +45,7 @@ def certified_margin(
     return rounded_down(problem.margins(problem.radii(geometry.eps)), x.dtype)
 
 
+@checked_call()
 def certified(
     model: "nn.Module | Predictive", x: Points, y: Labels | None, geometry: Ball, method: str = "crown"
 ) -> Bool[Tensor, " batch"]:
@@ -53,6 +56,7 @@ def certified(
     return certified_margin(model, x, y, geometry, method) > 0
 
 
+@checked_call()
 @torch.no_grad()
 def bounds(
     model: "nn.Module | Predictive", x: Points, geometry: Ball, method: str = "crown"
@@ -66,6 +70,7 @@ def bounds(
     return rounded_down(lower, x.dtype), -rounded_down(-upper, x.dtype)
 
 
+@checked_call()
 @torch.no_grad()
 def certified_radius(
     model: "nn.Module | Predictive",

@@ -203,6 +203,18 @@ def test_what_is_affine_is_folded_into_the_weights(name):
     assert is_right(net, x)
 
 
+@pytest.mark.parametrize("name", ["batch-norm after the rectifier", "logits are means", "arithmetic"])
+def test_the_default_dtype_is_of_no_consequence(name):
+    net, x = FOLDED[name]().eval(), points(5, 2, 8, 8)
+    expected = natively(net, x)
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = natively(net, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[2] and torch.equal(found[0], expected[0])
+
+
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("batch", [1, 16, 37])
 def test_whole_networks_are_those_of_the_library(name, batch):

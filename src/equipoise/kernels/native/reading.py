@@ -111,7 +111,9 @@ def _read(nodes: Sequence[Node]) -> Layers:
     if not _only_reshapes(affine) or layers[-1].output[1:] != (1, 1):  # the logits are a function of the last layer
         (classes,) = nodes[-1].shape
         layers.append(
-            _folded_before(traced.Linear(torch.eye(classes), None), affine, layers[-1].output, nodes[-1].shape)
+            _folded_before(
+                traced.Linear(torch.eye(classes, dtype=torch.float32), None), affine, layers[-1].output, nodes[-1].shape
+            )
         )
     return Layers(layers, scale, shift)
 
@@ -156,7 +158,7 @@ def _only_reshapes(affine: Sequence[Node]) -> bool:
 def _factors(affine: Sequence[Node], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The factors and constants of functions `scale * z + shift`, number by number."""
     with torch.enable_grad():
-        zero = torch.zeros(1, *shape, requires_grad=True)
+        zero = torch.zeros(1, *shape, dtype=torch.float32, requires_grad=True)
         shift = _apply(affine, zero)
         _need(shift.shape[1:].numel() == zero.numel())  # else it has constants that differ from pixel to pixel
         (scale,) = torch.autograd.grad(shift.sum(), zero, create_graph=True)
@@ -192,7 +194,7 @@ def _folded_before(layer: traced.Layer, affine: Sequence[Node], given: Sequence[
     weight = layer.weight
     _need(len(size) == 1 and len(weight) * features <= _MANY)
     with torch.enable_grad():
-        at = torch.zeros(len(weight), *given, requires_grad=True)
+        at = torch.zeros(len(weight), *given, dtype=torch.float32, requires_grad=True)
         out = _apply(affine, at)
         (folded,) = torch.autograd.grad(out, at, weight, create_graph=True)
         constant = weight @ out[0]
