@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from equipoise import attacks
 from equipoise.certified import METHODS, Region, bounds, certified, certified_margin, certified_radius, translate
-from equipoise.certified.layers import Max, ReLU
+from equipoise.certified.layers import Affine, Max, ReLU
 from equipoise.certified.margins import Problem, rounded_down
 from equipoise.certified.propagation import enclosures, minima_by_layers, minima_from_input
 from equipoise.core.errors import EquipoiseError
@@ -613,3 +613,17 @@ def test_a_wrong_call_gets_a_sentence():
         certified_margin(net, points(4, 6), None, 0.1)
     with pytest.raises(EquipoiseError, match="missing a required argument: 'geometry'"):
         certified_margin(net, points(4, 6), None)
+
+
+def test_certificates_in_inference_mode_are_those_outside():
+    net, x = MLP((6,), 3), points(4, 6)
+    expected = certified_margin(net, x, None, Ball("linf", 0.01))
+    with torch.inference_mode():
+        assert torch.equal(certified_margin(net, x, None, Ball("linf", 0.01)), expected)
+
+
+def test_a_mean_over_rows_and_columns_rounds_as_often_as_it_adds():
+    """Pooling of (batch, height, width) is over both."""
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layer = next(node.layer for node in translate(net, torch.rand(2, 6, 6)).nodes if isinstance(node.layer, Affine))
+    assert layer.roundings > 36

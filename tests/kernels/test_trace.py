@@ -138,7 +138,18 @@ def test_every_function_of_the_input_is_a_layer(name):
     assert kinds(trace) == expected and torch.allclose(replayed(trace, x), net(x), atol=1e-6)
 
 
+def an_accumulator(net, x):
+    total = torch.ones(16)
+    h = x.flatten(1) + total
+    total += 1
+    return net.linear(h * total)
+
+
 UNKNOWN = {
+    "constants that change": (an_accumulator, "changes a weight or a constant after it was used"),
+    "pooling without channels": (lambda net, x: net.linear(F.max_pool2d(x[:, 0], 1).flatten(1)), "__getitem__()"),
+    "pooling of single images": (lambda net, x: net.linear(F.max_pool2d(net.conv(x).mean(1), 1).flatten(1)),
+                                 "pools single images"),
     "cumsum": (lambda net, x: net.linear(x.flatten(1)).cumsum(1), "cumsum() is none of"),
     "softmax over samples": (lambda net, x: net.linear(x.flatten(1)).softmax(0), "softmax() mixes samples"),
     "weights from the input": (lambda net, x: F.linear(torch.ones(2, 16), x.flatten(1)), "linear()"),
@@ -225,3 +236,21 @@ def test_weights_are_the_networks_own_and_the_input_is_left_alone():
     with torch.no_grad():
         last = trace_of(nn.Sequential(nn.ReLU(inplace=True), net), x).nodes[-1].layer
     assert isinstance(last, layers.Linear) and last.weight is net[1].weight and torch.equal(x, before)
+
+
+def test_channels_side_by_side_are_no_members():
+    """With two samples they have the shape of the logits of two networks."""
+    net = Of(lambda net, x: net.linear(torch.cat([net.conv(x), -net.conv(x)], 1).mean(1).flatten(1)))
+    assert "Concatenation" in kinds(trace_of(net.eval(), torch.rand(5, 1, 4, 4)))
+    binary = Of(lambda net, x: torch.cat([net.linear(x.flatten(1))[:, :1].mean(1, keepdim=True)] * 2, 1))
+    assert "Members" not in kinds(trace_of(binary.eval(), torch.rand(5, 1, 4, 4)))
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_the_mode_of_autograd_around_is_of_no_consequence(mode):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    with mode():
+        x = torch.rand(2, 1, 4, 4)
+        trace, learns = trace_of(net, x), torch.is_grad_enabled()
+    assert kinds(trace) == ["Convolution", "Rectifier", "Reshape", "Linear"]
+    assert all(node.is_differentiable == learns for node in trace.nodes)

@@ -87,6 +87,7 @@ def _leaky_relu(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
 def _max_pool2d(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
     call = MaxPool2d(*args, **kwargs)
     kernel, stride = _pair(call.kernel_size), _pair(call.stride or call.kernel_size)
+    need(len(shape) == 3, "it pools single images")
     pool = layers.MaxPool(kernel, stride, _pair(call.padding), _pair(call.dilation))
     last = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(shape[1:], stride, pool.dilation, kernel, strict=True)]
     fits = all(e <= size + 2 * p for e, size, p in zip(last, call.input.shape[1:], pool.padding, strict=True))
@@ -103,7 +104,7 @@ def _avg_pool2d(shape: torch.Size, *args: Any, **kwargs: Any) -> Any:
 
 def _adaptive_avg_pool2d(shape: torch.Size, input: Ref, output_size: Any) -> Any:
     options = (("output_size", output_size),)
-    return layers.Average("adaptive_avg_pool2d", F.adaptive_avg_pool2d, (), options, input.shape[1:].numel()), input
+    return layers.Average("adaptive_avg_pool2d", F.adaptive_avg_pool2d, (), options, input.shape[-2:].numel()), input
 
 
 def _mean(shape: torch.Size, input: Ref, dim: Any = None, keepdim: bool = False) -> Any:

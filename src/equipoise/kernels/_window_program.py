@@ -60,9 +60,9 @@ class Program:
         """Return how to compute one traced network, for windows as small as this one; None if it is not known."""
         if trace.output is None or trace.logits.shape != (1, 2, *trace.nodes[trace.output].shape):
             return None
-        needed = _ancestors(trace, trace.output)
-        if any(isinstance(trace.nodes[i].layer, layers.Unknown) for i in needed):
+        if trace.unknown is not None or trace.changes_input:
             return None
+        needed = _ancestors(trace, trace.output)
         plan = _Plan(trace, frozenset(needed), window)
         for i in needed[1:]:
             plan.add(i)
@@ -197,6 +197,8 @@ def _fields(node: Node, before: Node, pairs: bool) -> Fields | None:
     elif isinstance(layer, layers.MaxPool):
         kernel, stride, padding, dilation = layer.kernel, layer.stride, layer.padding, layer.dilation
     else:
+        return None
+    if len(before.shape) != 3:
         return None
     shapes = zip(kernel, dilation, stride, padding, before.shape[1:], strict=True)
     vertical, horizontal = (ReceptiveField(d * (k - 1) + 1, s, p, size, pairs) for k, d, s, p, size in shapes)

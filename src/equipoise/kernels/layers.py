@@ -1,7 +1,7 @@
 """The layers of a traced network (`equipoise.kernels.trace`): what each computes, with its weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import reduce
 from typing import Any
 
@@ -161,6 +161,12 @@ class Unknown(Layer):
 
     reason: str
     """What it is, as the end of a sentence about the layer."""
+
+
+def tensors_of(layer: Layer | None) -> list[Tensor]:
+    """Return the weights and constants of a layer that are tensors."""
+    values = [getattr(layer, item.name) for item in fields(layer)] if is_dataclass(layer) else []
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def output_of(layer: Layer | None, *inputs: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ does not matter. Every function of something that depends on the input is a node
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from equipoise.core.types import Points
 from equipoise.kernels._layer_calls import LAYERS, Ref, UnknownLayerError, need
-from equipoise.kernels.layers import Layer, Members, Reshape, Unknown
+from equipoise.kernels.layers import Layer, Members, Reshape, Unknown, tensors_of
 from equipoise.kernels.torch_calls import leaves, map_leaves
 
 _QUERIES = {
@@ -76,20 +76,21 @@ def trace_of(run: Callable[[Tensor], Tensor], x: Points, module: nn.Module | Non
     """Return what `run`, which returns logits, does to the first two samples of `x` (to the first one twice if it is
     alone); it sees a copy of them. With its `module` the nodes can say which layer they are.
 
-    Errors of `run` are raised.
+    Errors of `run` are raised. What depends on the number of samples is taken as it is for two of them: who reads the
+    trace compares it with the network, or knows that samples do not depend on each other.
     """
-    few = x[:2] if len(x) > 1 else x[:1].expand(2, *x.shape[1:])
-    samples = few.detach().clone().requires_grad_(torch.is_grad_enabled() and x.is_floating_point())
-    watch = _Watch(samples)
-    version = samples._version
-    token = _TRACING.set(True)
+    learns, token = torch.is_grad_enabled(), _TRACING.set(True)
     try:
-        with watch.modules_of(module), watch:
-            logits = run(samples)
+        with torch.inference_mode(False), torch.set_grad_enabled(learns):  # which tensors have versions
+            few = x[:2] if len(x) > 1 else x[:1].expand(2, *x.shape[1:])
+            samples = few.detach().clone().requires_grad_(learns and x.is_floating_point())
+            watch, version = _Watch(samples), samples._version
+            with watch.modules_of(module), watch:
+                logits = run(samples)
     finally:
         _TRACING.reset(token)
     output = watch.node_of(logits) if isinstance(logits, Tensor) else None
-    return Trace(tuple(watch.nodes), output, logits, samples._version != version)
+    return Trace(watch.finished(), output, logits, samples._version != version)
 
 
 def is_tracing() -> bool:
@@ -107,6 +108,7 @@ class _Watch(TorchFunctionMode):
         self.nodes = [Node(None, (), x.shape[1:], is_differentiable=x.requires_grad)]
         # The tensors so far, with the version at which each was the output of its node.
         self._outputs: list[tuple[Tensor, int, int]] = [(x, 0, x._version)]
+        self._weights: list[tuple[int, Tensor, int]] = []  # of each node, with their versions
         self._running: list[tuple[str, nn.Module]] = []  # modules, the outermost first
         self._blind: str | None = None  # why what follows may be different for other samples
         self.shape = x.shape[1:]  # of the output of the function being recorded, for one sample
@@ -139,7 +141,8 @@ class _Watch(TorchFunctionMode):
             layer = Reshape(self.shape) if layer is None else layer
             self.nodes.append(Node(layer, sources, self.shape, self._where(), out.requires_grad))
             node = len(self.nodes) - 1
-        self._outputs.append((out, node, out._version))
+            self._weights += [(node, tensor, _version(tensor)) for tensor in tensors_of(layer)]
+        self._outputs.append((out, node, _version(out)))
 
     def _layer(self, name: str, refs: Any, named: Any, parents: tuple[int, ...], out: Tensor) -> Any:
         """The layer that a call is, and its parents; the layer is None if nothing happens."""
@@ -156,18 +159,24 @@ class _Watch(TorchFunctionMode):
             self.shape = out.shape[2:]  # the logits get a dimension of members
             return None, parents
         one_each = out.shape == (len(parents), self.batch, *out.shape[2:])
-        if one_each and name == "cat" and all(isinstance(ref, Ref) for ref in refs[0]):
+        if one_each and name == "cat" and all(isinstance(ref, Ref) and ref.shape[0] == self.batch for ref in refs[0]):
             self.shape = out.shape[2:]
             return Members(), parents
         need(out.ndim > 0 and len(out) == self.batch, f"{name}() mixes samples")
         need(out.dtype in self._dtypes, f"{name}() changes the precision to {out.dtype}")
         try:
             layer, *sources = translate(self.shape, *refs, **named)
-        except TypeError as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise UnknownLayerError(f"{name}() is called in a way that is not known ({error})") from error
         known = len(sources) == len(parents) and all(isinstance(source, Ref) for source in sources)
         need(known, f"parameters of {name}() depend on the input")
         return layer, tuple(source.node for source in sources)
+
+    def finished(self) -> tuple[Node, ...]:
+        """Return the nodes; a layer whose weights were changed after it had used them is unknown."""
+        changed = {node for node, tensor, version in self._weights if _version(tensor) != version}
+        reason = Unknown("it changes a weight or a constant after it was used")
+        return tuple(replace(node, layer=reason) if i in changed else node for i, node in enumerate(self.nodes))
 
     def _unknown(self, reason: str, parents: tuple[int, ...]) -> None:
         self.nodes.append(Node(Unknown(reason), parents, torch.Size(), self._where()))
@@ -181,7 +190,7 @@ class _Watch(TorchFunctionMode):
         found = next((item for item in reversed(self._outputs) if item[0] is tensor), None)
         if found is None:
             return None
-        if tensor._version != found[2]:
+        if _version(tensor) != found[2]:
             self._unknown("it uses a tensor that was changed in place through a view of it", (found[1],))
             return len(self.nodes) - 1
         return found[1]
@@ -197,7 +206,7 @@ class _Watch(TorchFunctionMode):
         for name, submodule in module.named_modules() if module is not None else ():
             enter = partial(self._enter, name)
             handles.append(submodule.register_forward_pre_hook(enter))
-            handles.append(submodule.register_forward_hook(lambda *_: self._running.pop() and None))
+            handles.append(submodule.register_forward_hook(lambda *_: self._running.pop() and None, always_call=True))
         try:
             yield
         finally:
@@ -206,3 +215,8 @@ class _Watch(TorchFunctionMode):
 
     def _enter(self, name: str, module: nn.Module, _: Any) -> None:
         self._running.append((name, module))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; one of inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version

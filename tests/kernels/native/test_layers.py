@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from equipoise import attacks, methods, nets
 from equipoise.attacks import apgd_t, fab, square, udp
@@ -174,6 +175,13 @@ FOLDED = {
         shifted(nn.BatchNorm2d(6)), nn.Flatten(), shifted(nn.BatchNorm1d(24)), nn.Linear(24, 3),
         shifted(nn.BatchNorm1d(3)),
     ),
+    "batch-norm between linear layers": lambda: nn.Sequential(
+        *conv()[:3], nn.Linear(144, 5), nn.ReLU(), shifted(nn.BatchNorm1d(5)), nn.Linear(5, 3)
+    ),
+    "a mean of features": lambda: Calls(
+        lambda net, x: linear(net(x).relu().mean(1, keepdim=True), net[3].bias[:, None])
+    ),
+    "logits of a rectifier": lambda: Calls(lambda net, x: 1 - net(x).relu()),
     "batch-norm first": lambda: nn.Sequential(shifted(nn.BatchNorm2d(2)), *conv(padding=1)),
     "two rectifiers": lambda: nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.LeakyReLU(0.5), nn.LeakyReLU(0.25), nn.Flatten(), nn.ReLU(), nn.Linear(144, 3)

@@ -327,3 +327,19 @@ def test_what_the_kernel_does_not_know_is_searched_in_pytorch(other, asked, take
         model, x = copy.deepcopy(net).double(), x.double()
     found = square(eps, queries=5, **other.options)(model, x, y)
     assert found.x.isfinite().all() and taken == asked
+
+
+@pytest.mark.parametrize("shape", [(64,), (8, 8), (4, 4, 4)])
+def test_samples_of_another_shape_than_the_first_layers_images(shape, monkeypatch):
+    """The windows are those of the samples as the attack sees them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Flatten(), nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(256, 3),
+    ).eval()  # fmt: skip
+    x = torch.rand(16, *shape, generator=torch.Generator().manual_seed(0))
+    y, attack = net(x).argmax(1), square(0.05, queries=300)
+    found = attack(net, x, y)
+    monkeypatch.setenv("EQUIPOISE_NATIVE", "0")
+    expected = attack(net, x, y)
+    assert torch.equal(found.success, expected.success) and torch.equal(found.evaluations, expected.evaluations)

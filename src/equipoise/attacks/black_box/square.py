@@ -171,7 +171,7 @@ class _Search:
 
         single = isinstance(inputs.predictive.predictive, Single)
         fixed = single and ball.norm == "linf" and not inputs.predictive.random
-        network = native_network(drawn, x) if fixed else None
+        network = native_network(drawn, x, images) if fixed else None
         if network is not None:
             local = WindowedForward(partial(native_prediction, [network]))
         else:
@@ -288,11 +288,14 @@ class _Search:
                 state.power[index] = self.moves.power(state.stages[0][index] - state.origin[index])
 
 
-def native_network(predict: Predict, x: Points) -> NativeNetwork | None:
-    """The network for the kernel, which computes in float32; None if it does not support it."""
+def native_network(predict: Predict, x: Points, images: Images) -> NativeNetwork | None:
+    """The network for the kernel, which computes in float32, at samples that the attack sees as these images; None if
+    it does not support it, or first takes the samples as images of another shape.
+    """
     if not isinstance(predict, NativeForward) or torch.is_autocast_enabled("cpu"):
         return None
-    return predict.network(x)
+    network = predict.network(x)
+    return network if network is not None and network.takes(images.shape[1:]) else None
 
 
 def _window(size: tuple[int, int], image: torch.Size, row: float, column: float) -> Window:

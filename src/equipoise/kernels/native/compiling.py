@@ -11,9 +11,10 @@ from pathlib import Path
 
 _OPTIONS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", "-shared", "-fPIC")
 
+_V3 = frozenset({"avx", "avx2", "fma", "f16c", "abm", "movbe", "bmi1", "bmi2"})
 LEVELS: Mapping[str, frozenset[str]] = {
-    "x86-64-v4": frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"}),
-    "x86-64-v3": frozenset({"avx2", "fma", "f16c", "movbe", "bmi1", "bmi2"}),
+    "x86-64-v4": _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "x86-64-v3": _V3,
 }
 """What is compiled ahead of time, the fastest first, and the flags of the processors that can run it."""
 

@@ -1,6 +1,5 @@
 """The prediction of a network by the C kernels, if its trace consists of layers that they compute."""
 
-import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -13,9 +12,10 @@ from torch._C import _are_functorch_transforms_active
 
 from equipoise.core.errors import EquipoiseWarning
 from equipoise.core.types import Points, Predict, Prediction, Weights
+from equipoise.kernels.layers import tensors_of
 from equipoise.kernels.native.build import library
 from equipoise.kernels.native.layers import NativeLayers, fit
-from equipoise.kernels.native.reading import layers_of, tensors_of
+from equipoise.kernels.native.reading import layers_of
 from equipoise.kernels.trace import Trace, is_tracing, trace_of
 
 
@@ -29,6 +29,11 @@ class NativeNetwork:
     """A factor per pixel; None is 1."""
     shift: Tensor | None
     """A constant per pixel; None is 0."""
+
+    def takes(self, image: Sequence[int]) -> bool:
+        """Whether the first layer takes images of this shape, or features, as which all images are alike."""
+        first = self.layers.layers[0]
+        return first.is_linear or first.input == tuple(image)
 
     def input(self, x: Points) -> Tensor:
         """Return what the first layer takes."""
@@ -131,7 +136,9 @@ class NativeForward:
 
 @dataclass(frozen=True)
 class _State:
-    """All that a traced network computes with."""
+    """All that a traced network computes with. Tensors that are changed through `.data` have their old version and are
+    not seen to be others; a model under attack is a copy of which nobody has the `.data`.
+    """
 
     structure: list[Any]
     tensors: list[Tensor]
@@ -142,14 +149,20 @@ class _State:
         """The state of a network as traced."""
         values = [getattr(node.layer, f.name) for node in trace.nodes if node.layer for f in fields(node.layer)]  # pyright: ignore[reportArgumentType]
         kinds = [(type(node.layer), node.parents, node.shape, node.is_differentiable) for node in trace.nodes]
-        tensors = [tensor for node in trace.nodes for tensor in tensors_of(node)]
+        tensors = [tensor for node in trace.nodes for tensor in tensors_of(node.layer)]
         structure = [*kinds, *(None if isinstance(value, Tensor) else (value,) for value in values)]
         return cls(structure, tensors, [tensor._version for tensor in tensors])
 
     def is_same(self, other: "_State") -> bool:
         """Whether both compute the same, with the same unchanged tensors."""
         same = len(self.tensors) == len(other.tensors) and self.structure == other.structure
-        return same and self.versions == other.versions and all(map(operator.is_, self.tensors, other.tensors))
+        return same and self.versions == other.versions and all(map(_is_same, self.tensors, other.tensors))
+
+
+def _is_same(tensor: Tensor, kept: Tensor) -> bool:
+    """Whether both are the same part of the same memory, which is not free as long as it is kept."""
+    one, other = ((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (tensor, kept))
+    return one == other
 
 
 def native_prediction(networks: Sequence[NativeNetwork], x: Points) -> Prediction:

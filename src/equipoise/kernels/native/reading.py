@@ -6,14 +6,14 @@ constants, as `w (A h + c) + b = (w A) h + (w c + b)`; before and after a convol
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
 from torch import Tensor
 
 from equipoise.kernels import layers as traced
-from equipoise.kernels.layers import output_of
+from equipoise.kernels.layers import output_of, tensors_of
 from equipoise.kernels.native.layers import Layer
 from equipoise.kernels.trace import Node, Trace
 
@@ -48,7 +48,7 @@ def layers_of(trace: Trace, weights: Iterable[Tensor], trainable: bool = False) 
     own = {weight.untyped_storage().data_ptr() for weight in weights}
     if trace.output is None or trace.changes_input or not all(node.is_differentiable for node in trace.nodes):
         return None
-    if not all(_is_own(tensor, own, trainable) for node in trace.nodes for tensor in tensors_of(node)):
+    if not all(_is_own(tensor, own, trainable) for node in trace.nodes for tensor in tensors_of(node.layer)):
         return None
     try:
         with torch.set_grad_enabled(trainable):
@@ -72,12 +72,6 @@ def _chains(trace: Trace, output: int) -> list[list[int]]:
     return chains
 
 
-def tensors_of(node: Node) -> list[Tensor]:
-    """Return the tensors that a layer computes with."""
-    values = [getattr(node.layer, item.name) for item in fields(node.layer)] if node.layer is not None else []  # pyright: ignore[reportArgumentType]
-    return [value for value in values if isinstance(value, Tensor)]
-
-
 def _is_own(tensor: Tensor, storages: set[int], trainable: bool) -> bool:
     is_constant = not tensor.requires_grad or (trainable and tensor.is_leaf)
     return tensor.dtype == torch.float32 and is_constant and tensor.untyped_storage().data_ptr() in storages
@@ -86,6 +80,7 @@ def _is_own(tensor: Tensor, storages: set[int], trainable: bool) -> bool:
 def _read(nodes: Sequence[Node]) -> Layers:
     layers: list[Layer] = []
     affine: list[Node] = []  # what was done since the last layer, or to the input
+    shape = nodes[0].shape  # of what is affine since then
     scale = shift = None
     sizes = [node.shape for node in nodes]
     for size, node in zip(sizes, nodes[1:], strict=False):
@@ -95,26 +90,24 @@ def _read(nodes: Sequence[Node]) -> Layers:
             continue
         if isinstance(layer, traced.Convolution | traced.Linear):
             if layers:
-                new = _folded_before(layer, affine, layers[-1].output, size)
+                new = _folded_before(layer, affine, shape, size)
             else:
                 scale, shift = _pixelwise(affine, sizes[0], size)
                 new = _layer(layer, size)
             layers.append(new)
-            affine = []
+            affine, shape = [], node.shape
             continue
         _need(len(layers) > 0)
         layers[-1], affine = _folded_after(layers[-1], affine)
         layers[-1] = _with_function(layers[-1], layer, affine)
         _need(torch.Size(layers[-1].output).numel() == node.shape.numel())
+        shape = shape if affine else node.shape
     _need(len(layers) > 0)
     layers[-1], affine = _folded_after(layers[-1], affine)
     if not _only_reshapes(affine) or layers[-1].output[1:] != (1, 1):  # the logits are a function of the last layer
-        (classes,) = nodes[-1].shape
-        layers.append(
-            _folded_before(
-                traced.Linear(torch.eye(classes, dtype=torch.float32), None), affine, layers[-1].output, nodes[-1].shape
-            )
-        )
+        _need(len(nodes[-1].shape) == 1)
+        identity = traced.Linear(torch.eye(nodes[-1].shape[0], dtype=torch.float32), None)
+        layers.append(_folded_before(identity, affine, shape, nodes[-1].shape))
     return Layers(layers, scale, shift)
 
 
@@ -169,7 +162,7 @@ def _factors(affine: Sequence[Node], shape: Sequence[int]) -> tuple[Tensor, Tens
 def _pixelwise(affine: Sequence[Node], size: torch.Size, after: torch.Size) -> tuple[Tensor | None, Tensor | None]:
     """The factor and the constant of each pixel of the input; None if nothing but its shape changes."""
     _need(size.numel() == after.numel() and not any(isinstance(node.layer, traced.Average) for node in affine))
-    _need(not any(tensor.requires_grad for node in affine for tensor in tensors_of(node)))
+    _need(not any(tensor.requires_grad for node in affine for tensor in tensors_of(node.layer)))
     if _only_reshapes(affine):
         return None, None
     scale, shift = (factor.detach().reshape(size) for factor in _factors(affine, size))
@@ -177,7 +170,7 @@ def _pixelwise(affine: Sequence[Node], size: torch.Size, after: torch.Size) -> t
 
 
 def _folded_before(layer: traced.Layer, affine: Sequence[Node], given: Sequence[int], size: torch.Size) -> Layer:
-    """The layer of what is affine in the output of the last one, which has the size `given`."""
+    """The layer of what is affine in the output of the last one, which has the shape `given`."""
     if isinstance(layer, traced.Convolution):
         plain = _layer(layer, size)
         if not affine:

@@ -92,6 +92,7 @@ def search_squares(network: NativeNetwork, plan: SquarePlan, samples: SquareSamp
     kernels = library()
     assert kernels is not None
     layers, count, shape = network.layers, len(samples.origin), samples.origin.shape[1:]
+    assert network.takes(shape)
     windows = torch.tensor(plan.windows, dtype=torch.int32)
     rounding = (torch.finfo(torch.float32).eps * bound for bound in (SUMMATION, STORAGE))
     numbers = plan.eps, plan.low, plan.high, *rounding, UNDERFLOW
