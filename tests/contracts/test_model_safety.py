@@ -1,5 +1,6 @@
 """No attack touches the caller's model or depends on what the caller's thread has set up. Every row of the contract."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import util
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -191,6 +193,15 @@ def undisturbed(row: str) -> AttackResult:
     return attacked(row, made(Net))
 
 
+@cache
+def undisturbed_in_pytorch(row: str) -> AttackResult:
+    """The same without the kernels for small networks, which do not see through checkpoints, and compute in float32
+    where bf16 is asked for.
+    """
+    with mock.patch.dict(os.environ, EQUIPOISE_NATIVE="0"):
+        return attacked(row, made(Net))
+
+
 NOT_TRAINING = [row for row in _ROWS.ROWS if row != "train mode"]
 ALONE = [row for row in NOT_TRAINING if row not in ("autoattack", "cascade")]  # whose members have rows of their own
 
@@ -207,11 +218,11 @@ def test_every_kind_of_model_is_left_as_it_was(row: str, kind: str) -> None:
     found = attacked(row, model)
     assert state_of(model) == before
     if kind in LIKE_PLAIN:
-        plain = undisturbed(row)
         if "checkpoint" in kind or kind == "closures":  # equal up to rounding, which moves the points of some attacks
-            assert torch.equal(found.success, plain.success) and (found.x - plain.x).abs().mean() < 0.01
+            ways = undisturbed(row), undisturbed_in_pytorch(row)
+            assert any(torch.equal(found.success, p.success) and (found.x - p.x).abs().mean() < 0.01 for p in ways)
         else:
-            assert same(found, plain)
+            assert same(found, undisturbed(row))
 
 
 @pytest.mark.parametrize("row", NOT_TRAINING)
@@ -332,8 +343,10 @@ class Doubled(nn.Module):
 
 
 @pytest.mark.parametrize("row", ALONE)
-def test_the_precision_of_the_answer_is_not_that_of_the_points(row: str) -> None:
+def test_the_precision_of_the_answer_is_not_that_of_the_points(row: str, monkeypatch) -> None:
     torch.manual_seed(0)
+    if row == "bf16":  # the kernels, which take one of the two only, compute in float32
+        monkeypatch.setenv("EQUIPOISE_NATIVE", "0")
     model = Net().eval()
     expected, found = attacked(row, model), attacked(row, Doubled(model))
     assert found.x.dtype == torch.float32 and torch.equal(found.success, expected.success)
