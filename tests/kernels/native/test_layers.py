@@ -612,3 +612,15 @@ def test_every_tile_of_the_kernels_is_reached():
     for filters, columns in product((1, 2, 3, 4, 5, 6, 7, 8, 9), range(1, 10)):
         net = network(nn.Conv2d(1, filters, (1, 2)), nn.Flatten(), nn.Linear(filters * columns, 2))
         assert is_right(net, points(3, 1, 1, columns + 1)), (filters, columns)
+
+
+def test_a_logit_that_is_a_small_difference_of_large_numbers_is_no_disagreement():
+    """At the decision boundary of a linear model rounding is as large as the logit."""
+    net = network(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 1, bias=False))
+    x = points(2, 1, 8, 8)
+    with torch.no_grad():
+        net[2].weight *= 100
+        h = net[1](net[0](x)).double()
+        net[2].weight -= (net[2].weight.double() @ h.T @ torch.linalg.pinv(h).T).float()  # zero at both samples
+        assert net(x).abs().max() < 1e-2
+    assert natively(net, x)[2]
