@@ -55,7 +55,7 @@ class Case:
 def case_of(net: str, precision: str, samples: int | None, quick: bool) -> Case:
     """The case of a network; a quick one is shortened and has no floor."""
     if net == "lenet":
-        case = Case(net, 1000, 0.1, Budget(), precision, 4.0 if precision == "bf16" else 3.0)
+        case = Case(net, 1000, 0.1, Budget(), precision, 8.0)
         short = replace(case, samples=200, budget=Budget(20, 3, 500), floor=None)
     else:
         case = Case(net, 64, 8 / 255, Budget(10, 2, 200), precision, 2.0)
