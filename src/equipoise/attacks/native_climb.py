@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def climb_terms(objective: Objective, weight: float = 1.0) -> list[ClimbTerm] | None:
-    """The objective as a weighted sum of those that the kernel knows; None if it is none."""
+    """The objective as a weighted sum of those that the kernel knows; None if it is not one."""
     options: dict[str, Any] = dict(objective.parameters)
     if "parts" in options:
         parts = [climb_terms(part, weight * factor) for part, factor in options["parts"]]

@@ -108,7 +108,7 @@ class Criterion(SampleTable):
     """The class that it should be; None for any but `label`."""
 
     def reached(self, output: Prediction) -> Bool[Tensor, " batch"]:
-        """Which predictions are a success; one that is not finite is none."""
+        """Which predictions are a success; one that is not finite is not."""
         labels = output.labels
         return (labels != self.label) & (labels >= 0) if self.target is None else labels == self.target
 

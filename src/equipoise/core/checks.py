@@ -48,7 +48,7 @@ def check_labels(name: str, labels: Any, batch: int, classes: int | None) -> Non
     require(
         low >= 0 and (classes is None or high < classes),
         f"{name} holds class {low if low < 0 else high}, "
-        + ("which is none." if classes is None else f"but the model has {classes} classes, 0 to {classes - 1}."),
+        + ("which is not a class." if classes is None else f"but the model has {classes} classes, 0 to {classes - 1}."),
     )
 
 

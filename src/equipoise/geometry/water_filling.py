@@ -25,7 +25,7 @@ def lengths(t: Column, speed: Rows | None, room: Rows, out: Rows | None = None) 
 
 
 def level(gain: Rows | None, speed: Rows | None, room: Rows, amount: Column) -> Column:
-    """The root t, the largest number where there is none; no gain is a gain of 1, no speed a speed of 1."""
+    """The root t, or the largest number where there is no root; without a gain it is 1, and so is the speed."""
     small, never = 8 * torch.finfo(room.dtype).eps, torch.finfo(room.dtype).max
     root, index = torch.zeros_like(amount), torch.arange(len(room), device=room.device)
     t, moving = root, torch.ones_like(amount, dtype=torch.bool)

@@ -26,7 +26,7 @@ from equipoise.kernels.torch_calls import (
 
 
 class UnknownLayerError(Exception):
-    """A function is none of the layers; the argument says why."""
+    """A function is not one of the layers; the argument says why."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def number(amount: Any) -> str:
 
 
 def count(amount: float | None) -> str:
-    """Return a median of integers, with a decimal only where it is none itself; a dash for None."""
+    """Return a median of integers, with a decimal only where it is no integer itself; a dash for None."""
     if amount is None:
         return "–"
     return f"{amount:,.0f}" if amount == int(amount) else f"{amount:,.1f}"

@@ -58,7 +58,7 @@ class Work:
     """Of the longest chain of tasks that need each other, which no number of workers shortens."""
 
     def by(self, workers: int) -> float:
-        """Return the seconds with so many workers."""
+        """Return the seconds with this number of workers."""
         return max(self.seconds / workers, self.chain)
 
 

@@ -147,8 +147,8 @@ class Experiment:
         examples: int | None = None,
         changes: Mapping[str, Any] = {},
     ) -> "Plan":
-        """Return what to compute at a scale in (0, 1]: with so many of the paper's seeds, if given, instead of that
-        share of them, `only` what needs no other datasets than these, and every network tested on at most so many
+        """Return what to compute at a scale in (0, 1]: with this number of seeds instead of that share of the
+        paper's, `only` what needs no other datasets than these, and every network tested on at most this number of
         `examples`. `changes` are settings of every training that deviate from the paper: fields of its recipe, such as
         `lr`, and options of its method, such as `method.softness`. Raises `EquipoiseError` for another scale, for no
         seeds or examples, for a setting that no training has, and if nothing is left.
@@ -183,7 +183,7 @@ def _require_known(changes: Mapping[str, Any], tasks: Sequence[Task]) -> None:
 
 
 def _tested(task: Task, examples: int) -> Task:
-    """The task with at most so many test samples."""
+    """The task with at most this number of test samples."""
     if not isinstance(task, Evaluated | MeasureTask):
         return task
     return replace(task, examples=min(task.examples, examples))
@@ -202,7 +202,7 @@ def _restricted(part: Part, only: frozenset[str]) -> Part | None:
 
 
 def _with_seeds(part: Part, scale: float, seeds: int | None) -> Part:
-    """The part with a share of the seeds, at least one, or so many."""
+    """The part with a share of the seeds, at least one, or with this number of them."""
     if isinstance(part, PublishedValue):
         return part
 

@@ -69,8 +69,8 @@ def _text(name: str) -> str:
 
 
 def table_values(text: str, decimals: int = 2) -> Iterator[tuple[str, str, float | None, float]]:
-    """Return row, column, number and deviation of every entry of a table, row by row; a dash is none, `?` a number that
-    the paper does not give.
+    """Return row, column, number and deviation of every entry of a table, row by row; a dash stands for no entry, `?`
+    for a number that the paper does not give.
 
     The first line names the columns, in one word each, an underscore for a space; every other line is a row: its name,
     and a word per column, such as `61.8±0.8`. The deviation is what is stated, and at least the rounding: half a unit
@@ -89,5 +89,5 @@ def table_values(text: str, decimals: int = 2) -> Iterator[tuple[str, str, float
 
 
 def rounding(word: str, decimals: int = 2) -> float:
-    """Return half a unit of the last digit, or of the last of so many decimals where fewer are printed."""
+    """Return half a unit of the last digit printed, or of the last of `decimals` where fewer are printed."""
     return 0.5 * 10.0 ** -max(len(word.partition(".")[2]), decimals)

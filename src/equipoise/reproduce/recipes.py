@@ -30,7 +30,7 @@ def evaluated(
 def measured(
     function: Call, trainings: Sequence[Training], question: str, examples: int | None = None, **more: Any
 ) -> MeasureTask:
-    """Measure networks with the weights of the last epoch, on all test samples or so many."""
+    """Measure networks with the weights of the last epoch, on all test samples, or on this number of them."""
     return MeasureTask(function, trainings, question, "last", examples or TEST_SIZES[trainings[0].data], **more)
 
 

@@ -212,7 +212,7 @@ def _measure(task: MeasureTask, setting: Setting, report_progress: ReportProgres
 
 
 def _limited(data: Dataset, samples: int | None, seed: int) -> Dataset:
-    """The dataset with at most so many training samples."""
+    """The dataset with at most this number of training samples."""
     return data if samples is None or samples >= len(data.train) else data.limit(samples, seed)
 
 

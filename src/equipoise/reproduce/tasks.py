@@ -329,7 +329,7 @@ def _converted(name: str, value: Any) -> Any:
 
 
 def _share(size: int, scale: float, least: int) -> int:
-    """A share of so many samples, at least `least` of them where there are as many."""
+    """A share of this number of samples, at least `least` where there are that many."""
     return max(ceil(size * scale), min(size, least))
 
 

@@ -153,7 +153,7 @@ class _Processes:
 
 @contextmanager
 def in_processes(setting: Setting, workers: int) -> "Iterator[Pool]":
-    """Compute so many jobs at a time in processes of this machine, which share its GPUs and end with this one."""
+    """Compute `workers` jobs at a time in processes of this machine, which share its GPUs and end with this one."""
     pool = _Processes(setting, workers)
     try:
         yield pool
@@ -210,8 +210,8 @@ Pool = _ThisProcess | _Processes | _OnRay
 
 @contextmanager
 def on_ray(setting: Setting, workers: int | None, address: str) -> "Iterator[Pool]":
-    """Compute at most so many jobs at a time on a Ray cluster, or as many as it has cores. Raises `EquipoiseError` if
-    Ray is not installed or there is no cluster.
+    """Compute at most `workers` jobs at a time on a Ray cluster, by default as many as it has cores. Raises
+    `EquipoiseError` if Ray is not installed or there is no cluster.
     """
     try:
         ray: Any = import_module("ray")

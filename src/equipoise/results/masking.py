@@ -13,8 +13,8 @@ KIND = "masking"
 """The `kind` of a record of these tests."""
 
 DETECTABLE_SHARE = 0.05
-"""Share of samples that must not go unseen: without any indicator there must be so many samples that the 95 % interval
-of a share of which none was seen ends below it."""
+"""Share of samples that must not go unseen: without any indicator there must be enough samples for the
+95 % interval of a share that was never seen to end below it."""
 MIN_SAMPLES = next(n for n in range(1, 1000) if wilson(0, n)[1] < DETECTABLE_SHARE)
 """The fewest samples for which it does."""
 

@@ -77,7 +77,7 @@ def trainings(
     augment: Literal["none", "crop-flip"] = "none",
     width: int = 1,
 ) -> list[Training]:
-    """One training per seed: LeNet, so many times as wide, with Adam on Fashion-MNIST (U App. F.1.1); the
+    """One training per seed: LeNet, `width` times as wide, with Adam on Fashion-MNIST (U App. F.1.1); the
     pre-activation ResNet-18 with a triangular learning rate on CIFAR-10 and SVHN (F.1.2), as published with its peak in
     the middle, for UDPR on CIFAR-10 lower.
     """

@@ -90,7 +90,7 @@ def charts(trained: Mapping[str, Trained], data: str, restarts: int = 1) -> list
 
 
 def input_charts(data: str, members: int, variant: Variant) -> list[Part]:
-    """The charts of PGD with one network and UTA with so many."""
+    """The charts of PGD with one network and of UTA with this number of networks."""
     trained: dict[str, Trained] = {
         name: partial(trainings, data, variant, name, members=number) for name, number in (("PGD", 1), ("UTA", members))
     }
