@@ -89,8 +89,8 @@ def taken(monkeypatch) -> list[bool]:
     monkeypatch.delenv("EQUIPOISE_NATIVE", raising=False)
     found, native_network = [], module.native_network
 
-    def noted(predict: Predict, x: Tensor) -> NativeNetwork | None:
-        network = native_network(predict, x)
+    def noted(predict: Predict, x: Tensor, images: Tensor) -> NativeNetwork | None:
+        network = native_network(predict, x, images)
         found.append(network is not None)
         return network
 
