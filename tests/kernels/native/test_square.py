@@ -100,7 +100,7 @@ def taken(monkeypatch) -> list[bool]:
 
 def stepwise(monkeypatch, attack: Square, *args, **options) -> AttackResult:
     with monkeypatch.context() as patched:
-        patched.setattr(module, "native_network", lambda predict, x: None)
+        patched.setattr(module, "native_network", lambda *_: None)
         return attack(*args, **options)
 
 
