@@ -245,7 +245,7 @@ def test_several_targets_and_steps_of_their_own_length_are_those_of_float64(name
 
 
 def test_a_long_climb_reports_how_far_it_is_and_can_be_stopped(taken, monkeypatch):
-    monkeypatch.setattr("equipoise.kernels.native.climbs._MULTIPLICATIONS_AT_ONCE", 1)
+    monkeypatch.setattr("equipoise.kernels.native.layers._MULTIPLICATIONS_AT_ONCE", 1)
     net, (x, y) = network(), samples(150)
     attack, told = attacks.pgd(0.1, steps=10), []
     whole = attack(net, x, y)

@@ -31,12 +31,6 @@ pgd = partial(attacks.pgd, start="zero", return_point="last")
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
 
 
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch):
-    """Whatever the environment says: these tests are about them."""
-    monkeypatch.delenv("EQUIPOISE_NATIVE", raising=False)
-
-
 def network(*layers: nn.Module, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)

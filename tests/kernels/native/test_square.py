@@ -267,7 +267,8 @@ def test_logits_that_are_not_finite_are_no_success(taken, monkeypatch):
 
 @pytest.mark.parametrize("at_once", [1, 1024])
 def test_a_search_reports_how_far_it_is_and_can_be_stopped(at_once, taken, monkeypatch):
-    monkeypatch.setattr("equipoise.kernels.native.squares._SAMPLES_AT_ONCE", at_once)
+    bound = "equipoise.kernels.native.layers.NativeLayers.samples_at_once"
+    monkeypatch.setattr(bound, lambda layers, evaluations: at_once)
     net, x, y, eps = samples("lenet")
     attack, told = square(0.5 * eps, queries=150), []
     with progress.listening(lambda done, of, what: told.append((done, of, what))):

@@ -17,12 +17,6 @@ from equipoise.models import Ensemble, as_predictive, live
 pytestmark = [pytest.mark.unchecked, pytest.mark.skipif(compiler() is None, reason="there is no C compiler")]
 
 
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch):
-    """Whatever the environment says: these tests are about them."""
-    monkeypatch.delenv("EQUIPOISE_NATIVE", raising=False)
-
-
 def batch(*shape: int, classes: int = 4, n: int = 45) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.rand(n, *shape, generator=generator), torch.randint(classes, (n,), generator=generator)

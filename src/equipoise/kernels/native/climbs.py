@@ -11,9 +11,6 @@ from equipoise.core import progress
 from equipoise.kernels.native.build import address, library, run_threaded
 from equipoise.kernels.native.forward import NativeNetwork
 
-_MULTIPLICATIONS_AT_ONCE = 1 << 33
-"""Multiplications of forward passes in one call, about a second of work: between calls a program can be stopped."""
-
 KINDS = ("cross-entropy", "entropy", "clean||here", "here||clean", "soft-cross-entropy", "margin", "dlr")
 """The objectives in `objectives.h`."""
 RETURN_POINTS = ("last", "best", "first_success")
@@ -180,9 +177,7 @@ def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evalua
         plan_and_samples = ctypes.byref(native_plan), ctypes.byref(native_samples)
         return kernels.climb(layers.structs, len(layers.structs), *plan_and_samples, *where)
 
-    threads = torch.get_num_threads()
-    climbs = _MULTIPLICATIONS_AT_ONCE // (layers.multiplications * len(plan.sizes))
-    at_once = threads * max(climbs, 4 * layers.simd_width)
+    at_once = layers.samples_at_once(len(plan.sizes))
     for first in range(0, count, at_once):
         progress.report(first, count, "sample")
         some = min(at_once, count - first)

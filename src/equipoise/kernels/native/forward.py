@@ -90,7 +90,18 @@ def compiled(trace: Trace, x: Points, weights: Iterable[Tensor], trainable: bool
     if found is None or not all(fit(member.layers) for member in found) or trace.logits.ndim != 3:
         return None
     networks = [NativeNetwork(NativeLayers(member.layers), member.scale, member.shift) for member in found]
-    return networks if _agree(networks, trace, x) else None
+    few = x[:2].detach()
+    expected = trace.logits.detach()[:, : len(few)]
+    if agree(networks, few, Prediction(expected)):
+        return networks
+    off = float((native_prediction(networks, few).logits - expected).abs().max())
+    warnings.warn(
+        f"the kernels for small networks find other logits than PyTorch (by {off:g}): they are not used for this "
+        "network. Please report it.",
+        EquipoiseWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 class NativeForward:
@@ -174,23 +185,16 @@ def native_prediction(networks: Sequence[NativeNetwork], x: Points) -> Predictio
         return Prediction(torch.stack([n.layers.logits(n.input(x), traced=False)[0] for n in networks]))
 
 
-def _agree(networks: Sequence[NativeNetwork], trace: Trace, x: Points) -> bool:
-    """Whether both find the same logits up to rounding; warns if not."""
-    native = native_prediction(networks, x[:2].detach()).logits
-    expected = trace.logits.detach()[:, : native.shape[1]]
-    same = not bool(Prediction(native).differs(Prediction(expected)).any())
-    if not same:  # a logit may be a small difference of large numbers
-        sizes = torch.stack([_sizes(network, x[:2].detach()) for network in networks])
-        alike = ((native - expected).abs() <= _ROUNDING * sizes) | (native.isnan() & expected.isnan())
-        same = bool(alike.all())
-    if not same:
-        warnings.warn(
-            "the kernels for small networks find other logits than PyTorch (by "
-            f"{float((native - expected).abs().max()):g}): they are not used for this network. Please report it.",
-            EquipoiseWarning,
-            stacklevel=2,
-        )
-    return same
+def agree(networks: Sequence[NativeNetwork], x: Points, expected: Prediction) -> bool:
+    """Whether native networks predict this, up to rounding."""
+    native = native_prediction(networks, x)
+    if not bool(native.differs(expected).any()):
+        return True
+    # A logit may be a small difference of large numbers.
+    sizes = torch.stack([_sizes(network, x) for network in networks])
+    found, logits = native.logits, expected.logits
+    alike = ((found - logits).abs() <= _ROUNDING * sizes) | (found.isnan() & logits.isnan())
+    return bool(alike.all())
 
 
 @torch.no_grad()

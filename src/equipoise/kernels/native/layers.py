@@ -15,6 +15,9 @@ from equipoise.kernels.torch_calls import Pair
 
 MAX_WEIGHTS = 1 << 20
 """Weights of all layers together: more do not stay in the cache."""
+_MULTIPLICATIONS_AT_ONCE = 1 << 33
+"""Multiplications of a thread's forward passes in one call, about a second of work: between calls a program can be
+stopped."""
 _MAX_BUFFERS = 1 << 18  # numbers per sample in all buffers together
 
 
@@ -149,6 +152,11 @@ class NativeLayers:
             lambda first: (address(grad, first), address(traces, first // self.simd_width), address(x, first)),
         )
         return x
+
+    def samples_at_once(self, evaluations: int) -> int:
+        """Return how many samples a call should take that evaluates each so often, on all threads together."""
+        samples = _MULTIPLICATIONS_AT_ONCE // (self.multiplications * evaluations)
+        return torch.get_num_threads() * max(samples, 4 * self.simd_width)
 
     def _run(self, kernel: Any, samples: int, tensors: Callable[[int], tuple[Any, ...]]) -> None:
         def run(first: int, count: int) -> int:

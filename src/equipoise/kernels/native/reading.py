@@ -8,6 +8,7 @@ constants, as `w (A h + c) + b = (w A) h + (w c + b)`; before and after a convol
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -82,9 +83,8 @@ def _read(nodes: Sequence[Node]) -> Layers:
     affine: list[Node] = []  # what was done since the last layer, or to the input
     shape = nodes[0].shape  # of what is affine since then
     scale = shift = None
-    sizes = [node.shape for node in nodes]
-    for size, node in zip(sizes, nodes[1:], strict=False):
-        layer = node.layer
+    for before, node in pairwise(nodes):
+        layer, size = node.layer, before.shape
         if isinstance(layer, _AFFINE):
             affine.append(node)
             continue
@@ -92,7 +92,7 @@ def _read(nodes: Sequence[Node]) -> Layers:
             if layers:
                 new = _folded_before(layer, affine, shape, size)
             else:
-                scale, shift = _pixelwise(affine, sizes[0], size)
+                scale, shift = _pixelwise(affine, nodes[0].shape, size)
                 new = _layer(layer, size)
             layers.append(new)
             affine, shape = [], node.shape

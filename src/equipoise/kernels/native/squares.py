@@ -11,9 +11,6 @@ from equipoise.core.types import STORAGE, SUMMATION, UNDERFLOW
 from equipoise.kernels.native.build import address, library, run_threaded
 from equipoise.kernels.native.forward import NativeNetwork
 
-_SAMPLES_AT_ONCE = 1024
-"""Samples of a thread in one call, whose queries take less than a second: between calls a program can be stopped."""
-
 
 class _PlanStruct(ctypes.Structure):
     """`plan` of `square.c`."""
@@ -108,7 +105,7 @@ def search_squares(network: NativeNetwork, plan: SquarePlan, samples: SquareSamp
         plan_and_samples = ctypes.byref(native_plan), ctypes.byref(native_samples)
         return kernels.search_squares(layers.structs, len(layers.structs), *plan_and_samples, *where)
 
-    at_once = torch.get_num_threads() * _SAMPLES_AT_ONCE
+    at_once = layers.samples_at_once(len(plan.windows))
     for first in range(0, count, at_once):
         some = min(at_once, count - first)
         run_threaded(some, layers.simd_width, lambda start, number, first=first: run(first + start, number))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from equipoise.core.types import Points, Predict, Prediction
 from equipoise.kernels.native.build import address, library, run_threaded
-from equipoise.kernels.native.forward import NativeNetwork, compiled, is_batch, native_prediction, traced
+from equipoise.kernels.native.forward import NativeNetwork, agree, compiled, is_batch, traced
 from equipoise.kernels.native.layers import Layer, NativeLayers
 
 
@@ -89,7 +89,7 @@ def _differentiable(
 
 def native_training(watched: Predict, predict: Predict, weights: Sequence[Tensor]) -> Predict:
     """Return the live prediction of a network with these weights for one training step: computed natively if what
-    `watched`, a copy, does to one sample consists of supported layers, else `predict` itself.
+    `watched`, a copy, does to samples consists of supported layers, else `predict` itself.
     """
 
     def live(x: Points) -> Prediction:
@@ -120,6 +120,6 @@ def _trained_networks(predict: Predict, weights: Sequence[Tensor], x: Points) ->
     random, same = torch.get_rng_state(), False
     with torch.no_grad(), suppress(Exception):  # a network may do something else to three samples than to two
         three = x[:3].detach()
-        same = not bool(native_prediction(networks, three).differs(predict(three.clone())).any())
+        same = agree(networks, three, predict(three.clone()))
     torch.set_rng_state(random)
     return networks if same else None
