@@ -5,9 +5,9 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from equipoise import reproduce
+from equipoise import reproduce, results
 from equipoise.reproduce import cost
-from equipoise.reproduce.registry import KEPT, Listed, Overview
+from equipoise.results.costs import KEPT, Listed, Overview
 from equipoise.results.provenance import provenance
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     tasks = [task for name in reproduce.names() for task in reproduce.experiment(name).plan().tasks()]
     rates = {net: float(f"{rate:.3g}") for net, rate in cost.all_rates(tasks).items()}
     text = json.dumps(asdict(Overview(provenance(0, "cpu").device, listed, rates)), indent=1) + "\n"
-    Path(os.fspath(reproduce.__path__[0]), KEPT).write_text(text)
+    Path(os.fspath(results.__path__[0]), KEPT).write_text(text)
 
 
 if __name__ == "__main__":

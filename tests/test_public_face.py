@@ -30,7 +30,24 @@ def test_a_name_that_is_none() -> None:
         _ = eq.fit_everything  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_importing_it_imports_no_torch() -> None:
-    code = "import sys, equipoise; print([name for name in ('torch', 'numpy', 'scipy') if name in sys.modules])"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import equipoise",
+        "import equipoise.data.published, equipoise.results.costs, equipoise.report",
+        "from equipoise.cli import main; main(['experiments'])",
+        "from equipoise.cli import main; main(['experiments', '--data', 'mnist=.', '--workers', '3'])",
+    ],
+)
+def test_what_needs_no_torch_imports_none(code: str) -> None:
+    code += "; import sys; print([name for name in ('torch', 'scipy', 'jaxtyping') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("package", [eq, eq.data])
+def test_names_are_found_lazily_but_no_others(package: ModuleType) -> None:
+    assert {*package.__all__} <= {*dir(package)}
+    assert callable(eq.data.load) and isinstance(eq.data.formats, ModuleType)
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'lode'"):
+        _ = package.lode

@@ -9,11 +9,10 @@
 The names of `__all__` are imported the first time they are used, so that `import equipoise` alone costs nothing.
 """
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from equipoise.core import deprecation
+from equipoise.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from equipoise import attacks, data, losses, models, nets, scores
@@ -90,25 +89,15 @@ _HOMES = {
 """Where each public name lives: a module, or a name in one."""
 
 deprecation.install()
+_find, _listed = lazy_names(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        found = _version()
-    elif name in _HOMES:
-        module, _, member = _HOMES[name].partition(":")
-        found = import_module(f"equipoise.{module}")
-        found = getattr(found, member) if member else found
-    elif not name.startswith("_") and find_spec(f"equipoise.{name}") is not None:
-        found = import_module(f"equipoise.{name}")
-    else:
-        raise AttributeError(f"module 'equipoise' has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    return _version() if name == "__version__" else _find(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__")), "__version__"})
+    return [*_listed(), "__version__"]
 
 
 def _version() -> str:

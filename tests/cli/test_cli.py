@@ -19,7 +19,7 @@ from torch import nn
 
 import equipoise
 from equipoise.cli import commands, main
-from equipoise.cli.display import duration
+from equipoise.cli.console import duration
 from equipoise.cli.method_options import METHODS, build_method, full_name, parameters
 from equipoise.cli.options import fraction, pairs
 from equipoise.cli.parsing import parse

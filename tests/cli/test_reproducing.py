@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 from equipoise import methods
 from equipoise import reproduce as experiments
 from equipoise.cli import main, reproducing
+from equipoise.cli.listing import Experiments
 from equipoise.cli.parsing import parse
 from equipoise.reproduce import (
     Cell,
@@ -34,8 +35,8 @@ from equipoise.reproduce import (
     names,
     outcome,
 )
-from equipoise.reproduce.registry import kept
 from equipoise.reproduce.sweep_folder import ExperimentRecord, write_record
+from equipoise.results.costs import kept
 from equipoise.results.records import load
 from equipoise.results.reproduction import agreement
 from equipoise.training import Recipe
@@ -107,7 +108,7 @@ def test_the_overview_is_that_of_the_experiments():
 @pytest.mark.parametrize("scale", [1, 0.1])
 def test_times_are_measured_here_on_request_alone(scale, capsys, monkeypatch):
     rate = {words: 10.0 for words in kept().rates}
-    monkeypatch.setattr(reproducing.cost, "_measured", lambda words: rate[words])
+    monkeypatch.setattr(experiments.cost, "_measured", lambda words: rate[words])
     monkeypatch.setenv("COLUMNS", "200")
     assert ask(f"experiments --scale {scale}") == 0
     estimated = capsys.readouterr().out
@@ -279,7 +280,7 @@ def test_the_documented_commands_are_understood():
     assert one == reproducing.Reproduce(
         "udp-table-2", scale=0.2, data_root=Path("../shared/data"), out=Path("repro/u2"), workers=2
     )
-    assert parse(["experiments"]) == reproducing.Experiments()
+    assert parse(["experiments"]) == Experiments()
 
 
 DRIVER = """

@@ -13,7 +13,8 @@ from equipoise.core.deprecation import MOVED, new_name
 def in_its_place(old: str) -> object:
     """What a package has under the name of a module that was there."""
     package, _, name = f"equipoise.{old}".rpartition(".")
-    return vars(import_module(package)).get(name)
+    module = import_module(package)
+    return getattr(module, name) if name in getattr(module, "__all__", ()) else vars(module).get(name)
 
 
 SHADOWED = [old for old in MOVED if callable(in_its_place(old))]

@@ -21,7 +21,8 @@ from equipoise.core.files import (
 )
 from equipoise.core.locks import locked
 from equipoise.data import available, load
-from equipoise.data.load import SOURCES, published
+from equipoise.data.finding import published
+from equipoise.data.published import SOURCES
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, Split
 from equipoise.data.dataset import stratified_order
-from equipoise.data.load import SOURCES
+from equipoise.data.published import SOURCES
 
 
 def numbered(y: list[int] | torch.Tensor) -> Split:
@@ -189,4 +189,4 @@ def test_svhn_is_split_as_in_the_published_code() -> None:
         "svhn", numbered(y), numbered(y[:10]), tuple("0123456789"), "", validation=SOURCES["svhn"].validation
     )
     assert [len(part) for part in svhn.split_validation()] == [67_000, 6_257]
-    assert all(source.validation == 0.1 for name, source in SOURCES.items() if name != "svhn")
+    assert all(source.validation is None for name, source in SOURCES.items() if name != "svhn")

@@ -25,7 +25,8 @@ from data_files import (
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.data import load
-from equipoise.data.load import SOURCES, published
+from equipoise.data.finding import published
+from equipoise.data.published import SOURCES
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
@@ -112,7 +113,7 @@ def test_decoded_archives_are_kept_until_the_archive_changes(
     first = load(path)
     (kept,) = cache.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("equipoise.data.load"), "read_images", lambda path: pytest.fail("decoded again"))
+        patch.setattr(import_module("equipoise.data.finding"), "read_images", lambda path: pytest.fail("decoded again"))
         again = load(path)
     assert again.sha256 == first.sha256 and again.train.x.equal(first.train.x) and again.classes == first.classes
     kept.write_bytes(b"damaged")

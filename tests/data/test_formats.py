@@ -29,7 +29,7 @@ from data_files import (
 
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, load
-from equipoise.data.load import published
+from equipoise.data.finding import published
 
 
 def test_the_written_pickles_are_what_the_standard_unpickler_reads() -> None:

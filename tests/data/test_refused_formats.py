@@ -30,8 +30,9 @@ from scipy.io import savemat
 
 from equipoise.core.errors import EquipoiseError
 from equipoise.data import Dataset, load, names
+from equipoise.data.finding import published
 from equipoise.data.formats import read_idx
-from equipoise.data.load import SOURCES, published
+from equipoise.data.published import SOURCES
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ from scipy.io import savemat
 
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.data import Dataset, load
-from equipoise.data.load import SOURCES, published
+from equipoise.data.finding import published
+from equipoise.data.published import SOURCES
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.unchecked]
 

@@ -18,7 +18,8 @@ from scipy.io import savemat
 
 from equipoise.core.errors import EquipoiseWarning
 from equipoise.data import Dataset, load
-from equipoise.data.load import SOURCES, Source, published
+from equipoise.data.finding import published
+from equipoise.data.published import SOURCES, Source
 
 MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from equipoise.cli.display import duration, moving, say, share_progress
+from equipoise.cli.console import duration, moving, say
+from equipoise.cli.display import share_progress
 from equipoise.cli.loaded_model import load_model, norm_of
 from equipoise.cli.recorded import answered, require_file
 from equipoise.cli.requests import Audit

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.cli.auditing import audit
-from equipoise.cli.display import say
+from equipoise.cli.console import say
 from equipoise.cli.doctor import diagnose
 from equipoise.cli.evaluating import evaluate, merge_records
 from equipoise.cli.recorded import as_data, require_file
-from equipoise.cli.reproducing import list_experiments, reproduce
+from equipoise.cli.reproducing import reproduce
 from equipoise.cli.requests import (
     Audit,
     Command,
     Doctor,
     Evaluate,
-    Experiments,
     Merge,
     Report,
     Reproduce,
@@ -74,7 +73,6 @@ _COMMANDS: dict[type[Command], Callable[[Any, str], int | None]] = {
     Merge: lambda options, _: merge_records(options),
     Report: lambda options, _: say(f"wrote {_report(options)}"),
     Study: study,
-    Experiments: lambda options, _: list_experiments(options),
     Reproduce: reproduce,
     Doctor: lambda options, _: diagnose(options),
 }

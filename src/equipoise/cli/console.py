@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from textwrap import wrap
 from typing import Any, Protocol, TextIO, cast, runtime_checkable
 
+from equipoise.core.torchrun import is_main_process
+
 _USUAL, _NARROWEST, _WIDEST = 80, 40, 1000
 _COMMAND = re.compile(r"(?P<before>.*:) (?P<command>equipoise .+|pip install (?:(?!, ).)+?)(?P<stop>\.?)")
 
@@ -132,3 +134,31 @@ def laid_out(text: str, stream: _Stream) -> str:
 
 def _wrapped(line: str, width: int) -> list[str]:
     return wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def say(text: object = "") -> None:
+    """Print a message or a table, in the main process."""
+    if not is_main_process():
+        return
+    if isinstance(text, str):
+        print(laid_out(text, sys.stdout))
+    else:
+        from rich.console import Console
+
+        Console(width=columns(), highlight=False).print(text, markup=False)
+
+
+def moving(text: str) -> None:
+    """Show `text` in place of the last one, on a terminal; the empty text takes it away."""
+    if is_main_process() and sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[2K{text[: columns() - 1]}")
+        sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Such as `42 s`, `3:07` or `2:03:07`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"

@@ -1,14 +1,11 @@
 """Terminal output: a progress line, a line per epoch, tables of accuracies."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
-from equipoise.cli.console import columns, laid_out
-from equipoise.core.torchrun import is_main_process
+from equipoise.cli.console import duration, moving, say
 from equipoise.evaluation import Progress as EvaluationProgress
 from equipoise.report import chains
 from equipoise.report.studies import interval, mean
@@ -18,32 +15,6 @@ from equipoise.training import Progress
 
 _EVERY = 0.1  # seconds between two looks of the moving line
 _COLUMNS = ("train_loss", "train_accuracy", "valid_clean", "valid_fgsm", "valid_pgd")
-
-
-def say(text: object = "") -> None:
-    """Print a message or a table, in the main process."""
-    if not is_main_process():
-        return
-    if isinstance(text, str):
-        print(laid_out(text, sys.stdout))
-    else:
-        Console(width=columns(), highlight=False).print(text, markup=False)
-
-
-def moving(text: str) -> None:
-    """Show `text` in place of the last one, on a terminal; the empty text takes it away."""
-    if is_main_process() and sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[2K{text[: columns() - 1]}")
-        sys.stderr.flush()
-
-
-def duration(seconds: float) -> str:
-    """Such as `42 s`, `3:07` or `2:03:07`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02}"
-    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 class TrainingProgress:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from equipoise.cli.display import say
+from equipoise.cli.console import say
 from equipoise.cli.requests import Doctor
 from equipoise.core.files import cache_folder
 from equipoise.kernels.native import compiler, library, way

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.attacks import transfer
-from equipoise.cli.display import accuracies, corrupted, evaluation_progress, say, stages
+from equipoise.cli.console import say
+from equipoise.cli.display import accuracies, corrupted, evaluation_progress, stages
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
 from equipoise.cli.recorded import require_file
 from equipoise.cli.requests import Evaluate, Merge

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from equipoise import nets
-from equipoise.cli.display import say
+from equipoise.cli.console import say
 from equipoise.cli.options import pairs
 from equipoise.cli.parsing import parse
 from equipoise.cli.requests import ModelRequest, Train

@@ -44,10 +44,16 @@ def _outcome(argv: list[str]) -> int:
     """Run a command line; whatever ends it becomes an exit code and a sentence, but for faults of this program."""
     try:
         overview.answer(argv)
+        if argv[0] == "experiments" and not {"-h", "--help", "--help-all"} & set(argv):
+            from equipoise.cli.listing import list_experiments
+
+            list_experiments(argv)
+            return 0
         from equipoise.cli.commands import run
         from equipoise.cli.options import with_new_flags
-        from equipoise.cli.parsing import parse, questions, renamed, require_once
+        from equipoise.cli.parsing import parse, questions
         from equipoise.cli.resuming import continued
+        from equipoise.cli.words import renamed, require_once
 
         words = continued(argv)
         options = parse(words)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from equipoise.cli.display import moving, say, share_progress
+from equipoise.cli.console import moving, say
+from equipoise.cli.display import share_progress
 from equipoise.core.errors import require
 from equipoise.core.files import write_atomically
 from equipoise.core.rng import Streams

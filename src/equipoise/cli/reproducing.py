@@ -1,75 +1,27 @@
-"""The commands experiments and reproduce: the papers' tables and figures, at any scale, their numbers beside ours."""
+"""The command reproduce: the papers' tables and figures, at any scale, their numbers beside ours."""
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table as RichTable
 
 from equipoise import reproduce as experiments
-from equipoise.cli.console import columns, laid_out
-from equipoise.cli.display import duration, moving, numbers, say
+from equipoise.cli.console import duration, laid_out, moving, say
+from equipoise.cli.display import numbers
+from equipoise.cli.listing import is_available, roughly, sources_of, variant_of
 from equipoise.cli.options import pairs
-from equipoise.cli.requests import Experiments, Reproduce
-from equipoise.core.errors import require, unknown
-from equipoise.data import available
+from equipoise.cli.requests import Reproduce
+from equipoise.core.errors import require
+from equipoise.core.processors import cores
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
-from equipoise.reproduce.registry import Listed, Overview, kept
 from equipoise.reproduce.stand_in import stand_in
 from equipoise.reproduce.sweep import Progress, SweepResult, sweep
 from equipoise.reproduce.sweep_folder import claim, finished, limits, require_experiments
-from equipoise.reproduce.tasks import KINDS
-from equipoise.reproduce.workers import cores
 from equipoise.results.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
 
 _FAILED = 1  # the exit code of a sweep of which a task failed
-
-
-def list_experiments(options: Experiments) -> None:
-    """Print a line for each experiment."""
-    sources, workers = _sources(options.data), options.workers or cores()
-    overview = kept()
-    by = "measured on this machine" if options.measure else f"estimated on {overview.machine}, or here by --measure"
-    title = f"Scale {options.scale:g}, {workers} worker{'s' * (workers > 1)}; time {by}"
-    table = RichTable(title=title, title_justify="left")
-    wide, roomy = columns() >= 110, columns() >= 150
-    table.add_column("name", no_wrap=True)
-    table.add_column("about", justify="right", no_wrap=True)
-    table.add_column("data", overflow="fold")
-    for name, fits in (("source", wide), ("shows", roomy)):
-        if fits:
-            table.add_column(name, overflow="fold")
-    for name in sorted(overview.experiments, key=_naturally):
-        entry = overview.experiments[name]
-        found = {n: _is_available(n, sources, options.data_root) for n in entry.data}
-        data = ", ".join(n if is_found else f"{n} (missing)" for n, is_found in found.items())
-        about = _roughly(_work(name, entry, options, overview).by(workers))
-        table.add_row(name, about, data or "none", *[entry.source][:wide], *[entry.title][:roomy])
-    say(table)
-    say("next: equipoise reproduce NAME --scale 0.1 --out DIR")
-
-
-def _work(name: str, entry: Listed, options: Experiments, overview: Overview) -> cost.Work:
-    """How long an experiment takes: as it was estimated once, or by the speed of this machine."""
-    variant = _variant(options.variant)
-    if options.scale == 1 and not options.measure:
-        return cost.Work(entry.seconds[variant], entry.chain[variant])
-    plan = experiments.experiment(name).plan(options.scale, variant)
-    return cost.work(plan.tasks(), rates=None if options.measure else overview.rates)
-
-
-def _naturally(name: str) -> list[str]:
-    """Table 2 before table 11."""
-    return [part.zfill(4) for part in name.split("-")]
-
-
-def _roughly(seconds: float) -> str:
-    """Such as `40 s`, `12 min`, `3.5 h`, `20 days`."""
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def reproduce(options: Reproduce, command: str) -> int:
@@ -78,7 +30,7 @@ def reproduce(options: Reproduce, command: str) -> int:
     Raises `EquipoiseError` before anything is computed for an unknown experiment, missing data, and an unusable --out.
     """
     out = options.out or Path("reproductions", options.name)
-    variant = _variant(options.variant)
+    variant = variant_of(options.variant)
     plan = experiments.experiment(options.name).plan(
         options.scale,
         variant,
@@ -88,9 +40,9 @@ def reproduce(options: Reproduce, command: str) -> int:
         pairs(options.set, "--set", dotted=True),
     )
     require(not (options.data and options.synthetic), "--data and --synthetic exclude each other: choose one.")
-    sources = _sources(options.data)
+    sources = sources_of(options.data)
     missing = (
-        [] if options.synthetic else [n for n in plan.datasets() if not _is_available(n, sources, options.data_root)]
+        [] if options.synthetic else [n for n in plan.datasets() if not is_available(n, sources, options.data_root)]
     )
     where = "in the cache" if options.data_root is None else f"in {options.data_root} or the cache"
     require(
@@ -122,27 +74,6 @@ def reproduce(options: Reproduce, command: str) -> int:
     return _conclude(outcome, out)
 
 
-def _variant(word: str) -> experiments.Variant:
-    return "as published" if word == "as-published" else "corrected"
-
-
-def _sources(pairs: Sequence[str]) -> dict[str, str]:
-    """NAME=PATH pairs. Raises `EquipoiseError` for anything else."""
-    sources = {}
-    for pair in pairs:
-        name, equals, path = pair.partition("=")
-        require(bool(equals and path), f"--data {pair!r}: expected NAME=PATH, such as cifar10=my.npz.")
-        if name not in KINDS:
-            raise unknown("dataset", name, KINDS)
-        require(Path(path).exists(), f"--data {pair}: there is no file or folder {path}.")
-        sources[name] = path
-    return sources
-
-
-def _is_available(name: str, sources: Mapping[str, str], root: Path | None) -> bool:
-    return name in sources or available(name, root)
-
-
 def _headline(plan: Plan, synthetic: bool) -> str:
     """What these numbers are."""
     experiment = plan.experiment
@@ -161,7 +92,7 @@ def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence
     sizes = {name: len(setting.dataset(name).train) for name in plan.datasets()}
     done = f", {len(tasks) - len(remaining)} of them finished before" if len(remaining) < len(tasks) else ""
     who = "the cluster" if workers is None else "1 worker" if workers == 1 else f"{workers} workers"
-    return f"{len(tasks)} tasks{done}; about {_roughly(cost.work(remaining, sizes).by(workers or 1))} on {who}"
+    return f"{len(tasks)} tasks{done}; about {roughly(cost.work(remaining, sizes).by(workers or 1))} on {who}"
 
 
 def _print(result: Reproduction) -> None:

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from equipoise.cli.listing import Experiments, Variant
 from equipoise.cli.options import Count, CountOrZero, Positional
 from equipoise.core.types import Precision
 from equipoise.geometry import NormName
 from equipoise.training import Recipe
 from equipoise.training.penalties import Radii
-
-Variant = Literal["as-published", "corrected"]
 
 
 @dataclass(frozen=True)
@@ -283,27 +282,6 @@ class Study:
     """Widths of the networks of the capacity study, such as 1 2 4 8 12; by default 1 2 4."""
     processes: Count = 2
     """Processes that share the networks of a study that trains many; the result is the same."""
-
-
-@dataclass(frozen=True)
-class Experiments:
-    """List the papers' tables and figures that can be reproduced, the data they need and their cost.
-
-    Example: equipoise experiments --scale 0.2 --data-root DIR
-    """
-
-    scale: float = 1.0
-    """Share of the papers' epochs, samples and seeds, in (0, 1]."""
-    variant: Variant = "corrected"
-    """With the quirks of the papers' own code, or without."""
-    data_root: Path | None = None
-    """Folder to look for datasets in."""
-    data: tuple[str, ...] = ()
-    """Replacement of a published dataset, as NAME=PATH: a .npz file, a folder or an archive of images."""
-    workers: Count | None = None
-    """Processes that share the work; by default all cores."""
-    measure: bool = False
-    """Measure how fast the networks run here, which takes half a minute, instead of estimating it."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from equipoise import nets, scores
 from equipoise.certified import certified
-from equipoise.cli.display import duration, moving, say, share_progress
+from equipoise.cli.console import duration, moving, say
+from equipoise.cli.display import share_progress
 from equipoise.cli.loaded_model import LoadedModel, load_model
 from equipoise.cli.recorded import answered, require_file
 from equipoise.cli.requests import Score

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from equipoise.cli.display import duration, moving, numbers, say, share_progress
+from equipoise.cli.console import duration, moving, say
+from equipoise.cli.display import numbers, share_progress
 from equipoise.cli.options import RENAMED, options_of
 from equipoise.cli.recorded import answered
 from equipoise.cli.requests import Study

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import nets
-from equipoise.cli.display import TrainingProgress, evaluation_progress, say
+from equipoise.cli.console import say
+from equipoise.cli.display import TrainingProgress, evaluation_progress
 from equipoise.cli.evaluating import show
 from equipoise.cli.manifolds import manifold_of_run, named_manifold
 from equipoise.cli.method_options import build_method, full_name, parameters

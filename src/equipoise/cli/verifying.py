@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from equipoise.attacks import fitted
-from equipoise.cli.display import say
+from equipoise.cli.console import say
 from equipoise.cli.evaluating import attacks_of
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
 from equipoise.cli.parsing import parse

@@ -28,6 +28,7 @@ MOVED = {
     "calls": "kernels.torch_calls",
     "convolution": "kernels.input_gradients",
     "corrupted": "training.corruption",
+    "data.load": "data.finding",
     "diagnostics.masking": "masking.exact_tests",
     "diagnostics.verdict": "masking.investigate",
     "errors": "core.errors",
@@ -101,7 +102,8 @@ class Moved(MetaPathFinder, Loader):
         new = new_name(spec.name)
         assert new is not None
         package, _, name = spec.name.rpartition(".")
-        if callable(vars(sys.modules[package]).get(name)):  # as a module would take the place of a function
+        public = name in getattr(sys.modules[package], "__all__", ())
+        if public and callable(getattr(sys.modules[package], name)):  # a module would take the place of a function
             raise ModuleNotFoundError(f"{spec.name} has moved: import {new}", name=spec.name)
         # The import system's own frames are not counted.
         warnings.warn(f"{spec.name} has moved: import {new}", DeprecationWarning, stacklevel=2)

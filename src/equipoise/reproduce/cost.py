@@ -6,7 +6,6 @@ what its finished tasks took.
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from json import dumps, loads
 from typing import Any
@@ -32,6 +31,7 @@ from equipoise.models import as_predictive
 from equipoise.reproduce.studies import STUDIES
 from equipoise.reproduce.studies.processes import one_thread
 from equipoise.reproduce.tasks import KINDS, SIZES, DataManifold, Evaluated, MeasureTask, Net, StudyTask, Task, Training
+from equipoise.results.costs import Work
 from equipoise.training import build_model
 from equipoise.training.penalties import CrossLipschitz
 
@@ -46,20 +46,6 @@ _QUICK = 5.0  # seconds of the quick form
 
 Rates = Mapping[str, float]
 """Seconds of one sample's pass through a network, by what the network is."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Estimated time of several tasks."""
-
-    seconds: float
-    """On one worker."""
-    chain: float
-    """Of the longest chain of tasks that need each other, which no number of workers shortens."""
-
-    def by(self, workers: int) -> float:
-        """Return the seconds with this number of workers."""
-        return max(self.seconds / workers, self.chain)
 
 
 def work(tasks: Iterable[Task], sizes: Mapping[str, int] = SIZES, rates: Rates | None = None) -> Work:

@@ -1,16 +1,9 @@
-"""All experiments by name, and the time of each on a reference machine, which is kept beside the code."""
+"""All experiments by name."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-
-import msgspec
 
 from equipoise.core.errors import unknown
 from equipoise.reproduce.experiment import Experiment
-
-KEPT = "overview.json"
 
 
 @cache
@@ -31,32 +24,3 @@ def experiment(name: str) -> Experiment:
     if name not in names():
         raise unknown("experiment", name, names())
     return _experiments()[name]
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One experiment at the papers' scale."""
-
-    title: str
-    source: str
-    data: Sequence[str]
-    seconds: Mapping[str, float]
-    """By variant, on one worker."""
-    chain: Mapping[str, float]
-    """The same of the tasks that wait for each other."""
-
-
-@dataclass(frozen=True)
-class Overview:
-    """All experiments, and where their times were estimated."""
-
-    machine: str
-    """One core of which processor."""
-    experiments: Mapping[str, Listed]
-    rates: Mapping[str, float]
-    """Seconds of a pass through each of their networks, as `cost.seconds` takes them."""
-
-
-def kept() -> Overview:
-    """Return the overview that comes with the package; `benchmarks/overview.py` writes it."""
-    return msgspec.json.decode(files("equipoise.reproduce").joinpath(KEPT).read_bytes(), type=Overview)

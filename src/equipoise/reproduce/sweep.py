@@ -8,6 +8,7 @@ from pathlib import Path
 from equipoise.core.deprecation import renamed_arguments, renamed_names
 from equipoise.core.errors import EquipoiseError, require_integer
 from equipoise.core.locks import locked
+from equipoise.core.processors import cores
 from equipoise.reproduce import cost
 from equipoise.reproduce.experiment import Plan
 from equipoise.reproduce.running import Setting, code_version, forget_datasets
@@ -28,7 +29,7 @@ from equipoise.reproduce.sweep_folder import (
     require_same_data,
     write_record,
 )
-from equipoise.reproduce.workers import Job, Pool, cores, device, in_processes, in_this_process, on_ray
+from equipoise.reproduce.workers import Job, Pool, device, in_processes, in_this_process, on_ray
 from equipoise.results.provenance import provenance
 
 
