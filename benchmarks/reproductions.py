@@ -24,6 +24,7 @@ from equipoise.results.reproduction import ShownOutcome
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "reproductions"
 PAGE = ROOT / "docs" / "reproductions.md"
+DATA = PAGE.with_name("claims.json")
 PICTURES = PAGE.parent / "images" / "reproductions"
 HEAD = """# Reproductions
 
@@ -34,7 +35,14 @@ the interval lies wholly beyond, and is *undecided* otherwise, so that few sampl
 noise of training where they come from two trainings or more; a star marks a table whose intervals are of the test
 samples alone. Kendall's tau compares the order of the methods, place by place: 1 is the paper's order, -1 its reverse;
 its interval comes from errors as wide as ours. A scale below 1 shortens the paper's epochs, test samples and seeds
-together. The page is made from the records in `benchmarks/results/reproductions` by `benchmarks/reproductions.py`.
+together. The page is made from the records in `benchmarks/results/reproductions` by `benchmarks/reproductions.py`; the
+claims and the counts are also in [claims.json](claims.json).
+"""
+CLAIMS = """## Claims
+
+What the papers say beyond their tables. A claim *holds* if the 95 % interval of a difference, sample by sample and seed
+by seed, lies above what is claimed, it *fails* if the interval lies below, and is *undecided* otherwise. A star marks
+what comes from one training of each kind, whose noise the interval does not hold.
 """
 
 
@@ -64,15 +72,46 @@ def page() -> str:
     records = {path: json.loads(path.read_text()) for path in paths}
     shown: dict[str, str] = {}  # a study's first place
     sections = [_experiment(path, record, shown) for path, record in records.items()]
-    return "\n".join([HEAD, _summary(records.values()), *sections])
+    claims = _claims(records.values())
+    return "\n".join([HEAD, *([CLAIMS, claims] if claims else []), _summary(records.values()), *sections])
+
+
+def data() -> str:
+    """Return all claims, and the counts of every record, as JSON."""
+    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    shared = ("name", "source", "scale", "variant", "seeds", "examples", "changes", "seconds", "verdict", "agreements",
+              "median_difference", "order")  # fmt: skip
+    kept = [{**{key: one.get(key) for key in shared}, "claims": _claims_of(one)} for one in records]
+    return json.dumps(kept, indent=1) + "\n"
+
+
+def _claims_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [claim for part in record["parts"] for claim in part.get("claims", ())]
+
+
+def _claims(records: Iterable[dict[str, Any]]) -> str:
+    """Every claim in a row: whether it holds, by how much, and what was computed to find out; empty without claims."""
+    rows = []
+    for one in records:
+        for claim in (claim for claim in _claims_of(one) if claim["verdict"]):
+            gap = claim["difference"]
+            verdict = claim["verdict"] + "\\*" * (gap["seeds"] == 1)
+            about = [f"{claim['statement']} ({claim['source']})", verdict, _size(claim)]
+            rows.append([*about, f"[{_place(one)}](#{_slug(one)})", f"{one['scale']:.2g}"])
+    return _table("All of them", ["claim", "verdict", "difference", "experiment", "scale"], rows) if rows else ""
+
+
+def _size(claim: dict[str, Any]) -> str:
+    """By how much the first number exceeds the second."""
+    gap = claim["difference"]
+    return f"{written(gap['mean'])} {_span(gap['interval'])} {claim['unit']}"
 
 
 def _summary(records: Iterable[dict[str, Any]]) -> str:
     """Every record in a row, with a link to its section."""
     rows = []
     for one in records:
-        slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", _heading(one)).lower())
-        about = [f"[{_place(one)}](#{slug})", one["title"], f"{one['scale']:.2g}"]
+        about = [f"[{_place(one)}](#{_slug(one)})", one["title"], f"{one['scale']:.2g}"]
         rows.append([*about, *_counts(one), f"{one['seconds'] / 3600:.1f}"])
     columns = ["agree", "differ", "undecided", "median difference", "order of the methods, tau"]
     return _table("All of them", ["of the paper", "what", "scale", *columns, "hours of computing"], rows)
@@ -93,6 +132,11 @@ def _counts(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def _slug(record: dict[str, Any]) -> str:
+    """The anchor of its heading."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", _heading(record)).lower())
+
+
 def _published(record: dict[str, Any]) -> bool:
     """Whether it has the quirks of the paper's own code."""
     return bool(record["quirks"]) and record["variant"] == "as published"
@@ -108,6 +152,8 @@ def _heading(record: dict[str, Any]) -> str:
 
 def _numbers(part: dict[str, Any]) -> list[dict[str, Any]]:
     """Of a table, a chart or a study."""
+    if "claims" in part:
+        return []
     return [one for line in part["lines"].values() for _, one in line] if "lines" in part else part["numbers"]
 
 
@@ -132,6 +178,11 @@ def _part(part: dict[str, Any], source: str, shown: dict[str, str]) -> str:
     if "lines" in part:
         rows = [[name, f"{x:.4g}", _cell(one)] for name, line in part["lines"].items() for x, one in line]
         return _table(part["title"], ["curve", part["x"], part["y"]], rows)
+    if "claims" in part:
+        columns = ["claim", "verdict", "difference", "claimed", "seeds"]
+        rows = [[f"{one['statement']} ({one['source']})", one["verdict"] or "not run", _size(one),
+                 f"above {written(one['by'])}", str(one["difference"]["seeds"])] for one in part["claims"]]  # fmt: skip
+        return _table(part["title"], columns, rows)
     if "unit" not in part:
         return _study(part, source, shown)
     numbers = part["numbers"]
@@ -187,4 +238,5 @@ if __name__ == "__main__":
     for name in sys.argv[1:]:
         keep(Path(name))
     PAGE.write_text(page())
+    DATA.write_text(data())
     print(f"wrote {PAGE.relative_to(ROOT)}")

@@ -65,4 +65,5 @@ def test_a_toy_case_is_measured_and_described(monkeypatch):
 
 
 def test_the_page_of_reproductions_is_made_from_its_records():
-    assert reproductions.PAGE.read_text() == reproductions.page(), "run python benchmarks/reproductions.py"
+    for path, text in ((reproductions.PAGE, reproductions.page()), (reproductions.DATA, reproductions.data())):
+        assert path.read_text() == text, "run python benchmarks/reproductions.py"

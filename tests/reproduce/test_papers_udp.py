@@ -34,7 +34,7 @@ from equipoise.reproduce import (
     names,
     number,
 )
-from equipoise.reproduce.experiment import cells
+from equipoise.reproduce.experiment import Claims, cells
 from equipoise.reproduce.running import key, result_in, run
 from equipoise.reproduce.studies import STUDIES
 from equipoise.reproduce.tasks import datasets
@@ -42,7 +42,8 @@ from equipoise.training import Recipe, training_split
 
 
 def all_cells(name: str, variant: str = "corrected") -> list[Cell]:
-    return [cell for part in experiment(name).plan(1.0, variant).parts for cell in cells(part)]
+    parts = experiment(name).plan(1.0, variant).parts
+    return [cell for part in parts if not isinstance(part, Claims) for cell in cells(part)]
 
 
 def trainings(name: str, variant: str = "corrected") -> list[Training]:

@@ -21,6 +21,8 @@ from equipoise.reproduce import (
     MeasureTask,
     Setting,
     call,
+    outcome,
+    reproduction,
     sweep,
     sweep_folder,
     workers,
@@ -88,6 +90,26 @@ def test_what_is_finished_in_another_folder_is_taken_from_there(here, tmp_path, 
     outcome = sweep.sweep(plan(2), other, workers=1, reuse=[here.folder])
     assert len(outcome.finished) == 4 and done == [training(1), evaluated(1)]
     assert records(plan(1), other) == records(plan(1), here) and not list(other.folder.glob("*.copying"))
+
+
+def test_what_another_version_of_the_code_finished_is_taken_too_and_the_page_says_so(here, tmp_path, monkeypatch):
+    old = replace(here, folder=tmp_path / "old")
+    one, both = (toy(*(evaluated(seed) for seed in range(count))) for count in (1, 2))
+    with monkeypatch.context() as before:
+        for module in (sweep, workers):
+            before.setattr(module, "code_version", lambda: "of-before")
+        sweep.sweep(one.plan(), old, workers=1)
+    monkeypatch.setattr(outcome, "experiment", lambda name: both)
+    finished = sweep.sweep(both.plan(), here, workers=1, reuse=[old.folder]).finished
+    assert len(finished) == 4 and {folder.parent for folder in finished} == {here.folder}
+    assert not {folder.name for folder in finished} & {folder.name for folder in old.folder.iterdir()}
+    (caution,) = reproduction(here.folder).cautions
+    assert caution.startswith("Its tasks were computed by 2 versions of the code, at commits ")
+    shutil.rmtree(here.folder)
+    monkeypatch.setattr(outcome, "experiment", lambda name: one)
+    monkeypatch.setattr(workers, "run", lambda task, *rest: pytest.fail(f"{task} was computed again"))
+    sweep.sweep(one.plan(), here, workers=1, reuse=[old.folder])
+    assert reproduction(here.folder).cautions == []
 
 
 def test_folders_to_take_from_are_refused_by_name(here, tmp_path, monkeypatch):

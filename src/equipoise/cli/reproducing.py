@@ -19,7 +19,14 @@ from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.reproduce.stand_in import stand_in
 from equipoise.reproduce.sweep import Progress, SweepResult, sweep
 from equipoise.reproduce.sweep_folder import claim, finished, limits, require_experiments
-from equipoise.results.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
+from equipoise.results.reproduction import (
+    ChartOutcome,
+    ClaimsOutcome,
+    Outcome,
+    Reproduction,
+    ShownOutcome,
+    TableOutcome,
+)
 
 _FAILED = 1  # the exit code of a sweep of which a task failed
 
@@ -88,7 +95,7 @@ def _headline(plan: Plan, synthetic: bool) -> str:
 def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence[Path]) -> str:
     """What there is to do, and how long it will take."""
     tasks = plan.tasks()
-    remaining = [task for task in tasks if finished(setting.folder_of(task), reuse) is None]
+    remaining = [task for task in tasks if finished(task, setting, reuse) is None]
     sizes = {name: len(setting.dataset(name).train) for name in plan.datasets()}
     done = f", {len(tasks) - len(remaining)} of them finished before" if len(remaining) < len(tasks) else ""
     who = "the cluster" if workers is None else "1 worker" if workers == 1 else f"{workers} workers"
@@ -98,6 +105,9 @@ def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence
 def _print(result: Reproduction) -> None:
     """The numbers of every part, beside the paper's."""
     for part in result.parts:
+        if isinstance(part, ClaimsOutcome):
+            say(_claims(part))
+            continue
         if isinstance(part, ShownOutcome):
             if part.study is not None:
                 say(part.title)
@@ -116,10 +126,25 @@ def _print(result: Reproduction) -> None:
             ours = "-" if outcome.mean is None else _digits(outcome.mean)
             table.add_row(row, column, _digits(outcome.paper), ours, interval, outcome.agreement or "")
         say(table)
-    if any(result.agreements.values()):
+    if any(result.agreements.values()) or result.claims:
         say(result.verdict)
     for caution in result.cautions:
         say(f"caution: {caution}")
+
+
+def _claims(part: ClaimsOutcome) -> RichTable:
+    """Every claim, and whether it holds."""
+    table = RichTable(title=part.title, title_justify="left")
+    table.add_column("claim", overflow="fold")
+    for name in ("difference", "95 % interval", "claimed", "verdict"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in part.claims:
+        gap = one.difference
+        interval = "" if gap.interval is None else f"[{', '.join(map(_digits, gap.interval))}]"
+        ours = "-" if gap.mean is None else _digits(gap.mean)
+        statement = f"{one.statement} ({one.source})"
+        table.add_row(statement, ours, interval, f"> {_digits(one.by)}", one.verdict or "not run")
+    return table
 
 
 def _rows(part: TableOutcome | ChartOutcome) -> Iterator[tuple[str, str, Outcome]]:

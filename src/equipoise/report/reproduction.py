@@ -12,7 +12,9 @@ from equipoise.report.studies import figure, interval, mean
 from equipoise.results.findings import Lines, Picture, Series
 from equipoise.results.reproduction import (
     ChartOutcome,
+    ClaimsOutcome,
     Outcome,
+    PartOutcome,
     Reproduction,
     ShownOutcome,
     TableOutcome,
@@ -49,11 +51,12 @@ def span(outcome: Outcome) -> str:
     return "" if outcome.interval is None else "–".join(written(end) for end in outcome.interval)
 
 
-def _kind(part: TableOutcome | ChartOutcome | ShownOutcome) -> str:
-    return {TableOutcome: "table", ChartOutcome: "chart", ShownOutcome: "shown"}[type(part)]
+def _kind(part: PartOutcome) -> str:
+    kinds = {TableOutcome: "table", ChartOutcome: "chart", ShownOutcome: "shown", ClaimsOutcome: "claims"}
+    return kinds[type(part)]
 
 
-def _drawn(part: TableOutcome | ChartOutcome | ShownOutcome, number: int) -> Sequence[tuple[Picture, Markup]]:
+def _drawn(part: PartOutcome, number: int) -> Sequence[tuple[Picture, Markup]]:
     """The figures of a part, as SVG."""
     if isinstance(part, ChartOutcome):
         pictures: Sequence[Picture] = [Picture(f"chart-{number}", part.title, [_lines(part)], 1)] if part.lines else []

@@ -40,14 +40,14 @@ class Cell:
     """Factor from the values to the table's unit: 100 for shares in percent."""
 
 
-def found(cell: Cell, records: Sequence[Record], folders: Sequence[str] = ()) -> Outcome:
+def found(cell: Cell, records: Sequence[Any], folders: Sequence[str] = (), signed: bool = False) -> Outcome:
     """Return the cell's number: the mean over its tasks of the mean of what is read from each; of no tasks, none.
 
     Its interval is that of the samples, whose values are averaged over the tasks first, as two trainings judged on the
     same samples are no more samples: Wilson's for accuracies, Student's for other numbers. With three tasks or more it
     is Student's over them instead; with two, or where not the whole test set was taken, it reaches from the lowest to
-    the highest end of both; for accuracies cut to [0, 1]. Only the interval of one task leaves out what another
-    training would change.
+    the highest end of both; for accuracies, which are not `signed`, cut to [0, 1]. Only the interval of one task leaves
+    out what another training would change.
     """
     percent = cell.scale == 100
     if not records:
@@ -57,7 +57,8 @@ def found(cell: Cell, records: Sequence[Record], folders: Sequence[str] = ()) ->
     require(all(len(v) > 0 for v in values), f"{cell.row}, {cell.column}: nothing to take a mean of.")
     means = [float(v.mean()) for v in values]
     samples = np.mean(values, 0) if len({len(v) for v in values}) == 1 else np.concatenate(values)
-    shares = all(isinstance(one, Evaluation) for one in records) or all(np.isin(v, (0.0, 1.0)).all() for v in values)
+    outcomes = all(isinstance(one, Evaluation) for one in records) or all(np.isin(v, (0.0, 1.0)).all() for v in values)
+    shares = outcomes and not signed
     part_of_test_set = any(
         isinstance(task, Evaluated) and task.examples < TEST_SIZES.get(task.data, 0) for task in cell.tasks
     )
@@ -76,6 +77,22 @@ def found(cell: Cell, records: Sequence[Record], folders: Sequence[str] = ()) ->
     mean = float(np.mean(means)) * cell.scale
     result = (mean, interval, len(samples), len(means), over, folders, percent)
     return Outcome(cell.row, cell.column, cell.paper, cell.deviation, *result)
+
+
+def difference(claim: "Claim", records: Sequence[tuple[Record, Record | None]], folders: Sequence[str]) -> Outcome:
+    """Return the first number of a claim less the second, sample by sample and seed by seed, from the records of both
+    for each seed: see `found`.
+    """
+
+    def read(pair: tuple[Record, Record | None]) -> Sequence[float]:
+        own = np.asarray(claim.larger.read(pair[0]), float)
+        if claim.smaller is None or pair[1] is None:
+            return own.tolist()
+        other = np.asarray(claim.smaller.read(pair[1]), float)
+        return (own - other).tolist() if len(own) == len(other) else [float(own.mean() - other.mean())]
+
+    cell = replace(claim.larger, row=claim.statement, column="difference", read=read, paper=None)
+    return found(cell, records, folders, signed=True)
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,32 @@ class PublishedValue:
     task: Task
 
 
-Part = Table | Chart | PublishedValue
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a paper that one number exceeds another, put to the test."""
+
+    statement: str
+    """What is claimed, in a sentence."""
+    source: str
+    """Where, such as `U Sec. 5.1`."""
+    larger: Cell
+    """The number that is claimed to be larger; its row says of what it is."""
+    smaller: Cell | None = None
+    """The number it is compared with, of as many tasks, seed by seed; None for 0."""
+    by: float = 0.0
+    """What the difference has to exceed, in the cells' unit; below 0 the claim is that the number is hardly smaller."""
+    unit: str = "points"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Claims that are tested on the same networks."""
+
+    title: str
+    claims: Sequence[Claim]
+
+
+Part = Table | Chart | PublishedValue | Claims
 
 
 @dataclass(frozen=True)
@@ -219,8 +261,14 @@ def _with_tasks(part: Part, change: Callable[[Task], Task]) -> Part:
     return _with_cells(part, lambda cell: replace(cell, tasks=tuple(change(task) for task in cell.tasks)))
 
 
-def _with_cells(part: Table | Chart, change: Callable[[Cell], Cell | None]) -> Table | Chart:
+def _with_cells(part: Table | Chart | Claims, change: Callable[[Cell], Cell | None]) -> Table | Chart | Claims:
     """The same part of other cells, without those that become None."""
+    if isinstance(part, Claims):
+        changed = [(one, change(one.larger), one.smaller and change(one.smaller)) for one in part.claims]
+        rest = [
+            (one, larger, smaller) for one, larger, smaller in changed if larger and bool(smaller) == bool(one.smaller)
+        ]
+        return replace(part, claims=tuple(replace(one, larger=a, smaller=b) for one, a, b in rest))
     if isinstance(part, Table):
         return replace(part, cells=tuple(cell for one in part.cells if (cell := change(one)) is not None))
     lines = [
@@ -274,6 +322,8 @@ def cells(part: Part) -> list[Cell]:
     """Return the numbers of a part."""
     if isinstance(part, Table):
         return list(part.cells)
+    if isinstance(part, Claims):
+        return [cell for one in part.claims for cell in (one.larger, one.smaller) if cell is not None]
     return [cell for line in part.lines for _, cell in line.points] if isinstance(part, Chart) else []
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from equipoise.core.errors import require
 from equipoise.core.files import write_atomically
 from equipoise.report.reading import read_metrics
-from equipoise.reproduce.experiment import Cell, Chart, Part, Plan, Table, Variant, found
+from equipoise.reproduce.experiment import Cell, Chart, Claim, Claims, Part, Plan, Table, Variant, difference, found
 from equipoise.reproduce.registry import experiment
 from equipoise.reproduce.running import result_in
 from equipoise.reproduce.sweep_folder import DONE, read_record, read_state
@@ -17,8 +17,11 @@ from equipoise.reproduce.tasks import Evaluated, Task, Training
 from equipoise.results.findings import Findings, Study
 from equipoise.results.reproduction import (
     ChartOutcome,
+    ClaimOutcome,
+    ClaimsOutcome,
     Generator,
     Outcome,
+    PartOutcome,
     Reproduction,
     ShownOutcome,
     TableOutcome,
@@ -87,12 +90,14 @@ class _Results:
             self._records[word] = result_in(task, folder) if (folder / DONE).exists() else None
         return self._records[word]
 
-    def part(self, part: Part) -> TableOutcome | ChartOutcome | ShownOutcome:
+    def part(self, part: Part) -> PartOutcome:
         if isinstance(part, Table):
             return TableOutcome(part.title, part.corner, part.unit, [self.outcome(cell) for cell in part.cells])
         if isinstance(part, Chart):
             lines = {line.name: [(x, self.outcome(cell)) for x, cell in line.points] for line in part.lines}
             return ChartOutcome(part.title, part.x, part.y, lines)
+        if isinstance(part, Claims):
+            return ClaimsOutcome(part.title, [self.claim(claim) for claim in part.claims])
         study = self.record(part.task)
         return ShownOutcome(part.title, study if isinstance(study, Study) else None, self.folder(part.task).name)
 
@@ -101,10 +106,21 @@ class _Results:
         done = [task for task in cell.tasks if self.record(task) is not None]
         return found(cell, [self.record(task) for task in done], [self.folder(task).name for task in done])
 
+    def claim(self, claim: Claim) -> ClaimOutcome:
+        """The difference over the seeds of which both numbers are there."""
+        others = [None] * len(claim.larger.tasks) if claim.smaller is None else claim.smaller.tasks
+        pairs = [tuple(one for one in pair if one is not None) for pair in zip(claim.larger.tasks, others, strict=True)]
+        done = [pair for pair in pairs if all(self.record(task) is not None for task in pair)]
+        records = [(self.record(pair[0]), self.record(pair[1]) if len(pair) > 1 else None) for pair in done]
+        folders = [self.folder(task).name for pair in done for task in pair]
+        names = claim.larger.row, "" if claim.smaller is None else claim.smaller.row
+        gap = difference(claim, records, folders)
+        return ClaimOutcome(claim.statement, claim.source, *names, gap, claim.by, claim.unit)
+
     def work(self, task: Task) -> Work:
         done = read_state(self.folder(task) / DONE)
         commit = done.get("provenance", {}).get("commit")
-        return Work(self.folder(task).name, task.label, task.kind, done.get("seconds"), commit)
+        return Work(self.folder(task).name, task.label, task.kind, done.get("seconds"), commit, done.get("code"))
 
     def trained(self) -> list[Trained]:
         """Every evaluated network in every ball, with its clean accuracy and the lowest that attacks leave of it."""
@@ -141,16 +157,26 @@ class _Results:
 def in_words(outcome: Reproduction) -> Mapping[str, Any]:
     """Return the numbers without the pictures, JSON-ready: what is kept beside the code."""
 
-    def one(number: Outcome) -> dict[str, Any]:
+    def one_number(number: Outcome) -> dict[str, Any]:
         own = {name: value for name, value in vars(number).items() if name not in ("folders", "percent")}
         return {**own, "margin": number.margin, "agreement": number.agreement}
 
-    def part(it: TableOutcome | ChartOutcome | ShownOutcome) -> dict[str, Any]:
+    def part(it: PartOutcome) -> dict[str, Any]:
         if isinstance(it, TableOutcome):
-            return {"title": it.title, "unit": it.unit, "corner": it.corner, "numbers": [one(n) for n in it.outcomes]}
+            return {
+                "title": it.title,
+                "unit": it.unit,
+                "corner": it.corner,
+                "numbers": [one_number(n) for n in it.outcomes],
+            }
         if isinstance(it, ChartOutcome):
-            curves = {name: [[x, one(n)] for x, n in line] for name, line in it.lines.items()}
+            curves = {name: [[x, one_number(n)] for x, n in line] for name, line in it.lines.items()}
             return {"title": it.title, "x": it.x, "y": it.y, "lines": curves}
+        if isinstance(it, ClaimsOutcome):
+            claims = [
+                {**vars(one), "difference": one_number(one.difference), "verdict": one.verdict} for one in it.claims
+            ]
+            return {"title": it.title, "claims": claims}
         findings = it.study.findings if it.study else Findings([], [])
         return {
             "title": it.title,

@@ -7,7 +7,19 @@ from itertools import groupby
 from typing import Any
 
 from equipoise.reproduce import measures
-from equipoise.reproduce.experiment import Cell, Chart, Line, Part, PublishedValue, Read, Table, Variant, clean, robust
+from equipoise.reproduce.experiment import (
+    Cell,
+    Chart,
+    Claim,
+    Line,
+    Part,
+    PublishedValue,
+    Read,
+    Table,
+    Variant,
+    clean,
+    robust,
+)
 from equipoise.reproduce.published import published_values
 from equipoise.reproduce.tasks import TEST_SIZES, Call, Evaluated, MeasureTask, Net, StudyTask, Task, Training, call
 from equipoise.training import Recipe, methods
@@ -143,3 +155,16 @@ def _fast_trainings(uncertain: str, eps: float, variant: Variant) -> dict[str, l
     return {
         name: trained(method, *((5, 0.1) if name.startswith(uncertain) else (0, 0.2))) for name, method in calls.items()
     }
+
+
+def above(
+    of: Table, statement: str, source: str, where: str, larger: str, *others: str, by: float = 0.0, unit: str = "points"
+) -> list[Claim]:
+    """Return the claims that `larger` has the larger number than each of `others`, as the statement with "than OTHER"
+    says: rows of a table in the column `where`, or columns in the row `where`.
+    """
+    cells = {(cell.row, cell.column): cell for cell in of.cells} | {(cell.column, cell.row): cell for cell in of.cells}
+    return [
+        Claim(f"{statement} than {other}", source, cells[larger, where], cells[other, where], by, unit)
+        for other in others
+    ]

@@ -8,9 +8,9 @@ from equipoise.reproduce.experiment import Experiment
 
 @cache
 def _experiments() -> dict[str, Experiment]:
-    from equipoise.reproduce.papers import framework, rethinking, udp, uta
+    from equipoise.reproduce.papers import claims, framework, rethinking, udp, uta
 
-    every = (one for paper in (framework, rethinking, udp, uta) for one in paper.EXPERIMENTS)
+    every = (one for paper in (claims, framework, rethinking, udp, uta) for one in paper.EXPERIMENTS)
     return {one.name: one for one in sorted(every, key=lambda one: one.name)}
 
 

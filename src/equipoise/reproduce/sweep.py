@@ -70,7 +70,8 @@ def sweep(
     reuse: Sequence[Path] = (),
 ) -> SweepResult:
     """Compute all tasks of the plan that are not finished yet, and write what there is into `experiment.json`. Those
-    that are finished in other experiments' folders, `reuse`, are copied from there.
+    that are finished in other experiments' folders, `reuse`, are copied from there, whatever version of the code
+    computed them.
 
     One worker works in this process. More are processes of this machine (`workers`, by default one per core; a script
     then needs the guard `if __name__ == "__main__":`) or of the Ray cluster at `address`, all of whose machines see the
@@ -96,8 +97,8 @@ def sweep(
 
         record("running")
         try:
-            for folder in jobs:
-                copy_finished(folder, reuse)
+            for job in jobs.values():
+                copy_finished(job.task, setting, reuse)
             remaining = sum(not is_done(folder) for folder in jobs)
             if address is not None:
                 start = on_ray(setting, workers, address)

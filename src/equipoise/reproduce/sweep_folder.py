@@ -6,7 +6,7 @@ is, the task is never computed again. Everything is JSON, safetensors, `.npz` an
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import read_json, write_atomically
 from equipoise.reproduce.experiment import Plan
+from equipoise.reproduce.running import Setting
+from equipoise.reproduce.tasks import Task
 from equipoise.results.schema import parse, read_data, require_kind
 
 SCHEMA = 1
@@ -152,16 +154,18 @@ def is_done(folder: Path) -> bool:
     return "seconds" in read_state(folder / DONE)
 
 
-def finished(folder: Path, elsewhere: Sequence[Path] = ()) -> Path | None:
-    """Return where the task of that folder is finished: there, or in another experiment's folder under the same name,
-    which stands for the task, its data and the code. None if nowhere.
+def finished(task: Task, setting: Setting, elsewhere: Sequence[Path] = ()) -> Path | None:
+    """Return the folder in which a task is finished on the same data: its own, or that in another experiment's folder,
+    which may have been computed by another version of the code. None if nowhere.
     """
-    return next((one for one in (folder, *(other / folder.name for other in elsewhere)) if is_done(one)), None)
+    others = (replace(setting, folder=other, code=read_record(other).code) for other in elsewhere)
+    folders = (one.folder_of(task) for one in (setting, *others))
+    return next((folder for folder in folders if is_done(folder)), None)
 
 
-def copy_finished(folder: Path, elsewhere: Sequence[Path]) -> None:
+def copy_finished(task: Task, setting: Setting, elsewhere: Sequence[Path]) -> None:
     """Copy a task that is finished in another experiment's folder, unless there is something in its own."""
-    source = finished(folder, elsewhere)
+    source, folder = finished(task, setting, elsewhere), setting.folder_of(task)
     if source is None or folder.exists():
         return
     scratch = folder.with_name(f"{folder.name}.copying")

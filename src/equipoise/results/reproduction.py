@@ -16,6 +16,8 @@ CROSSED = 0.3
 """Share of samples that an adversarial generator must move across the boundary for its training to be one for R2."""
 Agreement = Literal["agrees", "differs", "undecided"]
 AGREEMENTS: tuple[Agreement, ...] = ("agrees", "differs", "undecided")
+Verdict = Literal["holds", "fails", "undecided"]
+VERDICTS: tuple[Verdict, ...] = ("holds", "fails", "undecided")
 _DRAWS, _SIGMAS = 2000, 2 * 1.959964  # draws of the interval of Kendall's tau; width of a 95 % interval
 
 
@@ -131,6 +133,51 @@ class ShownOutcome:
 
 
 @dataclass(frozen=True)
+class ClaimOutcome:
+    """A statement of a paper that compares two numbers, and what the comparison gave."""
+
+    statement: str
+    """What is claimed."""
+    source: str
+    """Where the paper says so."""
+    larger: str
+    """Whose number is claimed to be the larger one."""
+    smaller: str
+    """Whose number it is compared with; empty for a fixed number."""
+    difference: Outcome
+    """The first number less the second."""
+    by: float
+    """What the difference has to exceed; below 0 the claim is that it is no worse by so much."""
+    unit: str = "points"
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """`holds` if the 95 % interval of the difference lies above `by`, `fails` if it lies below, else `undecided`;
+        None while nothing is measured.
+        """
+        if self.difference.mean is None:
+            return None
+        low, high = self.difference.interval or (-np.inf, np.inf)
+        return "holds" if low > self.by else "fails" if high < self.by else "undecided"
+
+
+@dataclass(frozen=True)
+class ClaimsOutcome:
+    """Claims, and whether they hold."""
+
+    title: str
+    claims: Sequence[ClaimOutcome]
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The differences: none is printed by a paper."""
+        return [claim.difference for claim in self.claims]
+
+
+PartOutcome = TableOutcome | ChartOutcome | ShownOutcome | ClaimsOutcome
+
+
+@dataclass(frozen=True)
 class Work:
     """A task and where its result lies."""
 
@@ -140,6 +187,8 @@ class Work:
     seconds: float | None
     """How long it took; None while it is not finished."""
     commit: str | None = None
+    code: str | None = None
+    """Digest of the code that computed it."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +278,7 @@ class Reproduction:
     """The share of the paper's epochs, samples and seeds."""
     variant: str
     """As published, or corrected."""
-    parts: Sequence[TableOutcome | ChartOutcome | ShownOutcome]
+    parts: Sequence[PartOutcome]
     works: Sequence[Work]
     trained: Sequence[Trained] = ()
     quirks: str = ""
@@ -253,6 +302,11 @@ class Reproduction:
     def outcomes(self) -> list[Outcome]:
         """All numbers."""
         return [one for part in self.parts if not isinstance(part, ShownOutcome) for one in part.outcomes]
+
+    @property
+    def claims(self) -> list[ClaimOutcome]:
+        """All claims that it puts to the test."""
+        return [one for part in self.parts if isinstance(part, ClaimsOutcome) for one in part.claims]
 
     @property
     def missing(self) -> list[Work]:
@@ -285,7 +339,12 @@ class Reproduction:
     @property
     def cautions(self) -> list[str]:
         """What one should know before believing the numbers."""
-        return [caution for one in self.generators if (caution := one.caution) is not None]
+        cautions = [caution for one in self.generators if (caution := one.caution) is not None]
+        versions = {work.code: work.commit or "outside a repository" for work in self.works if work.code is not None}
+        if len(versions) > 1:
+            commits = " and ".join(sorted(commit[:12] for commit in versions.values()))
+            cautions.append(f"Its tasks were computed by {len(versions)} versions of the code, at commits {commits}")
+        return cautions
 
     @property
     def limits(self) -> list[str]:
@@ -304,6 +363,10 @@ class Reproduction:
             sentence = summary(counts, self.median_difference, self.order)
             alone = sum(one.agreement is not None and one.seeds == 1 for one in self.outcomes)
             sentence += f"; {alone} are of one training, whose noise their intervals do not hold" if alone else ""
+        elif any(one.verdict for one in self.claims):
+            sentence = judged(self.claims)
+        elif self.claims:
+            sentence = f"None of its {len(self.claims)} claims is put to the test yet"
         elif published:
             sentence = f"None of the {published} numbers of the paper is measured yet"
         else:
@@ -325,6 +388,17 @@ def summary(counts: Mapping[Agreement, int], difference: float | None, order: Or
         return sentence
     low, high = order.interval
     return sentence + f"; the order of the methods has Kendall's tau {order.tau:.2f} ({low:.2f} to {high:.2f})"
+
+
+def judged(claims: Sequence[ClaimOutcome]) -> str:
+    """Return how many claims hold, fail and are undecided, in words."""
+    tested = [one for one in claims if one.verdict is not None]
+    holds, fails, undecided = (sum(one.verdict == word for one in tested) for word in VERDICTS)
+    alone = sum(one.difference.seeds == 1 for one in tested)
+    return (
+        f"Of {len(tested)} claims that were put to the test {holds} hold, {fails} fail and {undecided} are undecided"
+        + (f"; {alone} by one training of each kind, whose noise their intervals do not hold" if alone else "")
+    )
 
 
 def front(points: Sequence[Trained]) -> list[Trained]:

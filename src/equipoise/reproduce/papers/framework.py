@@ -10,6 +10,7 @@ from equipoise.reproduce import measures
 from equipoise.reproduce.experiment import (
     Cell,
     Chart,
+    Claims,
     Line,
     Part,
     PublishedValue,
@@ -21,7 +22,7 @@ from equipoise.reproduce.experiment import (
     number,
 )
 from equipoise.reproduce.published import experiments, published_table
-from equipoise.reproduce.recipes import SEEDS, evaluated, measured
+from equipoise.reproduce.recipes import SEEDS, above, evaluated, measured
 from equipoise.reproduce.tasks import Call, DataManifold, Evaluated, MeasureTask, Net, Training, call
 from equipoise.training import Recipe, methods
 
@@ -128,7 +129,11 @@ def table_3(variant: Variant) -> list[Part]:
         tasks = measures_of(call(measures.corrupted), question, name, "mnist", variant)
         return tasks, number(row.replace(" ", "_"))
 
-    return [published_table("Accuracy on MNIST-C (F Table 3)", "framework", "Table 3", source, corner="corruption")]
+    table = published_table("Accuracy on MNIST-C (F Table 3)", "framework", "Table 3", source, corner="corruption")
+    average = table.cells[-1].row
+    statement, source_of = "Training for R2 generalises better to corruptions", "F Sec. 6, Table 3"
+    claims = above(table, statement, source_of, average, "Ours", "No Reg.", "HEIN")
+    return [table, Claims("Does training for R2 help under corruptions?", claims)]
 
 
 def table_4(variant: Variant) -> list[Part]:
@@ -157,7 +162,14 @@ def table_5(variant: Variant) -> list[Part]:
 
     title = "R2 and R4 on F-MNIST (F Table 5)"
     table = published_table(title, "framework", "Table 5", source, corner="score", unit="", scale=scale)
-    return [Table(title, sorted(table.cells, key=lambda cell: cell.column), "score", "")]
+    table = Table(title, sorted(table.cells, key=lambda cell: cell.column), "score", "")
+    by_r2, by_r4 = "trained for R2", "trained for R4"
+    claims = [
+        *above(table, "Training for R2 gives the larger R2", "F Table 5", "R2", by_r2, f"{by_r4}", unit="pixels"),
+        *above(table, "Training for R4 gives the larger R4", "F Table 5", "R4", by_r4, by_r2, unit="of R4"),
+        *above(table, "Training for R4 gives the higher accuracy", "F Table 5", "accuracy in %", by_r4, by_r2),
+    ]
+    return [table, Claims("Does each training improve its own score?", claims)]
 
 
 def figure_3(variant: Variant) -> list[Part]:

@@ -13,6 +13,7 @@ from equipoise.reproduce import measures
 from equipoise.reproduce.experiment import (
     Cell,
     Chart,
+    Claims,
     Line,
     Part,
     PublishedValue,
@@ -23,7 +24,7 @@ from equipoise.reproduce.experiment import (
     robust,
 )
 from equipoise.reproduce.published import experiments, published_table, published_values
-from equipoise.reproduce.recipes import SEEDS, evaluated, measured
+from equipoise.reproduce.recipes import SEEDS, above, evaluated, measured
 from equipoise.reproduce.tasks import Call, MeasureTask, Net, Training, call, with_settings
 from equipoise.training import Recipe, methods
 
@@ -121,7 +122,17 @@ def accuracies(number: int, on: str, variant: Variant) -> list[Part]:
     cells = [cell(*entry, data=data) for entry in published_values("rethinking", f"Table {number}")]
     if data == "mnist" and variant == "as published":
         cells = [replace(one, tasks=[with_settings(task, {"lr": 0.01}) for task in one.tasks]) for one in cells]
-    return [Table(f"Accuracy on {on} (R Table {number})", cells, corner="attack")]
+    table = Table(f"Accuracy on {on} (R Table {number})", cells, corner="attack")
+    columns, rows = {cell.column for cell in cells}, dict.fromkeys(cell.row for cell in cells)
+    if not {"PAT", "PAT-EntM"} <= columns:
+        return [table]
+    strong = [row for row in rows if row == "Clean" or row.startswith("PGD40")]
+    claims = [
+        claim
+        for row in strong
+        for claim in above(table, f"PAT-EntM has the higher accuracy, {row},", "R Sec. 5.2", row, "PAT-EntM", "PAT")
+    ]
+    return [table, Claims("Does entropy maximisation improve adversarial training?", claims)]
 
 
 def wide(name: str, data: str, seed: int) -> Training:

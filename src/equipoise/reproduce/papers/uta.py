@@ -5,11 +5,12 @@ from dataclasses import replace
 from functools import partial
 
 from equipoise.attacks.steps import Triangular
-from equipoise.reproduce.experiment import Cell, Chart, Line, Part, Variant, robust, trade_off
+from equipoise.reproduce.experiment import Cell, Chart, Claims, Line, Part, Variant, robust, trade_off
 from equipoise.reproduce.published import experiments
 from equipoise.reproduce.recipes import (
     ADAM,
     SEEDS,
+    above,
     autoattacked,
     courses,
     curve,
@@ -59,7 +60,16 @@ def table_1(data: str, variant: Variant) -> list[Part]:
     """The mean of clean accuracy and accuracy under AutoAttack, by method and eps of training."""
     title = f"Mean of clean and robust accuracy on {data}, by the eps of AutoAttack"
     trained = partial(trainings, data, variant)
-    return [autoattacked(title, "uta", f"Table 1, {data}", trained, trade_off, "training")]
+    table = autoattacked(title, "uta", f"Table 1, {data}", trained, trade_off, "training")
+    columns = dict.fromkeys(cell.column for cell in table.cells)
+    claims = [
+        claim
+        for eps in RADII[data]
+        for column in columns
+        for claim in above(table, f"UTA has the better trade-off under {column}", "T Sec. 5.1", column,
+                           f"UTA (eps {eps:g})", f"PGD (eps {eps:g})")
+    ]  # fmt: skip
+    return [table, Claims("Does UTA have the better trade-off at the same eps of training?", claims)]
 
 
 def table_2(variant: Variant) -> list[Part]:
