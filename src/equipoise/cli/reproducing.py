@@ -13,6 +13,7 @@ from equipoise.cli.display import duration, moving, numbers, say
 from equipoise.cli.options import pairs
 from equipoise.cli.requests import Experiments, Reproduce
 from equipoise.core.errors import require, unknown
+from equipoise.core.processors import available_cores
 from equipoise.data import available
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.reproduce.registry import Listed, Overview, kept
@@ -20,7 +21,6 @@ from equipoise.reproduce.stand_in import stand_in
 from equipoise.reproduce.sweep import Progress, SweepResult, sweep
 from equipoise.reproduce.sweep_folder import claim, finished, limits, require_experiments
 from equipoise.reproduce.tasks import KINDS
-from equipoise.reproduce.workers import cores
 from equipoise.results.reproduction import ChartOutcome, Outcome, Reproduction, ShownOutcome, TableOutcome
 
 _FAILED = 1  # the exit code of a sweep of which a task failed
@@ -28,7 +28,7 @@ _FAILED = 1  # the exit code of a sweep of which a task failed
 
 def list_experiments(options: Experiments) -> None:
     """Print a line for each experiment."""
-    sources, workers = _sources(options.data), options.workers or cores()
+    sources, workers = _sources(options.data), options.workers or available_cores()
     overview = kept()
     by = "measured on this machine" if options.measure else f"estimated on {overview.machine}, or here by --measure"
     title = f"Scale {options.scale:g}, {workers} worker{'s' * (workers > 1)}; time {by}"
@@ -103,7 +103,7 @@ def reproduce(options: Reproduce, command: str) -> int:
     if options.synthetic:
         sources = {name: str(stand_in(name, out / "data")) for name in plan.datasets()}
     setting = Setting(out, options.data_root, sources, command)
-    workers = options.workers or (None if options.address else cores())
+    workers = options.workers or (None if options.address else available_cores())
     expected = _expected(plan, setting, workers, options.reuse)
     say(_headline(plan, options.synthetic))
     say(expected)
