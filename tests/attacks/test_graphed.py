@@ -18,8 +18,9 @@ from equipoise.core.rng import Streams
 from equipoise.losses.objectives import dlr
 from equipoise.models import as_predictive
 
-NOT_RECORDABLE = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-"""Operations that wait for the device."""
+_ATEN = torch.ops.aten
+WAITING = (_ATEN._local_scalar_dense.default, _ATEN.nonzero.default, _ATEN.equal.default, _ATEN.masked_select.default)
+"""Operations that wait for the device, as does an index that is a mask."""
 
 
 class Tape(TorchDispatchMode):
@@ -30,7 +31,8 @@ class Tape(TorchDispatchMode):
         self.calls = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function not in NOT_RECORDABLE, f"{function} waits for the device"
+        is_masked = "index" in str(function) and any(tensor.dtype == torch.bool for tensor in tensors(args[1]))
+        assert function not in WAITING and not is_masked, f"{function} waits for the device"
         result = function(*args, **(kwargs or {}))
         self.calls.append((function, args, kwargs or {}, result))
         return result
