@@ -43,19 +43,28 @@ class Active(Generic[T]):
 
     Leaving copies the other rows, which pays once fewer than the share `crowded` of them is active. To see which rows
     are finished one waits for the device, so that on an accelerator it may pay to look every `check_every` steps only.
+    With `buckets` finished rows stay until the number of rows is that of a smaller bucket.
     """
 
-    def __init__(self, rows: T, *, crowded: float = 1.0, check_every: int = 1) -> None:
-        self.rows, self.crowded, self.check_every = rows, crowded, check_every
+    def __init__(self, rows: T, *, crowded: float = 1.0, check_every: int = 1, buckets: bool = False) -> None:
+        self.rows, self.crowded, self.check_every, self.buckets = rows, crowded, check_every, buckets
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def kept(self, active: int) -> int:
+        """How many rows stay where so many are active: with `buckets` the next power of two, if there are that many."""
+        return min(1 << (active - 1).bit_length(), len(self)) if self.buckets and active else active
 
     def release(self, finished: Bool[Tensor, " rows"], step: int = 0) -> tuple[T, Int[Tensor, " active"]] | None:
         """Let the finished rows leave, if it pays. Return them and the index of those that stay; None if all stay."""
         if step % self.check_every:
             return None
         active = (~finished).nonzero()[:, 0]
+        if self.buckets:
+            padding = self.kept(len(active)) - len(active)
+            finished = finished & (finished.cumsum(0) > padding)
+            active = (~finished).nonzero()[:, 0]
         if 0 < len(active) >= self.crowded * len(finished):
             return None
         left, self.rows = self.rows[finished.nonzero()[:, 0]], self.rows[active]

@@ -15,9 +15,11 @@ from typing import Any, Literal, cast
 
 import torch
 
+from equipoise.attacks import graphed
 from equipoise.attacks.attack import Attack
 from equipoise.attacks.climb import ActiveBatch, Attempt, ClimbState, Draws, Outcome, ReturnPoint, Selection, phases
 from equipoise.attacks.execution import frozen_model
+from equipoise.attacks.graphed import RecordedStepping, Recorder, Stepping, is_recordable
 from equipoise.attacks.inputs import AttackInputs
 from equipoise.attacks.native_climb import climb_natively
 from equipoise.attacks.result import AttackResult, Criterion, confirm, judge, likely_classes
@@ -40,7 +42,6 @@ from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import (
-    AscentState,
     Labels,
     Mode,
     PerSample,
@@ -336,8 +337,10 @@ class Ascent(Attack):
                 return outcome
             state = ClimbState.of(batch, clean, start, counts, self.step, self._may_cycle)
             selection = Selection(self.return_point, self.tau)
-            active = ActiveBatch(state, len(batch), steps.most, selection, independent)
-            active.evaluations += clean is not None
+            recorder = self._recorder(batch, selection, counts is not None) if independent else None
+            active = ActiveBatch(state, len(batch), steps.most, selection, independent, recorder is not None)
+            look = Stepping(active, self.objective, self.step, model, predict)
+            take_step = look if recorder is None else RecordedStepping(look, recorder)
             for i in range(steps.most):
                 progress.report(i, steps.most, "step")
                 if not active.begin_step(i, self.objective, predict):
@@ -345,16 +348,19 @@ class Ascent(Attack):
                 if i > 0 and i in balls:
                     phase = balls[i]
                     active.rows.enter(phase, self.step)
-                value, gradient, output = model.value_and_gradient(self.objective, active.rows, i, predict)
                 active.evaluations += self.eot_samples
-                value, gradient = active.observe(i, value, gradient, output, phase.final)
+                moved, memory = take_step(i, phase.factor * sizes.at(i, steps.most), phase)
                 if len(active) == 0:
                     break
-                x, origin, size = active.rows.point, active.rows.origin, phase.factor * sizes.at(i, steps.most)
-                at = AscentState(x, value, gradient, origin, size, i - phase.start, phase.steps, phase.ball)
-                moved, memory = self.step(at, active.rows.memory)
-                active.move(i, phase.ball.project(moved, origin), memory)
+                active.move(i, phase.ball.project(moved, active.rows.origin), memory)
             return active.finish(self.objective, predict)
+
+    def _recorder(self, batch: Attempt, selection: Selection, drawn: bool) -> Recorder | None:
+        """What records a step of this ascent; None if its steps differ, or nothing is gained."""
+        if self.mode == "train" or self.eot_samples > 1 or self.resample or self.eps_schedule:
+            return None
+        recordable = is_recordable(batch.predictive, self.objective, self.step, selection, drawn)
+        return graphed.recorder_for(batch.x.device) if recordable else None
 
     def _natively(
         self, batch: Attempt, predict: Predict, clean: Prediction | None, start: Points, counts: "torch.Tensor | None"

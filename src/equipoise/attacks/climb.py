@@ -18,7 +18,7 @@ from equipoise.attacks.result import Criterion, like
 from equipoise.attacks.steps import Start
 from equipoise.core.errors import require
 from equipoise.core.rng import Streams
-from equipoise.core.types import PerSample, Points, Predict, Prediction, StepRule
+from equipoise.core.types import Number, PerSample, Points, Predict, Prediction, StepRule
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import Objective
 from equipoise.models import Frozen
@@ -71,6 +71,7 @@ class ClimbState(SampleTable):
     succeeded: Tensor  # whether it has succeeded, and stands still
     num_errors: Tensor  # at how many of its points the prediction has been wrong
     finished: Tensor  # whether more steps can change nothing: its sample has succeeded, or it cycles
+    looks: Tensor  # how often it was looked at until it had finished, where rows stay longer than that; 0 until then
     cycle_probe: Tensor | None  # an earlier point: when the ascent comes back to it, it cycles
     nan: Tensor  # steps with a gradient that is not finite
     zero: Tensor  # steps with a gradient of 0
@@ -100,6 +101,7 @@ class ClimbState(SampleTable):
             succeeded=no,
             num_errors=none,
             finished=no,
+            looks=none,
             cycle_probe=start if may_cycle else None,
             nan=none,
             zero=none,
@@ -184,7 +186,7 @@ class Draws:
     anew: bool
     at_once: int | None  # samples per gradient
 
-    def at(self, step: int, first: Predict) -> list[Predict]:
+    def at(self, step: Number, first: Predict) -> list[Predict]:
         """The draws at a step; `first` is that which all steps share."""
         if not self.anew:
             return [first] * self.count
@@ -192,7 +194,7 @@ class Draws:
         return [self.draw(self.streams.fold(step + 1, *number)) for number in numbers]
 
     def value_and_gradient(
-        self, objective: Objective, state: ClimbState, step: int, first: Predict
+        self, objective: Objective, state: ClimbState, step: Number, first: Predict
     ) -> tuple[PerSample, Points, Prediction]:
         """Objective and gradient, averaged over the draws, and the prediction of all of them together."""
         found = [
@@ -226,7 +228,7 @@ class Selection:
         state: ClimbState,
         value: PerSample,
         output: Prediction,
-        step: "Tensor | int",
+        step: "Tensor | Number",
         successes: Int[Tensor, " samples"],
         final: bool = True,
     ) -> None:
@@ -249,17 +251,26 @@ class Selection:
 class ActiveBatch(Active[ClimbState]):
     """The ascents still active. Finished ones leave, unless samples depend on each other: then they do not move.
 
-    On a CPU they leave at once, elsewhere every `CHECK_EVERY` steps.
+    On a CPU they leave at once, elsewhere every `CHECK_EVERY` steps. With `buckets` they leave between steps, and stand
+    still until then, so that a step always does the same to as many rows.
     """
 
-    def __init__(self, state: ClimbState, samples: int, most: int, selection: Selection, independent: bool) -> None:
+    def __init__(
+        self,
+        state: ClimbState,
+        samples: int,
+        most: int,
+        selection: Selection,
+        independent: bool,
+        buckets: bool = False,
+    ) -> None:
         self.on_cpu = state.point.device.type == "cpu"
-        super().__init__(state, check_every=1 if self.on_cpu else CHECK_EVERY)
+        super().__init__(state, check_every=1 if self.on_cpu else CHECK_EVERY, buckets=buckets)
         self.most, self.selection, self.independent = most, selection, independent
         self.outcome, self.successes = Outcome.unmoved(state), torch.zeros_like(state.output_index[:samples])
-        self.evaluations = 0
+        self.before = self.evaluations = int(state.clean is not None)
         self._remaining: list[int] | None = None  # how many rows take more than i steps
-        self._still: Tensor | None = None  # the rows that stand still at this step
+        self.still: Tensor | None = None  # the rows that stand still at this step
         if state.steps is not None and independent:
             self.rows = state[state.steps.argsort(descending=True, stable=True)]
             self._count()
@@ -271,33 +282,45 @@ class ActiveBatch(Active[ClimbState]):
 
     def begin_step(self, step: int, objective: Objective, predict: Predict) -> bool:
         """Let rows leave that have taken all their steps. Returns whether any is left."""
-        if self._remaining is not None and self._remaining[step] < len(self):
-            self._settle(self.rows[self._remaining[step] :], objective, predict)
-            self.rows = self.rows[: self._remaining[step]]
+        if self.buckets and self.selection.watches and step > 0:
+            self._leave(step)
+        if self._remaining is not None and (kept := self.kept(self._remaining[step])) < len(self):
+            self._settle(self.rows[kept:], objective, predict)
+            self.rows = self.rows[:kept]
         return len(self) > 0
 
+    def _leave(self, step: int) -> Tensor | None:
+        """Let finished rows leave; the index of the others if any has left."""
+        released = self.release(self.rows.finished, step)
+        if released is None:
+            return None
+        left, active = released
+        self._write(left, left.best, left.best_step, 0)
+        if self._remaining is not None:
+            self._count()
+        return active
+
     def observe(
-        self, step: int, value: PerSample, gradient: Points, output: Prediction, final: bool
+        self, step: Number, value: PerSample, gradient: Points, output: Prediction, final: bool
     ) -> tuple[Float[Tensor, " active"], Float[Tensor, "active ..."]]:
         """Look at what the model says at the points; finished rows leave. Returns value and gradient of the others.
 
         A gradient that is not finite is counted and taken as 0; one that is 0 is counted.
         """
         state = self.rows
-        still = None if state.steps is None or self._remaining is not None else state.steps <= step
+        leaves_in_time = self._remaining is not None and not self.buckets
+        still = None if state.steps is None or leaves_in_time else state.steps <= step
         if self.selection.watches:
+            before = state.finished
             self.selection.observe(state, value, output, step, self.successes, final)
+            state.looks = torch.where(state.finished & ~before, step + 1, state.looks) if self.buckets else state.looks
             still = state.finished if still is None else state.finished | still
-            released = self.release(state.finished, step) if self.independent else None
-            if released is not None:
-                (left, active), state = released, self.rows
-                self._write(left, left.best, left.best_step, self.evaluations)
-                value, gradient, still = value[active], gradient[active], still[active]
-                if self._remaining is not None:
-                    self._count()
-            if self.independent and self.on_cpu and state.steps is None:
+            active = self._leave(step) if self.independent and not self.buckets else None
+            if active is not None:
+                state, value, gradient, still = self.rows, value[active], gradient[active], still[active]
+            if self.independent and self.on_cpu and state.steps is None and not self.buckets:
                 still = None  # whoever would stand still has left
-        self._still = still
+        self.still = still
         strength = gradient.abs().flatten(1).amax(1) if len(state) else gradient.new_zeros(0)
         not_finite, flat = ~strength.isfinite(), strength == 0
         state.nan = state.nan + (not_finite if still is None else not_finite & ~still)
@@ -306,11 +329,13 @@ class ActiveBatch(Active[ClimbState]):
 
     def move(self, step: int, point: Points, memory: tuple[Tensor, ...]) -> None:
         """Take the rows to their next points; one that comes back to an earlier point has finished: it cycles."""
-        state, still = self.rows, self._still
+        state, still = self.rows, self.still
         state.point = point if still is None else torch.where(like(still, point), state.point, point)
         state.memory = memory
         if state.cycle_probe is not None:
-            state.finished = state.finished | (state.point == state.cycle_probe).flatten(1).all(1)
+            cycles = (state.point == state.cycle_probe).flatten(1).all(1) & ~state.finished
+            state.looks = torch.where(cycles, step + 2, state.looks) if self.buckets else state.looks
+            state.finished = state.finished | cycles
             if step & (step + 1) == 0:  # at every power of two (Brent 1980)
                 state.cycle_probe = state.point
 
@@ -325,13 +350,17 @@ class ActiveBatch(Active[ClimbState]):
             return
         taken = torch.full_like(state.output_index, self.most) if state.steps is None else state.steps
         if not self.selection.watches:
-            self._write(state, state.point, taken, self.evaluations)
+            self._write(state, state.point, taken, 0)
             return
         output = predict(state.point)
         value = objective(output, state.clean, state.labels, state.target)
         self.selection.observe(state, value, output, taken, self.successes)
-        self._write(state, state.best, state.best_step, self.evaluations + 1)
+        self._write(state, state.best, state.best_step, 1)
 
-    def _write(self, state: ClimbState, point: Tensor, iteration: Tensor, evaluations: int) -> None:
+    def _write(self, state: ClimbState, point: Tensor, iteration: Tensor, last_looks: int) -> None:
+        evaluations = self.evaluations + last_looks
+        if self.buckets:  # where rows that wait for others, to leave with them, are looked at for nothing
+            taken = self.most if state.steps is None else state.steps
+            evaluations = self.before + torch.where(state.looks > 0, state.looks, taken + last_looks)
         results = {"value": state.best_value, "succeeded": state.succeeded, "nan": state.nan, "zero": state.zero}
         self.outcome.write(state.output_index, point=point, iteration=iteration, evaluations=evaluations, **results)

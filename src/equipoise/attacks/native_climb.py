@@ -2,6 +2,7 @@
 without returning to PyTorch. Any other ascent takes its steps one by one (`equipoise.attacks.ascent`).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ def climb_natively(
     criterion, none = batch.criterion, torch.full_like(batch.criterion.label, -1)
     if not (_all_within(counts, 0, len(sizes)) and _all_within(batch.y, 0, network.layers.classes - 1)):
         return None  # PyTorch says what is wrong
-    rows = slice(None) if targets == 1 else torch.arange(n, device=none.device).repeat_interleave(targets)
+    order = torch.arange(n, device=none.device) if counts is None else counts.argsort(descending=True, stable=True)
+    rows = order.repeat_interleave(targets)
     plan = ClimbPlan(
         terms, sizes, l2_step, ball.norm == "l2", ball.eps, ball.box.low, ball.box.high,
         auto=auto_steps(rule, len(sizes)), targets=targets, **selection,
@@ -91,7 +93,7 @@ def climb_natively(
         batch.x[rows],
         start[rows],
         label=(none if batch.y is None else batch.y)[rows],
-        target=none if batch.target is None else batch.target.flatten(),
+        target=none if batch.target is None else batch.target[order].flatten(),
         own=criterion.label[rows],
         wanted=(none if criterion.target is None else criterion.target)[rows],
         clean=None if clean is None else clean.logits[0, rows],
@@ -99,7 +101,8 @@ def climb_natively(
     )
     climbed = climb(network, plan, samples, evaluations=int(clean is not None))
     target = None if batch.target is None else batch.target.flatten()
-    return Outcome(
-        climbed.point, climbed.value, target, climbed.iteration, climbed.evaluations, climbed.not_finite, climbed.zero,
+    outcome = Outcome(
+        climbed.point, climbed.value, None, climbed.iteration, climbed.evaluations, climbed.not_finite, climbed.zero,
         climbed.succeeded,
     )  # fmt: skip
+    return replace(outcome[rows.argsort(stable=True)], target=target)

@@ -14,11 +14,13 @@ from rich.table import Table
 from equipoise.cli.console import say
 from equipoise.cli.requests import Doctor
 from equipoise.core.files import cache_folder
+from equipoise.core.processors import available_cores
 from equipoise.kernels.native import compiler, library, way
 from equipoise.results.provenance import provenance
 
 _EXTRAS = {"report": "matplotlib", "logs": "tensorboard", "gp": "gpytorch", "sweeps": "ray"}
 """The package that each extra installs."""
+_THREADING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 _INSTRUCTIONS = ("avx2", "avx512f", "amx_tile", "amx_bf16", "asimd", "sve")
 """Instruction sets that decide how fast the kernels are, as Linux calls them."""
 
@@ -40,14 +42,19 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "python", f"{origin.versions['python']} on {platform.platform()}"
     yield "torch", f"{origin.versions['torch']}, numpy {origin.versions['numpy']}"
     yield "processor", f"{origin.device.removeprefix('cpu: ')}, {os.cpu_count()} cores{_instructions()}"
-    chosen = os.environ.get("OMP_NUM_THREADS")
-    yield "threads", f"{origin.threads}" + (f" (OMP_NUM_THREADS={chosen})" if chosen else "")
+    yield "threads", f"{origin.threads} for {available_cores()} available cores{_settings()}"
     yield "kernels", kernels
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield "GPUs", ", ".join(names) or "none"
     for extra, package in _EXTRAS.items():
         yield f"extra {extra}", _installed(extra, package)
     yield "cache", _cache()
+
+
+def _settings() -> str:
+    """What the environment says about threads; idle ones spin unless `OMP_WAIT_POLICY` is `passive`."""
+    names = [name for name in _THREADING if name in os.environ]
+    return f" ({', '.join(f'{name}={os.environ[name]}' for name in names)})" if names else ""
 
 
 def _instructions() -> str:

@@ -14,7 +14,7 @@ from equipoise.cli.console import columns, say
 from equipoise.cli.options import Count, options_of
 from equipoise.cli.words import read, require_once
 from equipoise.core.errors import require, unknown
-from equipoise.core.processors import cores
+from equipoise.core.processors import available_cores
 from equipoise.data.published import available, names
 from equipoise.results.costs import Listed, Overview, Work, kept
 
@@ -46,7 +46,7 @@ def list_experiments(argv: Sequence[str]) -> None:
     """Print a line for each experiment, as a command line that begins with `experiments` asks for it."""
     options = Experiments(**read(argv[1:], options_of(Experiments), argv[0], None))
     require_once(argv)
-    sources, workers = sources_of(options.data), options.workers or cores()
+    sources, workers = sources_of(options.data), options.workers or available_cores()
     overview = kept()
     by = "measured on this machine" if options.measure else f"estimated on {overview.machine}, or here by --measure"
     title = f"Scale {options.scale:g}, {workers} worker{'s' * (workers > 1)}; time {by}"

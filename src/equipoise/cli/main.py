@@ -14,6 +14,7 @@ from equipoise.cli import overview
 from equipoise.cli.console import laid_out, steady_streams
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.files import advice, printable, reason
+from equipoise.core.processors import set_thread_defaults
 from equipoise.core.torchrun import is_main_process
 
 _USAGE = 2
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     after Ctrl-C (130) or SIGTERM (143). A reader of stdout or stderr that leaves, as `head` does, ends nothing and
     changes no exit code.
     """
+    set_thread_defaults()
     argv = list(sys.argv[1:] if argv is None else argv)
     with steady_streams() as out, _short_warnings():
         code = _outcome(argv)

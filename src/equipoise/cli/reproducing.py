@@ -14,7 +14,7 @@ from equipoise.cli.listing import is_available, roughly, sources_of, variant_of
 from equipoise.cli.options import pairs
 from equipoise.cli.requests import Reproduce
 from equipoise.core.errors import require
-from equipoise.core.processors import cores
+from equipoise.core.processors import available_cores
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.reproduce.stand_in import stand_in
 from equipoise.reproduce.sweep import Progress, SweepResult, sweep
@@ -62,7 +62,7 @@ def reproduce(options: Reproduce, command: str) -> int:
     if options.synthetic:
         sources = {name: str(stand_in(name, out / "data")) for name in plan.datasets()}
     setting = Setting(out, options.data_root, sources, command)
-    workers = options.workers or (None if options.address else cores())
+    workers = options.workers or (None if options.address else available_cores())
     expected = _expected(plan, setting, workers, options.reuse)
     say(_headline(plan, options.synthetic))
     say(expected)

@@ -20,6 +20,8 @@ Images = Float[Tensor, "batch channels height width"]
 Labels = Int[Tensor, " batch"]
 PerSample = Float[Tensor, " batch"]
 Weights = dict[str, Tensor]
+Number = Any
+"""A Python number or, in a step that is recorded to be replayed with other ones, a tensor without dimensions."""
 
 
 UNDERFLOW = 104.0
@@ -174,9 +176,9 @@ class AscentState:
     """Its gradient there, with NaN and infinities replaced by 0."""
     origin: Points
     """The clean point, the centre of the ball."""
-    size: float
+    size: Number
     """Step size, from the schedule."""
-    step: int
+    step: Number
     """Index of the step, from 0."""
     steps: int
     """Maximum number of steps."""

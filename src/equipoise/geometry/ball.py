@@ -250,13 +250,13 @@ class Ball:
         radius = self.eps if eps is None else eps.reshape(-1, *[1] * (x.ndim - 1))
         return NORMS[self.norm].project(x, centre, radius, self.box)
 
-    def steepest(self, x: Points, gradient: Points, size: "float | PerSample") -> Points:
+    def steepest(self, x: Points, gradient: Points, size: "float | PerSample | Float[Tensor, '']") -> Points:
         """`x + argmax ⟨gradient, d⟩` over `‖d‖ <= size`: the sign step, the normalised step, or for L1 the coordinates
         of largest slope, each filled up to the box (and a full one held there against the projection to come).
         """
         flat = gradient.flatten(1)
         room = _room(flat, x, self.box) if self.norm == "l1" else flat
-        lengths = size[:, None] if isinstance(size, Tensor) else size
+        lengths = size.reshape(-1, 1).expand(len(x), 1) if isinstance(size, Tensor) else size
         return x + NORMS[self.norm].steepest(flat, room, lengths).reshape(x.shape)
 
     def draw(self, streams: Streams, centre: Points, surface: bool = False) -> Points:

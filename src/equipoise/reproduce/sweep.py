@@ -8,7 +8,7 @@ from pathlib import Path
 from equipoise.core.deprecation import renamed_arguments, renamed_names
 from equipoise.core.errors import EquipoiseError, require_integer
 from equipoise.core.locks import locked
-from equipoise.core.processors import cores
+from equipoise.core.processors import available_cores
 from equipoise.reproduce import cost
 from equipoise.reproduce.experiment import Plan
 from equipoise.reproduce.running import Setting, code_version, forget_datasets
@@ -105,7 +105,7 @@ def sweep(
             elif workers == 1 or remaining <= 1:
                 start = in_this_process(setting)
             else:
-                start = in_processes(setting, workers or cores())
+                start = in_processes(setting, workers or available_cores())
                 forget_datasets()
             with start as pool:
                 failed = _run_all(jobs, pool, report_progress or (lambda progress: None))

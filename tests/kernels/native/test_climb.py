@@ -192,14 +192,15 @@ def test_neither_order_nor_batch_nor_threads_matter(name, norm, taken):
     whole = attack(net, x, y, seed=1)
     order = torch.randperm(101, generator=torch.Generator().manual_seed(0))
     mixed = attack(net, x[order], y[order], seed=1, index=order, batch_size=13)
-    threads = torch.get_num_threads()
+    threads, threaded = torch.get_num_threads(), []
     try:
-        torch.set_num_threads(3)
-        threaded = attack(net, x, y, seed=1)
+        for number in (2, 3, 5):
+            torch.set_num_threads(number)
+            threaded.append(attack(net, x, y, seed=1))
     finally:
         torch.set_num_threads(threads)
     assert all(taken)
-    for other, rows in ((mixed, order), (threaded, slice(None))):
+    for other, rows in ((mixed, order), *((result, slice(None)) for result in threaded)):
         for field in ("x", "success", "evaluations", "iteration", "zero_gradients", "nan_gradients"):
             assert torch.equal(getattr(whole, field)[rows], getattr(other, field)), field
 

@@ -13,8 +13,6 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib.resources import as_file, files
@@ -26,6 +24,7 @@ from torch import Tensor
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.core.files import cache_folder
 from equipoise.kernels.native.compiling import LEVELS, command_line, compile_kernels
+from equipoise.kernels.native.threads import Kernel, run_chunks
 
 
 def compiler() -> str | None:
@@ -135,20 +134,13 @@ def _instruction_set() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def run_threaded(samples: int, block: int, kernel: Callable[[int, int], int]) -> None:
-    """Call `kernel(first, count)` on all samples, split among the threads at multiples of `block`. The number of
-    threads does not change the results. Raises `EquipoiseError` if a call returns that it had no memory.
+def run_threaded(samples: int, block: int, kernel: Kernel, most: int | None = None) -> None:
+    """Call `kernel(first, count)` on all samples, in chunks of multiples of `block`, at most `most` samples each, on as
+    many threads as PyTorch uses (`equipoise.kernels.native.threads`). Their number does not change the results.
+    Raises `EquipoiseError` if a call returns that it had no memory.
     """
-    blocks = -(-samples // block)
-    threads = max(min(torch.get_num_threads(), blocks), 1)
-    share = -(-blocks // threads) * block
-    ranges = [(first, min(share, samples - first)) for first in range(0, samples, share)]
-    if len(ranges) == 1:
-        failed = kernel(*ranges[0])
-    else:
-        with ThreadPoolExecutor(len(ranges)) as pool:
-            failed = sum(pool.map(lambda bounds: kernel(*bounds), ranges))
-    require(not failed, f"no memory is left for the work on {samples} samples: attack fewer at a time.")
+    had_memory = run_chunks(samples, block, kernel, torch.get_num_threads(), most)
+    require(had_memory, f"no memory is left for the work on {samples} samples: attack fewer at a time.")
 
 
 def address(tensor: Tensor | None, row: int = 0) -> ctypes.c_void_p | None:

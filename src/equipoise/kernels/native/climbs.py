@@ -148,7 +148,8 @@ def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evalua
     """Compute `x_{i+1} = Π(x_i + step(∇ objective(x_i), size_i))` for every sample, as `equipoise.attacks.Ascent` does.
 
     `evaluations` is how often each sample was looked at before. Results depend neither on the order of the samples nor
-    on the number of threads; those of several climbs of a sample are as if all had taken their steps together.
+    on the number of threads; those of several climbs of a sample are as if all had taken their steps together. It is
+    fastest where samples with as many steps follow each other.
     """
     kernels = library()
     assert kernels is not None
@@ -173,16 +174,27 @@ def climb(network: NativeNetwork, plan: ClimbPlan, samples: ClimbSamples, evalua
     native_samples = _SamplesStruct(*map(address, (*inputs, *results, events, earliest)))
 
     def run(first: int, number: int) -> int:
+        progress.report(first, count, "sample")  # of the caller's thread: nobody listens to the others
         where = ctypes.c_int64(first), ctypes.c_int64(number)
         plan_and_samples = ctypes.byref(native_plan), ctypes.byref(native_samples)
         return kernels.climb(layers.structs, len(layers.structs), *plan_and_samples, *where)
 
-    at_once = layers.samples_at_once(len(plan.sizes))
-    for first in range(0, count, at_once):
-        progress.report(first, count, "sample")
-        some = min(at_once, count - first)
-        run_threaded(some, layers.simd_width, lambda start, number, first=first: run(first + start, number))
+    most, width = layers.samples_at_once(len(plan.sizes)) // torch.get_num_threads(), layers.simd_width
+    run_threaded(count, width if _leave_together(plan, samples) else _share(count, width, most), run, most)
     return climbed if events is None else _together(climbed, events, plan.targets, evaluations)
+
+
+def _leave_together(plan: ClimbPlan, samples: ClimbSamples) -> bool:
+    """Whether it is known from the start how many steps each sample takes, so that small chunks waste nothing: where a
+    sample leaves by itself, the next one of its chunk takes its place.
+    """
+    stops = plan.return_point == "first_success" or plan.tau is not None or plan.may_cycle
+    return samples.steps is not None or not stops
+
+
+def _share(count: int, width: int, most: int) -> int:
+    """The share of a thread, in multiples of `width`: no more than `most`."""
+    return -(-min(-(-count // torch.get_num_threads()), most) // width) * width
 
 
 def _together(climbed: Climbed, events: Tensor, targets: int, evaluations: int) -> Climbed:

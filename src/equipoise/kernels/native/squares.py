@@ -105,8 +105,6 @@ def search_squares(network: NativeNetwork, plan: SquarePlan, samples: SquareSamp
         plan_and_samples = ctypes.byref(native_plan), ctypes.byref(native_samples)
         return kernels.search_squares(layers.structs, len(layers.structs), *plan_and_samples, *where)
 
-    at_once = layers.samples_at_once(len(plan.windows))
-    for first in range(0, count, at_once):
-        some = min(at_once, count - first)
-        run_threaded(some, layers.simd_width, lambda start, number, first=first: run(first + start, number))
+    most = layers.samples_at_once(len(plan.windows)) // torch.get_num_threads()
+    run_threaded(count, layers.simd_width, run, most=most)
     return searched
