@@ -20,6 +20,7 @@ from equipoise.reproduce import (
     Evaluated,
     Experiment,
     Net,
+    Setting,
     Table,
     Training,
     call,
@@ -30,6 +31,7 @@ from equipoise.reproduce import (
     number,
     outcome,
     reproduction,
+    sweep,
 )
 from equipoise.results.findings import Findings, Number, Study
 from equipoise.results.provenance import provenance
@@ -168,3 +170,35 @@ def test_both_sides_of_a_claim_have_the_same_seeds(name):
     for claim in (claim for part in CLAIMS[name] for claim in part.claims):
         own, other = claim.larger, claim.larger if claim.smaller is None else claim.smaller
         assert len(own.tasks) == len(other.tasks) > 0 and own.scale == other.scale, claim.statement
+
+
+def with_epochs(path: Path, accuracies: list[float], schedule: str = "constant") -> Reproduction:
+    """A record of one training whose validation accuracies are those of its epochs."""
+    recipe = Recipe(epochs=2, batch_size=50, schedule=schedule)
+    of = Training(call(methods.standard), Net("mlp", {"widths": [8]}), "digits", recipe)
+    task = Evaluated(of, ["clean"], examples=40)
+    table = Table("Accuracy", [Cell("a", "clean", [task], clean, 90.0)])
+    one = Experiment("toy", "Noise", "nowhere", lambda variant: [table])
+    setting = Setting(path)
+    sweep.sweep(one.plan(), setting, workers=1)
+    lines = [json.dumps({"epoch": i + 1, "valid_clean": value, "valid_pgd": 0.0}) for i, value in enumerate(accuracies)]
+    (setting.folder_of(task.of) / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcome, "experiment", lambda name: one)
+        return reproduction(path)
+
+
+def test_the_spread_over_the_last_epochs_stands_for_the_noise_of_another_training(tmp_path):
+    still, moving = [0.5] * 15 + [0.9] * 5, [0.5] * 15 + [0.80, 0.84, 0.88, 0.84, 0.80]
+    (plain,) = with_epochs(tmp_path / "still", still).outcomes
+    (wide,) = with_epochs(tmp_path / "moving", moving).outcomes
+    assert plain.over == wide.over == "samples and epochs" and plain.mean == wide.mean
+    noise = 100 * 1.959964 * np.std([0.80, 0.84, 0.88, 0.84, 0.80], ddof=1)
+    for end, wider in zip(plain.interval, wide.interval, strict=True):
+        assert abs(wider - wide.mean) == pytest.approx(np.hypot(end - plain.mean, noise), rel=1e-5)
+
+
+def test_there_is_none_of_few_epochs_or_of_a_changing_learning_rate(tmp_path):
+    for epochs, schedule in ((16, "constant"), (20, "multistep")):
+        result = with_epochs(tmp_path / schedule, [0.5] * epochs, schedule)
+        assert result.outcomes[0].over == "samples" and "1 are of one training" in result.verdict

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import stdev
 from typing import Any, cast
 
 from equipoise.core.errors import require
@@ -30,6 +31,8 @@ from equipoise.results.reproduction import (
 )
 
 NUMBERS = "reproduction.json"
+_EPOCHS = 5
+"""Of how many epochs a spread is taken at least."""
 
 
 def reproduction(folder: "Path | str") -> Reproduction:
@@ -104,7 +107,22 @@ class _Results:
     def outcome(self, cell: Cell) -> Outcome:
         """The number of a cell from the tasks that are finished."""
         done = [task for task in cell.tasks if self.record(task) is not None]
-        return found(cell, [self.record(task) for task in done], [self.folder(task).name for task in done])
+        result = found(cell, [self.record(task) for task in done], [self.folder(task).name for task in done])
+        if result.over != "samples" or not done or not isinstance(done[0], Evaluated):
+            return result
+        noise = self.noise(done[0].of, "clean" if cell.column.lower() == "clean" else "pgd")
+        return result if noise is None else result.with_noise(cell.scale * noise)
+
+    def noise(self, training: Training, kind: str) -> float | None:
+        """The standard deviation of a validation accuracy over the last quarter of the epochs, which all see the same
+        samples: what another training would change, where the learning rate is constant. None elsewhere, and where the
+        quarter is too short.
+        """
+        if training.recipe.schedule != "constant":
+            return None
+        epochs = read_metrics(self.folder(training) / "metrics.jsonl")
+        last = [epoch[f"valid_{kind}"] for epoch in epochs[-(len(epochs) // 4) :] if f"valid_{kind}" in epoch]
+        return stdev(last) if len(last) >= _EPOCHS else None
 
     def claim(self, claim: Claim) -> ClaimOutcome:
         """The difference over the seeds of which both numbers are there."""

@@ -1,8 +1,9 @@
 """The results of an experiment: the paper's numbers with ours beside them. Plain data, without torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
+from math import hypot
 from statistics import median
 from typing import Any, Literal
 
@@ -53,11 +54,22 @@ class Outcome:
     """Number of samples, or repeats."""
     seeds: int
     over: str
-    """What the interval covers: `seeds`, with one of them only `samples`, with two or with part of a test set both."""
+    """What the interval covers: `seeds`, with one of them only `samples`, or `samples and epochs` where the spread over
+    the last epochs of the training stands for another one; with two or with part of a test set both.
+    """
     folders: Sequence[str]
     """The tasks it comes from, by their folders."""
     percent: bool = True
     """Whether it is in percentage points."""
+
+    def with_noise(self, deviation: float) -> "Outcome":
+        """Return the number with an interval that also holds normal noise of training with this standard deviation, in
+        its unit: `mean ± √(half² + (1.96 deviation)²)` on both sides.
+        """
+        if self.mean is None or self.interval is None:
+            return self
+        low, high = (hypot(end - self.mean, _SIGMAS / 2 * deviation) for end in self.interval)
+        return replace(self, interval=(self.mean - low, self.mean + high), over="samples and epochs")
 
     @property
     def margin(self) -> float:
@@ -361,7 +373,7 @@ class Reproduction:
         counts, published = self.agreements, sum(one.paper is not None for one in self.outcomes)
         if any(counts.values()):
             sentence = summary(counts, self.median_difference, self.order)
-            alone = sum(one.agreement is not None and one.seeds == 1 for one in self.outcomes)
+            alone = sum(one.agreement is not None and one.over == "samples" for one in self.outcomes)
             sentence += f"; {alone} are of one training, whose noise their intervals do not hold" if alone else ""
         elif any(one.verdict for one in self.claims):
             sentence = judged(self.claims)
