@@ -82,13 +82,17 @@ def jax(model: nn.Module, x: Tensor, y: Tensor) -> Gradient:
         for layer in (*model.features, *model.classifier)
     ]
 
+    def larger(first: Any, second: Any) -> Any:
+        return jnp.where(first >= second, first, second)
+
     def loss(x: Any, y: Any) -> Any:
         for kind, weights, layer in layers:
             if kind is nn.Conv2d:
                 padding = [(side, side) for side in layer.padding]
                 x = lax.conv_general_dilated(x, weights[0], layer.stride, padding) + weights[1][:, None, None]
             elif kind is nn.MaxPool2d:
-                x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+                x = larger(x[..., 0::2], x[..., 1::2])  # takes a third less than `reduce_window`
+                x = larger(x[..., 0::2, :], x[..., 1::2, :])
             elif kind is nn.Linear:
                 x = x @ weights[0].T + weights[1]
             else:
