@@ -66,7 +66,7 @@ def row_of_udp() -> list[Target]:
 TRACKS = {
     "fashion-mnist": Track(
         "fashion-mnist", "lenet", "udp", {"eps": 0.3, "step_size": 0.04, "steps": 9},
-        eq.Recipe(epochs=10, batch_size=64, lr=6e-3, schedule="triangular", lr_peak=0.3, ema=0.999, validation=1 / 12),
+        eq.Recipe(epochs=12, batch_size=64, lr=6e-3, schedule="triangular", lr_peak=0.3, ema=0.999, validation=1 / 12),
         row_of_udp(),
     ),
     "cifar10": Track(
