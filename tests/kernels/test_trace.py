@@ -179,6 +179,12 @@ def test_what_is_no_layer_says_so(name):
     assert reason in trace.unknown.layer.reason
 
 
+def test_rows_that_are_joined_are_no_members_of_an_ensemble():
+    """Of two images of two channels, watched for two samples, the output is as large as that of two members."""
+    trace = trace_of(lambda x: torch.cat([x, x.relu()], 2), torch.rand(3, 2, 4, 4))
+    assert kinds(trace) == ["Rectifier", "Concatenation"] and trace.nodes[2].shape == (2, 8, 4)
+
+
 def test_what_follows_the_unknown_is_unknown():
     trace = trace_of(Of(lambda net, x: net.linear(x.flatten(1).cumsum(1)).relu()).eval(), torch.rand(2, 1, 4, 4))
     assert kinds(trace) == ["Reshape", "Unknown", "Unknown", "Unknown"]

@@ -393,3 +393,25 @@ def test_in_bf16(units, monkeypatch):
         here, _ = local.predict(stages, rows, new[:, :, 3:5, 4:6], ((3, 5), (4, 6)))
         assert torch.allclose(here.logits, predict(new).logits, atol=0.02)
     assert torch.allclose(here.logits[0], net(new), atol=0.02)
+
+
+@pytest.mark.parametrize("window", [((2, 4), (5, 6)), ((0, 1), (11, 12)), ((6, 7), (6, 9))])
+def test_pooling_after_pooling(window, everywhere):
+    """Whole blocks of the second are blocks of four pixels, of which the first knows two."""
+    convolution, pools = nn.Conv2d(2, 3, 3, padding=1), (nn.MaxPool2d(2), nn.ReLU(), nn.AvgPool2d(2))
+    net = settled(nn.Sequential(convolution, nn.ReLU(), *pools, nn.Flatten(), nn.Linear(27, 4)), 0)
+    local = local_of(net, torch.rand(3, 2, 12, 12, dtype=F64))
+    assert local.stored
+    agree(net, local, (2, 12, 12), window)
+
+
+def test_a_network_that_looks_at_the_size_of_the_batch_is_computed_whole():
+    net = Sized(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(108, 4)).double().eval()
+    assert not local_of(net, torch.rand(5, 2, 6, 6, dtype=F64)).stored
+
+
+class Sized(nn.Sequential):
+    """What it computes depends on the size of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * (len(x) / 5))

@@ -144,7 +144,8 @@ class _Plan:
         self._number(i, (self._numbers[parent], fields), inside)
         if fields[0].pairs:
             self._paired.add(i)
-        in_blocks = parent in self._paired and _is_2x2(node, self.trace.nodes[parent])
+        # A window that is itself enlarged to whole blocks needs more than the blocks around the change.
+        in_blocks = parent in self._paired and _is_2x2(node, self.trace.nodes[parent]) and not fields[0].pairs
         if not in_blocks and any(f != ReceptiveField(1, 1, 0, f.size) for f in fields):
             self.stored.add(parent)
         return True

@@ -159,7 +159,8 @@ class _Watch(TorchFunctionMode):
             self.shape = out.shape[2:]  # the logits get a dimension of members
             return None, parents
         one_each = out.shape == (len(parents), self.batch, *out.shape[2:])
-        if one_each and name == "cat" and all(isinstance(ref, Ref) and ref.shape[0] == self.batch for ref in refs[0]):
+        stacked = one_each and name == "cat" and named.get("dim", (*refs, 0)[1]) in (0, -out.ndim)
+        if stacked and all(isinstance(ref, Ref) and ref.shape[0] == self.batch for ref in refs[0]):
             self.shape = out.shape[2:]
             return Members(), parents
         need(out.ndim > 0 and len(out) == self.batch, f"{name}() mixes samples")

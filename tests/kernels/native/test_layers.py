@@ -397,6 +397,15 @@ def test_a_network_of_ones_own_is_never_taken_for_another(name):
     assert torch.allclose(found.logits[0], expected, atol=1e-6), "and the random state is as it was"
 
 
+def test_a_network_that_looks_at_the_size_of_the_batch_is_left_to_the_library():
+    net = Of(lambda self, x: self.net(x * (len(x) / 5))).eval()
+    with frozen_model(as_predictive(net), points(5, 1, 8, 8)) as draw:
+        predict = draw(Streams.of(0, torch.arange(5)))
+        for batch in (5, 2, 1):
+            x = points(batch, 1, 8, 8)
+            assert torch.allclose(predict(x).logits[0], net(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["a hook on a gradient", "a hook on a layer"])
 def test_gradients_that_a_network_hides_are_found_as_it_shows_them(name):
     """Else a defence that masks its gradients would not be seen to."""

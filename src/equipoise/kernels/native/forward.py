@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -136,16 +137,18 @@ class NativeForward:
             return None
         random = torch.get_rng_state() if self._compiled is None else None
         trace = traced(self._predict, x)
-        if random is not None:
-            torch.set_rng_state(random)
         state = None if trace is None else _State.of(trace)
         if self._compiled is None or state is None or not state.is_same(self._compiled[0]):
             networks = None if trace is None else compiled(trace, x, self._weights.values())
             if state is None or networks is None:
                 self.is_supported = False
-                return None
-            self._compiled = state, networks
-        return self._compiled[1]
+            elif same_of_three(networks, self._predict, x):
+                self._compiled = state, networks
+            else:
+                self._compiled = None
+        if random is not None:
+            torch.set_rng_state(random)
+        return self._compiled[1] if self._compiled is not None and self.is_supported else None
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,17 @@ def agree(networks: Sequence[NativeNetwork], x: Points, expected: Prediction) ->
     found, logits = native.logits, expected.logits
     alike = ((found - logits).abs() <= _ROUNDING * sizes) | (found.isnan() & logits.isnan())
     return bool(alike.all())
+
+
+@torch.no_grad()
+def same_of_three(networks: Sequence[NativeNetwork], predict: Predict, x: Points) -> bool:
+    """Whether native networks, made from a trace of two samples, predict what `predict` does of three: what a network
+    computes may depend on the size of the batch.
+    """
+    three = x[:3].detach() if len(x) > 2 else x[:1].detach().expand(3, *x.shape[1:])
+    with suppress(Exception), torch.autocast("cpu", enabled=False):
+        return agree(networks, three, predict(three.clone()))
+    return False
 
 
 @torch.no_grad()

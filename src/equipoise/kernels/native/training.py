@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from equipoise.core.types import Points, Predict, Prediction
 from equipoise.kernels.native.build import address, library, run_threaded
-from equipoise.kernels.native.forward import NativeNetwork, agree, compiled, is_batch, traced
+from equipoise.kernels.native.forward import NativeNetwork, compiled, is_batch, same_of_three, traced
 from equipoise.kernels.native.layers import Layer, NativeLayers
 
 
@@ -117,9 +116,7 @@ def _trained_networks(predict: Predict, weights: Sequence[Tensor], x: Points) ->
     networks = None if trace is None else compiled(trace, x, weights, trainable=True)
     if networks is None:
         return None
-    random, same = torch.get_rng_state(), False
-    with torch.no_grad(), suppress(Exception):  # a network may do something else to three samples than to two
-        three = x[:3].detach()
-        same = agree(networks, three, predict(three.clone()))
+    random = torch.get_rng_state()
+    same = same_of_three(networks, predict, x)
     torch.set_rng_state(random)
     return networks if same else None
