@@ -203,7 +203,6 @@ OTHERS = {
     "a hook": hooked,
     "remembers": lambda: Remembers(convolutional()),
     "counts": lambda: Counts(convolutional()),
-    "groups": lambda: nn.Sequential(convolutional()[0], nn.Conv2d(4, 4, 1, groups=2), *convolutional()[1:]),
     "a computed weight": lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(1, 4, 3)), *convolutional()[1:]),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 4)),
     "float64": lambda: convolutional().double(),
