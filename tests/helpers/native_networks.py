@@ -91,12 +91,10 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: in
 
 
 def norm(channels: int) -> nn.Module:
-    """Batch-norm with other statistics in every layer."""
-    layer = nn.BatchNorm2d(channels)
-    for tensor in (layer.running_mean, layer.bias.data):
-        tensor.normal_(0, 0.3)
-    for tensor in (layer.running_var, layer.weight.data):
-        tensor.uniform_(0.5, 1.5)
+    """Batch-norm with other factors and constants in every layer, and the statistics of the last batch."""
+    layer = nn.BatchNorm2d(channels, momentum=1.0)
+    nn.init.normal_(layer.bias, std=0.3)
+    nn.init.uniform_(layer.weight, 0.5, 1.5)
     return layer
 
 
@@ -149,14 +147,22 @@ BLOCKS = (
 )
 
 
-def residual_network(kinds: list[str], channels: list[int], size: int, flat: bool, seed: int) -> nn.Module:
-    """These blocks between a convolution and a linear layer of all pixels, or of their means."""
+def residual_network(
+    kinds: list[str], channels: list[int], shape: tuple[int, int, int], flat: bool, seed: int
+) -> nn.Module:
+    """These blocks between a convolution and a linear layer of all pixels, or of their means; logits of size 1."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers, width = [conv(2, channels[0]), norm(channels[0]), nn.ReLU()], channels[0]
+        layers, x = [conv(shape[0], channels[0]), norm(channels[0]), nn.ReLU()], torch.rand(64, *shape)
         for kind, outputs in zip(kinds, channels[1:], strict=False):
+            width = nn.Sequential(*layers)(x).shape[1]
             layers.append(block(kind, width, outputs))
-            width = nn.Sequential(*layers).eval()(torch.zeros(1, 2, size, size)).shape[1]
         layers += [nn.Flatten()] if flat else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        features = nn.Sequential(*layers).eval()(torch.zeros(1, 2, size, size)).shape[1]
-        return nn.Sequential(*layers, nn.Linear(features, 4)).eval()
+        for layer in nn.Sequential(*layers).modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+        features = nn.Sequential(*layers)(x)
+        net = nn.Sequential(*layers, linear := nn.Linear(features.shape[1], 4)).eval()
+        with torch.no_grad():
+            linear.weight /= net(x).std(0).mean() + 1e-3
+        return net

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from native_networks import BLOCKS, close, is_right, natively, network, norm, points, residual_network, shifted
 from torch import Tensor, nn
 
-from equipoise import nets
+from equipoise import attacks, nets
+from equipoise.attacks import apgd_t, udp
 from equipoise.kernels.native import compiler
 
 pytestmark = [pytest.mark.unchecked, pytest.mark.skipif(compiler() is None, reason="there is no C compiler")]
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.unchecked, pytest.mark.skipif(compiler() is None, reas
 @pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize("flat", [True, False])
 def test_every_block_is_that_of_the_library(kind, flat):
-    net = residual_network([kind], [6, 4], 9, flat, seed=1)
+    net = residual_network([kind], [6, 4], (2, 9, 9), flat, seed=1)
     assert is_right(net, points(19, 2, 9, 9))
 
 
@@ -33,7 +34,7 @@ def test_every_block_is_that_of_the_library(kind, flat):
 @settings(max_examples=100, deadline=None)
 def test_blocks_in_any_order_are_those_of_the_library(kinds, channels, size, flat, batch, seed):
     try:
-        net = residual_network(kinds, channels, size, flat, seed)
+        net = residual_network(kinds, channels, (2, size, size), flat, seed)
     except RuntimeError:  # its images are too small for a window
         return
     assert is_right(net, points(batch, 2, size, size, seed=seed))
@@ -164,6 +165,22 @@ def test_networks_of_the_registry(name, options):
     logits, found, native = natively(net, x, grad)
     assert native and close(logits, expected.detach())
     assert sum(close(one, exact) for one, exact in zip(found, slope, strict=True)) >= 32
+
+
+@pytest.mark.parametrize("attack", [attacks.pgd(0.1, steps=5), udp(0.2, 0.02, 10), apgd_t(0.1, steps=10)], ids=str)
+def test_climbs_are_those_of_the_library(attack, monkeypatch):
+    """A sign of a gradient near 0 may differ, and with it one sample's way."""
+    net, x = (
+        residual_network(["pre-activated", "projection", "groups"], [5, 6, 4, 4], (2, 11, 9), False, 0),
+        points(40, 2, 11, 9),
+    )
+    y = net(x).argmax(1)
+    found = attack(net, x, y)
+    monkeypatch.setenv("EQUIPOISE_NATIVE", "0")
+    expected = attack(net, x, y)
+    assert (found.success == expected.success).float().mean() >= 0.95
+    alike = ((found.x - expected.x).abs() < 1e-4).flatten(1).float().mean(1)
+    assert alike.median() > 0.99 and (found.x != x).any()
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])

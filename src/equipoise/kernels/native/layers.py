@@ -19,6 +19,8 @@ _MULTIPLICATIONS_AT_ONCE = 1 << 33
 """Multiplications of a thread's forward passes in one call, about a second of work: between calls a program can be
 stopped."""
 _MAX_BUFFERS = 1 << 18  # numbers per sample in all buffers together
+_MAX_NARROW_BUFFERS = 5 << 17  # the same for narrow networks, at which PyTorch is slower
+_NARROW = 256  # multiplications for each output of a layer: of 16 channels 144, of 32 channels 288
 
 
 class _LayerStruct(ctypes.Structure):
@@ -104,7 +106,10 @@ class Layer:
 def fit(layers: Sequence[Layer]) -> bool:
     """Whether the layers are small enough for the kernels."""
     few_weights = sum(layer.weight.numel() for layer in layers) <= MAX_WEIGHTS
-    return few_weights and sum(layer.buffer_size for layer in layers) <= _MAX_BUFFERS
+    outputs = sum(prod(layer.before_pooling) for layer in layers)
+    narrow = sum(layer.multiplications for layer in layers) <= _NARROW * outputs
+    most = _MAX_NARROW_BUFFERS if narrow else _MAX_BUFFERS
+    return few_weights and sum(layer.buffer_size for layer in layers) <= most
 
 
 class NativeLayers:
