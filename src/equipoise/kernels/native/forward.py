@@ -140,12 +140,26 @@ class NativeForward:
             torch.set_rng_state(random)
         state = None if trace is None else _State.of(trace)
         if self._compiled is None or state is None or not state.is_same(self._compiled[0]):
-            networks = None if trace is None else compiled(trace, x, self._weights.values())
+            networks = None if trace is None else compiled(trace, x, self._constants(trace, x))
             if state is None or networks is None:
                 self.is_supported = False
                 return None
             self._compiled = state, networks
         return self._compiled[1]
+
+    def _constants(self, trace: Trace, x: Points) -> list[Tensor]:
+        """The weights; and other tensors if the network uses the same ones when it is traced again, such as masks of
+        dropout that are drawn once.
+        """
+        weights, state = list(self._weights.values()), _State.of(trace)
+        own = {weight.untyped_storage().data_ptr() for weight in weights}
+        if all(tensor.untyped_storage().data_ptr() in own for tensor in state.tensors):
+            return weights
+        random = torch.get_rng_state()
+        again = traced(self._predict, x)
+        torch.set_rng_state(random)
+        lasts = again is not None and _State.of(again).is_same(state)
+        return [*weights, *state.tensors] if lasts else weights
 
 
 @dataclass(frozen=True)

@@ -105,13 +105,10 @@ static inline __attribute__((always_inline)) void correlate_tiles(
 #define ARGUMENTS                                                                                                     \
     x, channel, row, kernels, filters, channels, kernel_height, kernel_width, first, last, bias, z, filter_stride, columns
 static void correlate_plainly(ROW) { correlate_tiles(1, 1, ARGUMENTS); }
-static void correlate_strided(int32_t stride, ROW) { correlate_tiles(stride, 1, ARGUMENTS); }
-static void correlate_dilated(int32_t stride, int32_t dilation, ROW) { correlate_tiles(stride, dilation, ARGUMENTS); }
+static void correlate_apart(int32_t stride, int32_t dilation, ROW) { correlate_tiles(stride, dilation, ARGUMENTS); }
 static void correlate(int32_t stride, int32_t dilation, ROW) {
-    if (dilation > 1)
-        correlate_dilated(stride, dilation, ARGUMENTS);
-    else if (stride > 1)
-        correlate_strided(stride, ARGUMENTS);
+    if (stride > 1 || dilation > 1)
+        correlate_apart(stride, dilation, ARGUMENTS);
     else
         correlate_plainly(ARGUMENTS);
 }

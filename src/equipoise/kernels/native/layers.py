@@ -19,8 +19,10 @@ _MULTIPLICATIONS_AT_ONCE = 1 << 33
 """Multiplications of a thread's forward passes in one call, about a second of work: between calls a program can be
 stopped."""
 _MAX_BUFFERS = 1 << 18  # numbers per sample in all buffers together
-_MAX_NARROW_BUFFERS = 5 << 17  # the same for narrow networks, at which PyTorch is slower
-_NARROW = 256  # multiplications for each output of a layer: of 16 channels 144, of 32 channels 288
+# The same for narrow networks, at which PyTorch is slower: it takes 1.3 times as long as the kernels for the gradient
+# of a ResNet-20 on 32x32 pixels (1.2 with AVX2), but 0.7 times as long for that of a WideResNet-10-2.
+_MAX_NARROW_BUFFERS = 5 << 17
+_NARROW = 256  # multiplications for each output: 144 in a 3x3 convolution of 16 channels, 288 in one of 32
 
 
 class _LayerStruct(ctypes.Structure):

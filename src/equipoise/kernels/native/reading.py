@@ -78,7 +78,8 @@ def _needed(nodes: Sequence[Node], end: int) -> set[int]:
 
 def _is_own(tensor: Tensor, storages: set[int], trainable: bool) -> bool:
     is_constant = not tensor.requires_grad or (trainable and tensor.is_leaf)
-    return tensor.dtype == torch.float32 and is_constant and tensor.untyped_storage().data_ptr() in storages
+    kind = tensor.dtype in (torch.float32, torch.bool)  # a mask
+    return kind and is_constant and tensor.untyped_storage().data_ptr() in storages
 
 
 @dataclass(frozen=True)
