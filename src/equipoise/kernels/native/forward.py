@@ -15,7 +15,7 @@ from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.kernels.layers import tensors_of
 from equipoise.kernels.native.build import library
 from equipoise.kernels.native.layers import NativeLayers, fit
-from equipoise.kernels.native.reading import layers_of
+from equipoise.kernels.native.reading import layers_of, may_be_read
 from equipoise.kernels.trace import Trace, is_tracing, trace_of
 
 _ROUNDING = 1e-5
@@ -153,7 +153,7 @@ class NativeForward:
         """
         weights, state = list(self._weights.values()), _State.of(trace)
         own = {weight.untyped_storage().data_ptr() for weight in weights}
-        if all(tensor.untyped_storage().data_ptr() in own for tensor in state.tensors):
+        if not may_be_read(trace) or all(tensor.untyped_storage().data_ptr() in own for tensor in state.tensors):
             return weights
         random = torch.get_rng_state()
         again = traced(self._predict, x)

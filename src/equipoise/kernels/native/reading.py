@@ -43,25 +43,33 @@ class Layers:
     """A constant per pixel; None is 0."""
 
 
+def may_be_read(trace: Trace) -> bool:
+    """Whether a network does nothing but compute what is known, with a gradient."""
+    known = trace.output is not None and trace.unknown is None and not trace.changes_input
+    return known and all(node.is_differentiable for node in trace.nodes)
+
+
 def layers_of(trace: Trace, weights: Iterable[Tensor], trainable: bool = False) -> list[Layers] | None:
     """Return the layers of a network, or of each member of an ensemble, with these parameters and buffers; None if the
     kernels do not support them. Only if they are `trainable` may weights need a gradient, which then passes through the
     folding.
     """
-    own = {weight.untyped_storage().data_ptr() for weight in weights}
-    if trace.output is None or trace.changes_input or not all(node.is_differentiable for node in trace.nodes):
+    if not may_be_read(trace):
         return None
+    own = {weight.untyped_storage().data_ptr() for weight in weights}
     if not all(_is_own(tensor, own, trainable) for node in trace.nodes for tensor in tensors_of(node.layer)):
         return None
     try:
         with torch.set_grad_enabled(trainable):
-            return [_Reader(trace.nodes, end).layers_to(end) for end in _members(trace, trace.output)]
+            return [_Reader(trace.nodes, end).layers_to(end) for end in _members(trace)]
     except _UnsupportedError:
         return None
 
 
-def _members(trace: Trace, output: int) -> tuple[int, ...]:
+def _members(trace: Trace) -> tuple[int, ...]:
     """The outputs of the members, if there are no nodes but those that they need."""
+    output = trace.output
+    assert output is not None
     is_ensemble = isinstance(trace.nodes[output].layer, traced.Members)
     ends = trace.nodes[output].parents if is_ensemble else (output,)
     _need({output}.union(*(_needed(trace.nodes, end) for end in ends)) == set(range(len(trace.nodes))))
