@@ -106,8 +106,8 @@ class _Watch(TorchFunctionMode):
         self.batch, kind = len(x), x.device.type
         self._dtypes = {x.dtype} | ({torch.get_autocast_dtype(kind)} if torch.is_autocast_enabled(kind) else set())
         self.nodes = [Node(None, (), x.shape[1:], is_differentiable=x.requires_grad)]
-        # The tensors so far, with the version at which each was the output of its node.
-        self._outputs: list[tuple[Tensor, int, int]] = [(x, 0, x._version)]
+        # By the identities of the tensors so far: each, its node, and the version at which it was its output.
+        self._outputs: dict[int, tuple[Tensor, int, int]] = {id(x): (x, 0, x._version)}
         self._weights: list[tuple[int, Tensor, int]] = []  # of each node, with their versions
         self._running: list[tuple[str, nn.Module]] = []  # modules, the outermost first
         self._blind: str | None = None  # why what follows may be different for other samples
@@ -117,6 +117,8 @@ class _Watch(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", str(func))
         if name in _QUERIES and not isinstance(out := func(*args, **kwargs), Tensor):
             return out
+        if not any(id(value) in self._outputs for value in leaves((args, kwargs))):
+            return func(*args, **kwargs)
         refs, named = map_leaves(args, self._ref), map_leaves(kwargs, self._ref)  # before it changes one in place
         out = func(*args, **kwargs)
         parents = tuple(value.node for value in leaves((refs, named)) if isinstance(value, Ref))
@@ -142,7 +144,7 @@ class _Watch(TorchFunctionMode):
             self.nodes.append(Node(layer, sources, self.shape, self._where(), out.requires_grad))
             node = len(self.nodes) - 1
             self._weights += [(node, tensor, _version(tensor)) for tensor in tensors_of(layer)]
-        self._outputs.append((out, node, _version(out)))
+        self._outputs[id(out)] = out, node, _version(out)
 
     def _layer(self, name: str, refs: Any, named: Any, parents: tuple[int, ...], out: Tensor) -> Any:
         """The layer that a call is, and its parents; the layer is None if nothing happens."""
@@ -188,7 +190,7 @@ class _Watch(TorchFunctionMode):
 
     def node_of(self, tensor: Tensor) -> int | None:
         """Return the node whose output a tensor is, if any."""
-        found = next((item for item in reversed(self._outputs) if item[0] is tensor), None)
+        found = self._outputs.get(id(tensor))
         if found is None:
             return None
         if _version(tensor) != found[2]:

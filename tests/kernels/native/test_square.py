@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from native_networks import Residual, residual_network
 from torch import Tensor, nn
 
 from equipoise import nets
@@ -39,9 +40,13 @@ SHAPES = {
     "strides": (1, 14, 15),
     "leaky": (2, 9, 8),
     "one linear layer": (2, 5, 6),
+    "residual": (2, 11, 12),
+    "groups": (2, 11, 11),
+    "linear, residual": (2, 6, 5),
 }
 RADII = {
     "lenet": 0.014, "cnn4": 0.022, "perceptron": 0.038, "features": 0.14,
+    "residual": 0.16, "groups": 0.011, "linear, residual": 0.055,
     "one row": 0.048, "odd": 0.05, "leaky": 0.022, "strides": 0.03, "one linear layer": 0.056,
 }  # fmt: skip
 """At which about half of the samples are robust."""
@@ -53,6 +58,9 @@ def network(kind: str) -> nn.Module:
     shape = SHAPES[kind]
     odd = nn.Conv2d(3, 5, (3, 2), padding=(1, 1)), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(5, 9, 3, padding=2)
     leaky = nn.Conv2d(2, 4, 3), nn.LeakyReLU(0.2), nn.MaxPool2d(2), nn.Conv2d(4, 6, 2), nn.LeakyReLU(0.1)
+    if kind in ("residual", "groups"):
+        blocks = ["pre-activated", "strided", "three"] if kind == "residual" else ["depthwise", "dilated", "groups"]
+        return residual_network(blocks, [5, 4, 6, 4], SHAPES[kind], flat=kind == "groups", seed=0)
     if kind in ("lenet", "cnn4"):
         net = nets.build(kind, shape=shape, classes=CLASSES, seed=0).eval()
         with torch.no_grad():
@@ -69,6 +77,10 @@ def network(kind: str) -> nn.Module:
             nn.LazyLinear(CLASSES),
         ),
         "leaky": lambda: (*leaky, nn.Flatten(), nn.LazyLinear(CLASSES)),
+        "linear, residual": lambda: (
+            nn.Flatten(), nn.Linear(60, 20), nn.ReLU(),
+            Residual(nn.Linear(20, 20), nn.Identity()), nn.Linear(20, CLASSES),
+        ),
         "one linear layer": lambda: (nn.Flatten(), nn.Linear(60, CLASSES)),
     }  # fmt: skip
     net = nn.Sequential(*built[kind]()).eval()
@@ -174,7 +186,8 @@ def test_every_query_is_that_of_the_whole_network(kind, lost):
         y = net(x).argmax(1)
         list(net.parameters())[-1][3] *= torch.nan if lost else 1.0
     predictive = Single(net.requires_grad_(False))
-    forward = NativeForward(predictive.draw(), predictive.draw(), dict(net.named_parameters()))
+    weights = dict([*net.named_parameters(), *net.named_buffers()])
+    forward = NativeForward(predictive.draw(), predictive.draw(), weights)
     network = forward.network(x)
     assert network is not None and network.scale is None
     x = x.reshape(len(x), *(SHAPES[kind] if len(SHAPES[kind]) == 3 else (1, 1, 30)))

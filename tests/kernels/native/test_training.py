@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_networks import BLOCKS, Residual, residual_network
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -73,6 +74,25 @@ def test_gradients_of_the_weights_are_those_of_float64(
         side = nn.Sequential(*layers)(torch.zeros(1, channels, 12, 11)).shape[1]
         net = nn.Sequential(*layers, nn.Linear(side, 6), nn.ReLU(), nn.Linear(6, 4, bias=bias))
     x, y = batch(channels, 12, 11, n=n)
+    found, native = gradients(net, x, y, natively=True)
+    exact, _ = gradients(copy.deepcopy(net).double(), x.double(), y, natively=False)
+    assert native and agree(found, exact)
+
+
+@given(
+    kinds=st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=3),
+    channels=st.lists(st.integers(1, 9), min_size=4, max_size=4),
+    flat=st.booleans(),
+    n=st.integers(32, 70),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60, deadline=None)
+def test_gradients_of_residual_networks_are_those_of_float64(kinds, channels, flat, n, seed):
+    try:
+        net = residual_network(kinds, channels, (2, 9, 8), flat, seed)
+    except RuntimeError:  # its images are too small for a window
+        return
+    x, y = batch(2, 9, 8, n=n)
     found, native = gradients(net, x, y, natively=True)
     exact, _ = gradients(copy.deepcopy(net).double(), x.double(), y, natively=False)
     assert native and agree(found, exact)
@@ -203,7 +223,6 @@ OTHERS = {
     "a hook": hooked,
     "remembers": lambda: Remembers(convolutional()),
     "counts": lambda: Counts(convolutional()),
-    "groups": lambda: nn.Sequential(convolutional()[0], nn.Conv2d(4, 4, 1, groups=2), *convolutional()[1:]),
     "a computed weight": lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(1, 4, 3)), *convolutional()[1:]),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 4)),
     "float64": lambda: convolutional().double(),
@@ -333,7 +352,10 @@ def test_a_normalisation_before_the_first_layer_is_native_too():
 
 def test_a_gradient_can_be_differentiated_again():
     """A penalty on the gradient at the input, as of the network itself."""
-    net, (x, y) = nn.Sequential(convolutional()[0], nn.LeakyReLU(0.1), *convolutional()[2:]), batch(1, 28, 28)
+    torch.manual_seed(0)
+    shortcut = Residual(nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2), nn.Identity(), "linear")
+    layers = convolutional()[0], nn.LeakyReLU(0.1), shortcut, nn.LeakyReLU(0.1), *convolutional()[2:]
+    net, (x, y) = nn.Sequential(*layers), batch(1, 28, 28)
     outcomes = []
     for natively in (True, False):
         at = x.clone().requires_grad_()

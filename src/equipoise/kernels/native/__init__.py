@@ -1,6 +1,6 @@
 """C kernels for the CPU, used wherever there is a C compiler, or a wheel that brings them compiled: small networks with
-their input gradients (`layers.c`), whole climbs (`climb.c`) and searches over squares (`square.c`) on them, gradients
-of their weights (`training.c`), and projections of FAB (`hyperplane.c`).
+their input gradients (`layers.c`, in the memory of `workspace.c`), whole climbs (`climb.c`) and searches over squares
+(`square.c`) on them, gradients of their weights (`training.c`), and projections of FAB (`hyperplane.c`).
 
 `native_forward(predict, fallback, weights)` is a prediction that uses the kernels if they support the network, and
 `native_training` the live one of a training step. `compiler()` is the C compiler in use, or None.

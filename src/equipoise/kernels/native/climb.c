@@ -335,7 +335,7 @@ static void find_cycles(climber *c) {
 static int prepare(climber *c) {
     size_t images = 2 + watches(c->plan) + (c->plan->may_cycle != 0) + 4 * (c->plan->auto_step != 0);
     size_t vectors = images * c->pixels + c->classes, numbers = (size_t)(3 + SIMD_WIDTH) * c->classes;
-    if (allocate(&c->work, c->layers, c->n)) return 1;
+    if (allocate(&c->work, c->layers, c->n, 0)) return 1;
     c->memory = aligned_alloc(64, (vectors * sizeof(vec) + numbers * sizeof(double) + 63) / 64 * 64);
     if (!c->memory) return release(&c->work), 1;
     memset(c->memory, 0, vectors * sizeof(vec));
@@ -381,7 +381,7 @@ static int observe(climber *c) {
 /* Take the lanes to their next points; those that look at no more points leave. */
 static void advance(climber *c) {
     const plan *p = c->plan;
-    vec *grad = (vec *)backward_block(c->layers, c->n, &c->work, c->grad, c->work.trace, 1), size = {0};
+    vec *grad = (vec *)backward_block(c->layers, c->n, &c->work, c->grad, c->work.trace, 1, 0, 0), size = {0};
     if (p->scale)
         for (size_t i = 0; i < c->pixels; i++) grad[i] *= p->scale[i];
     clean_gradient(c, grad);

@@ -16,7 +16,7 @@ from equipoise.core.types import Points, Predict, Prediction, Weights
 from equipoise.kernels.layers import tensors_of
 from equipoise.kernels.native.build import library
 from equipoise.kernels.native.layers import NativeLayers, fit
-from equipoise.kernels.native.reading import layers_of
+from equipoise.kernels.native.reading import layers_of, may_be_read
 from equipoise.kernels.trace import Trace, is_tracing, trace_of
 
 _ROUNDING = 1e-5
@@ -139,7 +139,7 @@ class NativeForward:
         trace = traced(self._predict, x)
         state = None if trace is None else _State.of(trace)
         if self._compiled is None or state is None or not state.is_same(self._compiled[0]):
-            networks = None if trace is None else compiled(trace, x, self._weights.values())
+            networks = None if trace is None else compiled(trace, x, self._constants(trace, x))
             if state is None or networks is None:
                 self.is_supported = False
             elif same_of_three(networks, self._predict, x):
@@ -149,6 +149,20 @@ class NativeForward:
         if random is not None:
             torch.set_rng_state(random)
         return self._compiled[1] if self._compiled is not None and self.is_supported else None
+
+    def _constants(self, trace: Trace, x: Points) -> list[Tensor]:
+        """The weights; and other tensors if the network uses the same ones when it is traced again, such as masks of
+        dropout that are drawn once.
+        """
+        weights, state = list(self._weights.values()), _State.of(trace)
+        own = {weight.untyped_storage().data_ptr() for weight in weights}
+        if not may_be_read(trace) or all(tensor.untyped_storage().data_ptr() in own for tensor in state.tensors):
+            return weights
+        random = torch.get_rng_state()
+        again = traced(self._predict, x)
+        torch.set_rng_state(random)
+        lasts = again is not None and _State.of(again).is_same(state)
+        return [*weights, *state.tensors] if lasts else weights
 
 
 @dataclass(frozen=True)

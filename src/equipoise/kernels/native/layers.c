@@ -1,12 +1,12 @@
-/* Logits and input gradients of a sequence of convolutions (or linear layers), each optionally with max pooling and
- * ReLU. SIMD_WIDTH samples are computed side by side: every vector holds one number of each of them, and
- * weights are the same for all. A sample's result does not depend on its position in the vector.
+/* Logits and input gradients of a network of convolutions (or linear layers), each optionally with max pooling, or with
+ * the output of an earlier one added, and with a ReLU. SIMD_WIDTH samples are computed side by side: every vector holds
+ * one number of each of them, and weights are the same for all. A sample's result does not depend on its position in the
+ * vector.
  *
  * A layer's input lies in a zero-padded buffer [channels][rows][columns] of vectors. The backward pass needs one byte
  * per output, the trace: which of the pooled pixels was the largest, or DEAD where the ReLU is 0; of a leaky ReLU
  * with NEGATIVE added where it has its slope.
  */
-#include <stdlib.h>
 #include <string.h>
 
 #include "layers.h"
@@ -31,17 +31,10 @@ EXPORT int32_t simd_width(void) { return SIMD_WIDTH; }
 static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t max(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/* Bytes of the trace of SIMD_WIDTH samples. */
-EXPORT size_t trace_size(const layer *layers, int32_t n) {
-    size_t total = 0;
-    for (int i = 0; i < n; i++) total += output_size(layers + i);
-    return total * SIMD_WIDTH;
-}
-
 /* filters x columns outputs of one row:
- * z[o][j] = bias[o] + sum over c, u, v of kernels[c][u][v][o] * x[c][u][stride * j + v]. */
+ * z[o][j] = bias[o] + sum over c, u, v of kernels[c][u][v][o] * x[c][u][stride * j + dilation * v]. */
 static inline __attribute__((always_inline)) void tile(
-    const int filters, const int columns, const int stride, const vec *x, size_t channel, size_t row, const float *kernels,
+    const int filters, const int columns, const int stride, const int dilation, const vec *x, size_t channel, size_t row, const float *kernels,
     int32_t all_filters, int32_t channels, int32_t kernel_height, int32_t kernel_width, int32_t first, int32_t last,
     const float *bias, vec *z, size_t filter_stride) {
     vec sums[MAX_FILTERS][MAX_COLUMNS];
@@ -53,7 +46,7 @@ static inline __attribute__((always_inline)) void tile(
         for (int u = first; u < last; u++) {
             const vec *pixel = x + c * channel + u * row;
             const float *w = kernels + (size_t)(c * kernel_height + u) * kernel_width * all_filters;
-            for (int v = 0; v < kernel_width; v++, pixel++, w += all_filters) {
+            for (int v = 0; v < kernel_width; v++, pixel += dilation, w += all_filters) {
                 vec pixels[MAX_COLUMNS];
 #pragma GCC unroll 8
                 for (int j = 0; j < columns; j++) pixels[j] = pixel[stride * j];
@@ -72,13 +65,13 @@ static inline __attribute__((always_inline)) void tile(
 /* One output row of all filters, tile by tile. Only the kernels' rows `first` to `last - 1` are used: the others would
  * meet padding. */
 static inline __attribute__((always_inline)) void correlate_tiles(
-    const int stride, const vec *x, size_t channel, size_t row, const float *kernels, int32_t filters,
+    const int stride, const int dilation, const vec *x, size_t channel, size_t row, const float *kernels, int32_t filters,
     int32_t channels, int32_t kernel_height, int32_t kernel_width, int32_t first, int32_t last, const float *bias,
     vec *z, size_t filter_stride, int32_t columns) {
 #define CASE(O, J)                                                                                                    \
     case O * 16 + J:                                                                                                  \
-        tile(O, J, stride, x + stride * j, channel, row, kernels + o, filters, channels, kernel_height, kernel_width, \
-             first, last, bias ? bias + o : 0, z + o * filter_stride + j, filter_stride);                             \
+        tile(O, J, stride, dilation, x + stride * j, channel, row, kernels + o, filters, channels, kernel_height,     \
+             kernel_width, first, last, bias ? bias + o : 0, z + o * filter_stride + j, filter_stride);               \
         break;
     /* Two columns at least: a tile of 8 filters x 1 column waits for its loads. */
     int most = columns > 1 ? min(MAX_FILTERS, MAX_TILE / 2) : MAX_FILTERS;
@@ -111,20 +104,13 @@ static inline __attribute__((always_inline)) void correlate_tiles(
         size_t filter_stride, int32_t columns
 #define ARGUMENTS                                                                                                     \
     x, channel, row, kernels, filters, channels, kernel_height, kernel_width, first, last, bias, z, filter_stride, columns
-static void correlate(ROW) { correlate_tiles(1, ARGUMENTS); }
-static void correlate_strided(int32_t stride, ROW) { correlate_tiles(stride, ARGUMENTS); }
-
-void gather(const float *rows, size_t count, int32_t samples, vec *to) {
-    for (size_t i = 0; i < count; i++) {
-        vec value = {0};
-        for (int k = 0; k < samples; k++) value[k] = rows[k * count + i];
-        to[i] = value;
-    }
-}
-
-void scatter(const vec *from, size_t count, int32_t samples, float *to) {
-    for (int k = 0; k < samples; k++)
-        for (size_t i = 0; i < count; i++) to[k * count + i] = ((const float *)from)[i * SIMD_WIDTH + k];
+static void correlate_plainly(ROW) { correlate_tiles(1, 1, ARGUMENTS); }
+static void correlate_apart(int32_t stride, int32_t dilation, ROW) { correlate_tiles(stride, dilation, ARGUMENTS); }
+static void correlate(int32_t stride, int32_t dilation, ROW) {
+    if (stride > 1 || dilation > 1)
+        correlate_apart(stride, dilation, ARGUMENTS);
+    else
+        correlate_plainly(ARGUMENTS);
 }
 
 /* A linear layer: out[o] = bias[o] + sum over c of weights[o][c] * in[c], LINEAR_TILE outputs at a time, whose weights
@@ -150,6 +136,11 @@ static inline vec larger(vec a, vec b, ivec *argmax, int32_t index) {
     return select_vec(second, b, a);
 }
 
+/* How many of the kernels' rows begin before this row of what they are laid on. */
+static inline int32_t rows_before(const layer *l, int32_t row) {
+    return min(max((row + l->dilation_rows - 1) / l->dilation_rows, 0), l->kernel_height);
+}
+
 /* Write one output, rectified if requested, and its byte of the trace. */
 static inline void write_output(vec z, ivec argmax, const layer *l, vec *out, int8_t *trace) {
     if (l->rectified) {
@@ -161,64 +152,34 @@ static inline void write_output(vec z, ivec argmax, const layer *l, vec *out, in
     if (trace) *(bytes *)trace = __builtin_convertvector(argmax, bytes);
 }
 
-size_t image_size(const layer *layers) { return (size_t)layers->channels * layers->height * layers->width; }
-size_t class_count(const layer *layers, int32_t n) { return output_size(layers + n - 1); }
-
-EXPORT size_t inputs_size(const layer *layers, int32_t n) {
-    size_t total = 0;
-    for (int i = 0; i < n; i++) total += padded_input_size(layers + i);
-    return total;
-}
-
-size_t grads_size(const layer *layers, int32_t n) {
-    size_t total = 0;
-    for (int i = 0; i < n; i++) total += padded_grad_size(layers + i);
-    return total;
-}
-
-int allocate(workspace *work, const layer *layers, int32_t n) {
-    size_t inputs = inputs_size(layers, n), grads = grads_size(layers, n), rows = 0, largest = image_size(layers);
-    for (int i = 0; i < n; i++) {
-        const layer *l = layers + i;
-        if ((size_t)l->pool_rows * l->filters * z_width(l) > rows) rows = (size_t)l->pool_rows * l->filters * z_width(l);
-        if (output_size(l) > largest) largest = output_size(l);
-    }
-    size_t vectors = inputs + rows + class_count(layers, n) + grads + 2 * largest;
-    size_t bytes = (vectors * sizeof(vec) + trace_size(layers, n) + 63) / 64 * 64;
-    if (!(work->memory = aligned_alloc(64, bytes))) return 1;
-    memset(work->memory, 0, bytes);
-    work->inputs = (vec *)work->memory;
-    work->rows = work->inputs + inputs;
-    work->logits = work->rows + rows;
-    work->grads = work->logits + class_count(layers, n);
-    work->from = work->grads + grads;
-    work->to = work->from + largest;
-    work->trace = (int8_t *)(work->to + largest);
-    return 0;
-}
-
-void release(workspace *work) { free(work->memory); }
-
-picture placed(vec *input, const layer *reader, int height, int width) {
-    if (!reader || is_linear(reader)) return (picture){input, width, (size_t)width * height};
-    size_t row = width + 2 * reader->pad_columns;
-    return (picture){input + reader->pad_rows * row + reader->pad_columns, row, row * (height + 2 * reader->pad_rows)};
-}
-
 /* Along one direction: the first output that a changed input reaches, and the one after the last. */
-static inline int first_reached(int first, int pad, int kernel, int stride, int pool) {
-    return max(first + pad - kernel + stride, 0) / stride / pool;
+static inline int first_reached(int first, int pad, int extent, int stride, int pool) {
+    return max(first + pad - extent + stride, 0) / stride / pool;
 }
 static inline int last_reached(int last, int pad, int stride, int pool, int outputs) {
     return min(((last - 1 + pad) / stride) / pool + 1, outputs);
 }
 
-window reached(const layer *l, window w) {
-    if (is_linear(l)) return (window){0, 1, 0, 1};
-    return (window){first_reached(w.top, l->pad_rows, l->kernel_height, l->stride_rows, l->pool_rows),
+/* The window of a layer's output that a change in a window of its input reaches. */
+static window reached(const layer *l, window w) {
+    if (is_flat(l)) return (window){0, out_height(l), 0, out_width(l)};
+    return (window){first_reached(w.top, l->pad_rows, extent_rows(l), l->stride_rows, l->pool_rows),
                     last_reached(w.bottom, l->pad_rows, l->stride_rows, l->pool_rows, out_height(l)),
-                    first_reached(w.left, l->pad_columns, l->kernel_width, l->stride_columns, l->pool_columns),
+                    first_reached(w.left, l->pad_columns, extent_columns(l), l->stride_columns, l->pool_columns),
                     last_reached(w.right, l->pad_columns, l->stride_columns, l->pool_columns, out_width(l))};
+}
+
+void find_windows(const layer *layers, int32_t n, workspace *work, window changed) {
+    work->windows[0] = changed;
+    for (int k = 0; k < n; k++) {
+        window w = reached(layers + k, work->windows[layers[k].source]);
+        if (layers[k].added >= 0) {
+            window other = work->windows[layers[k].added];
+            w = (window){min(w.top, other.top), max(w.bottom, other.bottom), min(w.left, other.left),
+                         max(w.right, other.right)};
+        }
+        work->windows[k + 1] = w;
+    }
 }
 
 /* The largest number of a window of z, whose rows lie `row` vectors apart, and which one that is. */
@@ -230,79 +191,75 @@ static inline __attribute__((always_inline)) vec largest_of(const int rows, cons
     return value;
 }
 
-/* A window of a layer's output, from its padded input. z holds one row of all filters or, for pooling, several. */
-static void forward_layer(const layer *l, window w, const vec *in, vec *z, picture out, int8_t *trace) {
+/* One row of z, from the first pixel of its input, with its filters `channel` vectors apart. */
+static void forward_row(const layer *l, picture in, int32_t in_row, vec *z, size_t channel, int32_t columns) {
+    int32_t first = rows_before(l, l->pad_rows - in_row), last = rows_before(l, l->height + l->pad_rows - in_row);
+    int32_t inputs = l->channels / l->groups, filters = l->filters / l->groups;
+    size_t kernels = (size_t)inputs * l->kernel_height * l->kernel_width * filters;
+    for (int g = 0; g < l->groups; g++)
+        correlate(l->stride_columns, l->dilation_columns, in.pixels + g * inputs * in.channel, in.channel,
+                  in.row * l->dilation_rows, l->kernels + g * kernels, filters, inputs, l->kernel_height,
+                  l->kernel_width, first, last, l->bias + g * filters, z + g * filters * channel, channel, columns);
+}
+
+/* A window of a layer's output, from its padded input. z holds one row of all filters or, for pooling, several; `added`
+ * has no pixels where nothing is added. */
+static void forward_layer(const layer *l, window w, picture in, vec *z, picture added, picture out, int8_t *trace) {
     int height = out_height(l), width = out_width(l), high = l->pool_rows, wide = l->pool_columns;
-    int zw = wide * (w.right - w.left), down = l->stride_rows, across = l->stride_columns;
-    size_t row = l->width + 2 * l->pad_columns, channel = row * (l->height + 2 * l->pad_rows);
+    int zw = wide * (w.right - w.left);
     for (int i = w.top; i < w.bottom; i++) {
         for (int a = 0; a < high; a++) {
-            int in_row = (high * i + a) * down, first = max(0, l->pad_rows - in_row);
-            int last = min(l->kernel_height, l->height + l->pad_rows - in_row);
-            const vec *from = in + in_row * row + (size_t)wide * w.left * across;
+            int in_row = (high * i + a) * l->stride_rows;
+            picture from = {in.pixels + in_row * in.row + (size_t)wide * w.left * l->stride_columns, in.row, in.channel};
             if (is_linear(l))
-                multiply(in, l->kernels, l->bias, l->filters, l->channels, z);
-            else if (across == 1)
-                correlate(from, channel, row, l->kernels, l->filters, l->channels, l->kernel_height, l->kernel_width,
-                          first, last, l->bias, z + a * zw, (size_t)high * zw, zw);
+                multiply(in.pixels, l->kernels, l->bias, l->filters, l->channels, z);
             else
-                correlate_strided(across, from, channel, row, l->kernels, l->filters, l->channels, l->kernel_height,
-                                  l->kernel_width, first, last, l->bias, z + a * zw, (size_t)high * zw, zw);
+                forward_row(l, from, in_row, z + a * zw, (size_t)high * zw, zw);
         }
         for (int o = 0; o < l->filters; o++) {
             vec *to = out.pixels + o * out.channel + i * out.row + w.left;
+            const vec *plus = added.pixels ? added.pixels + o * added.channel + i * added.row + w.left : 0;
             const vec *rows = z + (size_t)o * high * zw;
             int8_t *note = trace ? trace + (((size_t)o * height + i) * width + w.left) * SIMD_WIDTH : 0;
             for (int j = 0; j < w.right - w.left; j++, note += trace ? SIMD_WIDTH : 0) {
                 ivec argmax = {0};
                 vec value = high == 2 && wide == 2 ? largest_of(2, 2, rows + 2 * j, zw, &argmax)
                                                    : largest_of(high, wide, rows + wide * j, zw, &argmax);
-                write_output(value, argmax, l, to + j, trace ? note : 0);
+                write_output(plus ? value + plus[j] : value, argmax, l, to + j, trace ? note : 0);
             }
         }
     }
 }
 
-void set_input(const layer *l, workspace *work, const vec *image, const float *scale, const float *shift) {
-    picture to = placed(work->inputs, l, l->height, l->width);
-    for (int c = 0; c < l->channels; c++)
-        for (int i = 0; i < l->height; i++) {
-            vec *row = to.pixels + c * to.channel + i * to.row;
-            size_t first = ((size_t)c * l->height + i) * l->width;
-            for (int j = 0; j < l->width; j++)
-                row[j] = scale ? scale[first + j] * image[first + j] + shift[first + j] : image[first + j];
-        }
-}
-
-void forward_window(const layer *layers, int32_t n, workspace *work, window changed) {
-    vec *in = work->inputs;
+void forward_windows(const layer *layers, int32_t n, workspace *work) {
     int8_t *trace = work->trace;
     for (int k = 0; k < n; k++) {
-        const layer *l = layers + k, *next = k + 1 < n ? l + 1 : 0;
-        vec *out = next ? in + padded_input_size(l) : work->logits;
-        changed = reached(l, changed);
-        forward_layer(l, changed, in, work->rows, placed(out, next, out_height(l), out_width(l)), trace);
+        const layer *l = layers + k;
+        picture in = input_of(work, l, work->inputs), added = {0};
+        if (l->added >= 0) added = image_of(work, l->added);
+        forward_layer(l, work->windows[k + 1], in, work->rows, added, image_of(work, k + 1), trace);
         if (trace) trace += output_size(l) * SIMD_WIDTH;
-        in = out;
     }
 }
 
 void forward_block(const layer *layers, int32_t n, workspace *work) {
-    forward_window(layers, n, work, (window){0, layers->height, 0, layers->width});
+    for (int k = 0; k < n; k++) work->windows[k + 1] = (window){0, out_height(layers + k), 0, out_width(layers + k)};
+    forward_windows(layers, n, work);
 }
 
 /* Images [samples][...] to logits [samples][classes]. Block by block it keeps the trace, and for gradients of the weights
- * the padded inputs of all layers, unless these are NULL. Returns 1 if there is no memory. */
+ * all buffers but the logits, unless these are NULL. Returns 1 if there is no memory. */
 EXPORT int32_t forward(const layer *layers, int32_t n, const float *x, float *logits, int8_t *traces, float *inputs,
                        int64_t samples) {
     size_t classes = class_count(layers, n), image = image_size(layers), kept = inputs_size(layers, n);
+    size_t noted = trace_size(layers, n);
     workspace work;
-    if (allocate(&work, layers, n)) return 1;
+    if (allocate(&work, layers, n, inputs != 0)) return 1;
     for (int64_t s = 0; s < samples; s += SIMD_WIDTH) {
         int32_t present = (int32_t)(samples - s < SIMD_WIDTH ? samples - s : SIMD_WIDTH);
-        work.trace = traces ? traces + s / SIMD_WIDTH * trace_size(layers, n) : 0;
-        gather(x + s * image, image, present, work.from);
-        set_input(layers, &work, work.from, 0, 0);
+        work.trace = traces ? traces + s / SIMD_WIDTH * noted : 0;
+        gather(x + s * image, image, present, work.slopes);
+        set_input(layers, &work, work.slopes, 0, 0);
         forward_block(layers, n, &work);
         scatter(work.logits, classes, present, logits + s * classes);
         if (inputs) memcpy(inputs + s / SIMD_WIDTH * kept * SIMD_WIDTH, work.inputs, kept * sizeof(vec));
@@ -319,18 +276,23 @@ static inline __attribute__((always_inline)) void spread(const int rows, const i
             z[a * row + b * column] = select_vec(argmax == a * columns + b, slope, (vec){0});
 }
 
-/* The gradient with respect to z, written into its zero-padded buffer. */
-static void unpool(const layer *l, const vec *grad, const int8_t *trace, vec *z) {
+/* Write what is new, or add it to what is there. */
+static inline void pass(vec new, vec *to, int is_first) { *to = is_first ? new : *to + new; }
+
+/* The gradient with respect to z, written into its zero-padded buffer, and passed to what was added, unless that is NULL.
+ * What was added may have the memory of `grad`. */
+static void unpool(const layer *l, const vec *grad, const int8_t *trace, vec *z, vec *added, int is_first) {
     int high = l->pool_rows, wide = l->pool_columns;
     size_t row = padded_grad_width(l), channel = row * padded_grad_height(l);
     size_t down = l->stride_rows * row, across = l->stride_columns;
-    vec *inner = z + (l->kernel_height - 1 - l->pad_rows) * row + l->kernel_width - 1 - l->pad_columns;
+    vec *inner = z + (extent_rows(l) - 1 - l->pad_rows) * row + extent_columns(l) - 1 - l->pad_columns;
     for (int o = 0; o < l->filters; o++)
         for (int i = 0; i < out_height(l); i++)
             for (int j = 0; j < out_width(l); j++, trace += SIMD_WIDTH, grad++) {
                 ivec note = __builtin_convertvector(*(const bytes *)trace, ivec), argmax = note & ~NEGATIVE;
                 vec slope = l->slope ? select_vec((note & NEGATIVE) != 0, l->slope * *grad, *grad) : *grad;
                 vec *to = inner + o * channel + high * i * down + wide * j * across;
+                if (added) pass(select_vec(argmax == 0, slope, (vec){0}), added++, is_first);
                 if (high == 2 && wide == 2)
                     spread(2, 2, slope, argmax, to, down, across);
                 else
@@ -338,39 +300,57 @@ static void unpool(const layer *l, const vec *grad, const int8_t *trace, vec *z)
             }
 }
 
+/* The gradient with respect to a layer's input from that with respect to z; `rows` holds one row of all channels. */
+static void backward_layer(const layer *l, const vec *z, vec *rows, vec *to, int is_first) {
+    if (is_linear(l)) {
+        multiply(z, l->adjoint, 0, l->channels, l->filters, is_first ? to : rows);
+        for (int c = 0; c < l->channels && !is_first; c++) to[c] += rows[c];
+        return;
+    }
+    int above = extent_rows(l) - 1 - l->pad_rows, below = above + (z_height(l) - 1) * l->stride_rows + 1;
+    int32_t channels = l->channels / l->groups, filters = l->filters / l->groups;
+    size_t row = padded_grad_width(l), channel = row * padded_grad_height(l), image = (size_t)l->height * l->width;
+    size_t kernels = (size_t)channels * l->kernel_height * l->kernel_width * filters;
+    for (int g = 0; g < l->groups; g++, z += filters * channel, to += channels * image)
+        for (int i = 0; i < l->height; i++) {
+            vec *out = to + (size_t)i * l->width;
+            correlate(1, l->dilation_columns, z + i * row, channel, row * l->dilation_rows, l->adjoint + g * kernels,
+                      channels, filters, l->kernel_height, l->kernel_width, rows_before(l, above - i),
+                      rows_before(l, below - i), 0, is_first ? out : rows, is_first ? image : (size_t)l->width, l->width);
+            for (int c = 0; c < channels && !is_first; c++)
+                for (int j = 0; j < l->width; j++) out[c * image + j] += rows[c * l->width + j];
+        }
+}
+
+/* The gradient with respect to a buffer. */
+static vec *slopes_of(const workspace *work, int32_t b) { return work->slopes + work->buffers[b].slot * work->largest; }
+
 const vec *backward_block(const layer *layers, int32_t n, workspace *work, const vec *grad, const int8_t *trace,
-                          int to_image) {
-    const vec *from = grad;
-    vec *to = work->to, *other = work->from, *z = work->grads;
+                          int to_image, visitor *visit, void *context) {
     trace += trace_size(layers, n);
     for (int k = n - 1; k >= 0; k--) {
         const layer *l = layers + k;
-        int above = l->kernel_height - 1 - l->pad_rows;
-        size_t row = padded_grad_width(l), channel = row * padded_grad_height(l);
+        vec *z = work->grads + work->buffers[k + 1].grad_offset;
+        vec *added = l->added > 0 || (to_image && !l->added) ? slopes_of(work, l->added) : 0;
         trace -= output_size(l) * SIMD_WIDTH;
-        unpool(l, from, trace, z);
-        if (k == 0 && !to_image) break;
-        if (is_linear(l)) multiply(z, l->adjoint, 0, l->channels, l->filters, to);
-        for (int i = 0; i < l->height && !is_linear(l); i++)
-            correlate(z + i * row, channel, row, l->adjoint, l->channels, l->filters, l->kernel_height,
-                      l->kernel_width, max(0, above - i),
-                      min(l->kernel_height, (z_height(l) - 1) * l->stride_rows + 1 + above - i), 0,
-                      to + (size_t)i * l->width, (size_t)l->height * l->width, l->width);
-        from = to, to = other, other = (vec *)from;
-        z += padded_grad_size(l);
+        unpool(l, k == n - 1 ? grad : slopes_of(work, k + 1), trace, z, added, added && work->buffers[l->added].last == k);
+        if (visit) visit(context, k, z);
+        if (l->source || to_image)
+            backward_layer(l, z, work->rows, slopes_of(work, l->source),
+                           work->buffers[l->source].last == k && l->added != l->source);
     }
-    return from;
+    return slopes_of(work, 0);
 }
 
 /* Gradients with respect to logits to gradients with respect to images. Returns 1 if there is no memory. */
 EXPORT int32_t backward(const layer *layers, int32_t n, const float *grad, const int8_t *traces, float *x, int64_t samples) {
-    size_t classes = class_count(layers, n), image = image_size(layers);
+    size_t classes = class_count(layers, n), image = image_size(layers), noted = trace_size(layers, n);
     workspace work;
-    if (allocate(&work, layers, n)) return 1;
+    if (allocate(&work, layers, n, 0)) return 1;
     for (int64_t s = 0; s < samples; s += SIMD_WIDTH) {
         int32_t present = (int32_t)(samples - s < SIMD_WIDTH ? samples - s : SIMD_WIDTH);
         gather(grad + s * classes, classes, present, work.logits);
-        const vec *input = backward_block(layers, n, &work, work.logits, traces + s / SIMD_WIDTH * trace_size(layers, n), 1);
+        const vec *input = backward_block(layers, n, &work, work.logits, traces + s / SIMD_WIDTH * noted, 1, 0, 0);
         scatter(input, image, present, x + s * image);
     }
     release(&work);

@@ -66,15 +66,13 @@ static vec *exchange_window(picture image, int channels, window w, vec *saved, c
 }
 
 /* Save a window of the points and what depends on it (`kept` is NULL), or take it back in the lanes that are not `kept`.
- * Behind a linear layer everything is computed at every query. */
+ * A linear layer is computed as a whole at every query. */
 static void exchange(searcher *s, window w, const ivec *kept) {
-    vec *saved = exchange_window(s->point, s->plan->channels, w, s->saved, kept), *in = s->work.inputs;
+    vec *saved = exchange_window(s->point, s->plan->channels, w, s->saved, kept);
     saved = exchange_window(s->input, s->plan->channels, w, saved, kept);
-    for (const layer *l = s->layers; l + 1 < s->layers + s->n && !is_linear(l); l++) {
-        w = reached(l, w);
-        in += padded_input_size(l);
-        saved = exchange_window(placed(in, l + 1, out_height(l), out_width(l)), l->filters, w, saved, kept);
-    }
+    for (int k = 0; k + 1 < s->n; k++)
+        if (!is_linear(s->layers + k))
+            saved = exchange_window(image_of(&s->work, k + 1), s->layers[k].filters, s->work.windows[k + 1], saved, kept);
 }
 
 /* Write x +- eps into a window of the points of some lanes. Returns which of them that has changed. */
@@ -144,12 +142,13 @@ static void search_block(searcher *s, const samples *all, int64_t first, int32_t
         window w = {bounds[0], bounds[1], bounds[2], bounds[3]};
         ivec lanes = (query <= q) & ~stopped;
         if (!any(lanes)) continue;
+        find_windows(s->layers, s->n, &s->work, w);
         exchange(s, w, 0);
         lanes = propose(s, all->signs + (size_t)first * p->channels * p->queries + q, present, w, lanes);
         ivec better = {0};
         if (any(lanes)) {
             vec resolution;
-            forward_window(s->layers, s->n, &s->work, w);
+            forward_windows(s->layers, s->n, &s->work);
             vec new = margin(s, label, &resolution);
             ivec success = lanes & (new > 0);
             stopped |= success, query = iselect(success, q - (ivec){0}, query);
@@ -171,13 +170,15 @@ static void search_block(searcher *s, const samples *all, int64_t first, int32_t
 EXPORT int32_t search_squares(const layer *layers, int32_t n, const plan *p, const samples *all, int64_t first,
                               int64_t count) {
     searcher s = {.layers = layers, .n = n, .plan = p, .pixels = image_size(layers)};
-    if (allocate(&s.work, layers, n)) return 1;
+    if (allocate(&s.work, layers, n, 1)) return 1;
     s.work.trace = 0;
     s.memory = aligned_alloc(64, (3 * s.pixels + inputs_size(layers, n)) * sizeof(vec) / 64 * 64 + 64);
     if (!s.memory) return release(&s.work), 1;
     s.origin = (vec *)s.memory;
-    s.point = placed(s.origin + s.pixels, 0, p->height, p->width);
-    s.input = placed(s.work.inputs, layers, p->height, p->width);
+    s.point = (picture){s.origin + s.pixels, p->width, (size_t)p->height * p->width};
+    s.input = image_of(&s.work, 0);
+    if (layers->height != p->height || layers->width != p->width) /* it takes all pixels as channels */
+        s.input.row = s.point.row, s.input.channel = s.point.channel;
     s.saved = s.point.pixels + s.pixels;
     for (int64_t end = first + count; first < end; first += SIMD_WIDTH)
         search_block(&s, all, first, (int32_t)(end - first < SIMD_WIDTH ? end - first : SIMD_WIDTH));

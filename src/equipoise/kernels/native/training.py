@@ -71,18 +71,17 @@ def _differentiable(
     layers: Sequence[Layer], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients with a graph of their own, computed by PyTorch."""
-    x = inputs[0]
-    assert x is not None
+    buffers: list[Any] = [inputs[0]]
     for layer, weight, bias in zip(layers, inputs[2::2], inputs[3::2], strict=True):
         assert weight is not None
-        if weight.ndim == 4:
-            x = F.conv2d(x, weight, bias, layer.stride, layer.padding)
-        else:
-            x = F.linear(x.flatten(1), weight, bias)
+        x = buffers[layer.source].reshape(len(grad), *layer.input)
+        weight = weight if weight.ndim == 4 else weight[:, :, None, None]
+        x = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
         x = x if layer.pool == (1, 1) else F.max_pool2d(x, layer.pool)
-        x = F.leaky_relu(x, layer.slope) if layer.rectified else x
+        x = x if layer.added is None else x + buffers[layer.added].reshape_as(x)
+        buffers.append(F.leaky_relu(x, layer.slope) if layer.rectified else x)
     asked = [value for value, need in zip(inputs, needed, strict=True) if need and value is not None]
-    found = iter(torch.autograd.grad(x.flatten(1), asked, grad, create_graph=True))
+    found = iter(torch.autograd.grad(buffers[-1].flatten(1), asked, grad, create_graph=True))
     return tuple(next(found) if need else None for need in needed)
 
 
