@@ -47,8 +47,10 @@ def written(amount: float | None) -> str:
 
 
 def span(outcome: Outcome) -> str:
-    """Return the interval, as low–high."""
-    return "" if outcome.interval is None else "–".join(written(end) for end in outcome.interval)
+    """Return the interval, as `low–high`, or `low to high` where an end is negative."""
+    if outcome.interval is None:
+        return ""
+    return (" to " if min(outcome.interval) < 0 else "–").join(written(end) for end in outcome.interval)
 
 
 def _kind(part: PartOutcome) -> str:
