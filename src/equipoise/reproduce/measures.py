@@ -46,8 +46,8 @@ STEPS = (8, 16, 32, 64, 128, 256)
 _STARTS: dict[str, Any] = {"start": Gaussian(0.005), "restarts": 5}  # R, Sec. 5.1: "for all attacks"
 
 
-def _each(name: str, values: np.ndarray | Tensor, outcomes: bool = False) -> Number:
-    """A number with a value per sample, 1 or 0 if these are `outcomes`; NaN if there is no sample."""
+def per_sample(name: str, values: np.ndarray | Tensor, outcomes: bool = False) -> Number:
+    """Return a number with a value per sample, 1 or 0 if these are `outcomes`; NaN if there is no sample."""
     plain = np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64).tolist()
     return Number(name, plain or [float("nan")], unit="samples", percent=outcomes, outcomes=outcomes)
 
@@ -106,7 +106,7 @@ def accuracy_by_eps(
     for i, k in enumerate(radii):
         tell(f"PGD, eps {k}/255", i / len(radii))
         curve = accuracy_against_eps(model, data.test.x, data.test.y, [k], return_point="last", **_STARTS)
-        numbers.append(_each(f"k = {k}", curve.correct[0], outcomes=True))
+        numbers.append(per_sample(f"k = {k}", curve.correct[0], outcomes=True))
     return Findings(numbers, [])
 
 
@@ -134,7 +134,7 @@ def accuracy_by_steps(
             attack = pgd(eps, max(1 / 510, 2 * eps / k), k, return_point="last", **_STARTS)
             attack = replace(attack, objective=smoothed_cross_entropy(smoothing))
             robust.append(clean & ~attack(model, x, y).success)
-        numbers.append(_each(f"k = {k}", min(robust, key=lambda samples: int(samples.sum())), outcomes=True))
+        numbers.append(per_sample(f"k = {k}", min(robust, key=lambda samples: int(samples.sum())), outcomes=True))
     return Findings(numbers, [])
 
 
@@ -153,7 +153,7 @@ def behind_pgd(
     tell(f"{draws} random points around {len(index)} samples", 0.1)
     if len(index):
         fooled[index] = random_search(k / 255, draws=draws)(model, x[index], y[index], index=index).success
-    return Findings([_each(PGD_FAILS, robust, True), _each(RANDOM_SUCCEEDS, fooled, True)], [])
+    return Findings([per_sample(PGD_FAILS, robust, True), per_sample(RANDOM_SUCCEEDS, fooled, True)], [])
 
 
 # R: the Jacobian, and surfaces.
@@ -213,8 +213,8 @@ def jacobian_analysis(models: Sequence[Model], data: Dataset, tell: ReportProgre
     tell("margins and Jacobians", 0.0)
     slopes = _slopes(model, data)
     values = {MARGIN: slopes.margin, NORM: slopes.norm, RATIO: slopes.ratio, BENT: slopes.nonlinearity}
-    means = [_each(name, value[np.isfinite(value)]) for name, value in values.items()]
-    return Findings([*means, _each(ACCURACY, slopes.withstands, True), Number(RELATED, [slopes.related])], [])
+    means = [per_sample(name, value[np.isfinite(value)]) for name, value in values.items()]
+    return Findings([*means, per_sample(ACCURACY, slopes.withstands, True), Number(RELATED, [slopes.related])], [])
 
 
 UPPER = "non-linearity that 40 % of the samples exceed"
@@ -294,7 +294,7 @@ def surfaces(
         drawn = measured.picture(samples=len(few)).panels
         half = drawn[: len(few)] if of == "loss" else drawn[len(few) :]
         panels += [replace(panel, title=f"{name}, {panel.title}") for panel in half]
-        numbers.append(_each(hole(name), measured.stuck, True))
+        numbers.append(per_sample(hole(name), measured.stuck, True))
     caption = (
         f"The {of} around the first test samples, across along the sign of the loss's gradient and up along random "
         "signs, in the units of the input."
@@ -326,7 +326,7 @@ def r2_score(models: Sequence[Model], data: Dataset, tell: ReportProgress, *, pu
     findings = described({"R2": estimate}, data.classes)
     assert estimate.found is not None
     nearest = estimate.found.part[estimate.found.success & (estimate.found.distance > 0)]
-    shares = [_each(nearest_by(name), nearest == i, True) for i, name in enumerate(attack.names)]
+    shares = [per_sample(nearest_by(name), nearest == i, True) for i, name in enumerate(attack.names)]
     return replace(findings, numbers=[findings.numbers[0], *shares])
 
 
@@ -362,7 +362,7 @@ def nearest_examples(
     columns = [""] * pixels.shape[1]
     panel = Images("the nearest points found by BG", pixels.double().cpu().numpy(), ["sample", *names], columns, notes)
     caption = "Samples, and the nearest points that BG finds to be classified otherwise, with their L2 distance."
-    numbers = [_each(f"distance, {name}", result.distance[result.success]) for name, result in results.items()]
+    numbers = [per_sample(f"distance, {name}", result.distance[result.success]) for name, result in results.items()]
     return Findings(numbers, [Picture("nearest", caption, [panel], columns=1)])
 
 
@@ -378,4 +378,6 @@ def corrupted(models: Sequence[Model], data: Dataset, tell: ReportProgress) -> F
         (result,) = on_corruptions(model, data.test.x, data.test.y, Corruptions([name]))
         outcomes[name] = np.asarray(result.correct, dtype=np.float64)
     mean = np.mean(list(outcomes.values()), 0)
-    return Findings([*(_each(name, values, True) for name, values in outcomes.items()), _each(AVERAGE, mean)], [])
+    return Findings(
+        [*(per_sample(name, values, True) for name, values in outcomes.items()), per_sample(AVERAGE, mean)], []
+    )

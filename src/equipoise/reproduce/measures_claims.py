@@ -13,32 +13,27 @@ from torch import Tensor, nn
 from equipoise.attacks import AttackLike, autoattack, bg, nearest, pgd
 from equipoise.attacks.minimum_norm.bisection import Bisected
 from equipoise.certified import certified_radius
-from equipoise.core.errors import require
 from equipoise.core.types import Predictive
 from equipoise.data import Dataset
 from equipoise.diagnostics.calibration import calibration, ood_auroc
 from equipoise.diagnostics.jacobian import correlation
 from equipoise.generators import Manifold
 from equipoise.models import Single
-from equipoise.reproduce.measures import Model
+from equipoise.reproduce.measures import Model, per_sample
 from equipoise.reproduce.studies.design import ReportProgress
 from equipoise.reproduce.studies.images import correct
 from equipoise.reproduce.studies.opposite_class import nearest_of_another_class
 from equipoise.results.findings import Findings, Number
 from equipoise.scores import label_aware, on_manifold, r1, r2
+from equipoise.scores.instances import diameter
 
 LINF, L2, CERTIFIED = "Linf distance", "L2 distance", "certified Linf distance"
-
-
-def _per_sample(name: str, values: Tensor, outcomes: bool = False) -> Number:
-    """A number with a value per sample."""
-    return Number(name, values.double().cpu().tolist(), "samples", percent=outcomes, outcomes=outcomes)
 
 
 def margins(models: Sequence[Model], data: Dataset, tell: ReportProgress, *, certified: int = 100) -> Findings:
     """Return the distance of every test sample to the boundary: that of the nearest point of several attacks, which is
     an upper bound, and of the first `certified` samples a certified lower bound of the Linf distance. Misclassified
-    samples have distance 0.
+    samples have distance 0, those of which no attack finds a misclassified point the diameter of the box.
     """
     (model,) = models
     x, y, right = data.test.x, data.test.y, correct(model, data.test)
@@ -46,11 +41,11 @@ def margins(models: Sequence[Model], data: Dataset, tell: ReportProgress, *, cer
     for i, (name, norm) in enumerate(((LINF, "linf"), (L2, "l2"))):
         tell(f"nearest points in {norm}", i / 3)
         found = nearest(norm)(model, x, y)
-        require(bool(found.success[right].all()), f"no misclassified point was found near some samples in {norm}.")
-        numbers.append(_per_sample(name, torch.where(right, found.distance, 0.0)))
+        distance = torch.where(found.success, found.distance, diameter(data.shape, norm))
+        numbers.append(per_sample(name, torch.where(right, distance, 0.0)))
     tell("certificates", 2 / 3)
     radii = certified_radius(model, x[:certified], y[:certified], "linf", method="crown-ibp")
-    return Findings([*numbers, _per_sample(CERTIFIED, radii)], [])
+    return Findings([*numbers, per_sample(CERTIFIED, radii)], [])
 
 
 FOLLOWS = "rank correlation of a move and the distance to another class"
@@ -125,8 +120,8 @@ def selected(
     return Findings(
         [
             Number(CHOSEN, [radii[chosen]]),
-            _per_sample(SELECTED, robust[chosen], True),
-            _per_sample(BEST, robust[best], True),
+            per_sample(SELECTED, robust[chosen], True),
+            per_sample(BEST, robust[best], True),
         ],
         [],
     )
@@ -156,7 +151,7 @@ def rescaled(
         tell(scaled_by(factor), i / len(factors))
         other = Single(_Scaled(_module(model), factor))
         survived = ~pgd(eps, step_size, steps)(other, data.test.x, data.test.y).success & correct(other, data.test)
-        numbers.append(_per_sample(scaled_by(factor), survived, True))
+        numbers.append(per_sample(scaled_by(factor), survived, True))
     return Findings(numbers, [])
 
 
@@ -193,5 +188,5 @@ def scores(
     numbers = []
     for i, (name, (score, points, labels)) in enumerate(named.items()):
         tell(name, i / len(named))
-        numbers.append(_per_sample(name, score(model, points, labels).values))
+        numbers.append(per_sample(name, score(model, points, labels).values))
     return Findings(numbers, [])
