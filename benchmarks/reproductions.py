@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from equipoise.report.reproduction import written
@@ -59,11 +61,60 @@ def keep(folder: Path) -> None:
     for part in results.parts:
         if isinstance(part, ShownOutcome) and part.study:
             for picture in part.study.findings.pictures:
-                small = io.BytesIO()
-                with Image.open(io.BytesIO(draw(picture))) as drawn:
-                    image = drawn.convert("RGB").reduce(2).quantize(256, Image.Quantize.MAXCOVERAGE)
-                    image.save(small, "png", optimize=True)
-                (PICTURES / f"{part.study.name}-{picture.name}.png").write_bytes(small.getvalue())
+                _save(draw(picture), f"{part.study.name}-{picture.name}")
+
+
+def _save(picture: bytes, name: str) -> None:
+    """Keep a picture half as large."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as drawn:
+        image = drawn.convert("RGB").reduce(2).quantize(256, Image.Quantize.MAXCOVERAGE)
+        image.save(small, "png", optimize=True)
+    (PICTURES / f"{name}.png").write_bytes(small.getvalue())
+
+
+def front(part: dict[str, Any]) -> dict[str, list[tuple[str, dict[str, Any], dict[str, Any]]]]:
+    """Return by attack each method of a table with its clean and its robust accuracy, where the paper prints both."""
+    if part.get("unit") != "%" or part["title"].startswith("Mean"):
+        return {}
+    at = {(n["row"], n["column"]): n for n in part["numbers"] if n["paper"] is not None and n["mean"] is not None}
+    if not any(column == "clean" for _, column in at):
+        at = {(column, row.lower()): n for (row, column), n in at.items()}  # methods are rows
+    attacks = dict.fromkeys(column for _, column in at if column != "clean")
+    methods = dict.fromkeys(row for row, column in at if column == "clean")
+    return {a: [(m, at[m, "clean"], at[m, a]) for m in methods if (m, a) in at] for a in attacks} if methods else {}
+
+
+def draw_front(points: dict[str, list[tuple[str, dict[str, Any], dict[str, Any]]]]) -> bytes:
+    """Return a figure of clean against robust accuracy, a panel for each attack: ours with its interval, joined to the
+    paper's, which is hollow.
+    """
+    columns = min(len(points), 4)
+    rows = -(-len(points) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.9 * rows + 0.6), layout="constrained")
+    handles: dict[str, Any] = {}
+    for i, (attack, methods) in enumerate(points.items()):
+        axes = figure.add_subplot(rows, columns, i + 1, title=attack, xlabel="clean, %", ylabel="robust, %")
+        for j, (name, clean, robust) in enumerate(methods):
+            errors = [[abs(end - n["mean"])] for n in (clean, robust) for end in n["interval"] or (n["mean"],) * 2]
+            x = np.array(errors[:2]), np.array(errors[2:])
+            handles[name] = axes.errorbar(clean["mean"], robust["mean"], x[1], x[0], "o", color=f"C{j}", markersize=5)
+            axes.plot(
+                [clean["mean"], clean["paper"]], [robust["mean"], robust["paper"]], ":", color=f"C{j}", linewidth=1
+            )
+            axes.plot(clean["paper"], robust["paper"], "o", color=f"C{j}", fillstyle="none", markersize=7)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw_fronts() -> None:
+    """Draw the fronts of all records."""
+    for path in RECORDS.glob("*.json"):
+        for i, part in enumerate(json.loads(path.read_text())["parts"]):
+            if points := front(part):
+                _save(draw_front(points), f"{path.stem}-front-{i}")
 
 
 def page() -> str:
@@ -165,6 +216,12 @@ def _experiment(path: Path, record: dict[str, Any], shown: dict[str, str]) -> st
         f"{record['verdict']}\n",
         *(f"**Caution.** {caution}.\n" for caution in record["cautions"]),
         *(_part(part, record["source"], shown) for part in record["parts"]),
+        *(
+            f"![fronts](images/reproductions/{path.stem}-front-{i}.png)\n*Clean against robust accuracy: ours with its "
+            "95 % interval, joined to the paper's, which is hollow.*\n"
+            for i, part in enumerate(record["parts"])
+            if front(part)
+        ),
         *([f"{record['notes']}\n"] if record["notes"] else []),
         *([f"The variant is *{record['variant']}*. {record['quirks']}\n"] if record["quirks"] else []),
         f"`{origin['command']}`, {record['seconds'] / 60:.0f} minutes of computing, {origin['device']}, "
@@ -237,6 +294,7 @@ def _span(interval: list[float] | None) -> str:
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         keep(Path(name))
+    draw_fronts()
     PAGE.write_text(page())
     DATA.write_text(data())
     print(f"wrote {PAGE.relative_to(ROOT)}")
