@@ -19,6 +19,8 @@ from equipoise.training import Recipe
         (Recipe, "batch_size: Samples per step"),
         (eq.steps.Triangular, "peak: Step size in the middle"),
         (eq.AttackResult, "success: "),
+        (eq.data.Dataset, "test: Test samples, for final results only"),
+        (eq.data.Split, "y: Class of each sample, int64"),
     ],
 )
 def test_help_shows_the_fields(kind: type, text: str) -> None:

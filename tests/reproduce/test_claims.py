@@ -19,6 +19,7 @@ from equipoise.reproduce import (
     Claims,
     Evaluated,
     Experiment,
+    MeasureTask,
     Net,
     Setting,
     Table,
@@ -108,6 +109,17 @@ def test_with_three_seeds_the_interval_is_over_them():
     )
 
 
+def test_with_part_of_the_test_set_the_interval_covers_the_samples_too():
+    """Networks that agree on the same samples say nothing of others, be it in a measurement or in an evaluation."""
+    of = replace(evaluated().of, data="mnist")
+    tasks = [MeasureTask(call(methods.standard), [of], "?", examples=100) for _ in range(3)]
+    own, other = (replace(cell(row), tasks=tasks) for row in "AB")
+    values = [1.0, -1.0, 2.0, -1.5, 0.5]
+    gap = difference(Claim("A is larger.", "nowhere", own, other), [(measured(values), measured([0.0] * 5))] * 3, [])
+    expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert gap.interval == pytest.approx(expected, rel=1e-4) and gap.over == "seeds and samples"
+
+
 def test_a_number_alone_is_compared_with_zero_and_unlike_numbers_by_their_means():
     alone = Claim("A is positive.", "nowhere", cell("A"))
     assert difference(alone, [(measured([1.0, 3.0]), None)], []).mean == 2
@@ -172,12 +184,12 @@ def test_both_sides_of_a_claim_have_the_same_seeds(name):
         assert len(own.tasks) == len(other.tasks) > 0 and own.scale == other.scale, claim.statement
 
 
-def with_epochs(path: Path, accuracies: list[float], schedule: str = "constant") -> Reproduction:
+def with_epochs(path: Path, accuracies: list[float], schedule: str = "constant", column: str = "clean") -> Reproduction:
     """A record of one training whose validation accuracies are those of its epochs."""
     recipe = Recipe(epochs=2, batch_size=50, schedule=schedule)
     of = Training(call(methods.standard), Net("mlp", {"widths": [8]}), "digits", recipe)
     task = Evaluated(of, ["clean"], examples=40)
-    table = Table("Accuracy", [Cell("a", "clean", [task], clean, 90.0)])
+    table = Table("Accuracy", [Cell("a", column, [task], clean, 90.0)])
     one = Experiment("toy", "Noise", "nowhere", lambda variant: [table])
     setting = Setting(path)
     sweep.sweep(one.plan(), setting, workers=1)
@@ -196,6 +208,12 @@ def test_the_spread_over_the_last_epochs_stands_for_the_noise_of_another_trainin
     noise = 100 * 1.959964 * np.std([0.80, 0.84, 0.88, 0.84, 0.80], ddof=1)
     for end, wider in zip(plain.interval, wide.interval, strict=True):
         assert abs(wider - wide.mean) == pytest.approx(np.hypot(end - plain.mean, noise), rel=1e-5)
+
+
+def test_the_noise_of_clean_accuracy_is_its_own_whatever_the_column_is_called(tmp_path):
+    (result,) = with_epochs(tmp_path, [0.5] * 15 + [0.80, 0.84, 0.88, 0.84, 0.80], column="eps of training").outcomes
+    (named,) = with_epochs(tmp_path, [0.5] * 15 + [0.80, 0.84, 0.88, 0.84, 0.80]).outcomes
+    assert result.interval == named.interval and result.over == "samples and epochs"
 
 
 def test_there_is_none_of_few_epochs_or_of_a_changing_learning_rate(tmp_path):

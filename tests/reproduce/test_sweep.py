@@ -112,6 +112,29 @@ def test_what_another_version_of_the_code_finished_is_taken_too_and_the_page_say
     assert reproduction(here.folder).cautions == []
 
 
+@pytest.mark.parametrize("place", ["here", "elsewhere"])
+def test_what_an_earlier_version_finished_is_found_when_a_later_one_has_begun_there(place, here, tmp_path, monkeypatch):
+    """The later one is interrupted before it finishes anything, if it is not the one that takes the results."""
+    one = toy(evaluated(0)).plan()
+    with monkeypatch.context() as before:
+        for module in (sweep, workers):
+            before.setattr(module, "code_version", lambda: "of-before")
+        sweep.sweep(one, here, workers=1)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    to = here
+    if place == "elsewhere":
+        to = replace(here, folder=tmp_path / "elsewhere")
+        with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+            stopped.setattr(sweep, "_run_all", interrupted)
+            sweep.sweep(one, here, workers=1)
+    monkeypatch.setattr(workers, "run", lambda task, *rest: pytest.fail(f"{task} was computed again"))
+    result = sweep.sweep(one, to, workers=1, reuse=[here.folder])
+    assert len(result.finished) == 2 and not result.failed
+
+
 def test_folders_to_take_from_are_refused_by_name(here, tmp_path, monkeypatch):
     with pytest.raises(EquipoiseError, match=r"nowhere holds no experiment to take finished tasks from: expected the"):
         sweep.sweep(plan(1), here, workers=1, reuse=[tmp_path / "nowhere"])

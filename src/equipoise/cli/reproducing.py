@@ -18,7 +18,7 @@ from equipoise.core.processors import available_cores
 from equipoise.reproduce import Plan, Setting, cost, keep_numbers, reproduction
 from equipoise.reproduce.stand_in import stand_in
 from equipoise.reproduce.sweep import Progress, SweepResult, sweep
-from equipoise.reproduce.sweep_folder import claim, finished, limits, require_experiments
+from equipoise.reproduce.sweep_folder import claim, earlier, finished, limits, require_experiments
 from equipoise.results.reproduction import (
     ChartOutcome,
     ClaimsOutcome,
@@ -95,7 +95,8 @@ def _headline(plan: Plan, synthetic: bool) -> str:
 def _expected(plan: Plan, setting: Setting, workers: int | None, reuse: Sequence[Path]) -> str:
     """What there is to do, and how long it will take."""
     tasks = plan.tasks()
-    remaining = [task for task in tasks if finished(task, setting, reuse) is None]
+    elsewhere = earlier(setting, reuse)
+    remaining = [task for task in tasks if finished(task, setting, elsewhere) is None]
     sizes = {name: len(setting.dataset(name).train) for name in plan.datasets()}
     done = f", {len(tasks) - len(remaining)} of them finished before" if len(remaining) < len(tasks) else ""
     who = "the cluster" if workers is None else "1 worker" if workers == 1 else f"{workers} workers"

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from equipoise.core.documentation import show_attributes
 from equipoise.core.errors import EquipoiseError, require, require_integer
 
 _MAX_NAMED = 20  # classes in a summary
@@ -185,3 +186,6 @@ class Dataset:
         )
         order = stratified_order(self.train.y, seed).to(self.train.y.device)
         return self.train[order[: n - count]], self.train[order[n - count :]]
+
+
+show_attributes(__name__)

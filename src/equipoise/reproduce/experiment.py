@@ -60,7 +60,8 @@ def found(cell: Cell, records: Sequence[Any], folders: Sequence[str] = (), signe
     outcomes = all(isinstance(one, Evaluation) for one in records) or all(np.isin(v, (0.0, 1.0)).all() for v in values)
     shares = outcomes and not signed
     part_of_test_set = any(
-        isinstance(task, Evaluated) and task.examples < TEST_SIZES.get(task.data, 0) for task in cell.tasks
+        isinstance(task, Evaluated | MeasureTask) and task.examples < TEST_SIZES.get(task.data, 0)
+        for task in cell.tasks
     )
     over = "samples" if len(means) == 1 else "seeds and samples" if len(means) == 2 or part_of_test_set else "seeds"
     intervals = []

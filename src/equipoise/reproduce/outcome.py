@@ -10,7 +10,19 @@ from typing import Any, cast
 from equipoise.core.errors import require
 from equipoise.core.files import write_atomically
 from equipoise.report.reading import read_metrics
-from equipoise.reproduce.experiment import Cell, Chart, Claim, Claims, Part, Plan, Table, Variant, difference, found
+from equipoise.reproduce.experiment import (
+    Cell,
+    Chart,
+    Claim,
+    Claims,
+    Part,
+    Plan,
+    Table,
+    Variant,
+    clean,
+    difference,
+    found,
+)
 from equipoise.reproduce.registry import experiment
 from equipoise.reproduce.running import result_in
 from equipoise.reproduce.sweep_folder import DONE, read_record, read_state
@@ -110,7 +122,7 @@ class _Results:
         result = found(cell, [self.record(task) for task in done], [self.folder(task).name for task in done])
         if result.over != "samples" or not done or not isinstance(done[0], Evaluated):
             return result
-        noise = self.noise(done[0].of, "clean" if cell.column.lower() == "clean" else "pgd")
+        noise = self.noise(done[0].of, "clean" if cell.read is clean else "pgd")
         return result if noise is None else result.with_noise(cell.scale * noise)
 
     def noise(self, training: Training, kind: str) -> float | None:

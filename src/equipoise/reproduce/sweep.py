@@ -23,6 +23,7 @@ from equipoise.reproduce.sweep_folder import (
     asked,
     claim,
     copy_finished,
+    earlier,
     is_done,
     read_state,
     require_experiments,
@@ -70,8 +71,8 @@ def sweep(
     reuse: Sequence[Path] = (),
 ) -> SweepResult:
     """Compute all tasks of the plan that are not finished yet, and write what there is into `experiment.json`. Those
-    that are finished in other experiments' folders, `reuse`, are copied from there, whatever version of the code
-    computed them.
+    that are finished in experiments' folders, `reuse`, are copied from there, whatever version of the code computed
+    them.
 
     One worker works in this process. More are processes of this machine (`workers`, by default one per core; a script
     then needs the guard `if __name__ == "__main__":`) or of the Ray cluster at `address`, all of whose machines see the
@@ -91,6 +92,7 @@ def sweep(
         require_same_data(setting.folder, data)
         setting = replace(setting, code=setting.code or code_version())
         jobs = _jobs(plan, setting, {name: entry.n_train for name, entry in data.items()})
+        elsewhere = earlier(setting, reuse)
 
         def record(status: str, failed: Mapping[Path, str] = {}) -> None:
             write_record(setting.folder, _record(plan, setting, jobs, data, status, failed))
@@ -98,7 +100,7 @@ def sweep(
         record("running")
         try:
             for job in jobs.values():
-                copy_finished(job.task, setting, reuse)
+                copy_finished(job.task, setting, elsewhere)
             remaining = sum(not is_done(folder) for folder in jobs)
             if address is not None:
                 start = on_ray(setting, workers, address)

@@ -154,17 +154,26 @@ def is_done(folder: Path) -> bool:
     return "seconds" in read_state(folder / DONE)
 
 
-def finished(task: Task, setting: Setting, elsewhere: Sequence[Path] = ()) -> Path | None:
-    """Return the folder in which a task is finished on the same data: its own, or that in another experiment's folder,
-    which may have been computed by another version of the code. None if nowhere.
+def earlier(setting: Setting, folders: Sequence[Path]) -> list[Setting]:
+    """Return the settings under which tasks were computed in experiments' folders: those of every version of the code
+    that worked there, the last one first.
     """
-    others = (replace(setting, folder=other, code=read_record(other).code) for other in elsewhere)
-    folders = (one.folder_of(task) for one in (setting, *others))
-    return next((folder for folder in folders if is_done(folder)), None)
+    settings = []
+    for folder in folders:
+        codes = [read_record(folder).code, *(read_state(path).get("code") for path in sorted(folder.glob(f"*/{TASK}")))]
+        settings += [replace(setting, folder=folder, code=code) for code in dict.fromkeys(codes) if code]
+    return settings
 
 
-def copy_finished(task: Task, setting: Setting, elsewhere: Sequence[Path]) -> None:
-    """Copy a task that is finished in another experiment's folder, unless there is something in its own."""
+def finished(task: Task, setting: Setting, elsewhere: Sequence[Setting] = ()) -> Path | None:
+    """Return the folder in which a task is finished on the same data: its own, or that of an earlier setting, which may
+    be of another version of the code. None if nowhere.
+    """
+    return next((folder for one in (setting, *elsewhere) if is_done(folder := one.folder_of(task))), None)
+
+
+def copy_finished(task: Task, setting: Setting, elsewhere: Sequence[Setting]) -> None:
+    """Copy a task that is finished elsewhere, unless there is something in its own folder."""
     source, folder = finished(task, setting, elsewhere), setting.folder_of(task)
     if source is None or folder.exists():
         return

@@ -43,11 +43,12 @@ SHAPES = {
     "residual": (2, 11, 12),
     "groups": (2, 11, 11),
     "linear, residual": (2, 6, 5),
+    "pixels, residual": (2, 6, 5),
 }
 RADII = {
     "lenet": 0.014, "cnn4": 0.022, "perceptron": 0.038, "features": 0.14,
     "residual": 0.16, "groups": 0.011, "linear, residual": 0.055,
-    "one row": 0.048, "odd": 0.05, "leaky": 0.022, "strides": 0.03, "one linear layer": 0.056,
+    "pixels, residual": 0.23, "one row": 0.048, "odd": 0.05, "leaky": 0.022, "strides": 0.03, "one linear layer": 0.056,
 }  # fmt: skip
 """At which about half of the samples are robust."""
 
@@ -80,6 +81,9 @@ def network(kind: str) -> nn.Module:
         "linear, residual": lambda: (
             nn.Flatten(), nn.Linear(60, 20), nn.ReLU(),
             Residual(nn.Linear(20, 20), nn.Identity()), nn.Linear(20, CLASSES),
+        ),
+        "pixels, residual": lambda: (
+            nn.Flatten(), Residual(nn.Linear(60, 60), nn.Identity()), nn.ReLU(), nn.Linear(60, CLASSES),
         ),
         "one linear layer": lambda: (nn.Flatten(), nn.Linear(60, CLASSES)),
     }  # fmt: skip

@@ -170,7 +170,7 @@ static window reached(const layer *l, window w) {
 }
 
 void find_windows(const layer *layers, int32_t n, workspace *work, window changed) {
-    work->windows[0] = changed;
+    work->windows[0] = is_flat(layers) ? (window){0, 1, 0, 1} : changed; /* the image may be one pixel's channels */
     for (int k = 0; k < n; k++) {
         window w = reached(layers + k, work->windows[layers[k].source]);
         if (layers[k].added >= 0) {

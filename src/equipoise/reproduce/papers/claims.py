@@ -145,7 +145,7 @@ def selection(names: Sequence[str]) -> list[Part]:
 
 
 def uncertainties(variant: Variant) -> list[Part]:
-    """Which uncertainty to climb: of one network, of an ensemble, and of Monte Carlo dropout."""
+    """Which uncertainty to climb: of one network, or of an ensemble."""
     climb = {"eps": 0.3, "step_size": 0.015, "steps": 25}
     kinds = {
         "entropy, one network": (Net("lenet"), "entropy"),
