@@ -371,12 +371,14 @@ class Reproduction:
     def verdict(self) -> str:
         """In a sentence: how many of the paper's numbers agree, how far they lie apart, and how alike the order is."""
         counts, published = self.agreements, sum(one.paper is not None for one in self.outcomes)
+        tested = judged(self.claims) if any(one.verdict for one in self.claims) else ""
         if any(counts.values()):
             sentence = summary(counts, self.median_difference, self.order)
             alone = sum(one.agreement is not None and one.over == "samples" for one in self.outcomes)
             sentence += f"; {alone} are of one training, whose noise their intervals do not hold" if alone else ""
-        elif any(one.verdict for one in self.claims):
-            sentence = judged(self.claims)
+            sentence += f". {tested}" if tested else ""
+        elif tested:
+            sentence = tested
         elif self.claims:
             sentence = f"None of its {len(self.claims)} claims is put to the test yet"
         elif published:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from equipoise.core.errors import EquipoiseError
+from equipoise.kernels.native import threads as native_threads
 from equipoise.kernels.native.build import run_threaded
 from equipoise.kernels.native.threads import chunks, run_chunks
 
@@ -149,3 +150,14 @@ def test_a_forked_process_has_threads_of_its_own_and_both_end():
     words = [sys.executable, "-W", "ignore", "-c", _FORK]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "both 2\n"), done.stderr
+
+
+def test_where_no_thread_can_start_the_caller_does_all_the_work(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(native_threads, "_pool", native_threads._Pool())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done = []
+    assert not run_chunks(100, 8, lambda first, count: done.extend(range(first, first + count)) or 0, 4)
+    assert sorted(done) == list(range(100))

@@ -9,6 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from queue import SimpleQueue
 
 Kernel = Callable[[int, int], int]
@@ -92,12 +93,14 @@ class _Pool:
         self._size = 0
 
     def ask(self, job: _Job, helpers: int) -> None:
-        """Let so many threads help with a job as soon as they are free."""
-        with self._growing:
+        """Let up to so many threads help with a job as soon as they are free: the caller works too, and alone where the
+        system lets no thread start.
+        """
+        with self._growing, suppress(RuntimeError):
             while self._size < helpers:
                 threading.Thread(target=self._serve, name="equipoise-kernels", daemon=True).start()
                 self._size += 1
-        for _ in range(helpers):
+        for _ in range(min(helpers, self._size)):
             self._jobs.put(job)
 
     def _serve(self) -> None:
