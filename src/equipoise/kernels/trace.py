@@ -117,11 +117,12 @@ class _Watch(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", str(func))
         if name in _QUERIES and not isinstance(out := func(*args, **kwargs), Tensor):
             return out
-        refs, named = map_leaves(args, self._ref), map_leaves(kwargs, self._ref)  # before it changes one in place
+        found: list[int] = []
+        refs, named = map_leaves((args, kwargs), partial(self._ref, found))  # before it changes one in place
         out = func(*args, **kwargs)
-        parents = tuple(value.node for value in leaves((refs, named)) if isinstance(value, Ref))
-        if not parents:
+        if not found:
             return out
+        parents = tuple(found)
         if isinstance(out, Tensor):
             self._record(name, refs, named, parents, out)
         elif self._blind is None:
@@ -155,11 +156,11 @@ class _Watch(TorchFunctionMode):
         translate = LAYERS.get(name)
         if translate is None:
             raise UnknownLayerError(f"{name}() is none of the functions that are known")
-        if out.shape == (1, self.batch, *out.shape[2:]) and name == "__getitem__" and refs[1:] == (None,):
+        if name == "__getitem__" and refs[1:] == (None,) and out.shape == (1, self.batch, *out.shape[2:]):
             self.shape = out.shape[2:]  # the logits get a dimension of members
             return None, parents
-        one_each = out.shape == (len(parents), self.batch, *out.shape[2:])
-        if one_each and name == "cat" and all(isinstance(ref, Ref) and ref.shape[0] == self.batch for ref in refs[0]):
+        one_each = name == "cat" and out.shape == (len(parents), self.batch, *out.shape[2:])
+        if one_each and all(isinstance(ref, Ref) and ref.shape[0] == self.batch for ref in refs[0]):
             self.shape = out.shape[2:]
             return Members(), parents
         need(out.ndim > 0 and len(out) == self.batch, f"{name}() mixes samples")
@@ -181,9 +182,12 @@ class _Watch(TorchFunctionMode):
     def _unknown(self, reason: str, parents: tuple[int, ...]) -> None:
         self.nodes.append(Node(Unknown(reason), parents, torch.Size(), self._where()))
 
-    def _ref(self, value: Any) -> Any:
+    def _ref(self, found: list[int], value: Any) -> Any:
         node = self.node_of(value) if isinstance(value, Tensor) else None
-        return value if node is None else Ref(node, value.shape[1:])
+        if node is None:
+            return value
+        found.append(node)
+        return Ref(node, value.shape[1:])
 
     def node_of(self, tensor: Tensor) -> int | None:
         """Return the node whose output a tensor is, if any."""
