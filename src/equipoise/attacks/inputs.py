@@ -192,11 +192,13 @@ def check_input(x: Any, module: nn.Module, geometry: Ball) -> None:
             f"x is {x.dtype} but the model is {weight.dtype}: convert one of them.",
         )
         require(weight.device == x.device, f"x is on {x.device} but the model is on {weight.device}: move one of them.")
-    require(bool(x.isfinite().all()), "x holds NaN or infinite values: clean the data first.")
-    inside = box.contains(x)
+    ends = torch.stack(x.aminmax())
+    require(bool(ends.isfinite().all()), "x holds NaN or infinite values: clean the data first.")
+    inside = box.contains(ends[None])
+    outside = 0 if bool(inside.all()) else int((~box.contains(x)).sum())
     require(
-        bool(inside.all()),
-        f"{int((~inside).sum())} of {len(x)} inputs lie outside [{box.low:g}, {box.high:g}] (they span "
-        f"[{float(x.min()):g}, {float(x.max()):g}]): attacks work on raw pixels, so make normalisation a layer of the "
+        outside == 0,
+        f"{outside} of {len(x)} inputs lie outside [{box.low:g}, {box.high:g}] (they span "
+        f"[{float(ends[0]):g}, {float(ends[1]):g}]): attacks work on raw pixels, so make normalisation a layer of the "
         "model (equipoise.nets.Normalize), or give the ball another Box.",
     )

@@ -83,8 +83,9 @@ def climb_natively(
     criterion, none = batch.criterion, torch.full_like(batch.criterion.label, -1)
     if not (_all_within(counts, 0, len(sizes)) and _all_within(batch.y, 0, network.layers.classes - 1)):
         return None  # PyTorch says what is wrong
-    order = torch.arange(n, device=none.device) if counts is None else counts.argsort(descending=True, stable=True)
-    rows = order.repeat_interleave(targets)
+    order = slice(None) if counts is None else counts.argsort(descending=True, stable=True)
+    rows = order if targets == 1 else torch.arange(n, device=none.device)[order].repeat_interleave(targets)
+    back = rows if isinstance(rows, slice) else rows.argsort(stable=True)
     plan = ClimbPlan(
         terms, sizes, l2_step, ball.norm == "l2", ball.eps, ball.box.low, ball.box.high,
         auto=auto_steps(rule, len(sizes)), targets=targets, **selection,
@@ -105,4 +106,4 @@ def climb_natively(
         climbed.point, climbed.value, None, climbed.iteration, climbed.evaluations, climbed.not_finite, climbed.zero,
         climbed.succeeded,
     )  # fmt: skip
-    return replace(outcome[rows.argsort(stable=True)], target=target)
+    return replace(outcome[back], target=target)

@@ -20,14 +20,14 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     """Logical (not arithmetic) right shift of signed 64-bit integers."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The output function of SplitMix64, a bijection of 64-bit integers."""
-    z = (z ^ _shift(z, 30)) * _MIX_1
-    z = (z ^ _shift(z, 27)) * _MIX_2
-    return z ^ _shift(z, 31)
+    """The output function of SplitMix64, a bijection of 64-bit integers. In place: new memory costs more than that."""
+    z = _shift(z, 30).bitwise_xor_(z).mul_(_MIX_1)
+    z = _shift(z, 27).bitwise_xor_(z).mul_(_MIX_2)
+    return _shift(z, 31).bitwise_xor_(z)
 
 
 def _mix_int(value: int) -> int:
@@ -162,7 +162,7 @@ class Streams:
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "batch ..."]:
         """Return uniform numbers in [0, 1), of shape `(batch, *shape)`; 24 random bits in float32, 53 in float64."""
         digits = 53 if dtype == torch.float64 else 24
-        return _shift(self.bits(*shape), 64 - digits).to(dtype) * 2.0**-digits
+        return _shift(self.bits(*shape), 64 - digits).to(dtype).mul_(2.0**-digits)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "batch ..."]:
         """Return standard normal numbers of shape `(batch, *shape)` (Box & Muller 1958)."""

@@ -67,7 +67,7 @@ class Box:
     def contains(self, x: Points, tolerance: float = 1e-6) -> Bool[Tensor, " batch"]:
         """Which samples lie in the box, up to `tolerance` times its width for rounding; NaN lies outside."""
         flat, some = x.flatten(1), tolerance * self.scale
-        return ((flat >= self.low - some) & (flat <= self.high + some)).all(1)
+        return (flat.amin(1) >= self.low - some) & (flat.amax(1) <= self.high + some)
 
 
 EVERYWHERE = Box(-math.inf, math.inf)
@@ -239,7 +239,7 @@ class Ball:
         """
         order = NORMS[self.norm].order
         move = (x.double() - centre.double()).flatten(1)
-        largest = centre.double().flatten(1).abs().amax(1).clamp_min(min(self.box.scale, 1.0))
+        largest = centre.flatten(1).abs().amax(1).double().clamp_min(min(self.box.scale, 1.0))
         rounding = _ULP * (move.shape[1] ** (1 / order) * largest + self.eps)
         return (norm_of(move, order) <= self.eps + rounding) & self.box.contains(x, 0.0)
 

@@ -1,7 +1,7 @@
 """The layers of a traced network (`equipoise.kernels.trace`): what each computes, with its weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -165,7 +165,7 @@ class Unknown(Layer):
 
 def tensors_of(layer: Layer | None) -> list[Tensor]:
     """Return the weights and constants of a layer that are tensors."""
-    values = [getattr(layer, item.name) for item in fields(layer)] if is_dataclass(layer) else []
+    values = () if layer is None else vars(layer).values()
     return [value for value in values if isinstance(value, Tensor)]
 
 

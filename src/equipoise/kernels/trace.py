@@ -119,11 +119,12 @@ class _Watch(TorchFunctionMode):
             return out
         if not any(id(value) in self._outputs for value in leaves((args, kwargs))):
             return func(*args, **kwargs)
-        refs, named = map_leaves(args, self._ref), map_leaves(kwargs, self._ref)  # before it changes one in place
+        found: list[int] = []
+        refs, named = map_leaves((args, kwargs), partial(self._ref, found))  # before it changes one in place
         out = func(*args, **kwargs)
-        parents = tuple(value.node for value in leaves((refs, named)) if isinstance(value, Ref))
-        if not parents:
+        if not found:
             return out
+        parents = tuple(found)
         if isinstance(out, Tensor):
             self._record(name, refs, named, parents, out)
         elif self._blind is None:
@@ -157,11 +158,11 @@ class _Watch(TorchFunctionMode):
         translate = LAYERS.get(name)
         if translate is None:
             raise UnknownLayerError(f"{name}() is none of the functions that are known")
-        if out.shape == (1, self.batch, *out.shape[2:]) and name == "__getitem__" and refs[1:] == (None,):
+        if name == "__getitem__" and refs[1:] == (None,) and out.shape == (1, self.batch, *out.shape[2:]):
             self.shape = out.shape[2:]  # the logits get a dimension of members
             return None, parents
-        one_each = out.shape == (len(parents), self.batch, *out.shape[2:])
-        stacked = one_each and name == "cat" and named.get("dim", (*refs, 0)[1]) in (0, -out.ndim)
+        one_each = name == "cat" and out.shape == (len(parents), self.batch, *out.shape[2:])
+        stacked = one_each and named.get("dim", (*refs, 0)[1]) in (0, -out.ndim)
         if stacked and all(isinstance(ref, Ref) and ref.shape[0] == self.batch for ref in refs[0]):
             self.shape = out.shape[2:]
             return Members(), parents
@@ -184,9 +185,12 @@ class _Watch(TorchFunctionMode):
     def _unknown(self, reason: str, parents: tuple[int, ...]) -> None:
         self.nodes.append(Node(Unknown(reason), parents, torch.Size(), self._where()))
 
-    def _ref(self, value: Any) -> Any:
+    def _ref(self, found: list[int], value: Any) -> Any:
         node = self.node_of(value) if isinstance(value, Tensor) else None
-        return value if node is None else Ref(node, value.shape[1:])
+        if node is None:
+            return value
+        found.append(node)
+        return Ref(node, value.shape[1:])
 
     def node_of(self, tensor: Tensor) -> int | None:
         """Return the node whose output a tensor is, if any."""

@@ -21,7 +21,8 @@ from equipoise.core.types import Mode, Predict, Predictive, Weights
 
 Replace = Callable[[Tensor], Tensor]
 
-_ATOMS = (int, float, str, bool, type(None), bytes, complex, torch.dtype, torch.device, torch.Size)
+ATOMS = frozenset([int, float, str, bool, type(None), bytes, complex, torch.dtype, torch.device, torch.Size])
+"""Classes of values that refer to nothing and never change."""
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _MODULE_DICTS = {name for name, value in vars(nn.Module()).items() if type(value) in (dict, OrderedDict)}
 """The dictionaries that every module has: of its parameters, buffers, submodules and hooks."""
@@ -126,10 +127,12 @@ class _Copier:
 
     def copy(self, value: Any) -> Any:
         """Return the copy of a value, or the value itself if it refers to nothing that is copied."""
+        kind: Any = type(value)
+        if kind in ATOMS:
+            return value
         if id(value) in self._copies:
             return self._copies[id(value)]
-        kind: Any = type(value)
-        if kind in _ATOMS or isinstance(value, Tensor | torch.jit.ScriptModule):
+        if isinstance(value, Tensor | torch.jit.ScriptModule):
             return value
         if isinstance(value, nn.Module):
             return self._module(value)
@@ -169,13 +172,13 @@ class _Copier:
 
     def _object(self, value: Any) -> Any:
         copy = self._remember(value, object.__new__(type(value)))
-        attributes = {}
+        attributes, copy_of = {}, self._private if isinstance(value, nn.Module) else self.copy
         for name in sorted(value.__dict__, key=_MODULE_DICTS.__contains__):  # attributes first: hooks may write to them
             old = value.__dict__[name]
             if name in _MODULE_DICTS:  # always a new dictionary: a hook of the copy is none of the original
                 attributes[name] = self._remember(old, _dict_like(old, {key: self.copy(v) for key, v in old.items()}))
             else:
-                attributes[name] = self._private(old) if isinstance(value, nn.Module) else self.copy(old)
+                attributes[name] = copy_of(old)
         copy.__dict__.update({name: attributes[name] for name in value.__dict__})
         copy.__dict__.pop("_compiled_call_impl", None)
         return copy
@@ -183,7 +186,7 @@ class _Copier:
     def _private(self, value: Any) -> Any:
         """The copy of an attribute of a module; mutable containers are always copied."""
         kind: Any = type(value)
-        if id(value) in self._copies or not isinstance(value, dict | list | set):
+        if kind in ATOMS or id(value) in self._copies or not isinstance(value, dict | list | set):
             return self.copy(value)
         if isinstance(value, dict):
             return self._remember(value, _dict_like(value, {key: self._private(v) for key, v in value.items()}))
@@ -223,6 +226,8 @@ class _Copier:
 def _dict_like(like: Any, items: dict[Any, Any]) -> Any:
     """A dictionary of the class of `like` with these items."""
     kind: Any = type(like)
+    if kind in (dict, OrderedDict):
+        return kind(items)
     copy = kind.__new__(kind)
     if isinstance(like, defaultdict):
         copy.default_factory = like.default_factory

@@ -128,7 +128,7 @@ def examine(predictive: Predictive, x: Points, streams: Streams | None = None, b
                 alone = _checked_prediction(model, single, streams[:1])
                 three = torch.cat([single, _mirrored(single, box), single])
                 among = predict(model, three, Streams(streams.keys[[0, 0, 0]], streams.common))
-                coupled = not random and any(bool(alone.differs(among[i : i + 1]).any()) for i in (0, 2))
+                coupled = not random and bool(alone.differs(among[::2]).any())
         if operations.seen:
             _restore_random_state(state, x.device)
         check_outputs(first, model, lambda: predict(model, x, None))

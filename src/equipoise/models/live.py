@@ -9,7 +9,7 @@ from equipoise.core.errors import require
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Predictive
 from equipoise.kernels.native import MAX_WEIGHTS, library, native_training
-from equipoise.models.frozen import frozen
+from equipoise.models.frozen import ATOMS, frozen
 from equipoise.models.inference import is_batch_dependent
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -20,12 +20,10 @@ def live(predictive: Predictive, streams: Streams | None) -> Predict:
     """Return the prediction function of a model that is trained. Small convolutional networks on a CPU whose layers do
     nothing but compute are computed natively, with the same gradients of the weights.
     """
-    predict, module = predictive.draw(streams), predictive.module
-    if not _only_computes(module):
-        return predict
+    predict = predictive.draw(streams)
 
     def fast(x: Points) -> Prediction:
-        if len(x) < _SMALLEST_BATCH:
+        if len(x) < _SMALLEST_BATCH or not _only_computes(predictive.module):
             return predict(x)
         watched, weights = _watched_copy(predictive, streams)
         return native_training(watched, predict, weights)(x)
@@ -54,8 +52,9 @@ def _watched_copy(predictive: Predictive, streams: Streams | None) -> tuple[Pred
     def memory() -> list[Any]:
         return [*(_identities(vars(layer)) for layer in layers), *((id(b), b._version) for b in buffers)]
 
+    before = memory()
+
     def predict(x: Points) -> Prediction:
-        before = memory()
         prediction = copy.draw(streams)(x)
         require(before == memory(), "the network remembers its input.")
         return prediction
@@ -65,10 +64,11 @@ def _watched_copy(predictive: Predictive, streams: Streams | None) -> tuple[Pred
 
 def _identities(value: Any, depth: int = 6) -> Any:
     """The identities of what a value holds: containers by their items, other objects by their attributes."""
-    if depth == 0 or isinstance(value, Tensor | nn.Module | type) or callable(value):
+    if type(value) in ATOMS or depth == 0:
         return id(value)
     if isinstance(value, dict):
         return [(key, _identities(item, depth - 1)) for key, item in value.items()]
     if isinstance(value, list | tuple | set):
         return [id(value), *(_identities(item, depth - 1) for item in value)]
-    return [id(value), _identities(vars(value), depth - 1)] if hasattr(value, "__dict__") else id(value)
+    whole = isinstance(value, Tensor | nn.Module | type) or callable(value) or not hasattr(value, "__dict__")
+    return id(value) if whole else [id(value), _identities(vars(value), depth - 1)]

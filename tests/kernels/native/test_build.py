@@ -75,6 +75,17 @@ def test_a_compiler_that_is_no_command_is_refused(monkeypatch):
         compiler()
 
 
+def test_the_compiler_is_looked_for_anew_where_the_folders_of_commands_are_others(tmp_path, monkeypatch):
+    own, found = tmp_path / "own-cc", []
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o755)
+    monkeypatch.setenv("CC", "own-cc -g")
+    for path in ("/nowhere", str(tmp_path), "/nowhere"):
+        monkeypatch.setenv("PATH", path)
+        found.append(compiler())
+    assert found == [None, "own-cc -g", None]
+
+
 @pytest.mark.parametrize(
     ("script", "said"), [("echo 'no such flag' >&2; exit 1", "no such flag"), ("exit 0", "No such")]
 )

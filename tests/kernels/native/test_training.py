@@ -382,6 +382,15 @@ def test_the_default_dtype_is_of_no_consequence(threads):
     assert native and agree(found, [gradient.double() for gradient in expected])
 
 
+def test_a_hook_that_comes_after_the_prediction_function_sees_the_batch_once():
+    net, (x, _), seen = convolutional(), batch(1, 28, 28), []
+    predict = live(as_predictive(net), Streams.of(0, torch.arange(len(x))))
+    predict(x)
+    net[0].register_forward_hook(lambda layer, args, output: seen.append(len(output)))
+    predict(x)
+    assert seen == [len(x)]
+
+
 def test_few_samples_and_other_contexts_are_left_to_pytorch():
     net, (x, _) = convolutional(), batch(1, 28, 28)
     assert logits_of(net, x)[1]

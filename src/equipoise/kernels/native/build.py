@@ -36,10 +36,14 @@ def compiler() -> str | None:
     if _is_off():
         return None
     try:
-        program = shlex.split(command)[0]
+        return command if _is_installed(command, os.environ.get("PATH")) else None
     except ValueError as error:
         raise EquipoiseError(f"CC={command} is not a command ({error}): expected a C compiler, such as gcc.") from error
-    return command if shutil.which(program) else None
+
+
+@cache  # every training step asks several times, and a search of all folders takes a tenth of a millisecond
+def _is_installed(command: str, path: str | None) -> bool:
+    return shutil.which(shlex.split(command)[0], path=path) is not None
 
 
 def library() -> ctypes.CDLL | None:
