@@ -44,7 +44,7 @@ CLAIMS = """## Claims
 
 What the papers say beyond their tables. A claim *holds* if the 95 % interval of a difference, sample by sample and seed
 by seed, lies above what is claimed, it *fails* if the interval lies below, and is *undecided* otherwise. A star marks
-what comes from one training of each kind, whose noise the interval does not hold.
+what comes from one training of each kind, whose noise the interval does not include.
 """
 
 

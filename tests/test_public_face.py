@@ -51,3 +51,4 @@ def test_names_are_found_lazily_but_no_others(package: ModuleType) -> None:
     assert callable(eq.data.load) and isinstance(eq.data.formats, ModuleType)
     with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'lode'"):
         _ = package.lode
+    assert not hasattr(package, "lode.r") and not hasattr(package, "data.formats")

@@ -147,7 +147,7 @@ def test_what_it_says():
     said = toy().verdict
     assert said == (
         "Of 4 numbers of the paper 1 agree within 2 points, 1 differ and 2 are undecided; the median difference is 1.5 "
-        "points; 4 are of one training, whose noise their intervals do not hold, at 0.2 of its epochs, samples and "
+        "points; 4 are of one training, whose noise their intervals do not include, at 0.2 of its epochs, samples and "
         "seeds, with synthetic-mnist in place of mnist, 1 of 2 tasks are not finished."
     )
     table, *_ = toy().parts

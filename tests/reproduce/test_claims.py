@@ -100,6 +100,16 @@ def test_differences_of_accuracies_may_be_negative():
     assert difference(claim, [(record(wrong), record(right))], []).mean == -50
 
 
+def test_equal_differences_are_not_certain():
+    """Ten samples that both get right may still differ in a quarter of others; of distances nothing is known."""
+    both = Claim("A is right more often.", "nowhere", cell("A", clean, scale=100), cell("B", clean, scale=100), by=-2.0)
+    gap = difference(both, [(record([True] * 10), record([True] * 10))], [])
+    assert gap.mean == 0 and gap.interval == pytest.approx((-100 * (1 - 0.025**0.1), 100 * (1 - 0.025**0.1)))
+    assert stats.binomtest(0, 10).proportion_ci(method="exact").high == pytest.approx(1 - 0.025**0.1)
+    alike = Claim("A is larger.", "nowhere", cell("A"), cell("B"))
+    assert difference(alike, [(measured([0.0, 0.0]), measured([0.0, 0.0]))], []).interval is None
+
+
 def test_with_three_seeds_the_interval_is_over_them():
     claim = Claim("A is larger.", "nowhere", cell("A", seeds=3), cell("B", seeds=3))
     pairs = [(measured([2.0 + seed] * 5), measured([1.0] * 5)) for seed in range(3)]

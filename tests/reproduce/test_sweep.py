@@ -135,6 +135,14 @@ def test_what_an_earlier_version_finished_is_found_when_a_later_one_has_begun_th
     assert len(result.finished) == 2 and not result.failed
 
 
+def test_a_damaged_result_elsewhere_is_computed_again(here, tmp_path):
+    sweep.sweep(plan(1), here, workers=1)
+    other = replace(here, folder=tmp_path / "other")
+    (here.folder_of(evaluated(0)) / "evaluation.json").write_text("{")
+    outcome = sweep.sweep(plan(1), other, workers=1, reuse=[here.folder])
+    assert len(outcome.finished) == 2 and result(evaluated(0), other).results
+
+
 def test_folders_to_take_from_are_refused_by_name(here, tmp_path, monkeypatch):
     with pytest.raises(EquipoiseError, match=r"nowhere holds no experiment to take finished tasks from: expected the"):
         sweep.sweep(plan(1), here, workers=1, reuse=[tmp_path / "nowhere"])

@@ -14,7 +14,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
 
     def find(name: str) -> Any:
         module, _, member = homes.get(name, name).partition(":")
-        if name not in homes and (name.startswith("_") or find_spec(f"{package}.{name}") is None):
+        if name not in homes and (name.startswith("_") or "." in name or find_spec(f"{package}.{name}") is None):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         found = import_module(f"{package}.{module}")
         found = getattr(found, member) if member else found

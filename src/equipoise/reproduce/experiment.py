@@ -69,6 +69,8 @@ def found(cell: Cell, records: Sequence[Any], folders: Sequence[str] = (), signe
         intervals.append(Number(cell.column, means, signed=True).interval)
     if "samples" in over:
         students = Number(cell.column, samples.tolist(), signed=True).interval
+        if signed and students is not None and students[0] == students[1]:
+            students = _of_equal_differences(samples, percent)
         intervals.append(wilson(float(samples.sum()), len(samples)) if shares else students)
     ends = np.array([interval for interval in intervals if interval is not None])
     interval = None
@@ -78,6 +80,14 @@ def found(cell: Cell, records: Sequence[Any], folders: Sequence[str] = (), signe
     mean = float(np.mean(means)) * cell.scale
     result = (mean, interval, len(samples), len(means), over, folders, percent)
     return Outcome(cell.row, cell.column, cell.paper, cell.deviation, *result)
+
+
+def _of_equal_differences(samples: np.ndarray, percent: bool) -> tuple[float, float] | None:
+    """The interval of the mean of n equal differences, where Student's has no width: of accuracies that of
+    no event in n, `± (1 - .025^(1/n))`; None of other numbers, of which so few tell nothing.
+    """
+    half = 1 - 0.025 ** (1 / len(samples))
+    return (float(samples[0]) - half, float(samples[0]) + half) if percent else None
 
 
 def difference(claim: "Claim", records: Sequence[tuple[Record, Record | None]], folders: Sequence[str]) -> Outcome:

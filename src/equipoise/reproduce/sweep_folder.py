@@ -14,7 +14,7 @@ from typing import Any
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import read_json, write_atomically
 from equipoise.reproduce.experiment import Plan
-from equipoise.reproduce.running import Setting
+from equipoise.reproduce.running import Setting, result_in
 from equipoise.reproduce.tasks import Task
 from equipoise.results.schema import parse, read_data, require_kind
 
@@ -167,9 +167,18 @@ def earlier(setting: Setting, folders: Sequence[Path]) -> list[Setting]:
 
 def finished(task: Task, setting: Setting, elsewhere: Sequence[Setting] = ()) -> Path | None:
     """Return the folder in which a task is finished on the same data: its own, or that of an earlier setting, which may
-    be of another version of the code. None if nowhere.
+    be of another version of the code. None if nowhere; a damaged result elsewhere counts as none.
     """
-    return next((folder for one in (setting, *elsewhere) if is_done(folder := one.folder_of(task))), None)
+    own, others = setting.folder_of(task), (one.folder_of(task) for one in elsewhere)
+    return own if is_done(own) else next((one for one in others if is_done(one) and _is_readable(task, one)), None)
+
+
+def _is_readable(task: Task, folder: Path) -> bool:
+    try:
+        result_in(task, folder)
+    except EquipoiseError:
+        return False
+    return True
 
 
 def copy_finished(task: Task, setting: Setting, elsewhere: Sequence[Setting]) -> None:

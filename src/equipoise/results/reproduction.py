@@ -375,7 +375,7 @@ class Reproduction:
         if any(counts.values()):
             sentence = summary(counts, self.median_difference, self.order)
             alone = sum(one.agreement is not None and one.over == "samples" for one in self.outcomes)
-            sentence += f"; {alone} are of one training, whose noise their intervals do not hold" if alone else ""
+            sentence += f"; {alone} are of one training, whose noise their intervals do not include" if alone else ""
             sentence += f". {tested}" if tested else ""
         elif tested:
             sentence = tested
@@ -411,7 +411,7 @@ def judged(claims: Sequence[ClaimOutcome]) -> str:
     alone = sum(one.difference.seeds == 1 for one in tested)
     return (
         f"Of {len(tested)} claims that were put to the test {holds} hold, {fails} fail and {undecided} are undecided"
-        + (f"; {alone} by one training of each kind, whose noise their intervals do not hold" if alone else "")
+        + (f"; {alone} by one training of each kind, whose noise their intervals do not include" if alone else "")
     )
 
 
