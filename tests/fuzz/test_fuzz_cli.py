@@ -185,7 +185,7 @@ def stops() -> Iterator[None]:
         patch.setattr(auditing, "investigate", stop)
         patch.setattr(reproducing, "sweep", stop)
         patch.setattr(reproducing, "stand_in", stop)
-        patch.setattr(experiments.cost, "work", stop)
+        patch.setattr(reproducing.cost, "work", stop)
         patch.setattr(scoring, "certified", stop)
         patch.setattr(scoring.scores.Score, "__call__", stop)
         entries = {name: replace(entry, run=stop) for name, entry in studying.STUDIES.items()}
