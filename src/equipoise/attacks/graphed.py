@@ -1,4 +1,4 @@
-"""The steps of a climb as one recording, a CUDA graph, that is replayed.
+"""The steps of a gradient ascent as one recording, a CUDA graph, that is replayed.
 
 A step of a small network, or of a small batch, keeps a GPU busy for less time than Python needs to ask for it. What a
 step computes up to the projection is therefore recorded once and replayed: the prediction, the gradient, the selection
@@ -6,7 +6,7 @@ and the step rule, on tensors that stay where they are. The number of rows is ro
 (`equipoise.attacks.active.Active`), and each is recorded anew. Whoever has finished is only asked for every
 `equipoise.attacks.climb.CHECK_EVERY` steps; the projection onto an L2 ball is not recorded, and waits for the device.
 
-`is_recordable` says which climbs do the same at every step. It has not been measured on a GPU yet.
+`is_recordable` says which ascents do the same at every step. It has not been measured on a GPU yet.
 """
 
 import warnings
@@ -90,11 +90,11 @@ def recorder_for(device: torch.device) -> Recorder | None:
 
 
 def is_recordable(predictive: Frozen, objective: Objective, rule: StepRule, selection: Selection, drawn: bool) -> bool:
-    """Whether every step of a climb does the same, whatever the numbers: a single network of known layers without
+    """Whether every step of an ascent does the same, whatever the numbers: a single network of known layers without
     hooks, an objective without a test of its values, and a rule that remembers nothing. `drawn`: whether samples differ
     in their number of steps.
 
-    A climb of independent samples in eval mode is meant, with one draw of the model and one ball.
+    An ascent of independent samples in eval mode is meant, with one draw of the model and one ball.
     """
     terms, layers = climb_terms(objective), list(predictive.module.modules())
     return (

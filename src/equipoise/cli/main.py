@@ -46,7 +46,9 @@ def _outcome(argv: list[str]) -> int:
     """Run a command line; whatever ends it becomes an exit code and a sentence, but for faults of this program."""
     try:
         overview.answer(argv)
-        if argv[0] == "experiments" and not {"-h", "--help", "--help-all"} & set(argv):
+        from equipoise.cli.words import HELP, renamed, require_once
+
+        if argv[0] == "experiments" and HELP.keys().isdisjoint(argv):
             from equipoise.cli.listing import list_experiments
 
             list_experiments(argv)
@@ -55,7 +57,6 @@ def _outcome(argv: list[str]) -> int:
         from equipoise.cli.options import with_new_flags
         from equipoise.cli.parsing import parse, questions
         from equipoise.cli.resuming import continued
-        from equipoise.cli.words import renamed, require_once
 
         words = continued(argv)
         options = parse(words)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from equipoise.cli.method_options import spelled_out
 from equipoise.cli.options import with_new_flags
+from equipoise.cli.words import HELP
 from equipoise.core.errors import require
 from equipoise.results.records import Run, load
 
@@ -15,7 +16,7 @@ def continued(argv: Sequence[str]) -> list[str]:
     Others are returned as they are. Raises `EquipoiseError` for a run that cannot be found or was trained otherwise.
     """
     words = list(argv)
-    if words[:1] != ["train"] or "--resume" not in words or {"-h", "--help", "--help-all"} & set(words):
+    if words[:1] != ["train"] or "--resume" not in words or not HELP.keys().isdisjoint(words):
         return words
     named = len(words) > 1 and not words[1].startswith("-")
     out = _value(words, "--out")

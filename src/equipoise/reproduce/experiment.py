@@ -116,6 +116,10 @@ class Table:
     """What the rows are."""
     unit: str = "%"
 
+    def at(self, row: str, column: str) -> Cell:
+        """Return the cell in that place."""
+        return next(cell for cell in self.cells if (cell.row, cell.column) == (row, column))
+
 
 @dataclass(frozen=True)
 class Line:

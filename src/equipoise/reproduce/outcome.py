@@ -139,10 +139,13 @@ class _Results:
     def claim(self, claim: Claim) -> ClaimOutcome:
         """The difference over the seeds of which both numbers are there."""
         others = [None] * len(claim.larger.tasks) if claim.smaller is None else claim.smaller.tasks
-        pairs = [tuple(one for one in pair if one is not None) for pair in zip(claim.larger.tasks, others, strict=True)]
-        done = [pair for pair in pairs if all(self.record(task) is not None for task in pair)]
-        records = [(self.record(pair[0]), self.record(pair[1]) if len(pair) > 1 else None) for pair in done]
-        folders = [self.folder(task).name for pair in done for task in pair]
+        records, folders = [], []
+        for own, other in zip(claim.larger.tasks, others, strict=True):
+            tasks = [own] if other is None else [own, other]
+            of_seed = [self.record(task) for task in tasks]
+            if all(record is not None for record in of_seed):
+                records.append((of_seed[0], None if other is None else of_seed[1]))
+                folders += [self.folder(task).name for task in tasks]
         names = claim.larger.row, "" if claim.smaller is None else claim.smaller.row
         gap = difference(claim, records, folders)
         return ClaimOutcome(claim.statement, claim.source, *names, gap, claim.by, claim.unit)

@@ -163,8 +163,9 @@ def above(
     """Return the claims that `larger` has the larger number than each of `others`, as the statement with "than OTHER"
     says: rows of a table in the column `where`, or columns in the row `where`.
     """
-    cells = {(cell.row, cell.column): cell for cell in of.cells} | {(cell.column, cell.row): cell for cell in of.cells}
+    rows = {cell.row for cell in of.cells}
+    own, *rest = (of.at(name, where) if name in rows else of.at(where, name) for name in (larger, *others))
     return [
-        Claim(f"{statement} than {other}", source, cells[larger, where], cells[other, where], by, unit)
-        for other in others
+        Claim(f"{statement} than {other}", source, own, cell, by, unit)
+        for other, cell in zip(others, rest, strict=True)
     ]

@@ -23,14 +23,16 @@ from equipoise.reproduce.experiment import (
 from equipoise.reproduce.papers import framework, rethinking, udp
 from equipoise.reproduce.published import experiments
 from equipoise.reproduce.recipes import ADAM, SEEDS, above, curve, evaluated, measured, named
-from equipoise.reproduce.tasks import MeasureTask, Net, Task, Training, call
-from equipoise.training import Recipe, methods
+from equipoise.reproduce.tasks import Call, MeasureTask, Net, Task, Training, call
+from equipoise.training import methods
 
 DATA = "fashion-mnist"
 BEST = ("standard", "PGD (eps 0.2)", "TRADES (eps 0.2)", "UDPR (eps 0.5)", "UDP-PGD (eps 0.3)", "UDP-PGD (eps 0.5)")
 """The methods of U Table 2, with the eps that U selected for each."""
 RADII = udp.RADII[DATA]
 _AT = 0.1  # eps of tests, the middle one of U Table 2
+Column = tuple[Callable[[str], Sequence[Task]], Read, float]
+"""Of a column its tasks by row, how they are read, and the factor to the table's unit."""
 _SUBSET = 1000  # samples of what takes minutes a network
 
 
@@ -39,9 +41,18 @@ def best(row: str) -> list[Training]:
     return udp.trainings(DATA, *named(row), "corrected")
 
 
-def table(title: str, rows: Sequence[str], columns: Mapping[str, tuple[Callable[[str], Sequence[Task]], Read, float]],
-          unit: str = "%") -> Table:  # fmt: skip
-    """A table without published numbers: of each column its tasks by row, how they are read, and their factor."""
+def trained(method: Call, net: Net) -> list[Training]:
+    """The same recipe with another method or network, seed by seed."""
+    return [Training(method, net, DATA, replace(ADAM, seed=seed)) for seed in SEEDS]
+
+
+def autoattacked(trainings: Sequence[Training]) -> list[Task]:
+    """Their accuracies, clean and under AutoAttack."""
+    return [evaluated(one, ["autoattack"], [_AT]) for one in trainings]
+
+
+def table(title: str, rows: Sequence[str], columns: Mapping[str, Column], unit: str = "%") -> Table:
+    """A table without published numbers."""
     cells = [
         Cell(row, column, tasks(row), read, scale=scale)
         for row in rows
@@ -77,13 +88,13 @@ def follows() -> list[Claim]:
     climb = {"eps": 0.5, "step_size": 0.025, "steps": 20}
     question = "Do perturbations move samples further where the other class is further away?"
 
-    def correlation(row: str, attack: Callable[..., Any], of_row: str) -> Cell:
+    def correlation(row: str, attack: Callable[..., Any]) -> Cell:
         function = call(measures_claims.moves, attack=call(attack, **climb))
-        tasks = [measured(function, [one], question) for one in best(of_row)]
+        tasks = [measured(function, [one], question) for one in best("UDP-PGD (eps 0.5)")]
         return Cell(row, "rank correlation", tasks, number(measures_claims.FOLLOWS), scale=1.0)
 
-    own = correlation("UDP's moves", attacks.udp, "UDP-PGD (eps 0.5)")
-    pgd = correlation("PGD's moves", attacks.pgd, "UDP-PGD (eps 0.5)")
+    own = correlation("UDP's moves", attacks.udp)
+    pgd = correlation("PGD's moves", attacks.pgd)
     source = "U, Sec. 3 and Fig 1"
     return [
         Claim("UDP moves a sample further where the nearest sample of another class is further away", source, own,
@@ -98,10 +109,7 @@ def training_eps(variant: Variant) -> list[Part]:
     names = ("PGD", "TRADES", "UDPR", "UDP-PGD")
 
     def tasks(name: str) -> dict[float, list[Task]]:
-        return {
-            eps: [evaluated(one, ["autoattack"], [_AT]) for one in udp.trainings(DATA, name, eps, "corrected")]
-            for eps in RADII
-        }
+        return {eps: autoattacked(udp.trainings(DATA, name, eps, "corrected")) for eps in RADII}
 
     by_name = {name: tasks(name) for name in names}
     charts = [
@@ -135,17 +143,16 @@ def selection(names: Sequence[str]) -> list[Part]:
         measures_claims.BEST: (chosen, number(measures_claims.BEST), 100.0),
     }
     result = table("The eps of training that validation selects", names, reads)
-    cells = {(cell.row, cell.column): cell for cell in result.cells}
     claims = [
         Claim(f"Validation selects an eps of {name} within 2 points of the best", "this library",
-              cells[name, measures_claims.SELECTED], cells[name, measures_claims.BEST], by=-2.0)
+              result.at(name, measures_claims.SELECTED), result.at(name, measures_claims.BEST), by=-2.0)
         for name in names
     ]  # fmt: skip
     return [result, Claims("Does validation find a good eps?", claims)]
 
 
 def uncertainties(variant: Variant) -> list[Part]:
-    """Which uncertainty to climb: of one network, or of an ensemble."""
+    """Which uncertainty to maximise: of one network, or of an ensemble."""
     climb = {"eps": 0.3, "step_size": 0.015, "steps": 25}
     kinds = {
         "entropy, one network": (Net("lenet"), "entropy"),
@@ -157,19 +164,13 @@ def uncertainties(variant: Variant) -> list[Part]:
 
     def tasks(row: str) -> list[Task]:
         net, uncertainty = kinds[row]
-        method = call(methods.udp, uncertainty=uncertainty, **climb)
-        of = [Training(method, net, DATA, _with_seed(seed)) for seed in SEEDS]
-        return [evaluated(one, ["autoattack"], [_AT]) for one in of]
+        return autoattacked(trained(call(methods.udp, uncertainty=uncertainty, **climb), net))
 
     result = accuracy_table("UDP by other uncertainties", list(kinds), tasks)
     own, *others = "mutual information, five networks", "entropy, five networks", "entropy, one network"
     statement = "Mutual information of five networks is a better uncertainty"
     claims = above(result, statement, "U Sec. 3 (epistemic)", "mean of both", own, *others)
     return [result, Claims("Is epistemic uncertainty the better one?", claims)]
-
-
-def _with_seed(seed: int) -> Recipe:
-    return replace(ADAM, seed=seed)
 
 
 def accuracy_table(title: str, rows: Sequence[str], tasks: Callable[[str], Sequence[Task]]) -> Table:
@@ -193,11 +194,10 @@ def calibration(variant: Variant) -> list[Part]:
                             (m.ATTACKED_NLL, 1.0), (m.ATTACKED_AUROC, 100.0))
     }  # fmt: skip
     result = table("Calibration error, likelihood in nats, and detection of MNIST by the entropy", BEST, columns)
-    cells = {(cell.row, cell.column): cell for cell in result.cells}
     rows = ("UDP-PGD (eps 0.3)", "UDPR (eps 0.5)")
     claims = [
         Claim(f"{row} is better calibrated than {other} under attack", "U App. A.4",
-              cells[other, m.ATTACKED_NLL], cells[row, m.ATTACKED_NLL], unit="nats")
+              result.at(other, m.ATTACKED_NLL), result.at(row, m.ATTACKED_NLL), unit="nats")
         for row in rows
         for other in ("standard", "PGD (eps 0.2)")
     ]  # fmt: skip
@@ -206,7 +206,7 @@ def calibration(variant: Variant) -> list[Part]:
 
 def trades_with_udp(variant: Variant) -> list[Part]:
     """TRADES' divergence at the points of UDP."""
-    rows = {"TRADES (eps 0.2)": None, "UDP-PGD (eps 0.3)": None, "UDPR (eps 0.5)": None}
+    rows = "TRADES (eps 0.2)", "UDP-PGD (eps 0.3)", "UDPR (eps 0.5)"
     combined = {
         f"UDP and TRADES (eps {eps:g})": call(methods.udp_trades, eps=eps, step_size=0.015 if eps < 0.5 else 0.025,
                                               steps=20)
@@ -214,11 +214,7 @@ def trades_with_udp(variant: Variant) -> list[Part]:
     }  # fmt: skip
 
     def tasks(row: str) -> list[Task]:
-        if row in combined:
-            trainings = [Training(combined[row], Net("lenet"), DATA, _with_seed(seed)) for seed in SEEDS]
-        else:
-            trainings = best(row)
-        return [evaluated(one, ["autoattack"], [_AT]) for one in trainings]
+        return autoattacked(trained(combined[row], Net("lenet")) if row in combined else best(row))
 
     result = accuracy_table("UDP and TRADES together", [*rows, *combined], tasks)
     claims = [
@@ -248,7 +244,7 @@ def entropy_maximisation(variant: Variant) -> list[Part]:
         of = [rethinking.training(row, "mnist", seed) for seed in SEEDS]
         return [measured(call(measures.course, strong="PGD"), [one], question, courses=True) for one in of]
 
-    columns: dict[str, tuple[Callable[[str], Sequence[Task]], Read, float]] = {
+    columns: dict[str, Column] = {
         "clean": (attacked, clean, 100.0),
         "AutoAttack": (attacked, robust(eps), 100.0),
     }
@@ -258,7 +254,6 @@ def entropy_maximisation(variant: Variant) -> list[Part]:
     fall = "largest fall of PGD accuracy"
     columns[fall] = (course, number(fall), 100.0)
     result = table("Accuracy on MNIST, eps 48/255", rows, columns)
-    cells = {(cell.row, cell.column): cell for cell in result.cells}
     gain = [
         claim
         for own, other in (("PAT-EntM", "PAT"), ("PAT-LS", "PAT"), ("TRADES-EntM", "TRADES"), ("PAT-EntM", "TRADES"))
@@ -266,7 +261,7 @@ def entropy_maximisation(variant: Variant) -> list[Part]:
         for claim in above(result, f"{own} has more {column} accuracy", "R Sec. 5.2", column, own, other)
     ]
     overfits = [Claim("The robust accuracy of PAT-EntM falls less while it trains than that of PAT",
-                      "R Sec. 1 (regularises AT)", cells["PAT", fall], cells["PAT-EntM", fall])]  # fmt: skip
+                      "R Sec. 1 (regularises AT)", result.at("PAT", fall), result.at("PAT-EntM", fall))]  # fmt: skip
     return [result, Claims("Is the gain more than a scale of logits?", gain), Claims("Robust overfitting", overfits)]
 
 
@@ -293,15 +288,12 @@ def robustness_scores(variant: Variant) -> list[Part]:
         return [evaluated(of(row, seed)) for seed in SEEDS]
 
     names = ("R1", "R2", "R2 by BG alone", "label-aware R2", "on-manifold worst case")
-    columns: dict[str, tuple[Callable[[str], Sequence[Task]], Read, float]] = {
-        name: (scored, number(name), 1.0) for name in names
-    }
+    columns: dict[str, Column] = {name: (scored, number(name), 1.0) for name in names}
     columns["accuracy"] = (accuracy, lambda record: [100 * value for value in clean(record)], 1.0)
     result = table(f"Scores on {DATA}", rows, columns, "")
-    cells = {(cell.row, cell.column): cell for cell in result.cells}
     by_bg = [
         Claim(f"R2 of {row} by BG alone is larger than that of the nearest attack, and so wrong", "F Sec. 6, Table 2",
-              cells[row, "R2 by BG alone"], cells[row, "R2"], unit="pixels")
+              result.at(row, "R2 by BG alone"), result.at(row, "R2"), unit="pixels")
         for row in rows
     ]  # fmt: skip
     trained = above(result, "Training for R2 gives a larger R2", "F Sec. 7, Table 5", "R2", "Ours", "No Reg.", "HEIN",
