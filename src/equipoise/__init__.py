@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from equipoise.attacks.ascent import Ascent
     from equipoise.attacks.result import AttackResult
     from equipoise.certified import certified as certify
+    from equipoise.core import schedules
     from equipoise.core.errors import EquipoiseError, EquipoiseWarning
     from equipoise.core.types import Prediction
     from equipoise.evaluation import evaluate
@@ -57,6 +58,7 @@ __all__ = [
     "methods",
     "models",
     "nets",
+    "schedules",
     "score",
     "scores",
     "spaces",
@@ -81,6 +83,7 @@ _HOMES = {
     "evaluate": "evaluation:evaluate",
     "load": "training:load_run",
     "methods": "training.methods",
+    "schedules": "core.schedules",
     "score": "scores.instances:score",
     "spaces": "attacks.spaces",
     "steps": "attacks.steps",

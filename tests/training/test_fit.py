@@ -310,11 +310,11 @@ def test_a_compiled_network_saves_plain_names(tmp_path: Path) -> None:
 
 
 def test_an_ascent_keeps_its_own_precision() -> None:
-    from equipoise.training.fit import _in_precision
+    from equipoise.training.job import in_precision
 
     method = methods.pgd_at(0.1, 0.02, 2, precision="bf16")
-    assert _in_precision(method, Recipe()).terms[0].at.precision == "bf16"
-    assert _in_precision(methods.pgd_at(0.1, 0.02, 2), Recipe(precision="bf16")).terms[0].at.precision == "bf16"
+    assert in_precision(method, Recipe()).terms[0].at.precision == "bf16"
+    assert in_precision(methods.pgd_at(0.1, 0.02, 2), Recipe(precision="bf16")).terms[0].at.precision == "bf16"
 
 
 TORCHRUN = """

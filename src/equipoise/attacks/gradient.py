@@ -15,6 +15,7 @@ from equipoise.attacks.ascent import Ascent, TargetRule
 from equipoise.attacks.steps import Gaussian, Start, StepSize, Uniform, UniformUpTo
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import EquipoiseError, unknown
+from equipoise.core.schedules import schedulable
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
 
@@ -44,12 +45,14 @@ def usual_step_size(eps: float, steps: int, reach: float = 2.5) -> float:
     return reach * eps / max(steps, 1) if eps > 0 else 1.0
 
 
+@schedulable
 @checked_call(Ascent)
 def fgsm(eps: float, norm: str = "linf", step_size: float | None = None, box: Box = Box(), **options: Any) -> Ascent:
     """Fast gradient sign method: `x + eps · sign(∇CE)`, for other norms the steepest step (Goodfellow et al. 2015)."""
     return make_ascent(cross_entropy, Ball(norm, eps, box), step_size, 1, 1.0, **options)
 
 
+@schedulable
 @checked_call(Ascent)
 def r_fgsm(eps: float, step_size: float | None = None, norm: str = "linf", box: Box = Box(), **options: Any) -> Ascent:
     """FGSM from a uniform random start ξ: `Π(x + ξ + alpha · sign(∇CE(x + ξ)))`, alpha = 1.25·eps by default.
@@ -59,6 +62,7 @@ def r_fgsm(eps: float, step_size: float | None = None, norm: str = "linf", box: 
     return make_ascent(cross_entropy, Ball(norm, eps, box), step_size, 1, 1.25, **_EVALUATION | options)
 
 
+@schedulable
 @checked_call(Ascent)
 def pgd(
     eps: float,
@@ -75,6 +79,7 @@ def pgd(
     return make_ascent(cross_entropy, Ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
 
 
+@schedulable
 @checked_call(Ascent)
 def cw(
     eps: float,
@@ -88,6 +93,7 @@ def cw(
     return make_ascent(margin, Ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
 
 
+@schedulable
 @checked_call(Ascent)
 def uta(
     eps: float,
@@ -105,6 +111,7 @@ def uta(
     return make_ascent(uncertainty_named(uncertainty), Ball(norm, eps, box), step_size, steps, **options)
 
 
+@schedulable
 @checked_call(Ascent)
 def udp(
     eps: float,
@@ -119,6 +126,7 @@ def udp(
     return replace(uta(eps, step_size, steps, norm, uncertainty, box, **options), steps=UniformUpTo(steps))
 
 
+@schedulable
 @checked_call(Ascent)
 def trades(
     eps: float,

@@ -18,6 +18,7 @@ from torch import nn
 from equipoise.attacks.gradient import usual_step_size
 from equipoise.attacks.steps import StepSize, Triangular
 from equipoise.core.errors import EquipoiseError
+from equipoise.core.schedules import Schedule, schedulable
 from equipoise.core.types import Mode
 from equipoise.generators import Manifold
 from equipoise.geometry import NormName
@@ -98,6 +99,8 @@ _HANDED_ON: dict[str, tuple[Any, Any]] = {
     "mode": (Mode, "eval"),
     "uncertainty": (Literal[tuple(UNCERTAINTIES)], "entropy"),  # pyright: ignore[reportInvalidTypeForm]
 }
+_SCHEDULED = {"eps", "steps", "step_size", "weight", "beta", "clean_share", "entropy_weight", "smoothing", "noise"}
+"""Options that may change over the training, as in `--eps 0..0.1@0.3`."""
 _NEW = {("on-manifold", "clean_share"): 0.0}
 """Options of a value that runs of the version before did not record: left out of the record, so that those resume."""
 
@@ -107,13 +110,18 @@ def choice_of(name: str) -> type:
     """The dataclass of the options of a method, with its `name`."""
     function = METHODS[name]
     made = [
-        (field_name, kind, field(default=default, metadata={"help": text}, kw_only=True))
+        (field_name, kind, field(default=default, metadata=_metadata(field_name, text), kw_only=True))
         for field_name, kind, default, text in _fields_of(function)
     ]
     made.sort(key=lambda entry: entry[2].default is not MISSING)
     class_name = "".join(word.capitalize() for word in name.split("-"))
     namespace = {"name": name, "__doc__": function.__doc__, "__module__": __name__}
     return make_dataclass(class_name, made, frozen=True, namespace=namespace)
+
+
+def _metadata(name: str, text: str) -> dict[str, str]:
+    """The help of a field, and whether it may change over the training."""
+    return {"help": text, "scheduled": "yes"} if name in _SCHEDULED else {"help": text}
 
 
 def _fields_of(function: Callable[..., Method]) -> list[tuple[str, Any, Any, str]]:
@@ -179,7 +187,8 @@ def spelled_out(words: Sequence[str]) -> list[str]:
 
 def parameters(choice: Any) -> dict[str, Any]:
     """Name and hyper-parameters of a chosen method; this is its record."""
-    values = {"name": choice.name, **{f.name: getattr(choice, f.name) for f in fields(choice)}}
+    typed = {f.name: getattr(choice, f.name) for f in fields(choice)}
+    values = {"name": choice.name, **{k: str(v) if isinstance(v, Schedule) else v for k, v in typed.items()}}
     return {key: value for key, value in values.items() if _NEW.get((choice.name, key), MISSING) != value}
 
 
@@ -193,11 +202,12 @@ def full_name(record: Mapping[str, Any]) -> str:
 
 
 def build_method(choice: Any, manifold: Manifold | None = None) -> Method:
-    """The method with its hyper-parameters, on `manifold` if it needs one; without, just to see whether they are in
-    range. Raises `EquipoiseError` for values out of range.
+    """The method with its hyper-parameters, or an `Expression` of it if one of them is scheduled, on `manifold` if it
+    needs one; without, just to see whether they are in range. Raises `EquipoiseError` for values out of range.
     """
     options = parameters(choice)
     name = options.pop("name")
+    options = {key: getattr(choice, key) for key in options}
     if "manifold" in options:
         options = {key: value for key, value in options.items() if key not in ("manifold_epochs", "codes")}
         options["manifold"] = manifold or Manifold(nn.Identity(), nn.Identity())
@@ -213,6 +223,7 @@ def build_method(choice: Any, manifold: Manifold | None = None) -> Method:
     return METHODS[name](**options)
 
 
+@schedulable
 def _triangular(name: str, eps: float, size: float | None, steps: int) -> StepSize:
     peak = eps / (5 if name.removeprefix("ls-") in ("pgd", "trades", "uta") else 2)
     return Triangular(usual_step_size(eps, steps) if size is None else size, peak)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -76,6 +76,8 @@ class Option:
     """Whether it is typed without a flag."""
     low: int | None = None
     """The least value of an integer."""
+    scheduled: bool = False
+    """Whether a number may change over the training, as in `0..0.1@0.3`."""
 
     @property
     def required(self) -> bool:
@@ -96,6 +98,8 @@ class Option:
         """The value that a word stands for. Raises `EquipoiseError` if it stands for none."""
         if self.choices and text not in self.choices:
             raise unknown(self.flag, text, self.choices)
+        if self.scheduled and (".." in text or "@" in text):
+            return self._schedule_of(text)
         if self.kind is int:
             return _integer(self.flag, text, self.low or 0)
         if self.kind is Path:
@@ -105,6 +109,17 @@ class Option:
             return fraction(text) if self.kind is float else text
         except ValueError as error:
             raise EquipoiseError(f"{self.flag}: {error}.") from error
+
+    def _schedule_of(self, text: str) -> Any:
+        from equipoise.core.schedules import parse_schedule  # imports torch, which other commands do not need
+
+        try:
+            return parse_schedule(text, replace(self, scheduled=False).value_of)
+        except ValueError as error:
+            raise EquipoiseError(
+                f"{self.flag} {text!r:.80}: expected a number, or one that changes over the training, such as "
+                "0..0.1@0.3, from 0 to 0.1 over the first 0.3 of it."
+            ) from error
 
 
 def options_of(kind: type) -> list[Option]:
@@ -137,6 +152,7 @@ def _option(field: "Field[Any]", kind: Any, many: bool, notes: Iterable[Any], te
         many,
         positional,
         next((cast(int, note.ge) for note in notes if isinstance(note, Meta)), None),
+        "scheduled" in field.metadata,
     )
 
 

@@ -9,6 +9,7 @@ from equipoise.cli.options import Option, options_of
 from equipoise.cli.requests import REQUESTS, Audit, Command, Evaluate, Train
 from equipoise.cli.words import FLAG, HELP, by_flag, read
 from equipoise.core.errors import require, unknown
+from equipoise.core.schedules import Schedule
 from equipoise.training import Recipe
 
 
@@ -71,7 +72,9 @@ def questions(options: Command) -> list[str]:
     """Return a question for each typed radius that is of another norm's size, or of another range of pixels."""
     if isinstance(options, Train):
         method = parameters(options.method)
-        typed = [(method["norm"], method["eps"])] if "norm" in method and "latent" not in method else []
+        eps = getattr(options.method, "eps", 0.0)
+        largest = max((value for _, value in eps.points), default=0.0) if isinstance(eps, Schedule) else eps
+        typed = [(method["norm"], largest)] if "norm" in method and "latent" not in method else []
     elif isinstance(options, Evaluate):
         typed = [(options.norm or "linf", eps) for eps in options.eps]
     elif isinstance(options, Audit) and options.eps is not None:

@@ -14,6 +14,7 @@ from equipoise.cli.options import pairs
 from equipoise.cli.requests import Train
 from equipoise.cli.resuming import lasting
 from equipoise.core.errors import require
+from equipoise.core.schedules import schedulable
 from equipoise.core.torchrun import is_main_process
 from equipoise.data import Dataset, load
 from equipoise.evaluation import evaluate_run
@@ -100,14 +101,17 @@ def _require_consistent(options: Train, method: str) -> None:
     )
 
 
+_per_member, _with_penalty = schedulable(Method.per_member), schedulable(Method.with_penalty)
+
+
 def _suited(method: Method, model: object, data: Dataset, options: Train) -> Method:
     """The method as that kind of model needs it."""
     if isinstance(model, DeepKernelGP):
         held_in, _ = training_split(data, options.recipe)
-        return method.per_member(total=False).with_penalty(1.0, kl_to_prior(len(held_in)))
+        return _with_penalty(_per_member(method, total=False), 1.0, kl_to_prior(len(held_in)))
     if isinstance(model, MonteCarloDropout) and options.dropout_loss == "mean-of-losses":
-        return method.per_member(total=False)
-    return method.per_member() if isinstance(model, Ensemble) and not options.joint_loss else method
+        return _per_member(method, total=False)
+    return _per_member(method) if isinstance(model, Ensemble) and not options.joint_loss else method
 
 
 def _net_record(options: Train, data: Dataset) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from numbers import Real
 from typing import Any, NoReturn, TypeVar
 
 from equipoise.core.errors import LONGEST, EquipoiseError, kind_of
+from equipoise.core.schedules import Scheduled
 
 T = TypeVar("T", bound="Summand")
 
@@ -23,23 +24,31 @@ class Summand(ABC):
         """The sum of two, or `NotImplemented` if the class of the other one knows it."""
 
     def __add__(self, other: object) -> Any:
+        if isinstance(other, Scheduled):
+            return NotImplemented  # which adds itself
         return self if _is_zero(other) else self.total(self, summand(other))
 
     def __radd__(self, other: object) -> Any:
         return self if _is_zero(other) else self.total(summand(other), self)
 
     def __sub__(self, other: object) -> Any:
+        if isinstance(other, Scheduled):
+            return NotImplemented
         return self if _is_zero(other) else self + -summand(other)
 
     def __rsub__(self, other: object) -> Any:
         return -self + other if _is_zero(other) else summand(other) + -self
 
-    def __mul__(self: T, weight: object) -> T:
+    def __mul__(self, weight: object) -> Any:
+        if isinstance(weight, Scheduled):
+            return NotImplemented
         return self.weighted(self._number(weight, "*"))
 
     __rmul__ = __mul__
 
-    def __truediv__(self: T, weight: object) -> T:
+    def __truediv__(self, weight: object) -> Any:
+        if isinstance(weight, Scheduled):
+            return NotImplemented
         return self.weighted(1 / self._number(weight, "/"))
 
     def __neg__(self: T) -> T:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from equipoise.core.checks import check_fields, checked_call
 from equipoise.core.errors import kind_of, require, unknown
+from equipoise.core.schedules import schedulable
 from equipoise.core.types import Labels, PerSample, Prediction, distances_below, log_softmax
 from equipoise.losses.algebra import Summand
 
@@ -364,6 +365,7 @@ def uncertainty_named(name: "str | Objective") -> Objective:
     return UNCERTAINTIES[name]
 
 
+@schedulable
 @checked_call()
 def regularised(entropy_weight: float = 0.0, smoothing: float = 0.0) -> Objective:
     """The loss that promotes uncertainty: `CE(p, y - g(y - 1/C)) - lam · H(p)` (R, Eqs. 4 and 6; U, Eq. MaxE).

@@ -7,7 +7,7 @@ The objective of a term sees the clean prediction live, with its gradient; insid
 the same point share one perturbed batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -214,11 +214,15 @@ class Method(Summand):
             "two auxiliary networks of the method have one name, which their files would share: let the penalties have "
             "the same.",
         )
-        built = {network: network.build_for(shape, fold(seed, i)) for i, network in enumerate(networks)}
+        return self.with_networks([network.build_for(shape, fold(seed, i)) for i, network in enumerate(networks)])
+
+    def with_networks(self, networks: Sequence[AuxiliaryNetwork]) -> "Method":
+        """The method with these in place of its auxiliary networks, in their order."""
+        new = dict(zip(self.auxiliary_networks, networks, strict=True))
 
         def with_network(penalty: Any) -> Penalty:
             network = getattr(penalty, "auxiliary_network", None)
-            return penalty if network is None else replace(penalty, auxiliary_network=built[network])
+            return penalty if network is None else replace(penalty, auxiliary_network=new[network])
 
         return replace(self, penalties=tuple((weight, with_network(penalty)) for weight, penalty in self.penalties))
 

@@ -13,6 +13,7 @@ from torch import nn
 from equipoise.attacks.ascent import Ascent
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, kind_of, require
+from equipoise.core.schedules import Scheduled
 from equipoise.core.torchrun import World, is_main_process
 from equipoise.core.types import Predictive
 from equipoise.data import Dataset
@@ -25,13 +26,13 @@ from equipoise.results.records import Run
 from equipoise.training.checkpoint import described
 from equipoise.training.corruption import Corrupted
 from equipoise.training.folder import locked_run_folder
-from equipoise.training.job import Job, Progress, summary_writer, training_split
+from equipoise.training.job import Job, Progress, in_precision, summary_writer, training_split
 from equipoise.training.recipe import Recipe, require_devices
 
 
 @checked_call(unless=("method", "data"))
 def fit(
-    method: "Method | Term | Objective",
+    method: "Method | Term | Objective | Scheduled",
     model: "nn.Module | Predictive",
     data: Dataset,
     recipe: Recipe | None = None,
@@ -90,7 +91,7 @@ def launch(job: Job) -> Run:
 
 
 def prepare(
-    method: "Method | Term | Objective",
+    method: "Method | Term | Objective | Scheduled",
     model: "nn.Module | Predictive",
     data: Dataset,
     recipe: Recipe | None = None,
@@ -109,7 +110,8 @@ def prepare(
     The arguments are those of `fit`, and the `words` of a command line, for the record. Raises `EquipoiseError` for
     unusable input.
     """
-    method = as_method(method)
+    schedule = method if isinstance(method, Scheduled) else None
+    method = as_method(schedule.at(1.0) if schedule is not None else method)
     require(
         isinstance(data, Dataset),
         f"data is {kind_of(data)}: expected an equipoise.data.Dataset, as equipoise.data.load returns; of "
@@ -127,9 +129,9 @@ def prepare(
     if recipe.tensorboard:
         summary_writer()
     if world is None and recipe.devices > 1:
-        _require_picklable(method, model)
+        _require_picklable(schedule or method, model)
     run = Run(
-        method={"name": "custom", **(method_record or {}), "sum": str(method), "terms": method.settings()},
+        method={"name": "custom", **(method_record or {}), "sum": str(schedule or method), "terms": method.settings()},
         recipe={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()},
         net={"parameters": count_parameters(as_predictive(model).module), **(net_record or described(model) or {})},
         data=_data_record(data),
@@ -137,7 +139,7 @@ def prepare(
         words=list(words),
     )
     folder = Path(out) if out is not None else None
-    return Job(_in_precision(method, recipe), model, data, recipe, folder, resume, overwrite, run, progress)
+    return Job(in_precision(method, recipe), schedule, model, data, recipe, folder, resume, overwrite, run, progress)
 
 
 def _check_model(method: Method, model: "nn.Module | Predictive", data: Dataset, recipe: Recipe) -> None:
@@ -191,7 +193,7 @@ def _data_record(data: Dataset) -> dict[str, Any]:
     }
 
 
-def _require_picklable(method: Method, model: "nn.Module | Predictive") -> None:
+def _require_picklable(method: "Method | Scheduled", model: "nn.Module | Predictive") -> None:
     try:
         pickle.dumps((method, model))
     except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
@@ -199,11 +201,3 @@ def _require_picklable(method: Method, model: "nn.Module | Predictive") -> None:
             "devices > 1 sends the network and the method to new processes, and one of them does not pickle "
             f"({error}): define it in a module, or start the processes by torchrun."
         ) from error
-
-
-def _in_precision(method: Method, recipe: Recipe) -> Method:
-    """The method with its ascents computed in bf16 if the recipe says so."""
-    if recipe.precision == "32":
-        return method
-    terms = (replace(t, at=replace(t.at, precision="bf16")) if isinstance(t.at, Ascent) else t for t in method.terms)
-    return replace(method, terms=tuple(terms))

@@ -1,17 +1,19 @@
 """What a training needs, and the progress that it reports."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from equipoise.attacks.ascent import Ascent
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import RunStream, fold
+from equipoise.core.schedules import Scheduled
 from equipoise.core.types import Predictive
 from equipoise.data import Dataset, Split
-from equipoise.losses.terms import Method
+from equipoise.losses.terms import Method, as_method
 from equipoise.results.records import Run
 from equipoise.training.recipe import Recipe
 
@@ -43,6 +45,9 @@ class Job:
     """Everything that a training process needs."""
 
     method: Method
+    """The method; of one that changes over the training, as it is at the end."""
+    schedule: Scheduled | None
+    """The method at any moment, if it changes."""
     model: "nn.Module | Predictive"
     data: Dataset
     recipe: Recipe
@@ -51,6 +56,21 @@ class Job:
     overwrite: bool
     run: Run
     progress: Callable[[Progress], None] | None
+
+    def method_at(self, done: float) -> Method:
+        """The method after the share `done` of the training."""
+        if self.schedule is None:
+            return self.method
+        now = in_precision(as_method(self.schedule.at(done)), self.recipe)
+        return now.with_networks(self.method.auxiliary_networks)
+
+
+def in_precision(method: Method, recipe: Recipe) -> Method:
+    """The method with its ascents computed in bf16 if the recipe says so."""
+    if recipe.precision == "32":
+        return method
+    terms = (replace(t, at=replace(t.at, precision="bf16")) if isinstance(t.at, Ascent) else t for t in method.terms)
+    return replace(method, terms=tuple(terms))
 
 
 def training_split(data: Dataset, recipe: Recipe) -> tuple[Split, Split]:

@@ -59,16 +59,16 @@ class RunState:
 class _Loss(nn.Module):
     """The method's loss as a module, so that one forward pass through a parallel wrapper holds all of it."""
 
-    def __init__(self, method: Method, predictive: Predictive) -> None:
+    def __init__(self, predictive: Predictive, method: Method) -> None:
         super().__init__()
         self.module = predictive.module
-        self._loss = (method, predictive)  # in a tuple: a predictive may be a module too, and is not registered twice
+        self.method = method
+        self._predictive = (predictive,)  # in a tuple: a predictive may be a module too, and is not registered twice
 
     def forward(
         self, x: Tensor, y: Tensor, points: list[Tensor | None], keys: Tensor, common: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        method, predictive = self._loss
-        losses, prediction = method.losses(predictive, x, y, points, Streams(keys, common))
+        losses, prediction = self.method.losses(self._predictive[0], x, y, points, Streams(keys, common))
         return losses, prediction.scores.detach()
 
 
@@ -90,7 +90,8 @@ class Training:
         self.train, valid = train.to(fabric.device), valid[: self.recipe.valid_examples].to(fabric.device)
         module.to(fabric.device)
         self.optimizer = self.recipe.make_optimizer(module)
-        self.loss, self.wrapped_optimizer = fabric.setup(_Loss(job.method, self.predictive), self.optimizer)
+        self.plain_loss = _Loss(self.predictive, job.method)
+        self.loss, self.wrapped_optimizer = fabric.setup(self.plain_loss, self.optimizer)
         self.state = RunState()
         # Loss, correct predictions and samples of the running epoch, in float64 on the device.
         self.epoch_totals = torch.zeros(3, dtype=torch.float64, device=fabric.device)
@@ -175,9 +176,10 @@ class Training:
         index = self.local_share(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.state.step)
+        method = self.plain_loss.method = self.job.method_at(self._share_done(self.state.step))
         x, y = self.inputs(index, fold(seed, RunStream.AUGMENT)), self.train.y[index]
         streams = Streams.of(fold(seed, RunStream.ASCENT), index, batch=self.state.step)
-        points = self.job.method.points(self.predictive, x, y, streams)
+        points = method.points(self.predictive, x, y, streams)
 
         def backward() -> tuple[Tensor, Tensor]:
             losses, scores = self.loss(x, y, points, streams.keys, streams.common)
@@ -257,7 +259,11 @@ class Training:
         return x
 
     def _learning_rate(self, step: int) -> float:
-        return self.recipe.learning_rate((self.state.epoch + step / self.steps) / self.recipe.epochs)
+        return self.recipe.learning_rate(self._share_done(step))
+
+    def _share_done(self, step: int) -> float:
+        """The share of the training that is done before a step of this epoch."""
+        return (self.state.epoch + step / self.steps) / self.recipe.epochs
 
     def require_finite(self, values: Tensor, subject: str = "loss is") -> None:
         """Raise `EquipoiseError` unless all values are finite. Every process must pass the same values, so that none

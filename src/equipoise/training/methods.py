@@ -28,6 +28,7 @@ from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.spaces import AutoEncoder, Latent, OnManifold
 from equipoise.attacks.steps import StepSize, Uniform
 from equipoise.core.errors import require, require_number
+from equipoise.core.schedules import schedulable
 from equipoise.corruptions import CORRUPTIONS
 from equipoise.generators import AdversarialGenerator, Adversary, GeneratedMargin
 from equipoise.geometry import EVERYWHERE, Box
@@ -50,11 +51,13 @@ from equipoise.training.penalties import CrossLipschitz, GradientAlignment, Mani
 StepLength = StepSize | float | None
 
 
+@schedulable
 def standard(loss: Objective = cross_entropy) -> Method:
     """Standard training, empirical risk minimisation: `L(x)`."""
     return as_method(loss)
 
 
+@schedulable
 def entm(entropy_weight: float = 2.0) -> Method:
     """Entropy maximisation: `CE(x) - λ H(x)` (R, Eq. 4; MaxE in U, App. A.5; Pereyra et al. 2017).
 
@@ -64,6 +67,7 @@ def entm(entropy_weight: float = 2.0) -> Method:
     return standard(regularised(entropy_weight))
 
 
+@schedulable
 def label_smoothing(smoothing: float = 0.74) -> Method:
     """Label smoothing: `CE` with the label `y - g (y - 1/C)` (R, Eq. 6).
 
@@ -73,6 +77,7 @@ def label_smoothing(smoothing: float = 0.74) -> Method:
     return standard(regularised(smoothing=smoothing))
 
 
+@schedulable
 def adp(entropy_weight: float = 2.0, diversity_weight: float = 0.5) -> Method:
     """Adaptive diversity promoting training of an `Ensemble` of at least 2 members, which err in different directions:
     `Σ_m CE(p_m) - α H(mean) - β log det(Mᵀ M)` (Pang et al. 2019, Eq. 5; in R with 3 members).
@@ -86,6 +91,7 @@ def adp(entropy_weight: float = 2.0, diversity_weight: float = 0.5) -> Method:
     return as_method(each(cross_entropy, total=True) - entropy_weight * entropy - diversity_weight * log_diversity)
 
 
+@schedulable
 def r2(
     generator: AdversarialGenerator | None = None,
     weight: float = 1.0,
@@ -121,11 +127,13 @@ def r2(
     return as_method(loss).with_penalty(-weight, GeneratedMargin(adversary, softness, halvings, clean))
 
 
+@schedulable
 def fgsm_at(eps: float, loss: Objective = cross_entropy, **options: Any) -> Method:
     """FGSM adversarial training: `L(x')`, `x' = x + ε sign ∇L(x)` (Goodfellow et al. 2015)."""
     return as_method(loss @ replace(attacks.fgsm(eps, **options), objective=loss))
 
 
+@schedulable
 def r_fgsm_at(eps: float, step_size: float | None = None, loss: Objective = cross_entropy, **options: Any) -> Method:
     """FGSM adversarial training from a random start in the ball: `L(x')` (Wong et al. 2020; U, Eq. R-FGSM).
 
@@ -136,6 +144,7 @@ def r_fgsm_at(eps: float, step_size: float | None = None, loss: Objective = cros
     return as_method(loss @ replace(attacks.r_fgsm(eps, step_size, **options), objective=loss))
 
 
+@schedulable
 def n_fgsm_at(
     eps: float,
     step_size: float | None = None,
@@ -162,6 +171,7 @@ def n_fgsm_at(
     return as_method(loss @ replace(attacks.fgsm(radius, norm, size, box, start=start, **options), objective=loss))
 
 
+@schedulable
 def gradalign_at(
     eps: float, step_size: float | None = None, weight: float = 0.2, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
@@ -177,6 +187,7 @@ def gradalign_at(
     return as_method(loss @ ascent).with_penalty(weight, GradientAlignment(ascent.geometry, loss))
 
 
+@schedulable
 def pgd_at(
     eps: float, step_size: StepLength = None, steps: int = 10, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
@@ -184,6 +195,7 @@ def pgd_at(
     return as_method(loss @ replace(_pgd(eps, step_size, steps, **options), objective=loss))
 
 
+@schedulable
 def pat(
     eps: float,
     step_size: StepLength = None,
@@ -198,6 +210,7 @@ def pat(
     return _mixed_with_clean(clean_share, loss, pgd_at(eps, step_size, steps, loss, **options))
 
 
+@schedulable
 def corruption_at(
     corruptions: Sequence[str] = tuple(CORRUPTIONS), clean_share: float = 0.5, loss: Objective = cross_entropy
 ) -> Method:
@@ -212,6 +225,7 @@ def corruption_at(
     return _mixed_with_clean(clean_share, loss, as_method(loss @ Corrupted(tuple(corruptions))))
 
 
+@schedulable
 def friendly_at(
     eps: float,
     step_size: StepLength = None,
@@ -230,6 +244,7 @@ def friendly_at(
     return pgd_at(eps, step_size, steps, loss, tau=tau, **options)
 
 
+@schedulable
 def mart(eps: float, step_size: StepLength = None, steps: int = 10, beta: float = 5.0, **options: Any) -> Method:
     """Misclassification-aware adversarial training: `BCE(x') + λ KL(p(x) ‖ p(x')) (1 - p_y(x))`. BCE is the boosted
     cross-entropy, and x' maximises CE by PGD (Wang et al. 2020, Eq. 11).
@@ -242,6 +257,7 @@ def mart(eps: float, step_size: StepLength = None, steps: int = 10, beta: float 
     return boosted_cross_entropy @ ascent + beta * (misclassified_kl() @ ascent)
 
 
+@schedulable
 def udp(
     eps: float, step_size: StepLength = None, steps: int = 20, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
@@ -251,6 +267,7 @@ def udp(
     return as_method(loss @ attacks.udp(eps, step_size, steps, **options))
 
 
+@schedulable
 def uta(
     eps: float, step_size: StepLength = None, steps: int = 20, loss: Objective = cross_entropy, **options: Any
 ) -> Method:
@@ -258,6 +275,7 @@ def uta(
     return as_method(loss @ attacks.uta(eps, step_size, steps, **options))
 
 
+@schedulable
 def udpr(
     eps: float,
     step_size: StepLength = None,
@@ -275,6 +293,7 @@ def udpr(
     return as_method(loss) + weight * (loss @ attacks.udp(eps, step_size, steps, **options))
 
 
+@schedulable
 def trades(
     eps: float,
     step_size: StepLength = None,
@@ -298,6 +317,7 @@ def trades(
     return as_method(loss) + beta * (kl(divergence) @ ascent)
 
 
+@schedulable
 def udp_trades(
     eps: float,
     step_size: StepLength = None,
@@ -317,6 +337,7 @@ def udp_trades(
     return as_method(loss) + beta * (kl(divergence) @ attacks.udp(eps, step_size, steps, **options))
 
 
+@schedulable
 def ls_pgd(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
     """PGD adversarial training in the latent space after `layer`: `CE(C(E(x) + δ))`, δ maximising CE. Encoder E and
     classifier C are trained together (U, Table 5).
@@ -324,16 +345,19 @@ def ls_pgd(eps: float, layer: str, step_size: StepLength = None, steps: int = 20
     return pgd_at(eps, step_size, steps, **_latent(layer), **options)
 
 
+@schedulable
 def ls_udp(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
     """UDP in the latent space after `layer`: `CE(C(E(x) + δ))`, δ maximising entropy (U, Eq. ERM-P and Table 5)."""
     return udp(eps, step_size, steps, **_latent(layer), **options)
 
 
+@schedulable
 def ls_uta(eps: float, layer: str, step_size: StepLength = None, steps: int = 20, **options: Any) -> Method:
     """UTA in the latent space after `layer`: `CE(C(E(x) + δ))`, as `ls_udp` with all K steps (T, Sec. 5.2)."""
     return uta(eps, step_size, steps, **_latent(layer), **options)
 
 
+@schedulable
 def ls_udpr(
     eps: float, layer: str, step_size: StepLength = None, steps: int = 20, weight: float = 1.0, **options: Any
 ) -> Method:
@@ -345,6 +369,7 @@ def ls_udpr(
     return udpr(eps, step_size, steps, weight, **_latent(layer), **options)
 
 
+@schedulable
 def ls_trades(
     eps: float,
     layer: str,
@@ -362,6 +387,7 @@ def ls_trades(
     return trades(eps, step_size, steps, beta, divergence, **_latent(layer), **options)
 
 
+@schedulable
 def hein(weight: float = 0.01, directions: int = 0, loss: Objective = cross_entropy) -> Method:
     """Cross-Lipschitz regularisation: `L(x) + λ (1/C²) Σ_{l,m} ‖∇f_l(x) - ∇f_m(x)‖²`, f the logits (Hein &
     Andriushchenko 2017; HEIN in F, Sec. 6).
@@ -374,6 +400,7 @@ def hein(weight: float = 0.01, directions: int = 0, loss: Objective = cross_entr
     return as_method(loss).with_penalty(weight, CrossLipschitz(directions))
 
 
+@schedulable
 def r4(
     manifold: Neighbours,
     weight: float = 1.0,
@@ -395,6 +422,7 @@ def r4(
     return as_method(loss).with_penalty(weight, ManifoldAgreement(manifold, samples, sigma, radii))
 
 
+@schedulable
 def on_manifold_at(
     manifold: AutoEncoder,
     eps: float,

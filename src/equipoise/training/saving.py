@@ -101,9 +101,10 @@ class Checkpoints(Handler):
             done <= recipe.epochs,
             f"cannot resume {self.folder}: it has seen {done} epochs, more than epochs = {recipe.epochs}.",
         )
-        if recipe.depends_on_epochs and epochs != recipe.epochs and run.fabric.is_global_zero:
+        follows = "method" if run.job.schedule is not None else "learning rate" if recipe.depends_on_epochs else ""
+        if follows and epochs != recipe.epochs and run.fabric.is_global_zero:
             text = (
-                f"the learning rate follows a {recipe.schedule} schedule over all epochs: going on with "
+                f"the {follows} follows a schedule over all epochs: going on with "
                 f"{recipe.epochs} instead of {epochs} is not the same as {recipe.epochs} from the start."
             )
             warnings.warn(text, EquipoiseWarning, stacklevel=2)
