@@ -29,6 +29,7 @@ from equipoise.attacks.steps import (
     Constant,
     Fixed,
     Normalized,
+    RadiusShare,
     Sign,
     Start,
     Steepest,
@@ -78,6 +79,7 @@ class Ascent(Attack):
 
     kind = "ascent"
     takes_targets = True
+    takes_radii = True
 
     objective: Objective
     """The objective to maximise."""
@@ -187,6 +189,19 @@ class Ascent(Attack):
         return f"ascent({self.objective.name}, {ball.norm} {ball.eps:g}, {count} of {length})"
 
     @property
+    def _per_sample(self) -> bool:
+        """Whether every sample has a radius, or a length of its steps, of its own."""
+        return self.geometry.radii is not None or isinstance(self.step_size, RadiusShare)
+
+    def __getitem__(self, index: "torch.Tensor") -> "Ascent":
+        """The ascent of some of the samples: itself, unless every sample has a radius of its own."""
+        if not self._per_sample:
+            return self
+        size = self.step_size
+        size = replace(size, radii=size.radii[index]) if isinstance(size, RadiusShare) else size
+        return replace(self, geometry=self.geometry[index], step_size=size)
+
+    @property
     def _schedule(self) -> tuple[Steps, StepSize]:
         """How many steps and how long; numbers became rules at construction."""
         return cast(Steps, self.steps), cast(StepSize, self.step_size)
@@ -245,7 +260,7 @@ class Ascent(Attack):
             "side by side would change; choose one target.",
         )
         size = len(inputs.x) if dependent else max(inputs.points_at_once // targets, 1)
-        return AttackResult.cat([self._attack(inputs[index], dependent) for index in inputs.batches(size)])
+        return AttackResult.cat([self[index]._attack(inputs[index], dependent) for index in inputs.batches(size)])
 
     def _attack(self, inputs: AttackInputs, dependent: bool) -> AttackResult:
         """The best of all restarts on one batch."""
@@ -267,7 +282,7 @@ class Ascent(Attack):
             active = batch.unfooled(result.success) if self.return_point == "first_success" else everyone
             if len(active) == 0:
                 break
-            new, new_value = self._attempt(batch[active], restart)
+            new, new_value = self[active]._attempt(batch[active], restart)
             old = result[active]
             better = torch.where(new.errors == old.errors, new_value > value[active], new.errors > old.errors)
             better = torch.where(new.success == old.success, better, new.success)
@@ -310,7 +325,7 @@ class Ascent(Attack):
             denied = batch.unfooled(result.success | ~outcome.succeeded)
             if len(denied):
                 again = replace(batch[denied], exact=True)
-                slow, value[denied] = replace(self, precision="32")._attempt(again, restart)
+                slow, value[denied] = replace(self[denied], precision="32")._attempt(again, restart)
                 everyone = torch.ones_like(slow.success)
                 result = result.with_rows(denied, result[denied].where(slow, everyone))
         return result, value
@@ -352,12 +367,12 @@ class Ascent(Attack):
                 moved, memory = take_step(i, phase.factor * sizes.at(i, steps.most), phase)
                 if len(active) == 0:
                     break
-                active.move(i, phase.ball.project(moved, active.rows.origin), memory)
+                active.move(i, phase.ball[active.rows.sample].project(moved, active.rows.origin), memory)
             return active.finish(self.objective, predict)
 
     def _recorder(self, batch: Attempt, selection: Selection, drawn: bool) -> Recorder | None:
         """What records a step of this ascent; None if its steps differ, or nothing is gained."""
-        if self.mode == "train" or self.eot_samples > 1 or self.resample or self.eps_schedule:
+        if self.mode == "train" or self.eot_samples > 1 or self.resample or self.eps_schedule or self._per_sample:
             return None
         recordable = is_recordable(batch.predictive, self.objective, self.step, selection, drawn)
         return graphed.recorder_for(batch.x.device) if recordable else None
@@ -366,10 +381,10 @@ class Ascent(Attack):
         self, batch: Attempt, predict: Predict, clean: Prediction | None, start: Points, counts: "torch.Tensor | None"
     ) -> Outcome | None:
         """The same by a kernel that takes all steps at once, where there is one for such an ascent and network."""
-        if self.eot_samples > 1 or self.resample or self.eps_schedule:
+        if self.eot_samples > 1 or self.resample or self.eps_schedule or self._per_sample:
             return None
         steps, sizes = self._schedule
-        lengths = [sizes.at(i, steps.most) for i in range(steps.most)]
+        lengths = [cast(float, sizes.at(i, steps.most)) for i in range(steps.most)]
         selection = {"return_point": self.return_point, "tau": self.tau, "may_cycle": self._may_cycle}
         ascent = self.objective, self.geometry, self.step, lengths
         return climb_natively(batch, predict, *ascent, clean, start, counts, **selection)

@@ -75,6 +75,8 @@ class Attack(ABC):
     """Whether `y` must be given. Without labels an attack leads away from the prediction at the clean point."""
     takes_targets: ClassVar[bool] = False
     """Whether it can be told which classes to reach, and from which points to start."""
+    takes_radii: ClassVar[bool] = False
+    """Whether its ball may have a radius for each sample."""
 
     def __init_subclass__(cls) -> None:
         """Have `repr` give the short `str` of an attack, and check the types of its fields before anything else."""
@@ -130,6 +132,11 @@ class Attack(ABC):
             (target is None and start is None) or self.takes_targets,
             f"{self.kind} takes neither target classes nor points to start from: leave out target and start.",
         )
+        require(
+            self.geometry.radii is None or self.takes_radii,
+            f"{self.kind} takes one eps for all samples: a radius for each is for gradient attacks such as pgd.",
+        )
+        self.geometry.check_count(len(x) if isinstance(x, Tensor) else 0)
         given = {"target": target, "seed": seed, "index": index, "batch_size": batch_size, "start": start}
         with validated_inputs(
             model, x, y, self.geometry, **given, draws=getattr(self, "mode", "eval") == "train"
@@ -173,7 +180,10 @@ def _plain(value: Any) -> Any:
         return value.settings()
     if is_dataclass(value) and not isinstance(value, type):
         kind = {} if isinstance(value, Ball) else {"kind": type(value).__name__}
-        return kind | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        columns = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return kind | {name: column for name, column in columns.items() if name != "radii" or column is not None}
+    if isinstance(value, Tensor):
+        return value.tolist()
     match value:
         case (str(name), AttackLike() as part):
             return {"name": name, **part.settings()}

@@ -114,7 +114,7 @@ class ClimbState(SampleTable):
 
     def enter(self, phase: "Phase", rule: StepRule) -> None:
         """Start anew from the best point so far, in another ball."""
-        self.point = self.best = phase.ball.project(self.best, self.origin)
+        self.point = self.best = phase.ball[self.sample].project(self.best, self.origin)
         self.best_value = torch.full_like(self.best_value, -torch.inf)
         self.memory = rule.init(self.point)
 
@@ -167,7 +167,7 @@ def phases(geometry: Ball, most: int, eps_schedule: Sequence[tuple[float, float]
     found, start = {}, 0
     for factor, share in eps_schedule:
         steps = max(math.ceil(share * most), 1)
-        found[start] = Phase(start, steps, factor, replace(geometry, eps=factor * geometry.eps))
+        found[start] = Phase(start, steps, factor, geometry.scaled(factor))
         start += steps
     require(
         start < most,

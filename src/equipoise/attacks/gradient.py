@@ -1,5 +1,6 @@
 """Attacks that follow a gradient. `eps` and `step_size` are in pixels of [0, 1]; `norm` is linf, l2 or l1; inputs that
-are no pixels get another `box`.
+are no pixels get another `box`. A tensor `eps` gives every sample a radius of its own, and steps of the default size
+follow it.
 
 Every function also takes the fields of `Ascent` by name, such as `mode`, `restarts`, `precision`. `pgd`, `cw` and
 `r_fgsm` are attacks for evaluation: they start at a uniformly random point of the ball and return the first success.
@@ -12,19 +13,21 @@ from dataclasses import replace
 from typing import Any
 
 from equipoise.attacks.ascent import Ascent, TargetRule
-from equipoise.attacks.steps import Gaussian, Start, StepSize, Uniform, UniformUpTo
+from equipoise.attacks.steps import Gaussian, RadiusShare, Start, StepSize, Uniform, UniformUpTo
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import EquipoiseError, unknown
 from equipoise.core.schedules import schedulable
-from equipoise.geometry import Ball, Box
+from equipoise.core.types import PerSample
+from equipoise.geometry import Ball, Box, ball
 from equipoise.losses.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
 
+Eps = float | PerSample
 _EVALUATION: dict[str, Any] = {"start": Uniform(), "return_point": "first_success"}
 
 
 def make_ascent(
     objective: Objective,
-    ball: Ball,
+    within: Ball,
     step_size: StepSize | float | None,
     steps: int,
     reach: float = 2.5,
@@ -36,8 +39,10 @@ def make_ascent(
         raise EquipoiseError(
             "random_start is not an option: write start='uniform', or start='zero' for the clean point."
         )
-    size = usual_step_size(ball.eps, steps, reach) if step_size is None else step_size
-    return Ascent(objective, ball, size, steps, **options)
+    if step_size is None:
+        size = usual_step_size(within.eps, steps, reach)
+        step_size = size if within.radii is None else RadiusShare(reach / max(steps, 1), within.radii)
+    return Ascent(objective, within, step_size, steps, **options)
 
 
 def usual_step_size(eps: float, steps: int, reach: float = 2.5) -> float:
@@ -47,25 +52,25 @@ def usual_step_size(eps: float, steps: int, reach: float = 2.5) -> float:
 
 @schedulable
 @checked_call(Ascent)
-def fgsm(eps: float, norm: str = "linf", step_size: float | None = None, box: Box = Box(), **options: Any) -> Ascent:
+def fgsm(eps: Eps, norm: str = "linf", step_size: float | None = None, box: Box = Box(), **options: Any) -> Ascent:
     """Fast gradient sign method: `x + eps · sign(∇CE)`, for other norms the steepest step (Goodfellow et al. 2015)."""
-    return make_ascent(cross_entropy, Ball(norm, eps, box), step_size, 1, 1.0, **options)
+    return make_ascent(cross_entropy, ball(norm, eps, box), step_size, 1, 1.0, **options)
 
 
 @schedulable
 @checked_call(Ascent)
-def r_fgsm(eps: float, step_size: float | None = None, norm: str = "linf", box: Box = Box(), **options: Any) -> Ascent:
+def r_fgsm(eps: Eps, step_size: float | None = None, norm: str = "linf", box: Box = Box(), **options: Any) -> Ascent:
     """FGSM from a uniform random start ξ: `Π(x + ξ + alpha · sign(∇CE(x + ξ)))`, alpha = 1.25·eps by default.
 
     The gradient is taken at the random start, as in Wong et al. 2020; U (Eq. R-FGSM) writes it at x.
     """
-    return make_ascent(cross_entropy, Ball(norm, eps, box), step_size, 1, 1.25, **_EVALUATION | options)
+    return make_ascent(cross_entropy, ball(norm, eps, box), step_size, 1, 1.25, **_EVALUATION | options)
 
 
 @schedulable
 @checked_call(Ascent)
 def pgd(
-    eps: float,
+    eps: Eps,
     step_size: StepSize | float | None = None,
     steps: int = 40,
     norm: str = "linf",
@@ -76,13 +81,13 @@ def pgd(
 
     U's (Eq. PGD), from the clean point and with the last point, is `start="zero", return_point="last"`.
     """
-    return make_ascent(cross_entropy, Ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
+    return make_ascent(cross_entropy, ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
 
 
 @schedulable
 @checked_call(Ascent)
 def cw(
-    eps: float,
+    eps: Eps,
     step_size: StepSize | float | None = None,
     steps: int = 40,
     norm: str = "linf",
@@ -90,13 +95,13 @@ def cw(
     **options: Any,
 ) -> Ascent:
     """As `pgd`, on the margin of Carlini & Wagner 2017 (R, Sec. 5.1)."""
-    return make_ascent(margin, Ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
+    return make_ascent(margin, ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
 
 
 @schedulable
 @checked_call(Ascent)
 def uta(
-    eps: float,
+    eps: Eps,
     step_size: StepSize | float | None = None,
     steps: int = 40,
     norm: str = "linf",
@@ -108,13 +113,13 @@ def uta(
 
     `uncertainty` is one of `equipoise.losses.objectives.UNCERTAINTIES`, or an objective of your own.
     """
-    return make_ascent(uncertainty_named(uncertainty), Ball(norm, eps, box), step_size, steps, **options)
+    return make_ascent(uncertainty_named(uncertainty), ball(norm, eps, box), step_size, steps, **options)
 
 
 @schedulable
 @checked_call(Ascent)
 def udp(
-    eps: float,
+    eps: Eps,
     step_size: StepSize | float | None = None,
     steps: int = 40,
     norm: str = "linf",
@@ -129,7 +134,7 @@ def udp(
 @schedulable
 @checked_call(Ascent)
 def trades(
-    eps: float,
+    eps: Eps,
     step_size: StepSize | float | None = None,
     steps: int = 10,
     norm: str = "linf",
@@ -142,7 +147,7 @@ def trades(
     the box's width, because its gradient is 0 at the clean point (Zhang et al. 2019).
     """
     start = Gaussian(0.001 * box.scale) if start is None else start
-    return make_ascent(kl(divergence), Ball(norm, eps, box), step_size, steps, start=start, **options)
+    return make_ascent(kl(divergence), ball(norm, eps, box), step_size, steps, start=start, **options)
 
 
 @checked_call()

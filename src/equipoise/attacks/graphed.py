@@ -12,7 +12,7 @@ and the step rule, on tensors that stay where they are. The number of rows is ro
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class Stepping:
     model: Draws
     predict: Predict
 
-    def __call__(self, step: Number, size: Number, phase: Phase) -> tuple[Points, tuple[Tensor, ...]]:
+    def __call__(self, step: Number, size: Any, phase: Phase) -> tuple[Points, tuple[Tensor, ...]]:
         """Look at the points of all active rows; return `x + step(∇ objective(x), size)` and the rule's memory. While
         this is recorded, the number of the step and its size are tensors.
         """
@@ -135,7 +135,9 @@ class Stepping:
         if len(state) == 0:
             return state.point, state.memory
         x, origin = state.point, state.origin
-        at = AscentState(x, value, gradient, origin, size, step - phase.start, phase.steps, phase.ball)
+        length = size[state.sample] if isinstance(size, Tensor) and size.ndim == 1 else size
+        ball = phase.ball[state.sample]
+        at = AscentState(x, value, gradient, origin, length, step - phase.start, phase.steps, ball)
         return self.rule(at, state.memory)
 
 
@@ -150,7 +152,7 @@ class RecordedStepping:
         self._stepping, self._recorder, self._can_record = stepping, recorder, True
         self._rows: ClimbState | None = None
 
-    def __call__(self, step: int, size: float, phase: Phase) -> tuple[Points, tuple[Tensor, ...]]:
+    def __call__(self, step: int, size: Any, phase: Phase) -> tuple[Points, tuple[Tensor, ...]]:
         """As `Stepping`. The first step on some rows is computed, the second recorded."""
         active = self._stepping.active
         rows = active.rows

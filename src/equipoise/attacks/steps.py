@@ -1,7 +1,7 @@
 """The small parts of an ascent: where it starts, how it moves, how far, and how often."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,7 +12,7 @@ from equipoise.core.checks import check_fields
 from equipoise.core.documentation import show_attributes
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Streams
-from equipoise.core.types import AscentState, Points, StepRule
+from equipoise.core.types import AscentState, PerSample, Points, StepRule
 from equipoise.geometry import Ball
 
 Memory = tuple[Tensor, ...]
@@ -89,8 +89,8 @@ class Momentum:
 class StepSize(Protocol):
     """The length of each step."""
 
-    def at(self, step: int, steps: int) -> float:
-        """Length of step `step` of `0, ..., steps - 1`."""
+    def at(self, step: int, steps: int) -> "float | PerSample":
+        """Length, or one for each sample, of step `step` of `0, ..., steps - 1`."""
         ...
 
 
@@ -119,6 +119,24 @@ class Constant:
     def at(self, step: int, steps: int) -> float:
         """alpha."""
         return self.size
+
+
+@dataclass(frozen=True)
+class RadiusShare:
+    """The same share of its radius for every sample, at every step: for balls with a radius for each sample."""
+
+    share: float
+    """Step size, in multiples of the radius."""
+    radii: PerSample = field(compare=False)
+    """The radii."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        _positive(self.share)
+
+    def at(self, step: int, steps: int) -> PerSample:
+        """`share · eps_i` of each sample i."""
+        return self.share * self.radii
 
 
 @dataclass(frozen=True)
@@ -224,7 +242,7 @@ class Uniform:
 
     def draw(self, streams: Streams, x: Points, geometry: Ball) -> Points:
         """`project(x + ξ)`, ξ uniform on the ball of radius `share · eps`."""
-        return replace(geometry, eps=self.share * geometry.eps).draw(streams, x)
+        return geometry.scaled(self.share).draw(streams, x)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class AscentState:
     origin: Points
     """The clean point, the centre of the ball."""
     size: Number
-    """Step size, from the schedule."""
+    """Step size, from the schedule, or one for each sample."""
     step: Number
     """Index of the step, from 0."""
     steps: int

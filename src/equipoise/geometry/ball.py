@@ -16,7 +16,7 @@ box.
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -207,9 +207,12 @@ class Ball:
     """Radius, in the units of the input (pixels in [0, 1]); 0 allows no perturbation, infinity leaves only the box."""
     box: Box = Box()
     """The valid inputs."""
+    radii: PerSample | None = field(default=None, compare=False)
+    """A radius for each sample of one batch, in place of `eps`."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self._check_radii()
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
         object.__setattr__(self, "eps", float(self.eps) if not isinstance(self.eps, int) else self.eps)
@@ -227,6 +230,35 @@ class Ball:
                 stacklevel=3,
             )
 
+    def _check_radii(self) -> None:
+        radii = self.radii
+        require(
+            radii is None or (isinstance(radii, Tensor) and radii.ndim == 1 and radii.is_floating_point()),
+            "radii must be a tensor of floats of shape (samples,), one per sample.",
+        )
+        for wrong in [] if radii is None else radii[~((radii >= 0) & (radii <= _LARGEST))].tolist():
+            raise EquipoiseError(f"eps = {wrong:g} of a sample is not a radius: expected finite numbers >= 0.")
+
+    def __getitem__(self, index: "Tensor | slice") -> "Ball":
+        """The ball of some of the samples: itself, unless every sample has a radius of its own."""
+        return self if self.radii is None else replace(self, radii=self.radii[index])
+
+    def check_count(self, samples: int) -> None:
+        """Raise `EquipoiseError` if there are radii for another number of samples."""
+        count = samples if self.radii is None else len(self.radii)
+        require(count == samples, f"eps has {count} radii, one per sample, but there are {samples} samples.")
+
+    def scaled(self, factor: float) -> "Ball":
+        """The ball of `factor` times the radius."""
+        return replace(self, eps=factor * self.eps, radii=None if self.radii is None else factor * self.radii)
+
+    def _radius_for(self, x: Tensor) -> Radius:
+        """The radius, of a shape that can be broadcast over points."""
+        if self.radii is None:
+            return self.eps
+        self.check_count(len(x))
+        return self.radii.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
     def distance(self, x: Points, centre: Points) -> PerSample:
         """`‖x - c‖` per sample, summed in float64."""
         move = (x.double() - centre.double()).flatten(1)
@@ -240,14 +272,15 @@ class Ball:
         order = NORMS[self.norm].order
         move = (x.double() - centre.double()).flatten(1)
         largest = centre.flatten(1).abs().amax(1).double().clamp_min(min(self.box.scale, 1.0))
-        rounding = _ULP * (move.shape[1] ** (1 / order) * largest + self.eps)
-        return (norm_of(move, order) <= self.eps + rounding) & self.box.contains(x, 0.0)
+        radius = self._radius_for(largest)
+        rounding = _ULP * (move.shape[1] ** (1 / order) * largest + radius)
+        return (norm_of(move, order) <= radius + rounding) & self.box.contains(x, 0.0)
 
     def project(self, x: Points, centre: Points, eps: PerSample | None = None) -> Points:
         """The nearest point of ball ∩ box (Euclidean), exactly, for a centre in the box; `eps` gives every sample a
         radius of its own instead of the ball's.
         """
-        radius = self.eps if eps is None else eps.reshape(-1, *[1] * (x.ndim - 1))
+        radius = self._radius_for(x) if eps is None else eps.reshape(-1, *[1] * (x.ndim - 1))
         return NORMS[self.norm].project(x, centre, radius, self.box)
 
     def steepest(self, x: Points, gradient: Points, size: "float | PerSample | Float[Tensor, '']") -> Points:
@@ -267,4 +300,12 @@ class Ball:
         unit = norm.draw(streams, centre[0].numel(), centre.dtype)
         if surface:
             unit = unit / norm_of(unit, norm.order)[:, None].clamp_min(1e-12)
-        return self.project(centre + self.eps * unit.reshape(centre.shape), centre)
+        return self.project(centre + self._radius_for(centre) * unit.reshape(centre.shape), centre)
+
+
+def ball(norm: str, eps: "float | PerSample", box: Box = Box()) -> Ball:
+    """The ball of radius `eps`; of a tensor, that with a radius for each sample, whose `eps` is the largest of them."""
+    if not isinstance(eps, Tensor):
+        return Ball(norm, eps, box)
+    require(eps.ndim == 1 and len(eps) > 0, f"eps has shape {tuple(eps.shape)}: expected one radius per sample.")
+    return Ball(norm, float(eps.max()), box, eps)
