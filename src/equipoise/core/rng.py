@@ -106,6 +106,8 @@ class RunStream(IntEnum):
     """The global generators, used by dropout; the codes that an auto-encoder is compared with."""
     PLAY = 5
     """The batches of auxiliary networks that a method trains."""
+    UNLABELLED = 6
+    """The order of the unlabelled samples, and their streams."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class Streams:
     """Initial state of each sample's stream."""
     common: Int[Tensor, " 1"] | None = None
     """Initial state of the shared stream."""
+    batch: int = 0
+    """The number of the batch, for what takes turns."""
 
     @classmethod
     def of(cls, seed: int, index: Int[Tensor, " batch"], batch: int = 0) -> "Streams":
@@ -127,7 +131,7 @@ class Streams:
         `seed` and `batch`.
         """
         start = torch.full_like(index, _wrap(seed), dtype=torch.int64)
-        return cls(cls(start).fold(index).keys, cls(start.new_full((1,), _wrap(seed))).fold(batch).keys)
+        return cls(cls(start).fold(index).keys, cls(start.new_full((1,), _wrap(seed))).fold(batch).keys, batch)
 
     @property
     def shared(self) -> "Streams":
@@ -145,14 +149,14 @@ class Streams:
             keys = _mix((keys ^ mixed) + _GOLDEN)
             if common is not None and not per_sample:
                 common = _mix((common ^ mixed) + _GOLDEN)
-        return Streams(keys, common)
+        return Streams(keys, common, self.batch)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: "slice | Tensor") -> "Streams":
         """Return the streams of some of the samples."""
-        return Streams(self.keys[index], self.common)
+        return Streams(self.keys[index], self.common, self.batch)
 
     def bits(self, *shape: int) -> Int[Tensor, "batch ..."]:
         """Return the first outputs of each stream: uniform 64-bit integers of shape `(batch, *shape)`."""

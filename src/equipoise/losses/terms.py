@@ -7,7 +7,7 @@ The objective of a term sees the clean prediction live, with its gradient; insid
 the same point share one perturbed batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -21,8 +21,9 @@ from equipoise.core.errors import kind_of, require, require_integer
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 from equipoise.losses.algebra import Summand, summand
+from equipoise.losses.memory import BatchMemory, SampleMemory
 from equipoise.losses.objectives import Objective, each
-from equipoise.models import as_predictive, live
+from equipoise.models import as_predictive, frozen, live
 
 
 @runtime_checkable
@@ -99,20 +100,52 @@ class Term(Summand):
     """Where: None is the clean input."""
     weight: float = 1.0
     """Its weight in the sum."""
+    reference: "Perturbation | Predictive | None" = None
+    """What an objective of two predictions, such as KL, compares with: the prediction at another perturbation's points,
+    or another model's at the clean input; by default the model's own at the clean input."""
+    unlabelled: bool = False
+    """Whether it is evaluated on the unlabelled samples of the training."""
 
     total = staticmethod(_sum)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require(
+            self.reference is None or self.objective.needs_clean,
+            f"{self.objective.name} compares with nothing: a reference is for objectives of two predictions, as kl().",
+        )
+        inner = getattr(self.at, "objective", None)
+        for objective in (self.objective, inner if isinstance(inner, Objective) else self.objective):
+            require(
+                not (self.unlabelled and objective.needs_labels),
+                f"{objective.name} needs labels, and unlabelled samples have none: use kl() or entropy, at udp points.",
+            )
 
     def __str__(self) -> str:
         """Such as `2·(entropy) @ ...`."""
         factor = "" if self.weight == 1 else f"{self.weight:g}·"
-        return f"{factor}({self.objective.name})" + ("" if self.at is None else f" @ {self.at}")
+        place = "" if self.at is None else f" @ {self.at}"
+        other = "" if self.reference is None else f" against {_named(self.reference)}"
+        return f"{factor}({self.objective.name}){place}{other}" + (" on unlabelled samples" if self.unlabelled else "")
 
     def weighted(self, weight: float) -> "Term":
         """The term, multiplied by a number."""
         return replace(self, weight=self.weight * weight)
+
+    @checked_call()
+    def against(self, reference: "Perturbation | Predictive | nn.Module") -> "Term":
+        """The term compared with another prediction: that of a teacher, `(kl() @ trades(...)).against(teacher)` (ARD of
+        Goldblum et al. 2020), with constant weights and in eval mode at the clean input, or the model's own at the
+        points of another perturbation.
+        """
+        other = as_predictive(reference) if isinstance(reference, nn.Module) else reference
+        return replace(self, reference=cast(Any, other))
+
+    def on_unlabelled(self) -> "Term":
+        """The term on the unlabelled samples of the training: `fit(..., unlabelled=x)`, or `loss(..., unlabelled=x)`.
+        Raises `EquipoiseError` if it, or its ascent, needs labels.
+        """
+        return replace(self, unlabelled=True)
 
     def loss(self, model: "nn.Module | Predictive", x: Points, y: Labels, **options: Any) -> Tensor:
         """The loss of the method that consists of this term alone, see `Method.loss`."""
@@ -170,31 +203,56 @@ class Method(Summand):
 
     def settings(self) -> list[Any]:
         """Every term with all its parameters as JSON-ready data, and the penalties by name, for records."""
-        terms = [
-            {"weight": t.weight, "objective": t.objective.settings(), "at": None if t.at is None else t.at.settings()}
-            for t in self.terms
-        ]
+        terms = [_settings_of(term) for term in self.terms]
         return [*terms, *({"weight": w, "penalty": _name(p)} for w, p in self.penalties)]
 
     def check(self, classes: int, members: int = 1) -> None:
         """Raise `EquipoiseError` if a term or its ascent is not defined for that many classes, or members."""
-        for term in self.terms:
-            term.objective.check(classes, labels=True, target=False, members=members)
-            inner = getattr(term.at, "objective", None)
-            if isinstance(inner, Objective):
-                inner.check(classes, labels=True, target=False, members=members)
+        inner = (getattr(at, "objective", None) for at in self.all_perturbations)
+        for objective in (*(term.objective for term in self.terms), *inner):
+            if isinstance(objective, Objective):
+                objective.check(classes, labels=True, target=False, members=members)
 
-    def points(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> list[Points | None]:
-        """The batch under each of the `perturbations`, None where it is clean."""
+    def points(
+        self, predictive: Predictive, x: Points, y: Labels, streams: Streams, memory: "BatchMemory | None" = None
+    ) -> list[Points | None]:
+        """The batch under each of the `perturbations`, None where it is clean. `memory` is what those that remember
+        something keep of these samples.
+        """
+        places = self.perturbations
         return [
-            None if at is None else at.perturb(predictive, x, y, streams.fold(i))
-            for i, at in enumerate(self.perturbations)
+            None if at is None else _perturbed(at, predictive, x, y, streams.fold(i), memory, places)
+            for i, at in enumerate(places)
         ]
 
     @property
     def perturbations(self) -> list[Perturbation | None]:
         """The distinct perturbations of its terms in order of first use, None for the clean input."""
-        return list(dict.fromkeys(term.at for term in self.terms))
+        references = (term.reference for term in self.terms if isinstance(term.reference, Perturbation))
+        return list(dict.fromkeys([*(term.at for term in self.terms), *references]))
+
+    @property
+    def all_perturbations(self) -> list[Perturbation]:
+        """Its perturbations, and those of which they are made."""
+        return list(dict.fromkeys(one for at in self.perturbations if at is not None for one in _within(at)))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a perturbation of it keeps something of each sample."""
+        return any(getattr(at, "remembers", False) for at in self.perturbations)
+
+    @property
+    def on_unlabelled(self) -> "Method | None":
+        """Its terms on unlabelled samples, as a method of their own; None if it has none."""
+        terms = tuple(replace(term, unlabelled=False) for term in self.terms if term.unlabelled)
+        return Method(terms) if terms else None
+
+    @property
+    def on_labelled(self) -> "Method":
+        """The rest of it. Raises `EquipoiseError` if there is none."""
+        terms = tuple(term for term in self.terms if not term.unlabelled)
+        require(len(terms) > 0, "the method has terms on unlabelled samples alone: add one that learns from labels.")
+        return self if len(terms) == len(self.terms) else replace(self, terms=terms)
 
     places = renamed_attribute("places", "perturbations")
 
@@ -236,6 +294,8 @@ class Method(Summand):
         step: int,
         seed: int = 0,
         index: Int[Tensor, " batch"] | None = None,
+        memory: SampleMemory | None = None,
+        unlabelled: Points | None = None,
     ) -> Tensor:
         """Return the mean loss of a batch, with its graph: all that a training loop of your own needs.
 
@@ -243,8 +303,9 @@ class Method(Summand):
 
         The perturbed points are found first, on a copy of the model; `step` is the number of the step of training, so
         that every step draws other starts and numbers of steps. With `index`, the numbers of the samples, draws belong
-        to samples instead of places in the batch. Raises `EquipoiseError` for an unusable model, and for unusable
-        points, labels or numbers.
+        to samples instead of places in the batch. `memory` holds what perturbations such as `Remembered` keep of each
+        sample, and goes with `index`; `unlabelled` are further samples, for the terms `on_unlabelled`. Raises
+        `EquipoiseError` for an unusable model, and for unusable points, labels or numbers.
         """
         predictive = as_predictive(model)
         require(isinstance(x, Tensor), f"x is {kind_of(x)}: expected a torch tensor of shape (batch, ...).")
@@ -256,8 +317,27 @@ class Method(Summand):
             check_index(index, len(x))
         index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
         streams = Streams.of(fold(seed, step), index, batch=step)
-        losses, _ = self.losses(predictive, x, y, self.points(predictive, x, y, streams), streams)
-        return losses.mean()
+        require(
+            not self.remembers or memory is not None,
+            "the method keeps something of each sample: give loss memory=SampleMemory(), the same in every step, and "
+            "index, the numbers of the samples.",
+        )
+        method, further = self.on_labelled, self.on_unlabelled
+        points = method.points(predictive, x, y, streams, None if memory is None else memory.of(index))
+        losses, _ = method.losses(predictive, x, y, points, streams)
+        if further is None:
+            return losses.mean()
+        require(
+            unlabelled is not None and len(unlabelled) > 0,
+            "the method has a term on unlabelled samples: give loss unlabelled=x, inputs without labels.",
+        )
+        others = cast(Points, unlabelled)
+        numbers = torch.arange(len(others), device=x.device)
+        more, none = Streams.of(fold(seed, step, 1), numbers, batch=step), numbers.new_zeros(len(others))
+        further_losses, _ = further.losses(
+            predictive, others, none, further.points(predictive, others, none, more), more
+        )
+        return losses.mean() + further_losses.mean()
 
     def losses(
         self, predictive: Predictive, x: Points, y: Labels, points: list[Points | None], streams: Streams
@@ -269,14 +349,68 @@ class Method(Summand):
             for at, point in zip(self.perturbations, points, strict=True)
         }
         first = next(iter(outputs.values()))
-        if None not in outputs and any(term.objective.needs_clean for term in self.terms):
+        if None not in outputs and any(term.objective.needs_clean and term.reference is None for term in self.terms):
             outputs[None] = predict(x)
+        teachers = {
+            teacher: _taught(teacher, x, streams)
+            for term in self.terms
+            if (teacher := term.reference) is not None and not isinstance(teacher, Perturbation)
+        }
         total = torch.zeros(len(x), device=x.device, dtype=first.logits.dtype)
         for term in self.terms:
-            total = total + term.weight * term.objective(outputs[term.at], outputs.get(None), y)
+            reference = (
+                teachers[term.reference] if term.reference in teachers else outputs.get(cast(Any, term.reference))
+            )
+            total = total + term.weight * term.objective(outputs[term.at], reference, y)
         for weight, penalty in self.penalties:
             total = total + weight * penalty(predictive.module, x, y)
         return total, first
+
+
+def _within(at: Perturbation) -> Iterator[Perturbation]:
+    """A perturbation, and those of which it is made."""
+    yield at
+    for part in getattr(at, "parts", ()):
+        if part is not None:
+            yield from _within(part)
+
+
+def _perturbed(
+    at: Perturbation,
+    predictive: Predictive,
+    x: Points,
+    y: Labels,
+    streams: Streams,
+    memory: BatchMemory | None,
+    places: list[Perturbation | None],
+) -> Points:
+    """The points of a perturbation; one that remembers something gets its part of the memory, or that of another."""
+    if not getattr(at, "remembers", False):
+        return at.perturb(predictive, x, y, streams)
+    assert memory is not None
+    owner = getattr(at, "remembered_by", at)
+    return cast(Any, at).perturb(predictive, x, y, streams, memory=memory.part(places.index(owner)))
+
+
+def _taught(teacher: Predictive, x: Points, streams: Streams) -> Prediction:
+    """The prediction of another model, a constant."""
+    with torch.no_grad():
+        return frozen(teacher).draw(streams)(x)
+
+
+def _settings_of(term: Term) -> dict[str, Any]:
+    reference = {} if term.reference is None else {"reference": _named(term.reference)}
+    return {
+        "weight": term.weight,
+        "objective": term.objective.settings(),
+        "at": None if term.at is None else term.at.settings(),
+        **reference,
+        **({"unlabelled": True} if term.unlabelled else {}),
+    }
+
+
+def _named(reference: "Perturbation | Predictive") -> str:
+    return str(reference) if isinstance(reference, Perturbation) else f"a {type(reference.module).__name__}"
 
 
 def _name(penalty: Penalty) -> str:

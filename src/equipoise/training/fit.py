@@ -15,7 +15,7 @@ from equipoise.core.checks import checked_call
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, kind_of, require
 from equipoise.core.schedules import Scheduled
 from equipoise.core.torchrun import World, is_main_process
-from equipoise.core.types import Predictive
+from equipoise.core.types import Points, Predictive
 from equipoise.data import Dataset
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Method, Term, as_method
@@ -44,6 +44,7 @@ def fit(
     net_record: Mapping[str, Any] | None = None,
     command: str = "",
     progress: Callable[[Progress], None] | None = None,
+    unlabelled: Points | None = None,
 ) -> Run:
     """Train `model` in place by `method` on `data`, and return the record of the run.
 
@@ -52,7 +53,11 @@ def fit(
     patience than before. `overwrite=True` replaces the run in it, which is set aside once everything has been checked,
     and deleted at the first checkpoint of the new run. `method_record` and `net_record` go into the record; without
     the latter a network that `equipoise.nets.build` made is described by its arguments. `progress` is called after
-    every step and every epoch.
+    every step and every epoch. `unlabelled` are further inputs, for the terms of a method that are evaluated
+    `on_unlabelled` samples: as many in each step as a batch has, in a random order of their own.
+
+    Numbers of a method may change over the training: `methods.pgd_at(eps=ramp(0, 0.1, until=0.3))`, see
+    `equipoise.schedules`.
 
     At the end `model` holds the last weights, or with `recipe.ema` their average; `load_run(out, "best")` returns those
     of the best epoch (see `equipoise.training.monitoring.improves`). With `recipe.devices > 1` processes are started,
@@ -72,6 +77,7 @@ def fit(
         net_record=net_record,
         command=command,
         progress=progress,
+        unlabelled=unlabelled,
     )
     with locked_run_folder(job):
         return launch(job)
@@ -81,7 +87,7 @@ def launch(job: Job) -> Run:
     """Train as prepared, in a locked run folder."""
     from equipoise.training.launch import launch  # its imports take seconds, and most commands do not train
 
-    still = [p for p in job.method.perturbations if isinstance(p, Ascent) and p.geometry.eps == 0]
+    still = [p for p in job.method.all_perturbations if isinstance(p, Ascent) and p.geometry.eps == 0]
     if still and is_main_process():
         text = (
             "eps = 0: the ball holds the sample alone, so nothing is perturbed; give eps > 0, or train by `standard`."
@@ -104,6 +110,7 @@ def prepare(
     words: Sequence[str] = (),
     command: str = "",
     progress: Callable[[Progress], None] | None = None,
+    unlabelled: Points | None = None,
 ) -> Job:
     """Check everything that can be checked before a training, and write nothing.
 
@@ -122,6 +129,16 @@ def prepare(
     method = method.build_for(data.shape, recipe.seed)
     require(out is None or str(out) != "", "out is empty: expected the path of a directory, which may not exist yet.")
     device, world = recipe.pick_device(), World.from_environment()
+    require(
+        not method.remembers or (recipe.devices == 1 and world is None),
+        "a perturbation of the method keeps something of each sample, of which every process would know a part: train "
+        "on one device.",
+    )
+    require(
+        not method.remembers or recipe.augment == "none",
+        "a perturbation of the method keeps something of each sample, which crops and flips would move: train without "
+        "augment.",
+    )
     if world is None:
         require_devices(recipe.devices, device.type)
     _check_model(method, model, data, recipe)
@@ -139,7 +156,20 @@ def prepare(
         words=list(words),
     )
     folder = Path(out) if out is not None else None
-    return Job(in_precision(method, recipe), schedule, model, data, recipe, folder, resume, overwrite, run, progress)
+    _check_unlabelled(method, data, unlabelled)
+    return Job(
+        in_precision(method, recipe),
+        schedule,
+        model,
+        data,
+        unlabelled,
+        recipe,
+        folder,
+        resume,
+        overwrite,
+        run,
+        progress,
+    )
 
 
 def _check_model(method: Method, model: "nn.Module | Predictive", data: Dataset, recipe: Recipe) -> None:
@@ -154,7 +184,7 @@ def _check_model(method: Method, model: "nn.Module | Predictive", data: Dataset,
     x = data.train.x[:2]
     prediction = validate_output(predictive, x.to(weight.device))
     method.check(len(data.classes), len(prediction.logits))
-    for perturbation in method.perturbations:
+    for perturbation in method.all_perturbations:
         if isinstance(perturbation, Ascent):
             perturbation.space.enter(frozen(predictive), x.to(weight.device))
         if isinstance(perturbation, Corrupted):
@@ -178,6 +208,23 @@ def _check_data(data: Dataset, recipe: Recipe, processes: int) -> None:
         min(recipe.batch_size, samples) >= processes,
         f"{processes} processes cannot share batches of {recipe.batch_size} of {samples} samples: use fewer devices or "
         "larger batches.",
+    )
+
+
+def _check_unlabelled(method: Method, data: Dataset, unlabelled: Points | None) -> None:
+    """Raise `EquipoiseError` unless there are unlabelled samples like those of the data just if the method has terms on
+    such.
+    """
+    asked, given = method.on_unlabelled is not None, unlabelled is not None
+    require(not asked or given, "the method has terms on unlabelled samples: give unlabelled=x, inputs without labels.")
+    require(asked or not given, "no term of the method is on_unlabelled samples: leave out unlabelled, or add one.")
+    if unlabelled is None:
+        return
+    shape, like = tuple(unlabelled.shape[1:]), data.shape
+    require(
+        len(unlabelled) > 0 and shape == tuple(like) and unlabelled.dtype == torch.float32,
+        f"unlabelled samples of shape {shape} and {unlabelled.dtype}: expected inputs like those of {data.name}, of "
+        f"shape {like} in float32.",
     )
 
 

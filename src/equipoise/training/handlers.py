@@ -33,6 +33,7 @@ from equipoise.core.rng import RunStream, Streams, fold
 from equipoise.core.types import Predictive
 from equipoise.data import Split
 from equipoise.geometry import Ball
+from equipoise.losses.memory import SampleMemory
 from equipoise.losses.terms import Method
 from equipoise.models import predict
 from equipoise.training.auxiliary import AuxiliaryTraining
@@ -130,7 +131,7 @@ class AuxiliaryNetworks(Handler):
     def after_step(self, run: "Training", auxiliary_batch: Tensor, seed: int) -> None:
         """Train each network on the samples of the other shuffle."""
         seed, index = fold(seed, RunStream.PLAY), run.local_share(auxiliary_batch)
-        x = run.inputs(index, fold(seed, RunStream.AUGMENT))
+        x = run.inputs(run.train.x[index], index, fold(seed, RunStream.AUGMENT))
         for i, training in enumerate(self.trainings):
             streams = Streams.of(fold(seed, i), index, batch=run.state.step)
             training.step(run.predictive, x, streams, len(auxiliary_batch))
@@ -161,6 +162,23 @@ class AuxiliaryNetworks(Handler):
     def write(self, folder: Path) -> Mapping[str, str]:
         """Write the networks and their pictures; return the SHA-256 of each file of weights."""
         return {f"{training.name}.safetensors": training.write(folder) for training in self.trainings}
+
+
+class Memory(Handler):
+    """What perturbations keep of each sample, which belongs to the checkpoints."""
+
+    def __init__(self) -> None:
+        self.of_samples, self.of_unlabelled = SampleMemory(), SampleMemory()
+
+    def tensors(self, run: "Training") -> Mapping[str, Tensor]:
+        """All of it."""
+        both = {"samples": self.of_samples, "unlabelled": self.of_unlabelled}
+        return {f"memory.{k}.{name}": value for k, memory in both.items() for name, value in memory.tensors().items()}
+
+    def restore(self, tensors: dict[str, Tensor], path: str) -> None:
+        """Restore it."""
+        self.of_samples.restore(with_prefix(tensors, "memory.samples."))
+        self.of_unlabelled.restore(with_prefix(tensors, "memory.unlabelled."))
 
 
 class Validation(Handler):
@@ -206,7 +224,7 @@ class Monitoring(Handler):
 
     def __init__(self, method: Method, validation: Validation, classes: int, patience: int) -> None:
         self.validation, self.classes, self.patience = validation, classes, patience
-        self.adversarial = any(isinstance(perturbation, Ascent) for perturbation in method.perturbations)
+        self.adversarial = any(isinstance(perturbation, Ascent) for perturbation in method.all_perturbations)
         self.majority = majority_share(validation.valid.y)
         self.top_robust = torch.zeros(len(validation.valid.y), dtype=torch.bool)  # in the epoch of `state.top`
         self.new_alarms: list[str] = []
@@ -295,7 +313,8 @@ class ProgressReports(Handler):
 
 def validation_ball(job: Job) -> Ball:
     """The ball of the validation attacks, which perturb the input whatever space the method perturbs."""
-    balls = [t.at.geometry for t in job.method.terms if isinstance(t.at, Ascent) and isinstance(t.at.space, Input)]
+    ascents = (p for p in job.method.all_perturbations if isinstance(p, Ascent) and isinstance(p.space, Input))
+    balls = [ascent.geometry for ascent in ascents]
     ball = balls[0] if balls else Ball("linf", 0.0)
     default = 8 / 255 if job.data.train.x.ndim == 4 and job.data.train.x.shape[1] == 3 else 0.1
     if job.recipe.valid_eps is not None:

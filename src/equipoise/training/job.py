@@ -11,7 +11,7 @@ from equipoise.attacks.ascent import Ascent
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import RunStream, fold
 from equipoise.core.schedules import Scheduled
-from equipoise.core.types import Predictive
+from equipoise.core.types import Points, Predictive
 from equipoise.data import Dataset, Split
 from equipoise.losses.terms import Method, as_method
 from equipoise.results.records import Run
@@ -50,6 +50,8 @@ class Job:
     """The method at any moment, if it changes."""
     model: "nn.Module | Predictive"
     data: Dataset
+    unlabelled: Points | None
+    """Further inputs to train on, without labels."""
     recipe: Recipe
     out: Path | None
     resume: bool
@@ -69,8 +71,13 @@ def in_precision(method: Method, recipe: Recipe) -> Method:
     """The method with its ascents computed in bf16 if the recipe says so."""
     if recipe.precision == "32":
         return method
-    terms = (replace(t, at=replace(t.at, precision="bf16")) if isinstance(t.at, Ascent) else t for t in method.terms)
-    return replace(method, terms=tuple(terms))
+    return replace(method, terms=tuple(replace(term, at=_in_bf16(term.at)) for term in method.terms))
+
+
+def _in_bf16(at: Any) -> Any:
+    if isinstance(at, Ascent):
+        return replace(at, precision="bf16")
+    return at.with_parts([_in_bf16(part) for part in at.parts]) if hasattr(at, "with_parts") else at
 
 
 def training_split(data: Dataset, recipe: Recipe) -> tuple[Split, Split]:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.rng import RunStream, Streams, fold
-from equipoise.core.types import Predictive
+from equipoise.core.types import Prediction, Predictive
 from equipoise.data import crop_and_flip
 from equipoise.kernels.input_gradients import mostly_wide
+from equipoise.losses.memory import BatchMemory
 from equipoise.losses.terms import Method
 from equipoise.models import as_predictive, module_mode, reseed, with_module
 from equipoise.results.records import Run
@@ -29,6 +30,7 @@ from equipoise.training.handlers import (
     AuxiliaryNetworks,
     Averaging,
     Handler,
+    Memory,
     Monitoring,
     ProgressReports,
     TensorBoard,
@@ -56,6 +58,10 @@ class RunState:
     weights: dict[str, str] = field(default_factory=dict)
 
 
+_Samples = tuple[Tensor, Tensor, list[Tensor | None], Tensor, Tensor | None]
+"""A batch, its labels, where the terms are evaluated, and its streams."""
+
+
 class _Loss(nn.Module):
     """The method's loss as a module, so that one forward pass through a parallel wrapper holds all of it."""
 
@@ -66,10 +72,17 @@ class _Loss(nn.Module):
         self._predictive = (predictive,)  # in a tuple: a predictive may be a module too, and is not registered twice
 
     def forward(
-        self, x: Tensor, y: Tensor, points: list[Tensor | None], keys: Tensor, common: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        losses, prediction = self.method.losses(self._predictive[0], x, y, points, Streams(keys, common))
-        return losses, prediction.scores.detach()
+        self, number: int, labelled: _Samples, unlabelled: _Samples | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The losses and scores of the labelled samples, and the losses of the unlabelled ones."""
+        losses, prediction = self._losses(self.method.on_labelled, number, labelled)
+        further = self.method.on_unlabelled
+        more = None if further is None or unlabelled is None else self._losses(further, number, unlabelled)[0]
+        return losses, prediction.scores.detach(), more
+
+    def _losses(self, method: Method, number: int, samples: _Samples) -> tuple[Tensor, Prediction]:
+        x, y, points, keys, common = samples
+        return method.losses(self._predictive[0], x, y, points, Streams(keys, common, number))
 
 
 class Training:
@@ -88,6 +101,7 @@ class Training:
             module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         train, valid = training_split(job.data, self.recipe)
         self.train, valid = train.to(fabric.device), valid[: self.recipe.valid_examples].to(fabric.device)
+        self.unlabelled = torch.empty(0) if job.unlabelled is None else job.unlabelled.to(fabric.device)
         module.to(fabric.device)
         self.optimizer = self.recipe.make_optimizer(module)
         self.plain_loss = _Loss(self.predictive, job.method)
@@ -100,6 +114,7 @@ class Training:
         validation = Validation(job, valid)
         monitoring = Monitoring(job.method, validation, len(job.data.classes), self.recipe.patience)
         self.averaging = Averaging(module, self.recipe.ema) if self.recipe.ema > 0 else None
+        self.memory = Memory()
         networks = job.method.auxiliary_networks
         self.auxiliary = AuxiliaryNetworks([AuxiliaryTraining(network, fabric, valid.x) for network in networks])
         self.record = replace(
@@ -110,7 +125,16 @@ class Training:
         self.checkpoints = None if job.out is None else Checkpoints(self, job.out)
         board = TensorBoard(job.out) if job.out is not None and self.recipe.tensorboard else None
         reports = ProgressReports(job, monitoring)
-        handlers = (self.averaging, self.auxiliary, validation, monitoring, self.checkpoints, board, reports)
+        handlers = (
+            self.averaging,
+            self.memory,
+            self.auxiliary,
+            validation,
+            monitoring,
+            self.checkpoints,
+            board,
+            reports,
+        )
         self.handlers: list[Handler] = [handler for handler in handlers if handler is not None]
 
     @property
@@ -177,15 +201,19 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.state.step)
         method = self.plain_loss.method = self.job.method_at(self._share_done(self.state.step))
-        x, y = self.inputs(index, fold(seed, RunStream.AUGMENT)), self.train.y[index]
+        x, y = self.inputs(self.train.x[index], index, fold(seed, RunStream.AUGMENT)), self.train.y[index]
         streams = Streams.of(fold(seed, RunStream.ASCENT), index, batch=self.state.step)
-        points = method.points(self.predictive, x, y, streams)
+        labelled = self._perturbed(method.on_labelled, x, y, streams, self.memory.of_samples.of(index))
+        further = method.on_unlabelled
+        unlabelled = None if further is None else self._perturbed(further, *self._unlabelled_batch())
 
         def backward() -> tuple[Tensor, Tensor]:
-            losses, scores = self.loss(x, y, points, streams.keys, streams.common)
+            losses, scores, more = self.loss(self.state.step, labelled, unlabelled)
             self.wrapped_optimizer.zero_grad()
             # Shards differ by a sample at the end of an epoch; scaled like this their mean gradient is the batch's.
-            self.fabric.backward(losses.sum() * (self.fabric.world_size / len(batch)))
+            world = self.fabric.world_size
+            total = losses.sum() * (world / len(batch))
+            self.fabric.backward(total if more is None else total + more.sum() * (world / self.recipe.batch_size))
             return losses, scores
 
         awp = self.recipe.awp if self.state.epoch >= self.recipe.awp_warmup else 0.0
@@ -194,6 +222,26 @@ class Training:
         self.wrapped_optimizer.step()
         totals = losses.detach().double().sum(), (scores.argmax(1) == y).sum().double()
         self.epoch_totals += torch.stack([*totals, self.epoch_totals.new_tensor(len(y))])
+
+    def _perturbed(self, method: Method, x: Tensor, y: Tensor, streams: Streams, memory: BatchMemory) -> _Samples:
+        points = method.points(self.predictive, x, y, streams, memory)
+        return x, y, points, streams.keys, streams.common
+
+    def _unlabelled_batch(self) -> tuple[Tensor, Tensor, Streams, BatchMemory]:
+        """This process's share of the unlabelled samples of a step: `batch_size` of them, in a random order that starts
+        anew when all have been seen.
+        """
+        state, size, count = self.state, self.recipe.batch_size, len(self.unlabelled)
+        places = torch.arange(size) + (state.epoch * self.steps + state.step) * size
+        index, seed = torch.empty_like(places), fold(self.recipe.seed, RunStream.UNLABELLED)
+        for number in places.div(count, rounding_mode="floor").unique().tolist():
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(abs(fold(seed, number))))
+            now = places.div(count, rounding_mode="floor") == number
+            index[now] = order[places[now] % count]
+        index = self.local_share(index)
+        x = self.inputs(self.unlabelled[index], index, fold(seed, state.epoch, state.step))
+        streams = Streams.of(fold(seed, state.epoch), index, batch=state.step)
+        return x, index.new_zeros(len(index)), streams, self.memory.of_unlabelled.of(index)
 
     def _finish_epoch(self) -> None:
         state, totals = self.state, self.reduced_totals()
@@ -249,9 +297,8 @@ class Training:
         """This process's share of a batch of indices, on the device."""
         return batch[self.fabric.global_rank :: self.fabric.world_size].to(self.fabric.device)
 
-    def inputs(self, index: Tensor, seed: int) -> Tensor:
-        """The training inputs at `index`, augmented, in the memory format of the network."""
-        x = self.train.x[index]
+    def inputs(self, x: Tensor, index: Tensor, seed: int) -> Tensor:
+        """The samples `index`, augmented, in the memory format of the network."""
         if self.recipe.augment == "crop-flip":
             x = crop_and_flip(x, Streams.of(seed, index))
         if self.channels_last and x.ndim == 4:

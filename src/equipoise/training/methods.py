@@ -47,6 +47,56 @@ from equipoise.losses.objectives import (
 from equipoise.losses.terms import Method, as_method
 from equipoise.training.corruption import Corrupted
 from equipoise.training.penalties import CrossLipschitz, GradientAlignment, ManifoldAgreement, Neighbours, Radii
+from equipoise.training.variations import (
+    adaptive_eps,
+    alternating,
+    average_of,
+    distilled,
+    every,
+    fgsm_pgi,
+    mma,
+    remembering,
+    worst_of,
+)
+
+__all__ = [
+    "adaptive_eps",
+    "adp",
+    "alternating",
+    "average_of",
+    "corruption_at",
+    "distilled",
+    "entm",
+    "every",
+    "fgsm_at",
+    "fgsm_pgi",
+    "friendly_at",
+    "gradalign_at",
+    "hein",
+    "label_smoothing",
+    "ls_pgd",
+    "ls_trades",
+    "ls_udp",
+    "ls_udpr",
+    "ls_uta",
+    "mart",
+    "mma",
+    "n_fgsm_at",
+    "on_manifold_at",
+    "pat",
+    "pgd_at",
+    "r2",
+    "r4",
+    "r_fgsm_at",
+    "remembering",
+    "standard",
+    "trades",
+    "udp",
+    "udp_trades",
+    "udpr",
+    "uta",
+    "worst_of",
+]
 
 StepLength = StepSize | float | None
 
