@@ -42,16 +42,31 @@ ROWS = {
     "ls_trades": lambda **o: methods.ls_trades(0.1, "3", **OPTIONS, **o),
     "hein": lambda **o: methods.hein(0.01),
     "r4": lambda **o: methods.r4(PIXELS),
+    "fgsm_pgi": lambda **o: methods.fgsm_pgi(0.1),
+    "mma": lambda **o: methods.mma(0.3, **OPTIONS, **o),
     "on_manifold_at": lambda **o: methods.on_manifold_at(PIXELS, 0.1, **OPTIONS, **o),
 }
+VARIED = {
+    "alternating": lambda **o: methods.alternating(
+        methods.pgd_at(0.1, **OPTIONS, **o), methods.pgd_at(0.2, **OPTIONS, **o)
+    ),
+    "worst_of": lambda **o: methods.worst_of(methods.pgd_at(0.1, **OPTIONS, **o), methods.udp(0.2, **OPTIONS, **o)),
+    "average_of": lambda **o: methods.average_of(methods.pgd_at(0.1, **OPTIONS, **o), methods.udp(0.2, **OPTIONS, **o)),
+    "every": lambda **o: methods.every(2, methods.trades(0.1, **OPTIONS, **o)),
+    "remembering": lambda **o: methods.remembering(methods.udpr(0.1, **OPTIONS, **o)),
+    "adaptive_eps": lambda **o: methods.adaptive_eps(methods.udp(0.1, **OPTIONS, **o)),
+    "distilled": lambda **o: methods.distilled(methods.udp(0.1, **OPTIONS, **o), TEACHER),
+}
+"""Methods made of others."""
+TEACHER = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 PIXELS = Manifold(nn.Flatten(), nn.Unflatten(1, (1, 8, 8)))  # the codes are the pixels
 X, Y = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 STREAMS = Streams.of(0, torch.arange(12))
 
 
-@pytest.fixture(params=ROWS)
+@pytest.fixture(params=ROWS | VARIED)
 def make(request):
-    return ROWS[request.param]
+    return (ROWS | VARIED)[request.param]
 
 
 @pytest.fixture(params=["eval", "train"])

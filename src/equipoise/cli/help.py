@@ -13,11 +13,13 @@ from equipoise.cli.requests import REQUESTS, Train
 
 _GROUPS = {
     "perturbation": """
-        attacks eps norm steps step_size step_schedule restarts noise tau latent uncertainty transfer_from mode
+        attacks eps norm also combine steps step_size step_schedule restarts noise tau latent uncertainty transfer_from
+        mode perturb_every remember adaptive_eps
     """,
     "data and network": """
         data data_root download synthetic examples corruptions corruptions_root net width widths members joint_loss
-        dropout_samples dropout_loss gp_inducing_points normalize weights checkpoint net_option
+        dropout_samples dropout_loss gp_inducing_points normalize weights checkpoint net_option labels consistency
+        teacher teacher_weight teacher_temperature
     """,
     "training": """
         epochs batch_size optimizer lr momentum nesterov weight_decay schedule milestones decay lr_peak ema awp
@@ -35,7 +37,8 @@ _RARE = """
     diversity_weight width widths joint_loss dropout_samples dropout_loss gp_inducing_points net_option normalize
     momentum nesterov milestones decay lr_peak ema awp awp_warmup channels_last validation valid_examples valid_eps
     valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision train.members transfer_from
-    corruptions_root expected_clean_accuracy robustbench shard address reuse certificate
+    corruptions_root expected_clean_accuracy robustbench shard address reuse certificate also combine perturb_every
+    remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency
 """
 """Options that only `--help-all` shows."""
 

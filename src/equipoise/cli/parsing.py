@@ -7,6 +7,7 @@ from equipoise.cli.help import command_help
 from equipoise.cli.method_options import METHODS, choice_of, parameters, spelled_out
 from equipoise.cli.options import Option, options_of
 from equipoise.cli.requests import REQUESTS, Audit, Command, Evaluate, Train
+from equipoise.cli.variations import Variation
 from equipoise.cli.words import FLAG, HELP, by_flag, read
 from equipoise.core.errors import require, unknown
 from equipoise.core.schedules import Schedule
@@ -40,7 +41,9 @@ def parse(argv: Sequence[str]) -> Command:
         assert method is not None
         recipe = {f: values.pop(f) for f in _names(Recipe) & values.keys()}
         own = {f: values.pop(f) for f in _names(choice_of(method)) & values.keys()}
-        values |= {"method": choice_of(method)(**own), "recipe": Recipe(**recipe)}
+        varied = {f: values.pop(f) for f in _names(Variation) & values.keys()}
+        made = {"recipe": Recipe(**recipe), "variation": Variation(**varied)}
+        values |= {"method": choice_of(method)(**own), **made}
     return kind(**values)  # pyright: ignore[reportReturnType]
 
 

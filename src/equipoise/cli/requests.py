@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from equipoise.cli.listing import Experiments, Variant
 from equipoise.cli.options import Count, CountOrZero, Positional
+from equipoise.cli.variations import Variation
 from equipoise.core.types import Precision
 from equipoise.geometry import NormName
 from equipoise.training import Recipe
@@ -60,6 +61,7 @@ class Train:
     """Replace the run in --out. It is kept until the new one has its first checkpoint."""
     evaluate_examples: CountOrZero | None = None
     """Test samples of the final evaluation, 0 for none. By default 1000, or 200 for a large network on a CPU."""
+    variation: Variation = Variation()
     recipe: Recipe = Recipe()
 
 

@@ -9,7 +9,7 @@ from equipoise.cli.console import say
 from equipoise.cli.display import TrainingProgress, evaluation_progress
 from equipoise.cli.evaluating import show
 from equipoise.cli.manifolds import manifold_of_run, named_manifold
-from equipoise.cli.method_options import build_method, full_name, parameters
+from equipoise.cli.method_options import full_name, parameters
 from equipoise.cli.options import pairs
 from equipoise.cli.requests import Train
 from equipoise.cli.resuming import lasting
@@ -30,15 +30,19 @@ from equipoise.training.job import Job
 
 def train(options: Train, command: str) -> None:
     """Train, evaluate what came out, and say what to do next."""
-    build_method(options.method)  # its hyper-parameters are seen to be in range before data are loaded
+    variation = options.variation
+    variation.check()
+    variation.of(options.method)  # its hyper-parameters are seen to be in range before data are loaded
     recipe, record = options.recipe, parameters(options.method)
     _require_consistent(options, record["name"])
     record["name"] = full_name(record)
+    changes = {"variation": variation.record()} if variation.record() else {}
     device = recipe.pick_device()
     data = load(options.data, options.data_root)
     say(data.summary)
     if options.examples is not None:
         data = data.limit(options.examples, recipe.seed)
+    data, unlabelled = variation.split(data, recipe.seed)
     net = _net_record(options, data)
     model = build_model(net)
     if isinstance(model, DeepKernelGP):
@@ -52,18 +56,19 @@ def train(options: Train, command: str) -> None:
         """Everything but the training, checked."""
         own = {key: value for key, value in record.items() if key not in ("manifold_epochs", "codes")}
         return prepare(
-            _suited(build_method(options.method, manifold), model, data, options),
+            _suited(variation.of(options.method, manifold), model, data, options),
             model,
             data,
             recipe,
             out=out,
             resume=options.resume,
             overwrite=options.overwrite,
-            method_record=record if manifold is None else own | {"manifold": str(manifold)},
+            method_record=(record if manifold is None else own | {"manifold": str(manifold)}) | changes,
             net_record=net,
             words=lasting(shlex.split(command)[1:]),
             command=command,
             progress=TrainingProgress(),
+            unlabelled=unlabelled,
         )
 
     job = prepared(auto_encoder(data.shape, record["codes"]) if "codes" in record else None)

@@ -81,6 +81,11 @@ class Split:
         require(n >= 1, f"limit = {n}; expected at least one sample.")
         return self if n >= len(self) else self[stratified_order(self.y, seed)[:n].to(self.y.device)]
 
+    def beyond(self, n: int, seed: int = 0) -> "Split":
+        """The samples that `limit` leaves out. Raises `EquipoiseError` if it leaves none."""
+        require(n < len(self), f"the first {n} of {len(self)} samples leave none: take fewer.")
+        return self[stratified_order(self.y, seed)[n:].to(self.y.device)]
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

@@ -217,9 +217,10 @@ class Method(Summand):
         self, predictive: Predictive, x: Points, y: Labels, streams: Streams, memory: "BatchMemory | None" = None
     ) -> list[Points | None]:
         """The batch under each of the `perturbations`, None where it is clean. `memory` is what those that remember
-        something keep of these samples.
+        something keep of these samples; without it these are perturbed as the first time.
         """
         places = self.perturbations
+        memory = memory or SampleMemory().of(torch.arange(len(x), device=x.device))
         return [
             None if at is None else _perturbed(at, predictive, x, y, streams.fold(i), memory, places)
             for i, at in enumerate(places)
@@ -381,13 +382,12 @@ def _perturbed(
     x: Points,
     y: Labels,
     streams: Streams,
-    memory: BatchMemory | None,
+    memory: BatchMemory,
     places: list[Perturbation | None],
 ) -> Points:
     """The points of a perturbation; one that remembers something gets its part of the memory, or that of another."""
     if not getattr(at, "remembers", False):
         return at.perturb(predictive, x, y, streams)
-    assert memory is not None
     owner = getattr(at, "remembered_by", at)
     return cast(Any, at).perturb(predictive, x, y, streams, memory=memory.part(places.index(owner)))
 

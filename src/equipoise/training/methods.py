@@ -47,15 +47,15 @@ from equipoise.losses.objectives import (
 from equipoise.losses.terms import Method, as_method
 from equipoise.training.corruption import Corrupted
 from equipoise.training.penalties import CrossLipschitz, GradientAlignment, ManifoldAgreement, Neighbours, Radii
+from equipoise.training.perturbations import AtBoundary, Remembered
 from equipoise.training.variations import (
     adaptive_eps,
     alternating,
     average_of,
     distilled,
     every,
-    fgsm_pgi,
-    mma,
     remembering,
+    squared_difference,
     worst_of,
 )
 
@@ -435,6 +435,40 @@ def ls_trades(
         beta: Weight β of the divergence, >= 0.
     """
     return trades(eps, step_size, steps, beta, divergence, **_latent(layer), **options)
+
+
+@schedulable
+def fgsm_pgi(
+    eps: float, step_size: float | None = None, weight: float = 10.0, norm: str = "linf", box: Box = Box()
+) -> Method:
+    """FGSM adversarial training from the perturbation of the epoch before: `CE(x') + λ (1/C) ‖f(x') - f(x_0)‖²`, x' one
+    step from x_0, f the logits (FGSM-PGI of Jia et al. 2022; λ = 10 in their runs).
+
+    Parameters:
+        step_size: Length of the step, in units of `eps`; by default ε.
+        weight: Weight λ of the difference between the logits, >= 0.
+    """
+    last = Remembered(attacks.fgsm(eps, norm, step_size, box, start="uniform"))
+    return cross_entropy @ last + weight * (squared_difference @ last).against(last.prior)
+
+
+@schedulable
+def mma(
+    eps: float,
+    step_size: StepLength = None,
+    steps: int = 10,
+    clean_share: float = 1 / 3,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """Max-margin adversarial training: `a L(x) + (1 - a) L(x*)`, x* the nearest point found where the prediction
+    changes (Ding et al. 2020, "MMA Training", with a = 1/3).
+
+    Parameters:
+        eps: Largest margin d_max that is sought.
+    """
+    nearest = loss @ AtBoundary(replace(_pgd(eps, step_size, steps, **options), objective=loss))
+    return _mixed_with_clean(clean_share, loss, as_method(nearest))
 
 
 @schedulable

@@ -12,14 +12,12 @@ from typing import Any, cast
 from torch import nn
 
 from equipoise.attacks.ascent import Ascent
-from equipoise.attacks.gradient import fgsm, pgd
 from equipoise.core.errors import require, require_integer, require_number
 from equipoise.core.schedules import schedulable
 from equipoise.core.types import Labels, PerSample, Prediction, Predictive
-from equipoise.geometry import Box
-from equipoise.losses.objectives import Objective, cross_entropy
+from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Method, Perturbation, Term, as_method
-from equipoise.training.perturbations import Adaptive, Alternating, AtBoundary, Remembered, WorstOf
+from equipoise.training.perturbations import Adaptive, Alternating, Remembered, WorstOf
 
 Places = Sequence[Perturbation | None]
 
@@ -70,43 +68,6 @@ def adaptive_eps(method: Method, increment: float = 1.9 / 255, smoothing: float 
         largest: Largest radius.
     """
     return _with_places(method, lambda at: at and Adaptive(_ascent(at), increment, smoothing, largest))
-
-
-@schedulable
-def fgsm_pgi(
-    eps: float, step_size: float | None = None, weight: float = 10.0, norm: str = "linf", box: Box = Box()
-) -> Method:
-    """FGSM adversarial training from the perturbation of the epoch before: `CE(x') + λ (1/C) ‖f(x') - f(x_0)‖²`, x' one
-    step from x_0, f the logits (FGSM-PGI of Jia et al. 2022; λ = 10 in their runs).
-
-    Parameters:
-        step_size: Length of the step, in units of `eps`; by default ε.
-        weight: Weight λ of the difference between the logits, >= 0.
-    """
-    start: dict[str, Any] = {"start": "uniform"}
-    last = Remembered(fgsm(eps, norm, step_size, box, **start))
-    return cross_entropy @ last + weight * (squared_difference @ last).against(last.prior)
-
-
-@schedulable
-def mma(
-    largest: float,
-    step_size: float | None = None,
-    steps: int = 10,
-    clean_share: float = 1 / 3,
-    loss: Objective = cross_entropy,
-    **options: Any,
-) -> Method:
-    """Max-margin adversarial training: `a L(x) + (1 - a) L(x*)`, x* the nearest point found where the prediction
-    changes (Ding et al. 2020, "MMA Training", with a = 1/3).
-
-    Parameters:
-        largest: Largest margin d_max that is sought.
-    """
-    require(0 <= clean_share <= 1, f"clean_share = {clean_share}: expected a share between 0 and 1.")
-    options = {"start": "zero", "return_point": "last", **options}
-    nearest = loss @ AtBoundary(replace(pgd(largest, step_size, steps, **options), objective=loss))
-    return clean_share * as_method(loss) + (1 - clean_share) * nearest
 
 
 @schedulable
