@@ -93,3 +93,12 @@ def _private(): return 1
         "sample.Generated.value",
         "sample.function",
     ]
+
+
+@pytest.mark.filterwarnings("ignore")  # of two epochs, which teach a network little
+def test_the_training_page_runs_as_it_stands():
+    page, names = (DOCS / "training.md").read_text(), {}
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) > 5
+    for block in blocks:
+        exec(block, names)

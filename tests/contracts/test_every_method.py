@@ -45,6 +45,7 @@ ROWS = {
     "fgsm_pgi": lambda **o: methods.fgsm_pgi(0.1),
     "mma": lambda **o: methods.mma(0.3, **OPTIONS, **o),
     "on_manifold_at": lambda **o: methods.on_manifold_at(PIXELS, 0.1, **OPTIONS, **o),
+    "on_manifold_udp": lambda **o: methods.on_manifold_udp(PIXELS, 0.1, **OPTIONS, **o),
 }
 VARIED = {
     "alternating": lambda **o: methods.alternating(

@@ -1,6 +1,7 @@
 """Objectives, one number per sample, which attacks maximise and training minimises; training methods are their sums."""
 
 from equipoise.core.documentation import show_attributes
+from equipoise.losses.memory import SampleMemory
 from equipoise.losses.objectives import (
     UNCERTAINTIES,
     Objective,
@@ -29,6 +30,7 @@ __all__ = [
     "UNCERTAINTIES",
     "Method",
     "Objective",
+    "SampleMemory",
     "Term",
     "as_method",
     "boosted_cross_entropy",

@@ -57,7 +57,7 @@ def fit(
     `on_unlabelled` samples: as many in each step as a batch has, in a random order of their own.
 
     Numbers of a method may change over the training: `methods.pgd_at(eps=ramp(0, 0.1, until=0.3))`, see
-    `equipoise.schedules`.
+    `equipoise.core.schedules`.
 
     At the end `model` holds the last weights, or with `recipe.ema` their average; `load_run(out, "best")` returns those
     of the best epoch (see `equipoise.training.monitoring.improves`). With `recipe.devices > 1` processes are started,

@@ -83,6 +83,7 @@ __all__ = [
     "mma",
     "n_fgsm_at",
     "on_manifold_at",
+    "on_manifold_udp",
     "pat",
     "pgd_at",
     "r2",
@@ -524,6 +525,27 @@ def on_manifold_at(
         eps: Radius of the ball, in units of the codes, whose standard deviation is about 1.
     """
     perturbed = pgd_at(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
+    return perturbed if clean_share == 0 else _mixed_with_clean(clean_share, loss, perturbed)
+
+
+@schedulable
+def on_manifold_udp(
+    manifold: AutoEncoder,
+    eps: float,
+    step_size: StepLength = None,
+    steps: int = 20,
+    clean_share: float = 0.0,
+    loss: Objective = cross_entropy,
+    **options: Any,
+) -> Method:
+    """UDP in the codes of an auto-encoder: `a L(x) + (1 - a) L(dec(enc(x) + δ))`, δ by k ~ U{1..K} steps of ascent on
+    the entropy (the points of U, Alg. 1, in the space of Stutz et al. 2019).
+
+    Parameters:
+        manifold: The auto-encoder (enc, dec).
+        eps: Radius of the ball, in units of the codes, whose standard deviation is about 1.
+    """
+    perturbed = udp(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
     return perturbed if clean_share == 0 else _mixed_with_clean(clean_share, loss, perturbed)
 
 
