@@ -1,4 +1,4 @@
-"""Look for one recipe that is better than every row of U Table 2 at once: `python benchmarks/recipe_search.py --epochs 10`.
+"""Look for one recipe better than every row of U Table 2 at once: `python benchmarks/recipe_search.py --epochs 10`.
 
 Each candidate trains U's LeNet on Fashion-MNIST; it is measured on 1,000 held-out training samples, clean and under
 targeted APGD in the four balls of the table. Its score is the smallest difference, over the five columns, to the best
