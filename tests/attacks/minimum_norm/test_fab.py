@@ -150,6 +150,7 @@ def test_what_it_returns(norm, keep, case):
         "alpha_max": 0.1,
         "beta": 0.9,
         "return_point": keep,
+        "eot_samples": 1,
         "precision": "32",
     }
 
