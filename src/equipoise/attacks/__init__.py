@@ -7,6 +7,7 @@ from equipoise.attacks.black_box.random_search import RandomSearch, random_searc
 from equipoise.attacks.black_box.square import Square, square
 from equipoise.attacks.black_box.transfer import Transfer, transfer
 from equipoise.attacks.chain import Chain, autoattack, cascade, fitted
+from equipoise.attacks.continued import Continued, apgd_fgsm, pma
 from equipoise.attacks.gradient import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
 from equipoise.attacks.minimum_norm.bisection import Bisected, minimal_l2
 from equipoise.attacks.minimum_norm.deepfool import DeepFool, deepfool
@@ -32,6 +33,7 @@ __all__ = [
     "Bisected",
     "Candidates",
     "Chain",
+    "Continued",
     "DeepFool",
     "Nearest",
     "RandomSearch",
@@ -40,6 +42,7 @@ __all__ = [
     "Transfer",
     "adaptive",
     "apgd",
+    "apgd_fgsm",
     "apgd_t",
     "autoattack",
     "bg",
@@ -60,6 +63,7 @@ __all__ = [
     "pgd",
     "pgd_k",
     "pgd_l2",
+    "pma",
     "published_margin_attack",
     "r_fgsm",
     "random_search",
