@@ -17,7 +17,7 @@ from equipoise.attacks.execution import frozen_model, value_and_gradient
 from equipoise.attacks.result import Criterion
 from equipoise.core.rng import Stream
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction
-from equipoise.geometry import Rows
+from equipoise.geometry import Ball, Rows
 from equipoise.losses.objectives import Objective, margin
 
 _ROUNDED = 16
@@ -67,6 +67,7 @@ class Search:
 
     predict: Predict
     batch: Batch
+    ball: Ball
     criterion: Criterion
     candidates: Candidates  # the nearest misclassified points, the clean ones while there are none, and all costs
     distance: PerSample  # of these points; infinite while there is none
@@ -99,6 +100,27 @@ class Search:
         )
         return value.unflatten(0, (-1, count)), gradient.unflatten(0, (-1, count))
 
+    def visit(self, objective: Objective, points: Points, step: int) -> tuple[PerSample, Rows, Bool[Tensor, " batch"]]:
+        """Return the objective and its gradient at one point of every sample, and which of these points are clear
+        successes, of which the nearest are kept.
+        """
+        value, gradient, output = self.ascend(objective, points, self._everyone)
+        wrong = self.criterion.clearly_reached(output)
+        self._keep_wrong(points, wrong, step)
+        return value, gradient, wrong
+
+    def finish(self, points: Points, step: int) -> None:
+        """`visit` the last points, at which no gradient is needed."""
+        self._keep_wrong(points, self.look(points, self._everyone), step)
+
+    @property
+    def _everyone(self) -> Int[Tensor, " batch"]:
+        return torch.arange(len(self.x), device=self.x.device)
+
+    def _keep_wrong(self, points: Points, wrong: Bool[Tensor, " batch"], step: int) -> None:
+        index = wrong.nonzero()[:, 0]
+        self.keep(points[index], index, self.ball.distance(points[index], self.x[index]), step)
+
     def keep(self, points: Points, index: Tensor, distance: PerSample, step: int) -> None:
         """Remember these misclassified points of different samples where they are nearer than those before, by more
         than what rounding, which differs from batch to batch, explains.
@@ -124,5 +146,5 @@ class BoundaryAttack(SearchAttack):
         candidates, far = Candidates.unmoved(batch.x), torch.full_like(batch.value, torch.inf)
         with frozen_model(batch.inputs.predictive, batch.x) as draw:
             predict = draw(batch.inputs.streams.fold(Stream.MODEL))
-            self.walk(Search(predict, batch, batch.inputs.criterion, candidates, far))
+            self.walk(Search(predict, batch, self.geometry, batch.inputs.criterion, candidates, far))
         return candidates
