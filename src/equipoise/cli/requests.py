@@ -100,7 +100,7 @@ class Evaluate(ModelRequest):
     pdpgd, sigma-zero, nearest."""
     eps: tuple[float, ...] = ()
     """Radii, in pixels of [0, 1]; by default for a run: half, once and twice that of its validation attacks."""
-    norm: NormName | Literal["l0"] | None = None
+    norm: Literal["linf", "l2", "l1", "l0"] | None = None
     """Norm of the ball; by default linf, or that of the run's training. l0 counts changed features, for pdpgd and
     sigma-zero."""
     steps: int | None = None
