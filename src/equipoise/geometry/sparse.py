@@ -41,6 +41,7 @@ class Sparse(Ball):
         return (self.distance(x, centre) <= self.eps) & self.box.contains(x, 0.0)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        """Not in L0: raises `EquipoiseError`."""
         raise EquipoiseError("l0 counts changed features, without steps, projections or random points: use sigma_zero.")
 
     project = steepest = draw = _refuse
