@@ -232,10 +232,10 @@ def test_refuses_pairings():
         (targeted(udp(0.1)), {}, r"entropy has no target"),
         (cw(0.1), {}, r"margin needs the labels y"),
         (climb_dlr, {"target": Y}, r"targeted dlr compares the target with the true class; pass the labels y too"),
-        (climb_dlr, {"y": Y, "target": Y}, r"targeted dlr needs at least 4 classes, the model has 3"),
+        (climb_dlr, {"y": Y, "target": (Y + 1) % 3}, r"targeted dlr needs at least 4 classes, the model has 3"),
         (
             targeted(ATTACK),
-            {"y": Y, "target": Y},
+            {"y": Y, "target": (Y + 1) % 3},
             r"both target='least_likely' and target classes were given: choose one",
         ),
         (ATTACK, {"y": Y, "index": torch.arange(3)}, r"index must be a tensor of 4 integers, one per sample"),

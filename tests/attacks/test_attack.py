@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import attacks
-from equipoise.attacks import Batch, Candidates, SearchAttack, described, fab
+from equipoise.attacks import Batch, Candidates, Chain, SearchAttack, described, fab
 from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import Ball
 from equipoise.results.differences import with_new_names
@@ -85,9 +85,11 @@ def test_without_labels_it_leads_away_from_the_prediction() -> None:
 
 @pytest.mark.unchecked
 def test_what_an_attack_cannot_do_is_refused_by_name() -> None:
-    with pytest.raises(EquipoiseError, match=r"^fab takes neither target classes nor points to start from: leave out"):
-        fab(0.1)(Threshold(), X, Y, target=1 - Y)
-    with pytest.raises(EquipoiseError, match=r"^a step takes neither target classes nor points to start from"):
+    with pytest.raises(EquipoiseError, match=r"^fab takes no points to start from: leave out start"):
+        fab(0.1)(Threshold(), X, Y, start=X)
+    with pytest.raises(EquipoiseError, match=r"^a step takes no target classes: leave out target"):
+        Chain((("step", Step(Ball("linf", 0.1))),))(Threshold(), X, Y, target=1 - Y)
+    with pytest.raises(EquipoiseError, match=r"^a step takes no points to start from"):
         Step(Ball("linf", 0.1))(Threshold(), X, Y, start=X)
     with pytest.raises(EquipoiseError, match=r"^fab needs the labels y: give the true classes"):
         fab(0.1)(Threshold(), X)

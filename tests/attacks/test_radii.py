@@ -5,7 +5,7 @@ import torch
 
 from equipoise import Ascent, Ball, EquipoiseError, attacks, nets
 from equipoise.attacks.steps import Boundary, Uniform
-from equipoise.geometry import EVERYWHERE, ball
+from equipoise.geometry import EVERYWHERE
 from equipoise.losses import cross_entropy
 
 pytestmark = pytest.mark.unchecked
@@ -56,9 +56,8 @@ def test_phases_of_larger_balls_follow_the_radii(setting) -> None:
 def test_points_are_contained_by_radius() -> None:
     centre = torch.zeros(3, 2)
     points = torch.tensor([[0.1, 0.0], [0.1, 0.0], [0.0, 0.3]])
-    within = ball("l2", torch.tensor([0.1, 0.05, 0.3]), EVERYWHERE)
+    within = Ball("l2", 0.3, EVERYWHERE, torch.tensor([0.1, 0.05, 0.3]))
     assert within.contains(points, centre).tolist() == [True, False, True]
-    assert within.eps == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,10 @@ def test_points_are_contained_by_radius() -> None:
         (lambda net, x, y: attacks.pgd(RADII[:2])(net, x, y), "eps has 2 radii, one per sample, but there are 5"),
         (lambda net, x, y: attacks.pgd(-RADII), "of a sample is not a radius"),
         (lambda net, x, y: attacks.pgd(RADII[None]), r"eps has shape \(1, 5\): expected one radius per sample"),
-        (lambda net, x, y: attacks.Square(ball("linf", RADII))(net, x, y), "square takes one eps for all samples"),
+        (
+            lambda net, x, y: attacks.Square(Ball("linf", 0.3, radii=RADII))(net, x, y),
+            "square takes one eps for all samples",
+        ),
         (lambda net, x, y: Ball("linf", 0.1, radii=RADII.long()), "radii must be a tensor of floats"),
         (lambda net, x, y: attacks.pgd("0.1"), "eps = '0.1' is a str: expected a number"),
     ],
@@ -78,6 +80,6 @@ def test_wrong_radii_are_refused(setting, call, message: str) -> None:
 
 
 def test_records_hold_the_radii() -> None:
-    attack = Ascent(cross_entropy, ball("linf", RADII), 0.1, 2)
+    attack = Ascent(cross_entropy, Ball("linf", 0.3, radii=RADII), 0.1, 2)
     assert attack.settings()["geometry"]["radii"] == RADII.tolist()
     assert "radii" not in attacks.pgd(0.1).settings()["geometry"]

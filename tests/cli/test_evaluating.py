@@ -89,6 +89,30 @@ def test_evaluate_verify_and_a_changed_record(mine, capsys):
     assert f"sample {row}: class" in said.out and "aa.json does not hold: 3 of its statements" in said.err
 
 
+def test_few_changed_features_as_typed(mine, capsys):
+    words = "evaluate own_nets:make --data my.npz --attacks sigma-zero60 pdpgd60 --norm l0 --eps 1 2 --out l0.json"
+    assert ask(*words.split()) == 0
+    record = load("l0.json")
+    assert [(r.norm, r.eps) for r in record.results[1:]] == [("l0", 1.0)] * 3 + [("l0", 2.0)] * 3
+    few, more = (record.results[i] for i in (1, 4))
+    assert 0 <= more.accuracy < few.accuracy < 1 and set(more.distance) - {None, 0.0} == {1.0, 2.0}
+    capsys.readouterr()
+    assert ask("verify", "l0.json") == 0
+    assert "l0.json holds:" in capsys.readouterr().out
+    assert ask("report", "l0.json", "--out", "page.html") == 0 and "L0" in Path("page.html").read_text()
+    assert ask(*words.replace("sigma-zero60", "pgd").replace("l0.json", "no.json").split()) == 2
+    assert "unknown norm 'l0'" in capsys.readouterr().err
+
+
+def test_newer_attacks_as_typed(mine):
+    words = "evaluate own_nets:make --data my.npz --attacks pma20 apgd-fgsm10 --norm linf --eps 0.05 --out a.json"
+    assert ask(*words.split()) == 0 and ask("verify", "a.json") == 0
+    assert [r.attack for r in load("a.json").results] == ["clean", "pma20", "apgd-fgsm10", "worst case"]
+    words = "evaluate own_nets:make --data my.npz --attacks ddn pdpgd200 --norm l2 --eps 0.25 --out b.json"
+    assert ask(*words.split()) == 0 and ask("verify", "b.json") == 0
+    assert 0 < load("b.json").results[-1].accuracy < 1
+
+
 def test_a_record_of_the_first_version_still_holds(mine, capsys):
     for file in (Path(__file__).parent / "records").iterdir():
         shutil.copy(file, mine)

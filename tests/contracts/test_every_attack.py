@@ -15,11 +15,13 @@ from equipoise.attacks import (
     Chain,
     adaptive,
     apgd,
+    apgd_fgsm,
     apgd_t,
     autoattack,
     bg,
     cascade,
     cw_k,
+    ddn,
     deepfool,
     fab,
     fgsm_k,
@@ -27,11 +29,14 @@ from equipoise.attacks import (
     margin_attack,
     minimal_l2,
     nearest,
+    pdpgd,
     pgd,
     pgd_k,
     pgd_l2,
+    pma,
     published_margin_attack,
     random_search,
+    sigma_zero,
     square,
     targeted,
     transfer,
@@ -63,8 +68,11 @@ ROWS = {
     ),
     "bf16": lambda norm: pgd(EPS[norm], steps=6, norm=norm, precision="bf16", return_point="best"),
     "apgd": lambda norm: apgd(EPS[norm], norm, 12),
+    "apgd_fgsm": lambda norm: apgd_fgsm(EPS[norm], norm, 12),
+    "pma": lambda norm: pma(EPS[norm], norm, 8),
     "apgd-t": lambda norm: apgd_t(EPS[norm], norm, 10, targets=3),
     "fab-t": lambda norm: fab(EPS[norm], norm, 8, targets=3),
+    "several draws": lambda norm: fab(EPS[norm], norm, 4, targets=2, eot_samples=3),
     "square": lambda norm: square(EPS[norm], norm, 60),
     "random-search": lambda norm: random_search(EPS[norm], norm, 40),
     "adaptive": lambda norm: adaptive(EPS[norm], norm, 3, restarts=2),
@@ -73,6 +81,9 @@ ROWS = {
     "bg": lambda norm: bg(EPS[norm], norm),
     "deepfool": lambda norm: deepfool(EPS[norm], norm, 5),
     "fmn": lambda norm: fmn(EPS[norm], norm, 8),
+    "ddn": lambda norm: ddn(EPS[norm], norm, 12),
+    "pdpgd": lambda norm: pdpgd(EPS[norm], norm, 12, step_size=0.02),
+    "sigma_zero": lambda norm: sigma_zero(EPS[norm], norm, 15),
     "nearest": lambda norm: nearest(norm, radii=(EPS[norm],), steps=5, halvings=9, looks=4),
     "minimal_l2": lambda norm: minimal_l2(0.05, 100, halvings=9),
     "transfer": lambda norm: transfer(Proxy(), pgd(EPS[norm], steps=4, norm=norm), "a plane"),
@@ -87,10 +98,13 @@ ROWS = {
     "cascade": lambda norm: cascade(EPS[norm], norm),
     "train mode": lambda norm: pgd(EPS[norm], steps=4, norm=norm, mode="train"),
 }
-EPS = {"linf": 0.08, "l2": 0.3, "l1": 1.0}
+EPS = {"linf": 0.08, "l2": 0.3, "l1": 1.0, "l0": 5}
 
 
+IN_L0 = ("pdpgd", "sigma_zero")
 ONE_NORM = {
+    "ddn": "l2",
+    "sigma_zero": "l0",
     "minimal_l2": "l2",
     "published_margin_attack": "l2",
     "margin_attack": "l2",
@@ -99,7 +113,12 @@ ONE_NORM = {
     "cascade": "linf",
 }
 """Rows that exist in one norm, or whose budget is long and whose parts have rows of their own."""
-EVERY = [(name, norm) for name in ROWS for norm in EPS if ONE_NORM.get(name, norm) == norm]
+EVERY = [
+    (name, norm)
+    for name in ROWS
+    for norm in EPS
+    if ONE_NORM.get(name, norm) == norm and (norm != "l0" or name in IN_L0)
+]
 
 
 def made(name: str, norm: str) -> Attack:

@@ -8,15 +8,20 @@ from torch import nn
 
 from equipoise.attacks import (
     adaptive,
+    apgd_fgsm,
     bg,
     cw_k,
+    ddn,
     deepfool,
     fgsm_k,
     fmn,
     minimal_l2,
     nearest,
+    pdpgd,
     pgd_k,
+    pma,
     random_search,
+    sigma_zero,
     transfer,
 )
 from equipoise.core.errors import EquipoiseError
@@ -35,6 +40,25 @@ def test_names_and_numbers():
         "adaptive7": adaptive(0.1, "l2", 7, precision="bf16"),
     }
     assert [a.geometry.eps for _, a in suite(["random-search9"], [0.3, 0.1])] == [0.1, 0.3]
+
+
+def test_names_of_newer_papers():
+    assert dict(suite(["pma", "pma40", "apgd-fgsm", "apgd-fgsm20"], [0.1], precision="bf16")) == {
+        "pma": pma(0.1, precision="bf16"),
+        "pma40": pma(0.1, steps=40, precision="bf16"),
+        "apgd-fgsm": apgd_fgsm(0.1, "linf", precision="bf16"),
+        "apgd-fgsm20": apgd_fgsm(0.1, "linf", 20, precision="bf16"),
+    }
+    assert dict(suite(["ddn", "ddn50", "pdpgd"], [0.5], "l2")) == {
+        "ddn": ddn(0.5),
+        "ddn50": ddn(0.5, steps=50),
+        "pdpgd": pdpgd(0.5),
+    }
+    assert dict(suite(["sigma-zero", "sigma-zero100", "pdpgd"], [3], "l0")) == {
+        "sigma-zero": sigma_zero(3),
+        "sigma-zero100": sigma_zero(3, steps=100),
+        "pdpgd": pdpgd(3, "l0"),
+    }
 
 
 def test_attacks_to_the_nearest_boundary():
@@ -82,6 +106,10 @@ def test_the_papers_names_bring_their_radius():
         (["pgd40-8"], {"steps": 3}, "steps: not for pgd40-8, whose budget is the published one"),
         ([f"pgd{'9' * 5000}"], {}, "unknown attack 'pgd999"),
         ([f"pgd{'9' * 5000}-8"], {}, "unknown attack 'pgd999"),
+        (["sigma-zero"], {}, "norm = 'linf': a sparse ball counts changed features"),
+        (["ddn"], {}, "ddn rescales perturbations in l2, not in linf"),
+        (["pgd"], {"norm": "l0"}, "unknown norm 'l0'"),
+        (["pdpgd"], {"norm": "l0"}, "eps = 0.1 in l0 is a number of features"),
         (["pgd40-0.5"], {}, "k = 0.5 is in units of 1/255"),
     ],
 )

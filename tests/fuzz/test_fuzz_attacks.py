@@ -28,9 +28,11 @@ from equipoise.attacks import (
     Chain,
     adaptive,
     apgd,
+    apgd_fgsm,
     apgd_t,
     autoattack,
     bg,
+    ddn,
     deepfool,
     fab,
     fitted,
@@ -38,8 +40,11 @@ from equipoise.attacks import (
     margin_attack,
     minimal_l2,
     nearest,
+    pdpgd,
     pgd,
+    pma,
     random_search,
+    sigma_zero,
     square,
     targeted,
     transfer,
@@ -87,6 +92,12 @@ ROWS: dict[str, Make] = {
     "bg": lambda e, n, b: bg(e, n, targets=2, box=b, steps=10),
     "deepfool": lambda e, n, b: deepfool(e, n, 4, targets=2, box=b),
     "fmn": lambda e, n, b: fmn(e, n, 6, box=b),
+    "ddn": lambda e, n, b: ddn(e, "l2", 6, box=b),
+    "pdpgd": lambda e, n, b: pdpgd(e, n, 6, box=b),
+    "sigma-zero": lambda e, n, b: sigma_zero(steps=6, box=b),
+    "pma": lambda e, n, b: pma(e, n, 4, box=b),
+    "apgd-fgsm": lambda e, n, b: apgd_fgsm(e, n, 6, box=b),
+    "fab draws": lambda e, n, b: fab(e, n, 3, targets=2, eot_samples=2, box=b),
     "nearest": lambda e, n, b: nearest(n, e, steps=4, box=b, radii=(max(e, 1e-3),), halvings=6, looks=4),
     "margin_attack": lambda e, n, b: margin_attack(n, e, radii=(max(e, 1e-3),), steps=3, halvings=6, looks=4, box=b),
     "minimal_l2": lambda e, n, b: minimal_l2(0.05 * (b.high - b.low), 20, halvings=6, looks=4, box=b),
@@ -214,7 +225,8 @@ def assert_same(a: AttackResult, b: AttackResult) -> None:
 
 def length(move: Tensor, norm: str) -> Tensor:
     flat = move.double().flatten(1)
-    return {"linf": flat.abs().amax(1), "l2": flat.norm(dim=1), "l1": flat.abs().sum(1)}[norm]
+    features = flat.ne(0).sum(1).double()
+    return {"linf": flat.abs().amax(1), "l2": flat.norm(dim=1), "l1": flat.abs().sum(1), "l0": features}[norm]
 
 
 def attempt(run: Callable[[], AttackResult], case: Case) -> AttackResult | None:
@@ -303,7 +315,9 @@ def check_points(found: AttackResult, x: Tensor, y: Tensor, attack: Attack, case
     assert found.x.isfinite().all() and found.x.min() >= low and found.x.max() <= high
     norm, n = attack.geometry.norm, math.prod(case.shape)
     move = length(found.x.double() - x.double(), norm)
-    rounding = 4 * torch.finfo(x.dtype).eps * max(-low, high) * {"linf": 1.0, "l2": math.sqrt(n), "l1": n}[norm]
+    rounding = (
+        4 * torch.finfo(x.dtype).eps * max(-low, high) * {"linf": 1.0, "l2": math.sqrt(n), "l1": n, "l0": 0.0}[norm]
+    )
     assert (move <= attack.geometry.eps * (1 + 1e-5) + rounding).all(), (move.tolist(), attack.geometry.eps)
     assert torch.allclose(found.distance.double(), move, rtol=1e-5, atol=rounding)
     for name in ("evaluations", "nan_gradients", "zero_gradients", "iteration", "part", "crossings"):

@@ -18,6 +18,7 @@ from equipoise.losses.objectives import (
     least_confidence,
     margin,
     misclassified_kl,
+    probability_margin,
     small_margin,
     smoothed_cross_entropy,
 )
@@ -29,6 +30,10 @@ FORMULAS = {
     "smoothed": (
         smoothed_cross_entropy(0.1),
         lambda z, y: -0.9 * z.log_softmax(1)[:, y] - 0.1 * z.log_softmax(1).mean(1),
+    ),
+    "probability margin": (
+        probability_margin,
+        lambda z, y: z.softmax(1)[:, [c for c in range(3) if c != y]].amax(1) - z.softmax(1)[:, y],
     ),
     "least confidence": (least_confidence, lambda z, y: 1 - z.softmax(1).amax(1)),
     "small margin": (small_margin, lambda z, y: z.softmax(1).topk(2, 1).values.diff(dim=1)[:, 0]),
@@ -72,7 +77,8 @@ def test_an_absent_class_is_legal():
     """A logit of -inf: the objectives are those of the other classes."""
     z = torch.tensor([[2.0, 0.5, -1.0, -math.inf], [0.1, 0.2, 0.3, -math.inf]])
     y = torch.tensor([0, 2])
-    for objective in (entropy, cross_entropy, margin, expected_entropy, least_confidence, small_margin, dlr):
+    plain = entropy, cross_entropy, margin, expected_entropy, least_confidence, small_margin, dlr, probability_margin
+    for objective in plain:
         with_it, gradient = gradients(objective, z.tolist(), torch.float32, labels=y)
         without, slope = gradients(objective, z[:, :3].tolist(), torch.float32, labels=y)
         assert torch.allclose(with_it, without, rtol=1e-5)

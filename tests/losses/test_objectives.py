@@ -24,7 +24,10 @@ from equipoise.losses.objectives import (
     margin,
     misclassified_kl,
     mutual_information,
+    negated_probability,
+    probability_margin,
     regularised,
+    rival_probability,
     smoothed_cross_entropy,
     uncertainty_named,
 )
@@ -37,6 +40,9 @@ EVERY: dict[str, Objective] = {
     "entropy": entropy,
     "margin": margin,
     "dlr": dlr,
+    "negated probability": negated_probability,
+    "rival probability": rival_probability,
+    "probability margin": probability_margin,
     **{divergence: kl(divergence) for divergence in DIVERGENCES},
     "sum": cross_entropy - 2.0 * entropy + 0.5 * kl(),
     "targetable sum": cross_entropy + 0.1 * margin,
@@ -113,6 +119,9 @@ def test_plain_formulas(members):
         "here||clean": (p * (p / c).log()).sum(1),
         "soft-cross-entropy": -(c * p.log()).sum(1),
     }
+    expected["negated probability"] = -p[rows, LABELS]
+    expected["rival probability"] = p.scatter(1, LABELS[:, None], 0.0).amax(1)
+    expected["probability margin"] = expected["rival probability"] + expected["negated probability"]
     expected["sum"] = expected["cross-entropy"] - 2 * expected["entropy"] + 0.5 * expected["clean||here"]
     for name, value in expected.items():
         assert torch.allclose(EVERY[name](here, clean, LABELS), value.to(F64), rtol=1e-6, atol=1e-12), name
@@ -133,6 +142,11 @@ def test_targeted_forms():
         [torch.cat([row[:t], row[t + 1 :]]).max() for row, t in zip(z[0], TARGET.tolist(), strict=True)]
     )
     assert torch.allclose(margin(here, target=TARGET), z[0][rows, TARGET] - rivals)
+    p = log_p.exp()
+    rivals = p.scatter(1, TARGET[:, None], 0.0).amax(1)
+    assert torch.allclose(probability_margin(here, target=TARGET), p[rows, TARGET] - rivals)
+    assert torch.allclose(negated_probability(here, target=TARGET), p[rows, TARGET])
+    assert torch.allclose(rival_probability(here, target=TARGET), -rivals)
 
 
 @given(z=st.lists(st.floats(-20, 20), min_size=5, max_size=5, unique=True), y=st.integers(0, 4), t=st.integers(0, 4))

@@ -7,13 +7,17 @@ from equipoise.attacks.black_box.random_search import RandomSearch, random_searc
 from equipoise.attacks.black_box.square import Square, square
 from equipoise.attacks.black_box.transfer import Transfer, transfer
 from equipoise.attacks.chain import Chain, autoattack, cascade, fitted
+from equipoise.attacks.continued import Continued, apgd_fgsm, pma
 from equipoise.attacks.gradient import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
 from equipoise.attacks.minimum_norm.bisection import Bisected, minimal_l2
+from equipoise.attacks.minimum_norm.ddn import DDN, ddn
 from equipoise.attacks.minimum_norm.deepfool import DeepFool, deepfool
 from equipoise.attacks.minimum_norm.fab import FAB, fab
 from equipoise.attacks.minimum_norm.fmn import FMN, fmn
 from equipoise.attacks.minimum_norm.hein_andriushchenko import BG, bg
 from equipoise.attacks.minimum_norm.nearest import Nearest, margin_attack, nearest, published_margin_attack, share_won
+from equipoise.attacks.minimum_norm.pdpgd import PDPGD, pdpgd
+from equipoise.attacks.minimum_norm.sigma_zero import SigmaZero, sigma_zero
 from equipoise.attacks.presets import adaptive, cw_k, fgsm_k, pgd_k, pgd_l2
 from equipoise.attacks.result import AttackResult
 from equipoise.core.deprecation import renamed_names
@@ -22,8 +26,10 @@ from equipoise.core.documentation import show_attributes
 __all__ = [
     "ATTACKS",
     "BG",
+    "DDN",
     "FAB",
     "FMN",
+    "PDPGD",
     "Ascent",
     "Attack",
     "AttackLike",
@@ -32,20 +38,24 @@ __all__ = [
     "Bisected",
     "Candidates",
     "Chain",
+    "Continued",
     "DeepFool",
     "Nearest",
     "RandomSearch",
     "SearchAttack",
+    "SigmaZero",
     "Square",
     "Transfer",
     "adaptive",
     "apgd",
+    "apgd_fgsm",
     "apgd_t",
     "autoattack",
     "bg",
     "cascade",
     "cw",
     "cw_k",
+    "ddn",
     "deepfool",
     "described",
     "fab",
@@ -57,13 +67,16 @@ __all__ = [
     "minimal_l2",
     "named",
     "nearest",
+    "pdpgd",
     "pgd",
     "pgd_k",
     "pgd_l2",
+    "pma",
     "published_margin_attack",
     "r_fgsm",
     "random_search",
     "share_won",
+    "sigma_zero",
     "square",
     "targeted",
     "trades",

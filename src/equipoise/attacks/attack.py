@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from equipoise.attacks.active import SampleTable
 from equipoise.attacks.inputs import AttackInputs, validated_inputs
-from equipoise.attacks.result import AttackResult
+from equipoise.attacks.result import AttackResult, likely_classes
 from equipoise.core import progress
 from equipoise.core.checks import check_fields
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.types import Labels, PerSample, Points, Prediction, Predictive
 from equipoise.geometry import Ball
-from equipoise.losses.objectives import Objective, margin
+from equipoise.losses.objectives import Objective
 
 
 @runtime_checkable
@@ -74,7 +74,9 @@ class Attack(ABC):
     needs_labels: ClassVar[bool] = False
     """Whether `y` must be given. Without labels an attack leads away from the prediction at the clean point."""
     takes_targets: ClassVar[bool] = False
-    """Whether it can be told which classes to reach, and from which points to start."""
+    """Whether it can be told which classes to reach; one that is made of others, if they all can."""
+    takes_starts: ClassVar[bool] = False
+    """Whether it can be told from which points to start."""
     takes_radii: ClassVar[bool] = False
     """Whether its ball may have a radius for each sample."""
 
@@ -128,9 +130,11 @@ class Attack(ABC):
         the attack cannot work on.
         """
         require(y is not None or not self.needs_labels, f"{self.kind} needs the labels y: give the true classes.")
+        refusal = "" if target is None else untargeted(self)
+        require(not refusal, f"{refusal} takes no target classes: leave out target.")
         require(
-            (target is None and start is None) or self.takes_targets,
-            f"{self.kind} takes neither target classes nor points to start from: leave out target and start.",
+            start is None or self.takes_starts,
+            f"{self.kind} takes no points to start from: leave out start.",
         )
         require(
             self.geometry.radii is None or self.takes_radii,
@@ -165,6 +169,14 @@ class Composite(Attack):
 
     def __str__(self) -> str:
         return f"{self.kind} of {', '.join(self.names)}"
+
+
+def untargeted(attack: Any) -> str:
+    """The attack, or the part of it, that takes no targets; empty if all do."""
+    parts = [part for _, part in getattr(attack, "parts", ())] or [getattr(attack, "attack", None)]
+    if parts[0] is not None:
+        return next((name for part in parts if (name := untargeted(part))), "")
+    return "" if getattr(attack, "takes_targets", False) else str(getattr(attack, "kind", attack))
 
 
 def described(name: str, attack: Any) -> dict[str, Any]:
@@ -240,7 +252,7 @@ class Batch(SampleTable):
     best: AttackResult
     """The outcome so far."""
     value: PerSample
-    """Minus the margin at the best point so far: positive is wrong."""
+    """Minus the margin at the best point so far, or the margin of the target: positive is a success."""
     restart: int = 0
     """The number of the attempt, from 0."""
 
@@ -253,6 +265,11 @@ class Batch(SampleTable):
     def label(self) -> Labels:
         """The classes to lead away from."""
         return cast(Labels, self.inputs.y)
+
+    def targets(self, count: int) -> Int[Tensor, "batch targets"]:
+        """The given target of every sample, or the `count` most likely classes other than the label."""
+        given = self.inputs.target
+        return likely_classes(self.clean, self.label, count) if given is None else given[:, None]
 
     def predict(self, points: Points) -> Prediction:
         """The prediction at points, one for each of the samples."""
@@ -267,8 +284,8 @@ class Batch(SampleTable):
 class SearchAttack(Attack):
     """An attack that perturbs every sample independently, from the clean point on.
 
-    A sample that is misclassified already stays as it is. `search` looks for a point for each of the others, which
-    counts if the model is confirmed to be wrong there and the point lies in the ball.
+    A sample that is misclassified already (with a target: as that) stays as it is. `search` looks for a point for each
+    of the others, which counts if the model is confirmed to be wrong there and the point lies in the ball.
     """
 
     returns_best: ClassVar[bool] = False
@@ -295,8 +312,8 @@ class SearchAttack(Attack):
     def _attack(self, inputs: AttackInputs) -> AttackResult:
         inputs = replace(inputs, y=own_labels(inputs))
         outcome, clean = unperturbed(inputs, self.geometry)
-        batch, correct = Batch(inputs, clean, outcome, margin(clean, None, inputs.y)), ~outcome.success
-        together = min(self.targets, inputs.classes - 1)
+        batch, correct = Batch(inputs, clean, outcome, inputs.criterion.margin(clean)), ~outcome.success
+        together = 1 if inputs.target is not None else min(self.targets, inputs.classes - 1)
         size = max(inputs.points_at_once // together, 1) if self.in_pieces else inputs.batch_size
         for restart in progress.shares(range(self.restarts)):
             active = (correct if self.return_point == "nearest" else ~batch.best.success).nonzero()[:, 0]
@@ -317,7 +334,7 @@ class SearchAttack(Attack):
             nan_gradients=candidates.nan,
             zero_gradients=candidates.zero,
         )
-        value = margin(output, None, batch.label)
+        value = batch.inputs.criterion.margin(output)
         if self.returns_best:
             better = new.success | (value > batch.value) | (batch.restart == 0)
         else:
@@ -339,6 +356,6 @@ def own_labels(inputs: AttackInputs) -> Labels:
 
 
 def unperturbed(inputs: AttackInputs, geometry: Ball) -> tuple[AttackResult, Prediction]:
-    """The outcome at the clean points, a success where the model is wrong, and the prediction."""
+    """The outcome at the clean points, a success where the model is wrong already, and the prediction."""
     none = torch.zeros_like(cast(Labels, inputs.y))
     return inputs.confirm(geometry, inputs.x, evaluations=none, iteration=none)

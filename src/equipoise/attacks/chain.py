@@ -36,7 +36,10 @@ DRAWS = 20
 
 @dataclass(frozen=True)
 class Chain(Composite):
-    """Attacks in sequence, on one ball; a sample leaves at its first success, `AttackResult.part` is that attack."""
+    """Attacks in sequence, on one ball; a sample leaves at its first success, `AttackResult.part` is that attack.
+
+    With `target=` every one leads to the given classes, also those that on their own choose the most likely ones.
+    """
 
     kind = "chain"
     needs_labels = True
@@ -56,7 +59,7 @@ class Chain(Composite):
     def run(self, inputs: AttackInputs) -> AttackResult:
         """Each attack on the samples that no attack before it has fooled."""
         result, active = None, torch.arange(len(inputs), device=inputs.x.device)
-        chain, _ = fitted("chain", self, inputs.classes)
+        chain, _ = fitted("chain", self, inputs.classes, targeted=inputs.target is not None)
         for number, (name, attack) in enumerate(progress.shares(chain.parts, self.names)):
             remaining = inputs[active]
             new = cached(name, partial(attack, inputs.model, remaining.x, remaining.y, **remaining.options))
@@ -75,26 +78,29 @@ class Chain(Composite):
         return inputs.judge(self.geometry, result)
 
 
-def fitted(name: str, attack: Any, classes: int) -> tuple[Any, list[str]]:
+def fitted(name: str, attack: Any, classes: int, *, targeted: bool = False) -> tuple[Any, list[str]]:
     """Return an attack fitted to a number of classes, and what had to be changed, in words: where the DLR is not
-    defined the margin takes its place, and there are no more targets than other classes.
+    defined the margin takes its place, and there are no more targets than other classes; with given target classes
+    (`targeted`) these take the place of the most likely ones.
     """
     if isinstance(attack, Chain):
-        parts = [(part, *fitted(part, inner, classes)) for part, inner in attack.parts]
+        parts = [(part, *fitted(part, inner, classes, targeted=targeted)) for part, inner in attack.parts]
         notes = list(dict.fromkeys(note for *_, part_notes in parts for note in part_notes))
         return Chain(tuple((part, inner) for part, inner, _ in parts), tuple(notes)), notes
     if isinstance(attack, Wrapped) and is_dataclass(attack):
-        inner, notes = fitted(name, attack.attack, classes)
+        inner, notes = fitted(name, attack.attack, classes, targeted=targeted)
         return replace(attack, attack=inner), notes
     if not isinstance(attack, Ascent | FAB):
         return attack, []
     option = "num_targets" if isinstance(attack, Ascent) else "targets"
     targets, notes = getattr(attack, option), []
+    if targeted and isinstance(attack, Ascent):
+        attack, targets = replace(attack, num_targets=None), None
     if targets is not None and targets > classes - 1:
         notes.append(f"{name}: {classes - 1} targets instead of {targets}, the model has {classes} classes")
         attack = replace(attack, **{option: classes - 1})
     if isinstance(attack, Ascent):
-        towards = attack.target is not None or attack.num_targets is not None
+        towards = targeted or attack.target is not None or attack.num_targets is not None
         if classes < attack.objective.classes[towards]:
             kind = "targeted " if towards else ""
             notes.append(f"{name}: margin instead of {kind}{attack.objective.name}, the model has {classes} classes")

@@ -8,7 +8,7 @@ import torch
 from equipoise.attacks.inputs import AT_ONCE
 from equipoise.attacks.result import at
 from equipoise.core.errors import NoGradient
-from equipoise.core.rng import Streams
+from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import (
     Labels,
     Mode,
@@ -59,6 +59,15 @@ def frozen_model(
 
     with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
         yield draw
+
+
+def averaged(draw: Callable[[Streams], Predict], streams: Streams, count: int) -> Predict:
+    """The mean prediction over `count` draws of a random model, the same ones at every call."""
+    keys = [streams.fold(Stream.MODEL, *([number] if number else [])) for number in range(count)]
+    predicts = [draw(key) for key in keys]
+    if len(predicts) == 1:
+        return predicts[0]
+    return lambda x: Prediction(torch.cat([predict(x).logits for predict in predicts]))
 
 
 def _watched(predict: Predict, mode: FastInputGradients) -> Predict:

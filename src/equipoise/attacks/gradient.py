@@ -12,13 +12,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from equipoise.attacks.ascent import Ascent, TargetRule
 from equipoise.attacks.steps import Gaussian, RadiusShare, Start, StepSize, Uniform, UniformUpTo
 from equipoise.core.checks import checked_call
-from equipoise.core.errors import EquipoiseError, unknown
+from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.schedules import schedulable
 from equipoise.core.types import PerSample
-from equipoise.geometry import Ball, Box, ball
+from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
 
 Eps = float | PerSample
@@ -45,6 +47,14 @@ def make_ascent(
     return Ascent(objective, within, step_size, steps, **options)
 
 
+def _ball(norm: str, eps: Eps, box: Box) -> Ball:
+    """The ball of radius `eps`; of a tensor, with a radius for each sample, whose `eps` is the largest of them."""
+    if not isinstance(eps, Tensor):
+        return Ball(norm, eps, box)
+    require(eps.ndim == 1 and len(eps) > 0, f"eps has shape {tuple(eps.shape)}: expected one radius per sample.")
+    return Ball(norm, float(eps.max()), box, eps)
+
+
 def usual_step_size(eps: float, steps: int, reach: float = 2.5) -> float:
     """`reach·eps/K` (2.5: Madry et al. 2018). With eps = 0, where any step is projected back, 1."""
     return reach * eps / max(steps, 1) if eps > 0 else 1.0
@@ -54,7 +64,7 @@ def usual_step_size(eps: float, steps: int, reach: float = 2.5) -> float:
 @checked_call(Ascent)
 def fgsm(eps: Eps, norm: str = "linf", step_size: float | None = None, box: Box = Box(), **options: Any) -> Ascent:
     """Fast gradient sign method: `x + eps · sign(∇CE)`, for other norms the steepest step (Goodfellow et al. 2015)."""
-    return make_ascent(cross_entropy, ball(norm, eps, box), step_size, 1, 1.0, **options)
+    return make_ascent(cross_entropy, _ball(norm, eps, box), step_size, 1, 1.0, **options)
 
 
 @schedulable
@@ -64,7 +74,7 @@ def r_fgsm(eps: Eps, step_size: float | None = None, norm: str = "linf", box: Bo
 
     The gradient is taken at the random start, as in Wong et al. 2020; U (Eq. R-FGSM) writes it at x.
     """
-    return make_ascent(cross_entropy, ball(norm, eps, box), step_size, 1, 1.25, **_EVALUATION | options)
+    return make_ascent(cross_entropy, _ball(norm, eps, box), step_size, 1, 1.25, **_EVALUATION | options)
 
 
 @schedulable
@@ -81,7 +91,7 @@ def pgd(
 
     U's (Eq. PGD), from the clean point and with the last point, is `start="zero", return_point="last"`.
     """
-    return make_ascent(cross_entropy, ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
+    return make_ascent(cross_entropy, _ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
 
 
 @schedulable
@@ -95,7 +105,7 @@ def cw(
     **options: Any,
 ) -> Ascent:
     """As `pgd`, on the margin of Carlini & Wagner 2017 (R, Sec. 5.1)."""
-    return make_ascent(margin, ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
+    return make_ascent(margin, _ball(norm, eps, box), step_size, steps, **_EVALUATION | options)
 
 
 @schedulable
@@ -113,7 +123,7 @@ def uta(
 
     `uncertainty` is one of `equipoise.losses.objectives.UNCERTAINTIES`, or an objective of your own.
     """
-    return make_ascent(uncertainty_named(uncertainty), ball(norm, eps, box), step_size, steps, **options)
+    return make_ascent(uncertainty_named(uncertainty), _ball(norm, eps, box), step_size, steps, **options)
 
 
 @schedulable
@@ -147,7 +157,7 @@ def trades(
     the box's width, because its gradient is 0 at the clean point (Zhang et al. 2019).
     """
     start = Gaussian(0.001 * box.scale) if start is None else start
-    return make_ascent(kl(divergence), ball(norm, eps, box), step_size, steps, start=start, **options)
+    return make_ascent(kl(divergence), _ball(norm, eps, box), step_size, steps, start=start, **options)
 
 
 @checked_call()

@@ -55,12 +55,13 @@ class AttackInputs(SampleTable):
     @property
     def options(self) -> dict[str, Any]:
         """How to call, on the same samples, an attack of which this one is made."""
-        return {"seed": self.seed, "index": self.index, "batch_size": self.batch_size}
+        target = {} if self.target is None else {"target": self.target}
+        return {"seed": self.seed, "index": self.index, "batch_size": self.batch_size, **target}
 
     @property
     def criterion(self) -> Criterion:
-        """What counts as success: a class other than the label."""
-        return Criterion(cast(Labels, self.y))
+        """What counts as success: the target, or any class other than the label."""
+        return Criterion(cast(Labels, self.y), self.target)
 
     def predict(self, points: Points) -> Prediction:
         """The prediction at points, one for each of the samples; of a random model, always the same draw."""
@@ -142,6 +143,8 @@ def validated_inputs(
                 where = labels.device
                 require(where == x.device, f"{name} is on {where} but x is on {x.device}: move one of them.")
             check_labels(name, labels, len(x), first.classes)
+        same = 0 if y is None or target is None else int((y == target).sum())
+        require(same == 0, f"target holds the true class of {same} of {len(x)} samples: a target is another class.")
         require(
             start is None or (isinstance(start, Tensor) and start.shape == x.shape and start.dtype == x.dtype),
             f"start must be points like x: a tensor of shape {tuple(x.shape)} and {x.dtype}.",

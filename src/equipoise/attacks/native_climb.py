@@ -14,7 +14,17 @@ from equipoise.attacks.steps import Normalized, Sign, Steepest
 from equipoise.core.types import Predict, Prediction, StepRule
 from equipoise.geometry import Ball
 from equipoise.kernels.native import AutoSteps, ClimbPlan, ClimbSamples, ClimbTerm, NativeForward, climb
-from equipoise.losses.objectives import Objective, cross_entropy, dlr, entropy, kl, margin, smoothed_cross_entropy
+from equipoise.losses.objectives import (
+    Objective,
+    cross_entropy,
+    dlr,
+    entropy,
+    kl,
+    margin,
+    negated_probability,
+    rival_probability,
+    smoothed_cross_entropy,
+)
 
 _KINDS = {
     cross_entropy.formula: "cross-entropy",
@@ -22,6 +32,8 @@ _KINDS = {
     entropy.formula: "entropy",
     margin.formula: "margin",
     dlr.formula: "dlr",
+    negated_probability.formula: "negated-probability",
+    rival_probability.formula: "rival-probability",
 }
 
 

@@ -18,6 +18,7 @@ from equipoise.core.rng import Stream, Streams
 from equipoise.core.tables import Row, Tabular
 from equipoise.core.types import Labels, PerSample, Points, Prediction
 from equipoise.geometry import Ball
+from equipoise.losses.objectives import margin
 from equipoise.models import Frozen, predict
 
 
@@ -111,6 +112,19 @@ class Criterion(SampleTable):
         """Which predictions are a success; one that is not finite is not."""
         labels = output.labels
         return (labels != self.label) & (labels >= 0) if self.target is None else labels == self.target
+
+    @property
+    def own(self) -> Labels:
+        """The class that is told from all others: the target, or without one the label."""
+        return self.label if self.target is None else self.target
+
+    def margin(self, output: Prediction) -> PerSample:
+        """`max_{i≠y} z_i - z_y`, or towards a target `z_t - max_{i≠t} z_i`: positive is a success."""
+        return margin(output, None, self.label, self.target)
+
+    def clearly_reached(self, output: Prediction) -> Bool[Tensor, " batch"]:
+        """Which predictions are a success by more than rounding, so that they are on any device and in any batch."""
+        return (self.margin(output) > output.resolution(self.own)) & output.finite
 
 
 DRAWS = 20

@@ -163,6 +163,30 @@ class Triangular:
         return self.size + max(self.peak - self.size, 0.0) * max(rise, 0.0)
 
 
+def cosine(first: float, last: float, share: float) -> float:
+    """From `first` to `last` on half a cosine: `last + (first - last)(1 + cos(π·share))/2`."""
+    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From `first` towards `last` on half a cosine, which step K would reach."""
+
+    first: float
+    """Length of the first step."""
+    last: float = 0.0
+    """Length that step K would have."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        _positive(self.first)
+        require(0 <= self.last <= self.first, f"last = {self.last}: expected a number from 0 to first = {self.first}.")
+
+    def at(self, step: int, steps: int) -> float:
+        """`last + (first - last)(1 + cos(π·step/K))/2`."""
+        return cosine(self.first, self.last, step / steps)
+
+
 @runtime_checkable
 class Steps(Protocol):
     """How many steps each sample takes."""

@@ -98,11 +98,13 @@ class Evaluate(ModelRequest):
     """Attacks, such as fgsm, pgd100 (of 100 steps) or autoattack. By gradients: clean (none), fgsm, r-fgsm, pgd, cw,
     uta, udp, trades; a number sets the steps; fgsm-8, pgd40-8 and cw40-8 have a radius of 8/255, 5 restarts and
     steps of 0.8/255. With published budgets: autoattack, autoattack-rand, autoattack-plus, cascade, apgd-ce,
-    apgd-dlr, apgd-t, fab-t, square, random-search, adaptive. Minimum-norm: bg, deepfool, fmn, nearest."""
+    apgd-dlr, apgd-t, apgd-fgsm, pma, fab-t, square, random-search, adaptive. Minimum-norm: bg, ddn, deepfool, fmn,
+    pdpgd, sigma-zero, nearest."""
     eps: tuple[float, ...] = ()
     """Radii, in pixels of [0, 1]; by default for a run: half, once and twice that of its validation attacks."""
-    norm: NormName | None = None
-    """Norm of the ball; by default linf, or that of the run's training."""
+    norm: Literal["linf", "l2", "l1", "l0"] | None = None
+    """Norm of the ball; by default linf, or that of the run's training. l0 counts changed features, for pdpgd and
+    sigma-zero."""
     steps: int | None = None
     """Steps of the attacks; by default 40."""
     step_size: float | None = None

@@ -10,7 +10,7 @@ from equipoise import models as predictive
 from equipoise.core.errors import unknown
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Predictive
-from equipoise.geometry import NORMS, Ball, norm_of
+from equipoise.geometry import NORMS, Ball
 from equipoise.models import as_predictive
 
 
@@ -54,9 +54,9 @@ def verify_outcome(
     """Verify that perturbed points lie in the ball around the clean inputs `x` and in the box, by `Ball.contains`, and
     in how many of `draws` fresh draws they are not classified as `y`. Raises `EquipoiseError` for an unknown norm.
     """
-    if ball.norm not in NORMS:
-        raise unknown("norm", ball.norm, NORMS)
-    distance = norm_of((point.double() - x.double()).flatten(1), NORMS[ball.norm].order)
+    if ball.norm not in (*NORMS, "l0"):
+        raise unknown("norm", ball.norm, (*NORMS, "l0"))
+    distance = ball.distance(point.double(), x.double())
     labels = torch.stack(
         [
             predict(model, point, streams if streams is None or number == 0 else streams.fold(number))

@@ -11,7 +11,7 @@ from equipoise.core.errors import EquipoiseError, require
 from equipoise.evaluation import WORST, Suite, evaluate_batches
 from equipoise.results.records import Evaluation
 
-_THREATS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+_THREATS = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
 def robustbench(evaluation: Evaluation) -> dict[str, Any]:

@@ -11,19 +11,24 @@ from equipoise.attacks import (
     AttackLike,
     adaptive,
     apgd,
+    apgd_fgsm,
     apgd_t,
     autoattack,
     bg,
     cascade,
     cw_k,
+    ddn,
     deepfool,
     fab,
     fgsm_k,
     fmn,
     named,
     nearest,
+    pdpgd,
     pgd_k,
+    pma,
     random_search,
+    sigma_zero,
     square,
 )
 from equipoise.core.errors import EquipoiseError, require, unknown
@@ -102,6 +107,8 @@ PUBLISHED: dict[str, Callable[..., AttackLike]] = {
     "apgd-ce": apgd,
     "apgd-dlr": partial(apgd, objective=dlr),
     "apgd-t": apgd_t,
+    "apgd-fgsm": apgd_fgsm,
+    "pma": pma,
     "fab-t": fab,
     "square": square,
     "autoattack": autoattack,
@@ -113,7 +120,15 @@ PUBLISHED: dict[str, Callable[..., AttackLike]] = {
 }
 """Attacks with their published budgets."""
 
-NEAREST: dict[str, Callable[..., AttackLike]] = {"bg": bg, "deepfool": deepfool, "fmn": fmn, "nearest": nearest}
+NEAREST: dict[str, Callable[..., AttackLike]] = {
+    "bg": bg,
+    "deepfool": deepfool,
+    "fmn": fmn,
+    "ddn": ddn,
+    "pdpgd": pdpgd,
+    "sigma-zero": sigma_zero,
+    "nearest": nearest,
+}
 """Minimum-norm attacks, in float32 only."""
 
 

@@ -22,7 +22,7 @@ from equipoise.evaluation.consistency import COLUMNS, common_box, contradictions
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.journal import read_points
 from equipoise.evaluation.summaries import WORST
-from equipoise.geometry import Ball, Box
+from equipoise.geometry import Box, ball_of
 from equipoise.models import as_predictive, global_seed, predict
 from equipoise.results.records import AttackRecord, Evaluation, load
 
@@ -241,7 +241,7 @@ class _Samples:
             f"{label} {i}: an image is stored although the record says the model is correct."
             for i in sorted(set(rows) - claimed)
         ]
-        ball = Ball(result.norm, result.eps, box)
+        ball = ball_of(result.norm, result.eps, box)
         for start in range(0, len(rows), self.batch_size):
             batch = torch.as_tensor(rows[start : start + self.batch_size])
             images = torch.as_tensor(stored["x"][start : start + self.batch_size]).to(self.x.dtype)

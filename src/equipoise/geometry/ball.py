@@ -301,11 +301,3 @@ class Ball:
         if surface:
             unit = unit / norm_of(unit, norm.order)[:, None].clamp_min(1e-12)
         return self.project(centre + self._radius_for(centre) * unit.reshape(centre.shape), centre)
-
-
-def ball(norm: str, eps: "float | PerSample", box: Box = Box()) -> Ball:
-    """The ball of radius `eps`; of a tensor, that with a radius for each sample, whose `eps` is the largest of them."""
-    if not isinstance(eps, Tensor):
-        return Ball(norm, eps, box)
-    require(eps.ndim == 1 and len(eps) > 0, f"eps has shape {tuple(eps.shape)}: expected one radius per sample.")
-    return Ball(norm, float(eps.max()), box, eps)

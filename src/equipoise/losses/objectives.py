@@ -265,6 +265,16 @@ def _margin(here: Prediction, clean: Prediction | None, labels: Any, target: Lab
     return _largest_other(z, labels) - _pick(z, labels)
 
 
+def _negated_probability(here: Prediction, clean: Prediction | None, labels: Any, target: Labels | None) -> PerSample:
+    return -_pick(here.log_probs, labels).exp() if target is None else _pick(here.log_probs, target).exp()
+
+
+def _rival_probability(here: Prediction, clean: Prediction | None, labels: Any, target: Labels | None) -> PerSample:
+    if target is not None:
+        return -_rival_probability(here, clean, target, None)
+    return _largest_other(here.log_probs, labels).exp()
+
+
 def _dlr(here: Prediction, clean: Prediction | None, labels: Labels, target: Labels | None) -> PerSample:
     z = here.scores
     ordered = z.sort(1, descending=True).values
@@ -303,6 +313,16 @@ margin = Objective("margin", _margin, needs_labels=True, targeted=True)
 dlr = Objective("dlr", _dlr, needs_labels=True, targeted=True, classes=(3, 4))
 """Difference of logits ratio `-(z_y - max_{i≠y} z_i) / (z_π1 - z_π3)`, π the descending order; with a target
 `-(z_y - z_t) / (z_π1 - (z_π3 + z_π4)/2)` (Croce & Hein 2020, Eqs. 6-7). Needs 3 classes, with a target 4."""
+
+negated_probability = Objective("negated probability", _negated_probability, needs_labels=True, targeted=True)
+"""`-p_y`; with a target `p_t`."""
+
+rival_probability = Objective("rival probability", _rival_probability, needs_labels=True, targeted=True)
+"""`max_{i≠y} p_i`; with a target `-max_{i≠t} p_i`."""
+
+probability_margin = replace(rival_probability + negated_probability, name="probability margin")
+"""`max_{i≠y} p_i - p_y`, positive when misclassified; with a target `p_t - max_{i≠t} p_i` (Xie et al. 2025, "Towards
+Million-Scale Adversarial Robustness Evaluation With Stronger Individual Attacks", CVPR)."""
 
 
 @checked_call()

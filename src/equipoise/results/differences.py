@@ -42,7 +42,7 @@ def _attack(record: dict[str, Any]) -> dict[str, Any]:
     elif "attack" not in record and {"queries", "p_init", "geometry"} <= record.keys():
         record = {"attack": "square", "eot_samples": 1, **{RENAMED.get(key, key): v for key, v in record.items()}}
     elif record.get("attack") == "fab":
-        record = {RENAMED.get(key, key): value for key, value in record.items()}
+        record = {"eot_samples": 1, **{RENAMED.get(key, key): value for key, value in record.items()}}
     ball = record.get("geometry")
     if isinstance(ball, Mapping) and isinstance(ball.get("box"), Mapping):
         record["geometry"] = {**ball, "box": {"kind": "Box", **ball["box"]}}

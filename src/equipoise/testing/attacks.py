@@ -43,7 +43,12 @@ class AttackContract:
         assert isinstance(found, AttackResult) and found.x.shape == x.shape and found.x.dtype == x.dtype
         assert attack.geometry.contains(found.x, x).all() and found.x.min() >= 0 and found.x.max() <= 1
         move = (found.x.double() - x.double()).flatten(1)
-        length = {"linf": move.abs().amax(1), "l2": move.norm(dim=1), "l1": move.abs().sum(1)}[attack.geometry.norm]
+        length = {
+            "linf": move.abs().amax(1),
+            "l2": move.norm(dim=1),
+            "l1": move.abs().sum(1),
+            "l0": (move != 0).sum(1).double(),
+        }[attack.geometry.norm]
         assert torch.allclose(found.distance.double(), length, rtol=1e-6)
         with torch.no_grad():
             predicted = model(found.x).argmax(1)

@@ -150,6 +150,7 @@ def test_what_it_returns(norm, keep, case):
         "alpha_max": 0.1,
         "beta": 0.9,
         "return_point": keep,
+        "eot_samples": 1,
         "precision": "32",
     }
 
@@ -289,6 +290,29 @@ def test_the_seed_alone_decides_what_a_random_net_draws(case):
             found.append(fab(0.06, steps=3)(Noisy(net), x[:8], y[:8], seed=0))
             assert torch.initial_seed() == state
     assert torch.equal(found[0].x, found[1].x) and torch.equal(found[0].success, found[1].success)
+
+
+class Tilted(nn.Module):
+    """Two classes by a plane whose normal is drawn at every call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = (x - 0.5).sum(1) + 3 * ((x - 0.5) * torch.randn(x.shape[1])).sum(1)
+        return torch.stack([-side, side], 1)
+
+
+def test_several_draws_lead_to_where_most_of_them_are_wrong():
+    """One draw's plane says little about the next draw; the mean prediction of many does."""
+    x, y = (
+        0.5 - 0.08 * torch.rand(60, 12, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(60, dtype=torch.int64),
+    )
+    share = []
+    for count in (1, 15):
+        found = fab(0.1, steps=10, eot_samples=count)(Tilted(), x, y, seed=3)
+        share.append(float(found.error_rate.mean()))
+    assert share[1] > share[0] + 0.05
+    with pytest.raises(EquipoiseError, match="eot_samples = 0: expected an integer >= 1"):
+        fab(0.1, eot_samples=0)
 
 
 class Flat(nn.Module):

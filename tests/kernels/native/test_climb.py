@@ -26,6 +26,9 @@ from equipoise.losses.objectives import (
     entropy,
     kl,
     margin,
+    negated_probability,
+    probability_margin,
+    rival_probability,
     smoothed_cross_entropy,
     variance,
 )
@@ -43,6 +46,9 @@ OBJECTIVES: dict[str, Objective] = {
     "KL(q||p)": kl("clean||here"),
     "KL(p||q)": kl("here||clean"),
     "soft cross-entropy": kl("soft-cross-entropy"),
+    "negated probability": negated_probability,
+    "rival probability": rival_probability,
+    "probability margin": probability_margin,
     "a sum": cross_entropy - 2.0 * entropy + 0.5 * margin,
 }
 TARGETED = [name for name, objective in OBJECTIVES.items() if objective.targeted]

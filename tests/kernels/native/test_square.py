@@ -149,6 +149,17 @@ def test_step_by_step_the_same_is_found(kind, factor, taken, monkeypatch):
         assert (found.iteration[~found.success] > 64).any()
 
 
+@pytest.mark.parametrize("kind", ["lenet", "perceptron", "features", "residual"])
+def test_towards_given_classes_too(kind, taken, monkeypatch):
+    net, x, y, eps = samples(kind)
+    attack, target = square(2 * eps, queries=150, horizon=300), (y + 1 + torch.arange(len(y)) % (CLASSES - 1)) % CLASSES
+    found = attack(net, x, y, target=target, seed=1)
+    assert taken == [True]
+    assert_alike(found, stepwise(monkeypatch, attack, net, x, y, target=target, seed=1))
+    assert torch.equal(found.success, found.prediction == target)
+    assert 0 < int(found.success.sum()) < len(y) and not torch.equal(found.x, attack(net, x, y, seed=1).x)
+
+
 def plain_search(
     network: NativeNetwork, plan: SquarePlan, samples: SquareSamples
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -165,7 +176,7 @@ def plain_search(
                 continue
             label = samples.label[i : i + 1]
             prediction = native_prediction([network], new)
-            reached = margin(prediction, None, label)
+            reached = margin(prediction, None, None if plan.targeted else label, label if plan.targeted else None)
             if reached > 0:
                 query[i] = q
                 break
@@ -178,16 +189,22 @@ def plain_search(
 
 
 @pytest.mark.parametrize(
-    ("kind", "lost"), [*((kind, False) for kind in SHAPES if kind not in ("odd", "cnn4")), ("one row", True)]
+    ("kind", "lost", "targeted"),
+    [
+        *((kind, False, False) for kind in SHAPES if kind not in ("odd", "cnn4")),
+        ("one row", True, False),
+        ("lenet", False, True),
+        ("perceptron", False, True),
+    ],
 )
-def test_every_query_is_that_of_the_whole_network(kind, lost):
+def test_every_query_is_that_of_the_whole_network(kind, lost, targeted):
     """To the last bit: the activations stay those of the best points, whatever is taken back in which lane. With `lost`
     one logit is never a number, and no change is kept.
     """
     net, x, y, eps = samples(kind, 21)
     with torch.no_grad():
         list(net.parameters())[-1].add_(1e4)  # a constant that coarsens the logits: some margins grow by rounding alone
-        y = net(x).argmax(1)
+        y = net(x).topk(2, 1).indices[:, int(targeted)]
         list(net.parameters())[-1][3] *= torch.nan if lost else 1.0
     predictive = Single(net.requires_grad_(False))
     weights = dict([*net.named_parameters(), *net.named_buffers()])
@@ -204,10 +221,10 @@ def test_every_query_is_that_of_the_whole_network(kind, lost):
             int(torch.randint(first, side, (), generator=g)) + 1 for first, side in ((top, height), (left, width))
         )
         windows.append((top, bottom, left, right))
-    plan = SquarePlan(float(torch.tensor(eps)), 0.1, 0.9, windows)
+    plan = SquarePlan(float(torch.tensor(eps)), 0.1, 0.9, windows, targeted)
     signs = torch.randint(2, (21, x.shape[1], 90), generator=g) * 2.0 - 1
     point = (x + eps).clamp(0.1, 0.9)
-    value = margin(native_prediction([network], point), None, y)
+    value = margin(native_prediction([network], point), None, *((None, y) if targeted else (y,)))
     value[:: 1 if lost else 5] = -torch.inf
     query = torch.arange(21) % 7 * 10
     given = SquareSamples(x, signs, y, point, value, query)

@@ -10,14 +10,12 @@ import torch
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
 from equipoise.attacks.execution import frozen_model
-from equipoise.attacks.result import Criterion
 from equipoise.core import progress
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream
 from equipoise.core.types import Precision
 from equipoise.geometry import Ball, Box
-from equipoise.losses.objectives import margin
 from equipoise.models import predict
 
 
@@ -28,6 +26,7 @@ class RandomSearch(SearchAttack):
     kind = "random-search"
     needs_labels = True
     returns_best = True
+    takes_targets = True
 
     geometry: Ball
     """Where the points are drawn: uniformly on the ball, then projected into the box."""
@@ -46,9 +45,10 @@ class RandomSearch(SearchAttack):
         The iteration is the number of the draw that is returned, from 1; every draw has a random stream of its own, by
         the seed, the sample and its number. `evaluations` is what the search would take one draw at a time.
         """
-        x, y, streams, at_once = batch.x, batch.label, batch.inputs.streams, batch.inputs.points_at_once
+        x, criterion, streams = batch.x, batch.inputs.criterion, batch.inputs.streams
+        at_once = batch.inputs.points_at_once
         predictive, value = batch.inputs.predictive, batch.value.clone()
-        point, number, tried = x.clone(), torch.zeros_like(y), 0
+        point, number, tried = x.clone(), torch.zeros_like(batch.label), 0
         active = torch.arange(len(x), device=x.device)
         with frozen_model(predictive, x, "eval", self.precision) as draw:
             fast_predict = draw(streams.fold(Stream.MODEL))
@@ -59,12 +59,12 @@ class RandomSearch(SearchAttack):
                 trial = torch.arange(tried + 1, tried + each + 1, device=x.device).repeat(len(active))
                 drawn = self.geometry.draw(streams[sample].fold(Stream.RANDOM_SEARCH, trial), x[sample])
                 output = fast_predict(drawn)
-                score = margin(output, None, y[sample]).nan_to_num(-torch.inf)
-                fooled = Criterion(y[sample]).reached(output).nonzero()[:, 0]
+                score = criterion[sample].margin(output).nan_to_num(-torch.inf)
+                fooled = criterion[sample].reached(output).nonzero()[:, 0]
                 if len(fooled):
                     # Lower precision or another memory layout may show a success that the model itself denies.
                     exact = predict(predictive, drawn[fooled], streams[sample[fooled]].fold(Stream.MODEL))
-                    confirmed = Criterion(y[sample[fooled]]).reached(exact)
+                    confirmed = criterion[sample[fooled]].reached(exact)
                     score[fooled] = torch.where(confirmed, torch.inf, score[fooled])
                 best, best_draw = score.reshape(-1, each).max(1)
                 better = (best > value[active]).nonzero()[:, 0]

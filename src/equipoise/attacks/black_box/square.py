@@ -24,14 +24,14 @@ from torch import Tensor
 
 from equipoise.attacks.active import Active, SampleTable
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
-from equipoise.attacks.execution import frozen_model
-from equipoise.attacks.result import prediction_of
+from equipoise.attacks.execution import averaged, frozen_model
+from equipoise.attacks.result import Criterion, prediction_of
 from equipoise.core import progress
 from equipoise.core.checks import checked_call
 from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.rng import Stream, Streams, fold
-from equipoise.core.types import Images, Labels, PerSample, Points, Precision, Predict, Prediction
+from equipoise.core.types import Images, PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box
 from equipoise.kernels.input_gradients import mostly_wide
 from equipoise.kernels.native import (
@@ -43,7 +43,6 @@ from equipoise.kernels.native import (
     search_squares,
 )
 from equipoise.kernels.windowed import Change, FeatureMaps, Span, Window, WindowedForward
-from equipoise.losses.objectives import margin
 from equipoise.models import Frozen, Single
 
 _BLOCK = 64  # iterations whose draws are made together: as many as an integer has bits
@@ -59,6 +58,7 @@ class Square(SearchAttack):
 
     kind = "square"
     needs_labels = True
+    takes_targets = True
     returns_best = True
     in_pieces = False
 
@@ -92,8 +92,7 @@ class Square(SearchAttack):
         """Search for all samples at once; those that are fooled leave."""
         x, streams, candidates = batch.x, batch.inputs.streams, Candidates.unmoved(batch.x)
         with frozen_model(batch.inputs.predictive, x, "eval", self._precision(batch.inputs.predictive)) as draw:
-            keys = [streams.fold(Stream.MODEL, *([n] if n else [])) for n in range(self.eot_samples)]
-            for state in _Search.of(self, batch, _averaged([draw(key) for key in keys])).run(self):
+            for state in _Search.of(self, batch, averaged(draw, streams, self.eot_samples)).run(self):
                 point = state.stages[0].reshape(-1, *x.shape[1:])
                 candidates.write(
                     state.output_index, point=point, iteration=state.iteration, evaluations=state.evaluations
@@ -121,13 +120,6 @@ class Square(SearchAttack):
         return min(side, height), min(side, width)
 
 
-def _averaged(predicts: list[Predict]) -> Predict:
-    """The mean prediction over several draws of a model."""
-    if len(predicts) == 1:
-        return predicts[0]
-    return lambda x: Prediction(torch.cat([predict(x).logits for predict in predicts]))
-
-
 @dataclass
 class _State(SampleTable):
     """The state of the search, a row per sample."""
@@ -135,8 +127,8 @@ class _State(SampleTable):
     output_index: Tensor  # position of its result
     stages: tuple[FeatureMaps, ...]  # the best point so far, and what the network computes there
     origin: Images
-    labels: Labels
-    value: PerSample  # minus the margin at the best point: positive is fooled
+    criterion: Criterion
+    value: PerSample  # minus the margin at the best point, or that of the target: positive is fooled
     power: PerSample  # ‖best - origin‖^p, for L2 and L1
     streams: Streams
     signs: Tensor  # (batch, channels, iterations): what this block draws
@@ -158,7 +150,7 @@ class _Search:
     @classmethod
     def of(cls, attack: Square, batch: Batch, drawn: Predict) -> "_Search":
         """The start of an attempt."""
-        x, y, ball, inputs = batch.x, batch.label, attack.geometry, batch.inputs
+        x, ball, inputs = batch.x, attack.geometry, batch.inputs
         seed = fold(inputs.seed, Stream.SQUARE_RESTART, batch.restart)
         streams = inputs.streams.fold(Stream.SQUARE_RESTART, batch.restart)
         images = x if x.ndim == 4 else x.reshape(len(x), 1 if x.ndim == 2 else x.shape[1], 1, -1)
@@ -178,12 +170,12 @@ class _Search:
             local = WindowedForward.of(flat(drawn), x) if single else WindowedForward(flat(drawn))
         moves = _Signs(ball) if ball.norm == "linf" else _Hills(ball, int(NORMS[ball.norm].order))
         start = moves.start(images, streams.fold(Stream.SQUARE_START), fold(seed, Stream.SQUARE_START))
-        none = torch.zeros_like(y)
+        none = torch.zeros_like(batch.label)
         state = _State(
             output_index=torch.arange(len(x), device=x.device),
             stages=tuple(local.stages(start)),
             origin=images,
-            labels=y,
+            criterion=inputs.criterion,
             value=torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device),
             power=moves.power(start - images),
             streams=streams,
@@ -231,13 +223,14 @@ class _Search:
         state, ball = self.active.rows, attack.geometry
         image, count = state.origin.shape[2:], min(_BLOCK, attack.queries - first)
         windows = [_window(attack.window(first + q, *image), image, *draws[q][:2]) for q in range(count)]
-        plan = SquarePlan(ball.eps, ball.box.low, ball.box.high, [(*rows, *columns) for rows, columns in windows])
+        bounds = [(*rows, *columns) for rows, columns in windows]
+        plan = SquarePlan(ball.eps, ball.box.low, ball.box.high, bounds, state.criterion.target is not None)
         index = torch.arange(len(state))
         query = torch.zeros_like(index)
         while len(index):
             rows = state[index]
             samples = SquareSamples(
-                rows.origin, rows.signs[:, :, :count], rows.labels, rows.stages[0], rows.value, query
+                rows.origin, rows.signs[:, :, :count], rows.criterion.own, rows.stages[0], rows.value, query
             )
             found = search_squares(network, plan, samples)
             kept = found.kept >= 0
@@ -265,20 +258,20 @@ class _Search:
         """Evaluate the samples `index` with the patch in place, and keep it where the margin has shrunk."""
         state = self.active.rows
         output, changes = self.local.predict(state.stages, index, patch, window)
-        labels = state.labels[index]
-        value = margin(output, None, labels)
+        criterion = state.criterion[index]
+        value = criterion.margin(output)
         state.evaluations[index] += 1
         fooled = (value > 0).nonzero()[:, 0]
         if len(fooled):
             # Lower precision, or the network in parts, may show a success that the model itself denies.
             point = state.stages[0][index[fooled]]
             point[:, :, slice(*window[0]), slice(*window[1])] = patch[fooled]
-            value[fooled] = margin(self.truth(point), None, labels[fooled])
+            value[fooled] = criterion[fooled].margin(self.truth(point))
             state.evaluations[index[fooled]] += 1
         old = state.value[index]
         closer = (value > old).nonzero()[:, 0]
         # Less than rounding does not count, as it depends on how samples are batched.
-        least = old[closer] + output[closer].resolution(labels[closer])
+        least = old[closer] + output[closer].resolution(criterion.own[closer])
         better = closer[(value[closer] > 0) | (value[closer] > least)]
         if len(better):
             index = index[better]

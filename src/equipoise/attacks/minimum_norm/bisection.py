@@ -15,7 +15,6 @@ from torch import Tensor
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, AttackLike, own_labels
 from equipoise.attacks.inputs import AttackInputs
-from equipoise.attacks.minimum_norm.search import clearly_wrong
 from equipoise.attacks.result import AttackResult, like
 from equipoise.attacks.spaces import Input
 from equipoise.core.checks import checked_call
@@ -76,16 +75,16 @@ class Bisected(Attack):
             return result
         old, inputs = result[index], inputs[index]
         inputs = replace(inputs, y=own_labels(inputs))
-        x, label = inputs.x, inputs.criterion.label
+        x, criterion = inputs.x, inputs.criterion
 
         def point(t: Tensor) -> Points:
             return torch.lerp(x, old.x, like(t, x))
 
         def misclassified(t: Tensor) -> Tensor:
-            return clearly_wrong(inputs.predict(point(t)), label)
+            return criterion.clearly_reached(inputs.predict(point(t)))
 
         one = torch.ones_like(old.distance)
-        clean = inputs.criterion.reached(inputs.predict(x))
+        clean = criterion.reached(inputs.predict(x))
         inner = [misclassified(one * i / self.looks) for i in range(1, self.looks)]
         wrong = torch.stack([clean, *inner, clean.new_ones(len(x))])  # at each of the evenly spaced points
         first = wrong.int().argmax(0)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
-from equipoise.attacks.result import likely_classes
 from equipoise.core import progress
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import require, require_integer
@@ -46,9 +45,9 @@ class DeepFool(BoundaryAttack):
     def walk(self, search: Search) -> None:
         """Move all samples at once; those that are misclassified leave."""
         ball, point = self.geometry, search.x
-        targets = likely_classes(search.clean, search.y, self.targets)
+        targets = search.batch.targets(self.targets)
         # Rounding may leave a point on the plane on the wrong side of it, however small the move.
-        least = search.clean.resolution(search.y)[:, None]
+        least = search.batch.clean.resolution(search.batch.label)[:, None]
         active = torch.arange(len(point), device=point.device)
         for step in range(1, self.steps + 1):
             progress.report(step - 1, self.steps, "step")

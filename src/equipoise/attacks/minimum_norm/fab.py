@@ -19,15 +19,15 @@ from torch import Tensor
 
 from equipoise.attacks.active import Active, SampleTable
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
-from equipoise.attacks.execution import frozen_model
-from equipoise.attacks.minimum_norm.search import clearly_wrong, difference, linearise
-from equipoise.attacks.result import like, likely_classes
+from equipoise.attacks.execution import averaged, frozen_model
+from equipoise.attacks.minimum_norm.search import difference_to, linearise
+from equipoise.attacks.result import Criterion, like
 from equipoise.core import progress
 from equipoise.core.checks import checked_call
 from equipoise.core.deprecation import renamed_arguments
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream, Streams
-from equipoise.core.types import Labels, PerSample, Points, Precision, Predict, Prediction
+from equipoise.core.types import PerSample, Points, Precision, Predict, Prediction
 from equipoise.geometry import NORMS, Ball, Box, norm_of
 from equipoise.geometry.hyperplane import move_onto
 from equipoise.kernels.native import NativeForward
@@ -40,6 +40,7 @@ class FAB(SearchAttack):
 
     kind = "fab"
     needs_labels = True
+    takes_targets = True
 
     geometry: Ball
     """Norm and box, and the radius within which a perturbation counts, infinite only with `return_point="nearest"`."""
@@ -57,11 +58,13 @@ class FAB(SearchAttack):
     """How much of the perturbation is left when a misclassified iterate is taken back towards the clean point."""
     return_point: Literal["first_success", "nearest"] = "first_success"
     """The first misclassified point in the ball, at which the sample is done; or, after all steps, the nearest."""
+    eot_samples: int = 1
+    """Of a random model, over how many draws the prediction is averaged."""
     precision: Precision = "32"
     """`bf16` computes the search in bfloat16; every success is then confirmed in float32."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "targets", "restarts"):
+        for name in ("steps", "targets", "restarts", "eot_samples"):
             require_integer(name, getattr(self, name), 1)
         require(self.eta >= 1, f"eta = {self.eta} stops before the boundary: expected a number >= 1, such as 1.05.")
         for name in ("alpha_max", "beta"):
@@ -74,16 +77,16 @@ class FAB(SearchAttack):
 
     def search(self, batch: Batch) -> Candidates:
         """One attempt towards every target; the first from the clean points."""
-        x, inputs, targets = batch.x, batch.inputs, likely_classes(batch.clean, batch.label, self.targets)
+        x, inputs, targets = batch.x, batch.inputs, batch.targets(self.targets)
         start = None
         if batch.restart:
             reach = torch.where(batch.best.success, batch.best.distance, float("inf")).clamp_max(self.geometry.eps)
             start = self._start(x, targets.shape[1], inputs.streams.fold(Stream.RESTART, batch.restart), reach)
         with frozen_model(inputs.predictive, x, "eval", self.precision) as draw:
-            predict = draw(inputs.streams.fold(Stream.MODEL))
+            predict = averaged(draw, inputs.streams, self.eot_samples)
             if isinstance(predict, NativeForward) and not inputs.predictive.random:
                 predict = predict.at(x)  # traced once, not twice a step
-            candidates, score = self._walk(predict, _Walk.of(x, batch.label, targets, start), x)
+            candidates, score = self._walk(predict, _Walk.of(x, inputs.criterion, targets, start), x)
         if self.precision == "bf16":
             candidates.claimed = (score < float("inf")) & self.geometry.contains(candidates.point, x)
         return candidates
@@ -159,7 +162,7 @@ class _Walk(SampleTable):
 
     output_index: Tensor  # which sample it belongs to
     origin: Tensor
-    labels: Tensor
+    criterion: Criterion  # what counts as success
     target: Tensor
     point: Tensor
     value: Tensor
@@ -170,24 +173,28 @@ class _Walk(SampleTable):
 
     @staticmethod
     def of(
-        x: Points, y: Labels, targets: Int[Tensor, "batch targets"], start: Float[Tensor, "batch targets ..."] | None
+        x: Points,
+        criterion: Criterion,
+        targets: Int[Tensor, "batch targets"],
+        start: Float[Tensor, "batch targets ..."] | None,
     ) -> "_Walk":
         count = targets.shape[1]
         index = torch.arange(len(x), device=x.device).repeat_interleave(count)
         origin, no = x[index], torch.zeros_like(index, dtype=torch.bool)
         point = origin if start is None else start.flatten(0, 1)
         value, gradient = origin.new_zeros(len(index)), torch.zeros_like(origin.flatten(1))
-        return _Walk(index, origin, y[index], targets.flatten(), point, value, gradient, no, no, count)
+        return _Walk(index, origin, criterion[index], targets.flatten(), point, value, gradient, no, no, count)
 
     def classify(self, output: Prediction, candidates: Candidates) -> None:
-        """At which points the model is wrong, and at which of them clearly."""
+        """Which points are successes, and which of them clearly."""
         candidates.count(self.output_index)
-        self.misclassified, self.clear = output.labels != self.labels, clearly_wrong(output, self.labels)
+        self.misclassified, self.clear = self.criterion.reached(output), self.criterion.clearly_reached(output)
 
     def linearise(self, predict: Predict, candidates: Candidates) -> None:
         """The value of every point, and the gradient along which it moves next."""
+        objective, label = difference_to(self.criterion), self.criterion.label
         self.value, self.gradient, _ = linearise(
-            difference, predict, self.point, self.labels, self.target, candidates, self.output_index
+            objective, predict, self.point, label, self.target, candidates, self.output_index
         )
 
 

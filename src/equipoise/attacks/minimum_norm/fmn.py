@@ -18,7 +18,8 @@ from typing import Any, cast
 
 import torch
 
-from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search, clearly_wrong
+from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
+from equipoise.attacks.steps import cosine
 from equipoise.core import progress
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import require, require_integer
@@ -65,31 +66,22 @@ class FMN(BoundaryAttack):
     def walk(self, search: Search) -> None:
         """Move all samples at once, for all steps."""
         x, ball = search.x, self.geometry
-        unbounded, index = Ball("l2", math.inf, ball.box), torch.arange(len(x), device=x.device)
+        unbounded = Ball("l2", math.inf, ball.box)
         point, eps = x, torch.full_like(search.distance, torch.inf)
         for step in range(self.steps):
             progress.report(step, self.steps, "step")
-            value, gradient, output = search.ascend(margin, point, index)
-            length = ball.distance(point, x)
-            wrong = clearly_wrong(output, search.y)
-            search.keep(point[wrong], index[wrong], length[wrong], step)
-            gamma = _cosine(self.gamma, self.last_gamma, step / self.steps)
+            value, gradient, wrong = search.visit(margin, point, step)
+            gamma = cosine(self.gamma, self.last_gamma, step / self.steps)
             was_wrong = search.distance < torch.inf
-            beyond = length + (value.abs() / norm_of(gradient, _DUAL[ball.norm])).nan_to_num(torch.inf)
+            beyond = ball.distance(point, x) + (value.abs() / norm_of(gradient, _DUAL[ball.norm])).nan_to_num(torch.inf)
             eps = torch.where(
                 wrong,
                 torch.minimum(eps * (1 - gamma), search.distance),
                 torch.where(was_wrong, eps, beyond) * (1 + gamma),
             )
-            size = _cosine(cast(float, self.step_size), cast(float, self.last_step_size), step / self.steps)
+            size = cosine(cast(float, self.step_size), cast(float, self.last_step_size), step / self.steps)
             point = ball.project(unbounded.steepest(point, gradient.reshape(x.shape), size), x, eps)
-        wrong = search.look(point, index)
-        search.keep(point[wrong], index[wrong], ball.distance(point, x)[wrong], self.steps)
-
-
-def _cosine(first: float, last: float, share: float) -> float:
-    """From `first` to `last` on half a cosine."""
-    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
+        search.finish(point, self.steps)
 
 
 @checked_call(FMN)

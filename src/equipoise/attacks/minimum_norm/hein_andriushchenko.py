@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from equipoise.attacks.minimum_norm.search import BoundaryAttack, Search
-from equipoise.attacks.result import likely_classes
 from equipoise.core import progress
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import require, require_integer
@@ -51,7 +50,7 @@ class BG(BoundaryAttack):
     def walk(self, search: Search) -> None:
         """Search towards all targets at once; one that cannot become the nearest of its sample any more leaves."""
         x, ball = search.x, self.geometry
-        targets = likely_classes(search.clean, search.y, self.targets)
+        targets = search.batch.targets(self.targets)
         value, gradient = search.planes(x, torch.arange(len(x), device=x.device), targets)
         sample = torch.arange(len(x), device=x.device).repeat_interleave(targets.shape[1])
         gap, normal = -value.flatten(), gradient.flatten(0, 1)

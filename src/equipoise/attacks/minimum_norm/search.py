@@ -1,6 +1,7 @@
-"""What minimum-norm attacks have in common: FAB, BG, DeepFool and FMN.
+"""What minimum-norm attacks have in common.
 
-They linearise the boundary towards a class t: the plane where the linearised difference of scores `z_t - z_y` is 0.
+FAB, BG, DeepFool and FMN linearise the boundary towards a class t: the plane where the linearised difference of scores
+`z_t - z_y` is 0.
 """
 
 from abc import abstractmethod
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from equipoise.attacks.attack import Batch, Candidates, SearchAttack
 from equipoise.attacks.execution import frozen_model, value_and_gradient
+from equipoise.attacks.result import Criterion
 from equipoise.core.rng import Stream
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction
-from equipoise.geometry import Rows
+from equipoise.geometry import Ball, Rows
 from equipoise.losses.objectives import Objective, margin
 
 _ROUNDED = 16
@@ -33,9 +35,9 @@ difference = Objective("logit difference", _difference, needs_labels=True, targe
 """`z_t - z_y`: positive where the target class is more likely than the true one."""
 
 
-def clearly_wrong(here: Prediction, y: Labels) -> Bool[Tensor, " batch"]:
-    """Which predictions are wrong by more than rounding, so that they are on any device and in any batch."""
-    return (margin(here, None, y) > here.resolution(y)) & here.finite
+def difference_to(criterion: Criterion) -> Objective:
+    """`z_t - z_y`; where t is the only class that counts `z_t - max_{i≠t} z_i`."""
+    return difference if criterion.target is None else margin
 
 
 def linearise(
@@ -64,32 +66,60 @@ class Search:
     """The state of a search: the samples, and their nearest misclassified points so far."""
 
     predict: Predict
-    x: Points
-    y: Labels  # the classes to get away from
-    clean: Prediction
+    batch: Batch
+    ball: Ball
+    criterion: Criterion
     candidates: Candidates  # the nearest misclassified points, the clean ones while there are none, and all costs
     distance: PerSample  # of these points; infinite while there is none
 
+    @property
+    def x(self) -> Points:
+        """The clean points."""
+        return self.batch.x
+
     def look(self, points: Points, index: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-        """Whether the model is clearly wrong at these points of the samples `index`, which may occur more than once."""
+        """Whether these points of the samples `index`, which may occur more than once, are clear successes."""
         self.candidates.count(index)
-        return clearly_wrong(self.predict(points), self.y[index])
+        return self.criterion[index].clearly_reached(self.predict(points))
 
     def ascend(self, objective: Objective, points: Points, index: Tensor, target: Labels | None = None) -> Any:
-        """`linearise` at points of the samples `index`."""
-        return linearise(objective, self.predict, points, self.y[index], target, self.candidates, index)
+        """`linearise` at points of the samples `index`, towards their targets if there are any."""
+        goal = self.criterion[index]
+        target = goal.target if target is None else target
+        return linearise(objective, self.predict, points, goal.label, target, self.candidates, index)
 
     def planes(
         self, points: Points, index: Tensor, targets: Int[Tensor, "rows targets"]
     ) -> tuple[Float[Tensor, "rows targets"], Float[Tensor, "rows targets features"]]:
-        """`z_t - z_y` and its gradient at one point of each of the samples `index`, all targets in one pass: the
-        linearised boundaries `value + gradient·d = 0`.
+        """`difference_to` of `targets` and its gradient at one point of each of the samples `index`, all targets in one
+        pass: the linearised boundaries `value + gradient·d = 0`.
         """
-        count = targets.shape[1]
+        count, objective = targets.shape[1], difference_to(self.criterion)
         value, gradient, _ = self.ascend(
-            difference, points.repeat_interleave(count, 0), index.repeat_interleave(count), targets.flatten()
+            objective, points.repeat_interleave(count, 0), index.repeat_interleave(count), targets.flatten()
         )
         return value.unflatten(0, (-1, count)), gradient.unflatten(0, (-1, count))
+
+    def visit(self, objective: Objective, points: Points, step: int) -> tuple[PerSample, Rows, Bool[Tensor, " batch"]]:
+        """Return the objective and its gradient at one point of every sample, and which of these points are clear
+        successes, of which the nearest are kept.
+        """
+        value, gradient, output = self.ascend(objective, points, self._everyone)
+        wrong = self.criterion.clearly_reached(output)
+        self._keep_wrong(points, wrong, step)
+        return value, gradient, wrong
+
+    def finish(self, points: Points, step: int) -> None:
+        """`visit` the last points, at which no gradient is needed."""
+        self._keep_wrong(points, self.look(points, self._everyone), step)
+
+    @property
+    def _everyone(self) -> Int[Tensor, " batch"]:
+        return torch.arange(len(self.x), device=self.x.device)
+
+    def _keep_wrong(self, points: Points, wrong: Bool[Tensor, " batch"], step: int) -> None:
+        index = wrong.nonzero()[:, 0]
+        self.keep(points[index], index, self.ball.distance(points[index], self.x[index]), step)
 
     def keep(self, points: Points, index: Tensor, distance: PerSample, step: int) -> None:
         """Remember these misclassified points of different samples where they are nearer than those before, by more
@@ -102,7 +132,9 @@ class Search:
 
 
 class BoundaryAttack(SearchAttack):
-    """A search for the nearest point of another class, that follows the linearised boundary."""
+    """A search for the nearest point of another class, or of a target."""
+
+    takes_targets = True
 
     @abstractmethod
     def walk(self, search: Search) -> None:
@@ -111,8 +143,8 @@ class BoundaryAttack(SearchAttack):
     @final
     def search(self, batch: Batch) -> Candidates:
         """The nearest misclassified points that the walk keeps."""
-        candidates, far = Candidates.unmoved(batch.x), batch.x.new_full((len(batch),), torch.inf)
+        candidates, far = Candidates.unmoved(batch.x), torch.full_like(batch.value, torch.inf)
         with frozen_model(batch.inputs.predictive, batch.x) as draw:
             predict = draw(batch.inputs.streams.fold(Stream.MODEL))
-            self.walk(Search(predict, batch.x, batch.label, batch.clean, candidates, far))
+            self.walk(Search(predict, batch, self.geometry, batch.inputs.criterion, candidates, far))
         return candidates

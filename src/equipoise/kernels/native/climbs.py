@@ -11,7 +11,10 @@ from equipoise.core import progress
 from equipoise.kernels.native.build import address, library, run_threaded
 from equipoise.kernels.native.forward import NativeNetwork
 
-KINDS = ("cross-entropy", "entropy", "clean||here", "here||clean", "soft-cross-entropy", "margin", "dlr")
+KINDS = (
+    "cross-entropy", "entropy", "clean||here", "here||clean", "soft-cross-entropy", "margin", "dlr",
+    "negated-probability", "rival-probability",
+)  # fmt: skip
 """The objectives in `objectives.h`."""
 RETURN_POINTS = ("last", "best", "first_success")
 """Which point is returned, as in `climb.c`."""

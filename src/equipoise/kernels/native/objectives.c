@@ -84,6 +84,29 @@ static double margin(const double *z, int32_t classes, int64_t own, double weigh
     return weight * (top - z[own]);
 }
 
+/* -p_y; towards a target p_t. The gradient of p_y at its own logit is p_y (1 - p_y), of which the second factor is summed
+ * from the other classes: nothing cancels where one class is almost certain. */
+static double negated_probability(const double *log_p, int32_t classes, int64_t own, double weight, double *grad) {
+    double p = exp(log_p[own]), others = 0;
+    for (int32_t c = 0; c < classes; c++) {
+        if (c == own) continue;
+        others += exp(log_p[c]);
+        grad[c] += weight * p * exp(log_p[c]);
+    }
+    grad[own] -= weight * p * others;
+    return -weight * p;
+}
+
+/* max p_i over i != y; towards a target -max p_i over i != t. Equally large ones share the gradient. */
+static double rival_probability(const double *log_p, int32_t classes, int64_t own, double weight, double *grad) {
+    double top = log_p[largest(log_p, classes, own)], p = exp(top);
+    int32_t ties = 0;
+    for (int32_t c = 0; c < classes; c++) ties += c != own && log_p[c] == top;
+    for (int32_t c = 0; c < classes; c++)
+        grad[c] += weight * p * ((c != own && log_p[c] == top ? 1.0 / ties : 0) - exp(log_p[c]));
+    return weight * p;
+}
+
 /* Of equally large logits the first is the larger one.
  * (max z_i - z_y) / (z_1 - z_3); towards a target (z_t - z_y) / (z_1 - (z_3 + z_4) / 2), z_1 >= z_2 >= ... */
 static double difference_of_logits_ratio(const double *z, int32_t classes, reference ref, double weight, double *grad) {
@@ -135,6 +158,12 @@ double objective(const term *terms, int32_t n, const double *z, int32_t classes,
                 break;
             case MARGIN:
                 value += margin(z, classes, towards, sign * weight, grad);
+                break;
+            case NEGATED_PROBABILITY:
+                value += negated_probability(log_p, classes, towards, sign * weight, grad);
+                break;
+            case RIVAL_PROBABILITY:
+                value += rival_probability(log_p, classes, towards, sign * weight, grad);
                 break;
             case DLR:
                 value += difference_of_logits_ratio(z, classes, ref, weight, grad);

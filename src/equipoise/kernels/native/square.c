@@ -1,7 +1,7 @@
 /* Many queries of the square attack for Linf (`equipoise.attacks.black_box.square`), without leaving the cache:
  *
  *     in one window, the same for all samples, x +- eps with a sign per channel takes the place of the best point, and
- *     stays there if the margin of the label grows by more than rounding
+ *     stays there if max z_i - z_y over i != y, or towards a target z_t - max z_i over i != t, grows by more than rounding
  *
  * SIMD_WIDTH samples go side by side. Of the network only what the window reaches is computed; in the lanes that do not
  * keep the change all of that is taken back, so that the stored activations are always those of the best points. A lane
@@ -15,7 +15,7 @@
 
 typedef struct {
     int32_t channels, height, width; /* of the images */
-    int32_t queries;
+    int32_t queries, targeted;
     float eps, low, high;
     float summation, storage, underflow; /* of `Prediction.resolution`, the first two times the machine epsilon */
     const int32_t *windows;     /* [queries][4]: top, bottom, left, right */
@@ -24,7 +24,7 @@ typedef struct {
 
 typedef struct {
     const float *origin, *signs; /* signs: [samples][channels][queries] */
-    const int64_t *label;
+    const int64_t *label; /* or the target */
     float *point, *value; /* the best points and their margins so far; then those that were found */
     int64_t *query;       /* where each sample begins; then where it stopped, or `queries` */
     int64_t *kept;        /* the last query whose change was kept; -1: none */
@@ -98,7 +98,8 @@ static ivec propose(searcher *s, const float *signs, int32_t present, window w, 
     return changed & lanes;
 }
 
-/* max z_i - z_y over i != y, and its rounding error as in `Prediction.resolution`. NaN passes through. */
+/* max z_i - z_y over i != y, for a target y the negative, and its rounding error as in `Prediction.resolution`. NaN
+ * passes through. */
 static vec margin(const searcher *s, ivec label, vec *resolution) {
     const vec *z = s->work.logits;
     int32_t classes = (int32_t)class_count(s->layers, s->n);
@@ -119,7 +120,7 @@ static vec margin(const searcher *s, ivec label, vec *resolution) {
     vec mean = total / greater(count, broadcast(1)), spread = greater(-mean, mean - lowest);
     vec size = greater(greater(own, -own), greater(other, -other));
     *resolution = s->plan->summation * smaller(size, spread) + s->plan->storage * size;
-    return other - own;
+    return s->plan->targeted ? own - other : other - own;
 }
 
 /* All queries of the samples `first` to `first + present - 1`, which are one block. */

@@ -16,7 +16,7 @@ class _PlanStruct(ctypes.Structure):
     """`plan` of `square.c`."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("channels", "height", "width", "queries")),
+        *((name, ctypes.c_int32) for name in ("channels", "height", "width", "queries", "targeted")),
         *((name, ctypes.c_float) for name in ("eps", "low", "high", "summation", "storage", "underflow")),
         *((name, ctypes.c_void_p) for name in ("windows", "scale", "shift")),
     ]
@@ -43,6 +43,8 @@ class SquarePlan:
     """The largest value of a pixel."""
     windows: Sequence[tuple[int, int, int, int]]
     """The window of each query: its first row, the row behind its last, and the same for columns."""
+    targeted: bool = False
+    """Whether the labels are classes to reach."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ class SquareSamples:
     signs: Tensor
     """Of each sample, channel and query."""
     label: Tensor
-    """The classes to lead away from."""
+    """The classes to lead away from, or to reach."""
     point: Tensor
     """The best points so far."""
     value: Tensor
-    """Minus the margin there, at most 0."""
+    """Minus the margin of the label there, or the margin of the target, at most 0."""
     query: Tensor
     """The query that comes next."""
 
@@ -70,7 +72,7 @@ class SquaresSearched:
     point: Tensor
     """The best points."""
     value: Tensor
-    """Minus the margin there."""
+    """The same there."""
     query: Tensor
     """The query that would have been a success, before which a sample has stopped; else their number."""
     kept: Tensor
@@ -94,7 +96,7 @@ def search_squares(network: NativeNetwork, plan: SquarePlan, samples: SquareSamp
     rounding = (torch.finfo(torch.float32).eps * bound for bound in (SUMMATION, STORAGE))
     numbers = plan.eps, plan.low, plan.high, *rounding, UNDERFLOW
     pointers = map(address, (windows, network.scale, network.shift))
-    native_plan = _PlanStruct(*shape, len(plan.windows), *numbers, *pointers)
+    native_plan = _PlanStruct(*shape, len(plan.windows), plan.targeted, *numbers, *pointers)
     given = [value.contiguous() for value in (samples.origin, samples.signs, samples.label)]
     point, value = (x.clone(memory_format=torch.contiguous_format) for x in (samples.point, samples.value))
     searched = SquaresSearched(point, value, samples.query.clone(), *samples.query.new_empty(2, count))
