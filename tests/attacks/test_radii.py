@@ -83,3 +83,17 @@ def test_records_hold_the_radii() -> None:
     attack = Ascent(cross_entropy, Ball("linf", 0.3, radii=RADII), 0.1, 2)
     assert attack.settings()["geometry"]["radii"] == RADII.tolist()
     assert "radii" not in attacks.pgd(0.1).settings()["geometry"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("eps_of_steps", [None, 0.05])
+def test_a_whole_climb_follows_the_radii(norm: str, eps_of_steps: float | None) -> None:
+    """The C kernel, in float32, beside PyTorch in float64."""
+    net = nets.build("lenet", (1, 28, 28), classes=10, seed=0)
+    x = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    radii = (1 if norm == "linf" else 9) * torch.linspace(0, 0.3, 40)
+    attack = attacks.uta(radii, eps_of_steps, steps=4, norm=norm)
+    fast, exact = attack(net, x), attack(net.double(), x.double())
+    assert float(fast.distance.max()) > 0.15
+    assert torch.allclose(fast.distance.double(), exact.distance, atol=1e-4)
+    assert torch.allclose(fast.x.double(), exact.x, atol=2e-3)

@@ -376,12 +376,11 @@ class Ascent(Attack):
         self, batch: Attempt, predict: Predict, clean: Prediction | None, start: Points, counts: "torch.Tensor | None"
     ) -> Outcome | None:
         """The same by a kernel that takes all steps at once, where there is one for such an ascent and network."""
-        if self.eot_samples > 1 or self.resample or self.eps_schedule or self._per_sample:
+        if self.eot_samples > 1 or self.resample or self.eps_schedule:
             return None
         steps, sizes = self._schedule
-        lengths = [cast(float, sizes.at(i, steps.most)) for i in range(steps.most)]
         selection = {"return_point": self.return_point, "tau": self.tau, "may_cycle": self._may_cycle}
-        ascent = self.objective, self.geometry, self.step, lengths
+        ascent = self.objective, self.geometry, self.step, sizes, steps.most
         return climb_natively(batch, predict, *ascent, clean, start, counts, **selection)
 
     def _starts(self, batch: Attempt, ball: Ball) -> Points:

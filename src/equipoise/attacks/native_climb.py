@@ -3,14 +3,14 @@ without returning to PyTorch. Any other ascent takes its steps one by one (`equi
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from equipoise.attacks.auto_step import AutoStep, checkpoints
 from equipoise.attacks.climb import Attempt, Outcome
-from equipoise.attacks.steps import Normalized, Sign, Steepest
+from equipoise.attacks.steps import Normalized, RadiusShare, Sign, Steepest, StepSize
 from equipoise.core.types import Predict, Prediction, StepRule
 from equipoise.geometry import Ball
 from equipoise.kernels.native import AutoSteps, ClimbPlan, ClimbSamples, ClimbTerm, NativeForward, climb
@@ -76,7 +76,8 @@ def climb_natively(
     objective: Objective,
     ball: Ball,
     rule: StepRule,
-    sizes: list[float],
+    size: StepSize,
+    most: int,
     clean: Prediction | None,
     start: Tensor,
     counts: Tensor | None,
@@ -93,8 +94,10 @@ def climb_natively(
         return None
     n, targets = len(batch.x), 1 if batch.target is None or batch.target.ndim == 1 else batch.target.shape[1]
     criterion, none = batch.criterion, torch.full_like(batch.criterion.label, -1)
-    if not (_all_within(counts, 0, len(sizes)) and _all_within(batch.y, 0, network.layers.classes - 1)):
+    if not (_all_within(counts, 0, most) and _all_within(batch.y, 0, network.layers.classes - 1)):
         return None  # PyTorch says what is wrong
+    follows = size if isinstance(size, RadiusShare) else None
+    sizes = [cast(float, follows.share if follows else size.at(i, most)) for i in range(most)]
     order = slice(None) if counts is None else counts.argsort(descending=True, stable=True)
     rows = order if targets == 1 else torch.arange(n, device=none.device)[order].repeat_interleave(targets)
     back = rows if isinstance(rows, slice) else rows.argsort(stable=True)
@@ -111,6 +114,8 @@ def climb_natively(
         wanted=(none if criterion.target is None else criterion.target)[rows],
         clean=None if clean is None else clean.logits[0, rows],
         steps=None if counts is None else counts[rows],
+        radii=None if ball.radii is None else ball.radii.to(start)[rows],
+        paces=None if follows is None else follows.radii.to(start)[rows],
     )
     climbed = climb(network, plan, samples, evaluations=int(clean is not None))
     target = None if batch.target is None else batch.target.flatten()

@@ -35,6 +35,8 @@ typedef struct {
     const float *clean; /* logits at the clean point; NULL if no term compares with them */
     const int64_t *label, *target, *own, *wanted; /* -1: none; success: another class than `own`, or `wanted` */
     const int64_t *steps; /* NULL: all steps of the plan */
+    const float *radii;   /* of each sample; NULL: the plan's eps */
+    const float *paces;   /* factors of the step sizes of each sample; NULL: 1 */
     /* what becomes of it */
     float *point, *value;
     int64_t *iteration, *evaluations, *not_finite, *zero;
@@ -65,6 +67,7 @@ typedef struct {
     const samples *all;
     workspace work;
     lane lanes[SIMD_WIDTH];
+    vec eps, pace;                      /* of the lanes: radius, and factor of the step sizes */
     vec *origin, *point, *best, *probe; /* of the pixels */
     vec *before, *top, *top_grad, *base; /* of Auto-PGD: the last point, the best one and its gradient, where it steps from */
     vec *grad; /* of the logits */
@@ -98,6 +101,8 @@ static void enter(climber *c, int k, int64_t sample) {
     const float *start = all->start + sample * c->pixels;
     c->lanes[k] = (lane){.sample = sample, .best_value = -INFINITY, .evaluations = c->plan->evaluations};
     c->lanes[k].last = all->steps ? all->steps[sample] : c->plan->steps;
+    c->eps[k] = all->radii ? all->radii[sample] : c->plan->eps;
+    c->pace[k] = all->paces ? all->paces[sample] : 1;
     set_lane(c->origin, k, all->origin + sample * c->pixels, c->pixels);
     set_lane(c->point, k, start, c->pixels);
     if (c->best) set_lane(c->best, k, start, c->pixels);
@@ -207,7 +212,7 @@ static void step(climber *c, const vec *grad, vec size) {
 }
 
 static void project_linf(climber *c) {
-    vec eps = broadcast(c->plan->eps), low = broadcast(c->plan->low), high = broadcast(c->plan->high);
+    vec eps = c->eps, low = broadcast(c->plan->low), high = broadcast(c->plan->high);
     for (size_t i = 0; i < c->pixels; i++) {
         vec x = smaller(greater(c->point[i], c->origin[i] - eps), c->origin[i] + eps);
         c->point[i] = smaller(greater(x, low), high);
@@ -225,7 +230,8 @@ static vec move_and_room(const climber *c, size_t i, vec *room) {
 /* min(s a, b) in the direction of the move, with the root s of sum min(s a, b)^2 = eps^2: by Newton's method in s^2,
  * whose left-hand side is concave and piecewise linear (`equipoise.geometry.water_filling`). */
 static void project_l2(climber *c) {
-    const double small = 8 * 2.220446049250313e-16, budget = (double)c->plan->eps * c->plan->eps;
+    const double small = 8 * 2.220446049250313e-16;
+    const dvec budget = wide(c->eps) * wide(c->eps);
     vec low = broadcast(c->plan->low), high = broadcast(c->plan->high), room;
     dvec square = {0};
     for (size_t i = 0; i < c->pixels; i++) {
@@ -235,7 +241,7 @@ static void project_l2(climber *c) {
     }
     dvec t = {0};
     int outside[SIMD_WIDTH], moving = 0;
-    for (int k = 0; k < SIMD_WIDTH; k++) moving |= outside[k] = square[k] > budget;
+    for (int k = 0; k < SIMD_WIDTH; k++) moving |= outside[k] = square[k] > budget[k];
     int climbing[SIMD_WIDTH];
     memcpy(climbing, outside, sizeof climbing);
     for (size_t round = 0; moving && round < c->pixels + 2; round++) {
@@ -250,8 +256,8 @@ static void project_l2(climber *c) {
         moving = 0;
         for (int k = 0; k < SIMD_WIDTH; k++) {
             if (!climbing[k]) continue;
-            double left = budget - held[k], further = slope[k] > 0 ? t[k] + left / slope[k] : INFINITY;
-            climbing[k] = left > small * budget && further > t[k] * (1 + small);
+            double left = budget[k] - held[k], further = slope[k] > 0 ? t[k] + left / slope[k] : INFINITY;
+            climbing[k] = left > small * budget[k] && further > t[k] * (1 + small);
             if (climbing[k]) t[k] = fmin(further, 1.0);
             moving |= climbing[k];
         }
@@ -284,7 +290,7 @@ static void auto_step(climber *c, vec *grad) {
         if (l->sample < 0) continue;
         first[k] = -(l->step == 0);
         if (l->step == 0)
-            l->size = p->sizes[0], a[k] = 1;
+            l->size = p->sizes[0] * c->pace[k], a[k] = 1;
         else
             l->rises += l->value > l->last_value;
         better[k] = -(l->value > l->top_value);
@@ -389,7 +395,7 @@ static void advance(climber *c) {
         auto_step(c, grad);
     else {
         for (int k = 0; k < SIMD_WIDTH; k++)
-            if (c->lanes[k].sample >= 0) size[k] = p->sizes[c->lanes[k].step];
+            if (c->lanes[k].sample >= 0) size[k] = p->sizes[c->lanes[k].step] * c->pace[k];
         step(c, grad, size);
     }
     project(c);

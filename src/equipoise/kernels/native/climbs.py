@@ -39,7 +39,7 @@ class _PlanStruct(ctypes.Structure):
     ]
 
 
-_INPUTS = ("origin", "start", "clean", "label", "target", "own", "wanted", "steps")
+_INPUTS = ("origin", "start", "clean", "label", "target", "own", "wanted", "steps", "radii", "paces")
 _RESULTS = ("point", "value", "iteration", "evaluations", "not_finite", "zero", "succeeded")
 _ZERO, _NOT_FINITE = 1, 2
 """What may be noted of a gradient in `events` of `climb.c`."""
@@ -125,6 +125,10 @@ class ClimbSamples:
     """The logits at the clean points, where the objective compares with them."""
     steps: Tensor | None = None
     """How many steps each sample takes; None: all of them."""
+    radii: Tensor | None = None
+    """The radius of each sample; None: that of the plan."""
+    paces: Tensor | None = None
+    """By how much each sample's steps are longer than the plan says; None: not at all."""
 
 
 @dataclass(frozen=True)
