@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from equipoise.attacks.inputs import validated_inputs
-from equipoise.certified.network import Network, translate
-from equipoise.certified.propagation import enclosures, minimum
-from equipoise.certified.regions import Region, check_region
+from equipoise.bounds.network import Network, translate
+from equipoise.bounds.propagation import enclosures, minimum
+from equipoise.bounds.regions import Region, check_region
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
 from equipoise.core.types import Labels, PerSample, Points, Predictive
