@@ -64,7 +64,7 @@ def test_the_lines_of_a_maximum_bound_it(seed, width):
     g = torch.Generator().manual_seed(seed)
     lower = torch.randn(6, 4, generator=g, dtype=torch.float64)
     upper = lower + width * torch.rand(6, 4, generator=g, dtype=torch.float64)
-    layer = Max(torch.ones(4, dtype=torch.bool))
+    layer = Max(torch.ones(4, dtype=torch.bool), torch.relu)
     below, above, constant, _ = layer.lines(lower, upper)
     share = torch.rand(200, 6, 4, generator=g, dtype=torch.float64)
     z = lower + share.round() * (upper - lower) if seed % 2 else lower + share * (upper - lower)

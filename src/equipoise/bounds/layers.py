@@ -8,6 +8,7 @@ back.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,8 @@ class Affine:
     """Upper bound of the number of roundings per output when a network evaluates it; 0 if it only moves numbers."""
     separate: bool = False
     """Whether every output depends on one input and every input moves one output."""
+    is_windows: bool = False
+    """Whether it repeats its input in windows, for a maximum over them."""
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return `W c + b ± |W| r` for the centre c and the radius r."""
@@ -88,7 +91,7 @@ class ReLU:
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the function, which is monotone: it takes bounds to bounds."""
         if self.slope == 0:
-            return lower.clamp_min(0), upper.clamp_min(0)
+            return lower.relu(), upper.relu()
         steepest, flattest = self.slope * (1 + self.error), self.slope * (1 - self.error)
         return torch.maximum(lower, steepest * lower), torch.maximum(upper, flattest * upper)
 
@@ -113,6 +116,8 @@ class Max:
 
     is_real: Tensor
     """Which entries count; the others repeat one of these, where a window is partly in the padding."""
+    pool: Map
+    """The same function of what the windows are made of, which is faster."""
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the function, which is monotone: it takes bounds to bounds."""
@@ -208,4 +213,6 @@ def windows(shape: torch.Size, out: torch.Size, pool: MaxPool, zero: Tensor) -> 
         z = a.new_zeros(len(a), shape[0], height * width)
         return z.index_add_(2, flat, a.reshape(len(a), shape[0], -1)).reshape(len(a), *shape)
 
-    return Affine(gather, gather, scatter, zero, 0), Max(is_real.reshape(full[1:]))
+    pooled = partial(F.max_pool2d, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
+    pooled = partial(pooled, ceil_mode=pool.is_ceil)
+    return Affine(gather, gather, scatter, zero, 0, is_windows=True), Max(is_real.reshape(full[1:]), pooled)

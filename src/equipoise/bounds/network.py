@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from equipoise.bounds import layers
 from equipoise.bounds.curves import Curve, curve
 from equipoise.bounds.layers import Affine, Max, ReLU, Sum
-from equipoise.core.errors import EquipoiseError
-from equipoise.core.types import Points
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.types import Points, Predictive
 from equipoise.kernels import layers as traced
 from equipoise.kernels.trace import Node as TracedNode
 from equipoise.kernels.trace import trace_of
-from equipoise.models import module_mode
+from equipoise.models import Single, module_mode
 
 Layer = Affine | Sum | ReLU | Max | Curve
 
@@ -147,6 +147,16 @@ class Network:
         index = torch.zeros_like(values, dtype=torch.int64)
         values[unit, column], index[unit, column] = value[order], coordinate[order]
         return Slopes(chain, values, index)
+
+
+def network_of(predictive: Predictive) -> nn.Module:
+    """Return the network that a predictive is. Raises `EquipoiseError` unless it is one network with logits."""
+    if not isinstance(predictive, Single):
+        raise EquipoiseError(
+            f"cannot bound a {type(predictive).__name__}: certificates are for one network that returns logits."
+        )
+    require(predictive.outputs == "logits", "cannot bound probabilities: certificates need a network's logits.")
+    return predictive.module
 
 
 @torch.no_grad()

@@ -60,6 +60,10 @@ def _by_intervals(network: Network, i: int, bounds: list[Enclosure], region: Reg
     if layer is None:
         return Enclosure(*region.interval())
     lower, upper = bounds[parents[0]].lower, bounds[parents[0]].upper
+    if not lines and isinstance(layer, Affine) and layer.is_windows:
+        return bounds[parents[0]]  # which the maximum after it pools
+    if not lines and isinstance(layer, Max):
+        return Enclosure(layer.pool(lower), layer.pool(upper))
     if isinstance(layer, ReLU | Curve | Max):
         return Enclosure(*layer.interval(lower, upper), lines=layer.lines(lower, upper) if lines else None)
     if isinstance(layer, Sum):
@@ -155,21 +159,62 @@ def both_minima(
     # If all rows belong to one sample, its bounds need not be copied for each.
     first = int(sample[0]) if len(sample) else 0
     owner = slice(first, first + 1) if bool((sample == first).all()) else sample
-    best, offset = None, rows.new_zeros(len(rows))
-    pending: dict[int, Tensor] = {node: rows}  # coefficients of the outputs of nodes
+    i, pending, offset = _pass_back(network, bounds, node, {node: rows}, owner, (ReLU, Curve, Max))
+    best = None
+    if i > 0:
+        best = offset + torch.stack([_over_intervals(a, bounds[j], owner) for j, a in pending.items()]).sum(0)
+        if not to_input:
+            return best, None
+        _, pending, constant = _pass_back(network, bounds, i, pending, owner)
+        offset = offset + constant
+    last = offset + region.minimum(pending[0], owner) if 0 in pending else offset
+    return (last, None) if best is None else (best, last)
+
+
+def interval_minima(
+    network: Network, bounds: list[Enclosure], rows: Float[Tensor, "rows classes"]
+) -> Float[Tensor, "batch rows"]:
+    """Return the first of `both_minima` for the same linear functions of the logits of every sample, in a network
+    without roundings: two matrix products, however many samples there are.
+    """
+    assert network.unit == 0, "roundings are of a sample"
+    last = len(network.nodes) - 1
+    _, pending, offset = _pass_back(network, bounds, last, {last: rows}, slice(None), (ReLU, Curve, Max))
+    total = offset
+    for j, coefficients in pending.items():
+        a, lower, upper = (z.flatten(1) for z in (coefficients, bounds[j].lower, bounds[j].upper))
+        total = total + ((lower + upper) @ a.T - (upper - lower) @ a.T.abs()) / 2
+    return total
+
+
+def _pass_back(
+    network: Network,
+    bounds: list[Enclosure],
+    node: int,
+    pending: dict[int, Tensor],
+    owner: "slice | Tensor",
+    stop: tuple[type, ...] = (),
+) -> tuple[int, dict[int, Tensor], Tensor]:
+    """Pass coefficients of the outputs of nodes back to the input, or to the last node of a class to stop at: return
+    its number, the coefficients there, and the sum of the constants.
+    """
+    pending, offset = dict(pending), torch.zeros_like(pending[max(pending)].flatten(1)[:, 0])
     for i in range(node, 0, -1):
         if i not in pending:
             continue
-        if best is None and isinstance(network.nodes[i].layer, ReLU | Curve | Max):
-            best = offset + torch.stack([_over_intervals(a, bounds[j], owner) for j, a in pending.items()]).sum(0)
-            if not to_input:
-                return best, None
+        if isinstance(network.nodes[i].layer, stop):
+            return i, pending, offset
         coefficients, constant = _step_back(network.nodes[i].layer, bounds[i], pending.pop(i), owner)
         offset = offset + constant
         for parent, a in zip(network.nodes[i].parents, coefficients, strict=True):
             pending[parent] = pending[parent] + a if parent in pending else a
-    last = offset + region.minimum(pending[0], owner) if 0 in pending else offset
-    return (last, None) if best is None else (best, last)
+    return 0, pending, offset
+
+
+def differences(classes: int, like: Tensor) -> Float[Tensor, "classes classes classes"]:
+    """Return `e_y - e_j` for all classes y and j: the functions of the logits that are margins, and 0 for y = j."""
+    eye = torch.eye(classes, dtype=like.dtype, device=like.device)
+    return eye[:, None] - eye
 
 
 def _step_back(

@@ -43,6 +43,19 @@ class Perturbation(Protocol):
 
 
 @runtime_checkable
+class WorstCase(Protocol):
+    """Something that bounds the logits over a ball, where a term is evaluated instead of at a point: `losses.ibp`."""
+
+    def worst_case(self, predictive: Predictive, x: Points, y: Labels) -> Prediction:
+        """The live worst-case logits."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON-ready data, for records."""
+        ...
+
+
+@runtime_checkable
 class AuxiliaryNetwork(Protocol):
     """Another network that is trained alongside the classifier, which a penalty owns as its `auxiliary_network`: it has
     a loss and an optimiser of its own, and takes its steps after each step of the classifier, which is then frozen.
@@ -95,7 +108,7 @@ class Term(Summand):
 
     objective: Objective
     """The objective."""
-    at: Perturbation | None = None
+    at: Perturbation | WorstCase | None = None
     """Where: None is the clean input."""
     weight: float = 1.0
     """Its weight in the sum."""
@@ -185,15 +198,15 @@ class Method(Summand):
                 inner.check(classes, labels=True, target=False, members=members)
 
     def points(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> list[Points | None]:
-        """The batch under each of the `perturbations`, None where it is clean."""
+        """The batch under each of the `perturbations`, None where it is not moved."""
         return [
-            None if at is None else at.perturb(predictive, x, y, streams.fold(i))
+            at.perturb(predictive, x, y, streams.fold(i)) if isinstance(at, Perturbation) else None
             for i, at in enumerate(self.perturbations)
         ]
 
     @property
-    def perturbations(self) -> list[Perturbation | None]:
-        """The distinct perturbations of its terms in order of first use, None for the clean input."""
+    def perturbations(self) -> list[Perturbation | WorstCase | None]:
+        """The distinct perturbations and bounds of its terms in order of first use, None for the clean input."""
         return list(dict.fromkeys(term.at for term in self.terms))
 
     places = renamed_attribute("places", "perturbations")
@@ -260,10 +273,13 @@ class Method(Summand):
     ) -> tuple[PerSample, Prediction]:
         """The sum per sample, with its graph, and the first live prediction made."""
         predict = live(predictive, streams)
-        outputs = {
-            at: predict(x) if at is None or point is None else at.predict_at(predictive, x, point, streams)
-            for at, point in zip(self.perturbations, points, strict=True)
-        }
+
+        def output(at: Perturbation | WorstCase | None, point: Points | None) -> Prediction:
+            if isinstance(at, Perturbation) and point is not None:
+                return at.predict_at(predictive, x, point, streams)
+            return at.worst_case(predictive, x, y) if isinstance(at, WorstCase) else predict(x)
+
+        outputs = {at: output(at, point) for at, point in zip(self.perturbations, points, strict=True)}
         first = next(iter(outputs.values()))
         if None not in outputs and any(term.objective.needs_clean for term in self.terms):
             outputs[None] = predict(x)
