@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equipoise.bounds.layers import Lines, Map
+from equipoise.bounds.layers import Lines, Map, ratio
 from equipoise.kernels.layers import Pointwise
 
 PIECES = 32
@@ -67,13 +67,13 @@ class Curve:
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest value: at the lowest point, and at an end."""
         rounding = self._rounding(lower, upper)
-        lowest = torch.full_like(lower, self.shape.lowest).clamp(lower, upper)
+        lowest = torch.minimum(lower.clamp_min(self.shape.lowest), upper)
         return self.function(lowest) - rounding, torch.maximum(self.function(lower), self.function(upper)) + rounding
 
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
         """Return two lines of the chord's slope between which the function lies."""
         width = upper - lower
-        slope = (self.function(upper) - self.function(lower)) / width.clamp_min(torch.finfo(width.dtype).tiny)
+        slope = ratio(self.function(upper) - self.function(lower), width)
 
         def above_slope(share: Tensor) -> Tensor:
             z = lower + share * width
@@ -87,10 +87,9 @@ class Curve:
     def _extremes(self, g: Callable[[Tensor], Tensor], lower: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """Where g is largest and smallest among the points, as shares of the interval."""
         pieces = PIECES if self.shape.curvature else 1
-        safe = width.clamp_min(torch.finfo(width.dtype).tiny)
         shares = [
             *(torch.full_like(width, i / pieces) for i in range(1, pieces + 1)),
-            *(((kink - lower) / safe).clamp(0, 1) for kink in self.shape.kinks),
+            *(ratio(kink - lower, width).clamp(0, 1) for kink in self.shape.kinks),
         ]
         highest = lowest = torch.zeros_like(width)
         largest = smallest = g(highest)

@@ -133,7 +133,7 @@ class Max:
         best = lower.amax(-1, keepdim=True)
         below = F.one_hot(lower.argmax(-1), lower.shape[-1]).to(lower.dtype)
         excess = (upper - best).clamp_min(0) * self.is_real
-        slope = excess / (upper - lower).clamp_min(torch.finfo(lower.dtype).tiny)
+        slope = ratio(excess, upper - lower)
         is_line = excess.sum(-1) / 2 <= excess.amax(-1)
         intercept = torch.where(is_line, best[..., 0] - (slope * lower).sum(-1), upper.amax(-1))
         return Lines(below, slope * is_line[..., None], intercept)
@@ -141,6 +141,11 @@ class Max:
     def expand(self, coefficients: Tensor) -> Tensor:
         """Return coefficients of the output in a shape that broadcasts with the slopes."""
         return coefficients[..., None]
+
+
+def ratio(numerator: Tensor, width: Tensor) -> Tensor:
+    """Return the numerator by the width, and 0, without a gradient, where the width is 0."""
+    return torch.where(width > 0, numerator / torch.where(width > 0, width, 1.0), 0.0)
 
 
 def linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Affine:
