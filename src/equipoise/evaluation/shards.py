@@ -12,6 +12,7 @@ from typing import TypeVar
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.locks import locked
 from equipoise.evaluation.journal import images_of, joined_points, pack_points, read_points, save_points
+from equipoise.evaluation.proofs import check_proofs
 from equipoise.evaluation.requests import asked_for, finished
 from equipoise.evaluation.summaries import WORST, concatenated, joined, reordered, result_warnings, with_worst_cases
 from equipoise.masking.result_checks import check_results
@@ -111,16 +112,24 @@ def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None
     attacked = joined([[r for r in record.results if r.attack != WORST] for record in records])
     results = with_worst_cases([reordered(result, order) for result in attacked])
     corruptions = [concatenated(rs) for rs in zip(*(record.corruptions for record in records), strict=True)]
-    flags = dict.fromkeys(f for record in records for f in record.flags if f not in check_results(record.results))
+    certified = [concatenated(rs) for rs in zip(*(record.certified for record in records), strict=True)]
+    certified = [reordered(result, order) for result in certified]
+    flags = dict.fromkeys(
+        flag
+        for record in records
+        for flag in record.flags
+        if flag not in (*check_results(record.results), *check_proofs(record.results, record.certified))
+    )
     whole = replace(
         first,
         data={key: value for key, value in first.data.items() if key != "shard"},
         results=results,
         warnings=result_warnings(results),
-        flags=[*flags, *check_results(results)],
+        flags=[*flags, *check_results(results), *check_proofs(results, certified)],
         index=sorted(index),
         images={},
         corruptions=[reordered(result, order) for result in corruptions],
+        certified=certified,
         provenance=first.provenance if command is None else recommanded(first.provenance, command),
     )
     points = [(read_points(file), record.index) for file, record in zip(images, records, strict=False)]
@@ -176,6 +185,7 @@ def _identity(record: Evaluation) -> dict[str, object]:
             for r in record.results
         ],
         "corruptions": [(r.corruption, r.source) for r in record.corruptions],
+        "certificates": [(r.method, r.norm, r.eps) for r in record.certified],
         "model": record.model,
         "weights": record.weights,
         "seed": record.provenance.seed,

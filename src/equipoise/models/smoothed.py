@@ -114,9 +114,9 @@ class Smoothed:
         streams = Streams.of(seed, numbers)
         top = self._counts(x, n0, streams.fold(Stream.SELECTION), batch_size).argmax(1)
         successes = self._counts(x, n, streams.fold(Stream.ESTIMATION), batch_size).gather(1, top[:, None])[:, 0]
-        p = torch.tensor([least_share(int(count), n, alpha) for count in successes], dtype=torch.float64)
-        radius = torch.tensor([self.sigma * NormalDist().inv_cdf(share) if share > 0.5 else 0.0 for share in p])
-        p, radius = p.to(x.device), radius.double().to(x.device)
+        shares = [least_share(int(count), n, alpha) for count in successes]
+        radii = [self.sigma * NormalDist().inv_cdf(share) if share > 0.5 else 0.0 for share in shares]
+        radius, p = torch.tensor([radii, shares], dtype=torch.float64, device=x.device)
         return SmoothedCertificate(torch.where(p > 0.5, top, ABSTAINS), radius, p)
 
     @checked_call()
