@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.locks import locked
@@ -18,7 +18,7 @@ from equipoise.evaluation.summaries import WORST, concatenated, joined, reordere
 from equipoise.masking.result_checks import check_results
 from equipoise.results.differences import with_new_names
 from equipoise.results.provenance import recommanded
-from equipoise.results.records import Evaluation, load, save
+from equipoise.results.records import Evaluation, ResultWarning, load, save
 
 T = TypeVar("T")
 
@@ -111,15 +111,9 @@ def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None
     order = sorted(range(len(index)), key=index.__getitem__)
     attacked = joined([[r for r in record.results if r.attack != WORST] for record in records])
     results = with_worst_cases([reordered(result, order) for result in attacked])
-    corruptions = [concatenated(rs) for rs in zip(*(record.corruptions for record in records), strict=True)]
-    certified = [concatenated(rs) for rs in zip(*(record.certified for record in records), strict=True)]
-    certified = [reordered(result, order) for result in certified]
-    flags = dict.fromkeys(
-        flag
-        for record in records
-        for flag in record.flags
-        if flag not in (*check_results(record.results), *check_proofs(record.results, record.certified))
-    )
+    corruptions = _whole([record.corruptions for record in records], order)
+    certified = _whole([record.certified for record in records], order)
+    flags = dict.fromkeys(flag for record in records for flag in record.flags if flag not in _derived_flags(record))
     whole = replace(
         first,
         data={key: value for key, value in first.data.items() if key != "shard"},
@@ -128,7 +122,7 @@ def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None
         flags=[*flags, *check_results(results), *check_proofs(results, certified)],
         index=sorted(index),
         images={},
-        corruptions=[reordered(result, order) for result in corruptions],
+        corruptions=corruptions,
         certified=certified,
         provenance=first.provenance if command is None else recommanded(first.provenance, command),
     )
@@ -141,6 +135,16 @@ def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None
         whole = replace(whole, images=save_points(out, packed))
     save(out, whole)
     return whole
+
+
+def _whole(shards: Sequence[Sequence[Any]], order: Sequence[int]) -> list[Any]:
+    """The results of all shards, with the samples in order."""
+    return [reordered(concatenated(parts), order) for parts in zip(*shards, strict=True)]
+
+
+def _derived_flags(record: Evaluation) -> list[ResultWarning]:
+    """The flags that follow from the outcomes of the record itself."""
+    return [*check_results(record.results), *check_proofs(record.results, record.certified)]
 
 
 def _shard_at(path: "Path | str") -> Evaluation:
