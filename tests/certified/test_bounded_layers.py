@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equipoise import attacks
+from equipoise.bounds.layers import Max, ReLU
+from equipoise.bounds.propagation import enclosures, minima_by_layers, minima_from_input
 from equipoise.certified import Region, bounds, certified, certified_margin, certified_radius, translate
-from equipoise.certified.layers import Max, ReLU
 from equipoise.certified.margins import Problem
-from equipoise.certified.propagation import enclosures, minima_by_layers, minima_from_input
 from equipoise.geometry import Ball, Box
 from equipoise.models import Single
 from equipoise.nets import build
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.unchecked
 )
 def test_the_lines_of_a_relu_bound_it(low, width, share, slope):
     lower, upper = torch.tensor([low], dtype=torch.float64), torch.tensor([low + width], dtype=torch.float64)
-    below, above, constant = ReLU(slope).lines(lower, upper)
+    below, above, constant, _ = ReLU(slope).lines(lower, upper)
     assert below.dtype == above.dtype == constant.dtype == torch.float64
     z = lower + share * (upper - lower)
     value = F.leaky_relu(z, slope)
@@ -55,7 +55,7 @@ def test_the_rounding_of_a_leaky_relu_is_within_its_bounds(slope, dtype):
     assert isinstance(layer, ReLU)
     low, high = layer.interval(z.double(), z.double())
     assert (low <= net(z).double()).all() and (net(z).double() <= high).all()
-    below, above, constant = layer.lines(z.double() - 1, z.double() + 1)
+    below, above, constant, _ = layer.lines(z.double() - 1, z.double() + 1)
     assert (below * z <= net(z)).all() and (net(z) <= above * z + constant + 1e-15).all()
 
 
@@ -64,8 +64,8 @@ def test_the_lines_of_a_maximum_bound_it(seed, width):
     g = torch.Generator().manual_seed(seed)
     lower = torch.randn(6, 4, generator=g, dtype=torch.float64)
     upper = lower + width * torch.rand(6, 4, generator=g, dtype=torch.float64)
-    layer = Max(torch.ones(4, dtype=torch.bool))
-    below, above, constant = layer.lines(lower, upper)
+    layer = Max(torch.ones(4, dtype=torch.bool), torch.relu)
+    below, above, constant, _ = layer.lines(lower, upper)
     share = torch.rand(200, 6, 4, generator=g, dtype=torch.float64)
     z = lower + share.round() * (upper - lower) if seed % 2 else lower + share * (upper - lower)
     assert ((below * z).sum(-1) <= z.amax(-1) + 1e-12).all()

@@ -9,8 +9,8 @@ from bounded_nets import global_seed, points
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equipoise.bounds.layers import Affine
 from equipoise.certified import bounds, certified, certified_margin, certified_radius, translate
-from equipoise.certified.layers import Affine
 from equipoise.core.errors import EquipoiseError
 from equipoise.geometry import Ball, Box
 from equipoise.models import Ensemble, MonteCarloDropout, Single
@@ -52,7 +52,8 @@ def changed_through_a_view(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.GELU()), nn.Linear(6, 3)), "a GELU layer at '1.0': gelu"),
+        (nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Softplus())), "a Softplus layer at '1.0': softplus"),
+        (nn.Sequential(nn.Linear(6, 6), nn.ELU(0.5), nn.Linear(6, 3)), "an? ELU layer at '1': elu"),
         (nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False)), "samples depend on each other"),
         (nn.Sequential(nn.Linear(6, 3), nn.Softmax(1)), "returns probabilities"),
         (nn.Sequential(nn.Linear(6, 3), nn.LogSoftmax(1)), "a LogSoftmax layer at '1': log_softmax"),

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from bounded_nets import DUAL, EPS, WIDE, global_seed, margins, mlp, points
+from bounded_nets import CURVES, DUAL, EPS, WIDE, global_seed, margins, mlp, points
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
@@ -141,7 +141,7 @@ def test_no_attack_and_no_random_point_gets_below_a_certificate(norm, image_net)
     assert (gap > 0).all() and (gap < 60 * (margins(image_net(x), y) - lowest).clamp_min(1e-3)).all()
 
 
-@settings(max_examples=200)
+@settings(max_examples=300)
 @given(
     seed=st.integers(0, 10**6),
     eps=st.floats(0, 0.5),
@@ -149,11 +149,12 @@ def test_no_attack_and_no_random_point_gets_below_a_certificate(norm, image_net)
     method=st.sampled_from(METHODS),
     where=st.integers(0, 99),
     slope=st.sampled_from([0.0, 0.0, 0.1, 0.7]),
+    activation=st.sampled_from(["", "", "", *CURVES]),
     double=st.booleans(),
 )
-def test_random_nets_stay_within_their_bounds(seed, eps, norm, method, where, slope, double):
+def test_random_nets_stay_within_their_bounds(seed, eps, norm, method, where, slope, activation, double):
     dtype = torch.float64 if double else torch.float32
-    net = mlp(3, 7, 6, 3, seed=seed, slope=slope).to(dtype)
+    net = mlp(3, 7, 6, 3, seed=seed, slope=slope, activation=activation).to(dtype)
     x, ball = points(2, 3, seed=seed, dtype=dtype), Ball(norm, eps)
     y = torch.tensor([0, 2])
     z = ball.draw(Streams.of(where, torch.arange(2)), x, surface=bool(where % 2))
@@ -186,7 +187,7 @@ def test_a_sample_is_bounded_the_same_in_every_batch(image_net, monkeypatch):
     together = certified_margin(image_net, x, y, ball)
     alone = torch.cat([certified_margin(image_net, x[i : i + 1], y[i : i + 1], ball) for i in range(4)])
     monkeypatch.setattr("equipoise.certified.margins.NUMBERS", 1)
-    monkeypatch.setattr("equipoise.certified.propagation.NUMBERS", 5000)
+    monkeypatch.setattr("equipoise.bounds.propagation.NUMBERS", 5000)
     in_pieces = certified_margin(image_net, x, y, ball)
     assert torch.allclose(together, alone, rtol=0, atol=1e-6) and torch.allclose(together, in_pieces, rtol=0, atol=1e-6)
 

@@ -13,7 +13,7 @@ from equipoise.attacks.steps import Uniform
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import Prediction, Predictive
 from equipoise.losses.objectives import cross_entropy, entropy
-from equipoise.models import Ensemble, MonteCarloDropout, Single, as_predictive, frozen_weights
+from equipoise.models import Ensemble, MonteCarloDropout, Single, Smoothed, as_predictive, frozen_weights
 from equipoise.models.deep_kernel_gp import deep_kernel_gp
 from equipoise.nets import FCResNet
 
@@ -42,6 +42,7 @@ ROWS = {
     "ensemble side by side": lambda: Ensemble([network(seed) for seed in range(3)], vectorize=True),
     "ensemble of probabilities": lambda: Ensemble([nn.Sequential(network(), nn.Softmax(1))] * 2, "probabilities"),
     "monte carlo dropout": lambda: MonteCarloDropout(network(), 4),
+    "smoothed": lambda: Smoothed(network(), 0.1, 4),
     "deep-kernel GP": lambda: gaussian_process(),
 }
 X, Y = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3

@@ -25,15 +25,34 @@ def points(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def mlp(*sizes: int, seed: int = 0, slope: float = 0.0) -> nn.Sequential:
-    """(Leaky) ReLU layers with larger weights than at initialisation, so that margins are worth bounding."""
+CURVES = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "GELU": nn.GELU,
+    "GELU by tanh": lambda: nn.GELU("tanh"),
+    "SiLU": nn.SiLU,
+    "Mish": nn.Mish,
+    "ELU": nn.ELU,
+    "CELU": nn.CELU,
+    "SELU": nn.SELU,
+    "hard swish": nn.Hardswish,
+    "hard sigmoid": nn.Hardsigmoid,
+    "hard tanh": lambda: nn.Hardtanh(-0.5, 0.7),
+    "ReLU6": nn.ReLU6,
+}
+"""Activations that are bounded by parallel lines."""
+
+
+def mlp(*sizes: int, seed: int = 0, slope: float = 0.0, activation: str = "") -> nn.Sequential:
+    """Layers with larger weights than at initialisation, so that margins are worth bounding; by default of ReLUs."""
     g = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         linear = nn.Linear(inputs, outputs)
         linear.weight.data = torch.randn(outputs, inputs, generator=g) * 1.5 / math.sqrt(inputs)
         linear.bias.data = 0.3 * torch.randn(outputs, generator=g)
-        layers += [linear, nn.LeakyReLU(slope) if slope else nn.ReLU()]
+        leaky = nn.LeakyReLU(slope) if slope else nn.ReLU()
+        layers += [linear, CURVES[activation]() if activation else leaky]
     return nn.Sequential(*layers[:-1])
 
 
@@ -97,6 +116,10 @@ NETS = {
     "leaky": lambda: nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.LeakyReLU(0.3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.LeakyReLU(0.01, True),
         nn.Flatten(), nn.Linear(16, 3)
+    ),
+    "smooth": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.GELU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.SiLU(), nn.Flatten(),
+        nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 6), nn.Sigmoid(), nn.Linear(6, 3)
     ),
 }  # fmt: skip
 

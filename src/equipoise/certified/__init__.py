@@ -19,9 +19,9 @@ same form with u = 2⁻⁵³, is covered by the factor of two (for a network in 
 made: no number underflows, and convolutions are sums of products, not transforms such as Winograd's or in TF32.
 """
 
+from equipoise.bounds.network import Network, translate
+from equipoise.bounds.regions import Region
 from equipoise.certified.margins import METHODS, bounds, certified, certified_margin, certified_radius
-from equipoise.certified.network import Network, translate
-from equipoise.certified.regions import Region
 
 __all__ = [
     "METHODS",

@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from equipoise.attacks.inputs import validated_inputs
-from equipoise.certified.network import Network, translate
-from equipoise.certified.propagation import enclosures, minimum
-from equipoise.certified.regions import Region, check_region
+from equipoise.bounds.network import Network, network_of, translate
+from equipoise.bounds.propagation import differences, enclosures, minimum
+from equipoise.bounds.regions import Region, check_region
 from equipoise.core.checks import checked_call
-from equipoise.core.errors import EquipoiseError, require, require_integer, unknown
+from equipoise.core.errors import require, require_integer, unknown
 from equipoise.core.types import Labels, PerSample, Points, Predictive
 from equipoise.geometry import Ball, Box
-from equipoise.models import Single, predict
+from equipoise.models import predict
 
 METHODS = ("ibp", "crown-ibp", "crown")
 """From the fastest to the tightest."""
@@ -165,10 +165,9 @@ class Problem:
 
 def _differences(y: Labels, classes: int) -> Float[Tensor, "batch others classes"]:
     """`e_y - e_j` for every class j other than y."""
-    eye = torch.eye(classes, dtype=torch.float64, device=y.device)
     other = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
     other = other + (other >= y[:, None])
-    return eye[y][:, None] - eye[other]
+    return differences(classes, torch.empty(0, dtype=torch.float64, device=y.device))[y[:, None], other]
 
 
 def _validated(model: Any, x: Points, y: Labels | None, geometry: Ball, method: str) -> Problem:
@@ -177,12 +176,7 @@ def _validated(model: Any, x: Points, y: Labels | None, geometry: Ball, method: 
     check_region(geometry)
     with validated_inputs(model, x, y, geometry) as inputs:
         predictive = inputs.predictive.predictive
-    if not isinstance(predictive, Single):
-        raise EquipoiseError(
-            f"cannot bound a {type(predictive).__name__}: certificates are for one network that returns logits."
-        )
-    require(predictive.outputs == "logits", "cannot bound probabilities: certificates need a network's logits.")
-    network, logits = translate(predictive.module, x), predict(predictive, x).scores
+    network, logits = translate(network_of(predictive), x), predict(predictive, x).scores
     problem = Problem(network, x, logits.argmax(1) if y is None else y, geometry, method)
     at_point = replace(problem, geometry=Ball(geometry.norm, 0.0, geometry.box), method="ibp")
     lower, upper = at_point.bounds(problem.radii(0.0))

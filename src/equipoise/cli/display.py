@@ -10,7 +10,8 @@ from equipoise.evaluation import Progress as EvaluationProgress
 from equipoise.report import chains
 from equipoise.report.studies import interval, mean
 from equipoise.results.findings import Findings
-from equipoise.results.records import AttackRecord, CorruptionResult, Evaluation, MeanResult
+from equipoise.results.outcomes import MeanResult, Outcomes
+from equipoise.results.records import Evaluation
 from equipoise.training import Progress
 
 _EVERY = 0.1  # seconds between two looks of the moving line
@@ -84,14 +85,14 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Table:
         table.add_column(name)
     for evaluation in evaluations:
         table.add_column(f"{evaluation.weights} weights" if len(evaluations) > 1 else "accuracy", justify="right")
-    for results in zip(*(e.results for e in evaluations), strict=True):
+    for results in zip(*(e.by_ball for e in evaluations), strict=True):
         first = results[0]
         ball = ("", "") if first.attack == "clean" else (first.norm, f"{first.eps:.4g}")
         table.add_row(first.attack, *ball, *map(_with_interval, results))
     return table
 
 
-def _with_interval(result: AttackRecord | CorruptionResult | MeanResult) -> str:
+def _with_interval(result: Outcomes | MeanResult) -> str:
     low, high = result.interval
     return f"{result.accuracy:.1%}  [{low:.1%}, {high:.1%}]"
 

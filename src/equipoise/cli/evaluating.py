@@ -97,6 +97,7 @@ def _asked(options: Evaluate, loaded: LoadedModel) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "images": options.images,
         "corruptions": _corruptions(options),
+        "certified": options.certified,
     }
 
 
@@ -128,7 +129,8 @@ def _stamp(file: Path) -> int | None:
 
 def _usual_place(options: Evaluate, loaded: LoadedModel, attacks: Suite, norm: str, shard: Shard) -> Path:
     """Where the record goes: a name that tells model, data, attacks, norm and radii apart."""
-    names = dict.fromkeys([*(options.attacks or ["clean"]), *options.corruptions])
+    proven = [] if options.certified is None else [f"certified-{options.certified}"]
+    names = dict.fromkeys([*(options.attacks or ["clean"]), *proven, *options.corruptions])
     eps = dict.fromkeys(f"{attack.geometry.eps:.6g}" for _, attack in attacks)
     number = [] if shard.count == 1 else [f"{shard.number}of{shard.count}"]
     last = ["last"] if options.weights == "last" else []

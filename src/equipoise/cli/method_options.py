@@ -24,7 +24,7 @@ from equipoise.generators import Manifold
 from equipoise.geometry import NormName
 from equipoise.losses.objectives import UNCERTAINTIES, cross_entropy, regularised
 from equipoise.losses.terms import Method
-from equipoise.training import load_generator, methods
+from equipoise.training import certified, load_generator, methods
 
 _REGULARISERS = {"entm": ("--entropy-weight", "2"), "ls": ("--smoothing", "0.74")}
 """What may be written behind the name of a method, and by itself for the standard one."""
@@ -40,7 +40,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     _name(function): function
     for function in vars(methods).values()
     if inspect.isfunction(function)
-    and function.__module__ == methods.__name__
+    and function.__module__ in (methods.__name__, certified.__name__)
     and not function.__name__.startswith("_")
     and function not in _REGULARISED
 }
@@ -61,6 +61,10 @@ _HELP = {
     "tau": "Steps beyond the first point where the prediction is wrong.",
     "weight": "Weight of the method's second term.",
     "beta": "Weight of the divergence.",
+    "kappa": "Weight of the clean loss after the warm-up; before it 1.",
+    "alpha": "Weight of the loss of the bounds; the rest is that of the attack.",
+    "linear": "Share of the linear bounds after the warm-up, the rest being intervals; before it 1.",
+    "warmup": "Beginning and end of the warm-up, as shares of the training, over which eps grows from 0.",
     "divergence": "Divergence of the perturbed output from the clean one. KL(clean || perturbed), the reverse, or soft "
     "cross-entropy.",
     "clean_share": "Share of the clean loss, in [0, 1].",

@@ -129,6 +129,9 @@ class Evaluate(ModelRequest):
     """Common corruptions to evaluate as well: mnist-c, or fog rotate. mnist-c stands for the 15 of MNIST-C."""
     corruptions_root: Path | None = None
     """Folder of the published MNIST-C, with a folder per corruption; without it the images are made from the seed."""
+    certified: Literal["ibp", "crown-ibp", "crown"] | None = None
+    """Also compute certified accuracy in the balls of the attacks. From the fastest to the tightest: ibp, crown-ibp,
+    crown. For networks of linear, convolutional, pooling and pointwise layers."""
     transfer_from: tuple[Path, ...] = ()
     """Other runs on the same data: attack each of them too and test the result on this model (black box)."""
     expected_clean_accuracy: float | None = None

@@ -110,6 +110,8 @@ def _not_asked_for(asked: Evaluate, record: Evaluation, loaded: LoadedModel) -> 
         return ["its attacks, with their settings, are not those that its command asks for."]
     if [r.corruption for r in record.corruptions] != list(chosen(asked.corruptions) if asked.corruptions else ()):
         return ["its corruptions are not those that its command asks for."]
+    if {proof.method for proof in record.certified} != ({asked.certified} - {None}):
+        return ["its certificates are not those that its command asks for."]
     own = {"target": asked.target, "seed": asked.seed, "weights": asked.weights if loaded.run else "given"}
     has = {"target": record.target, "seed": record.provenance.seed, "weights": record.weights}
     return [f"its command asks for {key} {own[key]}, it has {has[key]}." for key in own if own[key] != has[key]]

@@ -89,6 +89,10 @@ class Stream(IntEnum):
     """The first vector of a power iteration."""
     DIRECTION = 22
     """The second direction of a loss surface."""
+    SELECTION = 23
+    """The noise by which a smoothed classifier's class is chosen."""
+    ESTIMATION = 24
+    """The noise by which the probability of that class is estimated."""
 
 
 class RunStream(IntEnum):

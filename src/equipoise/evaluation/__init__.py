@@ -10,6 +10,7 @@ from equipoise.evaluation.confirm import Verified, predict, verify_outcome
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.evaluate import Block, Progress, evaluate, evaluate_batches, evaluate_block
 from equipoise.evaluation.journal import read_points
+from equipoise.evaluation.proofs import on_balls
 from equipoise.evaluation.runs import affordable_examples, evaluate_dataset, evaluate_run, radii
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard, merge
@@ -42,6 +43,7 @@ __all__ = [
     "fingerprint",
     "joined",
     "merge",
+    "on_balls",
     "on_corruptions",
     "predict",
     "radii",

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.core.errors import EquipoiseError
+from equipoise.evaluation.proofs import check_proofs
 from equipoise.evaluation.summaries import WORST, result_warnings, with_worst_cases
 from equipoise.geometry import Box
 from equipoise.masking.result_checks import check_results
 from equipoise.results.differences import with_new_names
-from equipoise.results.records import AttackRecord, CorruptionResult, Evaluation, MeanResult, digest, figures
+from equipoise.results.outcomes import MeanResult, Outcomes
+from equipoise.results.records import AttackRecord, Evaluation, digest, figures
 
 COLUMNS = ("distance", "prediction", "winner", "iteration", "queries")
 """What the record of an attack holds for each sample, beside `correct`."""
@@ -66,7 +68,9 @@ def contradictions(evaluation: Evaluation, raw: Mapping[str, Any]) -> list[str]:
                 f"{result.accuracy}."
             )
     entries = zip(evaluation.corruptions, raw.get("corruptions", ()), strict=True)
-    summaries: list[tuple[str, CorruptionResult | MeanResult, Any]] = [(r.corruption, r, entry) for r, entry in entries]
+    summaries: list[tuple[str, Outcomes | MeanResult, Any]] = [(r.corruption, r, entry) for r, entry in entries]
+    proofs = zip(evaluation.certified, raw.get("certified", ()), strict=True)
+    summaries += [(proof.attack, proof, entry) for proof, entry in proofs]
     if evaluation.corrupted:
         summaries.append(("mean of the corruptions", evaluation.corrupted, raw.get("corrupted", {})))
     for name, summary, entry in summaries:
@@ -80,7 +84,8 @@ def contradictions(evaluation: Evaluation, raw: Mapping[str, Any]) -> list[str]:
             mismatches += [*_sample_contradictions(result, clean), *_cost_contradictions(result, clean)]
     if list(evaluation.warnings) != (warnings := result_warnings(results)):
         mismatches.append(f"its warnings are {list(evaluation.warnings)}, from its results follow {warnings}.")
-    missing = [flag for flag in check_results(results) if flag not in evaluation.flags]
+    expected = [*check_results(results), *check_proofs(results, evaluation.certified)]
+    missing = [flag for flag in expected if flag not in evaluation.flags]
     return mismatches + [f"the flag {flag.name!r} is missing: {flag.figure}." for flag in missing]
 
 

@@ -28,7 +28,8 @@ from equipoise.evaluation.suites import AttackLike, Suite
 from equipoise.evaluation.summaries import joined, with_worst_cases
 from equipoise.geometry import EVERYWHERE, Ball, Box
 from equipoise.models import Frozen, as_predictive, cut, frozen, global_seed
-from equipoise.results.records import AttackRecord, CorruptionResult
+from equipoise.results.outcomes import CertifiedResult, CorruptionResult
+from equipoise.results.records import AttackRecord
 
 Progress = Callable[[str, int, int], None]
 """Called with a text and the numbers of samples that are done and to do, over all attacks: after every attack, and at
@@ -50,6 +51,8 @@ class Block:
     """For each attack, if images are stored, its adversarial examples: `rows` in the batch and `x`."""
     corruptions: list[CorruptionResult] = field(default_factory=list)
     """One entry per corruption."""
+    certified: list[CertifiedResult] = field(default_factory=list)
+    """One entry per ball, if certificates were asked for."""
 
 
 @checked_call()

@@ -26,7 +26,8 @@ from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import read_json, write_atomically
 from equipoise.evaluation.evaluate import Block
-from equipoise.results.records import AttackRecord, CorruptionResult
+from equipoise.results.outcomes import CertifiedResult, CorruptionResult
+from equipoise.results.records import AttackRecord
 from equipoise.training.interruption import Interrupted
 
 Points = Mapping[str, np.ndarray]
@@ -100,12 +101,14 @@ class Journal:
             saved = read_json(results)
             packed = points.read_bytes() if points.is_file() else b""
             entries, corruptions = saved["results"], saved.get("corruptions", [])
-            if saved["seal"] != self._seal(number, [*entries, *corruptions], packed):
+            certified = saved.get("certified", [])
+            if saved["seal"] != self._seal(number, [*entries, *corruptions, *certified], packed):
                 return None
             block = Block(
                 [AttackRecord(**entry) for entry in entries],
                 read_points(points) if packed else [],
                 [CorruptionResult(**entry) for entry in corruptions],
+                [CertifiedResult(**entry) for entry in certified],
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -125,8 +128,10 @@ class Journal:
             points.unlink(missing_ok=True)
         entries = [asdict(result) for result in block.results]
         corruptions = [asdict(result) for result in block.corruptions]
-        content = {"seal": self._seal(number, [*entries, *corruptions], packed), "results": entries}
+        certified = [asdict(result) for result in block.certified]
+        content = {"seal": self._seal(number, [*entries, *corruptions, *certified], packed), "results": entries}
         content |= {"corruptions": corruptions} if corruptions else {}
+        content |= {"certified": certified} if certified else {}
         write_atomically(results, (json.dumps(content) + "\n").encode())
         self.unfinished(number).discard()
 

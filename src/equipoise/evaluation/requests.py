@@ -63,7 +63,8 @@ def asked_for(record: Evaluation) -> dict[str, Any]:
         "images": bool(record.images),
     }
     sources = {result.corruption: result.source for result in record.corruptions}
-    return request | ({"corruptions": sources} if sources else {})
+    request |= {"corruptions": sources} if sources else {}
+    return request | ({"certified": record.certified[0].method} if record.certified else {})
 
 
 def comparable(evaluation_key: Mapping[str, Any], attacks: Suite, classes: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from equipoise.evaluation.evaluate import (
     progress_within,
 )
 from equipoise.evaluation.journal import Journal, joined_points, note_saved, pack_points, save_points
+from equipoise.evaluation.proofs import balls_of, check_certificates, check_proofs, on_balls
 from equipoise.evaluation.requests import comparable, finished
 from equipoise.evaluation.samples import samples
 from equipoise.evaluation.shards import WHOLE, Shard
@@ -67,6 +68,7 @@ def evaluate_dataset(
     shard: Shard = WHOLE,
     expected_clean_accuracy: float | None = None,
     corruptions: Corruptions | None = None,
+    certified: str | None = None,
 ) -> Evaluation:
     """Return the record of `evaluate` on `examples` test samples (0: all), the start of a fixed stratified order.
 
@@ -74,21 +76,24 @@ def evaluate_dataset(
     attacks are saved beside it, and `resume` computes the missing ones, to the same record. An existing record is
     returned if it answers the same request, else replaced only with `overwrite`. `images` stores the adversarial images
     beside the record. A clean accuracy far from `expected_clean_accuracy`, in [0, 1], raises a flag. Published images
-    of `corruptions` are of the whole test set. Raises `EquipoiseError` as `evaluate` does, and if another process
-    evaluates to `out`.
+    of `corruptions` are of the whole test set. With `certified`, a method of `equipoise.certified` such as `crown`, the
+    record has certified accuracy in the balls of the attacks too. Raises `EquipoiseError` as `evaluate` does, and if
+    another process evaluates to `out`.
     """
     attacks = _checked_arguments(data, attacks, examples, batch_size, out, images or resume)
     predictive, test = as_predictive(model), data.test.limit(examples) if examples else data.test
     x, y = check_samples(predictive, test.x, test.y, attacks)
     with global_seed(0, x.device):
         classes = validate_output(predictive, x).classes
+    if certified is not None:
+        check_certificates(predictive, x, attacks, certified)
     corruptions = None if corruptions is None else corruptions.of(data, examples)
     origin = provenance(seed, x.device, command)
     options: Any = {"target": target, "examples": examples, "weights": weights, "batch_size": batch_size}
-    options |= {"images": images, "shard": shard, "corruptions": corruptions}
+    options |= {"images": images, "shard": shard, "corruptions": corruptions, "certified": certified}
     key = evaluation_key(predictive, data, attacks, origin, **options)
     batches = shard.of(torch.arange(len(test)).split(batch_size))
-    job = _Job(predictive, test, attacks, batches, key, origin, corruptions)
+    job = _Job(predictive, test, attacks, batches, key, origin, corruptions, certified)
     with nullcontext() if out is None else locked(out):
         journal = None if out is None else Journal.of(out, key)
         if out is not None and journal is not None:
@@ -131,6 +136,7 @@ class _Job:
     """Everything on which the outcome depends."""
     origin: Provenance
     corruptions: Corruptions | None
+    certified: str | None
 
     def run(
         self,
@@ -142,6 +148,7 @@ class _Job:
         """Return the record, which with a journal is written to `out`."""
         blocks = self._computed(journal, progress)
         results = with_worst_cases(joined([block.results for block in blocks]))
+        certified = [concatenated(rs) for rs in zip(*(block.certified for block in blocks), strict=True)]
         shard = {} if self.key["shard"] == str(WHOLE) else {"shard": self.key["shard"]}
         record = Evaluation(
             target=self.key["target"],
@@ -150,10 +157,11 @@ class _Job:
             provenance=self.origin,
             weights=self.key["weights"],
             warnings=result_warnings(results),
-            flags=[*flags, *check_results(results)],
+            flags=[*flags, *check_results(results), *check_proofs(results, certified)],
             model=self.key["model"],
             index=torch.cat([index for _, index in self.batches]).tolist(),
             corruptions=[concatenated(rs) for rs in zip(*(block.corruptions for block in blocks), strict=True)],
+            certified=certified,
         )
         if out is None or journal is None:
             return record
@@ -201,6 +209,10 @@ class _Job:
                 self.model, x, y, self.corruptions, seed=seed, index=index, batch_size=batch_size
             )
             block = replace(block, corruptions=corrupted)
+        if self.certified is not None:
+            inputs, labels = check_samples(self.model, x, y, self.attacks, part=True)
+            proofs = on_balls(self.model, inputs, labels, balls_of(self.attacks), self.certified)
+            block = replace(block, certified=proofs)
         if journal is not None and unfinished is not None:
             block = unfinished.timed(block)
             journal.write(number, block)
@@ -220,6 +232,7 @@ def evaluation_key(
     images: bool = False,
     shard: Shard = WHOLE,
     corruptions: Corruptions | None = None,
+    certified: str | None = None,
 ) -> dict[str, Any]:
     """Return everything on which the outcome of `evaluate_dataset` depends, JSON-ready; `origin` holds the seed."""
     n = min(examples, len(data.test)) if examples else len(data.test)
@@ -237,7 +250,8 @@ def evaluation_key(
         "device": origin.device,
         "threads": origin.threads,
     }
-    return key | ({} if corruptions is None else {"corruptions": dict(corruptions.sources())})
+    key |= {} if corruptions is None else {"corruptions": dict(corruptions.sources())}
+    return key | ({} if certified is None else {"certified": certified})
 
 
 def radii(run: Run) -> tuple[float, ...]:

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.locks import locked
 from equipoise.evaluation.journal import images_of, joined_points, pack_points, read_points, save_points
+from equipoise.evaluation.proofs import check_proofs
 from equipoise.evaluation.requests import asked_for, finished
 from equipoise.evaluation.summaries import WORST, concatenated, joined, reordered, result_warnings, with_worst_cases
 from equipoise.masking.result_checks import check_results
 from equipoise.results.differences import with_new_names
 from equipoise.results.provenance import recommanded
-from equipoise.results.records import Evaluation, load, save
+from equipoise.results.records import Evaluation, ResultWarning, load, save
 
 T = TypeVar("T")
 
@@ -110,17 +111,19 @@ def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None
     order = sorted(range(len(index)), key=index.__getitem__)
     attacked = joined([[r for r in record.results if r.attack != WORST] for record in records])
     results = with_worst_cases([reordered(result, order) for result in attacked])
-    corruptions = [concatenated(rs) for rs in zip(*(record.corruptions for record in records), strict=True)]
-    flags = dict.fromkeys(f for record in records for f in record.flags if f not in check_results(record.results))
+    corruptions = _whole([record.corruptions for record in records], order)
+    certified = _whole([record.certified for record in records], order)
+    flags = dict.fromkeys(flag for record in records for flag in record.flags if flag not in _derived_flags(record))
     whole = replace(
         first,
         data={key: value for key, value in first.data.items() if key != "shard"},
         results=results,
         warnings=result_warnings(results),
-        flags=[*flags, *check_results(results)],
+        flags=[*flags, *check_results(results), *check_proofs(results, certified)],
         index=sorted(index),
         images={},
-        corruptions=[reordered(result, order) for result in corruptions],
+        corruptions=corruptions,
+        certified=certified,
         provenance=first.provenance if command is None else recommanded(first.provenance, command),
     )
     points = [(read_points(file), record.index) for file, record in zip(images, records, strict=False)]
@@ -132,6 +135,16 @@ def merged(paths: Sequence["Path | str"], out: "Path | str", command: str | None
         whole = replace(whole, images=save_points(out, packed))
     save(out, whole)
     return whole
+
+
+def _whole(shards: Sequence[Sequence[Any]], order: Sequence[int]) -> list[Any]:
+    """The results of all shards, with the samples in order."""
+    return [reordered(concatenated(parts), order) for parts in zip(*shards, strict=True)]
+
+
+def _derived_flags(record: Evaluation) -> list[ResultWarning]:
+    """The flags that follow from the outcomes of the record itself."""
+    return [*check_results(record.results), *check_proofs(record.results, record.certified)]
 
 
 def _shard_at(path: "Path | str") -> Evaluation:
@@ -176,6 +189,7 @@ def _identity(record: Evaluation) -> dict[str, object]:
             for r in record.results
         ],
         "corruptions": [(r.corruption, r.source) for r in record.corruptions],
+        "certificates": [(r.method, r.norm, r.eps) for r in record.certified],
         "model": record.model,
         "weights": record.weights,
         "seed": record.provenance.seed,

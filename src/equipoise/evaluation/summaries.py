@@ -7,17 +7,18 @@ from typing import TypeVar
 
 from equipoise.attacks.result import DRAWS
 from equipoise.evaluation.suites import Suite
-from equipoise.results.records import AttackRecord, CorruptionResult
+from equipoise.results.outcomes import CertifiedResult, CorruptionResult
+from equipoise.results.records import AttackRecord
 from equipoise.results.statistics import mcnemar
 
 WORST = "worst case"
-PER_SAMPLE = ("correct", "distance", "prediction", "winner", "iteration", "queries", "rates", "choice")
+PER_SAMPLE = ("correct", "distance", "prediction", "winner", "iteration", "queries", "rates", "choice", "margin")
 """The columns of a result: sequences with an entry for every sample, or empty."""
 _SHARE = 0.01  # of NaN or zero gradients, above which there is a warning
 _LEVEL = 0.05  # significance level of the paired tests between attacks
 _MIN_SAMPLES = 10  # from which there is a warning if all have the same predicted class
 
-R = TypeVar("R", AttackRecord, CorruptionResult)
+R = TypeVar("R", AttackRecord, CorruptionResult, CertifiedResult)
 
 
 def joined(blocks: Sequence[Sequence[AttackRecord]]) -> list[AttackRecord]:

@@ -21,6 +21,7 @@ from equipoise.evaluation.confirm import verify_outcome
 from equipoise.evaluation.consistency import COLUMNS, common_box, contradictions, label_of
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
 from equipoise.evaluation.journal import read_points
+from equipoise.evaluation.proofs import on_balls
 from equipoise.evaluation.summaries import WORST
 from equipoise.geometry import Box, ball_of
 from equipoise.models import as_predictive, global_seed, predict
@@ -110,8 +111,8 @@ def verify_record(
     ball and the box, and its predicted class; that every success has its image; and everything else in the record that
     follows from the outcomes. On the CPU, in the model's own precision and eval mode; the model is left untouched. A
     model that draws its randomness from the streams, such as Monte Carlo dropout, is drawn from the record's seed.
-    Corrupted images are made again; published ones come with `corruptions`, in the order of the evaluation. That a
-    sample withstands an attack can be checked only by attacking it again.
+    Certified margins are computed again, and corrupted images made again; published ones come with `corruptions`, in
+    the order of the evaluation. That a sample withstands an attack can be checked only by attacking it again.
     Raises `EquipoiseError` if the record or its images cannot be read, or belong to other weights or samples, and for a
     consistent record of a randomised model, whose claims cannot be recomputed.
     """
@@ -135,6 +136,7 @@ def verify_record(
     clean, *attacked = (r for r in evaluation.results if r.attack != WORST)
     verification = Verification(mismatches=mismatches) + samples.verify_clean(clean)
     verification += _verify_corruptions(evaluation, path, samples, index, corruptions)
+    verification += _verify_certificates(evaluation, samples, box)
     for result, stored in zip(attacked, points or [None] * len(attacked), strict=True):
         verification += samples.verify_successes(result, clean, stored, box)
     return verification
@@ -305,6 +307,23 @@ def _verify_corruptions(
         if (label, correct) != (again.prediction[sample], again.correct[sample])
     ]
     return Verification(len(recorded) * len(samples.x), mismatches=mismatches)
+
+
+def _verify_certificates(evaluation: Evaluation, samples: _Samples, box: Box) -> Verification:
+    """Prove again what is certified; margins depend on the order of summation in their last digits."""
+    mismatches = []
+    for proof in evaluation.certified:
+        ball = ball_of(proof.norm, proof.eps, box)
+        (again,) = on_balls(samples.predictive, samples.x, samples.y, [ball], proof.method)
+        mismatches += [
+            f"{proof.attack} at {proof.norm} eps {proof.eps:g}, sample {sample}: the margin is at least {margin:g}, "
+            f"recorded is {recorded:g} ({'certified' if correct else 'not certified'})."
+            for sample, (recorded, correct, margin) in enumerate(
+                zip(proof.margin, proof.correct, again.margin, strict=True)
+            )
+            if abs(recorded - margin) > _TOLERANCE * max(1.0, abs(margin)) or correct != (recorded > 0)
+        ]
+    return Verification(len(evaluation.certified) * len(samples.x), mismatches=mismatches)
 
 
 __getattr__ = renamed_names(__name__, {"Audit": "Verification", "audit": "verify_record"})

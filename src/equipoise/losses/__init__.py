@@ -28,20 +28,25 @@ from equipoise.losses.objectives import (
     variance,
 )
 from equipoise.losses.terms import Method, Term, as_method
+from equipoise.losses.worst_case import Bounds, WarmedUp, crown_ibp, ibp
 
 __all__ = [
     "UNCERTAINTIES",
+    "Bounds",
     "Method",
     "Objective",
     "SampleMemory",
     "Term",
+    "WarmedUp",
     "as_method",
     "boosted_cross_entropy",
     "cross_entropy",
+    "crown_ibp",
     "dlr",
     "each",
     "entropy",
     "expected_entropy",
+    "ibp",
     "kl",
     "least_confidence",
     "log_diversity",

@@ -44,6 +44,19 @@ class Perturbation(Protocol):
 
 
 @runtime_checkable
+class WorstCase(Protocol):
+    """Something that bounds the logits over a ball, where a term is evaluated instead of at a point: `losses.ibp`."""
+
+    def worst_case(self, predictive: Predictive, x: Points, y: Labels) -> Prediction:
+        """The live worst-case logits."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as JSON-ready data, for records."""
+        ...
+
+
+@runtime_checkable
 class AuxiliaryNetwork(Protocol):
     """Another network that is trained alongside the classifier, which a penalty owns as its `auxiliary_network`: it has
     a loss and an optimiser of its own, and takes its steps after each step of the classifier, which is then frozen.
@@ -96,7 +109,7 @@ class Term(Summand):
 
     objective: Objective
     """The objective."""
-    at: Perturbation | None = None
+    at: Perturbation | WorstCase | None = None
     """Where: None is the clean input."""
     weight: float = 1.0
     """Its weight in the sum."""
@@ -216,26 +229,27 @@ class Method(Summand):
     def points(
         self, predictive: Predictive, x: Points, y: Labels, streams: Streams, memory: "BatchMemory | None" = None
     ) -> list[Points | None]:
-        """The batch under each of the `perturbations`, None where it is clean. `memory` is what those that remember
+        """The batch under each of the `perturbations`, None where it is not moved. `memory` is what those that remember
         something keep of these samples; without it these are perturbed as the first time.
         """
         places = self.perturbations
         memory = memory or SampleMemory().of(torch.arange(len(x), device=x.device))
         return [
-            None if at is None else _perturbed(at, predictive, x, y, streams.fold(i), memory, places)
+            _perturbed(at, predictive, x, y, streams.fold(i), memory, places) if isinstance(at, Perturbation) else None
             for i, at in enumerate(places)
         ]
 
     @property
-    def perturbations(self) -> list[Perturbation | None]:
-        """The distinct perturbations of its terms in order of first use, None for the clean input."""
+    def perturbations(self) -> list[Perturbation | WorstCase | None]:
+        """The distinct perturbations and bounds of its terms in order of first use, None for the clean input."""
         references = (term.reference for term in self.terms if isinstance(term.reference, Perturbation))
         return list(dict.fromkeys([*(term.at for term in self.terms), *references]))
 
     @property
     def all_perturbations(self) -> list[Perturbation]:
         """Its perturbations, and those of which they are made."""
-        return list(dict.fromkeys(one for at in self.perturbations if at is not None for one in _within(at)))
+        moved = (at for at in self.perturbations if isinstance(at, Perturbation))
+        return list(dict.fromkeys(one for at in moved for one in _within(at)))
 
     @property
     def remembers(self) -> bool:
@@ -345,10 +359,13 @@ class Method(Summand):
     ) -> tuple[PerSample, Prediction]:
         """The sum per sample, with its graph, and the first live prediction made."""
         predict = live(predictive, streams)
-        outputs = {
-            at: predict(x) if at is None or point is None else at.predict_at(predictive, x, point, streams)
-            for at, point in zip(self.perturbations, points, strict=True)
-        }
+
+        def output(at: Perturbation | WorstCase | None, point: Points | None) -> Prediction:
+            if isinstance(at, Perturbation) and point is not None:
+                return at.predict_at(predictive, x, point, streams)
+            return at.worst_case(predictive, x, y) if isinstance(at, WorstCase) else predict(x)
+
+        outputs = {at: output(at, point) for at, point in zip(self.perturbations, points, strict=True)}
         first = next(iter(outputs.values()))
         if None not in outputs and any(term.objective.needs_clean and term.reference is None for term in self.terms):
             outputs[None] = predict(x)
@@ -383,7 +400,7 @@ def _perturbed(
     y: Labels,
     streams: Streams,
     memory: BatchMemory,
-    places: list[Perturbation | None],
+    places: Sequence[object],
 ) -> Points:
     """The points of a perturbation; one that remembers something gets its part of the memory, or that of another."""
     if not getattr(at, "remembers", False):

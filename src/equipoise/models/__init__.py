@@ -28,6 +28,7 @@ from equipoise.models.inference import (
 )
 from equipoise.models.live import live
 from equipoise.models.single import Single, as_predictive
+from equipoise.models.smoothed import Smoothed, SmoothedCertificate
 from equipoise.models.splitting import Splittable, parts
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "Frozen",
     "MonteCarloDropout",
     "Single",
+    "Smoothed",
+    "SmoothedCertificate",
     "Splittable",
     "as_predictive",
     "called_with",

@@ -72,7 +72,7 @@ class MonteCarloDropout:
 
         @cache
         def mask(member: int, number: int, p: float, batch: int | None, shape: tuple[int, ...]) -> Mask:
-            own = _shared(streams) if batch is None else _per_sample(streams, batch)
+            own = shared_stream(streams) if batch is None else own_streams(streams, batch)
             return own.fold(member, number).uniform(*shape) >= p
 
         def predict_member(x: Points, member: int) -> Prediction:
@@ -109,11 +109,13 @@ def _dropouts(module: nn.Module) -> list[nn.Module]:
     return [layer for layer in module.modules() if isinstance(layer, _ANY)]
 
 
-def _shared(streams: Streams | None) -> Streams:
+def shared_stream(streams: Streams | None) -> Streams:
+    """Return the stream that all samples share; without streams that of seed 0."""
     return (Streams.of(0, torch.arange(0)) if streams is None else streams).shared
 
 
-def _per_sample(streams: Streams | None, batch: int) -> Streams:
+def own_streams(streams: Streams | None, batch: int) -> Streams:
+    """Return the streams of the samples, by their position if the batch has another size than the streams."""
     if streams is not None and len(streams) == batch:
         return streams
     return Streams.of(0 if streams is None else int(streams.shared.keys), torch.arange(batch))

@@ -4,9 +4,10 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from equipoise.report.certified import Bracket, brackets, narrower
 from equipoise.report.corrupted import Result
 from equipoise.report.figures import Style
 from equipoise.report.pages import NORMS, title
@@ -36,6 +37,8 @@ class Row:
     results: Mapping[Column, AttackRecord]
     files: Sequence[str]
     """The evaluations it comes from."""
+    brackets: Mapping[tuple[str, float], Bracket] = field(default_factory=dict)
+    """What is certified beside what was attacked, by norm and radius."""
     shown_files: str = ""
     """The files again, where they alone tell it apart from another row."""
 
@@ -196,11 +199,14 @@ def compare(sources: Sequence[Source]) -> list[Comparison]:
             rows, results, weights = tables.setdefault(test_set, []), _columns(evaluation), evaluation.weights
             for i, row in enumerate(rows):
                 if row.source is source and row.weights == weights and _agree(row.results, results):
-                    rows[i] = replace(row, results={**results, **row.results}, files=(*row.files, file.name))
+                    proven = narrower(row.brackets, brackets(evaluation))
+                    files = (*row.files, file.name)
+                    rows[i] = replace(row, results={**results, **row.results}, files=files, brackets=proven)
                     break
             else:
                 series = next(further_series) if (test_set, weights) in seen else index
-                rows.append(Row(source, weights, Style(series, weights == "last"), results, (file.name,)))
+                style, proven = Style(series, weights == "last"), brackets(evaluation)
+                rows.append(Row(source, weights, style, results, (file.name,), proven))
             seen.add((test_set, weights))
     return [Comparison(data[test_set], _with_shown_files(rows)) for test_set, rows in tables.items() if rows]
 

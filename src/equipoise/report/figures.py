@@ -112,6 +112,27 @@ def margin_curves(name: str, lines: Sequence[tuple[Line, bool]], width: int, hei
     return svg(figure, name)
 
 
+def brackets(name: str, lines: Sequence[Line], height: int = 300) -> str:
+    """Draw for each run a bar from certified to attacked accuracy, between which the truth lies, and above it a ring at
+    clean accuracy. A line holds the three accuracies in this order; thin lines are the intervals of the bar's ends.
+    """
+    figure, (axes,) = _figure(max(240, 70 * len(lines)), height, (1,))
+    for x, line in enumerate(lines):
+        drawing = line.style.drawing
+        colour = drawing["color"]
+        low, high, clean = (100 * accuracy for accuracy in line.accuracy)
+        axes.bar(x, high - low, 0.34, bottom=low, color=colour, alpha=0.35, linewidth=0, zorder=2)
+        axes.hlines([low, high], x - 0.17, x + 0.17, color=colour, linewidth=2.2, zorder=3)
+        for bounds in line.interval[:2]:
+            axes.vlines(x, *(100 * np.array(bounds)), color=colour, linewidth=1.0, zorder=3)
+        ring = drawing | {"markerfacecolor": STAND_INS["page"], "markeredgecolor": colour, "linestyle": "none"}
+        axes.plot([x], [clean], clip_on=False, zorder=4, **ring)
+    _percent(axes, "certified to attacked accuracy")
+    axes.set_xticks([])
+    axes.set_xlim(-0.6, len(lines) - 0.4)
+    return svg(figure, name)
+
+
 def scatter(name: str, points: Sequence[tuple[float, float, bool]], labels: tuple[str, str], width: int = 420) -> str:
     """Draw points of the plane with axes `labels`: marked points are filled and joined."""
     figure, (axes,) = _figure(width, 320, (1,))

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from equipoise.core.files import write_atomically
-from equipoise.report import corrupted, figures, scored
+from equipoise.report import certified, corrupted, figures, scored
 from equipoise.report.accuracy import WORST, Comparison, Row, compare, row_marks
 from equipoise.report.chains import composites, descent, stages
 from equipoise.report.figures import Style
@@ -30,9 +30,9 @@ def page(paths: Sequence[Path]) -> str:
     """Return one self-contained HTML page about the run directories, evaluations and scores at `paths`.
 
     It holds the accuracy table with 95 % Wilson intervals, warnings about it, what each part of a composite attack
-    fooled, accuracy on corrupted images, scores with their curves, training curves, robust accuracy against eps, the
-    same images clean and attacked, and where every number comes from. It needs no other file. Raises `EquipoiseError`
-    for a path that is no run directory, evaluation or score, a damaged file, or missing matplotlib.
+    fooled, certified accuracy, accuracy on corrupted images, scores with their curves, training curves, robust accuracy
+    against eps, the same images clean and attacked, and where every number comes from. It needs no other file. Raises
+    `EquipoiseError` for a path that is no run directory, evaluation or score, a damaged file, or missing matplotlib.
     """
     sources = read(paths)
     comparisons = compare(sources)
@@ -53,6 +53,9 @@ def page(paths: Sequence[Path]) -> str:
         keys=[(key_id(s), Markup(figures.key(key_id(s), s))) for s in used],
         roles=[(role, Markup(figures.key(f"role-{role}", role=role))) for role in figures.VALIDATION],
         key_id=key_id,
+        certified=[
+            (table, _brackets(f"certified-{i}", table)) for i, table in enumerate(certified.tables(comparisons))
+        ],
         corrupted=_corrupted(comparisons),
         scored=[(table, *_margin_curves(f"score-{i}", table)) for i, table in enumerate(scores)],
         row_marks=row_marks,
@@ -64,6 +67,16 @@ def page(paths: Sequence[Path]) -> str:
         captions=PICTURES,
         hyperparameters=hyperparameters,
     )
+
+
+def _brackets(name: str, table: certified.BracketTable) -> Markup:
+    """The figure of what is certified and what was attacked, one bracket per model."""
+    lines = [
+        figures.Line(row.style, (0.0,) * 3, [r.accuracy for r in results], [r.interval for r in results])
+        for row, bracket in table.lines
+        for results in [(bracket.certified, bracket.attacked, bracket.clean)]
+    ]
+    return Markup(figures.brackets(name, lines))
 
 
 def _margin_curves(name: str, table: scored.ScoreTable) -> tuple[Markup, Markup]:

@@ -17,8 +17,15 @@ from equipoise.core.documentation import show_attributes
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import write_atomically
 from equipoise.core.tables import Row, Tabular
+from equipoise.results.outcomes import (
+    ACCURACY,
+    CertifiedResult,
+    CorruptionResult,
+    MeanResult,
+    Outcomes,
+    accuracy_cells,
+)
 from equipoise.results.schema import Finite, Radius, Whole, parse, read_data, require_kind
-from equipoise.results.statistics import wilson
 
 SCHEMA = 1
 
@@ -48,38 +55,8 @@ class Provenance:
     earlier versions."""
 
 
-def _accuracy_cells(outcome: "_Outcomes | MeanResult") -> tuple[str, ...]:
-    low, high = outcome.interval
-    return str(outcome.n), f"{outcome.accuracy:.1%}", f"{low:.1%} to {high:.1%}"
-
-
-_ACCURACY = "samples", "accuracy", "95 % interval"
-
-
-class _Outcomes(Tabular):
-    """Summary of the outcomes of the samples."""
-
-    correct: Sequence[bool]
-    rates: Sequence[float] = ()
-
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return len(self.correct)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of samples classified correctly, in [0, 1]; of a randomised model, the mean over samples and draws."""
-        return sum(self.rates or self.correct) / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `accuracy`; conservative for a randomised model, with the samples as trials."""
-        return wilson(min(sum(self.rates or self.correct), self.n), self.n)
-
-
 @dataclass(frozen=True, repr=False)
-class AttackRecord(_Outcomes):
+class AttackRecord(Outcomes):
     """Outcome of one attack at one radius. `attack = "clean"` with `eps = 0` is accuracy without an attack."""
 
     attack: str
@@ -120,56 +97,14 @@ class AttackRecord(_Outcomes):
     """Number of samples whose prediction at the reported point is not finite (NaN): neither correct nor fooled."""
 
     def _table(self) -> tuple[Row, list[Row]]:
-        row = (self.attack, self.norm, f"{self.eps:.4g}", *_accuracy_cells(self))
-        return ("attack", "norm", "eps", *_ACCURACY), [row]
+        row = (self.attack, self.norm, f"{self.eps:.4g}", *accuracy_cells(self))
+        return ("attack", "norm", "eps", *ACCURACY), [row]
 
     def __post_init__(self) -> None:
         require(self.n > 0, f"{self.attack or 'it'} covers no samples; evaluate again")
         for name in ("distance", "prediction", "winner", "iteration", "queries", "rates", "choice"):
             length = len(getattr(self, name))
             require(length in (0, self.n), f"{name} of {self.attack} is not of every sample: {length} for {self.n}")
-
-
-@dataclass(frozen=True, repr=False)
-class CorruptionResult(_Outcomes):
-    """Outcome of one corruption of the images, on the samples of an evaluation."""
-
-    corruption: str
-    """Name, e.g. `fog`."""
-    correct: Sequence[bool]
-    """Per sample, in the order of the data: classified correctly."""
-    prediction: Sequence[Whole]
-    """Per sample: the class predicted, in float32 and eval mode."""
-    source: str = ""
-    """SHA-256 of the published images; empty if the images were made from the seed."""
-
-    def _table(self) -> tuple[Row, list[Row]]:
-        return ("corruption", *_ACCURACY), [(self.corruption, *_accuracy_cells(self))]
-
-
-@dataclass(frozen=True)
-class MeanResult:
-    """The mean accuracy over several corruptions of the same samples."""
-
-    results: Sequence[CorruptionResult]
-    """One per corruption, at least one."""
-
-    @property
-    def n(self) -> int:
-        """Number of samples; each counts once, with the share of corruptions under which it is classified correctly."""
-        return self.results[0].n
-
-    @property
-    def accuracy(self) -> float:
-        """Mean of the accuracies, in [0, 1]."""
-        return sum(sum(r.correct) for r in self.results) / (self.n * len(self.results))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `accuracy` for n samples, not n per corruption: the outcomes of one sample under
-        several corruptions are not independent.
-        """
-        return wilson(self.accuracy * self.n, self.n)
 
 
 @dataclass(frozen=True)
@@ -213,16 +148,28 @@ class Evaluation(Tabular):
     """File of the stored adversarial images, beside the record, and its SHA-256; empty if none were stored."""
     corruptions: Sequence[CorruptionResult] = ()
     """Accuracy on corrupted images of the same samples; empty if none were asked for."""
+    certified: Sequence[CertifiedResult] = ()
+    """Certified accuracy in the balls of the attacks; empty if none was asked for."""
 
     def __post_init__(self) -> None:
         require(len(self.results) > 0, "it has no results")
+        for proof in self.certified:
+            lengths = {len(proof.correct), len(proof.margin)}
+            require(lengths == {self.results[0].n}, f"{proof.attack} lacks an outcome for every sample")
         for result in self.corruptions:
             for outcomes in (result.correct, result.prediction):
                 require(len(outcomes) == self.results[0].n, f"{result.corruption} lacks an outcome for every sample")
 
     def _table(self) -> tuple[Row, list[Row]]:
-        rows = [(r.corruption, "", "", *_accuracy_cells(r)) for r in self.corruptions]
-        return ("attack", "norm", "eps", *_ACCURACY), [*(r._table()[1][0] for r in self.results), *rows]
+        rows = [(r.corruption, "", "", *accuracy_cells(r)) for r in self.corruptions]
+        return ("attack", "norm", "eps", *ACCURACY), [*(r._table()[1][0] for r in self.by_ball), *rows]
+
+    @property
+    def by_ball(self) -> list[AttackRecord | CertifiedResult]:
+        """The results, each ball's followed by what is certified in it."""
+        last = {(result.norm, result.eps): i for i, result in enumerate(self.results) if result.attack != "clean"}
+        proven = {last[proof.norm, proof.eps]: proof for proof in self.certified if (proof.norm, proof.eps) in last}
+        return [r for i, result in enumerate(self.results) for r in (result, proven.get(i)) if r is not None]
 
     @property
     def corrupted(self) -> MeanResult | None:
@@ -343,19 +290,22 @@ _EXPECTED = "the record of a run, of an evaluation or of scores"
 def to_json(record: Record) -> dict[str, Any]:
     """Return the record as JSON-ready data, with its kind, schema number, and the summary of each evaluation result.
 
-    Empty `corruptions` and options of the provenance are left out, so that records without them have not changed.
+    Empty `corruptions`, `certified` and options of the provenance are left out, so that records without them have not
+    changed.
     """
     kind = next(name for name, cls in _KINDS.items() if isinstance(record, cls))
     data = {"kind": kind, "schema": SCHEMA, **asdict(record)}
     if not record.provenance.options:
         del data["provenance"]["options"]
     if isinstance(record, Evaluation):
-        for name in ("results", "corruptions"):
+        for name in ("results", "corruptions", "certified"):
             for entry, result in zip(data[name], getattr(record, name), strict=True):
                 for seldom in ("rates", "choice", "not_finite"):
                     if not entry.get(seldom, True):
                         del entry[seldom]
                 entry.update(figures(result))
+        if not record.certified:
+            del data["certified"]
         if record.corrupted is None:
             del data["corruptions"]
         else:
@@ -363,7 +313,7 @@ def to_json(record: Record) -> dict[str, Any]:
     return data
 
 
-def figures(result: AttackRecord | CorruptionResult | MeanResult) -> dict[str, Any]:
+def figures(result: Outcomes | MeanResult) -> dict[str, Any]:
     """Return the summary of the outcomes: `n`, `accuracy` and `interval`."""
     return {"n": result.n, "accuracy": result.accuracy, "interval": list(result.interval)}
 
@@ -387,7 +337,7 @@ def from_json(data: Mapping[str, Any], where: str = "record") -> Record:
     """
     require_kind(data, _KINDS, SCHEMA, where, _EXPECTED)
     body = {k: v for k, v in data.items() if k not in ("kind", "schema", "digest", "corrupted")}
-    for name in ("results", "corruptions"):
+    for name in ("results", "corruptions", "certified"):
         if isinstance(body.get(name), list):
             body[name] = [_without_figures(entry) for entry in body[name]]
     return parse(_KINDS[data["kind"]], body, where)

@@ -30,8 +30,12 @@ def binomial_tail(count: int, n: int, share: float = 0.5) -> float:
 
 def clopper_pearson(successes: int, n: int) -> tuple[float, float]:
     """Return the exact 95 % interval of a proportion (Clopper & Pearson 1934)."""
-    low = float(_special().betaincinv(successes, n - successes + 1, 0.025)) if successes > 0 else 0.0
-    return low, float(_special().betaincinv(successes + 1, n - successes, 0.975)) if successes < n else 1.0
+    return least_share(successes, n, 0.025), 1 - least_share(n - successes, n, 0.025)
+
+
+def least_share(successes: int, n: int, alpha: float) -> float:
+    """Return the exact lower confidence bound of a proportion, at level `1 - alpha` (Clopper & Pearson 1934)."""
+    return float(_special().betaincinv(successes, n - successes + 1, alpha)) if successes > 0 else 0.0
 
 
 def student(degrees: int) -> float:

@@ -19,6 +19,7 @@ from equipoise.core.types import Points, Predictive
 from equipoise.data import Dataset
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Method, Term, as_method
+from equipoise.losses.worst_case import Bounds
 from equipoise.models import as_predictive, frozen, validate_output, with_module
 from equipoise.nets import count_parameters
 from equipoise.results.provenance import provenance
@@ -189,6 +190,8 @@ def _check_model(method: Method, model: "nn.Module | Predictive", data: Dataset,
             perturbation.space.enter(frozen(predictive), x.to(weight.device))
         if isinstance(perturbation, Corrupted):
             perturbation.check(x)
+        if isinstance(perturbation, Bounds):
+            perturbation.check(predictive, x.to(weight.device))
     require(
         prediction.classes == len(data.classes),
         f"the network has {prediction.classes} classes, {data.name} has {len(data.classes)}.",

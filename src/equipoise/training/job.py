@@ -14,6 +14,7 @@ from equipoise.core.schedules import Scheduled
 from equipoise.core.types import Points, Predictive
 from equipoise.data import Dataset, Split
 from equipoise.losses.terms import Method, as_method
+from equipoise.losses.worst_case import WarmedUp, during
 from equipoise.results.records import Run
 from equipoise.training.recipe import Recipe
 
@@ -59,12 +60,17 @@ class Job:
     run: Run
     progress: Callable[[Progress], None] | None
 
+    @property
+    def changes(self) -> bool:
+        """Whether the method changes over the training."""
+        return self.schedule is not None or any(isinstance(term, WarmedUp) for term in self.method.terms)
+
     def method_at(self, done: float) -> Method:
         """The method after the share `done` of the training."""
         if self.schedule is None:
-            return self.method
+            return during(self.method, done)
         now = in_precision(as_method(self.schedule.at(done)), self.recipe)
-        return now.with_networks(self.method.auxiliary_networks)
+        return during(now.with_networks(self.method.auxiliary_networks), done)
 
 
 def in_precision(method: Method, recipe: Recipe) -> Method:

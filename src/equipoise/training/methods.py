@@ -45,6 +45,9 @@ from equipoise.losses.objectives import (
     regularised,
 )
 from equipoise.losses.terms import Method, as_method
+from equipoise.training.certified import crown_ibp as crown_ibp
+from equipoise.training.certified import ibp as ibp
+from equipoise.training.certified import mtl_ibp as mtl_ibp
 from equipoise.training.corruption import Corrupted
 from equipoise.training.penalties import CrossLipschitz, GradientAlignment, ManifoldAgreement, Neighbours, Radii
 from equipoise.training.perturbations import AtBoundary, Remembered

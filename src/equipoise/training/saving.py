@@ -101,7 +101,7 @@ class Checkpoints(Handler):
             done <= recipe.epochs,
             f"cannot resume {self.folder}: it has seen {done} epochs, more than epochs = {recipe.epochs}.",
         )
-        follows = "method" if run.job.schedule is not None else "learning rate" if recipe.depends_on_epochs else ""
+        follows = "method" if run.job.changes else "learning rate" if recipe.depends_on_epochs else ""
         if follows and epochs != recipe.epochs and run.fabric.is_global_zero:
             text = (
                 f"the {follows} follows a schedule over all epochs: going on with "

@@ -1,12 +1,15 @@
-"""The layers of a translated network: affine maps, sums, and two functions that lines can bound.
+"""The layers of a translated network: affine maps, sums, and functions that lines can bound (others: `curves`).
 
-Every layer works on float64 tensors `(batch, ...)`, sample by sample. An affine layer `W z + b` also has `|W| z`, by
-which intervals pass through it, and `A W` for coefficients `A` of its output, by which linear bounds pass back.
+Every layer works on tensors `(batch, ...)` of one precision, sample by sample. An affine layer `W z + b` also has
+`|W| z`, by which intervals pass through it, and `A W` for coefficients `A` of its output, by which linear bounds pass
+back.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +19,16 @@ from torch.nn.grad import conv2d_input
 from equipoise.kernels.layers import Convolution, MaxPool
 
 Map = Callable[[Tensor], Tensor]
-Lines = tuple[Tensor, Tensor, Tensor]
-"""Slope of the lower line, which goes through the origin; slope and intercept of the upper line."""
+
+
+class Lines(NamedTuple):
+    """Two lines between which a function lies: `below z + floor <= f(z) <= above z + intercept`."""
+
+    below: Tensor
+    above: Tensor
+    intercept: Tensor
+    floor: Tensor | None = None
+    """None for a line through the origin."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class Affine:
     """Upper bound of the number of roundings per output when a network evaluates it; 0 if it only moves numbers."""
     separate: bool = False
     """Whether every output depends on one input and every input moves one output."""
+    is_windows: bool = False
+    """Whether it repeats its input in windows, for a maximum over them."""
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return `W c + b ± |W| r` for the centre c and the radius r."""
@@ -77,6 +90,8 @@ class ReLU:
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the function, which is monotone: it takes bounds to bounds."""
+        if self.slope == 0:
+            return lower.relu(), upper.relu()
         steepest, flattest = self.slope * (1 + self.error), self.slope * (1 - self.error)
         return torch.maximum(lower, steepest * lower), torch.maximum(upper, flattest * upper)
 
@@ -88,7 +103,7 @@ class ReLU:
         share = torch.where(lower >= 0, 1.0, positive / (positive - lower).clamp_min(torch.finfo(positive.dtype).tiny))
         above = flattest + (1 - flattest) * share
         below = torch.where(upper > -lower, share.new_ones(()), self.slope * (1 + self.error))
-        return below, above, (flattest - 1) * share * lower.clamp_max(0)
+        return Lines(below, above, (flattest - 1) * share * lower.clamp_max(0))
 
     def expand(self, coefficients: Tensor) -> Tensor:
         """Return coefficients of the output in a shape that broadcasts with the slopes."""
@@ -101,6 +116,8 @@ class Max:
 
     is_real: Tensor
     """Which entries count; the others repeat one of these, where a window is partly in the padding."""
+    pool: Map
+    """The same function of what the windows are made of, which is faster."""
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the function, which is monotone: it takes bounds to bounds."""
@@ -116,29 +133,31 @@ class Max:
         best = lower.amax(-1, keepdim=True)
         below = F.one_hot(lower.argmax(-1), lower.shape[-1]).to(lower.dtype)
         excess = (upper - best).clamp_min(0) * self.is_real
-        slope = excess / (upper - lower).clamp_min(torch.finfo(lower.dtype).tiny)
+        slope = ratio(excess, upper - lower)
         is_line = excess.sum(-1) / 2 <= excess.amax(-1)
         intercept = torch.where(is_line, best[..., 0] - (slope * lower).sum(-1), upper.amax(-1))
-        return below, slope * is_line[..., None], intercept
+        return Lines(below, slope * is_line[..., None], intercept)
 
     def expand(self, coefficients: Tensor) -> Tensor:
         """Return coefficients of the output in a shape that broadcasts with the slopes."""
         return coefficients[..., None]
 
 
-Layer = Affine | Sum | ReLU | Max
+def ratio(numerator: Tensor, width: Tensor) -> Tensor:
+    """Return the numerator by the width, and 0, without a gradient, where the width is 0."""
+    return torch.where(width > 0, numerator / torch.where(width > 0, width, 1.0), 0.0)
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> Affine:
+def linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Affine:
     """`W z + b` over the last dimension."""
-    w = weight.double()
+    w = weight.to(dtype)
     size = w.abs()
     return Affine(lambda z: z @ w.T, lambda z: z @ size.T, lambda a: a @ w, _shift(w, bias, 1), w.shape[1] + 2)
 
 
-def convolution(shape: torch.Size, layer: Convolution) -> Affine:
+def convolution(shape: torch.Size, layer: Convolution, dtype: torch.dtype) -> Affine:
     """A two-dimensional convolution of samples of this shape."""
-    w, options = layer.weight.double(), (layer.stride, layer.padding, layer.dilation, layer.groups)
+    w, options = layer.weight.to(dtype), (layer.stride, layer.padding, layer.dilation, layer.groups)
     size = w.abs()
     return Affine(
         lambda z: F.conv2d(z, w, None, *options),
@@ -150,7 +169,7 @@ def convolution(shape: torch.Size, layer: Convolution) -> Affine:
 
 
 def _shift(weight: Tensor, bias: Tensor | None, dimensions: int) -> Tensor:
-    return weight.new_zeros(()) if bias is None else bias.double().reshape(-1, *[1] * (dimensions - 1))
+    return weight.new_zeros(()) if bias is None else bias.to(weight.dtype).reshape(-1, *[1] * (dimensions - 1))
 
 
 def scaling(scale: Tensor, shift: Tensor, roundings: int) -> Affine:
@@ -165,7 +184,7 @@ def average(mean: Map, shape: torch.Size, terms: int, zero: Tensor) -> Affine:
     def transposed(a: Tensor) -> Tensor:
         with torch.enable_grad():
             z = a.new_zeros((len(a), *shape), requires_grad=True)
-            return torch.autograd.grad(mean(z), z, a)[0]
+            return torch.autograd.grad(mean(z), z, a, create_graph=a.requires_grad)[0]
 
     return Affine(mean, mean, transposed, zero, terms + 1)
 
@@ -199,4 +218,6 @@ def windows(shape: torch.Size, out: torch.Size, pool: MaxPool, zero: Tensor) -> 
         z = a.new_zeros(len(a), shape[0], height * width)
         return z.index_add_(2, flat, a.reshape(len(a), shape[0], -1)).reshape(len(a), *shape)
 
-    return Affine(gather, gather, scatter, zero, 0), Max(is_real.reshape(full[1:]))
+    pooled = partial(F.max_pool2d, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
+    pooled = partial(pooled, ceil_mode=pool.is_ceil)
+    return Affine(gather, gather, scatter, zero, 0, is_windows=True), Max(is_real.reshape(full[1:]), pooled)

@@ -13,18 +13,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equipoise.certified import layers
-from equipoise.certified.layers import Affine, Layer, Max, ReLU
-from equipoise.core.errors import EquipoiseError
-from equipoise.core.types import Points
+from equipoise.bounds import layers
+from equipoise.bounds.curves import Curve, curve
+from equipoise.bounds.layers import Affine, Max, ReLU, Sum
+from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.types import Points, Predictive
 from equipoise.kernels import layers as traced
 from equipoise.kernels.trace import Node as TracedNode
 from equipoise.kernels.trace import trace_of
-from equipoise.models import module_mode
+from equipoise.models import Single, module_mode
+
+Layer = Affine | Sum | ReLU | Max | Curve
 
 SUPPORTED = (
-    "linear, conv2d, relu, leaky_relu, max and average pooling, flatten, eval-mode batch-norm and dropout, "
-    "+ - * / and mean"
+    "linear, conv2d, relu, leaky_relu, sigmoid, tanh, gelu, silu, mish, elu, clamp and their like, max and average "
+    "pooling, flatten, eval-mode batch-norm and dropout, + - * / and mean"
 )
 """What bounds can pass."""
 SMALLEST_UNIT = 2.0**-48
@@ -63,7 +66,8 @@ class Network:
     nodes: tuple[Node, ...]
     """The layers."""
     unit: float
-    """The relative size of one rounding in the precision in which the network runs: 2⁻²⁴ in float32."""
+    """The relative size of one rounding in the precision in which the network runs: 2⁻²⁴ in float32. With 0 roundings
+    are neglected: the bounds are those of exact arithmetic, up to their own."""
     device: torch.device = torch.device("cpu")
     """Where its parameters are."""
 
@@ -88,8 +92,13 @@ class Network:
 
     @cached_property
     def decided(self) -> frozenset[int]:
-        """Affine nodes and sums that a ReLU or a maximum is applied to."""
-        return self._inputs_of(ReLU | Max)
+        """Affine nodes and sums that a ReLU, another function or a maximum is applied to."""
+        return self._inputs_of(ReLU | Curve | Max)
+
+    @cached_property
+    def curved(self) -> frozenset[int]:
+        """Affine nodes and sums that a function is applied to which is linear nowhere."""
+        return self._inputs_of(Curve)
 
     @cached_property
     def compared(self) -> frozenset[int]:
@@ -105,7 +114,7 @@ class Network:
         """The nearest affine nodes and sums before node i that compute something."""
         for parent in self.nodes[i].parents:
             layer = self.nodes[parent].layer
-            if isinstance(layer, ReLU | Max) or (isinstance(layer, Affine) and layer.roundings == 0):
+            if isinstance(layer, ReLU | Curve | Max) or (isinstance(layer, Affine) and layer.roundings == 0):
                 yield from self._sources(parent)
             elif layer is not None:
                 yield parent
@@ -140,21 +149,43 @@ class Network:
         return Slopes(chain, values, index)
 
 
+def network_of(predictive: Predictive) -> nn.Module:
+    """Return the network that a predictive is. Raises `EquipoiseError` unless it is one network with logits."""
+    if not isinstance(predictive, Single):
+        raise EquipoiseError(
+            f"cannot bound a {type(predictive).__name__}: certificates are for one network that returns logits."
+        )
+    require(predictive.outputs == "logits", "cannot bound probabilities: certificates need a network's logits.")
+    return predictive.module
+
+
 @torch.no_grad()
 def translate(module: nn.Module, x: Points) -> Network:
     """Return the layers of a network that takes inputs such as `x`, in eval mode; its parameters are copied to float64.
 
+    Raises `EquipoiseError` as `translate_live`.
+    """
+    return _translated(module, x, torch.float64, max(torch.finfo(x.dtype).eps / 2, SMALLEST_UNIT))
+
+
+def translate_live(module: nn.Module, x: Points) -> Network:
+    """Return the layers of a network in eval mode, with the network's own parameters and their gradients: bounds
+    through them can be descended, and neglect roundings.
+
     Raises `EquipoiseError` for what cannot be bounded: another kind of layer, randomness, samples that depend on each
     other, a tensor that is changed in place while it is still needed.
     """
+    return _translated(module, x, x.dtype, 0.0)
 
+
+def _translated(module: nn.Module, x: Points, dtype: torch.dtype, unit: float) -> Network:
     def logits(samples: Points) -> Any:
         output: Any = module(samples)
         return output if isinstance(output, Tensor) else getattr(output, "logits", None)
 
     with module_mode(module, "eval"), torch.autocast(x.device.type, enabled=False):
         trace = trace_of(logits, x[:1], module)
-    translation = _Translation(max(torch.finfo(x.dtype).eps / 2, SMALLEST_UNIT), x.device)
+    translation = _Translation(unit, torch.zeros((), dtype=dtype, device=x.device))
     for node in trace.nodes:
         translation.append(node)
     if trace.output is None:
@@ -171,9 +202,9 @@ def _refusal(node: TracedNode, reason: str) -> EquipoiseError:
 class _Translation:
     """The layers so far."""
 
-    def __init__(self, unit: float, device: torch.device) -> None:
+    def __init__(self, unit: float, zero: Tensor) -> None:
         self.nodes: list[Node] = []
-        self.unit, self._zero = unit, torch.zeros((), dtype=torch.float64, device=device)
+        self.unit, self._zero = unit, zero
         self.last: list[int] = []  # of each node of the trace the last of its layers
 
     def append(self, node: TracedNode) -> None:
@@ -192,9 +223,9 @@ class _Translation:
         layer, before = node.layer, self.nodes[parents[0]].shape
         match layer:
             case traced.Linear():
-                return [layers.linear(layer.weight, layer.bias)]
+                return [layers.linear(layer.weight, layer.bias, self._zero.dtype)]
             case traced.Convolution():
-                return [layers.convolution(before, layer)]
+                return [layers.convolution(before, layer, self._zero.dtype)]
             case traced.RunningNorm():
                 return self._norm(layer, len(node.shape))
             case traced.Rectifier():
@@ -202,6 +233,8 @@ class _Translation:
                 if not 0 <= layer.slope * (1 + error) <= 1:
                     raise _refusal(node, f"its slope of {layer.slope:g} for negative numbers is not in [0, 1)")
                 return [ReLU(layer.slope, error)]
+            case traced.Pointwise() if (function := curve(layer, self.unit)) is not None:
+                return [function]
             case traced.Average():
                 return [layers.average(layer.apply, before, layer.terms, self._zero)]
             case traced.Reshape():
@@ -225,14 +258,14 @@ class _Translation:
                 raise _refusal(node, f"{name}() is none of the functions that are bounded")
 
     def _constant(self, value: Any) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float64, device=self._zero.device)
+        return torch.as_tensor(value, dtype=self._zero.dtype, device=self._zero.device)
 
     def _norm(self, norm: traced.RunningNorm, dimensions: int) -> list[Layer]:
         def per_channel(values: Tensor) -> Tensor:
-            return values.double().reshape(-1, *[1] * (dimensions - 1))
+            return values.to(self._zero.dtype).reshape(-1, *[1] * (dimensions - 1))
 
-        scale = (norm.variance.double() + norm.eps).rsqrt()
-        scale = per_channel(scale if norm.weight is None else scale * norm.weight.double())
+        scale = per_channel(norm.variance).add(norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * per_channel(norm.weight)
         shift = self._zero if norm.bias is None else per_channel(norm.bias)
         return [
             layers.scaling(torch.ones_like(scale), -per_channel(norm.mean), 8),
