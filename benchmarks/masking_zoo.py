@@ -49,8 +49,10 @@ def accuracy(model: Model, x: Tensor, y: Tensor, attack: AttackLike, of: Model |
 
 
 def naive(model: Model, x: Tensor, y: Tensor, eps: float) -> float:
-    """The accuracy under PGD as papers of that time ran it: ten steps on the cross-entropy of the model."""
-    return accuracy(model, x, y, pgd(eps, eps / 4, 10, start="uniform"))
+    """The accuracy under PGD as papers of that time ran it: ten steps on the cross-entropy of the model, which
+    is drawn anew at every step if it is random.
+    """
+    return accuracy(model, x, y, pgd(eps, eps / 4, 10, start="uniform", resample=True))
 
 
 def adaptive(model: Defence, x: Tensor, y: Tensor, eps: float) -> float:

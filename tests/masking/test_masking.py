@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from equipoise import methods, nets
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
-from equipoise.data import load
 from equipoise.losses.objectives import regularised
 from equipoise.losses.terms import Method
 from equipoise.masking.exact_tests import (
@@ -180,21 +179,9 @@ def test_tests_that_cannot_be_made_are_refused():
         monotonicity_test("x", {0.1: outcomes(3)}, "R")
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits")
-
-
 def few(digits, n: int = 100) -> tuple[Tensor, Tensor]:
     """Samples enough for a verdict."""
     return digits.test.x[:n], digits.test.y[:n]
-
-
-@pytest.fixture
-def brief(monkeypatch):
-    """Attacks that are over sooner, where it does not matter what they find."""
-    for name, number in {"QUERIES": 50, "DRAWS": 50, "RESTARTS": 2}.items():
-        monkeypatch.setattr(f"equipoise.masking.plan.{name}", number)
 
 
 def trained(method: Method, digits, epochs: int = 12, **options) -> nn.Module:

@@ -58,7 +58,7 @@ class _StraightThrough(nn.Module):
 class BitDepth(Transformed):
     """`round(x (2ᵇ - 1)) / (2ᵇ - 1)`: fewer grey levels, whose derivative is 0 everywhere."""
 
-    def __init__(self, network: nn.Module, bits: int = 2) -> None:
+    def __init__(self, network: nn.Module, bits: int = 3) -> None:
         super().__init__(network)
         self.levels = 2**bits - 1
 

@@ -34,7 +34,7 @@ class OutputCodes(Defence):
 
     code: Tensor
 
-    def __init__(self, network: nn.Module, code: Tensor, scale: float = 4.0) -> None:
+    def __init__(self, network: nn.Module, code: Tensor, scale: float = 10.0) -> None:
         super().__init__()
         self.network, self.scale = network, scale
         self.register_buffer("code", code)
@@ -55,7 +55,7 @@ class _Unsquashed(nn.Module):
         self.coded = coded
 
     def forward(self, x: Points) -> Logits:
-        return self.coded.network(x).clamp(-1, 1) @ self.coded.code.T
+        return self.coded.network(x) @ self.coded.code.T
 
 
 def hadamard(bits: int) -> Tensor:
