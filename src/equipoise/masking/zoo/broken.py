@@ -178,7 +178,9 @@ BROKEN: dict[str, BrokenDefence] = {
     "thermometer": BrokenDefence(_thermometer, "Buckman et al. 2018", _ATHALYE, "absent"),
     "bit-depth": BrokenDefence(partial(_simple, BitDepth), "Xu et al. 2018; Guo et al. 2018", _ATHALYE, "absent"),
     "jpeg": BrokenDefence(partial(_simple, Jpeg), "Dziugaite et al. 2016; Guo et al. 2018", _ATHALYE, "absent"),
-    "total-variation": BrokenDefence(partial(_simple, TotalVariation), "Guo et al. 2018", _ATHALYE, "absent"),
+    "total-variation": BrokenDefence(
+        partial(_simple, TotalVariation), "Guo et al. 2018", _ATHALYE, "absent, stochastic"
+    ),
     "random-resize": BrokenDefence(_random_resize, "Xie et al. 2018", _ATHALYE, "stochastic"),
     "activation-pruning": BrokenDefence(
         partial(_simple, ActivationPruning), "Dhillon et al. 2018", _ATHALYE, "stochastic"
