@@ -449,7 +449,7 @@ def test_the_worst_case_is_over_all_that_was_tried_within_the_radius(base, digit
 
     monkeypatch.setattr(AttackedSamples, "attack", one_each)
     verdict = investigate(base, *few(digits), EPS, minutes=None)
-    looked = 2  # whether there is a gradient, and how long one takes
+    looked = 1  # whether there is a gradient
     within = sum(eps <= EPS for eps in tried[looked:])
     assert within == 13 and verdict.robust == pytest.approx(verdict.clean * (1 - within / verdict.n))
 
