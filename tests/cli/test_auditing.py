@@ -49,6 +49,7 @@ def test_an_audit_is_a_page_and_a_record(here, capsys):
     words = ["audit", "a", "--eps", "0.1", "--time-budget", "0.01", "--out", "audit.html"]
     assert main([*words, "--transfer-from", "b"]) == 0
     assert "finished before: audit.html and audit.json" in capsys.readouterr().out
+    assert "--transfer-from" not in out
     assert main(words) == 2
     assert "audit.json already holds another result (--transfer-from: b before, absent now)" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
@@ -92,9 +93,9 @@ class Rounded(Plain):
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("Rounded", 1), ("Plain", 3)])
+@pytest.mark.parametrize(("name", "code"), [("Rounded", 3), ("Plain", 4)])
 def test_the_exit_code_is_the_verdict(name, code, here, capsys, monkeypatch):
-    """1 where the model is masked, with a warning beside the accuracy that is left; 3 with too few samples to tell."""
+    """3 where the model is masked, with a warning beside the accuracy that is left; 4 with too few samples to tell."""
     monkeypatch.syspath_prepend(here)
     (here / "own_models.py").write_text(MODELS)
     labels = np.arange(60) % 10
@@ -109,10 +110,14 @@ def test_the_exit_code_is_the_verdict(name, code, here, capsys, monkeypatch):
     options = ["--data", "d.npz", "--checkpoint", "w.safetensors", "--eps", "0.01", "--time-budget", "0.01"]
     assert main(["audit", f"own_models:{name}", *options]) == code
     out, page = capsys.readouterr().out.replace("\n", " "), (here / "audit.html").read_text()
-    assert json.loads((here / "audit.json").read_text())["masked"] == (code == 1)
-    if code == 1:
+    assert json.loads((here / "audit.json").read_text())["masked"] == (code == 3)
+    if code == 3:
+        assert "which is not to be believed." in out and "accuracy 100.0% without an attack" in out
         assert "masked: " in out and "is no robust accuracy" in out and "is no robust accuracy" in page
     else:
+        assert (
+            "which is not to be believed" not in out and "name another run on the same data with --transfer-from" in out
+        )
         assert "too few samples to tell" in out and "Too few samples to tell" in page
 
 

@@ -23,13 +23,13 @@ from equipoise.results.provenance import provenance
 from equipoise.results.records import Run
 from equipoise.training import Recipe, load_run
 
-MASKED, UNDECIDED = 1, 3
+MASKED, UNDECIDED = 3, 4
 """Exit codes of an audit that found masked gradients, and of one with too few samples to tell."""
 
 
 def audit(options: Audit, command: str) -> int:
     """Look for signs of masked gradients, write the page and its record, and say what came out. Returns the exit code:
-    0 if no sign was found, 1 if the model is masked, and 3 if there are too few samples to tell.
+    0 if no sign was found, 3 if the model is masked, and 4 if there are too few samples to tell.
     """
     require(options.time_budget > 0, f"--time-budget {options.time_budget}: expected a number > 0.")
     canvas(1, 1)  # is matplotlib there?
@@ -69,9 +69,11 @@ def audit(options: Audit, command: str) -> int:
     write_atomically(record, (json.dumps(report.to_json(), indent=1) + "\n").encode())
     write_atomically(out, text)
     say(_table(report))
-    for line in (str(report), report.caution, *report.warnings):
+    for line in (str(report), report.accuracies, report.caution, *report.warnings):
         if line:
             say(line)
+    if proxy is None:
+        say("to test transferred attacks too, name another run on the same data with --transfer-from.")
     say(f"wrote {out} and {record} in {duration(report.seconds)}")
     return MASKED if report.masked else UNDECIDED if report.undecided else 0
 

@@ -148,7 +148,7 @@ class Evaluate(ModelRequest):
 class Audit(ModelRequest):
     """Test a model for gradient masking: a verdict, and the measurement behind every indicator.
 
-    Exit code 0: no indicator of masking; 1: masked; 2: the command cannot be carried out; 3: too few samples to tell.
+    Exit code 0: no indicator of masking; 2: the command cannot be carried out; 3: masked; 4: too few samples to tell.
 
     Example: equipoise audit runs/udp --eps 8/255 --time-budget 5 --out audit.html
     """
@@ -158,7 +158,8 @@ class Audit(ModelRequest):
     norm: NormName | None = None
     """Norm of the ball; by default linf, or that of the run's training."""
     time_budget: float = 5.0
-    """Approximate time budget in minutes, which decides how many samples are attacked: 100 to 1000."""
+    """Time budget in minutes: it decides how many samples are attacked, 100 to 1000, and is spent to the end on longer
+    attacks on those that are left."""
     transfer_from: Path | None = None
     """Another run on the same data, whose adversarial examples are tested on this model too."""
     batch_size: Count = 256

@@ -37,8 +37,10 @@ def tests_without_gradients(success: Mapping[str, Success], n: int) -> list[Mask
     none = np.zeros(n, dtype=bool)
     on_loss, on_margin = success.get(plan.PGD, none), success.get(plan.PGD_ON_MARGIN, none)
     white_box = (f"{plan.PGD} on loss or margin", on_loss | on_margin)
+    longest = _with_longer(*white_box, success, plan.LONGER_PGD, plan.LONGER_PGD_ON_MARGIN)
+    square = _with_longer(plan.SQUARE, success[plan.SQUARE], success, plan.LONGER_SQUARE)
     tests = [
-        weaker_attack_test("black box beats white box", white_box, (plan.SQUARE, success[plan.SQUARE]), _BLACK_BOX),
+        weaker_attack_test("black box beats white box", longest, square, _BLACK_BOX),
         share_test(
             "random search succeeds where gradients fail",
             f"fall to {plan.RANDOM_POINTS} but not to {plan.PGD}",
@@ -85,6 +87,19 @@ def tests_with_gradients(
         gain_test("an adaptive loss breaks more", pgd, on_smoothed, _CURVES, MANY),
         share_test("gradients vanish", vanished, lost, _ATHALYE),
     ]
+
+
+def longer_attacks_test(planned: Success, success: Mapping[str, Success]) -> MaskingTest:
+    """Return whether repeated longer attacks break what none of the `planned` ones does."""
+    names = (plan.LONGER_PGD, plan.LONGER_PGD_ON_MARGIN, plan.LONGER_SQUARE)
+    name, either = _with_longer("all attacks before", planned, success, *names)
+    return gain_test("longer attacks go on helping", ("all attacks before", planned), (name, either), _CARLINI)
+
+
+def _with_longer(name: str, before: Success, success: Mapping[str, Success], *longer: str) -> tuple[str, Success]:
+    """An attack, together with longer ones where they ran."""
+    ran = [success[other] for other in longer if other in success]
+    return (f"{name} and longer ones", np.any([before, *ran], axis=0)) if ran else (name, before)
 
 
 def loss_surface_test(stuck: Success) -> MaskingTest:

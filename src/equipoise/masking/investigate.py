@@ -1,11 +1,12 @@
 """Is a model robust, or are its gradients masked? Attacks within a time budget, and tests of what they show."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from equipoise.attacks import Square, transfer
@@ -14,7 +15,7 @@ from equipoise.attacks.inputs import validated_inputs
 from equipoise.attacks.result import AttackResult
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import NoGradient, require
-from equipoise.core.types import Labels, Points, Predictive
+from equipoise.core.types import Labels, PerSample, Points, Predictive
 from equipoise.data.dataset import stratified_order
 from equipoise.diagnostics.blocks import BATCH_SIZE
 from equipoise.diagnostics.curves import Curve, lines
@@ -24,13 +25,14 @@ from equipoise.masking import plan as plans
 from equipoise.masking.exact_tests import FALSE_POSITIVE_RATE, FEW, HALF, MANY, SOME, Success, holm_corrected
 from equipoise.masking.indicators import (
     gradient_tests,
+    longer_attacks_test,
     loss_surface_test,
     tests_with_gradients,
     tests_without_gradients,
 )
 from equipoise.masking.model_checks import check_model
 from equipoise.masking.plan import Plan
-from equipoise.masking.time_budget import MAX_SAMPLES, AttackedSamples, ReportProgress, affordable
+from equipoise.masking.time_budget import MAX_SAMPLES, AttackedSamples, ReportProgress, affordable, within_time
 from equipoise.models import as_predictive
 from equipoise.results.findings import Lines, Picture
 from equipoise.results.masking import MaskingReport, MaskingTest
@@ -49,7 +51,7 @@ def investigate(
     box: Box = Box(),
     proxy: "nn.Module | Predictive | None" = None,
     proxy_name: str = "the proxy",
-    minutes: float = 5.0,
+    minutes: float | None = 5.0,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     target: str = "model",
@@ -58,44 +60,68 @@ def investigate(
     """Test whether `model` owes its robustness at `eps` to gradients that mislead attacks (R, Sec. 5.2).
 
     As many of the samples `x` with labels `y` as `minutes` allow (100 to 1000, in a stratified order) are attacked with
-    and without gradients; an `EquipoiseWarning` is given if even 100 take longer. `proxy` is another model of the same
-    task, for transferred attacks. The report has every indicator with its figure and its threshold. All are tests, with
-    a family-wise false-positive rate of at most 0.05, except for a missing graph from the output to the input, which is
-    observed; such a model is attacked without gradients. The warnings of `check_model` are in the report.
+    and without gradients; an `EquipoiseWarning` is given if even 100 take longer. What time is left then goes to longer
+    attacks on the samples that are still classified correctly, again and again from other random starts. `minutes=None`
+    attacks up to 1000 samples however long it takes and goes no further, which has the same outcome on every machine.
+    `proxy` is another model of the same task, for transferred attacks. The report has every indicator with its figure
+    and its threshold. All are tests, with a family-wise false-positive rate of at most 0.05, except for a missing graph
+    from the output to the input, which is observed; such a model is attacked without gradients. The warnings of
+    `check_model` are in the report.
     Raises `EquipoiseError` for input that cannot be attacked, no radius, fewer than 20 samples that are classified
     correctly, and one class predicted for samples of several; an error of the model itself is raised as it is.
     """
     require(0 < eps < float("inf"), f"eps = {eps}: give the radius at which the model is said to be robust.")
-    require(minutes > 0, f"minutes = {minutes}: expected a number > 0.")
+    require(minutes is None or minutes > 0, f"minutes = {minutes}: expected a number > 0.")
     start, ball = time.monotonic(), Ball(norm, eps, box)
+    deadline = start + 60 * minutes if minutes is not None else float("inf")
+    progress = within_time(progress, start, deadline)
     samples = AttackedSamples(as_predictive(model), x, y, torch.arange(len(x), device=x.device), seed, batch_size)
     warnings = check_model(samples.predictive, x, y, box=box, seed=seed)
     clean = _classify(samples, ball)
     candidates = samples[clean.correct[stratified_order(y[clean.correct], 0).to(x.device)]][:MAX_SAMPLES]
     plan, no_gradient = _plan(candidates[:2], ball, clean.random, proxy, proxy_name)
     trial = Square(ball, 12) if no_gradient else plans.pgd_from_sample(ball, 5, return_point="best")
-    first = affordable(candidates, plan, minutes, trial)
-    attacked, results = candidates.run_until(start + 60 * minutes, plan, first, progress)
-    tests, pictures = _test_outcomes(attacked, results, ball, clean.random, no_gradient)
+    first = len(candidates.x) if minutes is None else affordable(candidates, plan, minutes, trial)
+    began = time.monotonic()
+    attacked, results = candidates.run_until(deadline, plan, first, progress)
+    seconds = (time.monotonic() - began) / plans.cost(plan) / len(attacked.x)
     draws_known = not clean.random and any(warning.name == "randomised model" for warning in warnings)
     within = [results[name] for name, planned in plan.items() if planned.attack.geometry.eps <= eps]
+    rates = _worst_rates(torch.stack([result.error_rate for result in within]), clean.random)
+    longer = _Longer({}, rates, 0)
+    if minutes is not None:
+        again = attacked.repeat_until(
+            deadline, plans.longer(ball, no_gradient, clean.random), rates <= 0.5, seconds, progress
+        )
+        longer = _repeated(again, rates, clean.random)
+    tests, pictures = _test_outcomes(attacked, results, longer, ball, clean.random, no_gradient)
+    if longer.rounds and not clean.random:
+        tests.append(longer_attacks_test((rates > 0.5).cpu().numpy(), longer.success))
     return MaskingReport(
         target=target,
         norm=norm,
         eps=eps,
         n=len(attacked.x),
         clean=clean.accuracy,
-        robust=len(clean.correct) / len(x) * _remaining_accuracy(within, clean.random),
+        robust=len(clean.correct) / len(x) * (1 - float(longer.rates.mean())),
         tests=holm_corrected([*tests, *gradient_tests(samples, box, no_gradient)]),
         false_positive_rate=FALSE_POSITIVE_RATE,
         settings=plans.settings(plan)
         | {"slack": [FEW, SOME, MANY, HALF], "minutes": minutes, "seed": seed}
-        | {"proxy": None if proxy is None else proxy_name},
+        | {"proxy": None if proxy is None else proxy_name, "longer_rounds": longer.rounds},
         skipped=_skipped(proxy is not None, no_gradient, clean.random, draws_known),
         warnings=[str(warning) for warning in warnings if not (draws_known and warning.name == "randomised model")],
         seconds=time.monotonic() - start,
         pictures=pictures,
     )
+
+
+class _Longer(NamedTuple):
+    """What longer attacks found, in rounds of fresh random starts."""
+
+    success: dict[str, Success]  # by the attack's name, in any round
+    rates: PerSample  # worst share of wrong draws, over these and all other attacks
+    rounds: int
 
 
 class _Clean(NamedTuple):
@@ -147,10 +173,15 @@ def _plan(
 
 
 def _test_outcomes(
-    samples: AttackedSamples, results: Mapping[str, AttackResult], ball: Ball, random: bool, no_gradient: str
+    samples: AttackedSamples,
+    results: Mapping[str, AttackResult],
+    longer: _Longer,
+    ball: Ball,
+    random: bool,
+    no_gradient: str,
 ) -> tuple[list[MaskingTest], list[Picture]]:
     """The tests of what the attacks fooled, with their curves, and of the loss surface."""
-    success = {name: result.success.cpu().numpy() for name, result in results.items()}
+    success = {name: result.success.cpu().numpy() for name, result in results.items()} | longer.success
     tests = tests_without_gradients(success, len(samples.x))
     if no_gradient:
         return tests, []
@@ -170,12 +201,24 @@ def _test_outcomes(
     return tests, pictures
 
 
-def _remaining_accuracy(results: Sequence[AttackResult], random: bool) -> float:
-    """The accuracy of the attacked samples: in the worst case for each; of a random model, under the single attack
-    that is most effective, as the worst of many draws is a lucky one.
+def _repeated(rounds: Iterable[tuple[Tensor, dict[str, AttackResult]]], rates: PerSample, random: bool) -> _Longer:
+    """What the rounds of longer attacks add to the worst `rates` before."""
+    success: dict[str, Tensor] = {}
+    worst, count = rates, 0
+    for index, results in rounds:
+        count += 1
+        for name, result in results.items():
+            fooled = torch.zeros_like(rates, dtype=torch.bool).index_copy(0, index, result.success)
+            success[name] = success.get(name, fooled) | fooled
+            worst = _worst_rates(torch.stack([worst, rates.index_copy(0, index, result.error_rate)]), random)
+    return _Longer({name: fooled.cpu().numpy() for name, fooled in success.items()}, worst, count)
+
+
+def _worst_rates(rates: Float[Tensor, "attacks samples"], random: bool) -> PerSample:
+    """The share of wrong draws of each sample in the worst case; of a random model, under the single attack that is
+    most effective, as the worst of many draws is a lucky one.
     """
-    rates = torch.stack([result.error_rate for result in results])
-    return 1 - float(rates.mean(1).amax() if random else rates.amax(0).mean())
+    return rates[rates.mean(1).argmax()] if random else rates.amax(0)
 
 
 def _skipped(has_proxy: bool, no_gradient: str, random: bool, draws_known: bool) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from equipoise.attacks import Square, adaptive, cw, pgd, random_search, transfer
+from equipoise.attacks import Square, adaptive, apgd, cw, pgd, random_search, transfer
 from equipoise.attacks.ascent import Ascent, ReturnPoint
 from equipoise.attacks.attack import AttackLike
 from equipoise.attacks.steps import Uniform
@@ -24,6 +24,8 @@ PGD, PGD_ON_MARGIN, PGD_ON_SMOOTHED = f"PGD-{STEPS}", "PGD on the margin", "PGD 
 ONE_START, MANY_STARTS = "1 random start", f"{RESTARTS} random starts"
 SQUARE, RANDOM_POINTS, TRANSFER = f"Square-{QUERIES}", f"{DRAWS} random points", "transfer"
 PGD_ON_ONE_DRAW, PGD_ON_MEAN = "PGD on one draw", f"PGD on the mean over {EOT_SAMPLES} draws"
+LONGER_STEPS, LONGER_QUERIES = 100, 5000
+LONGER_PGD, LONGER_PGD_ON_MARGIN, LONGER_SQUARE = "longer PGD", "longer PGD on the margin", "longer Square"
 SHORT_PGD, SHORT_TRANSFER = f"PGD-{SHORT_STEPS} with steps of eps/{SHORT_STEPS}", "the same on the proxy"
 
 
@@ -91,6 +93,24 @@ def with_gradients(ball: Ball, features: int, return_point: ReturnPoint) -> Plan
         steps = 100 if radius > 4 * ball.eps else STEPS
         plan[radius_name(radius)] = PlannedAttack(steps, attack(replace(ball, eps=radius), steps))
     return plan
+
+
+def longer(ball: Ball, no_gradient: str, random: bool) -> Plan:
+    """Return the attacks that are repeated on what is left, from other random starts each time, until the time is over;
+    of a random model on the mean over draws.
+    """
+    plan = {LONGER_SQUARE: PlannedAttack(_FORWARD_COST * LONGER_QUERIES, Square(ball, LONGER_QUERIES))}
+    if no_gradient:
+        return plan
+    if random:
+        draws = {"start": Uniform(), "return_point": "last", "eot_samples": EOT_SAMPLES, "resample": True}
+        return {LONGER_PGD: PlannedAttack(STEPS * EOT_SAMPLES, pgd_from_sample(ball, **draws)), **plan}
+    margin = cw(ball.eps, None, LONGER_STEPS, ball.norm, box=ball.box, start=Uniform(), return_point="first_success")
+    return {
+        LONGER_PGD: PlannedAttack(LONGER_STEPS, apgd(ball.eps, ball.norm, LONGER_STEPS, box=ball.box)),
+        LONGER_PGD_ON_MARGIN: PlannedAttack(LONGER_STEPS, margin),
+        **plan,
+    }
 
 
 def over_draws(predictive: Predictive, ball: Ball) -> Plan:

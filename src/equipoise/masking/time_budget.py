@@ -1,15 +1,19 @@
 """Attacks on as many samples as a time budget allows."""
 
+import itertools
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from equipoise.attacks.attack import AttackLike
 from equipoise.attacks.result import AttackResult
 from equipoise.core.errors import EquipoiseWarning
+from equipoise.core.rng import fold
 from equipoise.core.types import Labels, Points, Predictive
 from equipoise.masking.plan import Plan, cost
 
@@ -63,10 +67,41 @@ class AttackedSamples:
             rounds.append(self[n : n + size].run(plan, _within(report_progress, done, share)))
             n, done = n + size, done + share
             seconds_each = (time.monotonic() - start) / n
-            size = min(int((deadline - time.monotonic()) / max(seconds_each, 1e-9)), len(self.x) - n)
+            size = int(min((deadline - time.monotonic()) / max(seconds_each, 1e-9), len(self.x) - n))
         if len(rounds) == 1:
             return self[:n], rounds[0]
         return self[:n], {name: AttackResult.cat([results[name] for results in rounds]) for name in plan}
+
+    def repeat_until(
+        self,
+        deadline: float,
+        plan: Plan,
+        alive: Bool[Tensor, " samples"],
+        seconds: float,
+        report_progress: ReportProgress | None,
+    ) -> Iterator[tuple[Int[Tensor, " attacked"], dict[str, AttackResult]]]:
+        """Run a plan again and again with fresh random numbers on the samples that are `alive`, as many as the time
+        until `deadline` allows, and yield which these were, with their results. `seconds` is about how long one
+        gradient of one sample takes.
+        """
+        alive = alive.clone()
+        for i in itertools.count(1):
+            left = max(deadline - time.monotonic(), 0)
+            index = alive.nonzero()[: int(left / max(seconds * cost(plan), 1e-9)), 0]
+            if not len(index):
+                return
+            start = time.monotonic()
+            results = replace(self[index], seed=fold(self.seed, i)).run(plan, _within(report_progress, 1.0, 0.0))
+            seconds = (time.monotonic() - start) / cost(plan) / len(index)
+            alive[index] = ~torch.stack([result.success for result in results.values()]).any(0)
+            yield index, results
+
+
+def within_time(report_progress: ReportProgress | None, start: float, deadline: float) -> ReportProgress | None:
+    """Report as the share that is done that of the time, as long as it is smaller."""
+    if report_progress is None or deadline == float("inf"):
+        return report_progress
+    return lambda name, done: report_progress(name, min(done, (time.monotonic() - start) / (deadline - start)))
 
 
 def _within(report_progress: ReportProgress | None, start: float, share: float) -> ReportProgress | None:
@@ -77,9 +112,12 @@ def _within(report_progress: ReportProgress | None, start: float, share: float) 
 def affordable(samples: AttackedSamples, plan: Plan, minutes: float, trial: AttackLike) -> int:
     """Return how many samples the time allows, by the time that `trial`, an attack of five gradients, takes."""
     few = samples[:64]
-    start = time.monotonic()
-    few.attack(trial)
-    minutes_each = cost(plan) * (time.monotonic() - start) / 5 / len(few.x) / 60
+    seconds = []
+    for _ in range(2):  # a first attack also pays for what is made only once
+        start = time.monotonic()
+        few.attack(trial)
+        seconds.append(time.monotonic() - start)
+    minutes_each = cost(plan) * min(seconds) / 5 / len(few.x) / 60
     fewest = min(MIN_SAMPLES, len(samples.x))
     if fewest * minutes_each > 2 * minutes:
         warnings.warn(

@@ -92,6 +92,12 @@ class MaskingReport(Tabular):
         return not self.masked and self.n < MIN_SAMPLES
 
     @property
+    def accuracies(self) -> str:
+        """The accuracy without an attack and under all of them, in words."""
+        doubt = ", which is not to be believed" if self.masked else ""
+        return f"accuracy {self.clean:.1%} without an attack, {self.robust:.1%} under all at eps {self.eps:g}{doubt}."
+
+    @property
     def caution(self) -> str:
         """What to know before quoting `robust`; empty unless a test was raised."""
         if not self.masked:
