@@ -218,7 +218,7 @@ MISTYPED = {
         r"^parts = .*: expected a tuple of \(a string, an A",
     ),
     "a number as attack": (lambda: attacks.Bisected(3), r"^attack = 3 is an int: expected an AttackLike\.$"),
-    "a model as radius": (lambda: attacks.pgd(net(), X, Y), r"^eps .*: expected a number\.$"),
+    "a model as radius": (lambda: attacks.pgd(net(), X, Y), r"^eps .*: expected a number or a Tensor\.$"),
     "a recipe of its own": (
         lambda: fit(METHOD, net(), load("digits"), recipe={}),
         r"^recipe = \{\} is a dict: expected a Re",

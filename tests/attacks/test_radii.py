@@ -71,7 +71,7 @@ def test_points_are_contained_by_radius() -> None:
             "square takes one eps for all samples",
         ),
         (lambda net, x, y: Ball("linf", 0.1, radii=RADII.long()), "radii must be a tensor of floats"),
-        (lambda net, x, y: attacks.pgd("0.1"), "eps = '0.1' is a str: expected a number"),
+        (lambda net, x, y: attacks.pgd("0.1"), "eps = '0.1' is a str: expected a number or a Tensor"),
     ],
 )
 def test_wrong_radii_are_refused(setting, call, message: str) -> None:

@@ -140,7 +140,8 @@ class Attack(ABC):
             self.geometry.radii is None or self.takes_radii,
             f"{self.kind} takes one eps for all samples: a radius for each is for gradient attacks such as pgd.",
         )
-        self.geometry.check_count(len(x) if isinstance(x, Tensor) else 0)
+        if isinstance(x, Tensor) and x.ndim > 0:
+            self.geometry.check_count(len(x))
         given = {"target": target, "seed": seed, "index": index, "batch_size": batch_size, "start": start}
         with validated_inputs(
             model, x, y, self.geometry, **given, draws=getattr(self, "mode", "eval") == "train"

@@ -19,11 +19,10 @@ from equipoise.attacks.steps import Gaussian, RadiusShare, Start, StepSize, Unif
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.schedules import schedulable
-from equipoise.core.types import PerSample
 from equipoise.geometry import Ball, Box
 from equipoise.losses.objectives import Divergence, Objective, cross_entropy, kl, margin, uncertainty_named
 
-Eps = float | PerSample
+Eps = float | Tensor
 _EVALUATION: dict[str, Any] = {"start": Uniform(), "return_point": "first_success"}
 
 

@@ -24,7 +24,8 @@ from equipoise.generators import Manifold
 from equipoise.geometry import NormName
 from equipoise.losses.objectives import UNCERTAINTIES, cross_entropy, regularised
 from equipoise.losses.terms import Method
-from equipoise.training import certified, load_generator, methods
+from equipoise.training import load_generator, methods
+from equipoise.training.methods import variations
 
 _REGULARISERS = {"entm": ("--entropy-weight", "2"), "ls": ("--smoothing", "0.74")}
 """What may be written behind the name of a method, and by itself for the standard one."""
@@ -38,11 +39,8 @@ def _name(function: Callable[..., Method]) -> str:
 
 METHODS: dict[str, Callable[..., Method]] = {
     _name(function): function
-    for function in vars(methods).values()
-    if inspect.isfunction(function)
-    and function.__module__ in (methods.__name__, certified.__name__)
-    and not function.__name__.startswith("_")
-    and function not in _REGULARISED
+    for function in (getattr(methods, name) for name in methods.__all__)
+    if function.__module__ != variations.__name__ and function not in _REGULARISED
 }
 """The methods, by the names that are typed."""
 

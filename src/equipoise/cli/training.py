@@ -37,7 +37,7 @@ def train(options: Train, command: str) -> None:
     _require_consistent(options, record["name"])
     record["name"] = full_name(record)
     changes = {"variation": variation.record()} if variation.record() else {}
-    device = recipe.pick_device()
+    recipe.pick_device()  # refuses a GPU that is not there before data are loaded
     data = load(options.data, options.data_root)
     say(data.summary)
     if options.examples is not None:
@@ -80,17 +80,22 @@ def train(options: Train, command: str) -> None:
             job = prepared(manifold_of_run(record, named, data, recipe, out))
         launch(job)
         if is_main_process() and options.evaluate_examples != 0:
-            evaluations = evaluate_run(
-                out,
-                data,
-                examples=options.evaluate_examples,
-                precision=recipe.precision,
-                device=device,
-                command=command,
-                progress=lambda weights: evaluation_progress(f"evaluating the {weights} weights"),
-            )
-            show(*evaluations)
+            _evaluate(out, data, options, command)
     say(f"wrote {out}; next: {shlex.join(['equipoise', 'report', str(out), '--out', 'report.html'])}")
+
+
+def _evaluate(out: Path, data: Dataset, options: Train, command: str) -> None:
+    """Evaluate what came out, and show it."""
+    evaluations = evaluate_run(
+        out,
+        data,
+        examples=options.evaluate_examples,
+        precision=options.recipe.precision,
+        device=options.recipe.pick_device(),
+        command=command,
+        progress=lambda weights: evaluation_progress(f"evaluating the {weights} weights"),
+    )
+    show(*evaluations)
 
 
 def _require_consistent(options: Train, method: str) -> None:

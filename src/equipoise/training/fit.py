@@ -130,19 +130,11 @@ def prepare(
     method = method.build_for(data.shape, recipe.seed)
     require(out is None or str(out) != "", "out is empty: expected the path of a directory, which may not exist yet.")
     device, world = recipe.pick_device(), World.from_environment()
-    require(
-        not method.remembers or (recipe.devices == 1 and world is None),
-        "a perturbation of the method keeps something of each sample, of which every process would know a part: train "
-        "on one device.",
-    )
-    require(
-        not method.remembers or recipe.augment == "none",
-        "a perturbation of the method keeps something of each sample, which crops and flips would move: train without "
-        "augment.",
-    )
     if world is None:
         require_devices(recipe.devices, device.type)
     _check_model(method, model, data, recipe)
+    _check_memory(method, recipe, world)
+    _check_unlabelled(method, data, unlabelled)
     _check_data(data, recipe, recipe.devices if world is None else world.size)
     if recipe.tensorboard:
         summary_writer()
@@ -157,7 +149,6 @@ def prepare(
         words=list(words),
     )
     folder = Path(out) if out is not None else None
-    _check_unlabelled(method, data, unlabelled)
     return Job(
         in_precision(method, recipe),
         schedule,
@@ -185,13 +176,14 @@ def _check_model(method: Method, model: "nn.Module | Predictive", data: Dataset,
     x = data.train.x[:2]
     prediction = validate_output(predictive, x.to(weight.device))
     method.check(len(data.classes), len(prediction.logits))
-    for perturbation in method.all_perturbations:
-        if isinstance(perturbation, Ascent):
-            perturbation.space.enter(frozen(predictive), x.to(weight.device))
-        if isinstance(perturbation, Corrupted):
-            perturbation.check(x)
-        if isinstance(perturbation, Bounds):
-            perturbation.check(predictive, x.to(weight.device))
+    at: Any
+    for at in dict.fromkeys([*method.all_perturbations, *method.perturbations]):
+        if isinstance(at, Ascent):
+            at.space.enter(frozen(predictive), x.to(weight.device))
+        if isinstance(at, Corrupted):
+            at.check(x)
+        if isinstance(at, Bounds):
+            at.check(predictive, x.to(weight.device))
     require(
         prediction.classes == len(data.classes),
         f"the network has {prediction.classes} classes, {data.name} has {len(data.classes)}.",
@@ -211,6 +203,19 @@ def _check_data(data: Dataset, recipe: Recipe, processes: int) -> None:
         min(recipe.batch_size, samples) >= processes,
         f"{processes} processes cannot share batches of {recipe.batch_size} of {samples} samples: use fewer devices or "
         "larger batches.",
+    )
+
+
+def _check_memory(method: Method, recipe: Recipe, world: World | None) -> None:
+    """Raise `EquipoiseError` unless what perturbations keep of each sample is known where it is needed."""
+    kept = "a perturbation of the method keeps something of each sample"
+    require(
+        not method.remembers or (recipe.devices == 1 and world is None),
+        f"{kept}, of which every process would know a part: train on one device.",
+    )
+    require(
+        not method.remembers or recipe.augment == "none",
+        f"{kept}, which crops and flips would move: train without augment.",
     )
 
 
