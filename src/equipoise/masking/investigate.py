@@ -73,30 +73,19 @@ def investigate(
     require(0 < eps < float("inf"), f"eps = {eps}: give the radius at which the model is said to be robust.")
     require(minutes is None or minutes > 0, f"minutes = {minutes}: expected a number > 0.")
     start, ball = time.monotonic(), Ball(norm, eps, box)
-    deadline = start + 60 * minutes if minutes is not None else float("inf")
+    deadline = float("inf") if minutes is None else start + 60 * minutes
     progress = within_time(progress, start, deadline)
     samples = AttackedSamples(as_predictive(model), x, y, torch.arange(len(x), device=x.device), seed, batch_size)
     warnings = check_model(samples.predictive, x, y, box=box, seed=seed)
     clean = _classify(samples, ball)
-    candidates = samples[clean.correct[stratified_order(y[clean.correct], 0).to(x.device)]][:MAX_SAMPLES]
-    plan, no_gradient = _plan(candidates[:2], ball, clean.random, proxy, proxy_name)
-    trial = Square(ball, 12) if no_gradient else plans.pgd_from_sample(ball, 5, return_point="best")
-    first = len(candidates.x) if minutes is None else affordable(candidates, plan, minutes, trial)
-    began = time.monotonic()
-    attacked, results = candidates.run_until(deadline, plan, first, progress)
-    seconds = (time.monotonic() - began) / plans.cost(plan) / len(attacked.x)
     draws_known = not clean.random and any(warning.name == "randomised model" for warning in warnings)
-    within = [results[name] for name, planned in plan.items() if planned.attack.geometry.eps <= eps]
-    rates = _worst_rates(torch.stack([result.error_rate for result in within]), clean.random)
-    longer = _Longer({}, rates, 0)
-    if minutes is not None:
-        again = attacked.repeat_until(
-            deadline, plans.longer(ball, no_gradient, clean.random), rates <= 0.5, seconds, progress
-        )
-        longer = _repeated(again, rates, clean.random)
+    found = _attack(samples, ball, clean, minutes, deadline, (proxy, proxy_name), progress)
+    plan, no_gradient, attacked, results, rates, longer = found
     tests, pictures = _test_outcomes(attacked, results, longer, ball, clean.random, no_gradient)
     if longer.rounds and not clean.random:
         tests.append(longer_attacks_test((rates > 0.5).cpu().numpy(), longer.success))
+    numbers = {"slack": [FEW, SOME, MANY, HALF], "minutes": minutes, "seed": seed, "longer_rounds": longer.rounds}
+    shown = [warning for warning in warnings if not (draws_known and warning.name == "randomised model")]
     return MaskingReport(
         target=target,
         norm=norm,
@@ -106,11 +95,9 @@ def investigate(
         robust=len(clean.correct) / len(x) * (1 - float(longer.rates.mean())),
         tests=holm_corrected([*tests, *gradient_tests(samples, box, no_gradient)]),
         false_positive_rate=FALSE_POSITIVE_RATE,
-        settings=plans.settings(plan)
-        | {"slack": [FEW, SOME, MANY, HALF], "minutes": minutes, "seed": seed}
-        | {"proxy": None if proxy is None else proxy_name, "longer_rounds": longer.rounds},
+        settings=plans.settings(plan) | numbers | {"proxy": None if proxy is None else proxy_name},
         skipped=_skipped(proxy is not None, no_gradient, clean.random, draws_known),
-        warnings=[str(warning) for warning in warnings if not (draws_known and warning.name == "randomised model")],
+        warnings=[str(warning) for warning in shown],
         seconds=time.monotonic() - start,
         pictures=pictures,
     )
@@ -130,6 +117,46 @@ class _Clean(NamedTuple):
     accuracy: float
     random: bool  # whether fresh draws of the model are judged
     correct: Tensor  # which samples at most half of the draws get wrong
+
+
+class _Attacked(NamedTuple):
+    """What the attacks of a plan found, and longer ones after them."""
+
+    plan: Any
+    no_gradient: str  # why none of them follows gradients; empty if some do
+    samples: AttackedSamples
+    results: Any  # by the attack's name
+    rates: PerSample  # worst share of wrong draws within the ball
+    longer: _Longer
+
+
+def _attack(
+    samples: AttackedSamples,
+    ball: Ball,
+    clean: _Clean,
+    minutes: float | None,
+    deadline: float,
+    proxied: tuple[Any, str],
+    progress: ReportProgress | None,
+) -> _Attacked:
+    """Attack as many samples as the time allows, and with what is left those that withstood, for longer."""
+    candidates = samples[clean.correct[stratified_order(samples.y[clean.correct], 0).to(samples.x.device)]][
+        :MAX_SAMPLES
+    ]
+    plan, no_gradient = _plan(candidates[:2], ball, clean.random, *proxied)
+    trial = Square(ball, 12) if no_gradient else plans.pgd_from_sample(ball, 5, return_point="best")
+    first = len(candidates.x) if minutes is None else affordable(candidates, plan, minutes, trial)
+    began = time.monotonic()
+    attacked, results = candidates.run_until(deadline, plan, first, progress)
+    seconds = (time.monotonic() - began) / plans.cost(plan) / len(attacked.x)
+    within = [results[name] for name, planned in plan.items() if planned.attack.geometry.eps <= ball.eps]
+    rates = _worst_rates(torch.stack([result.error_rate for result in within]), clean.random)
+    longer = _Longer({}, rates, 0)
+    if minutes is not None:
+        further = plans.longer(ball, no_gradient, clean.random)
+        again = attacked.repeat_until(deadline, further, rates <= 0.5, seconds, progress)
+        longer = _repeated(again, rates, clean.random)
+    return _Attacked(plan, no_gradient, attacked, results, rates, longer)
 
 
 def _classify(samples: AttackedSamples, ball: Ball) -> _Clean:

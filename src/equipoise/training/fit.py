@@ -132,10 +132,7 @@ def prepare(
     device, world = recipe.pick_device(), World.from_environment()
     if world is None:
         require_devices(recipe.devices, device.type)
-    _check_model(method, model, data, recipe)
-    _check_memory(method, recipe, world)
-    _check_unlabelled(method, data, unlabelled)
-    _check_data(data, recipe, recipe.devices if world is None else world.size)
+    _check(method, model, data, unlabelled, recipe, world)
     if recipe.tensorboard:
         summary_writer()
     if world is None and recipe.devices > 1:
@@ -149,19 +146,23 @@ def prepare(
         words=list(words),
     )
     folder = Path(out) if out is not None else None
-    return Job(
-        in_precision(method, recipe),
-        schedule,
-        model,
-        data,
-        unlabelled,
-        recipe,
-        folder,
-        resume,
-        overwrite,
-        run,
-        progress,
-    )
+    made = in_precision(method, recipe)
+    return Job(made, schedule, model, data, unlabelled, recipe, folder, resume, overwrite, run, progress)
+
+
+def _check(
+    method: Method,
+    model: "nn.Module | Predictive",
+    data: Dataset,
+    unlabelled: Points | None,
+    recipe: Recipe,
+    world: World | None,
+) -> None:
+    """Raise `EquipoiseError` unless all of it goes together."""
+    _check_model(method, model, data, recipe)
+    _check_memory(method, recipe, world)
+    _check_unlabelled(method, data, unlabelled)
+    _check_data(data, recipe, recipe.devices if world is None else world.size)
 
 
 def _check_model(method: Method, model: "nn.Module | Predictive", data: Dataset, recipe: Recipe) -> None:
