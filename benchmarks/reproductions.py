@@ -141,15 +141,34 @@ def _claims_of(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _claims(records: Iterable[dict[str, Any]]) -> str:
-    """Every claim in a row: whether it holds, by how much, and what was computed to find out; empty without claims."""
-    rows = []
+    """The counts of every experiment, then every claim: whether it holds, by how much, and what was computed to find
+    out; empty without claims.
+    """
+    short, rows = [], []
     for one in records:
-        for claim in (claim for claim in _claims_of(one) if claim["verdict"]):
-            gap = claim["difference"]
-            verdict = claim["verdict"] + "\\*" * (gap["seeds"] == 1)
-            about = [f"{claim['statement']} ({claim['source']})", verdict, _size(claim)]
-            rows.append([*about, f"[{_place(one)}](#{_slug(one)})", f"{one['scale']:.2g}"])
-    return _table("All of them", ["claim", "verdict", "difference", "experiment", "scale"], rows) if rows else ""
+        claims = [claim for claim in _claims_of(one) if claim["verdict"]]
+        if not claims:
+            continue
+        link = f"[{_place(one)}](#{_slug(one)})"
+        counts = [sum(claim["verdict"] == verdict for claim in claims) for verdict in _VERDICTS]
+        short.append([link, one["title"], *map(str, counts), _computed(one), f"{one['seconds'] / 3600:.1f}"])
+        for claim in claims:
+            verdict = claim["verdict"] + "\\*" * (claim["difference"]["seeds"] == 1)
+            rows.append([f"{claim['statement']} ({claim['source']})", verdict, _size(claim), link, _computed(one)])
+    if not rows:
+        return ""
+    counted = _table("In short", ["experiment", "about", *_VERDICTS, "computed", "hours of computing"], short)
+    listed = _table("All of them", ["claim", "verdict", "difference", "experiment", "computed"], rows)
+    return counted + "\n" + listed
+
+
+_VERDICTS = ("holds", "fails", "undecided")
+
+
+def _computed(record: dict[str, Any]) -> str:
+    """At what scale, and with what changed: `1, epochs 10`."""
+    changes = (f"{name} {value}" for name, value in (record.get("changes") or {}).items())
+    return ", ".join([f"{record['scale']:.2g}", *changes])
 
 
 def _size(claim: dict[str, Any]) -> str:
@@ -162,7 +181,7 @@ def _summary(records: Iterable[dict[str, Any]]) -> str:
     """Every record in a row, with a link to its section."""
     rows = []
     for one in records:
-        about = [f"[{_place(one)}](#{_slug(one)})", one["title"], f"{one['scale']:.2g}"]
+        about = [f"[{_place(one)}](#{_slug(one)})", one["title"], _computed(one)]
         rows.append([*about, *_counts(one), f"{one['seconds'] / 3600:.1f}"])
     columns = ["agree", "differ", "undecided", "median difference", "order of the methods, tau"]
     return _table("All of them", ["of the paper", "what", "scale", *columns, "hours of computing"], rows)
