@@ -20,7 +20,7 @@ def test_every_public_name_is_there(name: str) -> None:
 
 def test_names_are_what_they_say() -> None:
     assert (eq.train, eq.evaluate, eq.load) == (fit, evaluate, load_run)
-    assert eq.methods.udp.__module__ == "equipoise.training.methods"
+    assert eq.methods.udp.__module__ == "equipoise.training.methods.attacked"
     assert eq.attacks.pgd(eps=0.1).geometry == eq.Ball("linf", 0.1)
     assert callable(eq.certify) and callable(eq.check_masking) and eq.__version__.count(".") == 2
 
