@@ -218,6 +218,21 @@ def test_a_resumed_training_ends_at_the_same_weights(name: str, tmp_path: Path) 
             lambda: methods.alternating(methods.pgd_at(0.1), methods.trades(0.1)),
             "differ in more than their",
         ),
+        (
+            lambda: methods.alternating(
+                methods.distilled(methods.pgd_at(0.1), TEACHER), methods.distilled(methods.pgd_at(0.2), nn.Flatten())
+            ),
+            "differ in more than their",
+        ),
+        (
+            lambda: methods.alternating(methods.gradalign_at(0.1), methods.gradalign_at(0.2)),
+            "differ in more than their",
+        ),
+        (lambda: methods.every(2, methods.fgsm_pgi(0.1)), "it compares with points of that perturbation"),
+        (lambda: methods.alternating(methods.fgsm_pgi(0.1), methods.fgsm_pgi(0.2)), "it compares with points of"),
+        (lambda: methods.every(2, methods.ibp(0.1)), "it is evaluated at bounds, not at perturbed points"),
+        (lambda: methods.alternating(methods.mtl_ibp(0.1), methods.mtl_ibp(0.2)), "it is evaluated at bounds"),
+        (lambda: methods.worst_of(*[methods.mma(0.1)] * 2), "needs ascents, such as"),
         (lambda: methods.every(0, methods.pgd_at(0.1)), "batches = 0"),
         (lambda: methods.remembering(methods.ls_pgd(0.1, "fc1")), "needs perturbations of the input"),
         (lambda: methods.distilled(methods.standard(), TEACHER, temperature=0), "temperature = 0"),

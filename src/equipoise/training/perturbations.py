@@ -338,7 +338,9 @@ class From:
         return geometry.project(self.points, x)
 
 
-def _require_in_the_input(ascent: Ascent, what: str) -> None:
+def _require_in_the_input(ascent: object, what: str) -> None:
+    require(isinstance(ascent, Ascent), f"{what} needs ascents, such as pgd(0.1), not {ascent}.")
+    ascent = cast(Ascent, ascent)
     require(
         isinstance(ascent.space, Input),
         f"{what} needs perturbations of the input, {ascent} perturbs {type(ascent.space).__name__}.",
