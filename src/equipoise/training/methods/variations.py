@@ -148,6 +148,7 @@ def _changeable(method: Method) -> Method:
 def _with_places(method: Method, change: Callable[[Any], Any]) -> Method:
     """The method with its perturbations changed, those that are equal alike."""
     method = _changeable(as_method(method))
+    require(any(method.perturbations), f"{method} perturbs nothing that could be varied: take a method such as pgd_at.")
     new = {at: change(at) for at in method.perturbations}
     return replace(method, terms=tuple(replace(term, at=new[term.at]) for term in method.terms))
 
