@@ -20,6 +20,8 @@ def test_from_training_to_the_report(tmp_path, capsys):
     assert shown.count("certified (crown-ibp)") == 2 and "flag: certified" not in shown
     assert shown.index("pgd") < shown.index("worst case") < shown.index("certified (crown-ibp)") < shown.rindex("fgsm")
     evaluation = load(record)
+    trained = load(tmp_path / "ibp" / "run.json")
+    assert (trained.recipe["valid_eps"], trained.recipe["valid_norm"]) == (0.02, "linf")
     assert isinstance(evaluation, Evaluation) and [proof.eps for proof in evaluation.certified] == [0.01, 0.02]
     assert main(["verify", str(record)]) == 0
     assert main(["report", str(record), "--out", str(tmp_path / "r.html")]) == 0
@@ -50,6 +52,8 @@ def test_methods_are_as_typed(words, linear, weights):
     [
         (["train", "ibp", *TRAIN, "--warmup", "0.5"], "expected its beginning and its end"),
         (["train", "ibp", *TRAIN, "--members", "2"], "cannot bound a Ensemble"),
+        (["train", "ibp", *TRAIN, "--also", "l2:0.5"], "it is evaluated at bounds"),
+        (["train", "pgd", "--eps", "0..0.1", "--data", "digits", "--adaptive-eps"], "give --eps as one number"),
         (["train", "mtl-ibp", *TRAIN, "--alpha", "2"], "alpha = 2.0: expected a share"),
     ],
 )

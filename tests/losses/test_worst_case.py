@@ -13,11 +13,13 @@ from equipoise import attacks, methods
 from equipoise.certified import certified
 from equipoise.core.errors import EquipoiseError
 from equipoise.core.rng import Streams
+from equipoise.core.schedules import ramp
 from equipoise.geometry import Ball, Box
-from equipoise.losses import Bounds, Method, Term, WarmedUp, as_method, cross_entropy, crown_ibp, ibp
+from equipoise.losses import Bounds, Method, Term, WarmedUp, as_method, cross_entropy, crown_ibp, ibp, kl
 from equipoise.losses.worst_case import during
 from equipoise.models import Ensemble, MonteCarloDropout, Single
 from equipoise.nets import MLP
+from equipoise.training.perturbations import Alternating
 
 pytestmark = pytest.mark.unchecked
 LINEAR = (1.0, 1.0)
@@ -187,7 +189,7 @@ def test_the_whole_method_is_that_after_the_warm_up():
 
 
 def test_weights_multiply_the_term_from_its_beginning():
-    term = 3 * WarmedUp(cross_entropy, ibp(0.1), 0.5, 1.0)
+    term = 3 * WarmedUp(cross_entropy, ibp(0.1), 0.5, initial=1.0)
     assert isinstance(term, WarmedUp) and (term.weight, term.initial) == (1.5, 3.0)
     total = 2 * methods.ibp(0.1) + cross_entropy
     assert [t.weight for t in during(total, 0.0).terms] == [2.0, 0.0, 1.0]
@@ -198,6 +200,20 @@ def test_the_ball_of_an_attack_grows_too():
     attack, bounds = during(method, 0.25).terms
     assert isinstance(attack.at, attacks.pgd(0.1).__class__) and attack.at.geometry.eps == pytest.approx(0.1)
     assert (attack.weight, bounds.weight) == pytest.approx((0.7, 0.3))
+    assert attack.at.step_size == attacks.pgd(0.1, steps=8).step_size
+
+
+def test_a_term_that_warms_up_keeps_what_it_compares_with():
+    teacher = mlp(4, 9, 3)
+    term = WarmedUp(kl(), attacks.uta(0.1)).against(teacher).on_unlabelled()
+    now = during(as_method(term), 0.25).terms[0]
+    assert type(now) is Term and now.reference == term.reference is not None and now.unlabelled
+
+
+def test_radii_of_bounds_may_be_scheduled():
+    assert methods.ibp(ramp(0, 0.4), warmup=(0, 0)).at(0.5) == methods.ibp(0.2, warmup=(0, 0))
+    assert methods.mtl_ibp(ramp(0, 0.4)).at(0.5) == methods.mtl_ibp(0.2)
+    assert methods.crown_ibp(ramp(0, 0.4)).at(0.5) == methods.crown_ibp(0.2)
 
 
 def test_mtl_ibp_is_a_convex_combination():
@@ -238,6 +254,7 @@ def test_terms_say_what_they_are():
         (lambda: crown_ibp(0.1, norm="l2"), "linear bounds are descended in linf, not in l2"),
         (lambda: ibp(math.inf, box=Box(-math.inf, math.inf)), "infinite ball without a box"),
         (lambda: Bounds(Ball("linf", 0.1)).during(1.5), "warmed = 1.5"),
+        (lambda: WarmedUp(cross_entropy, Alternating((attacks.pgd(0.1), None))), "has no ball of its own"),
         (lambda: 2 * ibp(0.1), "unsupported operand"),
     ],
 )

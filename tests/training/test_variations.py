@@ -24,6 +24,9 @@ LINF = attacks.pgd(0.1, 0.04, 3, start="zero", return_point="last")
 L2 = attacks.pgd(0.34, 0.17, 3, norm="l2", start="zero", return_point="last")
 
 
+UNCERTAIN = attacks.uta(0.1, 0.04, 3)
+
+
 @pytest.fixture
 def net() -> nn.Module:
     return nets.build("mlp", (1, 4, 4), classes=3, seed=0, widths=(8,)).double()
@@ -213,11 +216,34 @@ def test_a_resumed_training_ends_at_the_same_weights(name: str, tmp_path: Path) 
             "cross-entropy needs labels, and unlabelled",
         ),
         (lambda: (kl() @ LINF).on_unlabelled(), "cross-entropy needs labels"),
+        (lambda: (kl() @ Remembered(LINF)).on_unlabelled(), "cross-entropy needs labels"),
+        (lambda: (kl() @ Alternating((UNCERTAIN, LINF))).on_unlabelled(), "cross-entropy needs labels"),
+        (lambda: (kl() @ Adaptive(UNCERTAIN)).on_unlabelled(), "adaptive radii.* needs labels"),
+        (lambda: (kl() @ AtBoundary(UNCERTAIN)).on_unlabelled(), "at the boundary.* needs labels"),
+        (lambda: (entropy @ losses.ibp(0.1)).on_unlabelled(), "bounds.* needs labels"),
+        (lambda: methods.remembering(methods.standard()), "perturbs nothing that could be varied"),
+        (lambda: methods.mma(ramp(0, 0.1)), "a finite eps > 0"),
+        (lambda: methods.adaptive_eps(methods.pgd_at(0.0)), "a finite eps > 0"),
         (lambda: (entropy @ LINF).against(TEACHER), "entropy compares with nothing"),
         (
             lambda: methods.alternating(methods.pgd_at(0.1), methods.trades(0.1)),
             "differ in more than their",
         ),
+        (
+            lambda: methods.alternating(
+                methods.distilled(methods.pgd_at(0.1), TEACHER), methods.distilled(methods.pgd_at(0.2), nn.Flatten())
+            ),
+            "differ in more than their",
+        ),
+        (
+            lambda: methods.alternating(methods.gradalign_at(0.1), methods.gradalign_at(0.2)),
+            "differ in more than their",
+        ),
+        (lambda: methods.every(2, methods.fgsm_pgi(0.1)), "it compares with points of that perturbation"),
+        (lambda: methods.alternating(methods.fgsm_pgi(0.1), methods.fgsm_pgi(0.2)), "it compares with points of"),
+        (lambda: methods.every(2, methods.ibp(0.1)), "it is evaluated at bounds, not at perturbed points"),
+        (lambda: methods.alternating(methods.mtl_ibp(0.1), methods.mtl_ibp(0.2)), "it is evaluated at bounds"),
+        (lambda: methods.worst_of(*[methods.mma(0.1)] * 2), "needs ascents, such as"),
         (lambda: methods.every(0, methods.pgd_at(0.1)), "batches = 0"),
         (lambda: methods.remembering(methods.ls_pgd(0.1, "fc1")), "needs perturbations of the input"),
         (lambda: methods.distilled(methods.standard(), TEACHER, temperature=0), "temperature = 0"),
@@ -245,6 +271,30 @@ def test_a_resumed_training_ends_at_the_same_weights(name: str, tmp_path: Path) 
 def test_what_cannot_be_is_refused(call, message: str) -> None:
     with pytest.raises(EquipoiseError, match=message):
         call()
+
+
+def test_a_memory_follows_the_index_to_its_device() -> None:
+    """As when a run is resumed on an accelerator, from a checkpoint that was read into main memory."""
+    memory = SampleMemory()
+    memory.of(torch.arange(3)).keep("value", torch.ones(3))
+    index = torch.arange(3, device="meta")
+    assert memory.of(index).recall("value", torch.zeros(3, device="meta")).device.type == "meta"
+    assert {tensor.device.type for tensor in memory.tensors().values()} == {"meta"}
+
+
+def test_a_margin_never_exceeds_the_largest_radius(net, batch) -> None:
+    x, y = batch
+    memory = SampleMemory().of(torch.arange(N))
+    for eps in (0.5, 0.01):
+        ascent = attacks.pgd(eps, 2 * eps, 1, start="zero", return_point="last")
+        point = AtBoundary(ascent).perturb(as_predictive(net), x, y, streams(), memory)
+        assert float((point - x).abs().max()) <= eps * (1 + 1e-9)
+
+
+def test_a_teacher_is_followed_at_points_not_at_bounds() -> None:
+    assert [term.at for term in methods.distilled(methods.ibp(0.1), TEACHER).terms][2] is None
+    attack = methods.mtl_ibp(0.1).terms[0].at
+    assert methods.distilled(methods.mtl_ibp(0.1), TEACHER).terms[2].at == attack
 
 
 def test_a_memory_of_another_training_is_refused() -> None:

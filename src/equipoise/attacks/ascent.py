@@ -201,6 +201,12 @@ class Ascent(Attack):
         size = replace(size, radii=size.radii[index]) if isinstance(size, RadiusShare) else size
         return replace(self, geometry=self.geometry[index], step_size=size)
 
+    def scaled(self, factor: float) -> "Ascent":
+        """The ascent in `factor` times the ball, with steps `factor` times as long if all have one length."""
+        size = self.step_size
+        size = Constant(factor * size.size) if isinstance(size, Constant) and factor > 0 else size
+        return replace(self, geometry=self.geometry.scaled(factor), step_size=size)
+
     @property
     def _schedule(self) -> tuple[Steps, StepSize]:
         """How many steps and how long; numbers became rules at construction."""

@@ -8,7 +8,7 @@ from equipoise.attacks.gradient import udp
 from equipoise.cli.method_options import build_method, parameters
 from equipoise.cli.options import Count, CountOrZero, fraction
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.schedules import schedulable
+from equipoise.core.schedules import Schedule, schedulable
 from equipoise.core.types import Points
 from equipoise.data import Dataset
 from equipoise.generators import Manifold
@@ -67,6 +67,10 @@ class Variation:
         if self.remember:
             made = methods.remembering(made)
         if self.adaptive_eps:
+            require(
+                not isinstance(getattr(choice, "eps", 0.0), Schedule),
+                "--adaptive-eps starts every radius at --eps and adapts it from there: give --eps as one number.",
+            )
             made = methods.adaptive_eps(made)
         if self.perturb_every > 1:
             made = methods.every(self.perturb_every, made)

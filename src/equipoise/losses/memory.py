@@ -1,6 +1,7 @@
 """What a perturbation keeps of each training sample from one step to the next, such as the last perturbation of it."""
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -57,12 +58,12 @@ class BatchMemory:
 
     def recall(self, name: str, default: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The value of each sample, and where none is known the default."""
-        column = self.memory.columns.get(self.path + name)
+        column = self._column(self.path + name)
         if column is None:
             return default
         inside = self.index < len(column.known)
         row = torch.where(inside, self.index, 0)
-        known = (column.known[row].to(inside.device) & inside).reshape(-1, *[1] * (default.ndim - 1))
+        known = (column.known[row] & inside).reshape(-1, *[1] * (default.ndim - 1))
         require(
             column.values.shape[1:] == default.shape[1:],
             f"the memory holds {name} of shape {tuple(column.values.shape[1:])}, but samples need "
@@ -76,9 +77,16 @@ class BatchMemory:
         needed = int(self.index.max()) + 1
         if name not in columns:
             columns[name] = _Column(values.new_zeros(0, *values.shape[1:]), self.index.new_zeros(0, dtype=torch.bool))
-        column = columns[name]
+        column = cast(_Column, self._column(name))
         missing = needed - len(column.known)
         if missing > 0:
             column.values = torch.cat([column.values, values.new_zeros(missing, *values.shape[1:])])
             column.known = torch.cat([column.known, column.known.new_zeros(missing)])
         column.values[self.index], column.known[self.index] = values.to(column.values), True
+
+    def _column(self, name: str) -> _Column | None:
+        """What is kept under a name, on the device of the index: what a checkpoint restores is not there yet."""
+        column = self.memory.columns.get(name)
+        if column is not None and column.known.device != self.index.device:
+            column.values, column.known = column.values.to(self.index.device), column.known.to(self.index.device)
+        return column

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from equipoise.core.checks import check_fields, check_index, check_labels, checked_call
 from equipoise.core.deprecation import renamed_attribute
-from equipoise.core.errors import kind_of, require, require_integer
+from equipoise.core.errors import EquipoiseError, kind_of, require, require_integer
 from equipoise.core.rng import Streams, fold
 from equipoise.core.types import Labels, PerSample, Points, Predict, Prediction, Predictive
 from equipoise.losses.algebra import Summand, summand
@@ -127,11 +127,9 @@ class Term(Summand):
             self.reference is None or self.objective.needs_clean,
             f"{self.objective.name} compares with nothing: a reference is for objectives of two predictions, as kl().",
         )
-        inner = getattr(self.at, "objective", None)
-        for objective in (self.objective, inner if isinstance(inner, Objective) else self.objective):
-            require(
-                not (self.unlabelled and objective.needs_labels),
-                f"{objective.name} needs labels, and unlabelled samples have none: use kl() or entropy, at udp points.",
+        for part in _needing_labels(self) if self.unlabelled else ():
+            raise EquipoiseError(
+                f"{part} needs labels, and unlabelled samples have none: use kl() or entropy, at udp points."
             )
 
     def __str__(self) -> str:
@@ -391,6 +389,16 @@ def _within(at: Perturbation) -> Iterator[Perturbation]:
     for part in getattr(at, "parts", ()):
         if part is not None:
             yield from _within(part)
+
+
+def _needing_labels(term: Term) -> Iterator[str]:
+    """What needs labels of a term and all that its perturbation is made of."""
+    for one in (term, *(() if term.at is None else _within(cast(Perturbation, term.at)))):
+        objective = getattr(one, "objective", None)
+        if isinstance(objective, Objective) and objective.needs_labels:
+            yield objective.name
+        if isinstance(one, WorstCase) or getattr(one, "needs_labels", False):
+            yield str(one)
 
 
 def _perturbed(

@@ -123,6 +123,10 @@ class WarmedUp(Term):
             len(self.warmup) == 2 and 0 <= self.warmup[0] <= self.warmup[1] <= 1,
             f"warmup = {self.warmup}: expected its beginning and its end as shares of the training, such as 0 0.5.",
         )
+        require(
+            self.at is None or isinstance(self.at, Bounds) or hasattr(self.at, "scaled"),
+            f"{self.at} has no ball of its own that could grow: warm up a term at an ascent or at bounds.",
+        )
 
     def __str__(self) -> str:
         return f"{super().__str__()} (weight from {self.initial:g}, warm-up {self.warmup[0]:g} to {self.warmup[1]:g})"
@@ -139,8 +143,9 @@ class WarmedUp(Term):
         if isinstance(at, Bounds):
             at = at.during(warmed)
         elif at is not None:
-            at = replace(at, geometry=replace(at.geometry, eps=warmed * at.geometry.eps))
-        return Term(self.objective, at, self.initial + (self.weight - self.initial) * warmed)
+            at = at.scaled(warmed)
+        weight = self.initial + (self.weight - self.initial) * warmed
+        return Term(self.objective, at, weight, self.reference, self.unlabelled)
 
 
 def during(method: Method, done: float) -> Method:

@@ -35,6 +35,7 @@ from equipoise.data import Split
 from equipoise.geometry import Ball
 from equipoise.losses.memory import SampleMemory
 from equipoise.losses.terms import Method
+from equipoise.losses.worst_case import Bounds
 from equipoise.models import predict
 from equipoise.training.auxiliary import AuxiliaryTraining
 from equipoise.training.checkpoint import copy_into, plain_state, with_prefix
@@ -312,9 +313,12 @@ class ProgressReports(Handler):
 
 
 def validation_ball(job: Job) -> Ball:
-    """The ball of the validation attacks, which perturb the input whatever space the method perturbs."""
+    """The ball of the validation attacks, which perturb the input whatever space the method perturbs: that of the
+    method's ascents, or of its bounds.
+    """
     ascents = (p for p in job.method.all_perturbations if isinstance(p, Ascent) and isinstance(p.space, Input))
-    balls = [ascent.geometry for ascent in ascents]
+    bounds = [at.geometry for at in job.method.perturbations if isinstance(at, Bounds)]
+    balls = [ascent.geometry for ascent in ascents] or bounds
     ball = balls[0] if balls else Ball("linf", 0.0)
     default = 8 / 255 if job.data.train.x.ndim == 4 and job.data.train.x.shape[1] == 3 else 0.1
     if job.recipe.valid_eps is not None:

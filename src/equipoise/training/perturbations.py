@@ -236,6 +236,7 @@ class Adaptive(Wrapping):
     Steps are the same share of every radius. It costs three ascents.
     """
 
+    needs_labels = True
     increment: float = 1.9 / 255
     """γ, in the units of the input."""
     smoothing: float = 0.1
@@ -245,6 +246,7 @@ class Adaptive(Wrapping):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _share_of_radius(self.ascent)
         require(self.increment > 0, f"increment = {self.increment}: expected a number > 0, such as 1.9/255.")
         require(0 < self.smoothing <= 1, f"smoothing = {self.smoothing}: expected a share in (0, 1].")
         require(self.largest > 0, f"largest = {self.largest}: expected a radius > 0.")
@@ -280,6 +282,7 @@ class AtBoundary(Wrapping):
     ascent, where their loss is small.
     """
 
+    needs_labels = True
     halvings: int = 10
     """Steps of the bisection."""
     slack: float = 1.05
@@ -287,6 +290,7 @@ class AtBoundary(Wrapping):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _share_of_radius(self.ascent)
         require_integer("halvings", self.halvings, 0)
         require(self.slack > 1, f"slack = {self.slack}: expected a factor > 1, by which margins may grow.")
 
@@ -296,7 +300,7 @@ class AtBoundary(Wrapping):
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams, memory: BatchMemory) -> Points:
         """The points near the boundary; their distances are kept."""
         largest = self.ascent.geometry.eps
-        radii = memory.recall("margin", x.new_full((len(x),), largest))
+        radii = memory.recall("margin", x.new_full((len(x),), largest)).clamp_max(largest)
         far = within(self.ascent, radii).perturb(predictive, x, y, streams)
         still, drawn = frozen(predictive), streams.fold(Stream.MODEL)
 
@@ -318,13 +322,19 @@ class AtBoundary(Wrapping):
 
 def within(ascent: Ascent, radii: PerSample) -> Ascent:
     """The ascent with a radius for each sample, and steps of the same share of it."""
+    size = RadiusShare(_share_of_radius(ascent), radii)
+    return replace(ascent, geometry=replace(ascent.geometry, radii=radii), step_size=size)
+
+
+def _share_of_radius(ascent: Ascent) -> float:
+    """The length of the steps, in multiples of eps. Raises `EquipoiseError` if there is none."""
     eps, size = ascent.geometry.eps, ascent.step_size
     require(
         isinstance(size, Constant) and 0 < eps < math.inf,
-        f"{ascent}: a radius for each sample needs steps of one size, and a finite eps > 0 to measure them by.",
+        f"{ascent}: a radius for each sample needs steps of one size, and a finite eps > 0 to measure them by, also at "
+        "the beginning of a schedule.",
     )
-    ratio = cast(Constant, size).size / eps
-    return replace(ascent, geometry=replace(ascent.geometry, radii=radii), step_size=RadiusShare(ratio, radii))
+    return cast(Constant, size).size / eps
 
 
 @dataclass(frozen=True)
@@ -338,7 +348,9 @@ class From:
         return geometry.project(self.points, x)
 
 
-def _require_in_the_input(ascent: Ascent, what: str) -> None:
+def _require_in_the_input(ascent: object, what: str) -> None:
+    require(isinstance(ascent, Ascent), f"{what} needs ascents, such as pgd(0.1), not {ascent}.")
+    ascent = cast(Ascent, ascent)
     require(
         isinstance(ascent.space, Input),
         f"{what} needs perturbations of the input, {ascent} perturbs {type(ascent.space).__name__}.",

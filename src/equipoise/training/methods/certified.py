@@ -17,6 +17,7 @@ from typing import Any
 from equipoise.attacks import gradient as attacks
 from equipoise.attacks.steps import StepSize
 from equipoise.core.errors import require
+from equipoise.core.schedules import schedulable
 from equipoise.geometry import Box
 from equipoise.losses import worst_case
 from equipoise.losses.objectives import Objective, cross_entropy
@@ -26,6 +27,7 @@ from equipoise.losses.worst_case import Bounds, WarmedUp
 WARMUP = (0.0, 0.5)
 
 
+@schedulable
 def ibp(
     eps: float,
     kappa: float = 0.5,
@@ -40,6 +42,7 @@ def ibp(
     return _mixed_with_clean(kappa, warmup, loss, worst_case.ibp(eps, norm, box))
 
 
+@schedulable
 def crown_ibp(
     eps: float,
     kappa: float = 0.5,
@@ -58,6 +61,7 @@ def crown_ibp(
     return _mixed_with_clean(kappa, warmup, loss, worst_case.crown_ibp(eps, (1.0, linear), box=box))
 
 
+@schedulable
 def mtl_ibp(
     eps: float,
     alpha: float = 0.1,
@@ -70,7 +74,8 @@ def mtl_ibp(
     **options: Any,
 ) -> Method:
     """MTL-IBP: `(1 - α) L(x') + α L(z)`, x' maximising L over the ball by PGD, z the worst-case logits by intervals (De
-    Palma et al. 2024, "Expressive Losses for Verified Robustness via Convex Combinations", Sec. 4.2). Both balls grow.
+    Palma et al. 2024, "Expressive Losses for Verified Robustness via Convex Combinations", Sec. 4.2). Both balls grow,
+    and with them the steps of PGD.
 
     Parameters:
         alpha: Weight α of the bounds, in [0, 1].

@@ -87,7 +87,7 @@ def distilled(
     require(weight >= 0, f"weight = {weight}: expected a number >= 0.")
     require(temperature > 0, f"temperature = {temperature}: expected a number > 0.")
     method = as_method(method)
-    at = next((place for place in method.perturbations if place is not None), None)
+    at = next((place for place in method.perturbations if isinstance(place, Perturbation)), None)
     softened = Objective("softened-KL", _softened_kl, (("temperature", float(temperature)),), needs_clean=True)
     return method + weight * Term(softened, at).against(teacher)
 
@@ -111,7 +111,7 @@ squared_difference = Objective("squared-difference", _squared_difference, needs_
 def _combined(alternatives: Sequence[Method], combine: Callable[[Places], Any]) -> Method:
     """The method whose every perturbation is made of those at the same place in the alternatives."""
     require(len(alternatives) > 0, "a combination of no methods: expected at least one.")
-    alternatives = [as_method(one) for one in alternatives]
+    alternatives = [_changeable(as_method(one)) for one in alternatives]
     first, shapes = alternatives[0], [_shape(one) for one in alternatives]
     for other, shape in zip(alternatives, shapes, strict=True):
         require(
@@ -125,12 +125,30 @@ def _combined(alternatives: Sequence[Method], combine: Callable[[Places], Any]) 
 
 
 def _shape(method: Method) -> Any:
-    return [(term.objective, term.weight, term.at is None) for term in method.terms], len(method.penalties)
+    """All but the perturbations."""
+    return [(replace(term, at=None), term.at is None) for term in method.terms], method.penalties
+
+
+def _changeable(method: Method) -> Method:
+    """The method itself. Raises `EquipoiseError` if its perturbations cannot be exchanged for others."""
+    for term in method.terms:
+        require(
+            term.at is None or isinstance(term.at, Perturbation),
+            f"{term}: it is evaluated at bounds, not at perturbed points, so there are none to change: take a method "
+            "such as pgd_at.",
+        )
+        require(
+            not isinstance(term.reference, Perturbation),
+            f"{term}: it compares with points of that perturbation, which cannot be changed: take a method such as "
+            "pgd_at.",
+        )
+    return method
 
 
 def _with_places(method: Method, change: Callable[[Any], Any]) -> Method:
     """The method with its perturbations changed, those that are equal alike."""
-    method = as_method(method)
+    method = _changeable(as_method(method))
+    require(any(method.perturbations), f"{method} perturbs nothing that could be varied: take a method such as pgd_at.")
     new = {at: change(at) for at in method.perturbations}
     return replace(method, terms=tuple(replace(term, at=new[term.at]) for term in method.terms))
 
