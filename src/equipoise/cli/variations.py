@@ -61,16 +61,16 @@ class Variation:
 
     def of(self, choice: Any, manifold: Manifold | None = None) -> Method:
         """The chosen method with the changes. Raises `EquipoiseError` for what it cannot have."""
+        require(
+            not (self.adaptive_eps and isinstance(getattr(choice, "eps", 0.0), Schedule)),
+            "--adaptive-eps starts every radius at --eps and adapts it from there: give --eps as one number.",
+        )
         made = build_method(choice, manifold)
         if self.also:
             made = _COMBINED[self.combine](made, *(build_method(_within(choice, ball), manifold) for ball in self.also))
         if self.remember:
             made = methods.remembering(made)
         if self.adaptive_eps:
-            require(
-                not isinstance(getattr(choice, "eps", 0.0), Schedule),
-                "--adaptive-eps starts every radius at --eps and adapts it from there: give --eps as one number.",
-            )
             made = methods.adaptive_eps(made)
         if self.perturb_every > 1:
             made = methods.every(self.perturb_every, made)
