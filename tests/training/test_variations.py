@@ -311,3 +311,19 @@ def test_a_memory_knows_what_was_kept() -> None:
     again.restore(memory.tensors())
     default = torch.tensor([-1.0, -2.0, -3.0, -4.0])
     assert again.of(torch.tensor([1, 2, 4, 99])).recall("value", default).tolist() == [10, -2, 40, -4]
+
+
+@pytest.mark.filterwarnings("ignore:the network predicts one class")
+def test_parts_take_turns_also_where_an_epoch_is_one_batch() -> None:
+    seen: list[int] = []
+
+    class Noted(Alternating):
+        """Notes which part is taken."""
+
+        def perturb(self, predictive, x, y, streams, memory=None):
+            seen.append(streams.batch % len(self.parts))
+            return super().perturb(predictive, x, y, streams, memory)
+
+    net = nets.build("mlp", (1, 4, 4), classes=3, seed=0, widths=(8,))
+    train(cross_entropy @ Noted((LINF, None)), net, _data(), Recipe(epochs=4, batch_size=64, valid_steps=1))
+    assert seen == [0, 1, 0, 1]

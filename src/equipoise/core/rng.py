@@ -155,6 +155,10 @@ class Streams:
                 common = _mix((common ^ mixed) + _GOLDEN)
         return Streams(keys, common, self.batch)
 
+    def at(self, batch: int) -> "Streams":
+        """Return the same streams, as those of batch number `batch` for what takes turns."""
+        return Streams(self.keys, self.common, batch)
+
     def __len__(self) -> int:
         return len(self.keys)
 

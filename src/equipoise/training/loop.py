@@ -202,13 +202,13 @@ class Training:
             group["lr"] = self._learning_rate(self.state.step)
         method = self.plain_loss.method = self.job.method_at(self._share_done(self.state.step))
         x, y = self.inputs(self.train.x[index], index, fold(seed, RunStream.AUGMENT)), self.train.y[index]
-        streams = Streams.of(fold(seed, RunStream.ASCENT), index, batch=self.state.step)
+        streams = Streams.of(fold(seed, RunStream.ASCENT), index, batch=self.state.step).at(self._number)
         labelled = self._perturbed(method.on_labelled, x, y, streams, self.memory.of_samples.of(index))
         further = method.on_unlabelled
         unlabelled = None if further is None else self._perturbed(further, *self._unlabelled_batch())
 
         def backward() -> tuple[Tensor, Tensor]:
-            losses, scores, more = self.loss(self.state.step, labelled, unlabelled)
+            losses, scores, more = self.loss(self._number, labelled, unlabelled)
             self.wrapped_optimizer.zero_grad()
             # Shards differ by a sample at the end of an epoch; scaled like this their mean gradient is the batch's.
             world = self.fabric.world_size
@@ -232,7 +232,7 @@ class Training:
         anew when all have been seen.
         """
         state, size, count = self.state, self.recipe.batch_size, len(self.unlabelled)
-        places = torch.arange(size) + (state.epoch * self.steps + state.step) * size
+        places = torch.arange(size) + self._number * size
         index, seed = torch.empty_like(places), fold(self.recipe.seed, RunStream.UNLABELLED)
         for number in places.div(count, rounding_mode="floor").unique().tolist():
             order = torch.randperm(count, generator=torch.Generator().manual_seed(abs(fold(seed, number))))
@@ -240,7 +240,7 @@ class Training:
             index[now] = order[places[now] % count]
         index = self.local_share(index)
         x = self.inputs(self.unlabelled[index], index, fold(seed, state.epoch, state.step))
-        streams = Streams.of(fold(seed, state.epoch), index, batch=state.step)
+        streams = Streams.of(fold(seed, state.epoch), index, batch=state.step).at(self._number)
         return x, index.new_zeros(len(index)), streams, self.memory.of_unlabelled.of(index)
 
     def _finish_epoch(self) -> None:
@@ -307,6 +307,11 @@ class Training:
 
     def _learning_rate(self, step: int) -> float:
         return self.recipe.learning_rate(self._share_done(step))
+
+    @property
+    def _number(self) -> int:
+        """The number of the step in the training."""
+        return self.state.epoch * self.steps + self.state.step
 
     def _share_done(self, step: int) -> float:
         """The share of the training that is done before a step of this epoch."""

@@ -71,9 +71,9 @@ def perturbed(
 
 @dataclass(frozen=True)
 class Alternating(Compound):
-    """Another perturbation for every batch, in turn: part b mod n at batch b of an epoch. None leaves a batch clean, so
-    that `Alternating((pgd(0.1), None, None))` perturbs every third (mixed training). Of several norms it costs what one
-    costs.
+    """Another perturbation for every batch, in turn: part b mod n at batch b of the training. None leaves a batch
+    clean, so that `Alternating((pgd(0.1), None, None))` perturbs every third (mixed training). Of several norms it
+    costs what one costs.
     """
 
     parts: tuple[Perturbation | None, ...]
