@@ -72,8 +72,10 @@ def publish(
     if images is not None:
         files = {images.name: _content(images)} | files
     require_writable(out)
-    for file, text in files.items():
-        write_once(out / file, text, overwrite)
+    for file in sorted(
+        files, key=lambda file: not (out / file).exists()
+    ):  # what is there refuses before any is written
+        write_once(out / file, files[file], overwrite)
     return out
 
 
