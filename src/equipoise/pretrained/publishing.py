@@ -72,9 +72,8 @@ def publish(
     if images is not None:
         files = {images.name: _content(images)} | files
     require_writable(out)
-    for file in sorted(
-        files, key=lambda file: not (out / file).exists()
-    ):  # what is there refuses before any is written
+    # Those that are there come first: if one of them is not to be replaced, nothing is written.
+    for file in sorted(files, key=lambda file: not (out / file).exists()):
         write_once(out / file, files[file], overwrite)
     return out
 
@@ -94,7 +93,8 @@ def _portable(origin: Provenance, options: Mapping[str, Any], renamed: Mapping[s
     kept = asdict(origin)
     kept["command"] = shlex.join(words)
     places = {place[2:].replace("-", "_"): None for place in _PLACES if place[2:].replace("-", "_") in origin.options}
-    kept["options"] = _shortened(dict(origin.options) | places | dict(options))
+    begun = {name: False for name in ("resume", "overwrite") if name in origin.options}
+    kept["options"] = _shortened(dict(origin.options) | places | begun | dict(options))
     return parse(Provenance, kept, "its provenance")
 
 
@@ -103,12 +103,12 @@ def _without_places(words: Sequence[str]) -> list[str]:
 
 
 def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """The words of a command without these flags, which have a value each."""
+    """The words of a command without these flags, which have a value each, and without those that say how to begin."""
     kept, remaining = [], iter(words)
     for word in remaining:
         if word in flags:
             next(remaining, None)
-        elif word.partition("=")[0] not in flags:
+        elif word.partition("=")[0] not in flags and word not in ("--resume", "--overwrite"):
             kept.append(word)
     return kept
 
