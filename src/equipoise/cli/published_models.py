@@ -29,7 +29,7 @@ def list_models(argv: Sequence[str]) -> None:
     require_once(argv)
     require(len(names()) > 0, "no models come with this installation of equipoise.")
     wide = columns() >= 110
-    table = Table(title="Accuracy on the whole test set, with 95 % intervals", title_justify="left")
+    table = Table(title="Accuracy in % on the whole test set, with 95 % intervals", title_justify="left")
     table.add_column("name", no_wrap=True)
     for name in ("data", "net", "method") if wide else ():
         table.add_column(name)
@@ -39,9 +39,9 @@ def list_models(argv: Sequence[str]) -> None:
         model = read_model(name)
         about = (str(model.run.data["name"]), str(model.run.net["name"]), model.method) if wide else ()
         for result in model.attacked:
-            low, high = result.interval
-            attacked = f"{result.accuracy:.1%} [{low:.1%}, {high:.1%}]"
+            accuracy, low, high = (100 * share for share in (result.accuracy, *result.interval))
+            attacked = f"{accuracy:.1f} [{low:.1f}, {high:.1f}]"
             attack = f"{result.attack}, {result.norm} {result.eps:.4g}"
-            table.add_row(name, *about, f"{model.clean.accuracy:.1%}", attack, attacked)
+            table.add_row(name, *about, f"{100 * model.clean.accuracy:.1f}", attack, attacked)
     say(table)
     say("next: equipoise evaluate NAME")

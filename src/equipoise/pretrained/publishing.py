@@ -87,11 +87,9 @@ def _content(file: Path) -> bytes:
 
 def _portable(origin: Provenance, options: Mapping[str, Any], renamed: Mapping[str, str]) -> Provenance:
     """The provenance without places on this machine, with `options` of another value and words that are `renamed`."""
-    words = _without_places(shlex.split(origin.command))
-    if renamed:
-        words = [renamed.get(word, word) for word in _without(words, ("--weights",))]
+    words = [renamed.get(word, word) for word in shlex.split(origin.command)]
     kept = asdict(origin)
-    kept["command"] = shlex.join(words)
+    kept["command"] = shlex.join(_without_places(_without(words, ("--weights",)) if renamed else words))
     places = {place[2:].replace("-", "_"): None for place in _PLACES if place[2:].replace("-", "_") in origin.options}
     begun = {name: False for name in ("resume", "overwrite") if name in origin.options}
     kept["options"] = _shortened(dict(origin.options) | places | begun | dict(options))
