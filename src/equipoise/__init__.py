@@ -5,6 +5,7 @@
     net, digits = eq.nets.build("mlp", (1, 8, 8), classes=10), eq.data.load("digits")
     eq.train(eq.methods.udp(eps=0.1, step_size=0.02, steps=10), net, digits)
     clean, robust = eq.evaluate(net, digits.test.x, digits.test.y, [("pgd", eq.attacks.pgd(eps=0.1))])
+    robust_net, record = eq.load("digits/udp-0.15")  # of the models that `equipoise models` lists, or a run directory
 
 The names of `__all__` are imported the first time they are used, so that `import equipoise` alone costs nothing.
 """

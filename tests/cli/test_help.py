@@ -13,9 +13,10 @@ from equipoise.cli.method_options import METHODS, build_method, choice_of, param
 from equipoise.cli.options import options_of
 from equipoise.cli.parsing import parse
 from equipoise.cli.requests import REQUESTS
-from equipoise.losses.objectives import cross_entropy
-from equipoise.losses.terms import as_method
-from equipoise.training import Recipe, certified, methods
+from equipoise.losses.objectives import Objective, cross_entropy
+from equipoise.losses.terms import Method, as_method
+from equipoise.training import Recipe, methods
+from equipoise.training.methods import variations
 
 PAGES = [(name, None) for name in REQUESTS] + [("train", name) for name in METHODS]
 REPLACED = {"loss": "entropy_weight", "layer": "latent", "box": None}
@@ -81,9 +82,7 @@ def test_every_parameter_of_every_method_can_be_typed(name):
 
 
 def test_every_function_is_a_method_and_every_field_of_a_recipe_an_option():
-    functions = {name for name, value in vars(methods).items() if inspect.isfunction(value) and name[0] != "_"}
-    homes = (methods.__name__, certified.__name__)
-    own = {name for name in functions if getattr(methods, name).__module__ in homes}
+    own = {name for name in methods.__all__ if getattr(methods, name).__module__ != variations.__name__}
     assert {function.__name__ for function in METHODS.values()} == own - {"entm", "label_smoothing"}
     fields = set(Recipe.__dataclass_fields__)
     assert fields <= {option.name for option in options_of(REQUESTS["train"])}
@@ -100,9 +99,9 @@ def test_a_new_function_is_a_new_method(monkeypatch):
         eps: float,
         rate: Annotated[float, "Rate of the sharpening."],
         kind: Literal["a", "b"] = "a",
-        loss: methods.Objective = cross_entropy,
+        loss: Objective = cross_entropy,
         **options: object,
-    ) -> methods.Method:
+    ) -> Method:
         """`L(x)`: a sharpened loss (Nobody 2031). Not a method of anyone's."""
         assert rate == 0.25 and kind == "b"
         return as_method(loss @ attacks.fgsm(eps, **options))

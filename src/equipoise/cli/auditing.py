@@ -42,7 +42,7 @@ def audit(options: Audit, command: str) -> int:
     test = loaded.data.test.limit(2000).to(device)
     about = {
         "data": {"name": loaded.data.name, "sha256": loaded.data.sha256, "split": "test", "n": len(test)},
-        "model": {"weights": options.weights if loaded.run else "given", **fingerprint(loaded.model)},
+        "model": {"weights": loaded.weights, **fingerprint(loaded.model)},
     }
     before = answered(record, out, options, about, options.overwrite)
     if before is not None:

@@ -8,6 +8,7 @@ from equipoise.cli.auditing import audit
 from equipoise.cli.console import say
 from equipoise.cli.doctor import diagnose
 from equipoise.cli.evaluating import evaluate, merge_records
+from equipoise.cli.pushing import push
 from equipoise.cli.recorded import as_data, require_file
 from equipoise.cli.reproducing import reproduce
 from equipoise.cli.requests import (
@@ -16,6 +17,7 @@ from equipoise.cli.requests import (
     Doctor,
     Evaluate,
     Merge,
+    Push,
     Report,
     Reproduce,
     Score,
@@ -74,5 +76,6 @@ _COMMANDS: dict[type[Command], Callable[[Any, str], int | None]] = {
     Report: lambda options, _: say(f"wrote {_report(options)}"),
     Study: study,
     Reproduce: reproduce,
+    Push: lambda options, _: push(options),
     Doctor: lambda options, _: diagnose(options),
 }

@@ -93,7 +93,7 @@ def _asked(options: Evaluate, loaded: LoadedModel) -> dict[str, Any]:
     return {
         "target": options.target,
         "examples": options.examples,
-        "weights": options.weights if loaded.run else "given",
+        "weights": loaded.weights,
         "batch_size": options.batch_size,
         "images": options.images,
         "corruptions": _corruptions(options),
@@ -135,7 +135,7 @@ def _usual_place(options: Evaluate, loaded: LoadedModel, attacks: Suite, norm: s
     number = [] if shard.count == 1 else [f"{shard.number}of{shard.count}"]
     last = ["last"] if options.weights == "last" else []
     data = [Path(loaded.data.name).stem] if options.data is not None else []
-    if loaded.run:
+    if loaded.run and Path(options.target).is_dir():
         return Path(options.target) / f"evaluation-{_slug(*data, *names, norm, *eps, *last, *number)}.json"
     weights = [options.checkpoint.stem] if options.checkpoint else []
     return Path(f"eval-{_slug(options.target, *weights, *data, *names, norm, *eps, *number)}.json")

@@ -18,7 +18,7 @@ _GROUPS = {
     """,
     "data and network": """
         data data_root download synthetic examples corruptions corruptions_root net width widths members joint_loss
-        dropout_samples dropout_loss gp_inducing_points normalize weights checkpoint net_option labels consistency
+        dropout_samples dropout_loss gp_inducing_points normalize init weights checkpoint net_option labels consistency
         teacher teacher_weight teacher_temperature
     """,
     "training": """

@@ -1,8 +1,11 @@
 """The model of a request and its data, from a run or from the user's own code."""
 
+import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +17,9 @@ from equipoise.cli.requests import ModelRequest, Train
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.types import Predictive
 from equipoise.data import Dataset, load
+from equipoise.evaluation.verification import fingerprint
 from equipoise.models import as_predictive
+from equipoise.pretrained import WEIGHTS, find, hint
 from equipoise.results.records import Run
 from equipoise.training import Recipe, load_run, load_weights
 
@@ -28,12 +33,14 @@ class LoadedModel:
     data: Dataset
     run: Run | None
     """The record of its training; None for a model of the user's own."""
+    weights: str = "given"
+    """Which weights of a run, `best` or `last`; `given` for a model of the user's own or a published one."""
 
 
 def load_model(options: ModelRequest) -> LoadedModel:
     """The model that was asked for, and its data. Raises `EquipoiseError` if one of them cannot be had."""
     device = Recipe(device=options.device).pick_device()
-    folder = Path(options.target)
+    folder = find(options.target)
     if not (folder / "run.json").is_file():
         _require_factory(options)
         data = load(str(options.data), options.data_root)
@@ -54,7 +61,36 @@ def load_model(options: ModelRequest) -> LoadedModel:
         f"{data.name} has {len(data.classes)} classes of inputs {data.shape}, "
         f"the network was trained for {len(classes)} of {tuple(shape)}.",
     )
-    return LoadedModel(model, data, run)
+    return LoadedModel(model, data, run, "given" if WEIGHTS in run.weights else options.weights)
+
+
+def start_from(source: Path, model: nn.Module | Predictive, net: Mapping[str, Any]) -> dict[str, str]:
+    """Copy the weights of a run, or of a published model, into the untrained `model` that `net` describes, and return
+    where they come from, for the record. Raises `EquipoiseError` for weights of another network, naming what differs.
+    """
+    trained, run = load_run(source)
+    own, theirs = (json.loads(json.dumps({key: about.get(key) for key in _BUILT_FROM})) for about in (net, run.net))
+    for key in _BUILT_FROM:
+        require(
+            own[key] == theirs[key],
+            f"--init {source} is another network: its {_BUILT_FROM[key]} {theirs[key]}, this one's {own[key]}.",
+        )
+    module = as_predictive(model).module
+    module.load_state_dict(as_predictive(trained).module.state_dict())
+    return {"from": str(source), "sha256": fingerprint(module)["sha256"]}
+
+
+_BUILT_FROM = {
+    "name": "name is",
+    "shape": "inputs have the shape",
+    "classes": "number of classes is",
+    "options": "options are",
+    "normalize": "standardisation is",
+    "members": "number of members is",
+    "dropout_samples": "number of dropout samples is",
+    "inducing": "number of inducing points is",
+}
+"""What two networks have in common that have the same weights, in words."""
 
 
 def norm_of(typed: str | None, run: Run | None) -> str:
@@ -76,7 +112,7 @@ def _require_factory(options: ModelRequest) -> None:
     require(
         ":" in target or target in nets.names(),
         f"there is no run directory {target}; expected one that `equipoise train` wrote, or a model as "
-        "package.module:factory.",
+        f"package.module:factory{hint(target)}.",
     )
     require(options.data is not None, f"to evaluate {target} give a dataset with --data, such as mnist or my.npz.")
 

@@ -48,10 +48,11 @@ def _outcome(argv: list[str]) -> int:
         overview.answer(argv)
         from equipoise.cli.words import HELP, renamed, require_once
 
-        if argv[0] == "experiments" and HELP.keys().isdisjoint(argv):
+        if argv[0] in ("experiments", "models") and HELP.keys().isdisjoint(argv):
             from equipoise.cli.listing import list_experiments
+            from equipoise.cli.published_models import list_models
 
-            list_experiments(argv)
+            (list_experiments if argv[0] == "experiments" else list_models)(argv)
             return 0
         from equipoise.cli.commands import run
         from equipoise.cli.options import with_new_flags

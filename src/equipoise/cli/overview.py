@@ -18,6 +18,8 @@ COMMANDS = {
     "study": "Run one of the papers' small experiments and write its figures and key numbers.",
     "experiments": "List the papers' tables and figures that can be reproduced, the data they need and their cost.",
     "reproduce": "Reproduce a table or figure of a paper, at any scale, and compare it with the published values.",
+    "models": "List the trained models that come with equipoise, with their accuracy, clean and attacked.",
+    "push": "Write a run as the folder that a model hub expects; nothing is sent anywhere.",
     "doctor": "Describe this installation: processor, kernels, threads, devices, extras, caches.",
 }
 """The commands in the order of the help, each with the first sentence of its own help."""

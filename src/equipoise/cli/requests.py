@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from equipoise.cli.listing import Experiments, Variant
 from equipoise.cli.options import Count, CountOrZero, Positional
+from equipoise.cli.published_models import Models
 from equipoise.cli.variations import Variation
 from equipoise.core.types import Precision
 from equipoise.geometry import NormName
@@ -59,6 +60,8 @@ class Train:
     """Continue the run in --out, with its own options. --epochs and --patience may be changed."""
     overwrite: bool = False
     """Replace the run in --out. It is kept until the new one has its first checkpoint."""
+    init: Path | None = None
+    """Start from the weights of a run, or of a model that `equipoise models` lists, of the same network."""
     evaluate_examples: CountOrZero | None = None
     """Test samples of the final evaluation, 0 for none. By default 1000, or 200 for a large network on a CPU."""
     variation: Variation = Variation()
@@ -70,7 +73,8 @@ class ModelRequest:
     """A model and the data it is measured on."""
 
     target: Positional[str]
-    """Run directory, or a model of your own as package.module:factory."""
+    """Run directory, name of a model that `equipoise models` lists, or a model of your own as
+    package.module:factory."""
     data: str | None = None
     """Dataset or file, as for train; by default that of the run."""
     data_root: Path | None = None
@@ -212,11 +216,13 @@ class Score(ModelRequest):
 class Verify:
     """Re-check every claim of a record: re-run the model on the stored images, on the CPU in float32.
 
+    Of a published model the weights and all that its record says of them are checked.
+
     Example: equipoise verify aa.json
     """
 
     record: Positional[Path]
-    """Record that `equipoise evaluate` wrote."""
+    """Record that `equipoise evaluate` wrote; or a published model, as its folder or the name in `equipoise models`."""
     target: str | None = None
     """The run or package.module:factory, if it has moved."""
     data: str | None = None
@@ -252,8 +258,8 @@ class Report:
     """
 
     runs: Positional[tuple[Path, ...]]
-    """Run directories, and records that `equipoise evaluate` or `equipoise score` wrote; or the folder of one
-    `equipoise reproduce`."""
+    """Run directories, names of models that `equipoise models` lists, and records that `equipoise evaluate` or
+    `equipoise score` wrote; or the folder of one `equipoise reproduce`."""
     out: Path = Path("report.html")
     """File of the report."""
     overwrite: bool = False
@@ -335,6 +341,33 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
+class Push:
+    """Write a run as the folder that a model hub expects; nothing is sent anywhere.
+
+    The folder holds the weights, the record of the training, the record of an evaluation and a card: data, recipe,
+    accuracies with intervals, how to load the model and how to verify it. Places on this machine are left out of the
+    records.
+
+    Example: equipoise push runs/udp --evaluation aa.json --out my-model
+    """
+
+    target: Positional[Path]
+    """Run directory."""
+    out: Path
+    """Folder to write."""
+    evaluation: Path | None = None
+    """Record of `equipoise evaluate` about these weights; by default that of the end of the training."""
+    weights: Literal["best", "last"] = "best"
+    """Weights of the run, best by validation or last."""
+    name: str | None = None
+    """Name of the model on the card; by default that of the folder."""
+    license: str = "other"
+    """Licence that the card names, such as mit."""
+    overwrite: bool = False
+    """Replace other files of the same names in --out."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Describe this installation: processor, kernels, threads, devices, extras, caches.
 
@@ -342,7 +375,21 @@ class Doctor:
     """
 
 
-Command = Train | Evaluate | Audit | Score | Verify | Merge | Report | Study | Experiments | Reproduce | Doctor
+Command = (
+    Train
+    | Evaluate
+    | Audit
+    | Score
+    | Verify
+    | Merge
+    | Report
+    | Study
+    | Experiments
+    | Reproduce
+    | Models
+    | Push
+    | Doctor
+)
 REQUESTS: dict[str, type[Command]] = {
     "train": Train,
     "evaluate": Evaluate,
@@ -354,6 +401,8 @@ REQUESTS: dict[str, type[Command]] = {
     "study": Study,
     "experiments": Experiments,
     "reproduce": Reproduce,
+    "models": Models,
+    "push": Push,
     "doctor": Doctor,
 }
 """The dataclass of each command."""

@@ -85,7 +85,7 @@ def score(options: Score, command: str) -> None:
         target=options.target,
         scores={name: _result(estimate) for name, estimate in estimates.items()},
         provenance=origin,
-        weights=options.weights if loaded.run else "given",
+        weights=loaded.weights,
         seconds=seconds,
         **about,
     )

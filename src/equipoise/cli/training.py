@@ -8,6 +8,7 @@ from equipoise import nets
 from equipoise.cli.console import say
 from equipoise.cli.display import TrainingProgress, evaluation_progress
 from equipoise.cli.evaluating import show
+from equipoise.cli.loaded_model import start_from
 from equipoise.cli.manifolds import manifold_of_run, named_manifold
 from equipoise.cli.method_options import full_name, parameters
 from equipoise.cli.options import pairs
@@ -45,6 +46,8 @@ def train(options: Train, command: str) -> None:
     data, unlabelled = variation.split(data, recipe.seed)
     net = _net_record(options, data)
     model = build_model(net)
+    if options.init is not None:
+        net["init"] = start_from(options.init, model, net)
     if isinstance(model, DeepKernelGP):
         model.start_from(training_split(data, recipe)[0].x, recipe.seed)
     named = named_manifold(record, data) if "codes" in record else None

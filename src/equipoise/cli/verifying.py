@@ -23,6 +23,7 @@ from equipoise.corruptions import chosen, load_published
 from equipoise.evaluation import WORST, Corruptions, verify_record
 from equipoise.evaluation.verification import read
 from equipoise.models import as_predictive, validate_output
+from equipoise.pretrained import EVALUATION, find
 from equipoise.results.differences import with_new_names
 from equipoise.results.records import Evaluation, digest
 
@@ -30,7 +31,11 @@ _SHOWN = 20  # mismatches of a record that are printed
 
 
 def verify(options: Verify) -> None:
-    """Check a record against its stored images, and say what came of it. Raises `EquipoiseError` if it is not true."""
+    """Check a record against its stored images, and say what came of it. Raises `EquipoiseError` if it is not true.
+
+    Of a published model, images that are not there are no fault: the command that makes them again is named.
+    """
+    name, options = str(options.record), _of_published(options)
     record = read(options.record)
     asked = _request_of(record, options.record)
     loaded = load_model(_as_evaluated(options, record, asked))
@@ -59,6 +64,13 @@ def verify(options: Verify) -> None:
     for mismatch in mismatches[:_SHOWN]:
         say(f"not true: {mismatch}")
     require(not mismatches, f"{options.record} does not hold: {len(mismatches)} of its statements are not true.")
+    if options.record.name == EVALUATION and checked.unchecked:
+        say(
+            f"{name} holds: its weights, and {checked.claims} claims inferred again, digest {digest(record)[:16]}. It "
+            f"has no images for {checked.unchecked} successes of attacks; to attack again, and compare the digest: "
+            f"{record.provenance.command}"
+        )
+        return
     require(
         checked.unchecked == 0,
         f"{options.record} has no images for {checked.unchecked} of its successes, which were not checked (its "
@@ -68,6 +80,15 @@ def verify(options: Verify) -> None:
         f"{options.record} holds: {checked.claims} claims inferred again, digest {digest(record)[:16]}. That the other "
         "samples withstand the attacks cannot be seen from images, only by evaluating again."
     )
+
+
+def _of_published(options: Verify) -> Verify:
+    """The same for a published model, if one is given as its folder or by its name, with its record."""
+    folder = find(options.record)
+    if not folder.is_dir():
+        return options
+    require((folder / EVALUATION).is_file(), f"{folder} has no {EVALUATION}: give the file of a record.")
+    return replace(options, record=folder / EVALUATION, target=options.target or str(options.record))
 
 
 def _request_of(record: Evaluation, file: Path) -> Evaluate | None:
@@ -112,7 +133,7 @@ def _not_asked_for(asked: Evaluate, record: Evaluation, loaded: LoadedModel) -> 
         return ["its corruptions are not those that its command asks for."]
     if {proof.method for proof in record.certified} != ({asked.certified} - {None}):
         return ["its certificates are not those that its command asks for."]
-    own = {"target": asked.target, "seed": asked.seed, "weights": asked.weights if loaded.run else "given"}
+    own = {"target": asked.target, "seed": asked.seed, "weights": loaded.weights}
     has = {"target": record.target, "seed": record.provenance.seed, "weights": record.weights}
     return [f"its command asks for {key} {own[key]}, it has {has[key]}." for key in own if own[key] != has[key]]
 

@@ -1,9 +1,11 @@
 """Reading and writing files: the cache folder, atomic writes, and messages for what goes wrong."""
 
 import errno
+import gzip
 import json
 import os
 import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +29,9 @@ def cache_folder() -> Path | None:
         return Path.home() / ".cache" / "equipoise"
     except RuntimeError:  # no $HOME, and a user that the system does not know
         return None
+
+
+_GZIP = b"\x1f\x8b"  # how such a file begins
 
 
 @contextmanager
@@ -56,12 +61,13 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return the data in a JSON file. Raises `OSError` as `read_bytes`, and `ValueError` for other content, also if
-    nested too deeply.
+    """Return the data in a JSON file, which may be compressed by gzip. Raises `OSError` as `read_bytes`, and
+    `ValueError` for other content, also if nested too deeply.
     """
+    content = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
-    except RecursionError as error:
+        return json.loads(gzip.decompress(content) if content.startswith(_GZIP) else content)
+    except (RecursionError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(str(error)) from error
 
 

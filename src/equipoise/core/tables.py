@@ -7,6 +7,11 @@ from html import escape
 Row = tuple[str, ...]
 
 
+def as_markdown(header: Row, rows: Sequence[Row]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
+
+
 class Tabular(ABC):
     """Base class of results. `repr` gives one line for a single row, else a table of text; notebooks show HTML."""
 

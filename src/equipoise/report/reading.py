@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.pretrained import EVALUATION, find
 from equipoise.report.scored import ModelScore
 from equipoise.results.records import Evaluation, Run, Scores, check_weights, load
 
@@ -70,13 +71,13 @@ class Source:
 
 def read(paths: Sequence[Path]) -> list[Source]:
     """Return the sources at `paths`, each once and with a unique name; evaluations and scores of a given run directory
-    are part of that run.
+    are part of that run. A path may also name a model that comes with equipoise.
 
     Raises `EquipoiseError` for no paths at all and for a path that is missing, unreadable, or neither a run directory
     nor an evaluation nor a record of scores.
     """
     require(len(paths) > 0, "a report needs at least one run directory, evaluation or score, got none.")
-    unique = list({path.resolve(): path for path in map(Path, paths)}.values())
+    unique = list({path.resolve(): path for path in map(find, paths)}.values())
     for path in unique:
         require(path.exists(), f"{path} does not exist; expected a run directory, an evaluation or a score.")
     sources = {path.resolve(): _read_run(path) for path in unique if path.is_dir()}
@@ -115,7 +116,8 @@ def _read_run(path: Path) -> Source:
         raise EquipoiseError(f"{file} is no training run, expected one; give the file itself instead.")
     if run.status != "running":
         check_weights(path, run)
-    records = [(file, load(file)) for file in sorted(path.glob("evaluation*.json"))]
+    files = sorted([*path.glob("evaluation*.json"), *path.glob(EVALUATION)])
+    records = [(file, load(file)) for file in files]
     evaluations = [(file, record) for file, record in records if isinstance(record, Evaluation)]
     name = str(run.method.get("name", path.resolve().name))
     return Source(

@@ -243,7 +243,7 @@ def code_version() -> str:
     root, digest = Path(equipoise.__file__).parent, hashlib.sha256()
     for path in sorted(path for suffix in ("py", "c", "h") for path in root.rglob(f"*.{suffix}")):
         room, *inner = path.relative_to(root).parts
-        presents = room in ("cli", "report")
+        presents = room in ("cli", "pretrained", "report")
         if room == "reproduce":
             presents = not inner[0].startswith(("measures", "running", "studies", "tasks"))
         if not presents:

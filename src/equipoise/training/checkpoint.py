@@ -23,6 +23,7 @@ from equipoise.core.types import Predictive
 from equipoise.generators import AdversarialGenerator
 from equipoise.models import DeepKernelGP, Ensemble, MonteCarloDropout, Single, as_predictive
 from equipoise.models.deep_kernel_gp import DeepKernelGPModule
+from equipoise.pretrained import WEIGHTS, find, hint
 from equipoise.results.records import Run, weights_error
 from equipoise.results.records import load as load_record
 
@@ -219,15 +220,18 @@ def load_run(
     path: "Path | str", weights: str = "best", device: "torch.device | str" = "cpu"
 ) -> "tuple[nn.Module | Predictive, Run]":
     """Load the network (or predictive) of a run directory with its `best` or `last` weights, in eval mode, and its
-    record.
+    record; or of a published model, which has one set of weights: `path` is then its folder, or the name of one that
+    comes with equipoise, such as `digits/udp-0.15`.
 
-    Raises `EquipoiseError` if the directory is no run, a file is missing or damaged, or the SHA-256 of the weights is
-    not the recorded one.
+    Raises `EquipoiseError` if there is no such run or model, a file is missing or damaged, or the SHA-256 of the
+    weights is not the recorded one.
     """
-    path = Path(path)
-    require((path / "run.json").is_file(), f"{path} is not a run directory: it has no run.json.")
+    target, path = path, find(path)
+    require((path / "run.json").is_file(), f"{path} is not a run directory: it has no run.json{hint(target)}.")
     require(weights in ("best", "last"), f"weights = {weights!r}: expected 'best' or 'last'.")
-    run, tensors = _load_recorded(path, f"{weights}.safetensors")
+    published = (path / WEIGHTS).is_file()
+    require(not published or weights == "best", f"{target} has one set of weights: leave out {weights!r}.")
+    run, tensors = _load_recorded(path, WEIGHTS if published else f"{weights}.safetensors")
     require(
         "name" in run.net,
         f"{path} was trained from Python on a network of your own, which its record cannot build: in Python build it "
