@@ -35,6 +35,7 @@ KINDS: Mapping[str, Kind] = {
 """The published datasets that experiments use."""
 SIZES = {name: kind.train for name, kind in KINDS.items()}
 TEST_SIZES = {name: kind.test for name, kind in KINDS.items()}
+_METHODS = "equipoise.training.methods"  # whose names stay where the files behind them may not
 _WITHOUT_EFFECT = ("device", "devices", "checkpoint_minutes", "tensorboard")  # fields of a recipe that decide nothing
 
 
@@ -80,7 +81,8 @@ def call(function: Callable[..., Any], **options: Any) -> Call:
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         wrong = [option for option in options if option not in known]
         require(not wrong, f"{name} takes no argument {', '.join(wrong)}: it takes {', '.join(known)}.")
-    return Call(f"{module}:{name}", options)
+    home = _METHODS if module.startswith(f"{_METHODS}.") else module
+    return Call(f"{home}:{name}", options)
 
 
 class _Task:
