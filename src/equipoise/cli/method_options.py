@@ -45,7 +45,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 """The methods, by the names that are typed."""
 
 _HELP = {
-    "eps": "Radius in pixels of [0, 1], such as 0.1 or 8/255.",
+    "eps": "Radius in pixels of [0, 1], such as 0.1 or 8/255. 0..0.1@0.3 grows over the first 0.3 of the training.",
     "norm": "Norm of the ball.",
     "mode": "Mode of the network while perturbing. eval is faster; train uses batch statistics, as the papers' runs "
     "do.",

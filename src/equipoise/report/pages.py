@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-_NAMES = "r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|fmn|cw|bg"
+_NAMES = "r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|fmn|ddn|pdpgd|pma|cw|bg|crown|ibp|pgi|mma|mtl"
 _ACRONYM = re.compile(rf"(?<![a-z])(?:{_NAMES})(?:-(?:at|ce|dlr|t))?(?![a-z])")
 
 
