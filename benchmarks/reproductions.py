@@ -51,9 +51,7 @@ what comes from one training of each kind, whose noise the interval does not inc
 def keep(folder: Path) -> None:
     """Keep the record of a folder, and the pictures of its studies."""
     results = reproduction(folder)
-    record = dict(in_words(results))
-    words = [Path(word).name if Path(word).is_absolute() else word for word in record["provenance"]["command"].split()]
-    record["provenance"] = {**record["provenance"], "command": " ".join(words)}
+    record = _without_places(dict(in_words(results)))
     (RECORDS / f"{results.name}{'-as-published' * _published(record)}.json").write_text(
         json.dumps(record, indent=1) + "\n"
     )
@@ -62,6 +60,17 @@ def keep(folder: Path) -> None:
         if isinstance(part, ShownOutcome) and part.study:
             for picture in part.study.findings.pictures:
                 _save(draw(picture), f"{part.study.name}-{picture.name}")
+
+
+def _without_places(value: Any) -> Any:
+    """The same without the paths of this machine: of each the last part is left."""
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_places(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(?<!\S)/\S*/(?=\S)", "", value)
 
 
 def _save(picture: bytes, name: str) -> None:

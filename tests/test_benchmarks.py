@@ -1,5 +1,6 @@
 """The benchmark's two sides compute the same; nothing is timed here."""
 
+import re
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -119,3 +120,8 @@ def test_a_race_on_a_gpu_is_refused_where_there_is_none(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["speedrun.py", "--track", "cifar10"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert speedrun.main() == 2 and "--device cpu" in capsys.readouterr().out
+
+
+def test_no_record_names_a_place_on_the_machine_that_made_it():
+    texts = {path.name: path.read_text() for path in reproductions.RECORDS.glob("*.json")}
+    assert texts and [name for name, text in texts.items() if re.search(r'[" ]/(?:\w+/)+\w', text)] == []
