@@ -52,8 +52,9 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def mine(here):
+def mine(here, monkeypatch):
     """A user's directory: a factory of models and an npz, whose classes the model tells apart."""
+    monkeypatch.delitem(sys.modules, "own_nets", raising=False)  # of another file's tests
     (here / "own_nets.py").write_text(FACTORY)
     rng = np.random.default_rng(0)
     x = rng.random((60, 1, 2, 2), dtype=np.float32)
