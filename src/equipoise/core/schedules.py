@@ -8,6 +8,7 @@ weighting a term by one, gives an expression that is computed anew at every step
 """
 
 import operator
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,16 +22,16 @@ from equipoise.core.errors import require
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Scheduled:
+class Scheduled(ABC):
     """Base class of what depends on the share of the training that is done."""
 
+    @abstractmethod
     def at(self, done: float) -> Any:
         """The number, attack or method after the share `done` in [0, 1] of the training."""
-        raise NotImplementedError
 
+    @abstractmethod
     def turns(self) -> Iterator[float]:
         """The shares at which a schedule in it bends or jumps."""
-        raise NotImplementedError
 
     def __add__(self, other: object) -> "Scheduled":
         return Expression(operator.add, (self, other))

@@ -372,12 +372,11 @@ class Method(Summand):
             for term in self.terms
             if (teacher := term.reference) is not None and not isinstance(teacher, Perturbation)
         }
+        references: dict[Any, Prediction] = {**outputs, **teachers}
         total = torch.zeros(len(x), device=x.device, dtype=first.logits.dtype)
         for term in self.terms:
-            reference = (
-                teachers[term.reference] if term.reference in teachers else outputs.get(cast(Any, term.reference))
-            )
-            total = total + term.weight * term.objective(outputs[term.at], reference, y)
+            compared = references.get(term.reference)
+            total = total + term.weight * term.objective(outputs[term.at], compared, y)
         for weight, penalty in self.penalties:
             total = total + weight * penalty(predictive.module, x, y)
         return total, first
