@@ -148,9 +148,14 @@ class WarmedUp(Term):
         return Term(self.objective, at, weight, self.reference, self.unlabelled)
 
 
+def is_warmed_up(method: Method) -> bool:
+    """Return whether a term of the method changes over the training by itself."""
+    return any(isinstance(term, WarmedUp) for term in method.terms)
+
+
 def during(method: Method, done: float) -> Method:
     """Return the method after the share `done` in [0, 1] of the training: its terms as far as they are warmed up."""
-    if not any(isinstance(term, WarmedUp) for term in method.terms):
+    if not is_warmed_up(method):
         return method
     terms = (term.during(done) if isinstance(term, WarmedUp) else term for term in method.terms)
     return replace(method, terms=tuple(terms))

@@ -14,7 +14,7 @@ from equipoise.core.schedules import Scheduled
 from equipoise.core.types import Points, Predictive
 from equipoise.data import Dataset, Split
 from equipoise.losses.terms import Method, as_method
-from equipoise.losses.worst_case import WarmedUp, during
+from equipoise.losses.worst_case import during, is_warmed_up
 from equipoise.results.records import Run
 from equipoise.training.recipe import Recipe
 
@@ -63,7 +63,7 @@ class Job:
     @property
     def changes(self) -> bool:
         """Whether the method changes over the training."""
-        return self.schedule is not None or any(isinstance(term, WarmedUp) for term in self.method.terms)
+        return self.schedule is not None or is_warmed_up(self.method)
 
     def method_at(self, done: float) -> Method:
         """The method after the share `done` of the training."""

@@ -82,8 +82,7 @@ def on_manifold_at(
         manifold: The auto-encoder (enc, dec).
         eps: Radius of the ball, in units of the codes, whose standard deviation is about 1.
     """
-    perturbed = pgd_at(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
-    return perturbed if clean_share == 0 else mixed_with_clean(clean_share, loss, perturbed)
+    return _beside_clean(clean_share, loss, pgd_at(eps, step_size, steps, loss, **_codes(manifold), **options))
 
 
 @schedulable
@@ -103,5 +102,14 @@ def on_manifold_udp(
         manifold: The auto-encoder (enc, dec).
         eps: Radius of the ball, in units of the codes, whose standard deviation is about 1.
     """
-    perturbed = udp(eps, step_size, steps, loss, space=OnManifold(manifold), box=EVERYWHERE, **options)
+    return _beside_clean(clean_share, loss, udp(eps, step_size, steps, loss, **_codes(manifold), **options))
+
+
+def _codes(manifold: AutoEncoder) -> dict[str, Any]:
+    """The options of an attack on the codes of a manifold."""
+    return {"space": OnManifold(manifold), "box": EVERYWHERE}
+
+
+def _beside_clean(clean_share: float, loss: Objective, perturbed: Method) -> Method:
+    """The method with a share of the clean loss, and without a clean term if that is 0."""
     return perturbed if clean_share == 0 else mixed_with_clean(clean_share, loss, perturbed)
