@@ -11,7 +11,7 @@ env: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -e ".[report,logs,gp,sweeps,dev,docs]"
+	$(PIP) -e ".[report,logs,gp,sweeps,frames,onnx,dev,docs]"
 	touch $@
 
 test: $(READY)

@@ -18,7 +18,14 @@ from equipoise.core.processors import available_cores
 from equipoise.kernels.native import compiler, library, way
 from equipoise.results.provenance import provenance
 
-_EXTRAS = {"report": "matplotlib", "logs": "tensorboard", "gp": "gpytorch", "sweeps": "ray"}
+_EXTRAS = {
+    "report": "matplotlib",
+    "logs": "tensorboard",
+    "gp": "gpytorch",
+    "sweeps": "ray",
+    "frames": "pandas",
+    "onnx": "onnxruntime",
+}
 """The package that each extra installs."""
 _THREADING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS")
 _INSTRUCTIONS = ("avx2", "avx512f", "amx_tile", "amx_bf16", "asimd", "sve")
