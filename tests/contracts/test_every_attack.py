@@ -27,8 +27,11 @@ from equipoise.attacks import (
     fgsm_k,
     fmn,
     margin_attack,
+    masked,
     minimal_l2,
     nearest,
+    on_lattice,
+    patch,
     pdpgd,
     pgd,
     pgd_k,
@@ -40,6 +43,7 @@ from equipoise.attacks import (
     square,
     targeted,
     transfer,
+    universal,
 )
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.steps import Momentum, Triangular, Uniform
@@ -96,11 +100,18 @@ ROWS = {
     "margin_attack": lambda norm: margin_attack(norm, radii=(EPS[norm],), steps=5, halvings=9, looks=4),
     "autoattack": lambda norm: autoattack(EPS[norm], norm),
     "cascade": lambda norm: cascade(EPS[norm], norm),
+    "masked": lambda norm: masked(pgd(EPS[norm], steps=6, norm=norm), ONE_CHANNEL),
+    "patch": lambda norm: patch(2, 5, places=2),
+    "universal": lambda norm: universal(small_network(), *small_samples(small_network()), EPS[norm], norm, epochs=2),
+    "on_lattice": lambda norm: on_lattice(pgd(EPS[norm], steps=4, norm=norm), SAMPLE_LEVELS),
     "train mode": lambda norm: pgd(EPS[norm], steps=4, norm=norm, mode="train"),
 }
 EPS = {"linf": 0.08, "l2": 0.3, "l1": 1.0, "l0": 5}
 
 
+ONE_CHANNEL = torch.tensor([True, False])[:, None, None]
+SAMPLE_LEVELS = 2**24
+"""Of which the samples are multiples, as are all random numbers of float32."""
 IN_L0 = ("pdpgd", "sigma_zero")
 ONE_NORM = {
     "ddn": "l2",
@@ -109,6 +120,7 @@ ONE_NORM = {
     "published_margin_attack": "l2",
     "margin_attack": "l2",
     "pgd_l2": "l2",
+    "patch": "linf",
     "autoattack": "linf",
     "cascade": "linf",
 }

@@ -9,6 +9,7 @@ from equipoise.attacks.black_box.transfer import Transfer, transfer
 from equipoise.attacks.chain import Chain, autoattack, cascade, fitted
 from equipoise.attacks.continued import Continued, apgd_fgsm, pma
 from equipoise.attacks.gradient import ATTACKS, cw, fgsm, named, pgd, r_fgsm, targeted, trades, udp, uta
+from equipoise.attacks.masks import Patch, masked, patch
 from equipoise.attacks.minimum_norm.bisection import Bisected, minimal_l2
 from equipoise.attacks.minimum_norm.ddn import DDN, ddn
 from equipoise.attacks.minimum_norm.deepfool import DeepFool, deepfool
@@ -18,8 +19,10 @@ from equipoise.attacks.minimum_norm.hein_andriushchenko import BG, bg
 from equipoise.attacks.minimum_norm.nearest import Nearest, margin_attack, nearest, published_margin_attack, share_won
 from equipoise.attacks.minimum_norm.pdpgd import PDPGD, pdpgd
 from equipoise.attacks.minimum_norm.sigma_zero import SigmaZero, sigma_zero
+from equipoise.attacks.on_lattice import OnLattice, on_lattice
 from equipoise.attacks.presets import adaptive, cw_k, fgsm_k, pgd_k, pgd_l2
 from equipoise.attacks.result import AttackResult
+from equipoise.attacks.universal import Universal, universal
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.documentation import show_attributes
 
@@ -41,11 +44,14 @@ __all__ = [
     "Continued",
     "DeepFool",
     "Nearest",
+    "OnLattice",
+    "Patch",
     "RandomSearch",
     "SearchAttack",
     "SigmaZero",
     "Square",
     "Transfer",
+    "Universal",
     "adaptive",
     "apgd",
     "apgd_fgsm",
@@ -64,9 +70,12 @@ __all__ = [
     "fitted",
     "fmn",
     "margin_attack",
+    "masked",
     "minimal_l2",
     "named",
     "nearest",
+    "on_lattice",
+    "patch",
     "pdpgd",
     "pgd",
     "pgd_k",
@@ -82,6 +91,7 @@ __all__ = [
     "trades",
     "transfer",
     "udp",
+    "universal",
     "uta",
 ]
 

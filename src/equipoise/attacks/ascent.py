@@ -190,11 +190,11 @@ class Ascent(Attack):
 
     @property
     def _per_sample(self) -> bool:
-        """Whether every sample has a radius, or a length of its steps, of its own."""
-        return self.geometry.radii is not None or isinstance(self.step_size, RadiusShare)
+        """Whether every sample has a radius, a mask or a length of its steps of its own."""
+        return self.geometry.varies or isinstance(self.step_size, RadiusShare)
 
     def __getitem__(self, index: "torch.Tensor") -> "Ascent":
-        """The ascent of some of the samples: itself, unless every sample has a radius of its own."""
+        """The ascent of some of the samples: itself, unless every sample has a ball of its own."""
         if not self._per_sample:
             return self
         size = self.step_size

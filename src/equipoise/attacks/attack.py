@@ -137,7 +137,7 @@ class Attack(ABC):
             f"{self.kind} takes no points to start from: leave out start.",
         )
         require(
-            self.geometry.radii is None or self.takes_radii,
+            not self.geometry.varies or self.takes_radii,
             f"{self.kind} takes one eps for all samples: a radius for each is for gradient attacks such as pgd.",
         )
         if isinstance(x, Tensor) and x.ndim > 0:

@@ -85,7 +85,9 @@ def climb_natively(
 ) -> Outcome | None:
     """The outcome of an ascent in which no sample depends on another; None if the kernel cannot take it."""
     terms, l2_step = climb_terms(objective), takes_l2_steps(rule, ball)
-    if terms is None or l2_step is None or ball.norm == "l1" or not isinstance(predict, NativeForward):
+    if terms is None or l2_step is None or type(ball) is not Ball or ball.norm == "l1":
+        return None
+    if not isinstance(predict, NativeForward):
         return None
     if clean is not None and torch.equal(start, batch.x):
         return None  # where a divergence has no slope, TRADES as published follows PyTorch's rounding errors

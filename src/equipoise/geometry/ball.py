@@ -243,6 +243,11 @@ class Ball:
         """The ball of some of the samples: itself, unless every sample has a radius of its own."""
         return self if self.radii is None else replace(self, radii=self.radii[index])
 
+    @property
+    def varies(self) -> bool:
+        """Whether every sample has a radius of its own."""
+        return self.radii is not None
+
     def check_count(self, samples: int) -> None:
         """Raise `EquipoiseError` if there are radii for another number of samples."""
         count = samples if self.radii is None else len(self.radii)
@@ -296,8 +301,11 @@ class Ball:
         """Points uniform on the ball, pushed out to its `surface` if asked for, then projected into the box."""
         if math.isinf(self.eps):
             raise EquipoiseError("a random start needs a finite ball: eps is infinite; start from zero instead.")
-        norm = NORMS[self.norm]
-        unit = norm.draw(streams, centre[0].numel(), centre.dtype)
+        unit = self._unit(streams, centre)
         if surface:
-            unit = unit / norm_of(unit, norm.order)[:, None].clamp_min(1e-12)
+            unit = unit / norm_of(unit, NORMS[self.norm].order)[:, None].clamp_min(1e-12)
         return self.project(centre + self._radius_for(centre) * unit.reshape(centre.shape), centre)
+
+    def _unit(self, streams: Streams, centre: Points) -> Rows:
+        """Points uniform on the unit ball."""
+        return NORMS[self.norm].draw(streams, centre[0].numel(), centre.dtype)
