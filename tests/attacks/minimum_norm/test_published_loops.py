@@ -163,7 +163,7 @@ LOOPS = {
 def test_the_published_loop(name, towards, case):
     (net, x, y), (make, norm, plain) = case, LOOPS[name]
     target = (y + 1) % 5 if towards else None
-    steps, late = 300 if name.startswith("pdpgd") else 60, 0
+    steps, late = 200 if name.startswith("pdpgd") else 60, 0
     found = make(steps)(net, x, y, target=target)
     for i in range(len(x)):
         best = Best(net, x[i], int(y[i]), ORDER[norm], None if target is None else int(target[i]))

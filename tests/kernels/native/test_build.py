@@ -12,7 +12,7 @@ from equipoise import attacks, nets
 from equipoise.attacks.execution import frozen_model
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.core.rng import Streams
-from equipoise.kernels.native import NativeForward, build, compiler
+from equipoise.kernels.native import NativeForward, build, compiler, compiling
 from equipoise.models import as_predictive
 
 pgd = partial(attacks.pgd, start="zero", return_point="last")
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compil
 def elsewhere(tmp_path, monkeypatch):
     """An empty cache folder, and nothing compiled yet in this process."""
     monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiling, "_OPTIONS", tuple(o.replace("-O3", "-O0") for o in compiling._OPTIONS))
     build._compiled.cache_clear()
     yield tmp_path
     build._compiled.cache_clear()
