@@ -3,6 +3,7 @@
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, AttackLike, Batch, Candidates, SearchAttack, described
+from equipoise.attacks.black_box.hop_skip_jump import HopSkipJump, hop_skip_jump
 from equipoise.attacks.black_box.random_search import RandomSearch, random_search
 from equipoise.attacks.black_box.square import Square, square
 from equipoise.attacks.black_box.transfer import Transfer, transfer
@@ -40,6 +41,7 @@ __all__ = [
     "Chain",
     "Continued",
     "DeepFool",
+    "HopSkipJump",
     "Nearest",
     "RandomSearch",
     "SearchAttack",
@@ -63,6 +65,7 @@ __all__ = [
     "fgsm_k",
     "fitted",
     "fmn",
+    "hop_skip_jump",
     "margin_attack",
     "minimal_l2",
     "named",

@@ -15,6 +15,8 @@ from equipoise.core.rng import Streams
 
 Mode = Literal["train", "eval"]
 Precision = Literal["32", "bf16"]
+Answers = Literal["labels", "scores", "gradients"]
+"""What a model gives to an attack, each including those before it."""
 Points = Float[Tensor, "batch ..."]
 Images = Float[Tensor, "batch channels height width"]
 Labels = Int[Tensor, " batch"]

@@ -4,6 +4,7 @@ Every predictive can be used wherever a network can: in every attack, training m
 """
 
 from equipoise.core.documentation import show_attributes
+from equipoise.models.black_box import BlackBox, from_callable, from_estimator, from_onnx
 from equipoise.models.deep_kernel_gp import DeepKernelGP, kl_to_prior
 from equipoise.models.dropout import MonteCarloDropout
 from equipoise.models.ensemble import Ensemble
@@ -33,6 +34,7 @@ from equipoise.models.splitting import Splittable, parts
 
 __all__ = [
     "NOT_FINITE",
+    "BlackBox",
     "DeepKernelGP",
     "Ensemble",
     "Examined",
@@ -47,6 +49,9 @@ __all__ = [
     "check_outputs",
     "cut",
     "examine",
+    "from_callable",
+    "from_estimator",
+    "from_onnx",
     "frozen",
     "frozen_weights",
     "full_precision",

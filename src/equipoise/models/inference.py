@@ -219,8 +219,8 @@ def check_outputs(
     prediction: Prediction, predictive: Predictive, every: Callable[[], Prediction] | None = None
 ) -> None:
     """Raise `EquipoiseError` if a prediction has one class, is not finite for any sample, or looks like probabilities
-    instead of logits. If the few samples of `prediction` look suspicious, those of `every` decide, so that the result
-    does not depend on which samples come first.
+    instead of logits, also if it is a single one. If the few samples of `prediction` look suspicious, those of `every`
+    decide, so that the result does not depend on which samples come first.
     """
     require(
         prediction.classes >= 2,
@@ -228,7 +228,8 @@ def check_outputs(
         "torch.cat([-z, z], 1) / 2, which has the same probabilities.",
     )
     declared = getattr(predictive, "outputs", "logits") == "probabilities"
-    if every is not None and not (bool(prediction.finite.all()) and _sum_to_one(prediction, declared) == declared):
+    usual = _sum_to_one(prediction, declared) == declared and not _is_single_share(prediction)
+    if every is not None and not (bool(prediction.finite.all()) and usual):
         prediction = every()
     finite = prediction.finite
     if every is not None and not bool(finite.any()):
@@ -244,6 +245,11 @@ def check_outputs(
         "or wrap it as equipoise.Single(model, outputs='probabilities').",
     )
     require(
+        declared or len(prediction.labels) == 1 or not varies or not _is_single_share(prediction),
+        "the model returns one number from 0 to 1 per sample: if it is a probability, after a sigmoid, remove its last "
+        "sigmoid, or wrap it as equipoise.Single(model, outputs='probabilities').",
+    )
+    require(
         not declared or sums_to_one,
         "the model was declared to return probabilities but its rows do not sum to 1: use outputs='logits'.",
     )
@@ -253,6 +259,15 @@ def _sum_to_one(prediction: Prediction, is_log: bool) -> bool:
     """Whether every output, or its exponential if `is_log`, is a distribution."""
     values = prediction.logits.detach().exp() if is_log else prediction.logits.detach()
     return bool(((values.sum(-1) - 1).abs() < 1e-3).all() and (values >= 0).all())
+
+
+def _is_single_share(prediction: Prediction) -> bool:
+    """Whether every output is that of a single logit z, as (-z/2, z/2), with z from 0 to 1."""
+    values = prediction.logits.detach()
+    if values.shape[::2] != (1, 2):
+        return False
+    first, second = values[0].unbind(1)
+    return bool((first == -second).all() and (second >= 0).all() and (second <= 0.5).all())
 
 
 @contextmanager
