@@ -22,7 +22,7 @@ from equipoise.attacks.result import AttackResult, likely_classes
 from equipoise.core import progress
 from equipoise.core.checks import check_fields
 from equipoise.core.errors import EquipoiseError, NoGradient, require
-from equipoise.core.types import Answers, Labels, PerSample, Points, Prediction, Predictive
+from equipoise.core.types import Answers, Labels, PerSample, Points, Prediction, Predictive, answers_of
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import Objective
 
@@ -189,8 +189,7 @@ def check_answers(name: str, attack: Any, predictive: Predictive) -> None:
     """Raise `EquipoiseError`, which names the attacks that apply, unless the model gives what the attack `name` asks
     for: `NoGradient` if these are gradients.
     """
-    given: Answers = getattr(predictive, "answers", "gradients")
-    asked = asked_for(attack)
+    given, asked = answers_of(predictive), asked_for(attack)
     order = get_args(Answers).index
     if order(asked) <= order(given):
         return

@@ -166,6 +166,11 @@ class Predictive(Protocol):
         ...
 
 
+def answers_of(predictive: object) -> Answers:
+    """Return what a predictive gives to an attack: what it says in `answers`, else gradients."""
+    return getattr(predictive, "answers", "gradients")
+
+
 @dataclass(frozen=True)
 class AscentState:
     """The state of an ascent, for step rules."""

@@ -28,6 +28,7 @@ from equipoise.models.inference import (
     with_module,
 )
 from equipoise.models.live import live
+from equipoise.models.recognised import expected_normalisation, recognised
 from equipoise.models.single import Single, as_predictive
 from equipoise.models.smoothed import Smoothed, SmoothedCertificate
 from equipoise.models.splitting import Splittable, parts
@@ -49,6 +50,7 @@ __all__ = [
     "check_outputs",
     "cut",
     "examine",
+    "expected_normalisation",
     "from_callable",
     "from_estimator",
     "from_onnx",
@@ -64,6 +66,7 @@ __all__ = [
     "module_mode",
     "parts",
     "predict",
+    "recognised",
     "reseed",
     "usable_precision",
     "validate_output",

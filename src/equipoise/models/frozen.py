@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from equipoise.core.errors import kind_of, require
 from equipoise.core.rng import Streams
-from equipoise.core.types import Answers, Mode, Predict, Predictive, Weights
+from equipoise.core.types import Answers, Mode, Predict, Predictive, Weights, answers_of
 
 Replace = Callable[[Tensor], Tensor]
 
@@ -59,7 +59,7 @@ class Frozen:
     @property
     def answers(self) -> Answers:
         """What the model gives to an attack: gradients, unless it is a `BlackBox`."""
-        return getattr(self.predictive, "answers", "gradients")
+        return answers_of(self.predictive)
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
         """The prediction function of the copy."""
