@@ -107,16 +107,16 @@ class Returns(nn.Module):
 
 MODELS = {
     "a tuple": (
-        Returns(lambda z: (z, z)),
+        Returns(lambda z: (z[:1], z)),
         r"Returns returned a tuple; expected logits of shape \(2, classes\), or an object",
     ),
-    "a dict": (Returns(lambda z: {"logits": z}), r"Returns returned a dict; expected logits"),
+    "a dict": (Returns(lambda z: {"a": z, "b": z}), r"Returns returned a dict with a, b; expected logits"),
     "a map": (Returns(lambda z: z[:, :, None]), r"returned a tensor of shape \(2, 3, 1\); expected logits of shape"),
     "another batch": (
         Returns(lambda z: z[:1]),
         r"returned a tensor of shape \(1, 3\); expected logits of shape \(2, classes\)",
     ),
-    "one class": (net(1), r"the model has one output: expected logits of at least 2 classes"),
+    "one sigmoid": (nn.Sequential(net(1), nn.Sigmoid()), r"one number from 0 to 1 per sample: .* remove its last sigm"),
     "softmax": (nn.Sequential(net(), nn.Softmax(1)), r"the model returns probabilities .* remove its last softmax"),
     "nan": (Returns(lambda z: z * math.nan), r"the model's logits are not finite on clean input"),
     "no gradient": (Returns(lambda z: z.detach()), r"the model's output has no gradient"),
@@ -284,7 +284,7 @@ def test_a_large_eps_is_questioned():
 
 
 def test_after_a_refusal_the_model_is_as_it_was():
-    model = Returns(lambda z: (z, z)).train()
+    model = Returns(lambda z: (z[:1], z)).train()
     model.net.eval()
     with pytest.raises(EquipoiseError):
         ATTACK(model, X, Y)

@@ -26,6 +26,7 @@ from equipoise.attacks import (
     fab,
     fgsm_k,
     fmn,
+    hop_skip_jump,
     margin_attack,
     masked,
     minimal_l2,
@@ -82,6 +83,7 @@ ROWS = {
     "adaptive": lambda norm: adaptive(EPS[norm], norm, 3, restarts=2),
     "pgd_k": lambda norm: pgd_k(4, 20, norm=norm),
     "bisected": lambda norm: Bisected(pgd(EPS[norm], steps=4, norm=norm), 9),
+    "hop_skip_jump": lambda norm: hop_skip_jump(EPS[norm], norm, 150, directions=20),
     "bg": lambda norm: bg(EPS[norm], norm),
     "deepfool": lambda norm: deepfool(EPS[norm], norm, 5),
     "fmn": lambda norm: fmn(EPS[norm], norm, 8),
@@ -129,7 +131,7 @@ EVERY = [
     (name, norm)
     for name in ROWS
     for norm in EPS
-    if ONE_NORM.get(name, norm) == norm and (norm != "l0" or name in IN_L0)
+    if ONE_NORM.get(name, norm) == norm and (norm != "l0" or name in IN_L0) and (name, norm) != ("hop_skip_jump", "l1")
 ]
 
 

@@ -3,6 +3,7 @@
 from equipoise.attacks.apgd import apgd, apgd_t
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.attack import Attack, AttackLike, Batch, Candidates, SearchAttack, described
+from equipoise.attacks.black_box.hop_skip_jump import HopSkipJump, hop_skip_jump
 from equipoise.attacks.black_box.random_search import RandomSearch, random_search
 from equipoise.attacks.black_box.square import Square, square
 from equipoise.attacks.black_box.transfer import Transfer, transfer
@@ -43,6 +44,7 @@ __all__ = [
     "Chain",
     "Continued",
     "DeepFool",
+    "HopSkipJump",
     "Nearest",
     "OnLattice",
     "Patch",
@@ -69,6 +71,7 @@ __all__ = [
     "fgsm_k",
     "fitted",
     "fmn",
+    "hop_skip_jump",
     "margin_attack",
     "masked",
     "minimal_l2",

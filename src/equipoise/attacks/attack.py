@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import isfunction
-from typing import Any, ClassVar, Protocol, cast, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, final, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,8 +21,8 @@ from equipoise.attacks.inputs import AttackInputs, validated_inputs
 from equipoise.attacks.result import AttackResult, likely_classes
 from equipoise.core import progress
 from equipoise.core.checks import check_fields
-from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.types import Labels, PerSample, Points, Prediction, Predictive
+from equipoise.core.errors import EquipoiseError, NoGradient, require
+from equipoise.core.types import Answers, Labels, PerSample, Points, Prediction, Predictive, answers_of
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import Objective
 
@@ -73,6 +73,9 @@ class Attack(ABC):
     """The name of the attack in records and messages."""
     needs_labels: ClassVar[bool] = False
     """Whether `y` must be given. Without labels an attack leads away from the prediction at the clean point."""
+    asks_for: ClassVar[Answers | None] = None
+    """What the model must give: `gradients`, `scores`, or `labels` alone. None stands for gradients, or of an attack
+    made of others for whatever these ask for."""
     takes_targets: ClassVar[bool] = False
     """Whether it can be told which classes to reach; one that is made of others, if they all can."""
     takes_starts: ClassVar[bool] = False
@@ -146,6 +149,7 @@ class Attack(ABC):
         with validated_inputs(
             model, x, y, self.geometry, **given, draws=getattr(self, "mode", "eval") == "train"
         ) as inputs:
+            check_answers(self.kind, self, inputs.predictive)
             return self.run(inputs)
 
     @abstractmethod
@@ -170,6 +174,38 @@ class Composite(Attack):
 
     def __str__(self) -> str:
         return f"{self.kind} of {', '.join(self.names)}"
+
+
+def asked_for(attack: Any) -> Answers:
+    """What the attack asks a model for, or the most that one of its parts does."""
+    declared = getattr(attack, "asks_for", None)
+    parts = [part for _, part in getattr(attack, "parts", ())] or [getattr(attack, "attack", None)]
+    if declared is not None or parts[0] is None:
+        return declared or "gradients"
+    return max(map(asked_for, parts), key=get_args(Answers).index)
+
+
+def check_answers(name: str, attack: Any, predictive: Predictive) -> None:
+    """Raise `EquipoiseError`, which names the attacks that apply, unless the model gives what the attack `name` asks
+    for: `NoGradient` if these are gradients.
+    """
+    given, asked = answers_of(predictive), asked_for(attack)
+    order = get_args(Answers).index
+    if order(asked) <= order(given):
+        return
+    parts = ", ".join(part for part, inner in getattr(attack, "parts", ()) if order(asked_for(inner)) > order(given))
+    model = getattr(predictive, "original", predictive)
+    raise (NoGradient if asked == "gradients" else EquipoiseError)(
+        f"{name} needs {asked}{parts and f' for {parts}'}, and {model} gives {given} alone. "
+        f"Attacks that apply: {', '.join(APPLICABLE[given])}, and transfer from another model."
+    )
+
+
+APPLICABLE: dict[Answers, tuple[str, ...]] = {
+    "scores": ("square", "hop-skip-jump", "random-search"),
+    "labels": ("hop-skip-jump", "random-search"),
+}
+"""The attacks that apply to a model which gives no more than this, the strongest first."""
 
 
 def untargeted(attack: Any) -> str:

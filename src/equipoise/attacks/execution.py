@@ -51,7 +51,8 @@ def frozen_model(
     watched = kind == "cpu" and any(weight.ndim > 2 for weight in weights.values())  # is there a convolution?
     small = kind == "cpu" and sum(weight.numel() for weight in weights.values()) <= MAX_WEIGHTS
     small = small and not (precision == "bf16" and mostly_wide(weights.values()))
-    fast, native = FastInputGradients(), native and small and not is_batch_dependent(full.module)
+    native = native and small and full.answers == "gradients" and not is_batch_dependent(full.module)
+    fast = FastInputGradients()
 
     def draw(streams: Streams) -> Predict:
         predict = _watched(light.draw(streams), fast) if watched else light.draw(streams)

@@ -11,7 +11,7 @@ from equipoise.report import chains
 from equipoise.report.studies import interval, mean
 from equipoise.results.findings import Findings
 from equipoise.results.outcomes import MeanResult, Outcomes
-from equipoise.results.records import Evaluation
+from equipoise.results.records import AttackRecord, Evaluation
 from equipoise.training import Progress
 
 _EVERY = 0.1  # seconds between two looks of the moving line
@@ -89,6 +89,23 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Table:
         first = results[0]
         ball = ("", "") if first.attack == "clean" else (first.norm, f"{first.eps:.4g}")
         table.add_row(first.attack, *ball, *map(_with_interval, results))
+    return table
+
+
+def queries(evaluation: Evaluation) -> Table | None:
+    """The queries that each attack spent on a model that is only asked; None for any other."""
+    attacked = [result for result in evaluation.by_ball if isinstance(result, AttackRecord) and result.queries]
+    if "answers" not in evaluation.model or not attacked:
+        return None
+    table = Table()
+    for name in ("queries of", "eps"):
+        table.add_column(name)
+    for name in ("mean", "max", "total"):
+        table.add_column(name, justify="right")
+    for result in attacked:
+        total = sum(result.queries)
+        mean = total / len(result.queries)
+        table.add_row(result.attack, f"{result.eps:.4g}", f"{mean:.1f}", str(max(result.queries)), str(total))
     return table
 
 

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.attacks import transfer
+from equipoise.attacks.attack import APPLICABLE, asked_for
 from equipoise.cli.console import say
-from equipoise.cli.display import accuracies, corrupted, evaluation_progress, stages
+from equipoise.cli.display import accuracies, corrupted, evaluation_progress, queries, stages
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
 from equipoise.cli.recorded import require_file
 from equipoise.cli.requests import Evaluate, Merge
 from equipoise.cli.shard_processes import evaluate_in_processes
 from equipoise.core.errors import require
 from equipoise.core.files import require_writable, write_once
+from equipoise.core.types import answers_of
 from equipoise.corruptions import chosen, load_published
 from equipoise.evaluation import WORST, Corruptions, Progress, Shard, evaluate_dataset, merge, radii, suite
 from equipoise.evaluation.interop import robustbench
 from equipoise.evaluation.journal import images_of
 from equipoise.evaluation.requests import comparable
-from equipoise.evaluation.runs import evaluation_key
+from equipoise.evaluation.runs import STANDARD, evaluation_key
 from equipoise.evaluation.suites import Suite
 from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint
@@ -40,12 +42,14 @@ def evaluate(options: Evaluate, command: str) -> None:
         options.processes == 1 or shard.count == 1,
         f"--processes {options.processes} and --shard {shard} both divide the work: choose one.",
     )
-    require(len(options.attacks) > 0, "--attacks needs a value: the name of an attack, or clean for none.")
-    twice = [name for name in options.attacks if options.attacks.count(name) > 1]
+    names = options.attacks or ()
+    require(options.attacks != (), "--attacks needs a value: the name of an attack, or clean for none.")
+    twice = [name for name in names if names.count(name) > 1]
     require(not twice, f"--attacks has {''.join(twice[:1])} twice: name every attack once.")
     loaded = load_model(options)
     norm = norm_of(options.norm, loaded.run)
-    attacks = attacks_of(options, loaded.run, norm)
+    options = with_attacks(options, loaded, norm)
+    attacks = attacks_of(options, loaded, norm)
     out = options.out or _usual_place(options, loaded, attacks, norm, shard)
     _require_free(options, out, loaded.run, attacks, shard)
     stamp, progress = _stamp(out), _from_here(evaluation_progress(f"evaluating {options.target}"))
@@ -68,7 +72,7 @@ def evaluate(options: Evaluate, command: str) -> None:
 def _evaluate_shard(options: Evaluate, command: str, progress: Progress) -> Evaluation:
     """Evaluate a shard, in a process of its own."""
     loaded = load_model(options)
-    attacks = attacks_of(options, loaded.run, norm_of(options.norm, loaded.run))
+    attacks = attacks_of(options, loaded, norm_of(options.norm, loaded.run))
     return _evaluated(options, loaded, attacks, command, progress)
 
 
@@ -146,15 +150,31 @@ def _slug(*words: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", "-".join(words))
 
 
-def attacks_of(options: Evaluate, run: Run | None, norm: str) -> Suite:
-    """The attacks that were asked for, and their transfer from every other run, of those that use gradients."""
+def with_attacks(options: Evaluate, loaded: LoadedModel, norm: str) -> Evaluate:
+    """The same with the usual attacks where none are named: those that apply to the model, in this norm."""
+    if options.attacks is not None:
+        return options
+    answers = answers_of(as_predictive(loaded.model))
+    if answers == "gradients":
+        return replace(options, attacks=STANDARD)
+    usual = [name for name in APPLICABLE[answers][:2] if name != "hop-skip-jump" or norm in ("linf", "l2")]
+    say(f"attacks: {', '.join(usual)}, as the model gives {answers} alone; those that follow gradients do not apply.")
+    return replace(options, attacks=tuple(usual))
+
+
+def attacks_of(options: Evaluate, loaded: LoadedModel, norm: str) -> Suite:
+    """The attacks that were asked for, and their transfer from every other run, of those that use gradients. On a model
+    without gradients these are transferred only.
+    """
+    run, black_box = loaded.run, answers_of(as_predictive(loaded.model)) != "gradients"
     own = suite(
-        options.attacks,
+        options.attacks or (),
         options.eps or (radii(run) if run and norm == run.recipe.get("valid_norm") else ()),
         norm,
         steps=options.steps,
         step_size=options.step_size,
         restarts=options.restarts,
+        queries=options.queries,
         precision=options.precision,
     )
     transferred = []
@@ -169,7 +189,8 @@ def attacks_of(options: Evaluate, run: Run | None, norm: str) -> Suite:
     require(
         not options.transfer_from or len(transferred) > 0, "--transfer-from needs an attack that asks for gradients."
     )
-    return by_ball([*own, *transferred])
+    kept = [(name, a) for name, a in own if not (black_box and transferred and asked_for(a) == "gradients")]
+    return by_ball([*kept, *transferred])
 
 
 def _corruptions(options: Evaluate) -> Corruptions | None:
@@ -218,7 +239,7 @@ def show(*evaluations: Evaluation) -> None:
     say(f"accuracy on {n} test samples of {data['name']}{part}, with 95 % intervals")
     say(accuracies(evaluations))
     for evaluation in evaluations:
-        for table in (stages(evaluation), corrupted(evaluation)):
+        for table in (stages(evaluation), corrupted(evaluation), queries(evaluation)):
             if table is not None:
                 say(table)
     cautions = [caution for evaluation in evaluations for caution in _cautions(evaluation)]
@@ -234,4 +255,5 @@ def _cautions(evaluation: Evaluation) -> list[str]:
     if not attacked:
         return []
     widest = max(attacked, key=lambda result: result.interval[1] - result.interval[0])
-    return caveats(widest, [r for r in attacked if r.attack != WORST], evaluation.data.get("n_test"))
+    attacks, gradients = [r for r in attacked if r.attack != WORST], "answers" not in evaluation.model
+    return caveats(widest, attacks, evaluation.data.get("n_test"), gradients)

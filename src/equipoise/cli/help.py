@@ -13,13 +13,13 @@ from equipoise.cli.requests import REQUESTS, Train
 
 _GROUPS = {
     "perturbation": """
-        attacks eps norm also combine steps step_size step_schedule restarts noise tau latent uncertainty transfer_from
-        mode perturb_every remember adaptive_eps
+        attacks eps norm also combine steps step_size step_schedule restarts queries noise tau latent uncertainty
+        transfer_from mode perturb_every remember adaptive_eps
     """,
     "data and network": """
         data data_root download synthetic examples corruptions corruptions_root net width widths members joint_loss
-        dropout_samples dropout_loss gp_inducing_points normalize init weights checkpoint net_option labels consistency
-        teacher teacher_weight teacher_temperature
+        dropout_samples dropout_loss gp_inducing_points normalize init weights checkpoint model_kind net_option labels
+        consistency teacher teacher_weight teacher_temperature
     """,
     "training": """
         epochs batch_size optimizer lr momentum nesterov weight_decay schedule milestones decay lr_peak ema awp
@@ -33,7 +33,7 @@ _GROUPS = {
 """What options set, by their names in the order of the help; all others set what the method or the command is."""
 
 _RARE = """
-    step_schedule uncertainty noise softness crossing scores clean generator_lr generator_steps generator
+    model_kind step_schedule uncertainty noise softness crossing scores clean generator_lr generator_steps generator
     diversity_weight width widths joint_loss dropout_samples dropout_loss gp_inducing_points net_option normalize
     momentum nesterov milestones decay lr_peak ema awp awp_warmup channels_last validation valid_examples valid_eps
     valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision train.members transfer_from

@@ -9,17 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from equipoise import nets
 from equipoise.cli.console import say
-from equipoise.cli.options import pairs
+from equipoise.cli.own_models import load_own, require_own
 from equipoise.cli.parsing import parse
 from equipoise.cli.requests import ModelRequest, Train
-from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.errors import require
 from equipoise.core.types import Predictive
 from equipoise.data import Dataset, load
 from equipoise.evaluation.verification import fingerprint
 from equipoise.models import as_predictive
-from equipoise.pretrained import WEIGHTS, find, hint
+from equipoise.pretrained import WEIGHTS, find
 from equipoise.results.records import Run
 from equipoise.training import Recipe, load_run, load_weights
 
@@ -42,16 +41,10 @@ def load_model(options: ModelRequest) -> LoadedModel:
     device = Recipe(device=options.device).pick_device()
     folder = find(options.target)
     if not (folder / "run.json").is_file():
-        _require_factory(options)
+        require_own(options)
         data = load(str(options.data), options.data_root)
         say(data.summary)
-        arguments = pairs(options.net_option, "--net-option")
-        model = nets.make(options.target, data.shape, len(data.classes), seed=options.seed, **arguments)
-        module = as_predictive(model).module
-        if options.checkpoint is not None:
-            load_weights(module, options.checkpoint)
-        module.eval().to(device)
-        return LoadedModel(model, data, None)
+        return LoadedModel(load_own(options, data, device), data, None)
     model, run = load_run(folder, options.weights, device)
     data = _data_of(options, run)
     say(data.summary)
@@ -65,9 +58,14 @@ def load_model(options: ModelRequest) -> LoadedModel:
 
 
 def start_from(source: Path, model: nn.Module | Predictive, net: Mapping[str, Any]) -> dict[str, str]:
-    """Copy the weights of a run, or of a published model, into the untrained `model` that `net` describes, and return
-    where they come from, for the record. Raises `EquipoiseError` for weights of another network, naming what differs.
+    """Copy the weights of a run, of a published model, or in a file, into the untrained `model` that `net` describes,
+    and return where they come from, for the record. Raises `EquipoiseError` for weights of another network, naming what
+    differs.
     """
+    module = as_predictive(model).module
+    if source.is_file():
+        load_weights(module, source)
+        return {"from": str(source), "sha256": fingerprint(module)["sha256"]}
     trained, run = load_run(source)
     own, theirs = (json.loads(json.dumps({key: about.get(key) for key in _BUILT_FROM})) for about in (net, run.net))
     for key in _BUILT_FROM:
@@ -75,7 +73,6 @@ def start_from(source: Path, model: nn.Module | Predictive, net: Mapping[str, An
             own[key] == theirs[key],
             f"--init {source} is another network: its {_BUILT_FROM[key]} {theirs[key]}, this one's {own[key]}.",
         )
-    module = as_predictive(model).module
     module.load_state_dict(as_predictive(trained).module.state_dict())
     return {"from": str(source), "sha256": fingerprint(module)["sha256"]}
 
@@ -96,25 +93,6 @@ _BUILT_FROM = {
 def norm_of(typed: str | None, run: Run | None) -> str:
     """The norm that was asked for, or else that of the run's validation attacks, or linf."""
     return typed or (run.recipe.get("valid_norm", "linf") if run else "linf")
-
-
-def _require_factory(options: ModelRequest) -> None:
-    target = options.target
-    require(not Path(target).is_dir(), f"{target} is not a run directory: it has no run.json.")
-    if Path(target).is_file():
-        stem = Path(target).stem
-        raise EquipoiseError(
-            f"{target} is a source file: name the function in it that makes the model, as {stem}:FUNCTION."
-            if Path(target).suffix == ".py"
-            else f"{target} is a file, and a network is needed to load weights into: name the function that makes it, "
-            f"as package.module:function --checkpoint {target}; a run of equipoise is evaluated by its folder."
-        )
-    require(
-        ":" in target or target in nets.names(),
-        f"there is no run directory {target}; expected one that `equipoise train` wrote, or a model as "
-        f"package.module:factory{hint(target)}.",
-    )
-    require(options.data is not None, f"to evaluate {target} give a dataset with --data, such as mnist or my.npz.")
 
 
 def _data_of(options: ModelRequest, run: Run) -> Dataset:

@@ -61,7 +61,7 @@ class Train:
     overwrite: bool = False
     """Replace the run in --out. It is kept until the new one has its first checkpoint."""
     init: Path | None = None
-    """Start from the weights of a run, or of a model that `equipoise models` lists, of the same network."""
+    """Start from the weights of a run, of a model that `equipoise models` lists, or in a file, of the same network."""
     evaluate_examples: CountOrZero | None = None
     """Test samples of the final evaluation, 0 for none. By default 1000, or 200 for a large network on a CPU."""
     variation: Variation = Variation()
@@ -73,8 +73,8 @@ class ModelRequest:
     """A model and the data it is measured on."""
 
     target: Positional[str]
-    """Run directory, name of a model that `equipoise models` lists, or a model of your own as
-    package.module:factory."""
+    """Run directory, name of a model that `equipoise models` lists, or a model of your own as package.module:factory.
+    Or package.module:function, from arrays to scores or labels, a classifier of scikit-learn there, or an ONNX file."""
     data: str | None = None
     """Dataset or file, as for train; by default that of the run."""
     data_root: Path | None = None
@@ -85,6 +85,8 @@ class ModelRequest:
     """Weights of a package.module:factory. A safetensors file, or a state_dict that torch.save wrote."""
     net_option: tuple[str, ...] = ()
     """Arguments of a package.module:factory, as key=value."""
+    model_kind: Literal["factory", "function"] | None = None
+    """Whether package.module:name makes a model or predicts. By default its parameters tell."""
     seed: int = 0
     """Random seed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -98,12 +100,13 @@ class Evaluate(ModelRequest):
     Example: equipoise evaluate runs/udp --attacks fgsm pgd100 --eps 4/255 8/255
     """
 
-    attacks: tuple[str, ...] = ("fgsm", "pgd")
-    """Attacks, such as fgsm, pgd100 (of 100 steps) or autoattack. By gradients: clean (none), fgsm, r-fgsm, pgd, cw,
+    attacks: tuple[str, ...] | None = None
+    """Attacks, such as fgsm, pgd100 (of 100 steps) or autoattack. By default fgsm and pgd, on a model without gradients
+    square and hop-skip-jump. By gradients: clean (none), fgsm, r-fgsm, pgd, cw,
     uta, udp, trades; a number sets the steps; fgsm-8, pgd40-8 and cw40-8 have a radius of 8/255, 5 restarts and
     steps of 0.8/255. With published budgets: autoattack, autoattack-rand, autoattack-plus, cascade, apgd-ce,
     apgd-dlr, apgd-t, apgd-fgsm, pma, fab-t, square, random-search, adaptive. Minimum-norm: bg, ddn, deepfool, fmn,
-    pdpgd, sigma-zero, nearest."""
+    pdpgd, sigma-zero, nearest, hop-skip-jump (labels alone)."""
     eps: tuple[float, ...] = ()
     """Radii, in pixels of [0, 1]; by default for a run: half, once and twice that of its validation attacks."""
     norm: Literal["linf", "l2", "l1", "l0"] | None = None
@@ -115,6 +118,9 @@ class Evaluate(ModelRequest):
     """Step size; by default 2.5 eps / steps."""
     restarts: Count = 1
     """Random restarts of each attack."""
+    queries: Count | None = None
+    """Queries per sample of attacks without gradients. By default square has 5000, hop-skip-jump 1000, random-search
+    10000."""
     examples: CountOrZero = 1000
     """Test samples, the same ones for every model; 0 for all."""
     batch_size: Count = 256

@@ -13,7 +13,7 @@ import torch
 
 from equipoise.attacks import fitted
 from equipoise.cli.console import say
-from equipoise.cli.evaluating import attacks_of
+from equipoise.cli.evaluating import attacks_of, with_attacks
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
 from equipoise.cli.parsing import parse
 from equipoise.cli.recorded import from_data
@@ -123,7 +123,8 @@ def _as_evaluated(options: Verify, record: Evaluation, asked: Evaluate | None) -
 
 def _not_asked_for(asked: Evaluate, record: Evaluation, loaded: LoadedModel) -> list[str]:
     """What in the record is not what its own command asks for."""
-    attacks = attacks_of(asked, loaded.run, norm_of(asked.norm, loaded.run))
+    norm = norm_of(asked.norm, loaded.run)
+    attacks = attacks_of(with_attacks(asked, loaded, norm), loaded, norm)
     classes = validate_output(as_predictive(loaded.model), loaded.data.test.x.cpu()).classes
     expected = [(name, fitted(name, attack, classes)[0].settings()) for name, attack in attacks]
     recorded = [(r.attack, r.settings) for r in record.results if r.attack not in ("clean", WORST)]

@@ -93,6 +93,8 @@ class Stream(IntEnum):
     """The noise by which a smoothed classifier's class is chosen."""
     ESTIMATION = 24
     """The noise by which the probability of that class is estimated."""
+    HOP_SKIP_JUMP = 25
+    """The first points and the directions of HopSkipJump."""
 
 
 class RunStream(IntEnum):

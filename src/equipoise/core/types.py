@@ -15,6 +15,8 @@ from equipoise.core.rng import Streams
 
 Mode = Literal["train", "eval"]
 Precision = Literal["32", "bf16"]
+Answers = Literal["labels", "scores", "gradients"]
+"""What a model gives to an attack, each including those before it."""
 Points = Float[Tensor, "batch ..."]
 Images = Float[Tensor, "batch channels height width"]
 Labels = Int[Tensor, " batch"]
@@ -162,6 +164,11 @@ class Predictive(Protocol):
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
         """Return a prediction function with all randomness of the model fixed; `weights` replace its parameters."""
         ...
+
+
+def answers_of(predictive: object) -> Answers:
+    """Return what a predictive gives to an attack: what it says in `answers`, else gradients."""
+    return getattr(predictive, "answers", "gradients")
 
 
 @dataclass(frozen=True)

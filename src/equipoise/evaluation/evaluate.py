@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from equipoise.attacks import fitted
-from equipoise.attacks.attack import Composite
+from equipoise.attacks.attack import Composite, check_answers
 from equipoise.attacks.inputs import AttackInputs, validated_inputs
 from equipoise.attacks.result import DRAWS, AttackResult
 from equipoise.attacks.spaces import Input
@@ -177,6 +177,7 @@ def check_samples(
     weight = next(predictive.module.parameters(), None)
     x, y = (x, y) if weight is None else (x.to(weight.device), y.to(weight.device))
     for name, attack in attacks:
+        check_answers(name, attack, predictive)
         require(
             isinstance(getattr(attack, "space", Input()), Input),
             f"{name} perturbs a latent space: robustness is measured in the input, where the threat is; leave out its "

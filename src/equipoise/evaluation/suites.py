@@ -22,6 +22,7 @@ from equipoise.attacks import (
     fab,
     fgsm_k,
     fmn,
+    hop_skip_jump,
     named,
     nearest,
     pdpgd,
@@ -49,6 +50,7 @@ def suite(
     steps: int | None = None,
     step_size: float | None = None,
     restarts: int = 1,
+    queries: int | None = None,
     precision: Precision = "32",
 ) -> Suite:
     """Return the named attacks at every radius of `eps`, in increasing order.
@@ -57,7 +59,8 @@ def suite(
     `pgd40-8` and `cw40-8` are the attacks of R's tables (`equipoise.attacks.presets`), of radius 8/255 whatever `eps`
     says. Otherwise the attacks of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`,
     from a start uniform on the ball, those of `PUBLISHED` have their published budgets, and those of `NEAREST`
-    their own: these minimise the distance, and a point counts if it lies within eps. `clean` adds nothing: accuracy
+    their own: these minimise the distance, and a point counts if it lies within eps. `queries` is the budget of the
+    attacks without gradients that have no number. `clean` adds nothing: accuracy
     without an attack is always measured. Raises `EquipoiseError` for unknown names, for two names of one attack (`pgd`
     and `pgd40`), and for unusable numbers.
     """
@@ -74,8 +77,12 @@ def suite(
         f"{', '.join(given)}: not for {', '.join(fixed)}, whose budget is the published one "
         "or the number behind the name, as in apgd-ce20; evaluate other attacks with it apart.",
     )
+    require(
+        queries is None or any(_budget(base) in _ASKING for base in bases),
+        f"queries = {queries}: no named attack has such a budget; square, hop-skip-jump and random-search have.",
+    )
     others = [
-        (name, _attack(name, radius, norm, steps, step_size, restarts, precision))
+        (name, _attack(name, radius, norm, steps, step_size, restarts, queries, precision))
         for radius in set(eps)
         for name in attacks
     ]
@@ -128,8 +135,11 @@ NEAREST: dict[str, Callable[..., AttackLike]] = {
     "pdpgd": pdpgd,
     "sigma-zero": sigma_zero,
     "nearest": nearest,
+    "hop-skip-jump": partial(hop_skip_jump, return_point="first_success"),
 }
 """Minimum-norm attacks, in float32 only."""
+
+_ASKING = ("queries", "draws")  # budgets of attacks without gradients
 
 
 def _parse(name: str) -> tuple[str, int | None]:
@@ -147,13 +157,22 @@ def _parse(name: str) -> tuple[str, int | None]:
 def _budget(name: str) -> str | None:
     """The parameter that the number behind the attack's name sets, if any."""
     parameters = inspect.signature((ATTACKS | PUBLISHED | NEAREST)[name]).parameters
-    return next((word for word in ("steps", "queries", "draws") if word in parameters), None)
+    return next((word for word in ("steps", *_ASKING) if word in parameters), None)
 
 
 def _attack(
-    name: str, eps: float, norm: str, steps: int | None, step_size: float | None, restarts: int, precision: Precision
+    name: str,
+    eps: float,
+    norm: str,
+    steps: int | None,
+    step_size: float | None,
+    restarts: int,
+    queries: int | None,
+    precision: Precision,
 ) -> AttackLike:
     base, number = _parse(name)
+    if number is None and _budget(base) in _ASKING:
+        number = queries
     budget = {} if number is None else {str(_budget(base)): number}
     if base in PUBLISHED:
         return PUBLISHED[base](eps, norm=norm, precision=precision, **budget)

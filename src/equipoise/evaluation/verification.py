@@ -16,7 +16,7 @@ from equipoise.core.deprecation import renamed_names
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import read_json
 from equipoise.core.rng import Stream, Streams
-from equipoise.core.types import Labels, Points, Predictive
+from equipoise.core.types import Labels, Points, Predictive, answers_of
 from equipoise.evaluation.confirm import verify_outcome
 from equipoise.evaluation.consistency import COLUMNS, common_box, contradictions, label_of
 from equipoise.evaluation.corrupted import Corruptions, on_corruptions
@@ -32,15 +32,19 @@ _TOLERANCE = 1e-9  # relative difference of two float64 distances that the order
 
 
 def fingerprint(model: "nn.Module | Predictive") -> dict[str, Any]:
-    """Return the SHA-256 over names, shapes and values of all parameters and buffers, and the number of parameters."""
-    module = as_predictive(model).module
+    """Return the SHA-256 over names, shapes and values of all parameters and buffers, and the number of parameters; of
+    a `BlackBox` also what it gives.
+    """
+    predictive = as_predictive(model)
+    module, answers = predictive.module, answers_of(predictive)
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         array = np.ascontiguousarray(
             value.detach().cpu().to(torch.float64 if value.is_floating_point() else value.dtype)
         )
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode() + array.tobytes())
-    return {"sha256": digest.hexdigest(), "parameters": sum(p.numel() for p in module.parameters())}
+    gives = {} if answers == "gradients" else {"answers": answers}
+    return {"sha256": digest.hexdigest(), "parameters": sum(p.numel() for p in module.parameters())} | gives
 
 
 @dataclass(frozen=True)

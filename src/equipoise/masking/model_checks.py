@@ -17,12 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from equipoise.core.deprecation import renamed_names
 from equipoise.core.errors import require
-from equipoise.core.types import Labels, Points, Prediction, Predictive
+from equipoise.core.types import Labels, Points, Prediction, Predictive, answers_of
 from equipoise.geometry import Box
 from equipoise.losses.objectives import Objective, cross_entropy, margin
 from equipoise.masking.gradient_check import COARSE_STEP, gradient_errors_of
 from equipoise.masking.inspected_model import InspectedModel, inspected
-from equipoise.models import as_predictive
+from equipoise.models import as_predictive, expected_normalisation
 from equipoise.results.records import ResultWarning
 from equipoise.results.statistics import mcnemar, wilson
 
@@ -86,7 +86,8 @@ def check_model(
     )
     require(isinstance(y, Tensor), "check_model needs the labels y, a torch tensor of class indices.")
     with inspected(as_predictive(model), x, y, box, samples, seed, reported) as inspected_model:
-        warnings = [check(inspected_model) for check in CHECKS]
+        checks = CHECKS if answers_of(inspected_model.predictive) == "gradients" else CHECKS_OF_BLACK_BOXES
+        warnings = [check(inspected_model) for check in checks]
     return [warning for warning in warnings if warning is not None]
 
 
@@ -312,6 +313,19 @@ def _double_normalisation(model: InspectedModel) -> ResultWarning | None:
     )
 
 
+def _missing_normalisation(model: InspectedModel) -> ResultWarning | None:
+    module = model.predictive.module
+    expected = expected_normalisation(module)
+    if expected is None or any(_normalises(layer) for layer in module.modules()):
+        return None
+    mean, std = expected
+    return ResultWarning(
+        "missing normalisation",
+        f"its own configuration expects inputs standardised by mean {mean} and std {std}, and it gets them as they are",
+        "make that its first layer: torch.nn.Sequential(equipoise.nets.Normalize(mean, std), model)",
+    )
+
+
 def _normalises(module: nn.Module) -> bool:
     """Whether a layer holds a mean and a standard deviation, or is named so and trains nothing (unlike layer norms)."""
     numbers = [getattr(module, name, None) for name in ("mean", "std")]
@@ -345,6 +359,7 @@ def _hooked(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[N
 CHECKS: tuple[Callable[[InspectedModel], ResultWarning | None], ...] = (
     _wrong_accuracy,
     _double_normalisation,
+    _missing_normalisation,
     _not_finite,
     _randomised,
     _batch_dependent,
@@ -356,6 +371,9 @@ CHECKS: tuple[Callable[[InspectedModel], ResultWarning | None], ...] = (
     _not_differentiable,
 )
 """The checks of `check_model`, in the order of its warnings."""
+
+CHECKS_OF_BLACK_BOXES = (_wrong_accuracy, _not_finite, _randomised, _batch_dependent, _probabilities)
+"""Those that neither follow gradients nor look into the network, nor at the size of scores that may be of any kind."""
 
 __getattr__ = renamed_names(
     __name__,

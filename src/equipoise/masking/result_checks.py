@@ -8,7 +8,7 @@ ONLY_BLACK_BOX_SHARE, ONLY_BLACK_BOX_SAMPLES = 0.01, 3
 """Share and number of samples that only a black-box attack fooled, from which it is a warning: one or two are chance, a
 percent is what the difference between defences is reported in."""
 
-BLACK_BOX = ("square", "random-search")
+BLACK_BOX = ("square", "random-search", "hop-skip-jump")
 """Attacks that use no gradient."""
 
 _SUMMARIES = ("clean", "worst case")  # results that are no attack of their own

@@ -4,6 +4,7 @@ Every predictive can be used wherever a network can: in every attack, training m
 """
 
 from equipoise.core.documentation import show_attributes
+from equipoise.models.black_box import BlackBox, from_callable, from_estimator, from_onnx
 from equipoise.models.deep_kernel_gp import DeepKernelGP, kl_to_prior
 from equipoise.models.dropout import MonteCarloDropout
 from equipoise.models.ensemble import Ensemble
@@ -27,12 +28,14 @@ from equipoise.models.inference import (
     with_module,
 )
 from equipoise.models.live import live
+from equipoise.models.recognised import expected_normalisation, recognised
 from equipoise.models.single import Single, as_predictive
 from equipoise.models.smoothed import Smoothed, SmoothedCertificate
 from equipoise.models.splitting import Splittable, parts
 
 __all__ = [
     "NOT_FINITE",
+    "BlackBox",
     "DeepKernelGP",
     "Ensemble",
     "Examined",
@@ -47,6 +50,10 @@ __all__ = [
     "check_outputs",
     "cut",
     "examine",
+    "expected_normalisation",
+    "from_callable",
+    "from_estimator",
+    "from_onnx",
     "frozen",
     "frozen_weights",
     "full_precision",
@@ -59,6 +66,7 @@ __all__ = [
     "module_mode",
     "parts",
     "predict",
+    "recognised",
     "reseed",
     "usable_precision",
     "validate_output",

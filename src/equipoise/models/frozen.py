@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from equipoise.core.errors import kind_of, require
 from equipoise.core.rng import Streams
-from equipoise.core.types import Mode, Predict, Predictive, Weights
+from equipoise.core.types import Answers, Mode, Predict, Predictive, Weights, answers_of
 
 Replace = Callable[[Tensor], Tensor]
 
@@ -55,6 +55,11 @@ class Frozen:
     def outputs(self) -> str:
         """Output of the network: `logits` or `probabilities`."""
         return getattr(self.predictive, "outputs", "logits")
+
+    @property
+    def answers(self) -> Answers:
+        """What the model gives to an attack: gradients, unless it is a `BlackBox`."""
+        return answers_of(self.predictive)
 
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
         """The prediction function of the copy."""

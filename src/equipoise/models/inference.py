@@ -112,7 +112,7 @@ def examine(predictive: Predictive, x: Points, streams: Streams | None = None, b
         version = pair._version
         state = _random_state(x.device)
         with torch.enable_grad(), _RandomOperations() as operations:
-            first = _checked_prediction(model, pair, streams)
+            first = checked_prediction(model, pair, streams)
         _check_copy(first.logits, model)
         require(
             pair.equal(x[:2]),
@@ -125,7 +125,7 @@ def examine(predictive: Predictive, x: Points, streams: Streams | None = None, b
             random = operations.seen or bool(first.differs(predict(model, pair, streams)).any())
             coupled = is_batch_dependent(model.module)
             if not coupled:
-                alone = _checked_prediction(model, single, streams[:1])
+                alone = checked_prediction(model, single, streams[:1])
                 three = torch.cat([single, _mirrored(single, box), single])
                 among = predict(model, three, Streams(streams.keys[[0, 0, 0]], streams.common))
                 coupled = not random and bool(alone.differs(among[::2]).any())
@@ -146,8 +146,8 @@ def validate_output(predictive: Predictive, x: Points, streams: Streams | None =
     return first
 
 
-def _checked_prediction(model: Frozen, x: Points, streams: Streams) -> Prediction:
-    """The prediction. Raises `EquipoiseError` if the model does not take such a batch."""
+def checked_prediction(model: Frozen, x: Points, streams: Streams | None) -> Prediction:
+    """Return the prediction. Raise `EquipoiseError` if the model does not take such a batch."""
     try:
         with torch.autocast(x.device.type, enabled=False), full_precision():
             return model.draw(streams)(x)
@@ -219,8 +219,8 @@ def check_outputs(
     prediction: Prediction, predictive: Predictive, every: Callable[[], Prediction] | None = None
 ) -> None:
     """Raise `EquipoiseError` if a prediction has one class, is not finite for any sample, or looks like probabilities
-    instead of logits. If the few samples of `prediction` look suspicious, those of `every` decide, so that the result
-    does not depend on which samples come first.
+    instead of logits, also if it is a single one. If the few samples of `prediction` look suspicious, those of `every`
+    decide, so that the result does not depend on which samples come first.
     """
     require(
         prediction.classes >= 2,
@@ -228,31 +228,46 @@ def check_outputs(
         "torch.cat([-z, z], 1) / 2, which has the same probabilities.",
     )
     declared = getattr(predictive, "outputs", "logits") == "probabilities"
-    if every is not None and not (bool(prediction.finite.all()) and _sum_to_one(prediction, declared) == declared):
+    usual = sums_to_one(prediction, declared) == declared and not is_single_share(prediction)
+    if every is not None and not (bool(prediction.finite.all()) and usual):
         prediction = every()
     finite = prediction.finite
     if every is not None and not bool(finite.any()):
         return  # the caller, who knows all samples, reports it
     require(bool(finite.any()), NOT_FINITE)
     prediction = prediction[finite.nonzero()[:, 0]]
-    sums_to_one = _sum_to_one(prediction, declared)
+    is_distribution = sums_to_one(prediction, declared)
     first = prediction.logits[:, :1]
     varies = len(prediction.labels) == 1 or not bool((prediction.logits == first).all())  # else a constant classifier
     require(
-        declared or not sums_to_one or not varies,
+        declared or not is_distribution or not varies,
         "the model returns probabilities (rows that sum to 1), not logits: remove its last softmax, "
         "or wrap it as equipoise.Single(model, outputs='probabilities').",
     )
     require(
-        not declared or sums_to_one,
+        declared or len(prediction.labels) == 1 or not varies or not is_single_share(prediction),
+        "the model returns one number from 0 to 1 per sample: if it is a probability, after a sigmoid, remove its last "
+        "sigmoid, or wrap it as equipoise.Single(model, outputs='probabilities').",
+    )
+    require(
+        not declared or is_distribution,
         "the model was declared to return probabilities but its rows do not sum to 1: use outputs='logits'.",
     )
 
 
-def _sum_to_one(prediction: Prediction, is_log: bool) -> bool:
-    """Whether every output, or its exponential if `is_log`, is a distribution."""
+def sums_to_one(prediction: Prediction, is_log: bool) -> bool:
+    """Return whether every output, or its exponential if `is_log`, is a distribution."""
     values = prediction.logits.detach().exp() if is_log else prediction.logits.detach()
     return bool(((values.sum(-1) - 1).abs() < 1e-3).all() and (values >= 0).all())
+
+
+def is_single_share(prediction: Prediction) -> bool:
+    """Return whether every output is that of a single logit z, as (-z/2, z/2), with z from 0 to 1."""
+    values = prediction.logits.detach()
+    if values.shape[::2] != (1, 2):
+        return False
+    first, second = values[0].unbind(1)
+    return bool((first == -second).all() and (second >= 0).all() and (second <= 0.5).all())
 
 
 @contextmanager

@@ -1,16 +1,17 @@
 """A single network as a predictive."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from equipoise.core.checks import check_fields
 from equipoise.core.errors import EquipoiseError, kind_of, require
 from equipoise.core.rng import Streams
 from equipoise.core.types import Points, Predict, Prediction, Predictive, Weights
+from equipoise.models.black_box import is_estimator
 from equipoise.models.frozen import called_with
+from equipoise.models.outputs import Outputs, as_logits, scores_of
 from equipoise.nets.split import split
 
 
@@ -20,8 +21,9 @@ class Single:
 
     module: nn.Module
     """The network."""
-    outputs: Literal["logits", "probabilities"] = "logits"
-    """Output of the network; probabilities are converted to logits by their logarithm."""
+    outputs: Outputs = "logits"
+    """Output of the network; probabilities are converted to logits by their logarithm. A single column is that of the
+    second of two classes."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -31,12 +33,9 @@ class Single:
         network = self.module if weights is None else called_with(self.module, weights)
 
         def predict(x: Points) -> Prediction:
-            output = network(x)
-            scores = _scores(output, len(x), type(self.module).__name__)
+            scores = scores_of(network(x), len(x), type(self.module).__name__)
             scores = scores.double() if x.dtype == torch.float64 else scores.float()
-            if self.outputs == "probabilities":
-                scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
-            return Prediction(scores[None])
+            return Prediction(as_logits(scores, self.outputs)[None])
 
         return predict
 
@@ -46,12 +45,11 @@ class Single:
         return encoder, Single(classifier, self.outputs)
 
 
-def as_predictive(
-    model: "nn.Module | Predictive", outputs: Literal["logits", "probabilities"] = "logits"
-) -> Predictive:
+def as_predictive(model: "nn.Module | Predictive", outputs: Outputs = "logits") -> Predictive:
     """Return `model` itself if it is a predictive, else the network as a `Single`.
 
-    A network is any `nn.Module` that returns logits of shape (batch, classes), or an object with them as `.logits`.
+    A network is any `nn.Module` that returns logits of shape (batch, classes), or a container of them that `scores_of`
+    knows, such as an object with them as `.logits`.
     Raises `EquipoiseError` for anything else.
     """
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -61,23 +59,16 @@ def as_predictive(
         model = compiled_from  # torch.compile would compile every copy and every batch size anew
     require(
         not isinstance(model, torch.jit.ScriptModule),
-        "a scripted or traced model cannot be attacked, as its weights cannot be frozen: give the original module.",
+        "a scripted or traced model cannot be attacked, as its weights cannot be frozen: give the original module, or "
+        "ask it without gradients, by models.from_callable(lambda x: model(torch.from_numpy(x)), x, classes=10).",
     )
     if isinstance(model, nn.Module):
         return Single(model, outputs)
     if isinstance(model, Predictive):
         return model
-    raise EquipoiseError(f"{kind_of(model)} is not a model: expected a torch.nn.Module that returns logits.")
-
-
-def _scores(output: Any, batch: int, name: str) -> Tensor:
-    scores: Any = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    require(
-        isinstance(scores, Tensor) and scores.ndim == 2 and len(scores) == batch,
-        f"{name} returned {_describe(output)}; expected logits of shape ({batch}, classes), or an object with .logits.",
-    )
-    return scores
-
-
-def _describe(output: Any) -> str:
-    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"{kind_of(output)}"
+    remedy = ""
+    if is_estimator(model):
+        remedy = " A classifier of scikit-learn becomes a model by models.from_estimator(classifier)."
+    elif callable(model) and not isinstance(model, type):
+        remedy = " A function of numpy arrays becomes one by models.from_callable(function, x, classes=10)."
+    raise EquipoiseError(f"{kind_of(model)} is not a model: expected a torch.nn.Module that returns logits.{remedy}")

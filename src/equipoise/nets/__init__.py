@@ -9,7 +9,7 @@ from equipoise.nets.due import FCResNet, WideResNetFeatures
 from equipoise.nets.lipschitz import BoundedBatchNorm2d, BoundedNorm, bounded
 from equipoise.nets.mlp import MLP
 from equipoise.nets.normalize import Normalize
-from equipoise.nets.registry import build, count_parameters, extractors, how_built, imported, make, names
+from equipoise.nets.registry import build, count_parameters, extractors, how_built, imported, made, make, names
 from equipoise.nets.residual import (
     BasicBlock,
     PreActBlock,
@@ -45,6 +45,7 @@ __all__ = [
     "extractors",
     "how_built",
     "imported",
+    "made",
     "make",
     "names",
     "split",

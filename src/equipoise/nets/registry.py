@@ -88,6 +88,16 @@ def make(
     name: str, shape: Sequence[int] | int, classes: int = 10, *, seed: int = 0, **options: Any
 ) -> "nn.Module | Predictive":
     """Build as `build`, without normalisation; a factory may also return a predictive, such as an ensemble."""
+    net = made(name, shape, classes, seed=seed, **options)
+    require(
+        isinstance(net, nn.Module | Predictive),
+        f"net {name!r} returned {kind_of(net)}; expected a torch.nn.Module.",
+    )
+    return net
+
+
+def made(name: str, shape: Sequence[int] | int, classes: int = 10, *, seed: int = 0, **options: Any) -> Any:
+    """Return what the network or factory `name` makes, called as by `build`, whatever it is."""
     shape = _checked_shape(shape)
     require(classes >= 2, f"a classifier needs at least 2 classes, got {classes}.")
     require_integer("seed", seed)
@@ -163,9 +173,7 @@ def imported(kind: str, name: str, attribute_kind: str | None = None) -> Any:
     return getattr(module, attribute)
 
 
-def _call(
-    name: str, factory: Callable[..., nn.Module], offered: dict[str, Any], options: dict[str, Any]
-) -> "nn.Module | Predictive":
+def _call(name: str, factory: Callable[..., nn.Module], offered: dict[str, Any], options: dict[str, Any]) -> Any:
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # some callables written in C have no signature
@@ -193,10 +201,6 @@ def _call(
         raise
     except Exception as error:  # the user's factory may raise anything
         raise EquipoiseError(f"net {name!r} could not be made: {type(error).__name__}: {error}.") from error
-    require(
-        isinstance(net, nn.Module | Predictive),
-        f"net {name!r} returned {kind_of(net)}; expected a torch.nn.Module.",
-    )
     return net
 
 

@@ -248,14 +248,17 @@ def _trained_at(source: Source, norm: str, eps: float) -> bool:
     return isinstance(trained, int | float) and math.isclose(trained, eps, rel_tol=1e-6) and in_norm == norm
 
 
-def caveats(result: Result | None, attacks: Sequence[AttackRecord], available: int | None = None) -> list[str]:
+def caveats(
+    result: Result | None, attacks: Sequence[AttackRecord], available: int | None = None, gradients: bool = True
+) -> list[str]:
     """Return what to know about a robust accuracy that rests on weak attacks, or on few samples of those `available`,
-    if their number is known.
+    if their number is known. `gradients` says whether the model gives any to stronger attacks.
     """
     found = []
     if attacks and not any(_composite(attack) for attack in attacks):
         names = " and ".join(dict.fromkeys(title(attack.attack) for attack in attacks))
-        found.append(f"It rests on {names} alone; stronger attacks may leave less: evaluate with --attacks autoattack.")
+        remedy = "--attacks autoattack" if gradients else "more --queries, or by --attacks pgd --transfer-from RUN"
+        found.append(f"It rests on {names} alone; stronger attacks may leave less: evaluate with {remedy}.")
     if result is not None and (width := result.interval[1] - result.interval[0]) > _WIDE_INTERVAL:
         remedy = (
             ", all that the test set has" if result.n == available else ": evaluate on more, such as --examples 1000"

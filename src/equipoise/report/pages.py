@@ -66,6 +66,7 @@ def radius(eps: float) -> str:
 def title(name: str) -> str:
     """Return a method's or attack's name with acronyms in capitals and a capital first letter."""
     name = _ACRONYM.sub(lambda match: match[0].upper(), name).replace("deepfool", "DeepFool")
+    name = name.replace("hop-skip-jump", "HopSkipJump")
     return name.replace("autoattack", "AutoAttack") if name.startswith("autoattack") else name[:1].upper() + name[1:]
 
 

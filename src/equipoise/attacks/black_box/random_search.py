@@ -25,6 +25,7 @@ class RandomSearch(SearchAttack):
 
     kind = "random-search"
     needs_labels = True
+    asks_for = "labels"
     returns_best = True
     takes_targets = True
 

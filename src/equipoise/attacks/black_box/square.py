@@ -58,6 +58,7 @@ class Square(SearchAttack):
 
     kind = "square"
     needs_labels = True
+    asks_for = "scores"
     takes_targets = True
     returns_best = True
     in_pieces = False

@@ -28,6 +28,7 @@ class Transfer(Attack):
 
     kind = "transfer"
     needs_labels = True
+    asks_for = "labels"
 
     proxy: "nn.Module | Predictive"
     """The model on which the points are made."""
