@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from equipoise.training import Recipe, methods
     from equipoise.training import fit as train
     from equipoise.training import load_run as load
+    from equipoise.training.estimator import RobustClassifier
 
     __version__: str
 
@@ -49,6 +50,7 @@ __all__ = [
     "Method",
     "Prediction",
     "Recipe",
+    "RobustClassifier",
     "Single",
     "Term",
     "as_predictive",
@@ -83,6 +85,7 @@ _HOMES = {
     "Prediction": "core.types:Prediction",
     "Single": "models:Single",
     "Recipe": "training:Recipe",
+    "RobustClassifier": "training.estimator:RobustClassifier",
     "Term": "losses:Term",
     "as_predictive": "models:as_predictive",
     "certify": "certified:certified",
