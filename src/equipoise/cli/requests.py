@@ -7,6 +7,7 @@ from typing import Any, Literal
 from equipoise.cli.listing import Experiments, Variant
 from equipoise.cli.options import Count, CountOrZero, Positional
 from equipoise.cli.published_models import Models
+from equipoise.cli.using_requests import Export, Predict, Table
 from equipoise.cli.variations import Variation
 from equipoise.core.types import Precision
 from equipoise.geometry import NormName
@@ -389,6 +390,9 @@ Command = (
     | Verify
     | Merge
     | Report
+    | Table
+    | Predict
+    | Export
     | Study
     | Experiments
     | Reproduce
@@ -404,6 +408,9 @@ REQUESTS: dict[str, type[Command]] = {
     "verify": Verify,
     "merge": Merge,
     "report": Report,
+    "table": Table,
+    "predict": Predict,
+    "export": Export,
     "study": Study,
     "experiments": Experiments,
     "reproduce": Reproduce,
