@@ -60,7 +60,7 @@ REFUSED = {
     ),
     "other labels": (
         lambda r: np.save(r / "fog/test_labels.npy", np.arange(5)[::-1]),
-        r"fog/test_labels.npy has other labels than those of stripe",
+        r"mnist_c: fog has other labels than those of stripe",
     ),
 }
 

@@ -115,16 +115,24 @@ def _with_interval(result: Outcomes | MeanResult) -> str:
 
 
 def corrupted(evaluation: Evaluation) -> Table | None:
-    """Accuracy with its interval on each corruption and their mean; None if there are none (F, Table 3)."""
+    """Accuracy with its interval on each corruption, over its severities, and their mean; None if there are none (F,
+    Table 3).
+    """
     if evaluation.corrupted is None:
         return None
+    families = evaluation.corrupted.by_corruption
+    graded = any(len(family.results) > 1 for family in families.values())
     table = Table()
     table.add_column("corruption")
     table.add_column("accuracy", justify="right")
-    for result in evaluation.corruptions:
-        table.add_row(result.corruption.replace("_", " "), _with_interval(result))
+    if graded:
+        table.add_column("% by severity", justify="right")
+    for name, family in families.items():
+        severities = " ".join(f"{100 * result.accuracy:.0f}" for result in family.results)
+        table.add_row(name.replace("_", " "), _with_interval(family), *[severities] * graded)
     table.add_section()
     table.add_row("mean", _with_interval(evaluation.corrupted))
+    table.add_row("mean corruption error", f"{evaluation.corrupted.error:.1%}")
     return table
 
 

@@ -137,9 +137,13 @@ class Evaluate(ModelRequest):
     processes: Count = 1
     """Processes that share the work. The record is the same."""
     corruptions: tuple[str, ...] = ()
-    """Common corruptions to evaluate as well: mnist-c, or fog rotate. mnist-c stands for the 15 of MNIST-C."""
+    """Common corruptions to evaluate as well. mnist-c, cifar-c and imagenet-c stand for all of these collections (also
+    cifar-c-15, without those kept for validation); or choose some: fog rotate, cifar-c/snow, cifar-c/snow/3.
+    """
     corruptions_root: Path | None = None
-    """Folder of the published MNIST-C, with a folder per corruption; without it the images are made from the seed."""
+    """Folder of the published MNIST-C (a folder per corruption) or CIFAR-10-C (a file per corruption); without it the
+    images are made from the seed.
+    """
     certified: Literal["ibp", "crown-ibp", "crown"] | None = None
     """Also compute certified accuracy in the balls of the attacks. From the fastest to the tightest: ibp, crown-ibp,
     crown. For networks of linear, convolutional, pooling and pointwise layers."""
@@ -239,7 +243,7 @@ class Verify:
     checkpoint: Path | None = None
     """Weights of a package.module:factory, if they have moved."""
     corruptions_root: Path | None = None
-    """Folder of the published MNIST-C, if it has moved."""
+    """Folder of the published MNIST-C or CIFAR-10-C, if it has moved."""
 
 
 @dataclass(frozen=True)

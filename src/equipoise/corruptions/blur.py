@@ -3,6 +3,8 @@
 import math
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from equipoise.core.rng import Streams
 from equipoise.core.types import Images
@@ -65,10 +67,16 @@ def motion_blur(images: Images, streams: Streams) -> Images:
     an angle a uniform in ±45°: a trail to one side. Beyond the border the nearest pixel counts. As the original, which
     also takes nearest pixels, except for its rounding to bytes.
     """
-    height, width = images.shape[2:]
-    sigma, taps = MOTION * unit(images), 2 * math.ceil(RADIUS * unit(images)) + 1
-    weights = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(taps)]
     angle = MAX_ANGLE * (2 * streams.uniform(dtype=torch.float64) - 1)
+    return trail(images, angle, RADIUS * unit(images), MOTION * unit(images))
+
+
+def trail(images: Images, angle: Float[Tensor, " batch"], radius: float, sigma: float) -> Images:
+    """Return `out(p) = Σ_i k_i in(p + round(i · (sin a, cos a)))`, `k_i ∝ exp(-i²/2σ²)` for i up to twice the radius,
+    rounded up, at the angle a of each image.
+    """
+    height, width = images.shape[2:]
+    weights = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(2 * math.ceil(radius) + 1)]
     index = torch.arange(height * width, device=images.device)
     out = torch.zeros_like(images)
     for i, weight in enumerate(weights):

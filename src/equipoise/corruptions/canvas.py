@@ -1,4 +1,4 @@
-"""What the corruptions share: the unit of length, pixels at computed positions, the Gaussian blur."""
+"""What the corruptions share: the unit of length, pixels at computed positions, blur, filters, zoom."""
 
 import math
 
@@ -14,9 +14,9 @@ SIDE = 28
 """Side of the images for which MNIST-C's parameters were published."""
 
 
-def unit(images: Images) -> float:
-    """Return the length in pixels that corresponds to one pixel of a 28x28 image: shorter side / 28."""
-    return min(images.shape[2:]) / SIDE
+def unit(images: Images, side: int = SIDE) -> float:
+    """Return the length in pixels that corresponds to one pixel of an image of `side`: shorter side / `side`."""
+    return min(images.shape[2:]) / side
 
 
 def signs(streams: Streams) -> Float[Tensor, " batch"]:
@@ -54,4 +54,32 @@ def blurred(images: Images, sigma: float, dims: tuple[int, ...] = (2, 3), mode: 
         images = torch.zeros_like(images)
         for k, weight in enumerate(weights):
             images = images + weight / total * padded.narrow(dim, k, size)
+    return images
+
+
+def correlated(images: Images, kernel: Float[Tensor, "rows columns"]) -> Images:
+    """Return `out(p) = Σ_d kernel(d) in(p + d)`, d from the kernel's centre; images are mirrored beyond the border.
+
+    A sum in a fixed order, as in `blurred`.
+    """
+    (down, right), (height, width) = (side // 2 for side in kernel.shape), images.shape[2:]
+    padded = F.pad(images, (right, right, down, down), "reflect")
+    out = torch.zeros_like(images)
+    for row, column in kernel.nonzero().tolist():
+        out += float(kernel[row, column]) * padded[:, :, row : row + height, column : column + width]
+    return out
+
+
+def zoomed(images: Images, factor: float) -> Images:
+    """Return the centre of the images, magnified by `factor` >= 1: `side / factor` pixels of each axis, rounded up,
+    stretched bilinearly and cut to the images' size.
+    """
+    for dim in (2, 3):
+        side = images.shape[dim]
+        kept = math.ceil(side / factor)
+        size = [*images.shape[2:]]
+        size[dim - 2] = round(kept * factor)
+        images = F.interpolate(
+            images.narrow(dim, (side - kept) // 2, kept).contiguous(), size, mode="bilinear", align_corners=True
+        ).narrow(dim, (size[dim - 2] - side) // 2, side)
     return images

@@ -25,14 +25,20 @@ def canny_edges(images: Images, streams: Streams) -> Images:
     red, green, blue = images.expand(-1, 3, -1, -1).split(1, dim=1)
     luma = images if images.shape[1] == 1 else LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     smooth = blurred(luma, size, mode="constant") / blurred(torch.ones_like(luma), size, mode="constant")
-    down, right = _sobel(smooth)
-    magnitude = torch.hypot(down, right)
+    down, right = sobel(smooth)
+    edges = traced(torch.hypot(down, right), down, right, LOW / size, HIGH / size)
+    return edges.to(images.dtype).expand_as(images).clone()
+
+
+def traced(magnitude: Images, down: Images, right: Images, low: float, high: float) -> torch.Tensor:
+    """Return where the magnitude of a gradient is a local maximum along it, at least `low`, and connected to such a
+    pixel with at least `high`.
+    """
     ridge = _is_local_maximum(magnitude, down, right)
-    weak, strong = (ridge & (magnitude >= threshold / size) for threshold in (LOW, HIGH))
-    return _connected(strong, weak).to(images.dtype).expand_as(images).clone()
+    return _connected(ridge & (magnitude >= high), ridge & (magnitude >= low))
 
 
-def _sobel(images: Images) -> tuple[Images, Images]:
+def sobel(images: Images) -> tuple[Images, Images]:
     """Derivatives down and to the right: `(1, 2, 1) ⊗ (-1, 0, 1)`."""
     padded = F.pad(images, (1, 1, 1, 1), "replicate")
     across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]

@@ -1,5 +1,6 @@
 """Noise of single pixels."""
 
+import numpy as np
 import torch
 
 from equipoise.core.rng import Streams
@@ -30,6 +31,25 @@ def shot_noise(images: Images, streams: Streams) -> Images:
 
 def impulse_noise(images: Images, streams: Streams) -> Images:
     """Salt and pepper: each value becomes 0 or 1, with probability 0.17 / 2 each. As the original."""
+    return salt_and_pepper(images, streams, REPLACED)
+
+
+def salt_and_pepper(images: Images, streams: Streams, share: float) -> Images:
+    """Each value becomes 0 or 1, with probability `share / 2` each."""
     u = streams.uniform(*images.shape[1:], dtype=images.dtype)
-    salted = torch.where(u < REPLACED / 2, 1.0, images)
-    return torch.where((u >= REPLACED / 2) & (u < REPLACED), 0.0, salted)
+    salted = torch.where(u < share / 2, 1.0, images)
+    return torch.where((u >= share / 2) & (u < share), 0.0, salted)
+
+
+def photons(images: Images, streams: Streams, brightest: float) -> Images:
+    """`min(1, k / brightest)` with the photon count `k ~ Poisson(brightest · x)` for each value x.
+
+    Drawn by NumPy's legacy generator, whose numbers never change, on Philox with a key from each image's stream.
+    """
+    rates = (brightest * images.double()).cpu().numpy()
+    keys = streams.bits(1)[:, 0].tolist()
+    counts = [
+        np.random.RandomState(np.random.Philox(key=key % 2**64)).poisson(rate)
+        for key, rate in zip(keys, rates, strict=True)
+    ]
+    return (torch.from_numpy(np.stack(counts)).to(images) / brightest).clamp(max=1)

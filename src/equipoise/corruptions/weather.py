@@ -26,8 +26,13 @@ def brightness(images: Images, streams: Streams) -> Images:
     """The value V of each colour (its largest channel) becomes `min(V + 0.5, 1)`; hue and saturation stay: grey pixels
     become `min(x + 0.5, 1)`. The original turns colours grey in the end.
     """
+    return brightened(images, BRIGHTER)
+
+
+def brightened(images: Images, by: float) -> Images:
+    """The value V of each colour becomes `min(V + by, 1)`; hue and saturation stay."""
     value = images.amax(1, keepdim=True)
-    brighter = (value + BRIGHTER).clamp(max=1)
+    brighter = (value + by).clamp(max=1)
     return torch.where(value > 0, images / value.clamp_min(1e-30) * brighter, brighter).clamp(0, 1)
 
 
@@ -35,17 +40,25 @@ def fog(images: Images, streams: Streams) -> Images:
     """`(x + 3 f) · m / (m + 3)`, m the image's largest value and f in [0, 1] the fog: 28x28 of the 256x256 pixels of a
     plasma fractal, drawn separately for each image. As the original, up to rounding; for other sizes f is interpolated.
     """
+    return in_fog(images, streams, DENSITY, DECAY, MAP, SIDE)
+
+
+def in_fog(images: Images, streams: Streams, density: float, decay: float, side: int, used: int) -> Images:
+    """`(x + d f) · m / (m + d)` with density d, m the image's largest value and f the fog: `used` by `used` pixels of a
+    plasma fractal of `side`, interpolated to the image's size.
+    """
     largest = images.amax((1, 2, 3), keepdim=True)
-    maps = [plasma(streams[i : i + _BATCH], MAP)[:, None, :SIDE, :SIDE] for i in range(0, len(images), _BATCH)]
-    density = torch.cat(maps).to(images.dtype)
-    if images.shape[2:] != density.shape[2:]:
-        density = F.interpolate(density, images.shape[2:], mode="bilinear", align_corners=True)
-    return ((images + DENSITY * density) * largest / (largest + DENSITY)).clamp(0, 1)
+    starts = range(0, len(images), _BATCH)
+    maps = [plasma(streams[i : i + _BATCH], side, decay)[:, None, :used, :used] for i in starts]
+    fogs = torch.cat(maps).to(images.dtype)
+    if images.shape[2:] != fogs.shape[2:]:
+        fogs = F.interpolate(fogs, images.shape[2:], mode="bilinear", align_corners=True)
+    return ((images + density * fogs) * largest / (largest + density)).clamp(0, 1)
 
 
-def plasma(streams: Streams, side: int) -> Float[Tensor, "batch side side"]:
+def plasma(streams: Streams, side: int, decay: float = DECAY) -> Float[Tensor, "batch side side"]:
     """Diamond-square (Fournier et al. 1982) on a torus: each new point is the mean of its four neighbours plus uniform
-    noise, whose width falls by 1.4² = 1.96 from octave to octave; finally rescaled to [0, 1]. `side` is a power of 2.
+    noise, whose width falls by `decay²` from octave to octave; finally rescaled to [0, 1]. `side` is a power of 2.
     """
     heights = torch.zeros(len(streams), side, side, device=streams.keys.device)
     step, width = side, 1.0
@@ -59,7 +72,7 @@ def plasma(streams: Streams, side: int) -> Float[Tensor, "batch side side"]:
         for k, (rows, columns) in enumerate(((0, half), (half, 0)), 1):
             edges = centres + centres.roll(1, k) + corners + corners.roll(-1, 3 - k)
             heights[:, rows::step, columns::step] = edges / 4 + noise[:, k]
-        step, width = half, width / DECAY**2
+        step, width = half, width / decay**2
     lowest = heights.amin((1, 2), keepdim=True)
     return (heights - lowest) / (heights.amax((1, 2), keepdim=True) - lowest)
 
@@ -70,7 +83,11 @@ def spatter(images: Images, streams: Streams) -> Images:
     original; both sigmas are in pixels of a 28x28 image.
     """
     noise = WET + DEVIATION * streams.normal(1, *images.shape[2:], dtype=images.dtype)
-    drops = (blurred(noise, unit(images)) > WET).to(images.dtype)
-    mud = blurred(drops, 1.5 * unit(images))
-    mud = torch.where(mud < DRY, 0.0, mud).clamp(0, 1)
+    mud = dried(blurred(noise, unit(images)) > WET, 1.5 * unit(images), images.dtype)
     return images * (1 - mud) + MUD * mud
+
+
+def dried(drops: Tensor, sigma: float, dtype: torch.dtype) -> Images:
+    """Return the density of mud where drops fell: blurred, and 0 below 0.8."""
+    mud = blurred(drops.to(dtype), sigma)
+    return torch.where(mud < DRY, 0.0, mud).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Robustness to common corruptions: those of MNIST-C, made here or as published (F, Table 3)."""
+"""Robustness to common corruptions: those of MNIST-C (F, Table 3), CIFAR-10-C and ImageNet-C."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +11,7 @@ from equipoise.core.checks import check_index
 from equipoise.core.errors import require, require_integer
 from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
-from equipoise.corruptions import CORRUPTIONS, Published, chosen, corrupt
-from equipoise.corruptions.mnist_c import check_images
+from equipoise.corruptions import CORRUPTIONS, Published, check_images, chosen, corrupt
 from equipoise.data import Dataset
 from equipoise.data.dataset import stratified_order
 from equipoise.evaluation.confirm import predict
@@ -29,7 +28,7 @@ class Corruptions:
     """
 
     names: Sequence[str] = tuple(CORRUPTIONS)
-    """Names of corruptions; `mnist-c` stands for all."""
+    """Names of corruptions; `mnist-c`, `cifar-c`, `cifar-c/fog`, ... stand for several."""
     published: Published | None = None
     """The published images, one per sample in the order of the evaluation; if None, they are made from the seed."""
 
@@ -42,13 +41,14 @@ class Corruptions:
         Raises `EquipoiseError` if they are not of that test set, or if its images cannot be corrupted.
         """
         if self.published is None:
-            check_images(data.test.x)
+            check_images(data.test.x, self.names)
             return self
         test, own = data.test, self.published
         require(
-            torch.equal(own.labels, test.y.cpu()) and data.shape == (1, 28, 28),
+            torch.equal(own.labels, test.y.cpu()) and data.shape == own.shape,
             f"the published corruptions are not of the test set of {data.name}: they have {len(own.labels)} images "
-            f"of shape (1, 28, 28) and their own labels; evaluate on all of MNIST (--data mnist), or without them.",
+            f"of shape {own.shape} and their own labels; evaluate on all of MNIST (--data mnist) for MNIST-C, of "
+            "CIFAR-10 for CIFAR-10-C, or without them.",
         )
         n = len(test)
         selected = stratified_order(test.y, 0)[:examples].cpu() if 0 < examples < n else torch.arange(n)

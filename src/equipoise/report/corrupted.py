@@ -28,10 +28,11 @@ class CorruptionTable:
 
     @property
     def lines(self) -> list[tuple[str, Sequence[Result]]]:
-        """Name and results of each corruption, and at the end their mean."""
-        by_corruption = zip(*(e.corruptions for e in self.evaluations), strict=True)
-        named = [(results[0].corruption.replace("_", " "), results) for results in by_corruption]
-        return [*named, ("mean", [MeanResult(e.corruptions) for e in self.evaluations])]
+        """Name and results of each corruption, over its severities, and at the end their mean."""
+        means = [MeanResult(e.corruptions) for e in self.evaluations]
+        families = [mean.by_corruption for mean in means]
+        named = [(name.replace("_", " "), [family[name] for family in families]) for name in families[0]]
+        return [*named, ("mean", means)]
 
 
 def tables(evaluations: Sequence[tuple[Any, Evaluation]]) -> list[CorruptionTable]:

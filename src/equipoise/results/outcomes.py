@@ -79,6 +79,23 @@ class MeanResult:
         return sum(sum(r.correct) for r in self.results) / (self.n * len(self.results))
 
     @property
+    def error(self) -> float:
+        """Mean corruption error, `1 - accuracy`, in [0, 1]; not relative to the error of another network."""
+        return 1 - self.accuracy
+
+    @property
+    def by_corruption(self) -> dict[str, "MeanResult"]:
+        """The mean over the severities of each corruption; one with a single severity keeps it in its name."""
+        families: dict[str, list[CorruptionResult]] = {}
+        for result in self.results:
+            family = result.corruption.rpartition("/")[0] or result.corruption
+            families.setdefault(family, []).append(result)
+        return {
+            name if len(results) > 1 else results[0].corruption: MeanResult(results)
+            for name, results in families.items()
+        }
+
+    @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of `accuracy` for n samples, not n per corruption: the outcomes of one sample under
         several corruptions are not independent.

@@ -5,7 +5,7 @@ from typing import Any
 
 from equipoise.core.rng import Streams
 from equipoise.core.types import Labels, Points, Prediction, Predictive
-from equipoise.corruptions import CORRUPTIONS, MNIST_C, check_images, chosen
+from equipoise.corruptions import ALL, COLLECTIONS, CORRUPTIONS, check_images, chosen
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Term
 
@@ -20,7 +20,7 @@ class Corrupted:
     """
 
     names: tuple[str, ...] = tuple(CORRUPTIONS)
-    """The corruptions, equally likely; `mnist-c` stands for all."""
+    """The corruptions, equally likely; `mnist-c`, `cifar-c`, `cifar-c/fog`, ... stand for several."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", chosen(self.names))
@@ -29,7 +29,8 @@ class Corrupted:
         return Term(objective, self) if isinstance(objective, Objective) else NotImplemented
 
     def __str__(self) -> str:
-        return f"corrupted({MNIST_C if set(self.names) == set(CORRUPTIONS) else ', '.join(self.names)})"
+        whole = (name for name, members in COLLECTIONS.items() if set(members) == set(self.names))
+        return f"corrupted({next(whole, ', '.join(self.names))})"
 
     def settings(self) -> dict[str, Any]:
         """Every field as JSON-ready data, for records."""
@@ -37,7 +38,7 @@ class Corrupted:
 
     def check(self, x: Points) -> None:
         """Raise `EquipoiseError` unless such inputs can be corrupted."""
-        check_images(x)
+        check_images(x, self.names)
 
     def perturb(self, predictive: Predictive, x: Points, y: Labels, streams: Streams) -> Points:
         """The images, each under a corruption drawn for it."""
@@ -46,7 +47,7 @@ class Corrupted:
         for number, name in enumerate(self.names):
             index = (drawn == number).nonzero()[:, 0]
             if len(index):
-                result[index] = CORRUPTIONS[name](x[index], streams[index].fold(1))
+                result[index] = ALL[name](x[index], streams[index].fold(1))
         return result
 
     def predict_at(self, predictive: Predictive, x: Points, point: Points, streams: Streams) -> Prediction:
