@@ -89,7 +89,8 @@ def test_without_a_network_the_file_the_places_and_the_way_out_are_named(
     url, asked = server
     with pytest.raises(
         EquipoiseError,
-        match=rf"train-images-idx3-ubyte.gz of the dataset 'mnist' was not found in {tmp_path}/mnist or {tmp_path} and "
+        match=rf"train-images-idx3-ubyte.gz of the dataset 'mnist' was not found in "
+        rf"{tmp_path}/mnist or {tmp_path} or {tmp_path}/MNIST/raw and "
         r"could not be downloaded \(the server .*\); put it into a folder and name that with --data-root, or get it",
     ):
         published("mnist", replace(SOURCES["mnist"], url=url), tmp_path)

@@ -18,6 +18,7 @@ from data_files import (
     MnistFiles,
     SvhnFiles,
     cifar10_files,
+    encoded,
     idx,
     image_files,
     png,
@@ -184,6 +185,7 @@ def test_an_array_is_not_a_dataset(tmp_path: Path) -> None:
 
 
 PIXELS = png(np.zeros((3, 6, 5), np.uint8))
+FLOATS = encoded(np.zeros((6, 5), np.float32), "TIFF")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ PIXELS = png(np.zeros((3, 6, 5), np.uint8))
     [
         ({"train/cat/000.png": png(np.zeros((3, 5, 5), np.uint8))}, "mixed sizes: test/cat/000.png has 5 x 6 pixels "),
         ({"train/cat/000.png": b"not an image"}, "train/cat/000.png is not a readable image: cannot identify"),
-        ({"train/cat/000.png": png(np.zeros((1, 6, 5), np.uint16))}, "not a readable image: it has pixels of mode I"),
+        ({"train/cat/000.png": FLOATS}, "not a readable image: it has pixels of mode F, not of 8 or 16 bits"),
         ({"train/fox/1.png": PIXELS}, "has images of class 'fox' in train/ but none in test/"),
         ({"test/fox/1.png": PIXELS}, "has images of class 'fox' in test/ but none in train/"),
         ({"more/train/cat/1.png": PIXELS}, "holds images under '.' and 'more'; expected one set"),
@@ -208,7 +210,9 @@ def test_empty_and_half_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EquipoiseError, match=r"holds no images; expected images laid out train/CLASS/"):
         load(tmp_path)
     write_folder(tmp_path, {"train/cat/1.png": PIXELS, "train/dog/1.png": PIXELS})
-    with pytest.raises(EquipoiseError, match=r"holds no images in test/"):
+    with pytest.raises(
+        EquipoiseError, match=r"class cat, dog has a single sample: expected one to train on and one to test"
+    ):
         load(tmp_path)
     write_folder(tmp_path / "one", {"train/cat/1.png": PIXELS, "test/cat/1.png": PIXELS})
     with pytest.raises(EquipoiseError, match=r"dataset 'one' has 1 class"):
@@ -222,5 +226,7 @@ def test_names_and_paths_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(EquipoiseError, match=r"there is no file or folder .*nothing.npz; expected a dataset's name"):
         load(tmp_path / "nothing.npz")
     (tmp_path / "x.rar").write_bytes(b"")
-    with pytest.raises(EquipoiseError, match=r"cannot tell the format of .*x.rar from its name; expected .npz, .tar"):
+    with pytest.raises(
+        EquipoiseError, match=r"cannot tell the format of .*x.rar from its name; expected .npz, .npy, .csv, .tar"
+    ):
         load(tmp_path / "x.rar")

@@ -56,7 +56,7 @@ def test_floats_on_two_scales_are_questioned(tmp_path: Path) -> None:
 def test_the_byte_order_changes_no_digest(tmp_path: Path, kind: str) -> None:
     arrays = npz_arrays() | {
         "x_train": np.linspace(0, 1, 24).reshape(8, 3),
-        "x_test": np.linspace(0, 1, 24).reshape(8, 3),
+        "x_test": np.linspace(0, 0.9, 24).reshape(8, 3),
     }
     found = []
     for order in "<>":

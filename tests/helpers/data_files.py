@@ -90,6 +90,13 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    """An image file of these pixels (h, w) or (h, w, c)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def image_files(content: Content, top: str = "") -> dict[str, bytes]:
     """Names and bytes of a tree of images, in an order that is not theirs."""
     files = {}

@@ -2,7 +2,9 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -36,13 +38,15 @@ class Split:
     """Samples and their labels.
 
     Raises `EquipoiseError` unless there is at least one sample, one label per sample, floats that are finite and in
-    [0, 1], and int64 labels that are not negative.
+    the box, and int64 labels that are not negative.
     """
 
     x: Float[Tensor, "n c h w"] | Float[Tensor, "n d"]
-    """Images, or vectors of features, in [0, 1]."""
+    """Images, or vectors of features, in the box."""
     y: Int[Tensor, " n"]
     """Class of each sample, int64."""
+    box: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest valid value of a coordinate."""
 
     def __post_init__(self) -> None:
         shape, labels = tuple(self.x.shape), tuple(self.y.shape)
@@ -52,14 +56,19 @@ class Split:
         )
         require(labels == shape[:1], f"x has shape {shape} and y has shape {labels}; expected one label per sample.")
         require(self.x.numel() > 0, f"there are no samples (x has shape {shape}); expected at least one.")
-        require(self.x.is_floating_point(), f"x has dtype {self.x.dtype}; expected floats in [0, 1].")
+        valid = f"[{self.box[0]:g}, {self.box[1]:g}]"
+        require(self.x.is_floating_point(), f"x has dtype {self.x.dtype}; expected floats in {valid}.")
         require(self.y.dtype == torch.int64, f"y has dtype {self.y.dtype}; expected int64 class numbers.")
         low, high = (float(v) for v in torch.aminmax(self.x))
-        require(not math.isnan(low), "x holds NaN; expected finite values in [0, 1].")
+        require(not math.isnan(low), f"x holds NaN; expected finite values in {valid}.")
         remedy = (
             "divide pixels of 0 to 255 by 255" if high > 2 else "scale them, or cut off rounding errors with clip(0, 1)"
         )
-        require(low >= 0 and high <= 1, f"x has values from {low:.9g} to {high:.9g}; expected [0, 1] ({remedy}).")
+        remedy = f" ({remedy}; or give their own range as box)" if self.box == (0, 1) else ""
+        require(
+            low >= self.box[0] and high <= self.box[1],
+            f"x has values from {low:.9g} to {high:.9g}; expected {valid}{remedy}.",
+        )
         require(int(self.y.min()) >= 0, f"y holds the label {int(self.y.min())}; expected class numbers from 0 on.")
 
     def __len__(self) -> int:
@@ -67,11 +76,11 @@ class Split:
 
     def __getitem__(self, index: slice | Int[Tensor, " k"]) -> "Split":
         """Select samples by a slice or a tensor of indices; at least one."""
-        return Split(self.x[index], self.y[index])
+        return Split(self.x[index], self.y[index], self.box)
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the same samples on `device`."""
-        return Split(self.x.to(device), self.y.to(device))
+        return Split(self.x.to(device), self.y.to(device), self.box)
 
     def limit(self, n: int, seed: int = 0) -> "Split":
         """Return the first `n` samples of a seeded stratified permutation, or all if there are no more than `n`.
@@ -109,6 +118,11 @@ class Dataset:
     """Remarks on how it was read, each a phrase: what was passed over and why, and how it was scaled."""
     validation: float = 0.1
     """Share of the training samples that is usually held out for validation."""
+    valid: Split | None = None
+    """Validation samples of their own, if there are some."""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    """How images and features became inputs, JSON-ready, by which further ones are read in the same way: `size`, the
+    `offset` and `scale` of each feature (subtracted, then divided by), and `box`."""
 
     def __post_init__(self) -> None:
         where = f"dataset {self.name!r}"
@@ -117,18 +131,31 @@ class Dataset:
         require(not twice, f"{where} has several classes of the name {''.join(twice[:1])!r}; expected different names.")
         a, b = self.shape, tuple(self.test.x.shape[1:])
         require(a == b, f"{where} has training samples of shape {a} and test samples of shape {b}; expected one shape.")
-        for name, split in (("training", self.train), ("test", self.test)):
+        for name, split in (("training", self.train), ("test", self.test), *self._validation()):
+            require(
+                split.box == self.train.box and tuple(split.x.shape[1:]) == a,
+                f"{where} has {name} samples of shape {tuple(split.x.shape[1:])} in the box {split.box}; expected {a} "
+                f"and {self.train.box}, as of the training samples.",
+            )
             highest = int(split.y.max())
             require(
                 highest < len(self.classes),
                 f"{where} has the label {highest} in its {name} split; expected 0 to {len(self.classes) - 1}.",
             )
             absent = torch.bincount(split.y, minlength=len(self.classes)).eq(0).nonzero().flatten().tolist()
-            if absent:
+            if absent and split is not self.valid:
                 names = ", ".join(repr(self.classes[c]) for c in absent[:5]) + (", ..." if len(absent) > 5 else "")
                 raise EquipoiseError(
                     f"{where} has no {name} samples of class {names}; expected every class in both splits."
                 )
+
+    def _validation(self) -> list[tuple[str, Split]]:
+        return [] if self.valid is None else [("validation", self.valid)]
+
+    @property
+    def box(self) -> tuple[float, float]:
+        """Lowest and highest valid value of an input."""
+        return self.train.box
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -141,17 +168,19 @@ class Dataset:
         kind = "images" if self.train.x.ndim == 4 else "samples"
         n, shape = len(self.classes), " x ".join(map(str, self.shape))
         shown = self.classes if n <= _MAX_NAMED else (*self.classes[: _MAX_NAMED - 1], "...", self.classes[-1])
+        middle = f", {len(self.valid):,} validation" if self.valid is not None else ""
+        splits = f"{len(self.train):,} training{middle} and {len(self.test):,}"
         return "\n".join(
             (
-                f"{self.name}: {len(self.train):,} training and {len(self.test):,} test {kind} of shape {shape}; "
-                f"{n:,} classes, in this order: {', '.join(shown)}",
+                f"{self.name}: {splits} test {kind} of shape {shape}; {n:,} classes, in this order: {', '.join(shown)}",
                 *self.notes,
             )
         )
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Return the same dataset on `device`."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), valid=valid)
 
     def limit(self, n: int, seed: int = 0) -> "Dataset":
         """Return the dataset with at most `n` training samples (`Split.limit`); the test split stays whole.
@@ -165,12 +194,16 @@ class Dataset:
         return replace(self, train=self.train.limit(n, seed))
 
     def split_validation(self, size: int | float | None = None, seed: int = 0) -> tuple[Split, Split]:
-        """Return a training and a validation split, both taken from `train` and disjoint; `test` is not used.
+        """Return a training and a validation split, disjoint; `test` is not used.
+
+        Without a `size` the validation split is `valid` if the dataset has it. Otherwise both are taken from `train`.
 
         `size` is a number of samples (int) or a share in (0, 1) (float), by default `validation`. The validation split
         is the end of the stratified permutation from whose start `limit` takes its samples: deterministic, with the
         class shares of the whole. Raises `EquipoiseError` if a split would be empty or a class lack training samples.
         """
+        if size is None and self.valid is not None:
+            return self.train, self.valid
         n = len(self.train)
         size = self.validation if size is None else size
         require(

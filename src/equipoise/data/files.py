@@ -14,7 +14,7 @@ from equipoise.core.files import printable
 from equipoise.data.archives import GZIP, tar_tree, zip_tree
 from equipoise.data.trees import MAX_BYTES, Tree, folder_tree
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".zip")
 """How the names of archives that `opened` reads end."""
 
 

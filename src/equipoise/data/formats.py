@@ -1,46 +1,42 @@
 """The published formats: bytes in, arrays out. No network, no checksums, no tensors."""
 
 import struct
-import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from equipoise.core.errors import EquipoiseError, require
-from equipoise.core.files import printable
-from equipoise.data.files import reason, require_memory
+from equipoise.data.files import reason
 from equipoise.data.pickles import unpickle
 from equipoise.data.trees import MAX_BYTES
 
 Contents = Mapping[str, bytes]
 """Decompressed content of each file of a dataset, by its published name."""
 
-_MAX_CLASSES = 1_000_000
+
+Samples = tuple[np.ndarray, np.ndarray]
+"""Inputs (n, c, h, w) or (n, d), uint8 or floats, and their classes (n,), integers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """A dataset as read from its files: `x` (n, c, h, w) or (n, d), uint8 or floats in [0, 1]; `y` (n,), integers."""
+    """A dataset as read from its files."""
 
-    x_train: np.ndarray
-    """Training samples."""
-    y_train: np.ndarray
-    """Their classes."""
-    x_test: np.ndarray
-    """Test samples."""
-    y_test: np.ndarray
-    """Their classes."""
+    splits: Mapping[str, Samples]
+    """Samples by split: `train`, and where they are given `test` and `validation`."""
     classes: tuple[str, ...]
     """Names of the classes."""
     notes: tuple[str, ...] = ()
     """Remarks on how they were read, each a phrase."""
     warnings: tuple[str, ...] = ()
     """Probable mistakes, each a phrase: samples that could not be read, pixels that are nearly black."""
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names of the samples of each split, if they have some."""
+    is_table: bool = False
+    """Whether the inputs are the columns of a table, which may have any scale."""
 
 
 def read_idx(data: bytes, where: str, dimensions: int) -> np.ndarray:
@@ -72,9 +68,9 @@ def read_mnist(contents: Contents, classes: Sequence[str]) -> Arrays:
     def split(prefix: str) -> tuple[np.ndarray, np.ndarray]:
         images, labels = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
         x, y = read_idx(contents[images], images, 3), read_idx(contents[labels], labels, 1)
-        return x[:, None], _labels(y, labels, len(x), len(classes))
+        return x[:, None], checked_labels(y, labels, len(x), len(classes))
 
-    return Arrays(*split("train"), *split("t10k"), tuple(classes))
+    return Arrays({"train": split("train"), "test": split("t10k")}, tuple(classes))
 
 
 def read_cifar10(contents: Contents) -> Arrays:
@@ -110,13 +106,13 @@ def _cifar(contents: Contents, train: Sequence[str], test: Sequence[str], key: s
             isinstance(y, list) and all(isinstance(label, int) and abs(label) < 2**31 for label in y),
             f"{name} holds labels of another kind; expected a list of whole numbers.",
         )
-        return x.reshape(-1, 3, 32, 32), _labels(np.array(y, np.int64), name, len(x), len(classes))
+        return x.reshape(-1, 3, 32, 32), checked_labels(np.array(y, np.int64), name, len(x), len(classes))
 
     def split(batches: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         xs, ys = zip(*map(batch, batches), strict=True)
         return np.concatenate(xs), np.concatenate(ys)
 
-    return Arrays(*split(train), *split(test), classes)
+    return Arrays({"train": split(train), "test": split(test)}, classes)
 
 
 def read_svhn(contents: Contents) -> Arrays:
@@ -129,11 +125,11 @@ def read_svhn(contents: Contents) -> Arrays:
             x.dtype == np.uint8 and x.ndim == 4 and x.shape[:3] == (32, 32, 3),
             f"{name} holds {x.dtype} images of shape {x.shape}; expected uint8 of shape (32, 32, 3, n).",
         )
-        y = _labels(np.ravel(y), name, x.shape[3], 11)
+        y = checked_labels(np.ravel(y), name, x.shape[3], 11)
         require(not np.any(y == 0), f"{name} holds the label 0; expected 1 to 10, where 10 is the digit 0.")
         return np.ascontiguousarray(x.transpose(3, 2, 0, 1)), y % 10
 
-    return Arrays(*split("train_32x32.mat"), *split("test_32x32.mat"), tuple("0123456789"))
+    return Arrays({"train": split("train_32x32.mat"), "test": split("test_32x32.mat")}, tuple("0123456789"))
 
 
 _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
@@ -197,69 +193,6 @@ def _matrix(data: memoryview, order: str) -> tuple[str, np.ndarray]:
     return bytes(name).decode(), array.astype(dtype, copy=False).reshape(shape, order="F")
 
 
-def read_npz(path: Path) -> Arrays:
-    """Read an `.npz` file with x_train, y_train, x_test, y_test, and optionally `classes` (names); no pickled objects.
-
-    `x` is uint8, or floats in [0, 1]: features (n, d); grey images (n, h, w); or images with 1 or 3 channels, last
-    (n, h, w, c), which is preferred where both readings fit, or first (n, c, h, w). `y` is integers from 0 on.
-    Texts in `notes` and `doubts` become the notes and warnings; other arrays are named in the notes.
-    """
-    wanted, texts = ("x_train", "y_train", "x_test", "y_test"), ("classes", "notes", "doubts")
-    try:
-        with path.open("rb") as stream:
-            require(stream.read(6) != np.lib.format.MAGIC_PREFIX, "it is a single array")
-            with zipfile.ZipFile(stream) as archive:
-                present = Counter(member.filename.removesuffix(".npy") for member in archive.infolist())
-                missing = [name for name in wanted if name not in present]
-                require(not missing, f"it has no array {', '.join(missing)}")
-                twice = [name for name in (*wanted, *texts) if present[name] > 1]
-                require(not twice, f"it has two arrays {', '.join(twice)}")
-                arrays = {name: _array(archive, name) for name in (*wanted, *texts) if name in present}
-    except Exception as error:  # a damaged file can raise anything
-        raise EquipoiseError(
-            f"cannot read {printable(path)}: {reason(error)}; expected an .npz file with {', '.join(wanted)}."
-        ) from error
-    x_train, y_train, x_test, y_test = (arrays[name] for name in wanted)
-    y_train, y_test = (np.ravel(y) if y.ndim == 2 and y.shape[1] == 1 else y for y in (y_train, y_test))
-    names, notes, warnings = (tuple(printable(t) for t in np.ravel(arrays.get(name, ()))) for name in texts)
-    if "classes" not in arrays:
-        highest = max((int(y.max()) for y in (y_train, y_test) if y.size and y.dtype.kind in "ui"), default=-1)
-        require(highest < _MAX_CLASSES, f"{path} holds the label {highest}; expected class numbers 0, 1, 2, ...")
-        names = tuple(str(c) for c in range(highest + 1))
-    if others := sorted(printable(name) for name in present if name not in arrays):
-        notes += (f"arrays that were not read: {some(others)}",)
-    return Arrays(
-        _samples(x_train, f"{path}, x_train"),
-        _labels(y_train, f"{path}, y_train", len(x_train), len(names)),
-        _samples(x_test, f"{path}, x_test"),
-        _labels(y_test, f"{path}, y_test", len(x_test), len(names)),
-        names,
-        notes,
-        warnings,
-    )
-
-
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an `.npz` file, whose header is compared with its size before memory is allocated."""
-    npy = np.lib.format
-    member = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
-    require(not member.flag_bits & 1, "it is locked with a password")
-    with archive.open(member) as stream:
-        version = npy.read_magic(stream)
-        require(version in ((1, 0), (2, 0)), f"{name} is in version {version} of the format, of structured arrays")
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(stream)
-        if not dtype.hasobject:  # which numpy refuses better
-            size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-            require(
-                min(shape, default=0) >= 0 and stream.tell() + size == member.file_size,
-                f"{name} declares the shape {shape} and has {member.file_size:,} bytes, which do not fit",
-            )
-            require_memory(size, name)
-    with archive.open(member) as stream:
-        return npy.read_array(stream, allow_pickle=False)
-
-
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
@@ -270,25 +203,10 @@ def _entry(arrays: Mapping[str, Any], key: str, where: str) -> Any:
     return arrays[key]
 
 
-def _labels(y: np.ndarray, where: str, samples: int, classes: int) -> np.ndarray:
+def checked_labels(y: np.ndarray, where: str, samples: int, classes: int) -> np.ndarray:
+    """Return labels as int64. Raises `EquipoiseError` unless there is one class number for each sample."""
     require(y.dtype.kind in "ui", f"{where} holds labels of type {y.dtype}; expected whole numbers.")
     require(y.shape == (samples,), f"{where} holds labels of shape {y.shape} for {samples} images; expected one each.")
     low, high = (int(y.min()), int(y.max())) if y.size else (0, 0)
     require(low >= 0 and high < classes, f"{where} holds labels from {low} to {high}; expected 0 to {classes - 1}.")
     return y.astype(np.int64)
-
-
-def _samples(x: np.ndarray, where: str) -> np.ndarray:
-    require(
-        x.dtype == np.uint8 or (x.dtype.kind == "f" and x.dtype.itemsize <= 8),
-        f"{where} has dtype {x.dtype}; expected uint8, or floats in [0, 1].",
-    )
-    if x.ndim == 3:
-        return x[:, None]
-    if x.ndim == 4 and x.shape[3] in (1, 3):
-        return x.transpose(0, 3, 1, 2)
-    require(
-        x.ndim == 2 or (x.ndim == 4 and x.shape[1] in (1, 3)),
-        f"{where} has shape {x.shape}; expected (n, h, w, c) with c = 1 or 3, (n, h, w) or (n, d).",
-    )
-    return x

@@ -107,11 +107,20 @@ def names() -> tuple[str, ...]:
     return ("digits", *SOURCES)
 
 
+_TORCHVISION = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}
+"""Where torchvision keeps the files of a dataset."""
+
+
+def places(name: str, root: Path) -> list[Path]:
+    """Return the folders under `root` in which the files of a published dataset are looked for."""
+    return [root / name, root, *(root / folder for folder in [_TORCHVISION.get(name)] if folder)]
+
+
 def available(name: str, root: str | os.PathLike[str] | None = None) -> bool:
     """Whether the files of a published dataset are under `root` or in the cache, so that `load` downloads nothing."""
     if name not in SOURCES:
         return name == "digits"
-    folders = [] if root is None else [Path(root) / name, Path(root)]
+    folders = [] if root is None else places(name, Path(root))
     cache = cache_folder()
     return all(
         any(os.path.exists(folder / alternative) for folder in folders for alternative in file)
