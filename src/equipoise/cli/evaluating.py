@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from equipoise.attacks import transfer
+from equipoise.attacks import on_lattice, transfer
 from equipoise.attacks.attack import APPLICABLE, asked_for
+from equipoise.cli import gating
 from equipoise.cli.console import say
 from equipoise.cli.display import accuracies, corrupted, evaluation_progress, queries, stages
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
@@ -35,8 +36,8 @@ from equipoise.results.records import load as load_record
 from equipoise.training import Recipe, load_run
 
 
-def evaluate(options: Evaluate, command: str) -> None:
-    """Evaluate a run or a model of the user's own, and write the record."""
+def evaluate(options: Evaluate, command: str) -> int:
+    """Evaluate a run or a model of the user's own, write the record, and return the exit code."""
     shard = Shard.parse(options.shard)
     require(
         options.processes == 1 or shard.count == 1,
@@ -47,6 +48,7 @@ def evaluate(options: Evaluate, command: str) -> None:
     twice = [name for name in names if names.count(name) > 1]
     require(not twice, f"--attacks has {''.join(twice[:1])} twice: name every attack once.")
     loaded = load_model(options)
+    gating.check(options, loaded.data.shape)
     norm = norm_of(options.norm, loaded.run)
     options = with_attacks(options, loaded, norm)
     attacks = attacks_of(options, loaded, norm)
@@ -67,6 +69,7 @@ def evaluate(options: Evaluate, command: str) -> None:
         entry = (json.dumps(robustbench(evaluation), indent=1) + "\n").encode()
         say(f"wrote {write_once(options.robustbench, entry, options.overwrite, '--robustbench')}")
     say(f"{'wrote' if _stamp(out) != stamp else 'finished before:'} {out}, digest {digest(evaluation)[:16]}")
+    return gating.conclude(options, evaluation, out)
 
 
 def _evaluate_shard(options: Evaluate, command: str, progress: Progress) -> Evaluation:
@@ -177,6 +180,8 @@ def attacks_of(options: Evaluate, loaded: LoadedModel, norm: str) -> Suite:
         queries=options.queries,
         precision=options.precision,
     )
+    if options.lattice is not None:
+        own = [(name, on_lattice(attack, options.lattice)) for name, attack in own]
     transferred = []
     for folder in options.transfer_from:
         proxy, _ = load_run(folder, device=Recipe(device=options.device).pick_device())

@@ -57,6 +57,8 @@ class Train:
     """Standardise the channels in a first layer, by mean and standard deviation of the training data."""
     out: Path | None = None
     """Folder of the run; by default runs/METHOD-DATA-SEED."""
+    config: Path | None = None
+    """Repeat the options of a run, from its run.json; what is typed besides counts. The method may be left out."""
     resume: bool = False
     """Continue the run in --out, with its own options. --epochs and --patience may be changed."""
     overwrite: bool = False
@@ -150,10 +152,21 @@ class Evaluate(ModelRequest):
     crown. For networks of linear, convolutional, pooling and pointwise layers."""
     transfer_from: tuple[Path, ...] = ()
     """Other runs on the same data: attack each of them too and test the result on this model (black box)."""
+    lattice: Count | None = None
+    """Attack images of N + 1 values, which survive being saved: 255 for 8 bits. The test images must have such values
+    too."""
     expected_clean_accuracy: float | None = None
     """Published clean accuracy in [0, 1]; a measured one that differs raises a warning."""
     robustbench: Path | None = None
     """Also write the result in the format of RobustBench."""
+    fail_under: float | None = None
+    """Exit with code 1 if the lower end of the interval of the lowest robust accuracy is below this, such as 0.55."""
+    junit: Path | None = None
+    """Also write JUnit XML, a test per accuracy; replaces the file."""
+    sarif: Path | None = None
+    """Also write SARIF 2.1.0, with the flags as warnings; replaces the file."""
+    save_images: Path | None = None
+    """Folder for the adversarial images as PNG files."""
     precision: Precision = "32"
     """Precision of the attacks. Every success of bf16 is confirmed in float32."""
     out: Path | None = None

@@ -62,12 +62,11 @@ def predict(
         shared = mutual_information(output).tolist() if len(output.logits) > 1 else [None] * len(numbers)
         shares, labels = output.log_probs.exp(), output.labels.tolist()
         rows = zip(labels, shares.amax(1).tolist(), entropy(output).tolist(), shared, strict=True)
-        for number, (label, share, spread, common) in enumerate(rows, len(samples)):
+        for number, (label, probability, spread, disagreement) in enumerate(rows, len(samples)):
             name = "not finite" if label < 0 else str(classes[label]) if classes else str(label)
             source = str(sources[number]) if sources else str(number)
-            samples.append(
-                SamplePrediction(source, label, name, share, spread, common, distances[number], bounds[number])
-            )
+            ends = distances[number], bounds[number]
+            samples.append(SamplePrediction(source, label, name, probability, spread, disagreement, *ends))
     return Predictions(samples, count, norm, radius)
 
 
