@@ -17,7 +17,8 @@ _GROUPS = {
         mode perturb_every remember adaptive_eps
     """,
     "data and network": """
-        data data_root download synthetic examples corruptions corruptions_root net width widths members joint_loss
+        data data_root size test_share validation_data skip_unreadable keys label_column feature_scale box download
+        synthetic examples corruptions corruptions_root net width widths members joint_loss
         dropout_samples dropout_loss gp_inducing_points normalize init weights checkpoint net_option labels consistency
         teacher teacher_weight teacher_temperature
     """,
@@ -38,10 +39,13 @@ _RARE = """
     momentum nesterov milestones decay lr_peak ema awp awp_warmup channels_last validation valid_examples valid_eps
     valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision train.members transfer_from
     corruptions_root expected_clean_accuracy robustbench shard address reuse certificate also combine perturb_every
-    remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency
+    remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency test_share
+    validation_data skip_unreadable keys label_column feature_scale box
 """
 """Options that only `--help-all` shows."""
 
+_WORDS = {"data": "data check"}
+"""Commands of two words."""
 _METAVARS = {float: "NUMBER", int: "N", str: "TEXT", Path: "PATH"}
 _COLUMN = 26  # where the help of an option begins
 
@@ -54,7 +58,7 @@ def command_help(command: str, method: str | None, everything: bool) -> str:
     options = options_of(kind) if method is None else [*options_of(choice_of(method)), *options_of(kind)]
     doc = inspect.cleandoc((kind if method is None else METHODS[method]).__doc__ or "")
     doc = f"{summary(method)}." if method and not everything else doc
-    name = f"{command} {method or ''}".strip()
+    name = f"{_WORDS.get(command, command)} {method or ''}".strip()
     own = f"method {method}" if method else command
     required = sorted((option for option in options if option.required), key=lambda option: not option.positional)
     titles = [title for title in _GROUPS if title != "training" or method]
