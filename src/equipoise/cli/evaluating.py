@@ -24,6 +24,7 @@ from equipoise.evaluation.runs import evaluation_key
 from equipoise.evaluation.suites import Suite
 from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint
+from equipoise.geometry import Box
 from equipoise.masking.result_checks import is_black_box
 from equipoise.models import as_predictive, validate_output
 from equipoise.report.accuracy import caveats
@@ -45,7 +46,7 @@ def evaluate(options: Evaluate, command: str) -> None:
     require(not twice, f"--attacks has {''.join(twice[:1])} twice: name every attack once.")
     loaded = load_model(options)
     norm = norm_of(options.norm, loaded.run)
-    attacks = attacks_of(options, loaded.run, norm)
+    attacks = attacks_of(options, loaded, norm)
     out = options.out or _usual_place(options, loaded, attacks, norm, shard)
     _require_free(options, out, loaded.run, attacks, shard)
     stamp, progress = _stamp(out), _from_here(evaluation_progress(f"evaluating {options.target}"))
@@ -68,7 +69,7 @@ def evaluate(options: Evaluate, command: str) -> None:
 def _evaluate_shard(options: Evaluate, command: str, progress: Progress) -> Evaluation:
     """Evaluate a shard, in a process of its own."""
     loaded = load_model(options)
-    attacks = attacks_of(options, loaded.run, norm_of(options.norm, loaded.run))
+    attacks = attacks_of(options, loaded, norm_of(options.norm, loaded.run))
     return _evaluated(options, loaded, attacks, command, progress)
 
 
@@ -146,8 +147,9 @@ def _slug(*words: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", "-".join(words))
 
 
-def attacks_of(options: Evaluate, run: Run | None, norm: str) -> Suite:
+def attacks_of(options: Evaluate, loaded: LoadedModel, norm: str) -> Suite:
     """The attacks that were asked for, and their transfer from every other run, of those that use gradients."""
+    run = loaded.run
     own = suite(
         options.attacks,
         options.eps or (radii(run) if run and norm == run.recipe.get("valid_norm") else ()),
@@ -156,6 +158,7 @@ def attacks_of(options: Evaluate, run: Run | None, norm: str) -> Suite:
         step_size=options.step_size,
         restarts=options.restarts,
         precision=options.precision,
+        box=Box(*loaded.data.box),
     )
     transferred = []
     for folder in options.transfer_from:

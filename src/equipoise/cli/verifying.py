@@ -123,7 +123,7 @@ def _as_evaluated(options: Verify, record: Evaluation, asked: Evaluate | None) -
 
 def _not_asked_for(asked: Evaluate, record: Evaluation, loaded: LoadedModel) -> list[str]:
     """What in the record is not what its own command asks for."""
-    attacks = attacks_of(asked, loaded.run, norm_of(asked.norm, loaded.run))
+    attacks = attacks_of(asked, loaded, norm_of(asked.norm, loaded.run))
     classes = validate_output(as_predictive(loaded.model), loaded.data.test.x.cpu()).classes
     expected = [(name, fitted(name, attack, classes)[0].settings()) for name, attack in attacks]
     recorded = [(r.attack, r.settings) for r in record.results if r.attack not in ("clean", WORST)]

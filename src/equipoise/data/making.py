@@ -13,7 +13,7 @@ import torch
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.core.files import printable
 from equipoise.data.dataset import Dataset, Split
-from equipoise.data.formats import Arrays, some
+from equipoise.data.formats import Arrays, count, some
 from equipoise.data.ordering import held_out
 from equipoise.data.reading import TEST_SHARE, Reading
 
@@ -208,7 +208,7 @@ def _as_given(
     beyond = sum(int(((part < low) | (part > high)).any(1).sum()) for part in x.values())
     notes = ("the features are scaled as those that the network was trained on",)
     if beyond:
-        notes += (f"{beyond:,} samples lie outside the valid range, and were moved to its edge",)
+        notes += (f"{count(beyond, ('sample', ''))} outside the valid range, moved to its edge",)
     return (
         {split: part.clip(low, high) for split, part in x.items()},
         {**done, "offset": given["offset"], "scale": given["scale"]},
