@@ -119,7 +119,7 @@ def _duplicates(arrays: Arrays) -> tuple[str, ...]:
         return ()
     names = [arrays.names.get(split) for split in ("test", "train")]
     test, train = (
-        f"{_KINDS[split]} sample {i}" if known is None else known[i]
+        f"{_KINDS[split]} sample {i}" if known is None else printable(known[i])
         for i, known, split in zip(pairs[0], names, ("test", "train"), strict=True)
     )
     return (
