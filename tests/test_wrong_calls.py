@@ -229,7 +229,7 @@ MISTYPED = {
     ),
     "no attack": (
         lambda: evaluate(net(), X, Y),
-        r"^evaluate cannot be called like this: missing .*'attacks'; it takes mod",
+        r"^evaluate\(model, x, y\) has no attacks: give them last, such as \[\('pgd', attacks.pgd",
     ),
     "a radius in words": (lambda: investigate(net(), X, Y, "0.1"), r"^eps = '0\.1' is a str: expected a number\.$"),
     "classes in words": (lambda: build("mlp", (6,), "3"), r"^classes = '3' is a str: expected an integer\.$"),

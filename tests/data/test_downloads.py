@@ -114,7 +114,7 @@ def test_decoded_archives_are_kept_until_the_archive_changes(
     first = load(path)
     (kept,) = cache.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("equipoise.data.finding"), "read_images", lambda path: pytest.fail("decoded again"))
+        patch.setattr(import_module("equipoise.data.finding"), "read_images", lambda *_: pytest.fail("decoded again"))
         again = load(path)
     assert again.sha256 == first.sha256 and again.train.x.equal(first.train.x) and again.classes == first.classes
     kept.write_bytes(b"damaged")

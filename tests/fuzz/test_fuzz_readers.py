@@ -382,8 +382,13 @@ def test_entries_of_a_folder_are_read_or_counted(entries: list[tuple[str, str, s
             return
         there = [path for path in top.rglob("*") if not path.is_dir()]
         counted = [int(n) for text in data.notes for n in re.findall(r"^(\d+) (?:passed over|not read)", text)]
-        named_like = [int(n) for text in data.notes for n in re.findall(r"(\d+) folders? named like an image", text)]
-        assert len(there) == len(data.train) + len(data.test) + sum(counted) - sum(named_like)
+        named_like = [
+            int(n)
+            for text in data.notes
+            for n in re.findall(r"(\d+) folders? (?:named like an|without any) image", text)
+        ]
+        samples = len(data.train) + len(data.test) + (0 if data.valid is None else len(data.valid))
+        assert len(there) == samples + sum(counted) - sum(named_like)
 
 
 @given(

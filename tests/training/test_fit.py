@@ -529,8 +529,8 @@ def test_refused_recipes(field: dict[str, object], message: str) -> None:
 @pytest.mark.unchecked
 def test_what_is_no_dataset_and_no_method_is_refused_by_name() -> None:
     data = blobs()
-    with pytest.raises(EquipoiseError, match=r"data is a tuple: expected an equipoise.data.Dataset"):
-        fit(methods.standard(), mlp(), (data.train.x, data.train.y), FAST)
+    with pytest.raises(EquipoiseError, match=r"data is an int: expected a pair \(x, y\) of arrays or tensors"):
+        fit(methods.standard(), mlp(), 3, FAST)
     with pytest.raises(EquipoiseError, match=r"Sequential is not part of a training method: expected an objective"):
         fit(mlp(), methods.standard(), data, FAST)
 

@@ -15,6 +15,7 @@ from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import read_json, require_writable, write_atomically
 from equipoise.evaluation import radii
 from equipoise.evaluation.verification import fingerprint
+from equipoise.geometry import Box
 from equipoise.masking.investigate import investigate
 from equipoise.report.figures import canvas
 from equipoise.report.masking import clearest_first, p_value, page
@@ -55,6 +56,7 @@ def audit(options: Audit, command: str) -> int:
         test.y,
         eps,
         norm,
+        box=Box(*loaded.data.box),
         proxy=proxy,
         proxy_name=str(options.transfer_from),
         minutes=options.time_budget,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.cli.auditing import audit
+from equipoise.cli.checking_data import check_data
 from equipoise.cli.console import say
 from equipoise.cli.doctor import diagnose
 from equipoise.cli.evaluating import evaluate, merge_records
@@ -16,6 +17,7 @@ from equipoise.cli.reproducing import reproduce
 from equipoise.cli.requests import (
     Audit,
     Command,
+    Data,
     Doctor,
     Evaluate,
     Merge,
@@ -84,5 +86,6 @@ _COMMANDS: dict[type[Command], Callable[[Any, str], int | None]] = {
     Study: study,
     Reproduce: reproduce,
     Push: lambda options, _: push(options),
+    Data: lambda options, _: check_data(options),
     Doctor: lambda options, _: diagnose(options),
 }

@@ -27,6 +27,7 @@ from equipoise.evaluation.runs import STANDARD, evaluation_key
 from equipoise.evaluation.suites import Suite
 from equipoise.evaluation.summaries import by_ball
 from equipoise.evaluation.verification import fingerprint
+from equipoise.geometry import Box
 from equipoise.masking.result_checks import is_black_box
 from equipoise.models import as_predictive, validate_output
 from equipoise.report.accuracy import caveats
@@ -179,6 +180,7 @@ def attacks_of(options: Evaluate, loaded: LoadedModel, norm: str) -> Suite:
         restarts=options.restarts,
         queries=options.queries,
         precision=options.precision,
+        box=Box(*loaded.data.box),
     )
     if options.lattice is not None:
         own = [(name, on_lattice(attack, options.lattice)) for name, attack in own]

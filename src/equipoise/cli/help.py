@@ -17,9 +17,10 @@ _GROUPS = {
         transfer_from mode perturb_every remember adaptive_eps
     """,
     "data and network": """
-        data data_root download synthetic examples corruptions corruptions_root net width widths members joint_loss
-        dropout_samples dropout_loss gp_inducing_points normalize init weights checkpoint model_kind net_option labels
-        consistency teacher teacher_weight teacher_temperature
+        data data_root size test_share validation_data skip_unreadable keys label_column feature_scale box download
+        synthetic examples corruptions corruptions_root net width widths members joint_loss dropout_samples dropout_loss
+        gp_inducing_points normalize init weights checkpoint model_kind net_option labels consistency teacher
+        teacher_weight teacher_temperature
     """,
     "training": """
         epochs batch_size optimizer lr momentum nesterov weight_decay schedule milestones decay lr_peak ema awp
@@ -40,10 +41,12 @@ _RARE = """
     valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision train.members transfer_from
     corruptions_root expected_clean_accuracy robustbench shard address reuse certificate also combine perturb_every
     remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency test_share validation_data
-    junit sarif save_images
+    skip_unreadable keys label_column feature_scale box junit sarif save_images
 """
 """Options that only `--help-all` shows."""
 
+_WORDS = {"data": "data check"}
+"""Commands of two words."""
 _METAVARS = {float: "NUMBER", int: "N", str: "TEXT", Path: "PATH"}
 _COLUMN = 26  # where the help of an option begins
 
@@ -56,7 +59,7 @@ def command_help(command: str, method: str | None, everything: bool) -> str:
     options = options_of(kind) if method is None else [*options_of(choice_of(method)), *options_of(kind)]
     doc = inspect.cleandoc((kind if method is None else METHODS[method]).__doc__ or "")
     doc = f"{summary(method)}." if method and not everything else doc
-    name = f"{command} {method or ''}".strip()
+    name = f"{_WORDS.get(command, command)} {method or ''}".strip()
     own = f"method {method}" if method else command
     required = sorted((option for option in options if option.required), key=lambda option: not option.positional)
     titles = [title for title in _GROUPS if title != "training" or method]

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from equipoise.cli.parsing import parse
 from equipoise.cli.requests import ModelRequest, Train
 from equipoise.core.errors import require
 from equipoise.core.types import Predictive
-from equipoise.data import Dataset, load
+from equipoise.data import Dataset, Reading, load_as
 from equipoise.evaluation.verification import fingerprint
 from equipoise.models import as_predictive
 from equipoise.pretrained import WEIGHTS, find
@@ -42,7 +42,7 @@ def load_model(options: ModelRequest) -> LoadedModel:
     folder = find(options.target)
     if not (folder / "run.json").is_file():
         require_own(options)
-        data = load(str(options.data), options.data_root)
+        data = load_as(options.reading, str(options.data), options.data_root)
         say(data.summary)
         return LoadedModel(load_own(options, data, device), data, None)
     model, run = load_run(folder, options.weights, device)
@@ -98,9 +98,11 @@ def norm_of(typed: str | None, run: Run | None) -> str:
 def _data_of(options: ModelRequest, run: Run) -> Dataset:
     """The dataset asked for, or else that of the run, found as its training found it and checked to be the same."""
     if options.data is not None:
-        return load(options.data, options.data_root)
-    name, root = _source_of_data(run)
-    data = load(name, options.data_root or root)
+        return load_as(options.reading, options.data, options.data_root, preprocessing=_preprocessing(run))
+    name, root, reading = _source_of_data(run)
+    typed = {key: value for key, value in vars(options.reading).items() if value not in (None, False, ())}
+    reading = replace(reading, **typed)
+    data = load_as(reading, name, options.data_root or root, preprocessing=_preprocessing(run))
     require(
         data.sha256 == run.data["sha256"],
         f"{name} is not the data that {options.target} was trained on (SHA-256 {data.sha256}, then "
@@ -109,12 +111,20 @@ def _data_of(options: ModelRequest, run: Run) -> Dataset:
     return data
 
 
-def _source_of_data(run: Run) -> tuple[str, Path | None]:
-    """The name of a run's dataset or file, and where it was looked for, as typed when it was trained."""
+def _preprocessing(run: Run) -> Mapping[str, Any]:
+    """How the inputs of a run were made from images or features."""
+    return run.data.get("preprocessing", {})
+
+
+def _source_of_data(run: Run) -> tuple[str, Path | None, Reading]:
+    """The name of a run's dataset or file, where it was looked for and how it was read, as typed for its training."""
     typed = run.provenance.options
     if typed.get("command") == "train" and isinstance(typed.get("data"), str):
         root = typed.get("data_root")
-        return typed["data"], Path(root) if isinstance(root, str) else None
+        reading = Reading.of({field.name: typed[field.name] for field in fields(Reading) if field.name in typed})
+        return typed["data"], Path(root) if isinstance(root, str) else None, reading
     words = shlex.split(run.provenance.command)  # of the first version, which stored the text alone
     options = parse(words[1:]) if words[:2] == ["equipoise", "train"] else None
-    return (options.data, options.data_root) if isinstance(options, Train) else (run.data["name"], None)
+    if isinstance(options, Train):
+        return options.data, options.data_root, options.reading
+    return run.data["name"], None, Reading()

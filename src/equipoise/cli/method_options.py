@@ -17,11 +17,11 @@ from torch import nn
 
 from equipoise.attacks.gradient import usual_step_size
 from equipoise.attacks.steps import StepSize, Triangular
-from equipoise.core.errors import EquipoiseError
+from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.schedules import Schedule, schedulable
 from equipoise.core.types import Mode
 from equipoise.generators import Manifold
-from equipoise.geometry import NormName
+from equipoise.geometry import Box, NormName
 from equipoise.losses.objectives import UNCERTAINTIES, cross_entropy, regularised
 from equipoise.losses.terms import Method
 from equipoise.training import load_generator, methods
@@ -54,7 +54,7 @@ _HELP = {
     "step_schedule": "Step size over the steps. triangular: from the step size up to eps/2 (pgd, trades, uta: eps/5) "
     "at half of the steps, and back.",
     "uncertainty": "Uncertainty to maximise, of the mean prediction or of the disagreement of an ensemble.",
-    "latent": "Layer whose output is perturbed, such as fc1 of a lenet. The ball is in units of that output.",
+    "latent": "Layer whose output is perturbed, such as fc1. The ball is in units of that output.",
     "noise": "Radius of the uniform noise, in multiples of eps.",
     "tau": "Steps beyond the first point where the prediction is wrong.",
     "weight": "Weight of the method's second term.",
@@ -93,7 +93,7 @@ _SPELLED_OUT: dict[str, dict[str, tuple[Any, Any]]] = {
     "layer": {"latent": (str, MISSING)},
     "manifold": {"manifold": (str | None, None), "manifold_epochs": (int, 10), "codes": (int, 16)},
     "generator": {"generator": (str | None, None)},
-    "box": {},  # data whose box is another are for Python
+    "box": {},  # that of the data
 }
 """The fields, with kind and default, from which a parameter is made that cannot be typed."""
 _HANDED_ON: dict[str, tuple[Any, Any]] = {
@@ -103,6 +103,8 @@ _HANDED_ON: dict[str, tuple[Any, Any]] = {
 }
 _SCHEDULED = {"eps", "steps", "step_size", "weight", "beta", "clean_share", "entropy_weight", "smoothing", "noise"}
 """Options that may change over the training, as in `--eps 0..0.1@0.3`."""
+_ANYWHERE = ("adp", "hein", "standard")
+"""Methods that perturb no inputs, so that these may have any range."""
 _NEW = {("on-manifold", "clean_share"): 0.0}
 """Options of a value that runs of the version before did not record: left out of the record, so that those resume."""
 
@@ -158,7 +160,7 @@ def _takes(function: Callable[..., Method], option: str) -> bool:
     needed = [
         name for name, p in inspect.signature(function).parameters.items() if name in samples and p.default is p.empty
     ]
-    value = cross_entropy if option == "loss" else _HANDED_ON[option][1]
+    value = {"loss": cross_entropy, "box": Box()}.get(option) or _HANDED_ON[option][1]
     try:
         function(**{name: samples[name] for name in needed}, **{option: value})
     except (EquipoiseError, TypeError):
@@ -203,9 +205,10 @@ def full_name(record: Mapping[str, Any]) -> str:
     return "-".join([*([] if name == "standard" and given else [name]), *given])
 
 
-def build_method(choice: Any, manifold: Manifold | None = None) -> Method:
+def build_method(choice: Any, manifold: Manifold | None = None, box: Box = Box()) -> Method:
     """The method with its hyper-parameters, or an `Expression` of it if one of them is scheduled, on `manifold` if it
-    needs one; without, just to see whether they are in range. Raises `EquipoiseError` for values out of range.
+    needs one; without, just to see whether they are in range. Its points stay in the `box`. Raises `EquipoiseError` for
+    values out of range, and for a method that knows no other box than [0, 1].
     """
     options = parameters(choice)
     name = options.pop("name")
@@ -222,6 +225,9 @@ def build_method(choice: Any, manifold: Manifold | None = None) -> Method:
     if "smoothing" in options:  # one of the methods with a `loss`
         weight, smoothing = options.pop("entropy_weight"), options.pop("smoothing")
         options |= {"loss": regularised(weight, smoothing)} if weight or smoothing else {}
+    if box != Box() and name not in _ANYWHERE and "layer" not in options:
+        require(_takes(METHODS[name], "box"), f"{name} perturbs inputs in [0, 1] alone: scale the data to that range.")
+        options["box"] = box
     return METHODS[name](**options)
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "reproduce": "Reproduce a table or figure of a paper, at any scale, and compare it with the published values.",
     "models": "List the trained models that come with equipoise, with their accuracy, clean and attacked.",
     "push": "Write a run as the folder that a model hub expects; nothing is sent anywhere.",
+    "data": "Say what would be read of a dataset, how far apart its classes are, and which eps that allows.",
     "doctor": "Describe this installation: processor, kernels, threads, devices, extras, caches.",
 }
 """The commands in the order of the help, each with the first sentence of its own help."""

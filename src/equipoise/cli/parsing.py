@@ -11,6 +11,7 @@ from equipoise.cli.variations import Variation
 from equipoise.cli.words import FLAG, HELP, by_flag, read
 from equipoise.core.errors import require, unknown
 from equipoise.core.schedules import Schedule
+from equipoise.data.reading import Reading
 from equipoise.training import Recipe
 
 
@@ -22,6 +23,8 @@ def parse(argv: Sequence[str]) -> Command:
     """
     words = spelled_out(argv)
     command, *rest = words
+    if command == "data" and rest[:1] == ["check"]:  # the one thing that is done with data alone
+        del rest[0]
     if command not in REQUESTS:
         raise unknown("command", command, REQUESTS)
     kind = REQUESTS[command]
@@ -83,6 +86,8 @@ def questions(options: Command) -> list[str]:
     elif isinstance(options, Audit) and options.eps is not None:
         typed = [(options.norm or "linf", options.eps)]
     else:
+        typed = []
+    if isinstance(options, Reading) and (options.box or options.feature_scale):  # the radius is in units of their own
         typed = []
     return [question for norm, eps in dict.fromkeys(typed) if (question := _question(norm, eps))]
 

@@ -70,7 +70,11 @@ def require_file(out: Path, ending: str = "", option: str = "--out") -> None:
 
 def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, by flag; nothing where nothing was typed."""
-    return {flag_of(RENAMED.get(k, k)): v for k, v in options.items() if k not in _NEUTRAL and v not in (None, [], ())}
+    return {
+        flag_of(RENAMED.get(k, k)): v
+        for k, v in options.items()
+        if k not in _NEUTRAL and v not in (None, [], ()) and v is not False
+    }
 
 
 def _plain(value: Any) -> Any:

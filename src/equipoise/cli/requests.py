@@ -4,19 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from equipoise.cli.checking_data import Data
 from equipoise.cli.listing import Experiments, Variant
 from equipoise.cli.options import Count, CountOrZero, Positional
 from equipoise.cli.published_models import Models
 from equipoise.cli.using_requests import Export, Predict, Table
 from equipoise.cli.variations import Variation
 from equipoise.core.types import Precision
+from equipoise.data.reading import Reading
 from equipoise.geometry import NormName
 from equipoise.training import Recipe
 from equipoise.training.penalties import Radii
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Reading):
     """Train a network and evaluate it.
 
     The setting of the papers for colour images: --net preact-resnet18 --optimizer sgd --lr 0.15 --schedule triangular
@@ -27,8 +29,8 @@ class Train:
 
     method: Any
     data: str = "digits"
-    """Dataset, .npz file or folder of images. digits, mnist, fashion-mnist, cifar10, cifar100, svhn; or your own files,
-    images also in an archive."""
+    """Dataset or your own data. digits, mnist, fashion-mnist, cifar10, cifar100, svhn; a folder or archive of images,
+    arrays as .npz or .npy, a table as .csv."""
     data_root: Path | None = None
     """Folder to look for datasets in."""
     examples: Count | None = None
@@ -73,7 +75,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class ModelRequest:
+class ModelRequest(Reading):
     """A model and the data it is measured on."""
 
     target: Positional[str]
@@ -416,6 +418,7 @@ Command = (
     | Reproduce
     | Models
     | Push
+    | Data
     | Doctor
 )
 REQUESTS: dict[str, type[Command]] = {
@@ -434,6 +437,7 @@ REQUESTS: dict[str, type[Command]] = {
     "reproduce": Reproduce,
     "models": Models,
     "push": Push,
+    "data": Data,
     "doctor": Doctor,
 }
 """The dataclass of each command."""

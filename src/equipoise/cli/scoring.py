@@ -21,7 +21,7 @@ from equipoise.core.errors import EquipoiseError, kind_of, require, unknown
 from equipoise.core.files import require_writable, write_atomically
 from equipoise.data.dataset import Split
 from equipoise.evaluation.verification import fingerprint
-from equipoise.geometry import Ball
+from equipoise.geometry import Ball, Box
 from equipoise.report.figures import canvas
 from equipoise.report.studies import page
 from equipoise.results.findings import Study
@@ -56,7 +56,7 @@ def score(options: Score, command: str) -> None:
     device = Recipe(device=options.device).pick_device()
     test = loaded.data.test
     test = (test.limit(options.examples, options.seed) if options.examples else test).to(device)
-    chosen = _chosen(options, tuple(test.x.shape[1:]))
+    chosen = _chosen(options, tuple(test.x.shape[1:]), Box(*loaded.data.box))
     about = {
         "model": fingerprint(loaded.model),
         "data": {"name": loaded.data.name, "sha256": loaded.data.sha256, "split": "test", "n": len(test)},
@@ -114,7 +114,7 @@ def _estimated(
     return estimates
 
 
-def _chosen(options: Score, shape: tuple[int, ...]) -> dict[str, scores.Score]:
+def _chosen(options: Score, shape: tuple[int, ...], box: Box) -> dict[str, scores.Score]:
     """The scores to estimate, by what they are called."""
     name = options.score
     require(
@@ -131,15 +131,21 @@ def _chosen(options: Score, shape: tuple[int, ...]) -> dict[str, scores.Score]:
         return {own.name: own}
     if name not in _SCORES:
         raise unknown("score", name, [*_SCORES, "package.module:score"])
-    if "manifold" in signature(_SCORES[name]).parameters:
+    parameters = signature(_SCORES[name]).parameters
+    within: dict[str, Any] = {} if box == Box() else {"box": box}
+    require(
+        not within or ("box" in parameters and not options.certified),
+        f"--score {name}: the data range over {box.low:g} to {box.high:g}, and that is computed in [0, 1] alone.",
+    )
+    if "manifold" in parameters:
         try:
             manifold = load_manifold(options.manifold or Path(options.target))
         except EquipoiseError as error:
             wanted = "" if options.manifold else f"--score {name} needs the manifold of the data: "
             advice = "" if options.manifold else " Train one by equipoise train r4, and give it as --manifold RUN."
             raise EquipoiseError(f"{wanted}{error}{advice}") from error
-        return {name: _SCORES[name](**typed | {"manifold": manifold}, shape=shape, norm=options.norm)}
-    chosen = {name: _SCORES[name](shape, norm=options.norm)}
+        return {name: _SCORES[name](**typed | {"manifold": manifold}, shape=shape, norm=options.norm, **within)}
+    chosen = {name: _SCORES[name](shape, norm=options.norm, **within)}
     if options.certified:
         method, aware = options.certificate or "crown", name == "label-aware"
         chosen["certified"] = scores.certified_r2(shape, options.norm, method, label_aware=aware)

@@ -17,9 +17,10 @@ from equipoise.cli.resuming import lasting
 from equipoise.core.errors import require
 from equipoise.core.schedules import schedulable
 from equipoise.core.torchrun import is_main_process
-from equipoise.data import Dataset, load
+from equipoise.data import Dataset, load_as
 from equipoise.evaluation import evaluate_run
 from equipoise.generators import Manifold, auto_encoder
+from equipoise.geometry import Box
 from equipoise.losses.terms import Method
 from equipoise.models import DeepKernelGP, Ensemble, MonteCarloDropout, as_predictive, kl_to_prior
 from equipoise.training import MANIFOLD_FILE, build_model, training_split
@@ -39,7 +40,7 @@ def train(options: Train, command: str) -> None:
     record["name"] = full_name(record)
     changes = {"variation": variation.record()} if variation.record() else {}
     recipe.pick_device()  # refuses a GPU that is not there before data are loaded
-    data = load(options.data, options.data_root)
+    data = load_as(options.reading, options.data, options.data_root)
     say(data.summary)
     if options.examples is not None:
         data = data.limit(options.examples, recipe.seed)
@@ -59,7 +60,7 @@ def train(options: Train, command: str) -> None:
         """Everything but the training, checked."""
         own = {key: value for key, value in record.items() if key not in ("manifold_epochs", "codes")}
         return prepare(
-            _suited(variation.of(options.method, manifold), model, data, options),
+            _suited(variation.of(options.method, manifold, Box(*data.box)), model, data, options),
             model,
             data,
             recipe,

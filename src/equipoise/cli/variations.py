@@ -12,7 +12,7 @@ from equipoise.core.schedules import Schedule, schedulable
 from equipoise.core.types import Points
 from equipoise.data import Dataset
 from equipoise.generators import Manifold
-from equipoise.geometry import NORMS
+from equipoise.geometry import NORMS, Box
 from equipoise.losses.objectives import kl
 from equipoise.losses.terms import Method, Term
 from equipoise.training import load_run, methods
@@ -59,15 +59,17 @@ class Variation:
             "--teacher-weight and --teacher-temperature need --teacher RUN.",
         )
 
-    def of(self, choice: Any, manifold: Manifold | None = None) -> Method:
-        """The chosen method with the changes. Raises `EquipoiseError` for what it cannot have."""
+    def of(self, choice: Any, manifold: Manifold | None = None, box: Box = Box()) -> Method:
+        """The chosen method with the changes, in the `box`. Raises `EquipoiseError` for what it cannot have."""
         require(
             not (self.adaptive_eps and isinstance(getattr(choice, "eps", 0.0), Schedule)),
             "--adaptive-eps starts every radius at --eps and adapts it from there: give --eps as one number.",
         )
-        made = build_method(choice, manifold)
+        made = build_method(choice, manifold, box)
         if self.also:
-            made = _COMBINED[self.combine](made, *(build_method(_within(choice, ball), manifold) for ball in self.also))
+            made = _COMBINED[self.combine](
+                made, *(build_method(_within(choice, ball), manifold, box) for ball in self.also)
+            )
         if self.remember:
             made = methods.remembering(made)
         if self.adaptive_eps:
@@ -77,7 +79,7 @@ class Variation:
         if self.teacher is not None:
             teacher, _ = load_run(self.teacher)
             made = methods.distilled(made, teacher, self.teacher_weight, self.teacher_temperature)
-        return made if self.labels == 0 else _consistent(made, self.consistency, **_ball(choice))
+        return made if self.labels == 0 else _consistent(made, self.consistency, **_ball(choice), box=box)
 
     def split(self, data: Dataset, seed: int) -> tuple[Dataset, Points | None]:
         """The samples with labels, and those without."""
@@ -112,6 +114,6 @@ def _ball(choice: Any) -> dict[str, Any]:
 
 
 @schedulable
-def _consistent(method: Method, weight: float, eps: float, norm: str, steps: int = 20) -> Method:
+def _consistent(method: Method, weight: float, eps: float, norm: str, steps: int = 20, box: Box = Box()) -> Method:
     """The method and `λ KL(p(x) ‖ p(x'))` on unlabelled samples, x' their udp points."""
-    return method + weight * Term(kl(), udp(eps, steps=steps, norm=norm)).on_unlabelled()
+    return method + weight * Term(kl(), udp(eps, steps=steps, norm=norm, box=box)).on_unlabelled()

@@ -57,7 +57,7 @@ def read_npy(path: Path, reading: Reading = Reading()) -> Arrays:
     folder = path if path.is_dir() else path.parent
     with _explained(path, "a folder of .npy files"):
         files = {file.stem: file for file in sorted(folder.glob("*.npy"))}
-        arrays, unread = _read(_Source("file", Counter(files), lambda name: _file(files[name])), reading)
+        arrays, unread = _read(_Source("file", Counter(list(files)), lambda name: _file(files[name])), reading)
     return _arrays(folder, arrays, unread, {text: arrays[text] for text in _TEXTS[:1] if text in arrays})
 
 

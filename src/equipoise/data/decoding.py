@@ -84,7 +84,7 @@ def decode(data: bytes, where: str, size: tuple[int, int] | None = None) -> Deco
             width, height = image.size
             require(width * height <= _MAX_PIXELS, f"it has {width} x {height} pixels, more than {_MAX_PIXELS:,}")
             remarks: list[str] = []
-            plain = _plain(image, remarks)
+            plain = plain_image(image, remarks)
             if size is not None and plain.size != size:
                 plain = _covering(plain, size)
                 remarks.append(f"resized and cropped to {size[0]} x {size[1]} pixels")
@@ -102,7 +102,7 @@ def decode(data: bytes, where: str, size: tuple[int, int] | None = None) -> Deco
     return Decoded(pixels.reshape(*pixels.shape[:2], -1), tuple(remarks))
 
 
-def _plain(image: Image.Image, remarks: list[str]) -> Image.Image:
+def plain_image(image: Image.Image, remarks: list[str]) -> Image.Image:
     """The image with 8 bits a channel, grey or in colour, upright; what was changed is added to the remarks."""
     if getattr(image, "is_animated", False):
         remarks.append("with several frames, of which the first was read")

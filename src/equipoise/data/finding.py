@@ -65,7 +65,7 @@ def load_as(
     name, given = os.fsdecode(name_or_path), preprocessing or {}
     require(bool(name), "the name of a dataset is empty; expected a dataset's name, a file or a folder.")
     if name == "digits" or name in SOURCES:
-        chosen = [flag for flag, value in vars(reading).items() if value not in (None, False, ())]
+        chosen = [name for name, value in vars(reading).items() if value not in (None, False, ())]
         require(not chosen, f"{', '.join(chosen)}: the dataset {name!r} is published as it is; that is for own data.")
         if name == "digits":
             return make("digits", _digits())

@@ -198,6 +198,11 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def count(n: int, noun: tuple[str, str]) -> str:
+    """Return a number of things; of their noun the text before and after its plural `s` is given."""
+    return f"{n:,} {noun[0]}{'' if n == 1 else 's'}{noun[1]}"
+
+
 def _entry(arrays: Mapping[str, Any], key: str, where: str) -> Any:
     require(key in arrays, f"{where} has no entry {key!r}; expected a file of the published dataset.")
     return arrays[key]

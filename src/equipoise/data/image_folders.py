@@ -9,8 +9,8 @@ from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import printable
 from equipoise.data.decoding import decode_all
 from equipoise.data.files import opened, require_memory
-from equipoise.data.formats import Arrays, Samples
-from equipoise.data.layouts import Layout, count
+from equipoise.data.formats import Arrays, Samples, count
+from equipoise.data.layouts import Layout
 from equipoise.data.reading import Reading
 
 

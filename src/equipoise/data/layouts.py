@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import printable
-from equipoise.data.formats import some
+from equipoise.data.formats import count, some
 from equipoise.data.image_labels import labelled_by_table
 from equipoise.data.ordering import in_order, natural_path
 from equipoise.data.reading import SPLITS, Reading
@@ -245,11 +245,6 @@ def _other_file(suffix: str) -> Kind:
     if not suffix:
         return "file", " without an extension"
     return (f"{printable(suffix)} file", "") if len(suffix) <= 8 else ("file", " of other kinds")
-
-
-def count(n: int, kind: Kind) -> str:
-    """Return a number of things with their noun."""
-    return f"{n:,} {kind[0]}{'' if n == 1 else 's'}{kind[1]}"
 
 
 def _a(kind: Kind) -> str:

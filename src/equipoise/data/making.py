@@ -13,7 +13,7 @@ import torch
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.core.files import printable
 from equipoise.data.dataset import Dataset, Split
-from equipoise.data.formats import Arrays, some
+from equipoise.data.formats import Arrays, count, some
 from equipoise.data.ordering import held_out
 from equipoise.data.reading import TEST_SHARE, Reading
 
@@ -119,7 +119,7 @@ def _duplicates(arrays: Arrays) -> tuple[str, ...]:
         return ()
     names = [arrays.names.get(split) for split in ("test", "train")]
     test, train = (
-        f"{_KINDS[split]} sample {i}" if known is None else known[i]
+        f"{_KINDS[split]} sample {i}" if known is None else printable(known[i])
         for i, known, split in zip(pairs[0], names, ("test", "train"), strict=True)
     )
     return (
@@ -208,7 +208,7 @@ def _as_given(
     beyond = sum(int(((part < low) | (part > high)).any(1).sum()) for part in x.values())
     notes = ("the features are scaled as those that the network was trained on",)
     if beyond:
-        notes += (f"{beyond:,} samples lie outside the valid range, and were moved to its edge",)
+        notes += (f"{count(beyond, ('sample', ''))} outside the valid range, moved to its edge",)
     return (
         {split: part.clip(low, high) for split, part in x.items()},
         {**done, "offset": given["offset"], "scale": given["scale"]},

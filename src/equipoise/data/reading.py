@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ class Reading:
     """How the user's own data are read; the published datasets leave nothing to choose."""
 
     size: str | None = None
-    """Size of the images, as 64 or WIDTHxHEIGHT: resized so that they just cover it, then cropped about the centre."""
+    """Size of the images, as 64 or WIDTHxHEIGHT. They are resized until they just cover it, and cropped about the
+    centre."""
     test_share: float | None = None
     """Share of each class that is held out for testing where the data have no test split; by default 0.2."""
     validation_data: Path | None = None
@@ -39,7 +40,8 @@ class Reading:
     """Lowest and highest valid value of an input, such as 0 255, in which attacks stay; by default 0 1."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        if type(self) is Reading:
+            check_fields(self)
         if self.size is not None:
             self.pixels()
         share = self.test_share
@@ -66,6 +68,11 @@ class Reading:
         if given.get("validation_data") is not None:
             given["validation_data"] = Path(given["validation_data"])
         return Reading(**given)
+
+    @property
+    def reading(self) -> "Reading":
+        """These choices alone, also of a request that has them among others."""
+        return Reading(**{field.name: getattr(self, field.name) for field in fields(Reading)})
 
     def pixels(self) -> tuple[int, int]:
         """Width and height of `size`. Raises `EquipoiseError` for anything else than one or two numbers."""

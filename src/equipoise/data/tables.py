@@ -13,7 +13,7 @@ from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.files import printable
 from equipoise.data.array_files import numbered
 from equipoise.data.files import content
-from equipoise.data.formats import Arrays
+from equipoise.data.formats import Arrays, count
 from equipoise.data.reading import SPLITS, Reading
 
 _LABELS = ("label", "labels", "class", "target", "category", "species", "breed", "y")
@@ -119,7 +119,8 @@ def read_tables(files: Mapping[str, Path], reading: Reading) -> Arrays:
         )
         rows, skipped = _numbers(table, label, where, reading.skip_unreadable)
         if skipped:
-            notes += (f"{len(skipped):,} rows of {file.name} left out, of which a cell is no number ({skipped[0]})",)
+            left_out = count(len(skipped), ("row", ""))
+            notes += (f"{left_out} of {file.name} left out for a cell that is no number ({skipped[0]})",)
         x[split] = np.array([numbers for numbers, _ in rows], np.float64).reshape(len(rows), len(features))
         y[split] = np.array([name for _, name in rows], str)
         if split == "train":

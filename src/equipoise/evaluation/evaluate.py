@@ -23,6 +23,7 @@ from equipoise.core.errors import kind_of, require, require_integer
 from equipoise.core.progress import listening
 from equipoise.core.rng import Stream, Streams, fold
 from equipoise.core.types import Labels, Points, Predictive
+from equipoise.data import inputs_and_labels
 from equipoise.evaluation.confirm import Verified, verify_outcome
 from equipoise.evaluation.suites import AttackLike, Suite
 from equipoise.evaluation.summaries import joined, with_worst_cases
@@ -59,9 +60,9 @@ class Block:
 @checked_call()
 def evaluate(
     model: "nn.Module | Predictive",
-    x: Points,
-    y: Labels,
-    attacks: Suite,
+    x: Any,
+    y: Any,
+    attacks: "Suite | None" = None,
     *,
     seed: int = 0,
     index: Int[Tensor, " batch"] | None = None,
@@ -70,12 +71,22 @@ def evaluate(
 ) -> Results:
     """Return the accuracy without an attack, under each attack, and in the worst case over the attacks of each ball.
 
+    `x` and `y` are tensors or arrays. `evaluate(model, data, attacks)` takes whatever `equipoise.data.from_any` does in
+    place of the two, such as a `DataLoader`, of a `Dataset` the test split; `evaluate_batches` holds less in memory.
+
     Samples that are misclassified without an attack are not attacked and count as misclassified, at distance 0. Every
     success is re-verified by `verify_outcome`; one that fails does not count, and `refused` in the settings says how
     many did. Random draws depend on `seed` and each sample's `index` (default 0, 1, ...), not on batches or order.
     Raises `EquipoiseError` for input that no attack could take.
     """
-    require(isinstance(x, Tensor) and isinstance(y, Tensor), "evaluate needs x and y as torch tensors.")
+    if attacks is None:
+        require(
+            not isinstance(y, Tensor | np.ndarray),
+            "evaluate(model, x, y) has no attacks: give them last, such as [('pgd', attacks.pgd(8 / 255))].",
+        )
+        (x, y), attacks = inputs_and_labels(x), y
+    elif not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        x, y = inputs_and_labels((x, y))
     attacks = as_suite(attacks)
     require_integer("batch_size", batch_size, 1)
     require_integer("seed", seed)
@@ -167,8 +178,8 @@ def _snapshot(model: "nn.Module | Predictive") -> Frozen:
 
 
 def box_of(attacks: Suite) -> Box:
-    """Return the valid range of the inputs under these attacks."""
-    return attacks[0][1].geometry.box if attacks else Box()
+    """Return the valid range of the inputs under these attacks; any without attacks."""
+    return attacks[0][1].geometry.box if attacks else EVERYWHERE
 
 
 def check_samples(

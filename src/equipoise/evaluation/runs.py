@@ -37,6 +37,7 @@ from equipoise.evaluation.shards import WHOLE, Shard
 from equipoise.evaluation.suites import Suite, suite
 from equipoise.evaluation.summaries import by_ball, concatenated, joined, result_warnings, with_worst_cases
 from equipoise.evaluation.verification import fingerprint
+from equipoise.geometry import Box
 from equipoise.masking.model_checks import check_model
 from equipoise.masking.result_checks import check_results
 from equipoise.models import as_predictive, global_seed, validate_output
@@ -301,7 +302,7 @@ def evaluate_run(
         evaluation = evaluate_dataset(
             model,
             data,
-            suite(attacks, chosen_eps, norm, precision=precision),
+            suite(attacks, chosen_eps, norm, precision=precision, box=Box(*data.box)),
             target=str(path),
             examples=n,
             weights=weights,

@@ -34,6 +34,7 @@ from equipoise.attacks import (
 )
 from equipoise.core.errors import EquipoiseError, require, unknown
 from equipoise.core.types import Precision
+from equipoise.geometry import Box
 from equipoise.losses.objectives import dlr
 
 STEPS = 40
@@ -52,6 +53,7 @@ def suite(
     restarts: int = 1,
     queries: int | None = None,
     precision: Precision = "32",
+    box: Box = Box(),
 ) -> Suite:
     """Return the named attacks at every radius of `eps`, in increasing order.
 
@@ -60,12 +62,12 @@ def suite(
     says. Otherwise the attacks of `ATTACKS` take `steps`, 40 by default, of `step_size`, by default `2.5·eps/steps`,
     from a start uniform on the ball, those of `PUBLISHED` have their published budgets, and those of `NEAREST`
     their own: these minimise the distance, and a point counts if it lies within eps. `queries` is the budget of the
-    attacks without gradients that have no number. `clean` adds nothing: accuracy
-    without an attack is always measured. Raises `EquipoiseError` for unknown names, for two names of one attack (`pgd`
-    and `pgd40`), and for unusable numbers.
+    attacks without gradients that have no number. All stay in `box`. `clean` adds nothing: accuracy without an attack
+    is always measured. Raises `EquipoiseError` for unknown names, for two names of one attack (`pgd` and `pgd40`), and
+    for unusable numbers.
     """
     names = [name for name in dict.fromkeys(names) if name != "clean"]
-    presets = [(name, _preset(name, norm, precision)) for name in names if _PRESET.fullmatch(name)]
+    presets = [(name, _preset(name, norm, precision, box)) for name in names if _PRESET.fullmatch(name)]
     attacks = [name for name in names if not _PRESET.fullmatch(name)]
     bases = {_parse(name)[0] for name in attacks}
     require(not attacks or len(eps) > 0, "attacks need at least one radius: give some eps, such as 8/255.")
@@ -82,7 +84,7 @@ def suite(
         f"queries = {queries}: no named attack has such a budget; square, hop-skip-jump and random-search have.",
     )
     others = [
-        (name, _attack(name, radius, norm, steps, step_size, restarts, queries, precision))
+        (name, _attack(name, radius, norm, steps, step_size, restarts, queries, precision, box))
         for radius in set(eps)
         for name in attacks
     ]
@@ -96,7 +98,7 @@ def suite(
 _PRESET = re.compile(r"(fgsm|pgd|cw)([0-9]{0,18})-([0-9]+(?:\.[0-9]+)?)")
 
 
-def _preset(name: str, norm: str, precision: Precision) -> AttackLike:
+def _preset(name: str, norm: str, precision: Precision, box: Box) -> AttackLike:
     """FGSM-k, PGDp-k or CWp-k of R's tables."""
     match = _PRESET.fullmatch(name)
     assert match is not None
@@ -106,7 +108,7 @@ def _preset(name: str, norm: str, precision: Precision) -> AttackLike:
         (p == "") == (base == "fgsm"),
         f"attack {name!r}: expected fgsm-K, pgdP-K or cwP-K, with P steps and a radius of K/255, such as pgd40-8.",
     )
-    options: dict[str, Any] = {"precision": precision}
+    options: dict[str, Any] = {"precision": precision, "box": box}
     return fgsm_k(float(k), **options) if p == "" else {"pgd": pgd_k, "cw": cw_k}[base](int(p), float(k), **options)
 
 
@@ -169,19 +171,20 @@ def _attack(
     restarts: int,
     queries: int | None,
     precision: Precision,
+    box: Box,
 ) -> AttackLike:
     base, number = _parse(name)
     if number is None and _budget(base) in _ASKING:
         number = queries
-    budget = {} if number is None else {str(_budget(base)): number}
+    budget: dict[str, Any] = {"box": box} | ({} if number is None else {str(_budget(base)): number})
     if base in PUBLISHED:
         return PUBLISHED[base](eps, norm=norm, precision=precision, **budget)
     if base in NEAREST:
         require(precision == "32", f"{base} looks for the boundary, which bf16 blurs: leave out precision {precision}.")
         return NEAREST[base](eps=eps, norm=norm, **budget)
     if base == "fgsm":  # deterministic: nothing to restart
-        return named(base, eps, norm=norm, precision=precision)
-    options: dict[str, Any] = {"norm": norm, "restarts": restarts}
+        return named(base, eps, norm=norm, precision=precision, box=box)
+    options: dict[str, Any] = {"norm": norm, "restarts": restarts, "box": box}
     if base in ("uta", "udp", "trades"):  # of training, where they start near the clean point and return the last
         options |= {"start": "uniform", "return_point": "first_success"}
     if _budget(base) is not None:

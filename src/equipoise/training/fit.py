@@ -12,11 +12,11 @@ from torch import nn
 
 from equipoise.attacks.ascent import Ascent
 from equipoise.core.checks import checked_call
-from equipoise.core.errors import EquipoiseError, EquipoiseWarning, kind_of, require
+from equipoise.core.errors import EquipoiseError, EquipoiseWarning, require
 from equipoise.core.schedules import Scheduled
 from equipoise.core.torchrun import World, is_main_process
 from equipoise.core.types import Points, Predictive
-from equipoise.data import Dataset
+from equipoise.data import Dataset, from_any
 from equipoise.losses.objectives import Objective
 from equipoise.losses.terms import Method, Term, as_method
 from equipoise.losses.worst_case import Bounds
@@ -36,7 +36,7 @@ from equipoise.training.recipe import Recipe, require_devices
 def fit(
     method: "Method | Term | Objective | Scheduled",
     model: "nn.Module | Predictive",
-    data: Dataset,
+    data: Any,
     recipe: Recipe | None = None,
     *,
     out: "Path | str | None" = None,
@@ -51,15 +51,16 @@ def fit(
 ) -> Run:
     """Train `model` in place by `method` on `data`, and return the record of the run.
 
-    `out` is the run directory (see `equipoise.results.records.Run`), which gets a checkpoint after every epoch and
-    every few minutes, and is locked meanwhile. `resume=True` continues the run in it, also with more epochs or another
-    patience than before. `overwrite=True` replaces the run in it, which is set aside once everything has been checked,
-    and deleted at the first checkpoint of the new run. `method_record` and `net_record` go into the record; without
-    the latter a network that `equipoise.nets.build` made is described by its arguments. `progress` is called after
-    every step and every epoch; `logger` gets the metrics of each epoch (see `equipoise.training.loggers`): a function
-    of metrics and step, a run of W&B, trackio, MLflow, TensorBoard, or a CSV file. `unlabelled` are further inputs, for
-    the terms of a method that are evaluated `on_unlabelled` samples: as many in each step as a batch has, in a random
-    order of their own.
+    `data` is a `Dataset`, or whatever else `equipoise.data.from_any` takes, such as `(x, y)` or a `DataLoader`; all of
+    its samples are then for training and validation, unless it has a test split. `out` is the run directory (see
+    `equipoise.results.records.Run`), which gets a checkpoint after every epoch and every few minutes, and is locked
+    meanwhile. `resume=True` continues the run in it, also with more epochs or another patience than before.
+    `overwrite=True` replaces the run in it, which is set aside once everything has been checked, and deleted at the
+    first checkpoint of the new run. `method_record` and `net_record` go into the record; without the latter a network
+    that `equipoise.nets.build` made is described by its arguments. `progress` is called after every step and every
+    epoch; `logger` gets the metrics of each epoch (see `equipoise.training.loggers`): a function of metrics and step, a
+    run of W&B, trackio, MLflow, TensorBoard, or a CSV file. `unlabelled` are further inputs, for the terms of a method
+    that are evaluated `on_unlabelled` samples: as many in each step as a batch has, in a random order of their own.
 
     Numbers of a method may change over the training: `methods.pgd_at(eps=ramp(0, 0.1, until=0.3))`, see
     `equipoise.core.schedules`.
@@ -104,7 +105,7 @@ def launch(job: Job) -> Run:
 def prepare(
     method: "Method | Term | Objective | Scheduled",
     model: "nn.Module | Predictive",
-    data: Dataset,
+    data: Any,
     recipe: Recipe | None = None,
     *,
     out: "Path | str | None" = None,
@@ -124,13 +125,10 @@ def prepare(
     """
     schedule = method if isinstance(method, Scheduled) else None
     method = as_method(schedule.at(1.0) if schedule is not None else method)
-    require(
-        isinstance(data, Dataset),
-        f"data is {kind_of(data)}: expected an equipoise.data.Dataset, as equipoise.data.load returns; of "
-        "tensors, Dataset(name, Split(x, y), Split(x_test, y_test), classes, sha256).",
-    )
+    data = from_any(data, test_share=0)
     recipe = recipe or Recipe()
-    recipe = recipe if recipe.validation else replace(recipe, validation=data.validation)
+    if recipe.validation is None and data.valid is None:
+        recipe = replace(recipe, validation=data.validation)
     method = method.build_for(data.shape, recipe.seed)
     require(out is None or str(out) != "", "out is empty: expected the path of a directory, which may not exist yet.")
     device, world = recipe.pick_device(), World.from_environment()
@@ -248,8 +246,10 @@ def _data_record(data: Dataset) -> dict[str, Any]:
         "classes": list(data.classes),
         "shape": list(data.train.x.shape[1:]),
         "n_train": len(data.train.y),
-        "n_test": len(data.test.y),
+        "n_test": 0 if data.test is data.train else len(data.test.y),
+        **({"n_validation": len(data.valid.y)} if data.valid is not None else {}),
         **({"notes": list(data.notes)} if data.notes else {}),
+        **({"preprocessing": dict(data.preprocessing)} if data.preprocessing else {}),
     }
 
 

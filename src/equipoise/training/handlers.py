@@ -32,7 +32,7 @@ from equipoise.core.errors import EquipoiseWarning
 from equipoise.core.rng import RunStream, Streams, fold
 from equipoise.core.types import Predictive
 from equipoise.data import Split
-from equipoise.geometry import Ball
+from equipoise.geometry import Ball, Box
 from equipoise.losses.memory import SampleMemory
 from equipoise.losses.terms import Method
 from equipoise.losses.worst_case import Bounds
@@ -319,8 +319,9 @@ def validation_ball(job: Job) -> Ball:
     ascents = (p for p in job.method.all_perturbations if isinstance(p, Ascent) and isinstance(p.space, Input))
     bounds = [at.geometry for at in job.method.perturbations if isinstance(at, Bounds)]
     balls = [ascent.geometry for ascent in ascents] or bounds
-    ball = balls[0] if balls else Ball("linf", 0.0)
+    ball = balls[0] if balls else Ball("linf", 0.0, Box(*job.data.box))
     default = 8 / 255 if job.data.train.x.ndim == 4 and job.data.train.x.shape[1] == 3 else 0.1
+    default *= ball.box.scale
     if job.recipe.valid_eps is not None:
         return replace(ball, eps=job.recipe.valid_eps)
     return ball if ball.eps > 0 and (ball.norm != "linf" or ball.eps < default) else replace(ball, eps=default)
