@@ -61,7 +61,8 @@ class Train:
     overwrite: bool = False
     """Replace the run in --out. It is kept until the new one has its first checkpoint."""
     init: Path | None = None
-    """Start from the weights of a run, of a model that `equipoise models` lists, or in a file, of the same network."""
+    """Start from the weights of a run, or of a model that `equipoise models` lists, of the same network. Or from a file
+    of weights: safetensors, or a state_dict that torch.save wrote."""
     evaluate_examples: CountOrZero | None = None
     """Test samples of the final evaluation, 0 for none. By default 1000, or 200 for a large network on a CPU."""
     variation: Variation = Variation()
