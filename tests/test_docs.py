@@ -95,9 +95,11 @@ def _private(): return 1
     ]
 
 
+@pytest.mark.unchecked
 @pytest.mark.filterwarnings("ignore")  # of two epochs, which teach a network little
-def test_the_training_page_runs_as_it_stands():
-    page, names = (DOCS / "training.md").read_text(), {}
+@pytest.mark.parametrize("name", ["training", "your-own-model"])
+def test_the_pages_run_as_they_stand(name):
+    page, names = (DOCS / f"{name}.md").read_text(), {}
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) > 5
     for block in blocks:
