@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import attacks
-from equipoise.models import Single, as_predictive, predict
+from equipoise.masking.model_checks import check_model
+from equipoise.models import Single, as_predictive, expected_normalisation, predict, recognised
+from equipoise.nets import Normalize
+from equipoise.training import load_weights
 
 X = torch.rand(12, 6, generator=torch.Generator().manual_seed(0))
 
@@ -77,3 +80,56 @@ def test_half_precision_weights(dtype):
     found = attacks.pgd(0.2, steps=5)(net, X, y)
     assert found.x.dtype == torch.float32 and bool(found.success.any())
     assert torch.equal(found.success, net(found.x.to(dtype)).argmax(1) != y)
+
+
+def test_what_a_network_returns_is_said():
+    def said(change, classes: int = 3) -> tuple[str, str]:
+        predictive, notes = recognised(Returns(change, classes).eval(), X)
+        return predictive.outputs, " ".join(notes)
+
+    assert said(lambda z: z) == ("logits", "")
+    assert said(lambda z: (z, z))[1] == "it returns a tuple: its first entry is taken as the logits."
+    assert said(lambda z: {"out": z})[1] == "it returns a dictionary: its entry 'out' is taken as the logits."
+    assert said(lambda z: z, 1)[1].startswith("it returns a single logit z, which becomes the logits (-z/2, z/2)")
+    for change, classes, name in ((lambda z: z.softmax(1), 3, "softmax"), (lambda z: z.sigmoid(), 1, "sigmoid")):
+        outputs, text = said(change, classes)
+        assert outputs == "probabilities" and text.endswith(
+            f"without its last {name}, as gradients vanish where one is 1."
+        )
+    notes = recognised(Returns(lambda z: z).bfloat16().eval(), X)[1]
+    assert notes == [
+        "its weights are bfloat16: predictions are made in that precision, perturbations and objectives in float32."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("pretrained_cfg", {"mean": (0.5, 0.25), "std": (0.5, 0.5), "url": ""}),
+        ("default_cfg", SimpleNamespace(mean=[0.5, 0.25], std=[0.5, 0.5])),
+        ("config", SimpleNamespace(image_mean=[0.5, 0.25], image_std=[0.5, 0.5])),
+    ],
+)
+def test_a_missing_normalisation_is_a_warning(name, config):
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(8, 3)).eval()
+    setattr(backbone, name, config)
+    x, y = torch.rand(30, 2, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    assert expected_normalisation(backbone) == ((0.5, 0.25), (0.5, 0.5))
+    (warning,) = (w for w in check_model(backbone, x, y) if w.name == "missing normalisation")
+    assert "mean (0.5, 0.25) and std (0.5, 0.5)" in warning.figure and "nets.Normalize(mean, std)" in warning.advice
+    wrapped = nn.Sequential(Normalize((0.5, 0.25), (0.5, 0.5)), backbone)
+    assert "missing normalisation" not in [w.name for w in check_model(wrapped, x, y)]
+    setattr(backbone, name, {"mean": (0.0, 0.0), "std": (1.0, 1.0)})
+    assert expected_normalisation(backbone) is None
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.", "module._orig_mod.model."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict"])
+def test_weights_of_other_programs(tmp_path, prefix, wrapper):
+    net = Returns(lambda z: z)
+    weights = {prefix + name: value for name, value in net.state_dict().items()}
+    torch.save(weights if wrapper is None else {wrapper: weights, "epoch": 3}, tmp_path / "weights.pth")
+    other = Returns(lambda z: z)
+    nn.init.zeros_(other.layer.weight)
+    load_weights(other, tmp_path / "weights.pth")
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))

@@ -74,6 +74,8 @@ def audit(options: Audit, command: str) -> int:
     for line in (str(report), report.accuracies, report.caution, *report.warnings):
         if line:
             say(line)
+    for line in report.skipped if "answers" in report.model else ():
+        say(f"left out: {line}")
     if proxy is None:
         say("to test transferred attacks too, name another run on the same data with --transfer-from.")
     say(f"wrote {out} and {record} in {duration(report.seconds)}")

@@ -66,8 +66,8 @@ class Train(Reading):
     overwrite: bool = False
     """Replace the run in --out. It is kept until the new one has its first checkpoint."""
     init: Path | None = None
-    """Weights to start from. Those of a run, of a model that `equipoise models` lists, or in a file, of the same
-    network."""
+    """Weights to start from. Those of a run, of a model that `equipoise models` lists, or in a file (safetensors, or a
+    state_dict that torch.save wrote), of the same network."""
     evaluate_examples: CountOrZero | None = None
     """Test samples of the final evaluation, 0 for none. By default 1000, or 200 for a large network on a CPU."""
     variation: Variation = Variation()

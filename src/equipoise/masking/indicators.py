@@ -89,6 +89,49 @@ def tests_with_gradients(
     ]
 
 
+def tests_of_black_box(success: Mapping[str, Success], by_eps: Mapping[float, Success]) -> list[MaskingTest]:
+    """Return the tests of attacks on a model that is only asked: whether one that knows less fools more than one that
+    knows more, and whether `by_eps`, the success of the strongest one by radius, is that of an honest model.
+    """
+    labels = (plan.HOP_SKIP_JUMP, success[plan.HOP_SKIP_JUMP]) if plan.HOP_SKIP_JUMP in success else None
+    strongest = labels
+    tests = []
+    if plan.SQUARE in success:
+        strongest = _with_longer(plan.SQUARE, success[plan.SQUARE], success, plan.LONGER_SQUARE)
+        if labels is not None:
+            tests.append(weaker_attack_test(LABELS_BEAT_SCORES, strongest, labels, _CARLINI))
+    assert strongest is not None
+    name, fooled = strongest
+    largest = max(by_eps)
+    return [
+        *tests,
+        share_test(
+            "random search succeeds where a guided one fails",
+            f"fall to {plan.RANDOM_POINTS} but not to {name}",
+            success[plan.RANDOM_POINTS][~fooled],
+            _CARLINI,
+        ),
+        share_test("accuracy does not reach 0", f"right at {plan.radius_name(largest)}", ~by_eps[largest], _CURVES),
+        monotonicity_test("a larger ball breaks fewer", by_eps, _CURVES),
+    ]
+
+
+LABELS_BEAT_SCORES = "labels alone beat scores"
+LEFT_OUT = (
+    "black box beats white box",
+    "transfer beats white box",
+    "more steps go on helping",
+    "restarts go on helping",
+    "loss and margin disagree",
+    "an adaptive loss breaks more",
+    "gradients vanish",
+    "holes in the loss surface",
+    _NOT_DIFFERENTIABLE,
+    "longer attacks go on helping",
+)
+"""The indicators that cannot be tested on a model which is only asked."""
+
+
 def longer_attacks_test(planned: Success, success: Mapping[str, Success]) -> MaskingTest:
     """Return whether repeated longer attacks break what none of the `planned` ones does."""
     names = (plan.LONGER_PGD, plan.LONGER_PGD_ON_MARGIN, plan.LONGER_SQUARE)

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from equipoise.attacks import Square, transfer
+from equipoise.attacks import Square, random_search, transfer
 from equipoise.attacks.attack import unperturbed
 from equipoise.attacks.inputs import validated_inputs
 from equipoise.attacks.result import AttackResult
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import NoGradient, require
-from equipoise.core.types import Labels, PerSample, Points, Predictive
+from equipoise.core.types import Labels, PerSample, Points, Predictive, answers_of
 from equipoise.data.dataset import stratified_order
 from equipoise.diagnostics.blocks import BATCH_SIZE
 from equipoise.diagnostics.curves import Curve, lines
@@ -24,9 +24,11 @@ from equipoise.geometry import Ball, Box
 from equipoise.masking import plan as plans
 from equipoise.masking.exact_tests import FALSE_POSITIVE_RATE, FEW, HALF, MANY, SOME, Success, holm_corrected
 from equipoise.masking.indicators import (
+    LEFT_OUT,
     gradient_tests,
     longer_attacks_test,
     loss_surface_test,
+    tests_of_black_box,
     tests_with_gradients,
     tests_without_gradients,
 )
@@ -65,8 +67,9 @@ def investigate(
     attacks up to 1000 samples however long it takes and goes no further, which has the same outcome on every machine.
     `proxy` is another model of the same task, for transferred attacks. The report has every indicator with its figure
     and its threshold. All are tests, with a family-wise false-positive rate of at most 0.05, except for a missing graph
-    from the output to the input, which is observed; such a model is attacked without gradients. The warnings of
-    `check_model` are in the report.
+    from the output to the input, which is observed; such a model is attacked without gradients. Of a `BlackBox` no
+    gradient is expected: its report says which indicators that leaves out. The warnings of `check_model` are there
+    too.
     Raises `EquipoiseError` for input that cannot be attacked, no radius, fewer than 20 samples that are classified
     correctly, and one class predicted for samples of several; an error of the model itself is raised as it is.
     """
@@ -82,7 +85,8 @@ def investigate(
     found = _attack(samples, ball, clean, minutes, deadline, (proxy, proxy_name), progress)
     plan, no_gradient, attacked, results, rates, longer = found
     tests, pictures = _test_outcomes(attacked, results, longer, ball, clean.random, no_gradient)
-    if longer.rounds and not clean.random:
+    asked = answers_of(samples.predictive) != "gradients"
+    if longer.rounds and not clean.random and not asked:
         tests.append(longer_attacks_test((rates > 0.5).cpu().numpy(), longer.success))
     numbers = {"slack": [FEW, SOME, MANY, HALF], "minutes": minutes, "seed": seed, "longer_rounds": longer.rounds}
     shown = [warning for warning in warnings if not (draws_known and warning.name == "randomised model")]
@@ -93,10 +97,10 @@ def investigate(
         n=len(attacked.x),
         clean=clean.accuracy,
         robust=len(clean.correct) / len(x) * (1 - float(longer.rates.mean())),
-        tests=holm_corrected([*tests, *gradient_tests(samples, box, no_gradient)]),
+        tests=holm_corrected([*tests, *(() if asked else gradient_tests(samples, box, no_gradient))]),
         false_positive_rate=FALSE_POSITIVE_RATE,
         settings=plans.settings(plan) | numbers | {"proxy": None if proxy is None else proxy_name},
-        skipped=_skipped(proxy is not None, no_gradient, clean.random, draws_known),
+        skipped=_skipped(proxy is not None, no_gradient, clean.random, draws_known, asked),
         warnings=[str(warning) for warning in shown],
         seconds=time.monotonic() - start,
         pictures=pictures,
@@ -144,7 +148,10 @@ def _attack(
         :MAX_SAMPLES
     ]
     plan, no_gradient = _plan(candidates[:2], ball, clean.random, *proxied)
-    trial = Square(ball, 12) if no_gradient else plans.pgd_from_sample(ball, 5, return_point="best")
+    answers = answers_of(samples.predictive)
+    trial = plans.pgd_from_sample(ball, 5, return_point="best")
+    if no_gradient:
+        trial = random_search(ball.eps, ball.norm, 12, ball.box) if answers == "labels" else Square(ball, 12)
     first = len(candidates.x) if minutes is None else affordable(candidates, plan, minutes, trial)
     began = time.monotonic()
     attacked, results = candidates.run_until(deadline, plan, first, progress)
@@ -154,6 +161,8 @@ def _attack(
     longer = _Longer({}, rates, 0)
     if minutes is not None:
         further = plans.longer(ball, no_gradient, clean.random)
+        if answers != "gradients":
+            further = plans.longer_of_black_box(ball, answers)
         again = attacked.repeat_until(deadline, further, rates <= 0.5, seconds, progress)
         longer = _repeated(again, rates, clean.random)
     return _Attacked(plan, no_gradient, attacked, results, rates, longer)
@@ -183,10 +192,15 @@ def _plan(
     samples: AttackedSamples, ball: Ball, random: bool, proxy: "nn.Module | Predictive | None", proxy_name: str
 ) -> tuple[Plan, str]:
     """The attacks, and why none of them follows gradients; empty if some do. A few `samples` tell."""
+    answers = answers_of(samples.predictive)
     plan = plans.without_gradients(ball)
+    if answers != "gradients":
+        plan = plans.of_black_box(ball, samples.x[0].numel(), answers)
     if proxy is not None:
         samples.attack(transfer(proxy, plans.pgd_from_sample(ball, 1), proxy_name))  # refused now, if ever
         plan |= plans.transferred(ball, proxy, proxy_name)
+    if answers != "gradients":
+        return plan, f"it gives {answers} alone."
     try:
         samples.attack(plans.pgd_from_sample(ball, 1))
     except NoGradient as error:
@@ -209,10 +223,15 @@ def _test_outcomes(
 ) -> tuple[list[MaskingTest], list[Picture]]:
     """The tests of what the attacks fooled, with their curves, and of the loss surface."""
     success = {name: result.success.cpu().numpy() for name, result in results.items()} | longer.success
+    radii = plans.other_radii(ball, samples.x[0].numel())
+    if answers_of(samples.predictive) != "gradients":
+        strongest = plans.SQUARE if plans.SQUARE in success else plans.HOP_SKIP_JUMP
+        by_radius = {radius: success[plans.radius_name(radius)] for radius in radii} | {ball.eps: success[strongest]}
+        return tests_of_black_box(success, by_radius), []
     tests = tests_without_gradients(success, len(samples.x))
     if no_gradient:
         return tests, []
-    pgd, radii = results[plans.PGD], plans.other_radii(ball, samples.x[0].numel())
+    pgd = results[plans.PGD]
     by_eps = {radius: success[plans.radius_name(radius)] for radius in radii} | {ball.eps: success[plans.PGD]}
     by_steps = {steps: success[f"PGD-{steps}"] for steps in (plans.STEPS, *plans.OTHER_STEPS)}
     lost = (pgd.zero_gradients + pgd.nan_gradients > 0).cpu().numpy()
@@ -248,10 +267,12 @@ def _worst_rates(rates: Float[Tensor, "attacks samples"], random: bool) -> PerSa
     return rates[rates.mean(1).argmax()] if random else rates.amax(0)
 
 
-def _skipped(has_proxy: bool, no_gradient: str, random: bool, draws_known: bool) -> list[str]:
+def _skipped(has_proxy: bool, no_gradient: str, random: bool, draws_known: bool, asked: bool) -> list[str]:
+    left_out = f"{'; '.join(LEFT_OUT)}: they compare attacks with those that follow gradients, and {no_gradient}"
     reasons = (
         (not has_proxy, "transferred attacks: no proxy was given."),
-        (bool(no_gradient), "attacks that follow gradients: the model gives none."),
+        (asked, left_out),
+        (bool(no_gradient) and not asked, "attacks that follow gradients: the model gives none."),
         (draws_known, "other draws of this random model: every attack knew the one it was judged on."),
         (
             random and not no_gradient,

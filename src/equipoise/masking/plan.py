@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from equipoise.attacks import Square, adaptive, apgd, cw, pgd, random_search, transfer
+from equipoise.attacks import HopSkipJump, Square, adaptive, apgd, cw, pgd, random_search, transfer
 from equipoise.attacks.ascent import Ascent, ReturnPoint
 from equipoise.attacks.attack import AttackLike
 from equipoise.attacks.steps import Uniform
+from equipoise.core.errors import require
 from equipoise.core.rng import Streams
-from equipoise.core.types import Points, Predict, Prediction, Predictive, Weights
+from equipoise.core.types import Answers, Points, Predict, Prediction, Predictive, Weights
 from equipoise.geometry import Ball
 from equipoise.models import global_seed
 
@@ -23,9 +24,11 @@ _DESTRUCTIVE = {"linf": 150 / 255, "l2": 0.3, "l1": 0.3}  # radius that leaves n
 PGD, PGD_ON_MARGIN, PGD_ON_SMOOTHED = f"PGD-{STEPS}", "PGD on the margin", "PGD on smoothed labels"
 ONE_START, MANY_STARTS = "1 random start", f"{RESTARTS} random starts"
 SQUARE, RANDOM_POINTS, TRANSFER = f"Square-{QUERIES}", f"{DRAWS} random points", "transfer"
+HOP_SKIP_JUMP = f"HopSkipJump-{QUERIES}"
 PGD_ON_ONE_DRAW, PGD_ON_MEAN = "PGD on one draw", f"PGD on the mean over {EOT_SAMPLES} draws"
 LONGER_STEPS, LONGER_QUERIES = 100, 5000
 LONGER_PGD, LONGER_PGD_ON_MARGIN, LONGER_SQUARE = "longer PGD", "longer PGD on the margin", "longer Square"
+LONGER_HOP_SKIP_JUMP = "longer HopSkipJump"
 SHORT_PGD, SHORT_TRANSFER = f"PGD-{SHORT_STEPS} with steps of eps/{SHORT_STEPS}", "the same on the proxy"
 
 
@@ -63,6 +66,31 @@ def without_gradients(ball: Ball) -> Plan:
         SQUARE: PlannedAttack(_FORWARD_COST * QUERIES, Square(ball, QUERIES)),
         RANDOM_POINTS: PlannedAttack(_FORWARD_COST * DRAWS, random_search(ball.eps, ball.norm, DRAWS, ball.box)),
     }
+
+
+def of_black_box(ball: Ball, features: int, answers: Answers) -> Plan:
+    """Return the attacks on a model that gives no more than scores, or labels, the strongest one at several radii.
+    Raises `EquipoiseError` for a norm that none of them knows.
+    """
+    walks = ball.norm in ("linf", "l2")
+    require(answers == "scores" or walks, f"labels alone are attacked in linf and l2, not in {ball.norm}.")
+    walk = HopSkipJump(ball, QUERIES, return_point="first_success") if walks else None
+    strongest: AttackLike = Square(ball, QUERIES) if answers == "scores" or walk is None else walk
+    attacks: dict[str, AttackLike] = {SQUARE: strongest} if answers == "scores" else {}
+    attacks |= {} if walk is None else {HOP_SKIP_JUMP: walk}
+    attacks[RANDOM_POINTS] = random_search(ball.eps, ball.norm, DRAWS, ball.box)
+    for radius in other_radii(ball, features):
+        attacks[radius_name(radius)] = replace(strongest, geometry=replace(ball, eps=radius))
+    return {name: PlannedAttack(_FORWARD_COST * QUERIES, attack) for name, attack in attacks.items()}
+
+
+def longer_of_black_box(ball: Ball, answers: Answers) -> Plan:
+    """Return the attack that is repeated on what is left, until the time is over."""
+    attack: AttackLike = HopSkipJump(ball, LONGER_QUERIES, return_point="first_success")
+    name = LONGER_HOP_SKIP_JUMP
+    if answers == "scores":
+        name, attack = LONGER_SQUARE, Square(ball, LONGER_QUERIES)
+    return {name: PlannedAttack(_FORWARD_COST * LONGER_QUERIES, attack)}
 
 
 def transferred(ball: Ball, proxy: "nn.Module | Predictive", proxy_name: str) -> Plan:

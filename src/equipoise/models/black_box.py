@@ -219,10 +219,13 @@ def from_onnx(path: "Path | str", samples: Points, classes: int | None = None) -
     """Return the model in an ONNX file as a `BlackBox` of inputs like `samples`; it runs on the CPU.
 
     Its input may have the channels last, and a fixed batch size. Of several outputs the first with floating-point
-    numbers counts. Raises `EquipoiseError` without onnxruntime, for a file that is no such model, and for one of other
-    inputs.
+    numbers counts. Raises `EquipoiseError` without onnxruntime, for a file that cannot be read or is no such model,
+    and for one of other inputs.
     """
-    content = read_bytes(Path(path))
+    try:
+        content = read_bytes(Path(path))
+    except OSError as error:
+        raise EquipoiseError(f"{path} cannot be read: {error.strerror or error}.") from error
     run = _OnnxFunction(content, str(path), tuple(samples.shape[1:]))
     return from_callable(run, samples, classes, name=str(path), fingerprint=hashlib.sha256(content).hexdigest())
 

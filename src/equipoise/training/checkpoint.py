@@ -29,7 +29,8 @@ from equipoise.results.records import load as load_record
 
 _PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")  # in other programs' checkpoints
-_PREFIXES = ("module.", "_orig_mod.")  # of weights' names, by data parallelism and compilation
+_PREFIXES = ("module.", "_orig_mod.", "net.", "model.", "network.")
+"""Prefixes of weights' names: by data parallelism, by compilation, and by classes around a network."""
 _TIMEOUT, _PAUSE = 1.0, 0.05  # seconds to wait, and between two attempts, while a running training replaces its files
 
 
@@ -65,18 +66,24 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any
 
 def load_weights(module: nn.Module, path: "Path | str") -> None:
     """Load a file of weights into `module`: safetensors, or a `state_dict` written by `torch.save`, also inside a
-    larger checkpoint and with the `module.` of a parallel wrapper. No code in the file is run.
+    larger checkpoint, and with a prefix of all names, such as the `module.` of a parallel wrapper. No code in the file
+    is run.
 
     Raises `EquipoiseError` for weights of another network, and for a file that holds more than weights, with the way
     to convert it.
     """
     path = Path(path)
     pickled = path.suffix.lower() in _PICKLED
-    copy_into(module, _load_pickled(path) if pickled else load_tensors(path)[0], str(path))
+    tensors = _load_pickled(path) if pickled else load_tensors(path)[0]
+    own = plain_state(module).keys()
+    for prefix in _PREFIXES:
+        while tensors and not own <= tensors.keys() and all(name.startswith(prefix) for name in tensors):
+            tensors = with_prefix(tensors, prefix)
+    copy_into(module, tensors, str(path))
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:
-    """The weights in a file of `torch.save`, by the names that the network itself gives them."""
+    """The weights in a file of `torch.save`."""
     try:
         content = torch.load(io.BytesIO(_read(path)), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
@@ -96,11 +103,7 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
         )
         content = nested[0]
     require(isinstance(content, Mapping), f"{path} holds {kind_of(content)}: expected a state_dict.")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    for prefix in _PREFIXES:
-        while tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = with_prefix(tensors, prefix)
-    return tensors
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
