@@ -39,7 +39,7 @@ _RARE = """
     momentum nesterov milestones decay lr_peak ema awp awp_warmup channels_last validation valid_examples valid_eps
     valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision train.members transfer_from
     corruptions_root expected_clean_accuracy robustbench shard address reuse certificate also combine perturb_every
-    remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency junit sarif save_images
+    remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency junit sarif save_images config
 """
 """Options that only `--help-all` shows."""
 
