@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 from equipoise.cli import main
+from equipoise.cli.parsing import parse
+from equipoise.cli.requests import Train
+from equipoise.cli.resuming import continued
 from equipoise.evaluation import read_points
 from equipoise.report.continuous_integration import junit, sarif
 from equipoise.results.provenance import provenance
@@ -102,9 +105,10 @@ def test_a_run_is_repeated_from_its_record(tmp_path, monkeypatch, capsys):
     assert main(["train", "--config", "a/run.json", "--out", "b"]) == 0
     first, second = load("a/run.json"), load("b/run.json")
     assert first.weights == second.weights and first.recipe == second.recipe and first.words == second.words
-    assert main(["train", "udp", "--config=a", "--seed", "4", "--out", "c"]) == 0
-    third = load("c/run.json")
-    assert third.recipe == {**first.recipe, "seed": 4} and third.method == first.method
+    typed = continued(["train", "udp", "--config=a", "--seed", "4", "--out", "c"])
+    third = parse(typed)
+    assert isinstance(third, Train) and third.out == Path("c") and third.config is None
+    assert (third.recipe.seed, third.recipe.epochs, third.method.eps) == (4, 1, 0.1)
     capsys.readouterr()
     assert main(["train", "pgd", "--config", "a", "--out", "d"]) == 2
     assert "a/run.json is of a run with method = udp, not pgd" in capsys.readouterr().err

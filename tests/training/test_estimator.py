@@ -11,7 +11,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import equipoise as eq
 
 pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore")]
-TINY = {"net_options": {"widths": (8,)}, "epochs": 3, "lr": 0.1}
+TINY = {"net_options": {"widths": (8,)}, "epochs": 1, "batch_size": 8, "lr": 0.1}
 
 
 @parametrize_with_checks([eq.RobustClassifier("standard", **TINY)])

@@ -41,7 +41,7 @@ _RARE = """
     valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision train.members transfer_from
     corruptions_root expected_clean_accuracy robustbench shard address reuse certificate also combine perturb_every
     remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency test_share validation_data
-    skip_unreadable keys label_column feature_scale box junit sarif save_images
+    skip_unreadable keys label_column feature_scale box junit sarif save_images config
 """
 """Options that only `--help-all` shows."""
 
