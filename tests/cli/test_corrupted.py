@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from equipoise.cli import main
-from equipoise.corruptions import CORRUPTIONS
+from equipoise.corruptions import COLLECTIONS, CORRUPTIONS
 from equipoise.results.records import digest, load
 
 pytestmark = pytest.mark.unchecked
@@ -117,3 +117,27 @@ def test_refuses_to_train_on_corruptions_of_what_is_no_image_before_it_begins(mi
 def test_what_is_refused_is_said(mine, words, message, capsys):
     assert ask(*shlex.split(WORDS), *words.split(), "--attacks", "clean") == 2
     assert message in capsys.readouterr().err and not Path("r.json").exists()
+
+
+def test_a_colour_model_on_the_corruptions_of_cifar_10_c(mine, capsys):
+    words = "evaluate own_nets:coloured --data coloured.npz --attacks clean --out r.json --corruptions cifar-c"
+    with (mine / "own_nets.py").open("a") as file:
+        file.write("\ndef coloured():\n    torch.manual_seed(0)\n")
+        file.write("    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 12, 3))\n")
+    sys.modules.pop("own_nets")
+    x = np.random.default_rng(0).random((20, 3, 8, 12), np.float32)
+    np.savez("coloured.npz", x_train=x, y_train=np.arange(20) % 3, x_test=x, y_test=np.arange(20) % 3)
+    assert ask(*shlex.split(words)) == 0
+    out, record = capsys.readouterr().out, load("r.json")
+    names, rights = [r.corruption for r in record.corruptions], [r.correct for r in record.corruptions]
+    assert names == list(COLLECTIONS["cifar-c"]) and np.shape(rights) == (95, 20)
+    assert record.corrupted.error == pytest.approx(1 - np.mean(rights))
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") == 4}
+    assert len(lines) == 19 + 2 and f" {1 - np.mean(rights):.1%} " in lines["mean corruption error"]
+    by_severity = 100 * np.mean(rights[5:10], 1)
+    assert " ".join(f"{share:.0f}" for share in by_severity) in lines["cifar-c/shot noise"]
+    assert f"{by_severity.mean() / 100:.1%} " in lines["cifar-c/shot noise"]
+    assert ask("verify", "r.json") == 0
+    assert f"{96 * 20} claims inferred again" in capsys.readouterr().out
+    assert ask(*shlex.split(words.replace("coloured", "make", 1).replace("coloured", "my"))) == 2
+    assert "cifar-c/saturate/1 needs images of 3 channels, got 1: leave it out" in capsys.readouterr().err

@@ -78,3 +78,40 @@ def test_refuses_folders_that_are_not_as_published(tmp_path, case):
 def test_refuses_unknown_names(tmp_path):
     with pytest.raises(EquipoiseError, match="unknown corruption 'snow'"):
         load_published(tmp_path, ["snow"])
+
+
+def cifar(root: Path, n: int = 4) -> dict[str, np.ndarray]:
+    """Files as CIFAR-10-C is distributed: five severities in a row."""
+    random = np.random.default_rng(0)
+    written = {name: random.integers(0, 256, (5 * n, 32, 32, 3), np.uint8) for name in ("fog", "snow")}
+    for name, images in written.items():
+        np.save(root / f"{name}.npy", images)
+    np.save(root / "labels.npy", np.tile(np.arange(n, dtype=np.uint8), 5))
+    return written
+
+
+def test_cifar_10_c_is_read_by_severity(tmp_path):
+    written = cifar(tmp_path)
+    found = load_published(tmp_path, ["cifar-c/snow", "cifar-c/fog/2"])
+    assert found.shape == (3, 32, 32) and found.labels.tolist() == [0, 1, 2, 3]
+    assert list(found.images) == [*(f"cifar-c/snow/{k}" for k in range(1, 6)), "cifar-c/fog/2"]
+    for name, first in (("cifar-c/snow/1", 0), ("cifar-c/snow/5", 16), ("cifar-c/fog/2", 4)):
+        expected = written[name.split("/")[1]][[first + 3, first]].transpose(0, 3, 1, 2).astype(np.float32) / 255
+        np.testing.assert_array_equal(found.at(name, torch.tensor([3, 0])).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cifar-c/frost"], r"there is no file .*frost.npy"),
+        (["cifar-c/fog", "fog"], r"can be read of MNIST-C alone, such as fog, or of CIFAR-10-C alone"),
+        (["imagenet-c/fog"], r"can be read of MNIST-C alone"),
+        (["cifar-c/snow"], r"snow.npy holds 19 images: expected as many per severity"),
+    ],
+)
+def test_refuses_what_is_not_cifar_10_c(tmp_path, names, message):
+    cifar(tmp_path)
+    np.save(tmp_path / "snow.npy", np.zeros((19, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.zeros(19 if "snow" in names[0] else 20, np.uint8))
+    with pytest.raises(EquipoiseError, match=message):
+        load_published(tmp_path, names)

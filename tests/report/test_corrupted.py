@@ -76,3 +76,12 @@ def test_other_images_make_another_table(run_directory, evaluation, tmp_path):
 def test_without_any_there_is_no_such_section(run_directory, tmp_path):
     page = report([run_directory("udp", CLEAN)], tmp_path / "r.html").read_text()
     assert sections(page) == [] and "Corrupted images" not in page
+
+
+def test_severities_are_listed_by_their_mean(evaluation, tmp_path):
+    rights = {"cifar-c/fog/1": 150, "cifar-c/fog/4": 50, "cifar-c/snow/2": 30}
+    graded = [CorruptionResult(name, [True] * k + [False] * (200 - k), [0] * 200) for name, k in rights.items()]
+    file = save(tmp_path / "a.json", evaluation(CLEAN, target="a", corruptions=graded))
+    ((_, (_, *lines)),) = sections(report([file], tmp_path / "r.html").read_text())
+    assert [line[0] for line in lines] == ["Cifar-c/fog", "Cifar-c/snow/2", "Mean"]
+    assert lines[0][1].startswith(f"50.0 {interval(100)}") and lines[2][1].startswith("38.3")

@@ -128,7 +128,7 @@ def corrupted(evaluation: Evaluation) -> Table | None:
     if graded:
         table.add_column("% by severity", justify="right")
     for name, family in families.items():
-        severities = " ".join(f"{100 * result.accuracy:.0f}" for result in family.results)
+        severities = " ".join(f"{100 * result.accuracy:.0f}" for result in family.results if len(family.results) > 1)
         table.add_row(name.replace("_", " "), _with_interval(family), *[severities] * graded)
     table.add_section()
     table.add_row("mean", _with_interval(evaluation.corrupted))

@@ -261,7 +261,7 @@ def jpeg_compression(images: Images, streams: Streams, unit: float, quality: flo
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous().to(images) / 255
 
 
-def grey(images: Images) -> Images:
+def grey(images: Images) -> Float[Tensor, "batch 1 height width"]:
     """Return the brightness of colours, `0.299 R + 0.587 G + 0.114 B`, as images of one channel."""
     if images.shape[1] == 1:
         return images
@@ -269,7 +269,7 @@ def grey(images: Images) -> Images:
     return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
-def _painted(images: Images, colour: tuple[float, float, float]) -> Images:
+def _painted(images: Images, colour: tuple[float, float, float]) -> Float[Tensor, "1 channels 1 1"]:
     """A colour as an image of one pixel, with as many channels as these images."""
     pixel = torch.tensor(colour, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     return pixel if images.shape[1] == 3 else grey(pixel)

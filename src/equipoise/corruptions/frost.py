@@ -27,7 +27,7 @@ ICE, RELIEF = 0.3, 0.45
 ROUGHNESS, SIDE = 1.5, 64
 """Decay of the octaves of that ice, and the side of its map."""
 
-Plane = Float[Tensor, "batch height width"]
+PerImage = Float[Tensor, "batch 1 1"]
 
 
 def frozen_window(streams: Streams, height: int, width: int) -> Float[Tensor, "batch 1 height width"]:
@@ -52,7 +52,13 @@ def frozen_window(streams: Streams, height: int, width: int) -> Float[Tensor, "b
     return (brightness + RELIEF * (ice - 0.5) + ICE * (crystals - 0.25)).clamp(0, 1)[:, None]
 
 
-def _crystal(down: Plane, right: Plane, turn: Plane, radius: Plane, needle: float) -> Plane:
+def _crystal(
+    down: Float[Tensor, "batch height 1"],
+    right: Float[Tensor, "batch 1 width"],
+    turn: PerImage,
+    radius: PerImage,
+    needle: float,
+) -> Float[Tensor, "batch height width"]:
     """The brightness in [0, 1] of a crystal at the origin, turned by an angle, which fades towards its radius."""
     distance = torch.hypot(down, right)
     sector = ((torch.atan2(down, right) - turn) % (math.pi / 3) - math.pi / 6).abs()
