@@ -3,6 +3,7 @@
 import gzip
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from data_files import MNIST, encoded, good, idx, image, make_content, write_folder, write_zip
 from PIL import Image
 
+import equipoise as eq
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
 from equipoise.data import load
 
@@ -201,6 +203,12 @@ def test_validation_data_lie_elsewhere(tmp_path: Path) -> None:
     data = load(path, validation_data=write_folder(tmp_path / "v", elsewhere))
     assert data.valid is not None and Counter(data.valid.y.tolist()) == {0: 3, 2: 3}
     assert data.sha256 != load(path).sha256
+    net = eq.nets.build("mlp", data.shape, classes=3, widths=(2,))
+    recipe = eq.Recipe(epochs=1, valid_steps=1, device="cpu")
+    run = eq.train(eq.methods.standard(), net, data, recipe)
+    assert (run.data["n_train"], run.data["n_validation"], run.recipe["validation"]) == (6, 6, None)
+    with pytest.raises(EquipoiseError, match=r"validation = 0.5 holds out training samples, but d has validation sam"):
+        eq.train(eq.methods.standard(), net, data, replace(recipe, validation=0.5))
     write_folder(tmp_path / "w", elsewhere | {f"fox/{i}.png": image(60 + i) for i in range(2)})
     with pytest.raises(EquipoiseError, match="the validation data have the class fox, which 'd' has not"):
         load(path, validation_data=tmp_path / "w")

@@ -201,6 +201,11 @@ def _check_data(data: Dataset, recipe: Recipe, processes: int) -> None:
         recipe.augment == "none" or data.train.x.ndim == 4,
         f"augment = {recipe.augment!r} needs images, {data.name} has inputs of shape {tuple(data.train.x.shape[1:])}.",
     )
+    require(
+        data.valid is None or recipe.validation is None,
+        f"validation = {recipe.validation} holds out training samples, but {data.name} has validation samples of its "
+        "own: leave it out.",
+    )
     samples = len(training_split(data, recipe)[0])
     require(
         min(recipe.batch_size, samples) >= processes,
