@@ -25,7 +25,7 @@ def check(options: Evaluate, shape: tuple[int, ...]) -> None:
     asked = [name for name in ("fail_under", "junit", "sarif") if getattr(options, name) is not None]
     for name in asked:
         flag = f"--{name.replace('_', '-')}"
-        require(set(options.attacks) != {"clean"}, f"{flag} is about robust accuracy: give --attacks, such as pgd.")
+        require(options.attacks != ("clean",), f"{flag} is about robust accuracy: give --attacks, such as pgd.")
         require(options.shard == "1/1", f"{flag} is of a whole evaluation, not of a shard: leave it out.")
     for flag, file in (("--junit", options.junit), ("--sarif", options.sarif)):
         if file is not None:

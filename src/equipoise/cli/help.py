@@ -13,8 +13,8 @@ from equipoise.cli.requests import REQUESTS, Train
 
 _GROUPS = {
     "perturbation": """
-        attacks eps norm also combine steps step_size step_schedule restarts queries noise tau latent uncertainty
-        transfer_from mode perturb_every remember adaptive_eps
+        attacks eps norm also combine steps step_size step_schedule restarts queries lattice noise tau latent
+        uncertainty transfer_from mode perturb_every remember adaptive_eps
     """,
     "data and network": """
         data data_root size test_share validation_data skip_unreadable keys label_column feature_scale box download
@@ -23,8 +23,8 @@ _GROUPS = {
         teacher_weight teacher_temperature
     """,
     "training": """
-        epochs batch_size optimizer lr momentum nesterov weight_decay schedule milestones decay lr_peak ema awp
-        awp_warmup augment channels_last validation valid_examples valid_eps valid_steps patience
+        epochs training_minutes batch_size optimizer lr momentum nesterov weight_decay schedule milestones decay lr_peak
+        ema awp awp_warmup augment channels_last validation valid_examples valid_eps valid_steps patience
     """,
     "computation and output": """
         out config resume overwrite evaluate_examples images robustbench fail_under junit sarif save_images json latex
@@ -41,7 +41,7 @@ _RARE = """
     valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision train.members transfer_from
     corruptions_root expected_clean_accuracy robustbench shard address reuse certificate also combine perturb_every
     remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency test_share validation_data
-    skip_unreadable keys label_column feature_scale box junit sarif save_images config
+    skip_unreadable keys label_column feature_scale box junit sarif save_images config patience lattice
 """
 """Options that only `--help-all` shows."""
 

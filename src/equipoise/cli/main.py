@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from equipoise.cli import overview
@@ -54,14 +55,17 @@ def _outcome(argv: list[str]) -> int:
 
             (list_experiments if argv[0] == "experiments" else list_models)(argv)
             return 0
+        from equipoise.cli.choices import with_choices
         from equipoise.cli.commands import run
         from equipoise.cli.options import with_new_flags
         from equipoise.cli.parsing import parse, questions
         from equipoise.cli.resuming import continued
 
-        words = continued(argv)
-        options = parse(words)
         require_once(argv)
+        words, data = with_choices(continued(argv))
+        options = parse(words)
+        if data is not None:
+            options = replace(options, loaded=data)  # pyright: ignore[reportCallIssue]
         for text in (*renamed(argv), *questions(options)):
             warnings.warn(text, EquipoiseWarning, stacklevel=1)
         return run(options, shlex.join(["equipoise", *with_new_flags(words)]))

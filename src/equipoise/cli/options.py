@@ -145,7 +145,7 @@ def _option(field: "Field[Any]", kind: Any, many: bool, notes: Iterable[Any], te
     positional = "positional" in notes
     return Option(
         field.name,
-        field.name.upper() if positional else flag_of(RENAMED.get(field.name, field.name)),
+        field.name.upper() if positional else field.metadata.get("flag", flag_of(RENAMED.get(field.name, field.name))),
         kind,
         field.default if field.default_factory is MISSING else field.default_factory(),
         text,

@@ -54,10 +54,13 @@ def _names(kind: type) -> set[str]:
     return {option.name for option in options_of(kind)}
 
 
-def _index_of_method(words: Sequence[str], flags: Mapping[str, Option]) -> int | None:
-    """The index of the first word of a `train` command that is neither a flag nor a value. Raises `EquipoiseError` if
-    it is no method.
-    """
+def first_word(words: Sequence[str], method: str) -> int | None:
+    """The index of the first word of a `train` command that is neither a flag of this method nor a value."""
+    options = [*options_of(choice_of(method)), *options_of(Train)]
+    return _first_word(words, by_flag(options, "train"))
+
+
+def _first_word(words: Sequence[str], flags: Mapping[str, Option]) -> int | None:
     values_left = 0.0
     for index, word in enumerate(words):
         flag, equals, _ = word.partition("=")
@@ -67,11 +70,17 @@ def _index_of_method(words: Sequence[str], flags: Mapping[str, Option]) -> int |
             values_left = 0 if no_value else math.inf if option is not None and option.many else 1
         elif values_left and not (values_left == math.inf and word in METHODS):
             values_left -= 1
-        elif word in METHODS:
-            return index
         else:
-            raise unknown("method", word, METHODS)
+            return index
     return None
+
+
+def _index_of_method(words: Sequence[str], flags: Mapping[str, Option]) -> int | None:
+    """The index of the method in a `train` command. Raises `EquipoiseError` for a word in its place that is none."""
+    index = _first_word(words, flags)
+    if index is not None and words[index] not in METHODS:
+        raise unknown("method", words[index], METHODS)
+    return index
 
 
 def questions(options: Command) -> list[str]:

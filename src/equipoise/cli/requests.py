@@ -1,6 +1,6 @@
 """The requests: each command is a dataclass, each field an option, each docstring its help."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,10 +68,14 @@ class Train(Reading):
     init: Path | None = None
     """Weights to start from. Those of a run, of a model that `equipoise models` lists, or in a file (safetensors, or a
     state_dict that torch.save wrote), of the same network."""
+    training_minutes: float | None = field(default=None, metadata={"flag": "--minutes"})
+    """Time budget of the training: as many epochs as fit, at most 200."""
     evaluate_examples: CountOrZero | None = None
     """Test samples of the final evaluation, 0 for none. By default 1000, or 200 for a large network on a CPU."""
     variation: Variation = Variation()
     recipe: Recipe = Recipe()
+    loaded: Any = None
+    """The data, where they have been read already."""
 
 
 @dataclass(frozen=True)

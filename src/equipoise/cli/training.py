@@ -40,12 +40,12 @@ def train(options: Train, command: str) -> None:
     record["name"] = full_name(record)
     changes = {"variation": variation.record()} if variation.record() else {}
     recipe.pick_device()  # refuses a GPU that is not there before data are loaded
-    data = load_as(options.reading, options.data, options.data_root)
+    data = options.loaded or load_as(options.reading, options.data, options.data_root)
     say(data.summary)
     if options.examples is not None:
         data = data.limit(options.examples, recipe.seed)
     data, unlabelled = variation.split(data, recipe.seed)
-    net = _net_record(options, data)
+    net = net_record(options, data)
     model = build_model(net)
     if options.init is not None:
         net["init"] = start_from(options.init, model, net)
@@ -128,7 +128,7 @@ def _suited(method: Method, model: object, data: Dataset, options: Train) -> Met
     return _per_member(method) if isinstance(model, Ensemble) and not options.joint_loss else method
 
 
-def _net_record(options: Train, data: Dataset) -> dict[str, Any]:
+def net_record(options: Train, data: Dataset) -> dict[str, Any]:
     """The network in words: all that is needed to build it again."""
     own = {"width": options.width, "widths": options.widths or None}
     return {

@@ -1,0 +1,107 @@
+"""What `train` chooses where nothing is typed: as typed it would be the same, and each choice has its reason."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise.cli import main
+from equipoise.cli.choices import with_choices
+from equipoise.core.errors import EquipoiseError
+
+pytestmark = pytest.mark.unchecked
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def saved(name: str, shape: tuple[int, ...], n: int = 80, classes: int = 2, apart: float = 0.6) -> str:
+    """Samples of classes whose means are `apart`, with little noise."""
+    g = np.random.default_rng(0)
+    y = np.arange(n) % classes
+    x = 0.1 + apart * (y / max(classes - 1, 1)).reshape(-1, *[1] * len(shape)) + 0.02 * g.random((n, *shape))
+    x = x.astype(np.float32)
+    np.savez(name, x_train=x[: n * 3 // 4], y_train=y[: n * 3 // 4], x_test=x[n * 3 // 4 :], y_test=y[n * 3 // 4 :])
+    return name
+
+
+def chosen(*words: str) -> dict[str, str]:
+    found, _ = with_choices(["train", *words])
+    return dict(zip(found[2::2], found[3::2], strict=True)) | {"method": found[1]}
+
+
+@pytest.mark.parametrize(
+    ("shape", "net"),
+    [((5,), "mlp"), ((1, 8, 8), "mlp"), ((1, 28, 28), "lenet"), ((3, 32, 32), "small-cnn"), ((1, 48, 48), "small-cnn")],
+)
+def test_the_network_follows_the_shape_and_can_be_built(here, capsys, shape, net) -> None:
+    from equipoise import nets
+
+    saved("my.npz", shape)
+    assert chosen("udp", "--data", "my.npz", "--device", "cpu")["--net"] == net
+    assert f"--net {net}: " in capsys.readouterr().out
+    assert nets.build(net, shape, 2)(torch.zeros(2, *shape)).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("n", "batch"), [(60, "16"), (1000, "32"), (1800, "64"), (20_000, "256")])
+def test_an_epoch_has_about_twenty_steps(here, n, batch) -> None:
+    saved("my.npz", (2,), n)
+    assert chosen("standard", "--data", "my.npz")["--batch-size"] == batch
+
+
+@pytest.mark.parametrize(
+    ("shape", "apart", "words", "eps"),
+    [
+        ((1, 8, 8), 0.6, [], "0.1"),  # the usual one
+        ((1, 8, 8), 0.08, [], "0.045"),  # half of 0.08 and most of the noise, up to 0.02
+        ((3, 8, 8), 0.6, [], "8/255"),
+        ((3, 8, 8), 0.6, ["--norm", "l2"], "0.5"),
+        ((1, 8, 8), 0.6, ["--eps", "0.02"], "0.02"),
+    ],
+)
+def test_the_radius_is_the_usual_one_unless_classes_are_near(here, shape, apart, words, eps) -> None:
+    saved("my.npz", shape, apart=apart)
+    assert chosen("udp", "--data", "my.npz", *words)["--eps"] == eps
+
+
+def test_data_in_the_place_of_the_method_are_trained_on_by_udp(here, capsys) -> None:
+    saved("my.npz", (1, 8, 8))
+    assert chosen("my.npz", "--seed", "1")["method"] == "udp"
+    assert "method udp: none was named" in capsys.readouterr().out
+    with pytest.raises(EquipoiseError, match=r"my\.npz is no method, and --data names the data"):
+        with_choices(["train", "my.npz", "--data", "digits"])
+    assert main(["train", "udpp"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_the_choices_are_recorded_and_a_run_resumes_with_them(here, capsys) -> None:
+    saved("my.npz", (1, 8, 8))
+    assert main(["train", "my.npz", "--epochs", "1", "--steps", "2", "--evaluate-examples", "4", "--out", "r"]) == 0
+    words = json.loads(Path("r/run.json").read_text())["words"]
+    assert words[0] == "udp" and {"--net", "--batch-size", "--eps", "--data"} <= set(words)
+    out = capsys.readouterr().out
+    assert all(f"{flag}: " in out for flag in ("--net mlp", "--batch-size 16", "--eps 0.1"))
+    assert main(["train", "--resume", "--epochs", "2", "--out", "r"]) == 0
+    assert "--net mlp:" not in capsys.readouterr().out
+
+
+def test_minutes_become_epochs(here, capsys) -> None:
+    saved("my.npz", (1, 8, 8))
+    few, many = (int(chosen("standard", "--data", "my.npz", "--minutes", m)["--epochs"]) for m in ("0.005", "60"))
+    assert 1 <= few < many == 200
+    with pytest.raises(EquipoiseError, match=r"an epoch takes about .* minutes: give --minutes more"):
+        with_choices(["train", "standard", "--data", "my.npz", "--minutes", "1e-9"])
+    assert main(["train", "standard", "--data", "my.npz", "--minutes", "1", "--epochs", "3"]) == 2
+    assert "leave out --epochs, or --minutes" in capsys.readouterr().err
+
+
+def test_what_is_typed_stays(here) -> None:
+    saved("my.npz", (1, 8, 8))
+    words = ["train", "udp", "--data", "my.npz", "--net", "mlp", "--batch-size", "7", "--eps", "0.3"]
+    assert with_choices(words) == (words, None)
+    assert with_choices(["evaluate", "r"]) == (["evaluate", "r"], None)
