@@ -67,9 +67,8 @@ def investigate(
     attacks up to 1000 samples however long it takes and goes no further, which has the same outcome on every machine.
     `proxy` is another model of the same task, for transferred attacks. The report has every indicator with its figure
     and its threshold. All are tests, with a family-wise false-positive rate of at most 0.05, except for a missing graph
-    from the output to the input, which is observed; such a model is attacked without gradients. Of a `BlackBox` no
-    gradient is expected: its report says which indicators that leaves out. The warnings of `check_model` are there
-    too.
+    from the output to the input, which is observed; such a model is attacked without gradients. The report of a
+    `BlackBox` says which indicators are left out. The warnings of `check_model` are there too.
     Raises `EquipoiseError` for input that cannot be attacked, no radius, fewer than 20 samples that are classified
     correctly, and one class predicted for samples of several; an error of the model itself is raised as it is.
     """
