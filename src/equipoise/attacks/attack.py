@@ -193,7 +193,7 @@ def check_answers(name: str, attack: Any, predictive: Predictive) -> None:
     order = get_args(Answers).index
     if order(asked) <= order(given):
         return
-    parts = ", ".join(part for part, inner in getattr(attack, "parts", ()) if order(asked_for(inner)) > order(given))
+    parts = ", ".join(part for part, inner in getattr(attack, "parts", ()) if asked_for(inner) == asked)
     model = getattr(predictive, "original", predictive)
     raise (NoGradient if asked == "gradients" else EquipoiseError)(
         f"{name} needs {asked}{parts and f' for {parts}'}, and {model} gives {given} alone. "

@@ -144,7 +144,7 @@ def _live(predict: Predict, point: Points) -> Prediction:
 
 _WITHOUT_GRADIENT = (
     "the model's output has no gradient: it detaches its input or computes under no_grad. Attack it without gradients "
-    "(square, random-search), or give that part a differentiable stand-in in its backward pass (BPDA)."
+    "(square, hop-skip-jump), or give that part a differentiable stand-in in its backward pass (BPDA)."
 )
 
 

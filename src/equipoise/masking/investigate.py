@@ -67,9 +67,8 @@ def investigate(
     attacks up to 1000 samples however long it takes and goes no further, which has the same outcome on every machine.
     `proxy` is another model of the same task, for transferred attacks. The report has every indicator with its figure
     and its threshold. All are tests, with a family-wise false-positive rate of at most 0.05, except for a missing graph
-    from the output to the input, which is observed; such a model is attacked without gradients. Of a `BlackBox` no
-    gradient is expected: its report says which indicators that leaves out. The warnings of `check_model` are there
-    too.
+    from the output to the input, which is observed; such a model is attacked without gradients. The report of a
+    `BlackBox` says which indicators are left out. The warnings of `check_model` are there too.
     Raises `EquipoiseError` for input that cannot be attacked, no radius, fewer than 20 samples that are classified
     correctly, and one class predicted for samples of several; an error of the model itself is raised as it is.
     """
@@ -83,11 +82,10 @@ def investigate(
     clean = _classify(samples, ball)
     draws_known = not clean.random and any(warning.name == "randomised model" for warning in warnings)
     found = _attack(samples, ball, clean, minutes, deadline, (proxy, proxy_name), progress)
-    plan, no_gradient, attacked, results, rates, longer = found
+    plan, no_gradient, attacked, results, _, longer = found
     tests, pictures = _test_outcomes(attacked, results, longer, ball, clean.random, no_gradient)
     asked = answers_of(samples.predictive) != "gradients"
-    if longer.rounds and not clean.random and not asked:
-        tests.append(longer_attacks_test((rates > 0.5).cpu().numpy(), longer.success))
+    tests += [] if asked else _further_tests(samples, box, found, clean.random)
     numbers = {"slack": [FEW, SOME, MANY, HALF], "minutes": minutes, "seed": seed, "longer_rounds": longer.rounds}
     shown = [warning for warning in warnings if not (draws_known and warning.name == "randomised model")]
     return MaskingReport(
@@ -97,7 +95,7 @@ def investigate(
         n=len(attacked.x),
         clean=clean.accuracy,
         robust=len(clean.correct) / len(x) * (1 - float(longer.rates.mean())),
-        tests=holm_corrected([*tests, *(() if asked else gradient_tests(samples, box, no_gradient))]),
+        tests=holm_corrected(tests),
         false_positive_rate=FALSE_POSITIVE_RATE,
         settings=plans.settings(plan) | numbers | {"proxy": None if proxy is None else proxy_name},
         skipped=_skipped(proxy is not None, no_gradient, clean.random, draws_known, asked),
@@ -245,6 +243,13 @@ def _test_outcomes(
         tests.append(loss_surface_test(loss_surface.stuck))
         pictures.append(loss_surface.picture())
     return tests, pictures
+
+
+def _further_tests(samples: AttackedSamples, box: Box, found: _Attacked, random: bool) -> list[MaskingTest]:
+    """The tests of longer attacks, if there was time for any, and of gradients, of which a black box gives none."""
+    planned = (found.rates > 0.5).cpu().numpy()
+    longer = [longer_attacks_test(planned, found.longer.success)] if found.longer.rounds and not random else []
+    return [*longer, *gradient_tests(samples, box, found.no_gradient)]
 
 
 def _repeated(rounds: Iterable[tuple[Tensor, dict[str, AttackResult]]], rates: PerSample, random: bool) -> _Longer:

@@ -50,7 +50,7 @@ def recognised(model: "nn.Module | Predictive", x: Points) -> tuple[Predictive, 
     if weight is not None and weight.dtype in (torch.bfloat16, torch.float16):
         notes.append(
             f"its weights are {str(weight.dtype).removeprefix('torch.')}: predictions are made in that precision, "
-            "perturbations and objectives in float32."
+            "perturbations and objectives in float32; its rounding hides small changes, which net.float() computes."
         )
     return predictive, notes
 
