@@ -11,6 +11,7 @@ import torch
 
 import equipoise as eq
 from equipoise.core.tables import as_latex
+from equipoise.results.findings import Findings, Number
 from equipoise.results.provenance import provenance
 from equipoise.results.records import (
     AttackRecord,
@@ -21,6 +22,7 @@ from equipoise.results.records import (
     ScoreResult,
     Scores,
 )
+from equipoise.results.reproduction import Outcome, Reproduction, TableOutcome
 
 CORRECT = [True] * 3 + [False]
 RESULTS = [AttackRecord("clean", "linf", 0.0, [True] * 4)]
@@ -102,6 +104,18 @@ def test_a_run_and_scores_print_in_a_few_lines():
     scores = Scores("net", {}, {"r2": score}, provenance(0, "cpu"))
     assert repr(scores) == "Scores(score: r2, value: 0.5, 95 % interval: 0.25 to 0.75, samples: 2)"
     assert scores.to_frame().loc[0, "high"] == 0.75 and math.isnan(run.to_frame().loc[1, "epoch"])
+
+
+def test_findings_and_reproductions_are_short_and_are_numbers():
+    number = Number("distance", (1.0, 3.0))
+    findings = Findings((number,), ())
+    assert repr(findings).startswith("Findings(measured: distance, mean: 2, 95 % interval: -10.71 to 14.71, n: 2 seeds")
+    assert findings.to_frame().loc[0, ["mean", "n"]].tolist() == [2.0, 2]
+    outcome = Outcome("udp", "pgd", 70.0, 0.05, 69.0, (68.0, 70.0), 100, 1, "samples", [])
+    table = TableOutcome("Table 1", "method", "%", [outcome])
+    reproduction = Reproduction("udp-table-1", "T", "U", 1.0, "corrected", [table], [])
+    assert repr(reproduction).startswith("Reproduction(experiment: udp-table-1, verdict: ")
+    assert reproduction.to_frame().loc[0, ["row", "mean", "low", "high"]].tolist() == ["udp", 69.0, 68.0, 70.0]
 
 
 def test_without_pandas_the_extra_is_named(monkeypatch):

@@ -258,7 +258,7 @@ class ScoreResult:
     """The score, a mean over the samples."""
     n: Whole
     """Number of samples."""
-    curve: ScoreCurve
+    curve: ScoreCurve = field(repr=False)
     """The integrand."""
     settings: Mapping[str, Any]
     """Every parameter of the score, with its `H`, `G` and `radii`."""
@@ -268,7 +268,7 @@ class ScoreResult:
     """95 % interval of the value; None for one sample."""
     won: Mapping[str, Finite] = field(default_factory=dict)
     """Share of the nearest points that each attack found."""
-    samples: Mapping[str, Any] = field(default_factory=dict)
+    samples: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Per sample its value and, if there is one, the margin (null if no point was found), the attack that found the
     point, and the class there."""
 
