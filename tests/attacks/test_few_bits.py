@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from equipoise import Ball, Box, EquipoiseError, attacks
+from equipoise import Ball, Box, EquipoiseError, attacks, data
 from equipoise.attacks.on_lattice import Lattice
+from equipoise.cli import main
 from equipoise.geometry import NORMS, Sparse
 
 pytestmark = pytest.mark.unchecked
@@ -111,3 +112,18 @@ def test_refusals(plane, images) -> None:
         attacks.on_lattice(attacks.pgd(0.1), 0)
     with pytest.raises(EquipoiseError, match="give one eps"):
         attacks.on_lattice(attacks.pgd(torch.full((40,), 0.1)))
+
+
+def test_the_command_line_attacks_what_can_be_saved(tmp_path, monkeypatch, capsys) -> None:
+    """A record of attacks on bytes can be verified; samples that are no bytes are refused."""
+    monkeypatch.chdir(tmp_path)
+    digits = data.load("digits")
+    splits = {"train": digits.train, "test": digits.test}
+    arrays = {f"x_{name}": (split.x * 255).round().byte().numpy() for name, split in splits.items()}
+    np.savez("d.npz", **arrays, **{f"y_{name}": split.y.numpy() for name, split in splits.items()})
+    words = "evaluate digits/standard --data d.npz --attacks pgd5 --eps 12/255 --lattice 255 --examples 20 --out a.json"
+    assert main([*words.split(), "--save-images", "images"]) == 0
+    assert main(["verify", "a.json"]) == 0
+    capsys.readouterr()
+    assert main(words.replace("--data d.npz", "").replace("a.json", "b.json").split()) == 2
+    assert "clean samples have values between the 256 levels" in capsys.readouterr().err

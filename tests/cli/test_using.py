@@ -57,7 +57,7 @@ def test_a_table_of_arrays_and_resized_images(digit, capsys):
     Image.new("RGB", (30, 20), (255, 0, 0)).save("red.jpg")
     assert main(["predict", MODEL, "two.npz", "red.jpg", "--no-radius", "--out", "p.csv"]) == 0
     out = capsys.readouterr().out
-    assert "red.jpg: 30 x 20 pixels resized to 8 x 8, around the centre" in out and "radius" not in out
+    assert "red.jpg: resized and cropped to 8 x 8 pixels" in out and "radius" not in out
     rows = list(csv.DictReader(io.StringIO(Path("p.csv").read_text())))
     assert [row["source"] for row in rows] == ["two.npz[0]", "two.npz[1]", "red.jpg"]
 
@@ -70,10 +70,26 @@ def test_orientation_channels_and_the_cut(tmp_path):
     exif[0x0112] = 6  # the viewer turns it clockwise by 90 degrees
     turned.save(tmp_path / "a.png", exif=exif)
     values, note = read_image(tmp_path / "a.png", (3, 3, 9))
-    assert note == "" and values.shape == (3, 3, 9) and torch.equal(values[0], values[2])
+    assert (
+        note.endswith("turned upright, as its EXIF orientation says")
+        and values.shape == (3, 3, 9)
+        and torch.equal(values[0], values[2])
+    )
     assert values[0, 0].tolist() == [1.0] * 3 + [0.0] * 6
     cut, note = read_image(tmp_path / "a.png", (1, 3, 3))  # the middle third
-    assert "9 x 3 pixels resized to 3 x 3" in note and cut.abs().max() == 0
+    assert "resized and cropped to 3 x 3 pixels" in note and cut.abs().max() == 0
+
+
+def test_the_features_of_a_table_are_scaled_as_those_that_were_learnt(tmp_path):
+    """A raw row becomes the input that the dataset makes of it."""
+    rows = np.random.default_rng(0).normal(50, 20, (40, 3))
+    lines = "\n".join(",".join(f"{v:.6f}" for v in row) + f",{i % 2}" for i, row in enumerate(rows))
+    (tmp_path / "t.csv").write_text(f"a,b,c,label\n{lines}\n")
+    made = eq.data.load(tmp_path / "t.csv")
+    everything = torch.cat([made.train.x, made.test.x])
+    np.save(tmp_path / "raw.npy", rows.round(6))
+    values, _ = read_inputs(tmp_path / "raw.npy", (3,), made.preprocessing)
+    assert torch.allclose(values.sort(0).values, everything.sort(0).values, atol=1e-5)
 
 
 @pytest.mark.parametrize(

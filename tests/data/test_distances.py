@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import good, image, write_folder
+from PIL import Image
 from scipy.spatial.distance import cdist
 
 from equipoise.cli import main
@@ -54,3 +55,14 @@ def test_the_same_sample_in_two_classes_is_named(tmp_path: Path, capsys: pytest.
     assert (
         "Two training samples are the same and have different classes, " in said and "correct the labels first" in said
     )
+
+
+def test_photos_of_mixed_sizes_are_shown_as_they_would_be_trained_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, shade in (("a", 40), ("b", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (70 + i, 90 - 5 * i), (shade, i, 0)).save(tmp_path / "photos" / name / f"{i}.png")
+    assert main(["data", "check", "photos"]) == 0
+    out = capsys.readouterr().out
+    assert "mixed sizes: shown as --size 64" in out and "of shape 3 x 64 x 64" in out

@@ -1,6 +1,6 @@
 """The command data check: what would be read, how far apart the classes are, and which eps that allows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from equipoise.cli.options import Positional
 from equipoise.cli.recorded import require_file
 from equipoise.core.files import require_writable, write_once
 from equipoise.data import Dataset, Reading, load_as
+from equipoise.data.decoding import MixedSizesError
 from equipoise.data.distances import NORMS, ClassDistances, class_distances
 from equipoise.report.figures import picture
 from equipoise.report.pages import template
 
 _SHOWN = 8  # samples of a class on the page
 _MAX_ROWS = 30  # classes in the terminal
+_USUAL_SIZES = (28, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def check_data(options: Data) -> None:
     if options.out is not None:
         require_file(options.out, ".html")
         require_writable(options.out.parent)
-    data = load_as(options.reading, options.path, options.data_root)
+    data = _read(options)
     say(data.summary)
     counts = _counts(data)
     say(_table(["class", *(kind for kind, _ in _splits(data))], counts[:_MAX_ROWS]))
@@ -71,6 +73,16 @@ def check_data(options: Data) -> None:
         samples=_samples(data, options.seed),
     )
     say(f"wrote {write_once(options.out, text.encode('utf-8', 'backslashreplace'), options.overwrite)}")
+
+
+def _read(options: Data) -> Dataset:
+    """The data; images of mixed sizes as if a usual size had been given, which is said."""
+    try:
+        return load_as(options.reading, options.path, options.data_root)
+    except MixedSizesError as error:
+        size = max((usual for usual in _USUAL_SIZES if usual <= error.smallest), default=_USUAL_SIZES[0])
+        say(f"the images have mixed sizes: shown as --size {size} would read them, which training needs too")
+        return load_as(replace(options.reading, size=str(size)), options.path, options.data_root)
 
 
 def _splits(data: Dataset) -> list[tuple[str, Any]]:

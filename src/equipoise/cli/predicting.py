@@ -34,7 +34,7 @@ def predict(options: Predict, command: str) -> None:
     model, run = load_run(options.target, options.weights, device)
     inputs, sources = [], []
     for path in options.inputs:
-        x, note = read_inputs(path, tuple(run.data["shape"]))
+        x, note = read_inputs(path, tuple(run.data["shape"]), run.data.get("preprocessing"))
         if note and not options.json:
             say(note)
         name = printable(path)

@@ -33,6 +33,15 @@ class Decoded:
     """What was changed or dropped."""
 
 
+class MixedSizesError(EquipoiseError):
+    """Images of several sizes where one is needed."""
+
+    def __init__(self, message: str, smallest: int) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+        """The shortest side of the images that were compared."""
+
+
 def decode_all(
     path: Path, tree: Tree, names: Sequence[PurePosixPath], size: tuple[int, int] | None, skip: bool
 ) -> Iterator[tuple[PurePosixPath, Decoded | EquipoiseError]]:
@@ -54,12 +63,14 @@ def decode_all(
             first = name, image
             require_memory(len(names) * image.pixels.size, printable(path))
         (height, width), (other_height, other_width) = first[1].pixels.shape[:2], image.pixels.shape[:2]
-        require(
-            (other_height, other_width) == (height, width),
-            f"{printable(path)} has images of mixed sizes: {printable(first[0])} has {width} x {height} pixels and "
-            f"{printable(name)} has {other_width} x {other_height}; expected one size, or give one to resize all "
-            f"to, such as --size {min(height, width, other_height, other_width)}.",
-        )
+        if (other_height, other_width) != (height, width):
+            smallest = min(height, width, other_height, other_width)
+            raise MixedSizesError(
+                f"{printable(path)} has images of mixed sizes: {printable(first[0])} has {width} x {height} pixels and "
+                f"{printable(name)} has {other_width} x {other_height}; expected one size, or give one to resize all "
+                f"to, such as --size {smallest}.",
+                smallest,
+            )
         return name, image
 
     pending: deque[tuple[PurePosixPath, Future[Decoded]]] = deque()
