@@ -1,4 +1,4 @@
-"""Train the networks of the explorable page on problems in the plane, and write the page: `docs/explore.html`.
+"""Train the networks of the explorable page on problems in the plane, and write the page: `docs/explorable.html`.
 
     python benchmarks/explorable.py                     # about four minutes on one core
     python benchmarks/explorable.py --quick --out x.html
@@ -155,7 +155,7 @@ PROBLEMS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "explore.html")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "explorable.html")
     parser.add_argument("--quick", action="store_true", help="a few tiny networks, to see that everything works")
     options = parser.parse_args()
     budget = QUICK if options.quick else WHOLE

@@ -251,7 +251,7 @@ def test_there_are_notebooks():
 
 
 def test_the_explorable_page_needs_nothing_from_elsewhere():
-    page = (DOCS / "explore.html").read_text("utf-8")
+    page = (DOCS / "explorable.html").read_text("utf-8")
     assert len(page) < 1.5e6 and not re.search(r"(?:src|href)=|https?://|url\(", page)
     found = re.search(r"const DATA = (\{.*\});\n", page)
     assert found is not None
