@@ -9,10 +9,12 @@ import json
 import pkgutil
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from equipoise import data, nets
 from equipoise.cli import main
 from equipoise.cli.overview import COMMANDS
 from equipoise.cli.parsing import parse
+from equipoise.reproduce.studies.toys import narrow_corridor
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -143,18 +146,19 @@ def test_every_command_of_a_page_can_be_carried_out(page):
             assert parse(words)
 
 
-def hook() -> ModuleType:
-    """What mkdocs calls when it builds the pages."""
-    spec = importlib.util.spec_from_file_location("command_line", DOCS / "hooks" / "command_line.py")
+def script(path: Path) -> ModuleType:
+    """A file of Python that belongs to no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look for their annotations
     spec.loader.exec_module(module)
     return module
 
 
 def test_the_reference_of_the_command_line_has_every_command(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
-    written = hook().reference()
+    written = script(DOCS / "hooks" / "command_line.py").reference()
     assert re.findall(r"^## (\S+)$", written, re.MULTILINE) == list(COMMANDS)
     assert "usage: equipoise train udp --eps NUMBER" in written and "--resample" not in written
 
@@ -205,7 +209,7 @@ QUICK = {r"--epochs \S+": "--epochs 3", r"--time-budget \S+": "--time-budget 0.0
 @pytest.mark.filterwarnings("ignore")
 def test_the_tutorial_runs_as_it_stands(monkeypatch, tmp_path, capsys):
     """Every command and every block of code, in the order of the page, in an empty folder."""
-    monkeypatch.setattr(data, "load", lambda *_, load=data.load, **__: few(load("digits"), 1000))
+    monkeypatch.setattr(data, "load", lambda *_, load=data.load, **__: few(load("digits"), 500))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     names: dict[str, object] = {}
@@ -248,6 +252,18 @@ def test_the_cells_of_a_notebook_run_in_their_order(path, monkeypatch, capsys):
 
 def test_there_are_notebooks():
     assert len(NOTEBOOKS) >= 2
+
+
+def test_distances_of_the_explorable_page_are_those_to_a_line():
+    """Of a linear classifier whose boundary is the vertical axis the distance of a point is its first coordinate."""
+    toy, line = narrow_corridor(), torch.nn.Linear(2, 2)
+    with torch.no_grad():  # in the unit square the axis is at 1/2
+        line.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        line.bias.copy_(torch.tensor([0.0, -0.5]))
+    page = script(ROOT / "benchmarks" / "explorable.py")
+    points = np.array([[-1.5, 0.3], [0.4, -1.0], [2.0, 1.0]])
+    found = page.to_boundary(line, toy, points, 200)
+    assert found == pytest.approx(np.abs(points[:, 0]), abs=2 * 5.5 / 200)
 
 
 def test_the_explorable_page_needs_nothing_from_elsewhere():
