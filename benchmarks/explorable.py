@@ -66,9 +66,8 @@ def shown(split: Split) -> Split:
 
 def to_boundary(model: torch.nn.Module, toy: Toy, points: np.ndarray, rows: int) -> np.ndarray:
     """The L2 distance from each point to the nearest point of a grid with another prediction."""
-    grid = toy.wider(0.5).grid(rows)
-    there = plane.classes(model, toy, grid).reshape(-1)
-    flat, here = grid.reshape(-1, 2), plane.classes(model, toy, points)
+    flat = toy.wider(0.5).grid(rows).reshape(-1, 2)
+    there, here = plane.classes(model, toy, flat), plane.classes(model, toy, points)
     distances = np.full(len(points), np.nan)
     for row, (point, label) in enumerate(zip(points, here, strict=True)):
         other = flat[there != label]
