@@ -169,7 +169,7 @@ SMALL = ((r"epochs=\d+", "epochs=1"), (r"steps=\d+", "steps=2"), (r"count=\d+", 
 
 def few(dataset: data.Dataset, train: int = 210) -> data.Dataset:
     """A small part of a dataset, so that its samples are attacked in a moment."""
-    return dataclasses.replace(dataset.limit(train), test=data.Split(dataset.test.x[:80], dataset.test.y[:80]))
+    return dataclasses.replace(dataset.limit(train), test=data.Split(dataset.test.x[:50], dataset.test.y[:50]))
 
 
 def given() -> dict[str, object]:
@@ -199,6 +199,33 @@ def test_the_code_of_a_page_runs_as_it_stands(page, monkeypatch, tmp_path):
             for pattern, small in SMALL:
                 block = re.sub(pattern, small, block)
             exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.unchecked
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_page_for_users_of_other_libraries_offers_them_works(monkeypatch):
+    """Every piece of code in the right columns of the tables, in the order of the page."""
+    monkeypatch.setattr(data, "load", lambda *_, load=data.load, **__: few(load("digits"), 90))
+    names = given() | {"images": given()["x"], "labels": given()["y"], "root": None, "dataset": data.load("digits")}
+    exec(HELP_OF_THE_TABLES, names)
+    cells = re.findall(r"^\|.*\| ([^|]*) \|$", PAGES["docs/coming-from.md"].read_text(), re.MULTILINE)
+    code = [span for cell in cells for span in re.findall(r"`([^`]+)`", cell) if OURS.match(span)]
+    assert len(code) > 30
+    for span in code:
+        exec(re.sub(*SMALL[0], span), names)
+
+
+OURS = re.compile(r"(?:attacks|methods|eq\.\w+|nn)\.?\w*\(|(?:atk|aa|adv|result) = |result\.|atk\(|suite\(|\(~")
+HELP_OF_THE_TABLES = """
+from torch import nn
+from equipoise import attacks, methods
+from equipoise.evaluation import suite
+from equipoise.geometry import Box
+from equipoise.nets import Normalize
+a, b, m, s, low, high = attacks.fgsm(0.1), attacks.pgd(0.1), [0.1], [0.3], 0.0, 1.0
+targets = t = (y + 1) % 10
+f = lambda x, y: (y + 1) % 10
+"""
 
 
 QUICK = {r"--epochs \S+": "--epochs 3", r"--time-budget \S+": "--time-budget 0.01", "autoattack": "fgsm"}
