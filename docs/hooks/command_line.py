@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 PAGE = "command-line.md"
-COLUMNS = "100"
+COLUMNS = "76"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
