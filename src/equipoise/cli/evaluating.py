@@ -9,6 +9,7 @@ from typing import Any
 from equipoise.attacks import transfer
 from equipoise.cli.console import say
 from equipoise.cli.display import accuracies, corrupted, evaluation_progress, stages
+from equipoise.cli.following import after_evaluation
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
 from equipoise.cli.recorded import require_file
 from equipoise.cli.requests import Evaluate, Merge
@@ -63,6 +64,7 @@ def evaluate(options: Evaluate, command: str) -> None:
         entry = (json.dumps(robustbench(evaluation), indent=1) + "\n").encode()
         say(f"wrote {write_once(options.robustbench, entry, options.overwrite, '--robustbench')}")
     say(f"{'wrote' if _stamp(out) != stamp else 'finished before:'} {out}, digest {digest(evaluation)[:16]}")
+    after_evaluation(out, evaluation)
 
 
 def _evaluate_shard(options: Evaluate, command: str, progress: Progress) -> Evaluation:
@@ -208,6 +210,7 @@ def merge_records(options: Merge) -> None:
     whole = merge(options.records, out, overwrite=options.overwrite)
     show(whole)
     say(f"wrote {out}, digest {digest(whole)[:16]}")
+    after_evaluation(out, whole)
 
 
 def show(*evaluations: Evaluation) -> None:
