@@ -147,6 +147,8 @@ def test_runs_of_several_seeds_are_one_row_with_the_single_runs_beside_it(model,
     assert [name.text for name in details.all(class_="name")] == ["UDP (UDP-0)", "UDP (UDP-1)", "UDP (UDP-2)"]
     assert [value.text for value in details.all(class_="value")] == ["90.0", "65.0", "90.0", "64.0", "90.0", "69.0"]
     assert not list(details.all(class_="mark"))
+    folded = [s.text for s in parse(out).all("summary") if "the images of" in s.text]
+    assert folded == ["Show the images of UDP (UDP-1)", "Show the images of UDP (UDP-2)"]
 
 
 @pytest.mark.parametrize("other", [{"seed": 0}, {"seed": 1, "method": "trades"}], ids=["same seed", "other method"])

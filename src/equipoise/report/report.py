@@ -55,6 +55,7 @@ def page(paths: Sequence[Path]) -> str:
         comparisons=comparisons,
         notes=notes(sources, single_runs),
         sentences=sentences,
+        further_seeds={id(row.source) for c in comparisons for mean in c.rows for row in mean.members[1:]},
         style=lambda source: styles[id(source)],
         keys=[(key_id(s), Markup(figures.key(key_id(s), s))) for s in used],
         roles=[(role, Markup(figures.key(f"role-{role}", role=role))) for role in figures.VALIDATION],
