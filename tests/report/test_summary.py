@@ -68,6 +68,12 @@ def test_models_within_the_interval_are_not_ranked(model):
     assert "none of the 2 models is reliably more robust than the others: D gets 65.0 %" in first
 
 
+def test_of_many_models_the_range_is_said(model):
+    ((first, second, _),) = said(*(model(name, 900 + k, 650 + k) for k, name in enumerate("abcd")))
+    assert "D gets 65.3 % (95 % interval 62.3–68.2) and the others 65.0 to 65.2 % of the attacked images right" in first
+    assert second.startswith("Of the unchanged images, D gets 90.3 % and the others 90.0 to 90.2 % right")
+
+
 def test_a_model_that_keeps_clean_accuracy_and_one_within_its_interval(model):
     assert said(model("a", 950, 700), model("b", 900, 600))[0][1] == (
         "Of the unchanged images, A gets 95.0 % right, and no model here is reliably better at that."

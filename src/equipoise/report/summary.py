@@ -17,6 +17,7 @@ _CHANGES = {
     "l0": "up to {} pixels may change (L0)",
 }
 """What an attack may do, by norm."""
+_NAMED = 3  # models whose accuracies a sentence holds one by one
 
 
 def sentences(comparison: Comparison) -> tuple[str, str, str]:
@@ -195,8 +196,11 @@ def _proofs(row: Row) -> list[CertifiedResult]:
 
 
 def _each(pairs: Sequence[tuple[Row, Attacked]], share: Callable[[Attacked], str]) -> str:
-    """Such as `UDP gets 80 % and TRADES 70 %`."""
+    """Such as `UDP gets 80 % and TRADES 70 %`; of many others the range alone."""
     (first, result), *others = pairs
+    if len(pairs) > _NAMED:
+        least, most = (percent(end(r.accuracy for _, r in others)) for end in (min, max))
+        return f"{called(first)} gets {share(result)} and the others {least} to {most} %"
     return _listing([f"{called(first)} gets {share(result)}", *(f"{called(row)} {share(r)}" for row, r in others)])
 
 
