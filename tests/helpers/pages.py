@@ -64,7 +64,7 @@ def parse(path: Path) -> Node:
 
 def table(page: Node) -> list[tuple[str, list[str]]]:
     """Per row of the first accuracy table: the run, and per cell `mark value low-high`."""
-    (body,) = next(page.all("div", class_="results")).all("tbody")
+    (body,) = next(d for d in page.all("div") if d.attributes.get("aria-labelledby") == "table-1").all("tbody")
     rows = []
     for row in body.all("tr"):
         cells = []

@@ -165,7 +165,7 @@ def test_shards_are_not_compared_and_are_said_to_be_parts(evaluation, tmp_path):
         for i in (1, 2)
     ]
     page = parse(report(paths, tmp_path / "r.html"))
-    assert len(list(page.all("div", class_="results"))) == 2
+    assert len(list(page.all("div", class_="judged"))) == 2
     assert "shard 2/2 alone; join all shards with: equipoise merge" in next(page.all(class_="notes")).text
 
 

@@ -1,12 +1,14 @@
 """Intervals and exact tests against scipy's, which are slower to import than all of ours."""
 
+from statistics import mean, stdev
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, t
 
 from equipoise.core.errors import EquipoiseError
-from equipoise.results.statistics import binomial_tail, mcnemar, wilson
+from equipoise.results.statistics import binomial_tail, mcnemar, mean_of_seeds, wilson
 
 
 @given(st.data())
@@ -42,3 +44,11 @@ def test_pairs_by_hand():
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(3, 1) == pytest.approx(5 / 16)
     assert mcnemar(3, 1, "two-sided") == pytest.approx(10 / 16)
+
+
+def test_the_interval_of_a_mean_holds_seeds_and_samples():
+    equal = binomtest(70, 100).proportion_ci(method="wilson")
+    assert mean_of_seeds([0.7, 0.7, 0.7], 100) == pytest.approx((equal.low, equal.high))
+    shares = [0.6, 0.62, 0.67]
+    assert mean_of_seeds(shares, 10**12) == pytest.approx(t.interval(0.95, 2, mean(shares), stdev(shares) / 3**0.5))
+    assert mean_of_seeds([0.0, 1.0], 10) == (0.0, 1.0)

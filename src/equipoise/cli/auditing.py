@@ -8,6 +8,7 @@ from rich.table import Table
 
 from equipoise.cli.console import duration, moving, say
 from equipoise.cli.display import share_progress
+from equipoise.cli.following import to_evaluate
 from equipoise.cli.loaded_model import load_model, norm_of
 from equipoise.cli.recorded import answered, require_file
 from equipoise.cli.requests import Audit
@@ -49,6 +50,7 @@ def audit(options: Audit, command: str) -> int:
     if before is not None:
         say(str(before["verdict"]))
         say(f"finished before: {out} and {record}")
+        to_evaluate(options, options.norm, options.eps)
         return MASKED if before["masked"] else UNDECIDED if before["undecided"] else 0
     report = investigate(
         loaded.model,
@@ -79,6 +81,7 @@ def audit(options: Audit, command: str) -> int:
     if proxy is None:
         say("to test transferred attacks too, name another run on the same data with --transfer-from.")
     say(f"wrote {out} and {record} in {duration(report.seconds)}")
+    to_evaluate(options, options.norm, options.eps)
     return MASKED if report.masked else UNDECIDED if report.undecided else 0
 
 

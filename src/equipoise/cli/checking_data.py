@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from equipoise.cli.console import say
+from equipoise.cli.console import say, suggest
 from equipoise.cli.options import Positional
 from equipoise.cli.recorded import require_file
 from equipoise.core.files import require_writable, write_once
@@ -60,8 +60,23 @@ def check_data(options: Data) -> None:
     sentences = _advice(data, distances)
     for sentence in sentences:
         say(sentence)
-    if options.out is None:
-        return
+    if options.out is not None:
+        _write(options, data, counts, columns, rows, distances, sentences)
+    size = data.preprocessing.get("size")
+    suggest("train", options.path, *([] if size is None else ["--size", size]), "--minutes", "5")
+
+
+def _write(
+    options: Data,
+    data: Dataset,
+    counts: list[list[str]],
+    columns: list[str],
+    rows: list[list[str]],
+    distances: list[ClassDistances],
+    sentences: list[str],
+) -> None:
+    """Write the page."""
+    assert options.out is not None
     text = template("data.html.j2").render(
         data=data,
         counts=counts,

@@ -5,6 +5,7 @@ A reader may leave, a stream may be closed, an encoding may lack a character: wo
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -146,6 +147,11 @@ def say(text: object = "") -> None:
         from rich.console import Console
 
         Console(width=columns(), highlight=False).print(text, markup=False)
+
+
+def suggest(*words: object) -> None:
+    """Say which command of equipoise comes next, as the last line of a command."""
+    say(f"next: {shlex.join(['equipoise', *map(str, words)])}")
 
 
 def moving(text: str) -> None:

@@ -38,6 +38,8 @@ def diagnose(options: Doctor) -> None:
     for what, found in findings():
         table.add_row(what, found)
     say(table)
+    if not _is_installed(_EXTRAS["report"]):
+        say("next: pip install 'equipoise[report]'")
 
 
 def findings() -> Iterator[tuple[str, str]]:
@@ -87,11 +89,16 @@ def _kernels() -> str:
     return str(caught[-1].message) if caught else f"none: {command} did not compile them"
 
 
-def _installed(extra: str, package: str) -> str:
+def _is_installed(package: str) -> bool:
     try:
-        return f"{package} {version(package)}"
+        return bool(version(package))
     except PackageNotFoundError:
-        return f"not installed: pip install 'equipoise[{extra}]'"
+        return False
+
+
+def _installed(extra: str, package: str) -> str:
+    missing = f"not installed: pip install 'equipoise[{extra}]'"
+    return f"{package} {version(package)}" if _is_installed(package) else missing
 
 
 def _cache() -> str:

@@ -11,6 +11,7 @@ from equipoise.attacks.attack import APPLICABLE, asked_for
 from equipoise.cli import gating
 from equipoise.cli.console import say
 from equipoise.cli.display import accuracies, corrupted, evaluation_progress, queries, stages
+from equipoise.cli.following import after_evaluation
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
 from equipoise.cli.recorded import require_file
 from equipoise.cli.requests import Evaluate, Merge
@@ -70,7 +71,9 @@ def evaluate(options: Evaluate, command: str) -> int:
         entry = (json.dumps(robustbench(evaluation), indent=1) + "\n").encode()
         say(f"wrote {write_once(options.robustbench, entry, options.overwrite, '--robustbench')}")
     say(f"{'wrote' if _stamp(out) != stamp else 'finished before:'} {out}, digest {digest(evaluation)[:16]}")
-    return gating.conclude(options, evaluation, out)
+    code = gating.conclude(options, evaluation, out)
+    after_evaluation(out, evaluation)
+    return code
 
 
 def _evaluate_shard(options: Evaluate, command: str, progress: Progress) -> Evaluation:
@@ -236,6 +239,7 @@ def merge_records(options: Merge) -> None:
     whole = merge(options.records, out, overwrite=options.overwrite)
     show(whole)
     say(f"wrote {out}, digest {digest(whole)[:16]}")
+    after_evaluation(out, whole)
 
 
 def show(*evaluations: Evaluation) -> None:

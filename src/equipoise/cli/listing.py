@@ -10,7 +10,7 @@ from typing import Literal
 
 from rich.table import Table
 
-from equipoise.cli.console import columns, say
+from equipoise.cli.console import columns, say, suggest
 from equipoise.cli.options import Count, options_of
 from equipoise.cli.words import read, require_once
 from equipoise.core.errors import require, unknown
@@ -65,7 +65,7 @@ def list_experiments(argv: Sequence[str]) -> None:
         about = roughly(_work(name, entry, options, overview).by(workers))
         table.add_row(name, about, data or "none", *[entry.source][:wide], *[entry.title][:roomy])
     say(table)
-    say("next: equipoise reproduce NAME --scale 0.1 --out DIR")
+    suggest("reproduce", "NAME", "--scale", "0.1", "--out", "DIR")
 
 
 def _work(name: str, entry: Listed, options: Experiments, overview: Overview) -> Work:

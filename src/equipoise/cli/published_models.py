@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from equipoise.cli.console import columns, say
+from equipoise.cli.console import columns, say, suggest
 from equipoise.cli.words import read, require_once
 from equipoise.core.errors import require
 from equipoise.pretrained import names
@@ -44,4 +44,4 @@ def list_models(argv: Sequence[str]) -> None:
             attack = f"{result.attack}, {result.norm} {result.eps:.4g}"
             table.add_row(name, *about, f"{100 * model.clean.accuracy:.1f}", attack, attacked)
     say(table)
-    say("next: equipoise evaluate NAME")
+    suggest("evaluate", "NAME", "--attacks", "autoattack")

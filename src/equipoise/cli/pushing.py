@@ -1,6 +1,6 @@
 """The command push: a run as a folder that can be given to others."""
 
-from equipoise.cli.console import say
+from equipoise.cli.console import say, suggest
 from equipoise.cli.requests import Push
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.evaluation.verification import fingerprint
@@ -34,4 +34,5 @@ def push(options: Push) -> None:
         images=images,
         overwrite=options.overwrite,
     )
-    say(f"wrote {options.out}; nothing was sent. Next: equipoise verify {options.out}")
+    say(f"wrote {options.out}; nothing was sent")
+    suggest("verify", options.out)

@@ -1,6 +1,5 @@
 """The command reproduce: the papers' tables and figures, at any scale, their numbers beside ours."""
 
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from equipoise import reproduce as experiments
-from equipoise.cli.console import duration, laid_out, moving, say
+from equipoise.cli.console import duration, laid_out, moving, say, suggest
 from equipoise.cli.display import numbers
 from equipoise.cli.listing import is_available, roughly, sources_of, variant_of
 from equipoise.cli.options import pairs
@@ -168,5 +167,6 @@ def _conclude(outcome: SweepResult, out: Path) -> int:
         total = f"{len(outcome.failed)} tasks failed{waiting}; {len(outcome.finished)} are finished and stay in {out}."
         print(laid_out(total, sys.stderr), file=sys.stderr)
         return _FAILED
-    say(f"wrote {out}; next: {shlex.join(['equipoise', 'report', str(out), '--out', f'{out.name}.html'])}")
+    say(f"wrote {out}")
+    suggest("report", out, "--out", f"{out.name}.html")
     return 0

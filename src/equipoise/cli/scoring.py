@@ -14,6 +14,7 @@ from equipoise import nets, scores
 from equipoise.certified import certified
 from equipoise.cli.console import duration, moving, say
 from equipoise.cli.display import share_progress
+from equipoise.cli.following import to_report
 from equipoise.cli.loaded_model import LoadedModel, load_model
 from equipoise.cli.recorded import answered, require_file
 from equipoise.cli.requests import Score
@@ -66,6 +67,7 @@ def score(options: Score, command: str) -> None:
         for name, result in before["scores"].items():
             say(f"{name} is {result['value']:.4g}")
         say(f"finished before: {out}")
+        to_report(options.target, out)
         return
     if options.certified:
         certified(loaded.model, test.x[:1], None, Ball(options.norm, 0.0), "ibp")  # can it be bounded at all?
@@ -94,6 +96,7 @@ def score(options: Score, command: str) -> None:
     write_atomically(page_file, text)
     say(_table(estimates))
     say(f"wrote {out} and {page_file} in {duration(seconds)}")
+    to_report(options.target, out)
 
 
 def _estimated(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from equipoise.cli.console import duration, moving, say
+from equipoise.cli.console import duration, moving, say, suggest
 from equipoise.cli.display import numbers, share_progress
 from equipoise.cli.options import RENAMED, options_of
 from equipoise.cli.recorded import answered
@@ -56,6 +56,10 @@ def study(options: Study, command: str) -> None:
         say(numbers(findings))
     say(findings.verdict or "done")
     say(f"wrote {page} in {duration(seconds)}" + ("; a quick run proves nothing" if options.quick else ""))
+    if options.quick:
+        suggest("study", options.name, *([] if options.out is None else ["--out", out]), "--overwrite")
+    else:
+        suggest("experiments")
 
 
 def refuse_unused(entry: Entry, options: Study) -> None:

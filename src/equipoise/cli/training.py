@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import nets
-from equipoise.cli.console import say
+from equipoise.cli.console import say, suggest
 from equipoise.cli.display import TrainingProgress, evaluation_progress
 from equipoise.cli.evaluating import show
+from equipoise.cli.following import to_report
 from equipoise.cli.loaded_model import start_from
 from equipoise.cli.manifolds import manifold_of_run, named_manifold
 from equipoise.cli.method_options import full_name, parameters
@@ -85,7 +86,11 @@ def train(options: Train, command: str) -> None:
         launch(job)
         if is_main_process() and options.evaluate_examples != 0:
             _evaluate(out, data, options, command)
-    say(f"wrote {out}; next: {shlex.join(['equipoise', 'report', str(out), '--out', 'report.html'])}")
+    say(f"wrote {out}")
+    if options.evaluate_examples != 0:
+        to_report(str(out))
+    else:
+        suggest("evaluate", out, "--attacks", "autoattack")
 
 
 def _evaluate(out: Path, data: Dataset, options: Train, command: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from equipoise.attacks import fitted
 from equipoise.cli.console import say
 from equipoise.cli.evaluating import attacks_of, with_attacks
+from equipoise.cli.following import to_report
 from equipoise.cli.loaded_model import LoadedModel, load_model, norm_of
 from equipoise.cli.parsing import parse
 from equipoise.cli.recorded import from_data
@@ -80,6 +81,7 @@ def verify(options: Verify) -> None:
         f"{options.record} holds: {checked.claims} claims inferred again, digest {digest(record)[:16]}. That the other "
         "samples withstand the attacks cannot be seen from images, only by evaluating again."
     )
+    to_report(record.target, options.record)
 
 
 def _of_published(options: Verify) -> Verify:

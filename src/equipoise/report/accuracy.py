@@ -1,6 +1,7 @@
 """The accuracy tables of a report: which results can be compared, and which do not differ significantly."""
 
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,17 @@ from equipoise.report.corrupted import Result
 from equipoise.report.figures import Style
 from equipoise.report.pages import NORMS, title
 from equipoise.report.reading import Source
+from equipoise.results.differences import with_new_names
 from equipoise.results.records import AttackRecord, Evaluation
+from equipoise.results.seeds import SeedMean, single_runs
 
 WORST = "worst case"
 _WIDE_INTERVAL = 0.1  # width of a 95 % interval from which a number rests on few samples
 _BUDGET = (("steps", "step", "steps"), ("queries", "query", "queries"), ("restarts", "start", "starts"))
+
+
+Attacked = AttackRecord | SeedMean
+"""An accuracy under one attack, of one run or the mean of several."""
 
 
 class Column(NamedTuple):
@@ -29,20 +36,32 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the accuracy table: a run's best or last weights, or a model that was only evaluated."""
+    """One line of the accuracy table: a run's best or last weights, a model that was only evaluated, or the mean of
+    runs that differ in their seed alone.
+    """
 
     source: Source
+    """Where it is from; of several runs the first."""
     weights: str
     style: Style
-    results: Mapping[Column, AttackRecord]
+    results: Mapping[Column, Attacked]
     files: Sequence[str]
     """The evaluations it comes from."""
     brackets: Mapping[tuple[str, float], Bracket] = field(default_factory=dict)
     """What is certified beside what was attacked, by norm and radius."""
     shown_files: str = ""
     """The files again, where they alone tell it apart from another row."""
+    members: Sequence["Row"] = ()
+    """The single runs behind a mean."""
+    name_of_all: str = ""
+    """What several runs are called together."""
 
-    def robust(self, norm: str, eps: float) -> AttackRecord | None:
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.name_of_all or self.source.name
+
+    def robust(self, norm: str, eps: float) -> Attacked | None:
         """Return the lowest accuracy at one radius (the worst case, where it was recorded); None without any."""
         return min(
             (r for c, r in self.results.items() if (c.norm, c.eps) == (norm, eps)),
@@ -50,20 +69,37 @@ class Row:
             default=None,
         )
 
-    def attacks(self, norm: str, eps: float) -> list[AttackRecord]:
+    def attacks(self, norm: str, eps: float) -> list[Attacked]:
         """Return the attacks at one radius, on which the worst case rests."""
         return [r for c, r in self.results.items() if (c.norm, c.eps) == (norm, eps) and c.attack != WORST]
 
     @property
-    def clean(self) -> AttackRecord | None:
+    def clean(self) -> Attacked | None:
         """Accuracy without an attack."""
         return self.results.get(Column("", 0.0, "clean"))
 
-    def curve(self, norm: str) -> list[tuple[float, AttackRecord]]:
+    def curve(self, norm: str) -> list[tuple[float, Attacked]]:
         """Return radii and accuracies, from clean at 0 to the largest radius."""
         radii = sorted({c.eps for c in self.results if c.norm == norm})
         points = [(0.0, self.clean), *((eps, self.robust(norm, eps)) for eps in radii)]
         return [(eps, result) for eps, result in points if result is not None]
+
+
+class Judged(NamedTuple):
+    """A model without an attack and under those at one radius, with the marks of both."""
+
+    row: Row
+    clean: Attacked | None
+    clean_mark: str
+    robust: Attacked | None
+    robust_mark: str
+    attacks: str
+    """The attacks with their budgets."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return (self.robust or self.clean or next(iter(self.row.results.values()))).n
 
 
 @dataclass(frozen=True)
@@ -105,64 +141,81 @@ class Comparison:
 
     @property
     def reference(self) -> tuple[str, float] | None:
-        """The norm and radius of the summary.
+        """The norm and radius at which the models are judged; None without an attack.
 
-        Of those at which most candidates were evaluated, the one for which most were trained (or validated, where the
-        method has no radius), else the largest; Linf first.
+        Of those at which most candidates were attacked, the one for which most were trained (or validated, where the
+        method has no radius). Of several, those of the first norm, Linf first, and of these the middle one, of an even
+        number the larger.
         """
-        radii = {(c.norm, c.eps) for c in self.columns if c.norm}
+        radii = sorted({(c.norm, c.eps) for c in self.columns if c.norm})
 
-        def preference(radius: tuple[str, float]) -> tuple[int, int, int, float]:
-            rows = [row for row in self.candidates if row.robust(*radius)]
-            return len(rows), sum(_trained_at(row.source, *radius) for row in rows), -_norm_rank(radius[0]), radius[1]
+        def preference(radius: tuple[str, float]) -> tuple[int, int, int]:
+            attacked = sum(row.robust(*radius) is not None for row in self.candidates)
+            return attacked, self.trained_at(*radius), -_norm_rank(radius[0])
 
-        return max(radii, key=preference, default=None)
+        preferred = max(map(preference, radii), default=None)
+        best = [radius for radius in radii if preference(radius) == preferred]
+        best = [radius for radius in best if radius[0] == best[0][0]]
+        return best[len(best) // 2] if best else None
 
     @property
-    def highlights(self) -> list[dict[str, Any]]:
-        """The best robust accuracy and the best trade-off at the reference radius, and the best clean accuracy, among
-        the `candidates`.
-        """
-        rows, reference = self.candidates, self.reference
-        robust = [row.robust(*reference) if reference else None for row in rows]
-        clean = [row.clean for row in rows]
-        highlights = []
-        if reference and any(robust):
-            best = _best(rows, robust, "robust")
-            attacks = best["row"].attacks(*reference)
-            found = caveats(best["result"], attacks, self.data.get("n_test"))
-            highlights.append(best | {"attacks": list(map(strength, attacks)), "caveats": found})
-        means = [(c.accuracy + r.accuracy) / 2 if c and r else -1.0 for c, r in zip(clean, robust, strict=True)]
-        if max(means, default=-1.0) >= 0:
-            i = means.index(max(means))
-            trade_off = {"title": "trade-off", "row": rows[i], "mean": means[i], "clean": clean[i], "result": robust[i]}
-            highlights.append(trade_off)
-        if any(clean):
-            highlights.append(_best(rows, clean, "clean"))
-        return highlights
+    def reason(self) -> str:
+        """Why the models are judged at the `reference`."""
+        assert self.reference is not None
+        trained, all_ = self.trained_at(*self.reference), len(self.candidates)
+        if all_ == 1:
+            return "for which it was trained or validated" if trained else "the middle of its radii"
+        if trained:
+            return f"for which {trained} of {all_} models were trained or validated"
+        return "the middle radius, as no model was trained or validated for one of these"
 
+    @property
+    def alike(self) -> bool:
+        """Whether all candidates that were attacked at the `reference` were attacked in the same way there."""
+        ball = self.reference
+        attacked = [row.attacks(*ball) for row in self.candidates if ball and row.robust(*ball)]
+        return len({frozenset(_setting(run) for a in attacks for run in single_runs(a)) for attacks in attacked}) <= 1
 
-def _best(rows: Sequence[Row], results: Sequence[AttackRecord | None], title: str) -> dict[str, Any]:
-    """The row of the highest accuracy, and those that do not differ from it significantly."""
-    best = max(range(len(results)), key=lambda i: r.accuracy if (r := results[i]) else -1.0)
-    marks = significance_marks(results)
-    tied = [row for i, row in enumerate(rows) if marks[i] and i != best]
-    return {"title": title, "row": rows[best], "result": results[best], "tied": tied}
+    @property
+    def judged(self) -> list["Judged"]:
+        """The candidates at the `reference`; models that were not attacked alike have no mark there."""
+        ball, rows = self.reference, self.candidates
+        clean, robust = [row.clean for row in rows], [row.robust(*ball) if ball else None for row in rows]
+        attacks = [", ".join(map(strength, row.attacks(*ball))) if ball else "" for row in rows]
+        marks = significance_marks(robust) if self.alike else [""] * len(rows)
+        return list(map(Judged, rows, clean, significance_marks(clean), robust, marks, attacks))
+
+    @property
+    def members(self) -> list[Row]:
+        """The single runs behind means over seeds."""
+        return [member for row in self.rows for member in row.members]
+
+    @property
+    def single_runs(self) -> "Comparison":
+        """The runs behind means over seeds alone."""
+        return replace(self, rows=self.members)
+
+    def trained_at(self, norm: str, eps: float) -> int:
+        """Return the number of candidates that were trained (or validated) for this radius."""
+        return sum(_trained_at(row.source, norm, eps) for row in self.candidates)
 
 
 def significance_marks(results: Sequence[Result | None]) -> list[str]:
-    """Return for each result `best`, `tied` if its 95 % interval overlaps that of the best, or an empty string; only
-    empty ones below two results.
+    """Return for each result `best` if the lower end of its 95 % interval is the highest, `tied` if its interval
+    overlaps that of the best, or an empty string; only empty ones below two results.
+
+    The lower end is what is safe to say of a result, so that a high accuracy on few samples, or over seeds that
+    disagree, is not the best. Of equally many samples it is that of the highest accuracy.
     """
-    present = [result for result in results if result is not None]
+    present = [result.interval for result in results if result is not None]
     if len(present) < 2:
         return [""] * len(results)
-    best = max(present, key=lambda r: r.accuracy)
+    highest = max(low for low, _ in present)
 
     def mark(result: Result | None) -> str:
-        if result is None or result.interval[1] < best.interval[0]:
+        if result is None or result.interval[1] < highest:
             return ""
-        return "best" if result.accuracy == best.accuracy else "tied"
+        return "best" if result.interval[0] == highest else "tied"
 
     return [mark(result) for result in results]
 
@@ -211,9 +264,10 @@ def compare(sources: Sequence[Source]) -> list[Comparison]:
     return [Comparison(data[test_set], _with_shown_files(rows)) for test_set, rows in tables.items() if rows]
 
 
-def _agree(first: Mapping[Column, AttackRecord], second: Mapping[Column, AttackRecord]) -> bool:
+def _agree(first: Mapping[Column, Attacked], second: Mapping[Column, AttackRecord]) -> bool:
     """Whether the columns in both hold the same outcome of every sample."""
-    return all(list(first[c].correct) == list(second[c].correct) for c in first.keys() & second.keys())
+    both = first.keys() & second.keys()
+    return all(list(run.correct) == list(second[c].correct) for c in both for run in single_runs(first[c]))
 
 
 def _with_shown_files(rows: Sequence[Row]) -> list[Row]:
@@ -249,25 +303,28 @@ def _trained_at(source: Source, norm: str, eps: float) -> bool:
 
 
 def caveats(
-    result: Result | None, attacks: Sequence[AttackRecord], available: int | None = None, gradients: bool = True
+    result: Result | None, attacks: Sequence[Attacked], available: int | None = None, gradients: bool = True
 ) -> list[str]:
     """Return what to know about a robust accuracy that rests on weak attacks, or on few samples of those `available`,
-    if their number is known. `gradients` says whether the model gives any to stronger attacks.
+    if their number is known: clauses with what to do. `gradients` says whether the model gives any to stronger attacks.
     """
     found = []
     if attacks and not any(_composite(attack) for attack in attacks):
         names = " and ".join(dict.fromkeys(title(attack.attack) for attack in attacks))
         remedy = "--attacks autoattack" if gradients else "more --queries, or by --attacks pgd --transfer-from RUN"
-        found.append(f"It rests on {names} alone; stronger attacks may leave less: evaluate with {remedy}.")
+        found.append(f"{names} alone may miss what stronger attacks find, so evaluate with {remedy}")
     if result is not None and (width := result.interval[1] - result.interval[0]) > _WIDE_INTERVAL:
-        remedy = (
-            ", all that the test set has" if result.n == available else ": evaluate on more, such as --examples 1000"
-        )
-        found.append(f"It rests on n = {result.n} samples, and its interval is {100 * width:.0f} points wide{remedy}.")
+        wide = f"n = {result.n} samples leave an interval {100 * width:.0f} points wide"
+        if isinstance(result, SeedMean):
+            found.append(f"{result.runs} runs on {wide}, so train with more seeds, or evaluate on more samples")
+        elif result.n == available:
+            found.append(f"{wide}, and the test set has no more")
+        else:
+            found.append(f"{wide}, so evaluate on more, such as --examples 1000")
     return found
 
 
-def strength(result: AttackRecord) -> str:
+def strength(result: Attacked) -> str:
     """Return an attack with its budget, such as `PGD (40 steps, 5 starts)`; of a composite attack the name alone."""
     budget = []
     for key, singular, plural in _BUDGET if not _composite(result) else ():
@@ -278,6 +335,12 @@ def strength(result: AttackRecord) -> str:
     return title(result.attack) + (f" ({', '.join(budget)})" if budget else "")
 
 
-def _composite(result: AttackRecord) -> bool:
+def _setting(attack: AttackRecord) -> tuple[str, str]:
+    """An attack with all that was set, without what only its outcome tells."""
+    settings = {k: v for k, v in with_new_names(attack.settings).items() if k not in ("refused", "notes")}
+    return attack.attack, json.dumps(settings, sort_keys=True)
+
+
+def _composite(result: Attacked) -> bool:
     parts = result.settings.get("parts")
     return isinstance(parts, Sequence) and len(parts) > 1

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from equipoise.results.records import AttackRecord, CorruptionResult, Evaluation, MeanResult
+from equipoise.results.seeds import SeedMean
 
-Result = AttackRecord | CorruptionResult | MeanResult
+Result = AttackRecord | CorruptionResult | MeanResult | SeedMean
 """Anything with an accuracy, its interval and its n."""
 
 

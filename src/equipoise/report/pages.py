@@ -9,9 +9,11 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 _NAMES = "r[-_]fgsm|fgsm|apgd|pgd|udpr?|uta|trades|fab|fmn|ddn|pdpgd|pma|cw|bg|crown|ibp|pgi|mma|mtl"
+_OPTION = re.compile(r"(?<!\S)--[\w-]+ \w+")
 _ACRONYM = re.compile(rf"(?<![a-z])(?:{_NAMES})(?:-(?:at|ce|dlr|t))?(?![a-z])")
 
 
@@ -34,6 +36,7 @@ def template(name: str) -> Template:
         "number": number,
         "duration": duration,
         "count": count,
+        "sentence": sentence,
         "quoted": lambda path: shlex.quote(str(path)),
     }
     return environment.get_template(name)
@@ -101,6 +104,12 @@ def value(setting: Any) -> str:
         case list() | tuple():
             return ", ".join(value(v) for v in setting)
     return NORMS.get(str(setting), str(setting))
+
+
+def sentence(text: str) -> Markup:
+    """Return a sentence with its numbers and options unbroken at the ends of lines."""
+    unbroken = str(escape(text)).replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+    return Markup(_OPTION.sub(r"<code>\g<0></code>", unbroken))
 
 
 def duration(seconds: float) -> str:

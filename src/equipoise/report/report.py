@@ -16,6 +16,8 @@ from equipoise.report.chains import composites, descent, stages
 from equipoise.report.figures import Style
 from equipoise.report.pages import NORMS, radius, template, title, value
 from equipoise.report.reading import PICTURES, Source, read
+from equipoise.report.seeds import grouped
+from equipoise.report.summary import sentences
 
 _MAX_EPOCHS = 40
 _MAX_SAMPLES = 10
@@ -29,13 +31,16 @@ def report(paths: Sequence[Path], out: Path) -> Path:
 def page(paths: Sequence[Path]) -> str:
     """Return one self-contained HTML page about the run directories, evaluations and scores at `paths`.
 
-    It holds the accuracy table with 95 % Wilson intervals, warnings about it, what each part of a composite attack
-    fooled, certified accuracy, accuracy on corrupted images, scores with their curves, training curves, robust accuracy
-    against eps, the same images clean and attacked, and where every number comes from. It needs no other file. Raises
-    `EquipoiseError` for a path that is no run directory, evaluation or score, a damaged file, or missing matplotlib.
+    It begins with three sentences for laymen and the accuracy of the models at one radius. It holds the accuracy table
+    with 95 % intervals, in which runs that differ in their seed alone are one row, warnings about it, what each part of
+    a composite attack fooled, certified accuracy, accuracy on corrupted images, scores with their curves, training
+    curves, robust accuracy against eps, the same images clean and attacked, and where every number comes from. It needs
+    no other file. Raises `EquipoiseError` for a path that is no run directory, evaluation or score, a damaged file, or
+    missing matplotlib.
     """
     sources = read(paths)
-    comparisons = compare(sources)
+    single_runs = compare(sources)
+    comparisons = [grouped(comparison) for comparison in single_runs]
     styles = {id(s): Style(i) for i, s in enumerate(sources)}
     scored_rows = [
         (Row(s, weights := score.record.weights, Style(i, weights == "last"), {}, (score.file.name,)), score)
@@ -43,20 +48,22 @@ def page(paths: Sequence[Path]) -> str:
         for score in s.scores
     ]
     scores = scored.tables(scored_rows)
-    rows = [*(row for c in comparisons for row in c.rows), *(row for table in scores for row, _ in table.lines)]
+    rows = [*(row for c in single_runs for row in c.rows), *(row for table in scores for row, _ in table.lines)]
     used = list(dict.fromkeys([*styles.values(), *(row.style for row in rows)]))
     return template("template.html.j2").render(
         sources=sources,
         comparisons=comparisons,
-        notes=notes(sources, comparisons),
+        notes=notes(sources, single_runs),
+        sentences=sentences,
+        further_seeds={id(row.source) for c in comparisons for mean in c.rows for row in mean.members[1:]},
         style=lambda source: styles[id(source)],
         keys=[(key_id(s), Markup(figures.key(key_id(s), s))) for s in used],
         roles=[(role, Markup(figures.key(f"role-{role}", role=role))) for role in figures.VALIDATION],
         key_id=key_id,
         certified=[
-            (table, _brackets(f"certified-{i}", table)) for i, table in enumerate(certified.tables(comparisons))
+            (table, _brackets(f"certified-{i}", table)) for i, table in enumerate(certified.tables(single_runs))
         ],
-        corrupted=_corrupted(comparisons),
+        corrupted=_corrupted(single_runs),
         scored=[(table, *_margin_curves(f"score-{i}", table)) for i, table in enumerate(scores)],
         row_marks=row_marks,
         curves=_curves(comparisons),

@@ -1,6 +1,8 @@
 """Statistics of counts: the confidence interval of a proportion, and exact tests. No torch."""
 
 import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 from equipoise.core.errors import require
@@ -41,6 +43,20 @@ def least_share(successes: int, n: int, alpha: float) -> float:
 def student(degrees: int) -> float:
     """Return the 97.5 % quantile of Student's distribution, with at least one degree of freedom."""
     return float(_special().stdtrit(max(degrees, 1), 0.975))
+
+
+def mean_of_seeds(shares: Sequence[float], n: int) -> tuple[float, float]:
+    """Return the 95 % interval of the mean `m` of the shares that two or more trainings reach on the same `n` samples:
+    `m - sqrt(d² + (m - l)²)` to `m + sqrt(d² + (u - m)²)`.
+
+    `d = t·s/sqrt(k)` is the half width of Student's interval over the `k` seeds, which holds the noise of training, and
+    `(l, u)` the Wilson interval of `m` for `n` samples, which holds that of the choice of samples; both are joined as
+    independent (Zou & Donner 2008). Conservative, as `s` holds a part of the noise of the samples already.
+    """
+    mean = fmean(shares)
+    half = student(len(shares) - 1) * stdev(shares) / math.sqrt(len(shares))
+    low, high = (math.hypot(half, end - mean) for end in wilson(mean * n, n))
+    return max(mean - low, 0.0), min(mean + high, 1.0)
 
 
 def _special() -> Any:
