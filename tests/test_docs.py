@@ -96,8 +96,10 @@ def _private(): return 1
 
 
 @pytest.mark.filterwarnings("ignore")  # of two epochs, which teach a network little
-def test_the_training_page_runs_as_it_stands():
-    page, names = (DOCS / "training.md").read_text(), {}
+@pytest.mark.parametrize("name", ["training.md", pytest.param("using.md", marks=pytest.mark.unchecked)])
+def test_the_page_runs_as_it_stands(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page, names = (DOCS / name).read_text(), {}
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) > 5
     for block in blocks:

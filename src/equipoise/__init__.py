@@ -25,14 +25,18 @@ if TYPE_CHECKING:
     from equipoise.core.errors import EquipoiseError, EquipoiseWarning
     from equipoise.core.types import Prediction
     from equipoise.evaluation import evaluate
+    from equipoise.evaluation.predicting import predict
     from equipoise.geometry import Ball, Box
     from equipoise.losses import Method, Term
     from equipoise.masking.investigate import investigate as check_masking
     from equipoise.models import Single, as_predictive
+    from equipoise.models.exported import export
+    from equipoise.report.tables import tabulate
     from equipoise.scores.instances import score
     from equipoise.training import Recipe, methods
     from equipoise.training import fit as train
     from equipoise.training import load_run as load
+    from equipoise.training.estimator import RobustClassifier
 
     __version__: str
 
@@ -46,6 +50,7 @@ __all__ = [
     "Method",
     "Prediction",
     "Recipe",
+    "RobustClassifier",
     "Single",
     "Term",
     "as_predictive",
@@ -54,16 +59,19 @@ __all__ = [
     "check_masking",
     "data",
     "evaluate",
+    "export",
     "load",
     "losses",
     "methods",
     "models",
     "nets",
+    "predict",
     "schedules",
     "score",
     "scores",
     "spaces",
     "steps",
+    "tabulate",
     "train",
 ]
 _HOMES = {
@@ -77,17 +85,21 @@ _HOMES = {
     "Prediction": "core.types:Prediction",
     "Single": "models:Single",
     "Recipe": "training:Recipe",
+    "RobustClassifier": "training.estimator:RobustClassifier",
     "Term": "losses:Term",
     "as_predictive": "models:as_predictive",
     "certify": "certified:certified",
     "check_masking": "masking.investigate:investigate",
     "evaluate": "evaluation:evaluate",
+    "export": "models.exported:export",
     "load": "training:load_run",
     "methods": "training.methods",
+    "predict": "evaluation.predicting:predict",
     "schedules": "core.schedules",
     "score": "scores.instances:score",
     "spaces": "attacks.spaces",
     "steps": "attacks.steps",
+    "tabulate": "report.tables:tabulate",
     "train": "training:fit",
 }
 """Where each public name lives: a module, or a name in one."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from equipoise.attacks import Chain, apgd_t, fab, square
+from equipoise.attacks import Chain, apgd_t, fab, pgd, square
 from equipoise.core.errors import EquipoiseError
 from equipoise.evaluation import evaluate, evaluate_batches, suite
-from equipoise.evaluation.interop import lightning_callback, robustbench
+from equipoise.evaluation.interop import attackbench, lightning_callback, robustbench
 from equipoise.results.records import AttackRecord, Evaluation, Provenance, ResultWarning
 
 with warnings.catch_warnings():
@@ -272,3 +272,37 @@ def test_a_result_in_the_form_of_robustbench():
 def test_refuses_a_robustbench_entry_without_an_attack():
     with pytest.raises(EquipoiseError, match="needs an attack"):
         robustbench(record(AttackRecord("clean", "linf", 0.0, right(7))))
+
+
+class Counting(nn.Module):
+    """As AttackBench's wrapper: it counts the queries of a network, and answers zeros once they are used up."""
+
+    def __init__(self, net: nn.Module, limit: int = 10**6) -> None:
+        super().__init__()
+        self.net, self.limit, self.forwards, self.backwards = net, limit, 0, 0
+        net.register_full_backward_hook(self.count)
+
+    def count(self, *_: object) -> None:
+        self.backwards += 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.forwards += 1
+        return self.net(x) if self.forwards < self.limit else 0 * self.net(x)
+
+
+def test_attackbench_sees_every_query_and_gets_the_points():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    x = torch.rand(6, 1, 3, 4)
+    y, attack = net(x).argmax(1), pgd(0.3, steps=7)
+    expected = attack(net, x, y).x
+    model = Counting(net).eval()
+    points = attackbench(attack)(model=model, inputs=x, labels=y)
+    assert torch.allclose(points, expected, atol=1e-5)
+    assert model.backwards >= 7 and model.forwards > model.backwards
+    targets = (y + 1) % 4
+    reached = attackbench(attack)(model=model, inputs=x, labels=y, targets=targets, targeted=True)
+    assert torch.allclose(reached, attack(net, x, y, target=targets).x, atol=1e-5)
+    assert all(weight.grad is None and weight.requires_grad for weight in net.parameters())
+    with pytest.raises(EquipoiseError, match="targeted = True needs targets"):
+        attackbench(attack)(model, x, y, targeted=True)

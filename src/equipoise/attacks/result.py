@@ -20,6 +20,7 @@ from equipoise.core.types import Labels, PerSample, Points, Prediction
 from equipoise.geometry import Ball
 from equipoise.losses.objectives import margin
 from equipoise.models import Frozen, predict
+from equipoise.results.plots import image_grid
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +71,19 @@ class AttackResult(SampleTable, Tabular):
         lost = int((2 * self.not_finite > self.draws).sum())
         header = "samples", "fooled", "median distance", "evaluations per sample", "not finite"
         return header, [(str(n), str(fooled), distance, each, str(lost) if lost else "")]
+
+    def _columns(self) -> dict[str, list[Any]]:
+        names = "success", "distance", "prediction", "evaluations", "iteration", "part", "nan_gradients"
+        return {name: getattr(self, name).tolist() for name in (*names, "zero_gradients", "not_finite")}
+
+    def plot(self, classes: Sequence[str] = ()) -> Any:
+        """Return a matplotlib figure of the first 100 perturbed images, titled by the predicted class and the distance.
+        Raises `EquipoiseError` for inputs that are no images, and without matplotlib.
+        """
+        named = [classes[label] if 0 <= label < len(classes) else str(label) for label in self.prediction.tolist()]
+        outcomes = zip(named, self.success.tolist(), self.distance.tolist(), strict=True)
+        titles = [f"{name}, {distance:.3g}" if won else f"{name}, held" for name, won, distance in outcomes]
+        return image_grid(self.x.detach().cpu().double().numpy(), titles)
 
     @property
     def error_rate(self) -> PerSample:

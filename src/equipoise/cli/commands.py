@@ -8,6 +8,8 @@ from equipoise.cli.auditing import audit
 from equipoise.cli.console import say
 from equipoise.cli.doctor import diagnose
 from equipoise.cli.evaluating import evaluate, merge_records
+from equipoise.cli.exporting import export
+from equipoise.cli.predicting import predict
 from equipoise.cli.pushing import push
 from equipoise.cli.recorded import as_data, require_file
 from equipoise.cli.reproducing import reproduce
@@ -27,7 +29,9 @@ from equipoise.cli.requests import (
 )
 from equipoise.cli.scoring import score
 from equipoise.cli.studying import study
+from equipoise.cli.tabulating import tabulate
 from equipoise.cli.training import train
+from equipoise.cli.using_requests import Export, Predict, Table
 from equipoise.cli.verifying import verify
 from equipoise.core.errors import require
 from equipoise.core.files import write_once
@@ -74,6 +78,9 @@ _COMMANDS: dict[type[Command], Callable[[Any, str], int | None]] = {
     Verify: lambda options, _: verify(options),
     Merge: lambda options, _: merge_records(options),
     Report: lambda options, _: say(f"wrote {_report(options)}"),
+    Table: lambda options, _: tabulate(options),
+    Predict: predict,
+    Export: lambda options, _: export(options),
     Study: study,
     Reproduce: reproduce,
     Push: lambda options, _: push(options),

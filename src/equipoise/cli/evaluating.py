@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.attacks import transfer
+from equipoise.cli import gating
 from equipoise.cli.console import say
 from equipoise.cli.display import accuracies, corrupted, evaluation_progress, stages
 from equipoise.cli.following import after_evaluation
@@ -34,8 +35,8 @@ from equipoise.results.records import load as load_record
 from equipoise.training import Recipe, load_run
 
 
-def evaluate(options: Evaluate, command: str) -> None:
-    """Evaluate a run or a model of the user's own, and write the record."""
+def evaluate(options: Evaluate, command: str) -> int:
+    """Evaluate a run or a model of the user's own, write the record, and return the exit code."""
     shard = Shard.parse(options.shard)
     require(
         options.processes == 1 or shard.count == 1,
@@ -45,6 +46,7 @@ def evaluate(options: Evaluate, command: str) -> None:
     twice = [name for name in options.attacks if options.attacks.count(name) > 1]
     require(not twice, f"--attacks has {''.join(twice[:1])} twice: name every attack once.")
     loaded = load_model(options)
+    gating.check(options, loaded.data.shape)
     norm = norm_of(options.norm, loaded.run)
     attacks = attacks_of(options, loaded.run, norm)
     out = options.out or _usual_place(options, loaded, attacks, norm, shard)
@@ -64,7 +66,9 @@ def evaluate(options: Evaluate, command: str) -> None:
         entry = (json.dumps(robustbench(evaluation), indent=1) + "\n").encode()
         say(f"wrote {write_once(options.robustbench, entry, options.overwrite, '--robustbench')}")
     say(f"{'wrote' if _stamp(out) != stamp else 'finished before:'} {out}, digest {digest(evaluation)[:16]}")
+    code = gating.conclude(options, evaluation, out)
     after_evaluation(out, evaluation)
+    return code
 
 
 def _evaluate_shard(options: Evaluate, command: str, progress: Progress) -> Evaluation:

@@ -26,8 +26,9 @@ _GROUPS = {
         awp_warmup augment channels_last validation valid_examples valid_eps valid_steps patience
     """,
     "computation and output": """
-        out resume overwrite evaluate_examples images robustbench checkpoint_minutes tensorboard batch_size seed seeds
-        device devices precision processes workers address shard
+        out config resume overwrite evaluate_examples images robustbench fail_under junit sarif save_images json latex
+        csv markdown checkpoint_minutes tensorboard batch_size seed seeds device devices precision processes workers
+        address shard
     """,
 }
 """What options set, by their names in the order of the help; all others set what the method or the command is."""
@@ -38,7 +39,7 @@ _RARE = """
     momentum nesterov milestones decay lr_peak ema awp awp_warmup channels_last validation valid_examples valid_eps
     valid_steps checkpoint_minutes tensorboard evaluate_examples train.precision train.members transfer_from
     corruptions_root expected_clean_accuracy robustbench shard address reuse certificate also combine perturb_every
-    remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency
+    remember adaptive_eps teacher teacher_weight teacher_temperature labels consistency junit sarif save_images config
 """
 """Options that only `--help-all` shows."""
 

@@ -27,10 +27,10 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memo
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default that of the process) and return its exit code.
 
-    0 after success, 1 if tasks of an experiment failed or an audit found masked gradients, 2 after bad input, in which
-    case stderr holds one sentence, 3 if an audit had too few samples to tell, and 128 plus the number of the signal
-    after Ctrl-C (130) or SIGTERM (143). A reader of stdout or stderr that leaves, as `head` does, ends nothing and
-    changes no exit code.
+    0 after success, 1 if tasks of an experiment failed or an evaluation is below its --fail-under, 2 after bad input,
+    in which case stderr holds one sentence, 3 if an audit found masked gradients, 4 if it had too few samples to tell,
+    and 128 plus the number of the signal after Ctrl-C (130) or SIGTERM (143). A reader of stdout or stderr that leaves,
+    as `head` does, ends nothing and changes no exit code.
     """
     set_thread_defaults()
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from equipoise.cli.listing import Experiments, Variant
 from equipoise.cli.options import Count, CountOrZero, Positional
 from equipoise.cli.published_models import Models
+from equipoise.cli.using_requests import Export, Predict, Table
 from equipoise.cli.variations import Variation
 from equipoise.core.types import Precision
 from equipoise.geometry import NormName
@@ -56,6 +57,8 @@ class Train:
     """Standardise the channels in a first layer, by mean and standard deviation of the training data."""
     out: Path | None = None
     """Folder of the run; by default runs/METHOD-DATA-SEED."""
+    config: Path | None = None
+    """Repeat the options of a run, from its run.json; what is typed besides counts. The method may be left out."""
     resume: bool = False
     """Continue the run in --out, with its own options. --epochs and --patience may be changed."""
     overwrite: bool = False
@@ -142,6 +145,14 @@ class Evaluate(ModelRequest):
     """Published clean accuracy in [0, 1]; a measured one that differs raises a warning."""
     robustbench: Path | None = None
     """Also write the result in the format of RobustBench."""
+    fail_under: float | None = None
+    """Exit with code 1 if the lower end of the interval of the lowest robust accuracy is below this, such as 0.55."""
+    junit: Path | None = None
+    """Also write JUnit XML, a test per accuracy; replaces the file."""
+    sarif: Path | None = None
+    """Also write SARIF 2.1.0, with the flags as warnings; replaces the file."""
+    save_images: Path | None = None
+    """Folder for the adversarial images as PNG files."""
     precision: Precision = "32"
     """Precision of the attacks. Every success of bf16 is confirmed in float32."""
     out: Path | None = None
@@ -383,6 +394,9 @@ Command = (
     | Verify
     | Merge
     | Report
+    | Table
+    | Predict
+    | Export
     | Study
     | Experiments
     | Reproduce
@@ -398,6 +412,9 @@ REQUESTS: dict[str, type[Command]] = {
     "verify": Verify,
     "merge": Merge,
     "report": Report,
+    "table": Table,
+    "predict": Predict,
+    "export": Export,
     "study": Study,
     "experiments": Experiments,
     "reproduce": Reproduce,

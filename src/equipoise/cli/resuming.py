@@ -1,4 +1,6 @@
-"""`train --resume --out r`: with the options that the run was started with, and those that are typed over them."""
+"""`train --resume --out r` and `train --config r/run.json`: with the options that a run was started with, and those
+that are typed over them.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +13,17 @@ from equipoise.results.records import Run, load
 
 
 def continued(argv: Sequence[str]) -> list[str]:
-    """The command line with the words of the run that it resumes before its own, which count where both say something.
+    """The command line with the words of the run that it resumes or repeats before its own, which count where both say
+    something.
 
     Others are returned as they are. Raises `EquipoiseError` for a run that cannot be found or was trained otherwise.
     """
     words = list(argv)
-    if words[:1] != ["train"] or "--resume" not in words or not HELP.keys().isdisjoint(words):
+    if words[:1] != ["train"] or not HELP.keys().isdisjoint(words):
+        return words
+    if any(word == "--config" or word.startswith("--config=") for word in words):
+        return _repeated(words)
+    if "--resume" not in words:
         return words
     named = len(words) > 1 and not words[1].startswith("-")
     out = _value(words, "--out")
@@ -33,6 +40,27 @@ def continued(argv: Sequence[str]) -> list[str]:
     typed = spelled_out(words)[1:]
     if named:
         require(typed[0] == begun[0], f"cannot resume {out}: it was started with method = {begun[0]}, not {typed[0]}.")
+        typed = typed[1:]
+    return ["train", *begun, *typed]
+
+
+def _repeated(words: list[str]) -> list[str]:
+    """The command line with the words of the run whose record `--config` names in place of that option."""
+    require("--resume" not in words, "--config and --resume exclude each other: --resume has the run's own options.")
+    typed = list(words)
+    config = next(number for number, word in enumerate(typed) if word.partition("=")[0] == "--config")
+    record = Path(_value(words, "--config") or ".")
+    record = record / "run.json" if record.is_dir() else record
+    del typed[config : config + 1 + (typed[config] == "--config")]
+    run = load(record)
+    require(
+        isinstance(run, Run) and bool(run.words),
+        f"{record} does not say with which options a run was started: give that of a run of `equipoise train`.",
+    )
+    assert isinstance(run, Run)
+    begun, typed = with_new_flags(["train", *run.words])[1:], spelled_out(typed)[1:]
+    if typed and not typed[0].startswith("-"):
+        require(typed[0] == begun[0], f"{record} is of a run with method = {begun[0]}, not {typed[0]}: leave it out.")
         typed = typed[1:]
     return ["train", *begun, *typed]
 

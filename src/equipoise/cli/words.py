@@ -75,11 +75,13 @@ def _positionals(words: list[str], options: Sequence[Option], command: str) -> d
     if not options:
         require(not words, f"{command} takes no {words[0]!r}: all its options begin with --." if words else "")
         return {}
-    (option,) = options
-    if option.many:
-        return {option.name: tuple(map(option.value_of, words))}
-    require(len(words) <= 1, f"{command} takes one {option.flag}, not {' and '.join(map(repr, words[:3]))}.")
-    return {option.name: option.value_of(words[0])} if words else {}
+    *single, last = options
+    values = {option.name: option.value_of(word) for option, word in zip(single, words, strict=False)}
+    remaining = words[len(single) :]
+    if last.many:
+        return values | ({last.name: tuple(map(last.value_of, remaining))} if remaining or not single else {})
+    require(len(remaining) <= 1, f"{command} takes one {last.flag}, not {' and '.join(map(repr, words[:3]))}.")
+    return values | ({last.name: last.value_of(remaining[0])} if remaining else {})
 
 
 def _unknown_option(flag: str, flags: Sequence[str], command: str) -> EquipoiseError:

@@ -28,6 +28,7 @@ from equipoise.evaluation.suites import AttackLike, Suite
 from equipoise.evaluation.summaries import joined, with_worst_cases
 from equipoise.geometry import EVERYWHERE, Ball, Box
 from equipoise.models import Frozen, as_predictive, cut, frozen, global_seed
+from equipoise.results.accuracies import Results
 from equipoise.results.outcomes import CertifiedResult, CorruptionResult
 from equipoise.results.records import AttackRecord
 
@@ -66,7 +67,7 @@ def evaluate(
     index: Int[Tensor, " batch"] | None = None,
     batch_size: int = 256,
     progress: Progress | None = None,
-) -> list[AttackRecord]:
+) -> Results:
     """Return the accuracy without an attack, under each attack, and in the worst case over the attacks of each ball.
 
     Samples that are misclassified without an attack are not attacked and count as misclassified, at distance 0. Every
@@ -93,7 +94,7 @@ def evaluate_batches(
     index: Int[Tensor, " samples"] | None = None,
     total: int | None = None,
     progress: Progress | None = None,
-) -> list[AttackRecord]:
+) -> Results:
     """As `evaluate`, for batches that arrive one by one, as from a `DataLoader`: only one is held in memory.
 
     Batches are pairs `(x, y)`; they are moved to the model's device. `total` is the number of samples, if known, for
@@ -115,7 +116,7 @@ def evaluate_batches(
         blocks.append(evaluate_block(predictive, x, y, attacks, seed=seed, index=batch_index, progress=report).results)
         start = end
     require(len(blocks) > 0, "there is no batch to evaluate on: the loader is empty.")
-    return with_worst_cases(joined(blocks))
+    return Results(with_worst_cases(joined(blocks)))
 
 
 def progress_within(progress: Progress | None, done: int, n: int, total: int) -> Progress | None:

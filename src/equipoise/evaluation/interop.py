@@ -1,13 +1,20 @@
-"""Interoperability: results in the format of RobustBench, and robust accuracy during training with Lightning."""
+"""Interoperability: results in the format of RobustBench, attacks as AttackBench calls them, and robust accuracy during
+training with Lightning.
+"""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import islice
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor, nn
+
+from equipoise.attacks import Attack
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.rng import Streams
+from equipoise.core.types import Predict, Prediction, Weights
 from equipoise.evaluation import WORST, Suite, evaluate_batches
 from equipoise.results.records import Evaluation
 
@@ -43,6 +50,49 @@ def robustbench(evaluation: Evaluation) -> dict[str, Any]:
         "weights_sha256": evaluation.model.get("sha256"),
     }
     return entry | ({"autoattack_acc": f"{100 * min(r.accuracy for r in full):.2f}"} if full else {})
+
+
+class _Queried:
+    """A model that is called itself, not as a copy, so that it sees every query. It has no `__dict__`, by which the
+    copy of a model that an attack makes would find it.
+    """
+
+    __slots__ = ("model",)
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+
+class _Counted:
+    """A predictive whose calls reach the given model, which counts and limits them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module = nn.Module()  # without parameters: those of the model are not replaced by constants
+        self._queried = _Queried(model)
+
+    def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
+        """Return the model as a function to a prediction."""
+        return lambda x: Prediction(self._queried.model(x)[None])
+
+
+def attackbench(attack: Attack, seed: int = 0) -> Callable[..., Tensor]:
+    """Return an attack as AttackBench (Cina et al. 2025) and adversarial-library call theirs.
+
+    That is `attack(model, inputs, labels, targets=None, targeted=False) -> adversarial inputs`. Other keywords are
+    refused by Python. Every query goes through `model` itself, a network that returns logits, in eval mode, so that it
+    can count and limit them; those that the attack needs to check its inputs are among them. Where no adversarial input
+    was found the attack's last point is returned. Raises `EquipoiseError` as the attack does, and for `targeted`
+    without targets.
+    """
+
+    def run(
+        model: nn.Module, inputs: Tensor, labels: Tensor, targets: Tensor | None = None, targeted: bool = False
+    ) -> Tensor:
+        require(targets is not None or not targeted, "targeted = True needs targets: give the classes to reach.")
+        options: dict[str, Any] = {"target": targets} if targeted else {}
+        return attack(_Counted(model), inputs, labels, seed=seed, **options).x
+
+    return run
 
 
 def lightning_callback(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from equipoise.core.tables import Row, Tabular
 from equipoise.results.statistics import clopper_pearson, student
 
 
@@ -150,8 +151,8 @@ class Picture:
     columns: int
 
 
-@dataclass(frozen=True)
-class Findings:
+@dataclass(frozen=True, repr=False)
+class Findings(Tabular):
     """Numbers, figures and verdict of a study."""
 
     numbers: Sequence[Number]
@@ -160,6 +161,24 @@ class Findings:
     """Every parameter of the study, JSON-ready."""
     verdict: str = ""
     """In a sentence: whether the paper's point was seen."""
+
+    def _table(self) -> tuple[Row, list[Row]]:
+        ends = (" to ".join(f"{end:.4g}" for end in number.interval or ()) for number in self.numbers)
+        return ("measured", "mean", "95 % interval", "n"), [
+            (number.name, f"{number.mean:.4g}", span, f"{len(number.values)} {number.unit}")
+            for number, span in zip(self.numbers, ends, strict=True)
+        ]
+
+    def _columns(self) -> dict[str, list[Any]]:
+        intervals = [number.interval or (None, None) for number in self.numbers]
+        return {
+            "measured": [number.name for number in self.numbers],
+            "n": [len(number.values) for number in self.numbers],
+            "unit": [number.unit for number in self.numbers],
+            "mean": [number.mean for number in self.numbers],
+            "low": [low for low, _ in intervals],
+            "high": [high for _, high in intervals],
+        }
 
 
 @dataclass(frozen=True)

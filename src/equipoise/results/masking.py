@@ -81,6 +81,10 @@ class MaskingReport(Tabular):
         rows = [(test.name, "raised" if test.raised else "", test.figure, test.threshold) for test in self.tests]
         return ("indicator", "", "measured", "threshold"), [(str(self), "", "", ""), *rows]
 
+    def _columns(self) -> dict[str, list[Any]]:
+        names = {"name": "indicator", "raised": "raised", "figure": "measured", "threshold": "threshold", "p": "p"}
+        return {column: [getattr(test, name) for test in self.tests] for name, column in names.items()}
+
     @property
     def masked(self) -> bool:
         """Whether any test was raised."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from equipoise.core.tables import Row, Tabular
 from equipoise.results.schema import Finite, Radius, Whole
@@ -56,6 +57,9 @@ class CorruptionResult(Outcomes):
     def _table(self) -> tuple[Row, list[Row]]:
         return ("corruption", *ACCURACY), [(self.corruption, *accuracy_cells(self))]
 
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        return {"correct": self.correct, "prediction": self.prediction}
+
 
 @dataclass(frozen=True)
 class MeanResult:
@@ -105,3 +109,6 @@ class CertifiedResult(Outcomes):
     def _table(self) -> tuple[Row, list[Row]]:
         row = (self.attack, self.norm, f"{self.eps:.4g}", *accuracy_cells(self))
         return ("attack", "norm", "eps", *ACCURACY), [row]
+
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        return {"correct": self.correct, **({"margin": self.margin} if self.margin else {})}

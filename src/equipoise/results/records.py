@@ -17,6 +17,7 @@ from equipoise.core.documentation import show_attributes
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import write_atomically
 from equipoise.core.tables import Row, Tabular
+from equipoise.results.accuracies import Accuracies
 from equipoise.results.outcomes import (
     ACCURACY,
     CertifiedResult,
@@ -53,6 +54,10 @@ class Provenance:
     options: Mapping[str, Any] = field(default_factory=dict)
     """The name of the command (`command`) and all options, as data. Empty for a call from Python, and in records of
     earlier versions."""
+
+
+_PER_SAMPLE = ("distance", "prediction", "winner", "iteration", "queries", "rates", "choice")
+"""What an `AttackRecord` may hold of every sample, beside `correct`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,9 +105,13 @@ class AttackRecord(Outcomes):
         row = (self.attack, self.norm, f"{self.eps:.4g}", *accuracy_cells(self))
         return ("attack", "norm", "eps", *ACCURACY), [row]
 
+    def _columns(self) -> dict[str, Sequence[Any]]:
+        columns = {name: getattr(self, name) for name in ("correct", *_PER_SAMPLE)}
+        return {name: values for name, values in columns.items() if len(values) > 0}
+
     def __post_init__(self) -> None:
         require(self.n > 0, f"{self.attack or 'it'} covers no samples; evaluate again")
-        for name in ("distance", "prediction", "winner", "iteration", "queries", "rates", "choice"):
+        for name in _PER_SAMPLE:
             length = len(getattr(self, name))
             require(length in (0, self.n), f"{name} of {self.attack} is not of every sample: {length} for {self.n}")
 
@@ -123,7 +132,7 @@ class ResultWarning:
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation(Tabular):
+class Evaluation(Accuracies):
     """Accuracy of one model, clean and under attacks, on one set of samples."""
 
     target: str
@@ -160,9 +169,8 @@ class Evaluation(Tabular):
             for outcomes in (result.correct, result.prediction):
                 require(len(outcomes) == self.results[0].n, f"{result.corruption} lacks an outcome for every sample")
 
-    def _table(self) -> tuple[Row, list[Row]]:
-        rows = [(r.corruption, "", "", *accuracy_cells(r)) for r in self.corruptions]
-        return ("attack", "norm", "eps", *ACCURACY), [*(r._table()[1][0] for r in self.by_ball), *rows]
+    def _entries(self) -> list[AttackRecord | CertifiedResult | CorruptionResult]:
+        return [*self.by_ball, *self.corruptions]
 
     @property
     def by_ball(self) -> list[AttackRecord | CertifiedResult]:
@@ -177,8 +185,8 @@ class Evaluation(Tabular):
         return MeanResult(self.corruptions) if self.corruptions else None
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Tabular):
     """A training run: its settings and its outcome (`run.json` of a run directory).
 
     Beside it lie `metrics.jsonl` (one line per epoch), `best.safetensors`, `last.safetensors`, `evaluation*.json`
@@ -214,6 +222,16 @@ class Run:
     def __post_init__(self) -> None:
         require(isinstance(self.data.get("classes") or [], list | tuple), "its classes are not a list")
 
+    def _table(self) -> tuple[Row, list[Row]]:
+        of = (str(about.get("name", "")) for about in (self.method, self.net, self.data))
+        shares = (f"{self.best[name]:.1%}" if name in self.best else "" for name in ("valid_clean", "valid_pgd"))
+        header = "method", "net", "data", "status", "best epoch", "valid clean", "valid pgd"
+        return header, [(*of, self.status, f"{self.best.get('epoch', 0):g}", *shares)]
+
+    def _columns(self) -> dict[str, list[Any]]:
+        names = dict.fromkeys([*self.best, *self.last])
+        return {"weights": ["best", "last"]} | {name: [self.best.get(name), self.last.get(name)] for name in names}
+
 
 @dataclass(frozen=True)
 class ScoreCurve:
@@ -240,7 +258,7 @@ class ScoreResult:
     """The score, a mean over the samples."""
     n: Whole
     """Number of samples."""
-    curve: ScoreCurve
+    curve: ScoreCurve = field(repr=False)
     """The integrand."""
     settings: Mapping[str, Any]
     """Every parameter of the score, with its `H`, `G` and `radii`."""
@@ -250,7 +268,7 @@ class ScoreResult:
     """95 % interval of the value; None for one sample."""
     won: Mapping[str, Finite] = field(default_factory=dict)
     """Share of the nearest points that each attack found."""
-    samples: Mapping[str, Any] = field(default_factory=dict)
+    samples: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Per sample its value and, if there is one, the margin (null if no point was found), the attack that found the
     point, and the class there."""
 
@@ -259,8 +277,8 @@ class ScoreResult:
         require(not lacking, f"its settings lack {', '.join(lacking)}")
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Tabular):
     """Robustness scores of one model on one set of samples (F, Eq. 3)."""
 
     target: str
@@ -280,6 +298,18 @@ class Scores:
 
     def __post_init__(self) -> None:
         require(len(self.scores) > 0, "it holds no score")
+
+    def _table(self) -> tuple[Row, list[Row]]:
+        rows = []
+        for name, score in self.scores.items():
+            span = " to ".join(f"{end:.4g}" for end in score.interval or ())
+            rows.append((name, f"{score.value:.4g}", span, str(score.n)))
+        return ("score", "value", "95 % interval", "samples"), rows
+
+    def _columns(self) -> dict[str, list[Any]]:
+        ends = zip(*(s.interval or (None, None) for s in self.scores.values()), strict=True)
+        values = {name: [getattr(s, name) for s in self.scores.values()] for name in ("n", "value", "standard_error")}
+        return {"score": list(self.scores), **values, **dict(zip(("low", "high"), map(list, ends), strict=True))}
 
 
 Record = Evaluation | Run | Scores

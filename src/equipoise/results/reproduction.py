@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from equipoise.core.tables import Row, Tabular
 from equipoise.results.findings import Study
 
 MARGIN = 2.0
@@ -278,8 +279,8 @@ def order(tables: Sequence[TableOutcome]) -> Order | None:
     return Order(float(taus(means[None])[0]), (float(low), float(high)), len(ours))
 
 
-@dataclass(frozen=True)
-class Reproduction:
+@dataclass(frozen=True, repr=False)
+class Reproduction(Tabular):
     """An experiment that was run, wholly or in part."""
 
     name: str
@@ -309,6 +310,15 @@ class Reproduction:
     """Settings of the trainings that were changed: deviations from the paper."""
     generators: Sequence[Generator] = ()
     """The adversarial generators of its trainings."""
+
+    def _table(self) -> tuple[Row, list[Row]]:
+        return ("experiment", "verdict"), [(self.name, self.verdict)]
+
+    def _columns(self) -> dict[str, list[Any]]:
+        names = "row", "column", "paper", "mean", "percent", "n", "seeds", "over", "agreement"
+        ends = [one.interval or (None, None) for one in self.outcomes]
+        columns = {name: [getattr(one, name) for one in self.outcomes] for name in names}
+        return {**columns, "low": [low for low, _ in ends], "high": [high for _, high in ends]}
 
     @property
     def outcomes(self) -> list[Outcome]:

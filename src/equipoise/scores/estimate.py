@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -107,6 +107,10 @@ class Estimate(Tabular):
         return ("score", "value", "95 % interval", "samples"), [
             (self.score.name, f"{self.value:.4g}", span, str(len(self)))
         ]
+
+    def _columns(self) -> dict[str, list[Any]]:
+        margins = {} if self.margins is None else {"margin": self.margins.tolist()}
+        return {"value": self.values.tolist(), **margins}
 
     def __str__(self) -> str:
         low, high = self.interval

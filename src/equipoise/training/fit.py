@@ -28,6 +28,7 @@ from equipoise.training.checkpoint import described
 from equipoise.training.corruption import Corrupted
 from equipoise.training.folder import locked_run_folder
 from equipoise.training.job import Job, Progress, in_precision, summary_writer, training_split
+from equipoise.training.loggers import with_logger
 from equipoise.training.recipe import Recipe, require_devices
 
 
@@ -46,6 +47,7 @@ def fit(
     command: str = "",
     progress: Callable[[Progress], None] | None = None,
     unlabelled: Points | None = None,
+    logger: Any = None,
 ) -> Run:
     """Train `model` in place by `method` on `data`, and return the record of the run.
 
@@ -54,8 +56,10 @@ def fit(
     patience than before. `overwrite=True` replaces the run in it, which is set aside once everything has been checked,
     and deleted at the first checkpoint of the new run. `method_record` and `net_record` go into the record; without
     the latter a network that `equipoise.nets.build` made is described by its arguments. `progress` is called after
-    every step and every epoch. `unlabelled` are further inputs, for the terms of a method that are evaluated
-    `on_unlabelled` samples: as many in each step as a batch has, in a random order of their own.
+    every step and every epoch; `logger` gets the metrics of each epoch (see `equipoise.training.loggers`): a function
+    of metrics and step, a run of W&B, trackio, MLflow, TensorBoard, or a CSV file. `unlabelled` are further inputs, for
+    the terms of a method that are evaluated `on_unlabelled` samples: as many in each step as a batch has, in a random
+    order of their own.
 
     Numbers of a method may change over the training: `methods.pgd_at(eps=ramp(0, 0.1, until=0.3))`, see
     `equipoise.core.schedules`.
@@ -77,7 +81,7 @@ def fit(
         method_record=method_record,
         net_record=net_record,
         command=command,
-        progress=progress,
+        progress=with_logger(progress, logger),
         unlabelled=unlabelled,
     )
     with locked_run_folder(job):
