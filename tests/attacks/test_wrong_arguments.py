@@ -6,6 +6,7 @@ from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from equipoise import attacks
@@ -16,7 +17,11 @@ from equipoise.geometry import Box
 from equipoise.losses.objectives import cross_entropy, entropy, kl, misclassified_kl, smoothed_cross_entropy
 
 pytestmark = pytest.mark.unchecked
-GIVEN: dict[str, Any] = {"eps": 0.1, "p": 3, "k": 8, "proxy": nn.Linear(6, 3), "attack": pgd(0.1), "name": "pgd"}
+GIVEN: dict[str, Any] = {
+    **{"eps": 0.1, "p": 3, "k": 8, "proxy": nn.Linear(6, 3), "attack": pgd(0.1), "name": "pgd", "size": 1},
+    **{"mask": torch.ones(6, dtype=torch.bool), "model": nn.Linear(6, 3), "x": torch.full((4, 6), 0.5)},
+    "y": torch.zeros(4, dtype=torch.long),
+}
 FUNCTIONS = {name: make for name in attacks.__all__ if hasattr(make := getattr(attacks, name), "parameters")}
 
 

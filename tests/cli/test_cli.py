@@ -284,7 +284,7 @@ def test_bad_input_is_refused_with_a_sentence(mine, capsys, words, message):
 @pytest.mark.parametrize(
     "words",
     [
-        "train udp",
+        "train ls-udp --eps 0.1",
         "train udp --eps 0.1 --epoch 3",
         "train udp --eps 0.1 --optimizer lion",
         "train udp --eps 0.1 --epochs 2.5",

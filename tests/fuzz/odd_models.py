@@ -117,12 +117,17 @@ KINDS = (
 )  # fmt: skip
 
 MAY_BE_REFUSED = {
-    "NaN on all", "coupled", "no gradient", "one output", "a tuple", "squeezed", "half precision",
-    "probabilities",
+    "NaN on all", "coupled", "no gradient", "one output", "squeezed", "half precision", "probabilities",
 }  # fmt: skip
 """Kinds that an attack may decline, in one sentence: their outputs are no logits of each sample by itself."""
 EXACT = ("exact", "exact huge logits", "rounded inputs", "in place")
 """Kinds whose outputs for a sample do not depend, not even by rounding, on the batch that it comes in."""
+
+
+def logits_in(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The logits in what a model returns: the first of several tensors; of one column z those of two classes."""
+    z = output[0] if isinstance(output, tuple) else output
+    return torch.cat([-z / 2, z / 2], 1) if z.ndim == 2 and z.shape[1] == 1 else z
 
 
 def build(kind: str, shape: tuple[int, ...], classes: int, box: tuple[float, float], seed: int) -> nn.Module:

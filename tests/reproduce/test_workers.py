@@ -78,7 +78,7 @@ def test_killed_workers_change_nothing(tmp_path):
 def test_a_task_that_always_loses_its_worker_fails_and_stops_no_other(here, tmp_path, monkeypatch):
     (tmp_path / "dying.py").write_text("import os, signal\ndef now(*_): os.kill(os.getpid(), signal.SIGKILL)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(workers, "_RETRIES", 1)
+    monkeypatch.setattr(workers, "RETRIES", 1)
     dying = MeasureTask(Call("dying:now"), [training()], "Does it work?")
     outcome = sweep.sweep(toy(evaluated(), evaluated(1), dying).plan(), here, workers=2)
     assert list(outcome.failed) == [here.folder_of(dying)] and len(outcome.finished) == 4

@@ -45,6 +45,10 @@ def evaluate(options: Evaluate, command: str) -> int:
         options.processes == 1 or shard.count == 1,
         f"--processes {options.processes} and --shard {shard} both divide the work: choose one.",
     )
+    require(
+        options.address is None or options.processes > 1,
+        "--address needs --processes: into how many parts the cluster divides the evaluation.",
+    )
     names = options.attacks or ()
     require(options.attacks != (), "--attacks needs a value: the name of an attack, or clean for none.")
     twice = [name for name in names if names.count(name) > 1]

@@ -34,7 +34,18 @@ def from_data(kind: type[T], data: Mapping[str, Any], where: str) -> T:
     return parse(kind, {RENAMED.get(name, name): value for name, value in data.items() if name != "command"}, where)
 
 
-_NEUTRAL = ("command", "out", "overwrite", "resume", "device", "batch_size", "data_root", "checkpoint", "processes")
+_NEUTRAL = (
+    "command",
+    "out",
+    "overwrite",
+    "resume",
+    "device",
+    "batch_size",
+    "data_root",
+    "checkpoint",
+    "processes",
+    "address",
+)
 """Options that say where, whether and how, but not what is computed."""
 
 

@@ -145,6 +145,8 @@ class Evaluate(ModelRequest):
     """Shard to compute, as i/n; `equipoise merge` puts the records of all n together."""
     processes: Count = 1
     """Processes that share the work. The record is the same."""
+    address: str | None = None
+    """Address of a Ray cluster on which the --processes run, such as auto."""
     corruptions: tuple[str, ...] = ()
     """Common corruptions to evaluate as well. mnist-c, cifar-c and imagenet-c stand for all of these collections (also
     cifar-c-15, without those kept for validation); or choose some: fog rotate, cifar-c/snow, cifar-c/snow/3.

@@ -5,22 +5,17 @@ after its last checkpoint: its task is taken up by another.
 """
 
 import errno
-import logging
 import multiprocessing
 import os
-import platform
 import signal
 import socket
-import threading
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,6 +24,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from equipoise.core.cluster import RETRIES, connected, go_to, lost
 from equipoise.core.errors import EquipoiseError, require
 from equipoise.core.files import write_atomically
 from equipoise.reproduce.running import Setting, code_version, run
@@ -37,7 +33,6 @@ from equipoise.reproduce.sweep_folder import DONE, PROGRESS, TASK, is_done, read
 from equipoise.reproduce.tasks import Task, datasets, described
 from equipoise.results.provenance import provenance
 
-_RETRIES = 5  # how often a task may lose its worker
 _INTERVAL = 1.0  # seconds between two reports of progress
 _PATIENCE = 30.0  # seconds to wait for the worker of a sweep that was killed to end
 
@@ -114,7 +109,7 @@ class _Processes:
             except (EOFError, OSError):  # the process has died
                 self._end(worker)
                 self.deaths[job.folder] += 1
-                if self.deaths[job.folder] > _RETRIES:
+                if self.deaths[job.folder] > RETRIES:
                     ended.append((job.folder, _lost("killed or out of memory")))
                 else:
                     self.submit(job, lambda: None)
@@ -168,8 +163,8 @@ def _serve(connection: Any, setting: Setting, gpu: str | None) -> None:
             connection.send(work(connection.recv(), setting))
 
 
-def _lost(why: str) -> str:
-    return f"its worker was lost {_RETRIES + 1} times ({why}): run the same command again with fewer --workers."
+def _lost(why: object) -> str:
+    return f"{lost(why, RETRIES + 1)}: run the same command again with fewer --workers."
 
 
 @dataclass
@@ -196,7 +191,7 @@ class _OnRay:
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            return _lost((str(error).strip() or type(error).__name__).splitlines()[0])
+            return _lost(error)
 
 
 Pool = _ThisProcess | _Processes | _OnRay
@@ -208,55 +203,21 @@ def on_ray(setting: Setting, workers: int | None, address: str) -> "Iterator[Poo
     """Compute at most `workers` jobs at a time on a Ray cluster, by default as many as it has cores. Raises
     `EquipoiseError` if Ray is not installed or there is no cluster.
     """
-    try:
-        ray: Any = import_module("ray")
-    except ImportError as error:
-        raise EquipoiseError(
-            "a cluster needs Ray, which is not installed: pip install 'equipoise[sweeps]', or leave out --address to "
-            "work on this machine."
-        ) from error
-    own = not ray.is_initialized()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with _signals_as_they_were():
-                if own:
-                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise EquipoiseError(
-                f"there is no Ray cluster at {address} ({str(error).strip().splitlines()[0]}): give the address of a "
-                "running one, or leave out --address to work on this machine."
-            ) from error
-        try:
-            resources = ray.cluster_resources()
-            slots = min(workers or 1 << 30, max(int(resources.get("CPU", 1)), 1))
-            gpus = min(int(10_000 * resources.get("GPU", 0) / slots) / 10_000, 1.0)
-            remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(_work_elsewhere)
-            yield _OnRay(ray, remote, setting, slots, {})
-        finally:
-            if own:
-                ray.shutdown()
-
-
-@contextmanager
-def _signals_as_they_were() -> Iterator[None]:
-    """Leave SIGINT and SIGTERM to whoever handled them: Ray takes SIGTERM, and prints its native stack at one."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with connected(address) as ray:
+        resources = ray.cluster_resources()
+        slots = min(workers or 1 << 30, max(int(resources.get("CPU", 1)), 1))
+        gpus = min(int(10_000 * resources.get("GPU", 0) / slots) / 10_000, 1.0)
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work_elsewhere)
+        yield _OnRay(ray, remote, setting, slots, {})
 
 
 def _work_elsewhere(folder: str, task: Task, setting: Setting) -> str | None:
     """`work` on a machine of a cluster, in the folder where the sweep was started."""
     torch.set_num_threads(1)
     try:
-        os.chdir(folder)
-    except OSError:
-        return f"{platform.node()} does not see the folder {folder}: all machines of a cluster need the same folders."
+        go_to(folder)
+    except EquipoiseError as error:
+        return str(error)
     return work(task, setting)
 
 
