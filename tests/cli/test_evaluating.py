@@ -177,6 +177,26 @@ def test_shards_processes_and_one_make_the_same_record(mine):
     assert ask("verify", "two.json") == ask("verify", "1.json") == ask("verify", "both.json") == 0
 
 
+@pytest.mark.timeout(300)
+def test_a_ray_cluster_makes_the_same_record(mine, capsys):
+    pytest.importorskip("ray", reason="a cluster needs Ray")
+    assert ask(*WORDS, "--out", "one.json") == 0
+    assert ask(*WORDS, "--address", "auto", "--out", "ray.json") == 2
+    assert "--address needs --processes" in capsys.readouterr().err
+    here = {"PYTHONPATH": os.pathsep.join(map(str, [mine, *sys.path])), "OMP_NUM_THREADS": "1"}
+    words = line([*WORDS, "--processes", "2", "--address", "local", "--out", "ray.json"])
+    done = subprocess.run(
+        [sys.executable, "-m", "equipoise.cli", *words],
+        env=os.environ | here | {"RAY_worker_niceness": "0"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert digest(load("one.json")) == digest(load("ray.json")) and not list(mine.glob("ray.*of*"))
+
+
 def test_a_killed_evaluation_is_resumed_to_the_same_record(mine, capsys):
     words = line([*WORDS, "--attacks", "square600", "--batch-size", "4"])
     env = {"PYTHONPATH": os.pathsep.join(map(str, [mine, *sys.path])), "OMP_NUM_THREADS": "1"}
