@@ -105,3 +105,30 @@ def test_what_is_typed_stays(here) -> None:
     words = ["train", "udp", "--data", "my.npz", "--net", "mlp", "--batch-size", "7", "--eps", "0.3"]
     assert with_choices(words) == (words, None)
     assert with_choices(["evaluate", "r"]) == (["evaluate", "r"], None)
+
+
+def test_a_method_with_a_regulariser_gets_choices_too(here) -> None:
+    saved("my.npz", (1, 8, 8))
+    words = chosen("pat-entm", "--data", "my.npz", "--minutes", "60")
+    assert (words["method"], words["--epochs"], words["--eps"]) == ("pat", "200", "0.1") and "--minutes" not in words
+
+
+def test_minutes_are_those_of_one_process_and_a_new_run(here, monkeypatch) -> None:
+    """Processes that time their steps would train for different numbers of epochs, and wait for each other for ever."""
+    saved("my.npz", (1, 8, 8))
+    with pytest.raises(EquipoiseError, match="--minutes chooses the number of epochs of a new run"):
+        with_choices(["train", "--resume", "--minutes", "5", "--out", "r"])
+    torchrun = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": 29500}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(EquipoiseError, match="differs between the 2 processes of torchrun: give --epochs"):
+        with_choices(["train", "udp", "--data", "my.npz", "--minutes", "5"])
+
+
+def test_a_step_is_timed_in_the_box_of_the_data(here) -> None:
+    """In [0, 1] the perturbation of inputs from -1 to 0 would be refused, or another one."""
+    saved("my.npz", (4,))
+    arrays = {name: x - 1 if name[0] == "x" else x for name, x in np.load("my.npz").items()}
+    np.savez("my.npz", **arrays)
+    words = ["--data", "my.npz", "--box", "-1", "0", "--eps", "0.1", "--minutes", "60"]
+    assert with_choices(["train", "pgd", *words])[0][-1] == "200"
