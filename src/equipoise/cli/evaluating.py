@@ -71,7 +71,7 @@ def evaluate(options: Evaluate, command: str) -> int:
         entry = (json.dumps(robustbench(evaluation), indent=1) + "\n").encode()
         say(f"wrote {write_once(options.robustbench, entry, options.overwrite, '--robustbench')}")
     say(f"{'wrote' if _stamp(out) != stamp else 'finished before:'} {out}, digest {digest(evaluation)[:16]}")
-    code = gating.conclude(options, evaluation, out)
+    code = gating.conclude(options, evaluation, out, Box(*loaded.data.box))
     after_evaluation(out, evaluation)
     return code
 
