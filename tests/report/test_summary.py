@@ -59,6 +59,11 @@ def test_a_clear_winner_its_price_and_what_it_rests_on(model):
     ]
 
 
+def test_a_model_without_gradients_is_told_of_attacks_that_need_none(model):
+    ((*_, third),) = said(model("box", 900, 650, settings={}, model={"sha256": "0", "answers": "scores"}))
+    assert "more --queries, or by --attacks pgd --transfer-from RUN" in third and "autoattack." not in third
+
+
 def test_models_within_the_interval_are_not_ranked(model):
     ((first, second, _),) = said(model("a", 900, 650), model("b", 905, 640), model("c", 850, 300))
     assert "A and B are the most robust of 3 models, too close to tell apart: A gets 65.0 %" in first
