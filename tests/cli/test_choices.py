@@ -82,7 +82,9 @@ def test_data_in_the_place_of_the_method_are_trained_on_by_udp(here, capsys) -> 
 def test_the_choices_are_recorded_and_a_run_resumes_with_them(here, capsys) -> None:
     saved("my.npz", (1, 8, 8))
     assert main(["train", "my.npz", "--epochs", "1", "--steps", "2", "--evaluate-examples", "4", "--out", "r"]) == 0
-    words = json.loads(Path("r/run.json").read_text())["words"]
+    record = json.loads(Path("r/run.json").read_text())
+    words = record["words"]
+    assert "loaded" not in record["provenance"]["options"]  # no pixels in the record
     assert words[0] == "udp" and {"--net", "--batch-size", "--eps", "--data"} <= set(words)
     out = capsys.readouterr().out
     assert all(f"{flag}: " in out for flag in ("--net mlp", "--batch-size 16", "--eps 0.1"))
