@@ -92,6 +92,22 @@ def test_the_choices_are_recorded_and_a_run_resumes_with_them(here, capsys) -> N
     assert "--net mlp:" not in capsys.readouterr().out
 
 
+def test_an_interrupted_run_names_the_command_that_continues_it(here, capsys, monkeypatch) -> None:
+    """With what was chosen: the data alone are no method, and the minutes would be chosen anew."""
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    saved("my.npz", (1, 8, 8))
+    monkeypatch.setattr("equipoise.cli.commands.run", interrupted)
+    assert main(["train", "my.npz", "--minutes", "60"]) == 130
+    words = "train udp --data my.npz --net mlp --batch-size 16 --eps 0.1 --epochs 200 --resume"
+    assert capsys.readouterr().err == f"interrupted; continue with: equipoise {words}\n"
+    assert with_choices(words.split()) == (words.split(), None)
+    assert main(["train", "standard", "--data", "my.npz", "--net", "mlp", "--batch-size", "8", "--out", "r"]) == 130
+    assert capsys.readouterr().err.endswith("train standard --data my.npz --net mlp --batch-size 8 --out r --resume\n")
+
+
 def test_minutes_become_epochs(here, capsys) -> None:
     saved("my.npz", (1, 8, 8))
     few, many = (int(chosen("standard", "--data", "my.npz", "--minutes", m)["--epochs"]) for m in ("0.005", "60"))
