@@ -162,7 +162,11 @@ def test_runs_of_several_seeds_are_one_row_with_the_single_runs_beside_it(model,
     assert folded == ["Show the images of UDP (UDP-1)", "Show the images of UDP (UDP-2)"]
 
 
-@pytest.mark.parametrize("other", [{"seed": 0}, {"seed": 1, "method": "trades"}], ids=["same seed", "other method"])
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 0}, {"seed": 1, "method": "trades"}, {"seed": 1, "settings": {"steps": 7}}],
+    ids=["same seed", "other method", "other attack"],
+)
 def test_only_runs_that_differ_in_their_seed_alone_are_put_together(model, other):
     runs = [model("first", 900, 650, seed=0, method="udp"), model("second", 900, 650, **{"method": "udp", **other})]
     (comparison,) = map(grouped, compare(read(runs)))
