@@ -161,6 +161,13 @@ def test_tables_that_cannot_be_read(tmp_path: Path, text: str, options: dict[str
         load(tmp_path / "t.csv", **options)
 
 
+def test_names_of_another_shape_are_refused_as_numbers_are(tmp_path: Path) -> None:
+    for kind in (np.arange(8) % 2, np.array(["a", "b"] * 4)):
+        np.savez(tmp_path / "t.npz", x=np.zeros((8, 2), np.float32), y=kind.reshape(4, 2))
+        with pytest.raises(EquipoiseError, match=r"y holds labels of shape \(4, 2\) for 8 images"):
+            load(tmp_path / "t.npz")
+
+
 def test_features_that_a_network_took_as_they_were_are_not_scaled(tmp_path: Path) -> None:
     """Not for another file, and not for validation, whose own bounds would be another scale."""
     lines = [f"0.{i},{'ab'[i % 2]}" for i in range(1, 9)]
