@@ -10,6 +10,7 @@ from equipoise import Ball, Box, EquipoiseError, attacks, data
 from equipoise.attacks.on_lattice import Lattice
 from equipoise.cli import main
 from equipoise.geometry import NORMS, Sparse
+from equipoise.results.records import load
 
 pytestmark = pytest.mark.unchecked
 
@@ -124,6 +125,21 @@ def test_the_command_line_attacks_what_can_be_saved(tmp_path, monkeypatch, capsy
     words = "evaluate digits/standard --data d.npz --attacks pgd5 --eps 12/255 --lattice 255 --examples 20 --out a.json"
     assert main([*words.split(), "--save-images", "images"]) == 0
     assert main(["verify", "a.json"]) == 0
+    # Accuracy on few values is higher than that in all of the ball, and is not to be taken for it.
+    assert [result.attack for result in load("a.json").results] == ["clean", "pgd5 on 256 values"]
+    assert main([*words.replace("a.json", "c.json").split(), "--robustbench", "rb.json"]) == 2
+    assert "leave out --lattice" in capsys.readouterr().err
     capsys.readouterr()
     assert main(words.replace("--data d.npz", "").replace("a.json", "b.json").split()) == 2
     assert "clean samples have values between the 256 levels" in capsys.readouterr().err
+
+
+def test_values_of_few_digits_are_refused(plane, images) -> None:
+    """Moved by whole steps from 0.003922 instead of 1/255 a point lies outside of the ball: no success would count."""
+    written = (images * 1e6).round() / 1e6
+    attack = attacks.on_lattice(attacks.pgd(8 / 255, steps=3))
+    with pytest.raises(EquipoiseError, match="values between the 256 levels"):
+        attack(plane, written, plane(written).argmax(1))
+    shifted = 2 * images - 1  # rounded to float32 on the way
+    ball = attacks.pgd(16 / 255, steps=3, step_size=8 / 255, box=Box(-1, 1))
+    assert attacks.on_lattice(ball)(plane, shifted, plane(shifted).argmax(1)).success.any()

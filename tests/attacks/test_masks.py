@@ -134,3 +134,22 @@ def test_refusals() -> None:
         attacks.Universal(Ball("linf", 0.1, Box()), torch.full((4,), 0.2))
     with pytest.raises(EquipoiseError, match=r"shape \(4,\), a sample \(1, 2, 2\)"):
         attacks.Universal(Ball("linf", 0.1, Box()), torch.full((4,), 0.05))(net, x, y)
+
+
+def test_balls_of_other_masks_are_other_balls() -> None:
+    """Else a chain would judge the points of one part by the mask of another, and lose them."""
+    left, right = (Masked("linf", 0.1, mask=mask[None]) for mask in (MASK, ~MASK))
+    assert left != right and left == Masked("linf", 0.1, mask=MASK.clone()[None]) and left != Ball("linf", 0.1)
+    parts = tuple((name, attacks.masked(attacks.pgd(0.1), mask)) for name, mask in (("a", MASK), ("b", ~MASK)))
+    with pytest.raises(EquipoiseError, match="must share one ball"):
+        attacks.Chain(parts)
+
+
+def test_a_masked_start_has_the_precision_of_the_points() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        ball = Masked("l2", 0.1, mask=MASK[None])
+        drawn = ball.draw(Streams.of(0, torch.arange(3)), torch.full((3, 1, 2, 2), 0.5, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert drawn.dtype == torch.float32

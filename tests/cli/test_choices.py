@@ -82,12 +82,30 @@ def test_data_in_the_place_of_the_method_are_trained_on_by_udp(here, capsys) -> 
 def test_the_choices_are_recorded_and_a_run_resumes_with_them(here, capsys) -> None:
     saved("my.npz", (1, 8, 8))
     assert main(["train", "my.npz", "--epochs", "1", "--steps", "2", "--evaluate-examples", "4", "--out", "r"]) == 0
-    words = json.loads(Path("r/run.json").read_text())["words"]
+    record = json.loads(Path("r/run.json").read_text())
+    words = record["words"]
+    assert "loaded" not in record["provenance"]["options"]  # no pixels in the record
     assert words[0] == "udp" and {"--net", "--batch-size", "--eps", "--data"} <= set(words)
     out = capsys.readouterr().out
     assert all(f"{flag}: " in out for flag in ("--net mlp", "--batch-size 16", "--eps 0.1"))
     assert main(["train", "--resume", "--epochs", "2", "--out", "r"]) == 0
     assert "--net mlp:" not in capsys.readouterr().out
+
+
+def test_an_interrupted_run_names_the_command_that_continues_it(here, capsys, monkeypatch) -> None:
+    """With what was chosen: the data alone are no method, and the minutes would be chosen anew."""
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    saved("my.npz", (1, 8, 8))
+    monkeypatch.setattr("equipoise.cli.commands.run", interrupted)
+    assert main(["train", "my.npz", "--minutes", "60"]) == 130
+    words = "train udp --data my.npz --net mlp --batch-size 16 --eps 0.1 --epochs 200 --resume"
+    assert capsys.readouterr().err == f"interrupted; continue with: equipoise {words}\n"
+    assert with_choices(words.split()) == (words.split(), None)
+    assert main(["train", "standard", "--data", "my.npz", "--net", "mlp", "--batch-size", "8", "--out", "r"]) == 130
+    assert capsys.readouterr().err.endswith("train standard --data my.npz --net mlp --batch-size 8 --out r --resume\n")
 
 
 def test_minutes_become_epochs(here, capsys) -> None:
@@ -105,3 +123,30 @@ def test_what_is_typed_stays(here) -> None:
     words = ["train", "udp", "--data", "my.npz", "--net", "mlp", "--batch-size", "7", "--eps", "0.3"]
     assert with_choices(words) == (words, None)
     assert with_choices(["evaluate", "r"]) == (["evaluate", "r"], None)
+
+
+def test_a_method_with_a_regulariser_gets_choices_too(here) -> None:
+    saved("my.npz", (1, 8, 8))
+    words = chosen("pat-entm", "--data", "my.npz", "--minutes", "60")
+    assert (words["method"], words["--epochs"], words["--eps"]) == ("pat", "200", "0.1") and "--minutes" not in words
+
+
+def test_minutes_are_those_of_one_process_and_a_new_run(here, monkeypatch) -> None:
+    """Processes that time their steps would train for different numbers of epochs, and wait for each other for ever."""
+    saved("my.npz", (1, 8, 8))
+    with pytest.raises(EquipoiseError, match="--minutes chooses the number of epochs of a new run"):
+        with_choices(["train", "--resume", "--minutes", "5", "--out", "r"])
+    torchrun = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": 29500}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(EquipoiseError, match="differs between the 2 processes of torchrun: give --epochs"):
+        with_choices(["train", "udp", "--data", "my.npz", "--minutes", "5"])
+
+
+def test_a_step_is_timed_in_the_box_of_the_data(here) -> None:
+    """In [0, 1] the perturbation of inputs from -1 to 0 would be refused, or another one."""
+    saved("my.npz", (4,))
+    arrays = {name: x - 1 if name[0] == "x" else x for name, x in np.load("my.npz").items()}
+    np.savez("my.npz", **arrays)
+    words = ["--data", "my.npz", "--box", "-1", "0", "--eps", "0.1", "--minutes", "60"]
+    assert with_choices(["train", "pgd", *words])[0][-1] == "200"

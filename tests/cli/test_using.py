@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ import equipoise as eq
 from equipoise.cli import main
 from equipoise.core.rng import fold
 from equipoise.data.single_images import read_image, read_inputs
+from equipoise.evaluation import read_points
+from equipoise.models.exported import METADATA
 from equipoise.pretrained import find
 from equipoise.results.provenance import provenance
-from equipoise.results.records import AttackRecord, Evaluation, Run, save
+from equipoise.results.records import AttackRecord, Evaluation, Run, load, save
+from equipoise.results.seeds import but_for_seed
 
 pytestmark = pytest.mark.unchecked
 MODEL = "digits/udp-0.15"
@@ -132,6 +136,37 @@ def test_export_writes_once(digit, capsys):
     assert Path("m.onnx").read_bytes() == before
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_in_a_box_of_its_own(tmp_path, monkeypatch, capsys):
+    """Predictions, files and pictures are in the range that the network was trained on."""
+    monkeypatch.chdir(tmp_path)
+    y = np.arange(60) % 2
+    x = (-1 + 1.2 * y.reshape(-1, 1, 1, 1) + 0.3 * np.random.default_rng(0).random((60, 1, 4, 4))).astype(np.float32)
+    np.savez("my.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    small = "--steps 1 --widths 4 --epochs 9 --valid-steps 1 --batch-size 8 --evaluate-examples 0 --device cpu --out r"
+    assert main(["train", "pgd", "--data", "my.npz", "--box", "-1", "1", "--eps", "0.1", *small.split()]) == 0
+    np.save("one.npy", x[40:42])
+    assert main(["predict", "r", "one.npy", "--certified", "--out", "p.json"]) == 0
+    (net, _), points = eq.load("r"), torch.from_numpy(x[40:42])
+    for sample, point in zip(json.loads(Path("p.json").read_text())["samples"], points[:, None], strict=True):
+        attack = eq.attacks.pgd(0.99 * sample["certified"], steps=20, box=eq.Box(-1, 1))
+        assert 0 < sample["certified"] <= sample["distance"]
+        assert not attack(net, point, net(point).argmax(1)).success
+    Image.new("L", (4, 4)).save("a.png")
+    assert main(["predict", "r", "a.png"]) == 2
+    assert "takes inputs on another scale, of -1 to 1" in capsys.readouterr().err
+    assert main(["export", "r", "--to", "torchscript", "--out", "m.pt"]) == 0
+    assert "float32 in [-1, 1] of shape" in capsys.readouterr().out
+    files = {METADATA: ""}
+    torch.jit.load("m.pt", _extra_files=files)
+    assert json.loads(json.loads(files[METADATA])["preprocessing"]) == {"box": [-1.0, 1.0]}
+    words = ["--attacks", "pgd5", "--eps", "1.9", "--out", "e.json", "--save-images", "i"]
+    assert main(["evaluate", "r", *words]) == 0
+    (stored,) = read_points(Path("e.images.npz"))
+    (file,) = Path("i").glob(f"*/{stored['rows'][0]:05}-*.png")
+    assert np.abs(np.asarray(Image.open(file), float) - 127.5 * (1 + stored["x"][0, 0])).max() <= 0.5 + 1e-3
+
+
 @pytest.fixture
 def seeds(tmp_path, monkeypatch) -> list[str]:
     """Three runs that differ in their seed, and one that differs in its learning rate; accuracies are known."""
@@ -158,6 +193,13 @@ def test_seeds_are_one_row_with_the_interval_of_their_mean(seeds, capsys):
     expected = [0.7, 0.7 - low, min(0.7 + high, 1)]
     assert [float(rows[0][key]) for key in ("accuracy", "low", "high")] == pytest.approx(expected)
     assert float(rows[1]["accuracy"]) == 0.5 and rows[1]["n"] == "10"
+
+
+def test_runs_on_other_scales_of_the_same_features_are_no_seeds_of_each_other(seeds):
+    first, second = load("a/run.json"), load("b/run.json")
+    assert isinstance(first, Run) and isinstance(second, Run) and but_for_seed(first) == but_for_seed(second)
+    scaled = replace(second, data={**second.data, "preprocessing": {"offset": [1.0], "scale": [2.0]}})
+    assert but_for_seed(first) != but_for_seed(scaled)
 
 
 def test_latex_markdown_and_files(seeds, capsys):

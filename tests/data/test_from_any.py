@@ -94,6 +94,13 @@ def test_of_several_splits_each_has_its_own() -> None:
     assert (len(held_out.train), len(held_out.test)) == (14, 6)
 
 
+def test_the_numbers_of_names_are_those_of_all_splits() -> None:
+    """Of classes that are missing among the test samples as well."""
+    x = np.zeros((3, 2), np.float32)
+    splits = {"train": (x, np.array(["a", "b", "c"])), "test": (x[:2], np.array(["c", "a"]))}
+    assert inputs_and_labels(splits)[1].tolist() == [2, 0]
+
+
 def test_a_sampler_of_a_part_is_followed() -> None:
     loader = DataLoader(TENSORS, 4, sampler=SubsetRandomSampler(range(8)))
     assert (

@@ -91,6 +91,21 @@ def test_a_table_may_name_the_classes(tmp_path: Path, table: str, names: str) ->
         assert ((x * 255).round().byte().numpy().tobytes() in cats) == (int(y) == 0)
 
 
+def test_a_table_names_the_images_of_its_own_split(tmp_path: Path) -> None:
+    """Else the labels of one split would be those of the images of the same number in another."""
+    files = {f"{split}/{i}.png": image(i + 20 * (split == "val")) for split in ("train", "val") for i in range(8)}
+    rows = ["id,label", *(f"{i},{'cat' if i % 2 else 'dog'}" for i in range(8))]
+    tables = {"train.csv": "\n".join(rows).encode(), "val.csv": "\n".join([*rows[:-1], "7,dog"]).encode()}
+    data = load(write_folder(tmp_path / "d", files | tables))
+    assert data.valid is not None and len(data.train) + len(data.test) == len(data.valid) == 8
+    cats = {image_of(i) for i in (21, 23, 25)}
+    for x, y in zip(data.valid.x, data.valid.y, strict=True):
+        assert ((x * 255).round().byte().numpy().tobytes() in cats) == (int(y) == 0)
+    files = {f"{folder}/{i}.png": image(i) for folder in ("a", "a/b") for i in range(8)}
+    with pytest.raises(EquipoiseError, match=r"labels.csv may mean a/0.png or a/b/0.png: name the images by their pa"):
+        load(write_folder(tmp_path / "e", files | {"labels.csv": "\n".join(rows).encode()}))
+
+
 def image_of(value: int) -> bytes:
     """The bytes of the pixels of `image(value)`, channels first."""
     pixels = np.random.default_rng(value).integers(0, 256, (4, 5, 3), np.uint8)

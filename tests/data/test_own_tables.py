@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedShuffleSplit
+from torch import nn
 
 from equipoise.cli import main
 from equipoise.core.errors import EquipoiseError, EquipoiseWarning
-from equipoise.data import load
+from equipoise.data import Reading, load, load_as
 from equipoise.data.ordering import held_out
+from equipoise.evaluation import evaluate_dataset
 from equipoise.results.records import Run
 from equipoise.results.records import load as load_record
 
@@ -148,6 +150,7 @@ def test_features_may_be_standardised_or_left_as_they_are(tmp_path: Path) -> Non
         ("a\n1\n", {}, r"t.csv has one column \('a'\): expected features and a class"),
         ("a,a,b\n1,2,u\n", {}, r"has two columns of the name 'a'"),
         ("a,b\n", {}, r"t.csv has no rows"),
+        (",,\n", {}, r"t.csv has no rows"),
         ("a,b,c\n1,2,u\n", {"label_column": "d"}, r"unknown column of \S+t.csv 'd': choose one of a, b, c"),
         ("\xff,b\n", {}, r"t.csv is not a text in UTF-8"),
     ],
@@ -156,6 +159,38 @@ def test_tables_that_cannot_be_read(tmp_path: Path, text: str, options: dict[str
     (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(EquipoiseError, match=message):
         load(tmp_path / "t.csv", **options)
+
+
+def test_names_of_another_shape_are_refused_as_numbers_are(tmp_path: Path) -> None:
+    for kind in (np.arange(8) % 2, np.array(["a", "b"] * 4)):
+        np.savez(tmp_path / "t.npz", x=np.zeros((8, 2), np.float32), y=kind.reshape(4, 2))
+        with pytest.raises(EquipoiseError, match=r"y holds labels of shape \(4, 2\) for 8 images"):
+            load(tmp_path / "t.npz")
+
+
+def test_features_that_a_network_took_as_they_were_are_not_scaled(tmp_path: Path) -> None:
+    """Not for another file, and not for validation, whose own bounds would be another scale."""
+    lines = [f"0.{i},{'ab'[i % 2]}" for i in range(1, 9)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,label", *lines]))
+    (tmp_path / "v.csv").write_text("\n".join(["x,label", *lines[:-1], "1.5,b"]))
+    assert load(tmp_path / "t.csv").preprocessing == {}
+    for read in (
+        lambda: load(tmp_path / "t.csv", validation_data=tmp_path / "v.csv"),
+        lambda: load_as(Reading(), tmp_path / "v.csv", preprocessing={}),
+    ):
+        with pytest.raises(EquipoiseError, match=r"x has values from \S+ to 1.5; expected \[0, 1\]"):
+            read()
+
+
+def test_a_record_on_another_scale_answers_no_request(tmp_path: Path) -> None:
+    net = nn.Linear(3, 2)
+    for scale in ("bounds", "standard"):
+        data = load(table(tmp_path / "cars.csv"), feature_scale=scale)
+        if scale == "standard":
+            with pytest.raises(EquipoiseError, match="preprocessing"):
+                evaluate_dataset(net, data, [], target="net", out=tmp_path / "e.json")
+        else:
+            evaluate_dataset(net, data, [], target="net", out=tmp_path / "e.json")
 
 
 def test_rows_without_numbers_are_left_out_on_request(tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ def test_a_clear_winner_its_price_and_what_it_rests_on(model):
     ]
 
 
+def test_a_model_without_gradients_is_told_of_attacks_that_need_none(model):
+    ((*_, third),) = said(model("box", 900, 650, settings={}, model={"sha256": "0", "answers": "scores"}))
+    assert "more --queries, or by --attacks pgd --transfer-from RUN" in third and "autoattack." not in third
+
+
 def test_models_within_the_interval_are_not_ranked(model):
     ((first, second, _),) = said(model("a", 900, 650), model("b", 905, 640), model("c", 850, 300))
     assert "A and B are the most robust of 3 models, too close to tell apart: A gets 65.0 %" in first
@@ -157,7 +162,11 @@ def test_runs_of_several_seeds_are_one_row_with_the_single_runs_beside_it(model,
     assert folded == ["Show the images of UDP (UDP-1)", "Show the images of UDP (UDP-2)"]
 
 
-@pytest.mark.parametrize("other", [{"seed": 0}, {"seed": 1, "method": "trades"}], ids=["same seed", "other method"])
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 0}, {"seed": 1, "method": "trades"}, {"seed": 1, "settings": {"steps": 7}}],
+    ids=["same seed", "other method", "other attack"],
+)
 def test_only_runs_that_differ_in_their_seed_alone_are_put_together(model, other):
     runs = [model("first", 900, 650, seed=0, method="udp"), model("second", 900, 650, **{"method": "udp", **other})]
     (comparison,) = map(grouped, compare(read(runs)))

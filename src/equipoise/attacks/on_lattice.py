@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from equipoise.attacks.attack import Attack, AttackLike
@@ -22,12 +23,13 @@ from equipoise.attacks.spaces import Input
 from equipoise.core.checks import checked_call
 from equipoise.core.errors import EquipoiseError, require, require_integer
 from equipoise.core.rng import Streams
-from equipoise.core.types import Points, Predict, Predictive, Weights
+from equipoise.core.types import Answers, Points, Predict, Predictive, Weights, answers_of
 from equipoise.geometry import NORMS, Ball, Box
 from equipoise.models import as_predictive
 
-_CLEAN = 1e-2
-"""By how much of a step of the lattice a clean value may be off: by rounding to float32."""
+_CLEAN = 2.0**-23
+"""By how much of its size, or of 1 or the width of the box, whichever is less, a clean value may be off the lattice: by
+rounding to float32, as otherwise a move of whole steps would leave the ball."""
 _ROUNDING = 1e-6
 """The share of the radius by which a sum of steps may exceed it by rounding."""
 
@@ -52,6 +54,11 @@ class Lattice:
     def round(self, x: Points) -> Points:
         """The nearest points of the lattice."""
         return self.values(self.units(x).round())
+
+    def holds(self, x: Points) -> Bool[Tensor, " batch"]:
+        """Which points are on the lattice up to rounding."""
+        off = (x.double() - self.round(x.double())).abs().flatten(1).amax(1)
+        return off <= _CLEAN * x.flatten(1).abs().amax(1).double().clamp_min(min(self.box.scale, 1.0))
 
     def round_into(self, ball: Ball, x: Points, centre: Points) -> Points:
         """The points of the lattice near `x` that lie in a ball around a point of the lattice.
@@ -99,6 +106,10 @@ class _Saved:
     def module(self) -> nn.Module:
         return self.predictive.module
 
+    @property
+    def answers(self) -> Answers:
+        return answers_of(self.predictive)
+
     def draw(self, streams: Streams | None = None, weights: Weights | None = None) -> Predict:
         predict = self.predictive.draw(streams, weights)
         return lambda x: predict(_Rounded.apply(x, self.lattice))
@@ -136,8 +147,7 @@ class OnLattice(Attack):
         `EquipoiseError` for clean samples that are not on the lattice.
         """
         lattice = Lattice(self.geometry.box, self.levels)
-        units = lattice.units(inputs.x)
-        between = int(((units - units.round()).abs().flatten(1).amax(1) > _CLEAN).sum())
+        between = int((~lattice.holds(inputs.x)).sum())
         require(
             between == 0,
             f"{between} of {len(inputs.x)} clean samples have values between the {self.levels + 1} levels: round them "

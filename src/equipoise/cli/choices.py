@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from equipoise.cli.console import say
-from equipoise.cli.method_options import METHODS, choice_of
+from equipoise.cli.method_options import METHODS, choice_of, spelled_out
 from equipoise.cli.options import options_of
 from equipoise.cli.parsing import first_word, parse
 from equipoise.cli.requests import Train
 from equipoise.cli.training import net_record
 from equipoise.cli.words import FLAG, HELP
 from equipoise.core.errors import EquipoiseError, require
+from equipoise.core.torchrun import World
 from equipoise.data import Dataset, load_as, names
 from equipoise.data.distances import class_distances
+from equipoise.geometry import Box
 from equipoise.losses.terms import as_method
 from equipoise.models import as_predictive
 from equipoise.training import build_model, training_split
@@ -37,6 +39,7 @@ _BATCHES, _STEPS = (16, 256), 20
 _USUAL = {"linf": (0.1, 8 / 255), "l2": (1.5, 0.5), "l1": (10.0, 12.0)}
 """Usual radii of grey and of colour images, in [0, 1]."""
 _TIMED = 3
+_MINUTES = "--minutes chooses the number of epochs"
 _SHARE = 0.9
 """Of the minutes, which is spent on training: the rest is for loading, checkpoints and an estimate that is too low."""
 
@@ -46,17 +49,26 @@ def with_choices(argv: Sequence[str]) -> tuple[list[str], Dataset | None]:
     be read for that. Other commands are returned as they are.
     """
     words = list(argv)
-    if words[:1] != ["train"] or "--resume" in words or not HELP.keys().isdisjoint(words):
+    if words[:1] != ["train"] or not HELP.keys().isdisjoint(words):
         return words, None
-    words = _with_method(words)
+    if "--resume" in words:
+        require(not any(_flag(word) == "--minutes" for word in words), f"{_MINUTES} of a new run: give --epochs.")
+        return words, None
+    words = _with_method(spelled_out(words))
     method = next((word for word in words if word in METHODS), None)
-    typed = {word.partition("=")[0].replace("_", "-") for word in words if FLAG.match(word)}
+    typed = {_flag(word) for word in words if FLAG.match(word)}
     missing = [flag for flag in _CHOOSE if flag not in typed and (flag != "--epochs" or "--minutes" in typed)]
     required = [] if method is None else [option.flag for option in options_of(choice_of(method)) if option.required]
     missing = [flag for flag in missing if flag != "--eps" or flag in required]
     require(
         not {"--minutes", "--epochs"} <= typed,
-        "--minutes chooses the number of epochs: leave out --epochs, or --minutes.",
+        f"{_MINUTES}: leave out --epochs, or --minutes.",
+    )
+    world = World.from_environment()
+    require(
+        "--minutes" not in typed or world is None or world.size == 1,
+        f"{_MINUTES} by the time of a step, which differs between the {world and world.size} processes of torchrun: "
+        "give --epochs.",
     )
     if method is None or not missing:
         return words, None  # `parse` says what is wrong with the former
@@ -71,6 +83,10 @@ def with_choices(argv: Sequence[str]) -> tuple[list[str], Dataset | None]:
         say(f"{flag} {value}: {reason}" if value else reason)
         draft = _draft([*words, *filler])
     return _without(words, "--minutes") if "--epochs" in missing else words, data
+
+
+def _flag(word: str) -> str:
+    return word.partition("=")[0].replace("_", "-")
 
 
 def _without(words: Sequence[str], flag: str) -> list[str]:
@@ -179,7 +195,7 @@ def _seconds_per_step(draft: Train, data: Dataset, x: Tensor, y: Tensor) -> floa
     device = draft.recipe.pick_device()
     predictive = as_predictive(build_model(net_record(draft, data)))
     module = predictive.module.to(device).train()
-    made: Any = draft.variation.of(draft.method)
+    made: Any = draft.variation.of(draft.method, box=Box(*data.box))
     method = as_method(made.at(1.0) if hasattr(made, "at") else made)
     seconds = []
     for step in range(1 + _TIMED):

@@ -75,7 +75,7 @@ def evaluate(options: Evaluate, command: str) -> int:
         entry = (json.dumps(robustbench(evaluation), indent=1) + "\n").encode()
         say(f"wrote {write_once(options.robustbench, entry, options.overwrite, '--robustbench')}")
     say(f"{'wrote' if _stamp(out) != stamp else 'finished before:'} {out}, digest {digest(evaluation)[:16]}")
-    code = gating.conclude(options, evaluation, out)
+    code = gating.conclude(options, evaluation, out, Box(*loaded.data.box))
     after_evaluation(out, evaluation)
     return code
 
@@ -130,6 +130,7 @@ def _require_free(options: Evaluate, out: Path, run: Run | None, attacks: Suite,
     for file, content in ((out, "the record"), (images_of(out), "the adversarial images")):
         require(entry.resolve() != file.resolve(), f"--robustbench {entry} would overwrite {content}: choose another.")
     require(len(attacks) > 0, "a RobustBench entry needs an attack: evaluate with --attacks autoattack.")
+    require(options.lattice is None, "a RobustBench entry is of all points of the ball: leave out --lattice.")
     require(shard.count == 1, f"--robustbench is of a whole evaluation, not of shard {shard}: leave it out.")
     require(
         options.overwrite or out.is_file() or not entry.exists(),
@@ -145,7 +146,8 @@ def _stamp(file: Path) -> int | None:
 def _usual_place(options: Evaluate, loaded: LoadedModel, attacks: Suite, norm: str, shard: Shard) -> Path:
     """Where the record goes: a name that tells model, data, attacks, norm and radii apart."""
     proven = [] if options.certified is None else [f"certified-{options.certified}"]
-    names = dict.fromkeys([*(options.attacks or ["clean"]), *proven, *options.corruptions])
+    lattice = [] if options.lattice is None else [f"lattice-{options.lattice}"]
+    names = dict.fromkeys([*(options.attacks or ["clean"]), *lattice, *proven, *options.corruptions])
     eps = dict.fromkeys(f"{attack.geometry.eps:.6g}" for _, attack in attacks)
     number = [] if shard.count == 1 else [f"{shard.number}of{shard.count}"]
     last = ["last"] if options.weights == "last" else []
@@ -190,7 +192,7 @@ def attacks_of(options: Evaluate, loaded: LoadedModel, norm: str) -> Suite:
         box=Box(*loaded.data.box),
     )
     if options.lattice is not None:
-        own = [(name, on_lattice(attack, options.lattice)) for name, attack in own]
+        own = [(f"{name} on {options.lattice + 1} values", on_lattice(attack, options.lattice)) for name, attack in own]
     transferred = []
     for folder in options.transfer_from:
         proxy, _ = load_run(folder, device=Recipe(device=options.device).pick_device())

@@ -21,9 +21,10 @@ def export(options: Export) -> None:
     )
     model, run = load_run(options.target, options.weights)
     shape, classes = tuple(run.data["shape"]), [str(name) for name in run.data["classes"]]
-    exported(model, out, shape, options.to, classes=classes)
-    sides = " x ".join(map(str, shape))
+    preprocessing = run.data.get("preprocessing", {})
+    exported(model, out, shape, options.to, classes=classes, preprocessing=preprocessing)
+    sides, (low, high) = " x ".join(map(str, shape)), preprocessing.get("box", (0.0, 1.0))
     say(
-        f"wrote {out}: float32 in [0, 1] of shape batch x {sides} to logits of {len(classes)} classes; its predictions "
-        "are those of PyTorch"
+        f"wrote {out}: float32 in [{low:g}, {high:g}] of shape batch x {sides} to logits of {len(classes)} "
+        "classes; its predictions are those of PyTorch"
     )

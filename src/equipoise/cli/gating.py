@@ -14,6 +14,7 @@ from equipoise.core.errors import require
 from equipoise.core.files import require_writable, write_atomically, write_once
 from equipoise.evaluation import WORST, read_points
 from equipoise.evaluation.journal import images_of
+from equipoise.geometry import Box
 from equipoise.report import continuous_integration
 from equipoise.results.records import Evaluation
 
@@ -41,7 +42,7 @@ def check(options: Evaluate, shape: tuple[int, ...]) -> None:
     require_writable(folder, "--save-images")
 
 
-def conclude(options: Evaluate, evaluation: Evaluation, out: Path) -> int:
+def conclude(options: Evaluate, evaluation: Evaluation, out: Path, box: Box = Box()) -> int:
     """Write the files that were asked for, and return the exit code: 1 if --fail-under is not met."""
     if options.junit is not None:
         content = continuous_integration.junit(evaluation, options.fail_under)
@@ -50,7 +51,7 @@ def conclude(options: Evaluate, evaluation: Evaluation, out: Path) -> int:
         log = continuous_integration.sarif(evaluation, out, options.fail_under)
         say(f"wrote {write_once(options.sarif, (json.dumps(log, indent=1) + chr(10)).encode(), True)}")
     if options.save_images is not None:
-        count = _save_images(options.save_images, evaluation, out)
+        count = _save_images(options.save_images, evaluation, out, box)
         say(f"wrote {count} images into {options.save_images}; as 8-bit files some may not fool the model any more")
     if options.fail_under is None:
         return 0
@@ -60,9 +61,9 @@ def conclude(options: Evaluate, evaluation: Evaluation, out: Path) -> int:
     return int(failed)
 
 
-def _save_images(folder: Path, evaluation: Evaluation, out: Path) -> int:
-    """Write each adversarial image as ATTACK-NORM-EPS/SAMPLE-CLASS-as-CLASS.png, with the true and the predicted class;
-    return how many there are.
+def _save_images(folder: Path, evaluation: Evaluation, out: Path, box: Box) -> int:
+    """Write each adversarial image as ATTACK-NORM-EPS/SAMPLE-CLASS-as-CLASS.png, with the true and the predicted class,
+    the box being black to white; return how many there are.
     """
     clean, *others = evaluation.results
     attacks, count = [result for result in others if result.attack != WORST], 0
@@ -70,7 +71,12 @@ def _save_images(folder: Path, evaluation: Evaluation, out: Path) -> int:
         name = f"{result.attack}-{result.norm}-{result.eps:.6g}"
         place = folder / "".join(c if c.isalnum() or c in "-._" else "_" for c in name)
         for row, image in zip(stored["rows"].tolist(), stored["x"], strict=True):
-            pixels = (255 * image.clip(0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
+            pixels = (
+                (255 * ((image - box.low) / (box.high - box.low)).clip(0, 1))
+                .round()
+                .astype(np.uint8)
+                .transpose(1, 2, 0)
+            )
             content = io.BytesIO()
             Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(content, format="PNG")
             file = f"{row:05}-{clean.prediction[row]}-as-{result.prediction[row]}.png"

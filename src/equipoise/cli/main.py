@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _outcome(argv: list[str]) -> int:
     """Run a command line; whatever ends it becomes an exit code and a sentence, but for faults of this program."""
+    words = argv
     try:
         overview.answer(argv)
         from equipoise.cli.words import HELP, renamed, require_once
@@ -77,7 +78,7 @@ def _outcome(argv: list[str]) -> int:
         return _fail("the command line needs rich, which is not installed: pip install rich.")
     except KeyboardInterrupt as error:
         code = 128 + getattr(error, "signal", signal.SIGINT)
-        again = _again(argv) if getattr(error, "kept", True) else ""
+        again = _again(argv, words) if getattr(error, "kept", True) else ""
         message = "; ".join(["interrupted", *getattr(error, "__notes__", ())])
         return _fail(f"{message}; continue with: {again}" if again else f"{message}.", "", code)
     except MemoryError:
@@ -90,8 +91,13 @@ def _outcome(argv: list[str]) -> int:
         return _fail(_NO_MEMORY)
 
 
-def _again(argv: Sequence[str]) -> str:
-    """The command that continues an interrupted one; empty if none does."""
+def _again(argv: Sequence[str], words: Sequence[str]) -> str:
+    """The command that continues an interrupted one; empty if none does. It is what was typed, unless the `words` with
+    what was chosen are needed: where no --out names the run that holds them, and where that would choose again.
+    """
+    typed = {word.partition("=")[0] for word in argv}
+    chosen = "--out" not in typed or "--minutes" in typed or argv[1:2] != words[1:2]
+    argv = words if chosen and "--resume" not in typed else argv
     if argv[:1] == ["reproduce"]:
         return shlex.join(["equipoise", *argv])
     if argv[:1] in (["train"], ["evaluate"]):

@@ -14,6 +14,7 @@ from equipoise.core.files import printable, require_writable, write_once
 from equipoise.data.single_images import read_inputs
 from equipoise.evaluation.predicting import predict as predictions_of
 from equipoise.evaluation.verification import fingerprint
+from equipoise.geometry import Box
 from equipoise.results.predictions import Predictions
 from equipoise.results.provenance import provenance
 from equipoise.training import Recipe, load_run
@@ -32,9 +33,9 @@ def predict(options: Predict, command: str) -> None:
         require_writable(options.out.parent)
     device = Recipe(device=options.device).pick_device()
     model, run = load_run(options.target, options.weights, device)
-    inputs, sources = [], []
+    inputs, sources, preprocessing = [], [], run.data.get("preprocessing", {})
     for path in options.inputs:
-        x, note = read_inputs(path, tuple(run.data["shape"]), run.data.get("preprocessing"))
+        x, note = read_inputs(path, tuple(run.data["shape"]), preprocessing)
         if note and not options.json:
             say(note)
         name = printable(path)
@@ -46,6 +47,7 @@ def predict(options: Predict, command: str) -> None:
         norm=options.norm,
         radius=options.radius,
         certified=options.certified,
+        box=Box(*preprocessing.get("box", (0.0, 1.0))),
         classes=[str(name) for name in run.data["classes"]],
         sources=sources,
         seed=options.seed,

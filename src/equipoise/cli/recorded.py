@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 def as_data(options: Any) -> dict[str, Any]:
-    """Return the options of a command, JSON-ready, with the name of the command as `command`."""
+    """Return the options of a command that are shown, JSON-ready, with the name of the command as `command`."""
     return {
         "command": type(options).__name__.lower(),
-        **{f.name: _plain(getattr(options, f.name)) for f in fields(options)},
+        **{f.name: _plain(getattr(options, f.name)) for f in fields(options) if f.repr},
     }
 
 

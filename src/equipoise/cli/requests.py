@@ -74,7 +74,7 @@ class Train(Reading):
     """Test samples of the final evaluation, 0 for none. By default 1000, or 200 for a large network on a CPU."""
     variation: Variation = Variation()
     recipe: Recipe = Recipe()
-    loaded: Any = None
+    loaded: Any = field(default=None, repr=False)
     """The data, where they have been read already."""
 
 

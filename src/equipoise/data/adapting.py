@@ -86,9 +86,13 @@ def inputs_and_labels(data: Any) -> tuple[Points, Labels]:
         split = data.test if isinstance(data, Dataset) else data
         return split.x, split.y
     splits = _splits(data)
-    part = _collected(splits.get("test", splits["train"]), None)
-    labels, names = numbered({"test": part.y}, part.classes, "the data")
-    y = checked_labels(labels["test"], "the data", len(part.x), len(names))
+    split = "test" if "test" in splits else "train"
+    part = _collected(splits[split], None)
+    y = {split: part.y}
+    if part.y.dtype.kind in "US" and part.classes is None:  # their numbers are those among the names of all splits
+        y |= {other: _collected(given, None).y for other, given in splits.items() if other != split}
+    labels, names = numbered(y, part.classes, "the data")
+    y = checked_labels(labels[split], "the data", len(part.x), len(names))
     x = np.divide(part.x, 255, dtype=np.float32) if part.x.dtype == np.uint8 else part.x.astype(np.float32)
     return torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y)
 

@@ -143,7 +143,8 @@ def numbered(
         index = {name: number for number, name in enumerate(classes)}
         strange = sorted(named - index.keys())
         require(not strange, f"{printable(where)} has the label {''.join(strange[:1])!r}, which is not a class.")
-        return {split: np.array([index[t] for t in labels], np.int64) for split, labels in texts.items()}, classes
+        numbers = {split: np.array([index[t] for t in labels], np.int64) for split, labels in texts.items()}
+        return {split: array.reshape(y[split].shape) for split, array in numbers.items()}, classes
     if classes is None:
         highest = max((int(a.max()) for a in y.values() if a.size and a.dtype.kind in "ui"), default=-1)
         require(

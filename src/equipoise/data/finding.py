@@ -71,7 +71,7 @@ def load_as(
             return make("digits", _digits())
         return published(name, SOURCES[name], None if root is None else Path(root), download)
     reading = replace(reading, size=reading.size or given.get("size"))
-    dataset = make(*_read(name, reading), reading, given)
+    dataset = make(*_read(name, reading), reading, preprocessing)
     if reading.validation_data is None:
         return dataset
     return with_validation(dataset, _read(os.fsdecode(reading.validation_data), reading)[1])

@@ -1,7 +1,7 @@
 """Images whose classes stand in a table beside them: a `train.csv` or `labels.csv` of file names and labels."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -34,12 +34,13 @@ def labelled_by_table(
     """Return the images named in tables that have a column of file names and one of classes; None if there is none.
 
     A file is named by its path or its name, with or without the extension. `test.csv` and `val.csv` are other splits.
-    Raises `EquipoiseError` for a table from which the column of the class cannot be told.
+    Of several images of one name that in a folder of the table's split is meant. Raises `EquipoiseError` for a table
+    from which the column of the class, or which of several images is meant, cannot be told.
     """
-    by_name: dict[str, PurePosixPath] = {}
+    by_name: dict[str, list[PurePosixPath]] = {}
     for image in images:
-        for key in (image.stem, image.name, *("/".join(image.parts[i:]) for i in range(len(image.parts)))):
-            by_name[key] = image
+        for key in {image.stem, *("/".join(image.parts[i:]) for i in range(len(image.parts)))}:
+            by_name.setdefault(key, []).append(image)
     samples: dict[PurePosixPath, tuple[str, str]] = {}
     tables: list[PurePosixPath] = []
     absent: list[tuple[PurePosixPath, Kind]] = []
@@ -53,7 +54,7 @@ def labelled_by_table(
             continue
         tables.append(name)
         for row in table.rows:
-            image = by_name.get(_key(row[files]))
+            image = _meant(by_name.get(_key(row[files]), []), split, printable(f"{where}, {name}"))
             if image is not None and row[label]:
                 samples[image] = split, row[label]
             elif image is None:
@@ -62,6 +63,17 @@ def labelled_by_table(
         return None
     rest = [(image, ("image", f" that {printable(tables[0].name)} does not name")) for image in images]
     return Labelled(samples, tables, [*absent, *(entry for entry in rest if entry[0] not in samples)])
+
+
+def _meant(images: Sequence[PurePosixPath], split: str, where: str) -> PurePosixPath | None:
+    """The image that a row of a table means, of those with its name; None if there is none."""
+    if len(images) > 1:
+        images = [i for i in images if any(SPLITS.get(part.lower()) == split for part in i.parts[:-1])] or images
+    require(
+        len(images) <= 1,
+        f"{where} may mean {' or '.join(map(printable, images[:2]))}: name the images by their paths.",
+    )
+    return images[0] if images else None
 
 
 def _tables(tree: Tree) -> list[tuple[PurePosixPath, str]]:
@@ -75,7 +87,7 @@ def _tables(tree: Tree) -> list[tuple[PurePosixPath, str]]:
     return sorted(found)
 
 
-def _file_column(table: Table, by_name: Mapping[str, PurePosixPath]) -> int | None:
+def _file_column(table: Table, by_name: Container[str]) -> int | None:
     """The column with the most names of images, if most of its cells are such."""
     rows = table.rows
     known = [sum(_key(row[i]) in by_name for row in rows) for i in range(len(rows[0]))]

@@ -45,7 +45,7 @@ def make(
     raw = {split: x for split, (x, _) in arrays.splits.items()}
     scaled, notes, remarks = _scaled(raw)
     remarks = (*arrays.warnings, *remarks, *(_duplicates(arrays) if reading else ()))
-    scaled, done, told = _boxed(scaled, raw, arrays.is_table, own, preprocessing or {})
+    scaled, done, told = _boxed(scaled, raw, arrays.is_table, own, preprocessing)
     notes = (*arrays.notes, *notes, *told, *remarks)
     box = tuple(done.get("box", (0.0, 1.0)))
 
@@ -137,9 +137,10 @@ def _boxed(
     raw: Mapping[str, np.ndarray],
     is_table: bool,
     reading: Reading,
-    given: Mapping[str, Any],
+    preprocessing: Mapping[str, Any] | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
     """The inputs scaled feature by feature, how that was done, and notes of it."""
+    given = preprocessing or {}
     done: dict[str, Any] = {} if reading.size is None else {"size": reading.size}
     flat = all(x.ndim == 2 for x in scaled.values())
     asked = [f"--{name.replace('_', '-')}" for name in ("box", "feature_scale") if getattr(reading, name)]
@@ -149,7 +150,7 @@ def _boxed(
     if "offset" in given:
         x, done, notes = _as_given(raw, given, done)
     else:
-        x, affine, notes = _by_feature(scaled, raw, _scale_of(scaled, is_table, reading, given))
+        x, affine, notes = _by_feature(scaled, raw, _scale_of(scaled, is_table, reading, preprocessing))
         done |= affine
     box = reading.box or given.get("box")
     if box is None and ("standard" in notes or reading.feature_scale == "none"):
@@ -163,12 +164,16 @@ def _boxed(
     return x, done, texts
 
 
-def _scale_of(scaled: Mapping[str, np.ndarray], is_table: bool, reading: Reading, given: Mapping[str, Any]) -> str:
-    """How features are scaled: as asked for, or by their bounds if those of a table leave [0, 1] without a box."""
+def _scale_of(
+    scaled: Mapping[str, np.ndarray], is_table: bool, reading: Reading, preprocessing: Mapping[str, Any] | None
+) -> str:
+    """How features are scaled: as asked for, or by their bounds if those of a table leave [0, 1] without a box, unless
+    they are for a network that was trained on others.
+    """
     if reading.feature_scale is not None:
         return reading.feature_scale
     inside = all(x.size and x.min() >= 0 and x.max() <= 1 for x in scaled.values())
-    return "none" if not is_table or inside or reading.box or given else "bounds"
+    return "none" if not is_table or inside or reading.box or preprocessing is not None else "bounds"
 
 
 def _by_feature(

@@ -56,10 +56,15 @@ def read_inputs(
     0 to 255, other numbers in [0, 1]. Raises `EquipoiseError` for a file that cannot be read and for other shapes or
     values.
     """
+    where, given = printable(path), preprocessing or {}
     if Path(path).suffix.lower() not in _ARRAYS:
+        require(
+            "box" not in given,
+            f"{where} has pixels from 0 to 1, and the model takes inputs on another scale, of "
+            f"{' to '.join(f'{end:g}' for end in given.get('box', ()))}: give them as arrays in a .npy or .npz file.",
+        )
         image, note = read_image(path, shape)
         return image[None], note
-    where = printable(path)
     array = _read_array(Path(path), where)
     require(array.dtype.kind in "fiub", f"{where} holds values of type {array.dtype}: expected numbers.")
     array = array[None] if array.shape == shape else array
@@ -67,7 +72,6 @@ def read_inputs(
         array.shape[1:] == shape and len(array) > 0,
         f"{where} holds an array of shape {array.shape}: expected {shape}, or several of these as (n, ...).",
     )
-    given = preprocessing or {}
     box, is_bytes = given.get("box", (0.0, 1.0)), array.dtype.kind in "iu" and "box" not in given
     if "offset" in given:
         array = (array - np.array(given["offset"])) / np.array(given["scale"])

@@ -64,6 +64,7 @@ def parse_table(data: bytes, where: str) -> Table:
     except csv.Error as error:
         raise EquipoiseError(f"{where} is not a readable table: {error}.") from error
     rows = [row for row in rows if any(row)]
+    require(len(rows) > 0, f"{where} has no rows.")
     width = len(rows[0])
     for line, row in enumerate(rows, 1):
         require(

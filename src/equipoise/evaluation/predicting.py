@@ -12,7 +12,7 @@ from equipoise.core.checks import checked_call
 from equipoise.core.errors import require
 from equipoise.core.rng import Stream, Streams
 from equipoise.core.types import PerSample, Points, Predictive
-from equipoise.geometry import NormName
+from equipoise.geometry import Box, NormName
 from equipoise.losses.objectives import entropy, mutual_information
 from equipoise.models import as_predictive, frozen
 from equipoise.models import predict as predicted
@@ -29,6 +29,7 @@ def predict(
     radius: bool = True,
     certified: bool = False,
     attack: AttackLike | None = None,
+    box: Box = Box(),
     classes: Sequence[str] = (),
     sources: Sequence[str] = (),
     seed: int = 0,
@@ -37,12 +38,13 @@ def predict(
     """Return the prediction at every input, its uncertainty, and the radius in `norm` that it withstands.
 
     The radius is bounded from above by the distance of the nearest input with another prediction that `attack` finds,
-    by default `attacks.nearest(norm)`, without `radius` none; and with `certified` from below, by
-    `equipoise.certified.certified_radius`. `classes` are their names, `sources` those of the inputs. Raises
-    `EquipoiseError` for inputs that an attack cannot take, and with `certified` for a network that cannot be bounded.
+    by default `attacks.nearest(norm, box=box)`, without `radius` none; and with `certified` from below, by
+    `equipoise.certified.certified_radius` in the same box. `classes` are their names, `sources` those of the inputs.
+    Raises `EquipoiseError` for inputs that an attack cannot take, and with `certified` for a network that cannot be
+    bounded.
     """
-    attack = nearest(norm) if attack is None else attack
-    measured = attack.geometry.norm
+    attack = nearest(norm, box=box) if attack is None else attack
+    measured, box = attack.geometry.norm, attack.geometry.box
     require(measured == norm, f"the attack measures distances in {measured}, not in norm = {norm!r}.")
     require(len(x) > 0, "there is nothing to predict: give at least one input.")
     require(not sources or len(sources) == len(x), f"{len(sources)} sources for {len(x)} inputs: give one for each.")
@@ -52,8 +54,8 @@ def predict(
     bounds = [None] * len(x)
     if certified:
         known = [distance for distance in distances if distance is not None]
-        upper = max(known) if len(known) == len(x) and max(known) > 0 else _diameter(norm, math.prod(x.shape[1:]))
-        bounds = certified_radius(predictive, x, None, norm, upper=upper).tolist()
+        upper = max(known) if len(known) == len(x) and max(known) > 0 else _diameter(norm, box, math.prod(x.shape[1:]))
+        bounds = certified_radius(predictive, x, None, norm, upper=upper, box=box).tolist()
     samples, still, count = [], frozen(predictive), 0
     for numbers in torch.arange(len(x)).split(batch_size):
         output = predicted(still, x[numbers.to(x.device)], Streams.of(seed, numbers).fold(Stream.MODEL))
@@ -74,6 +76,6 @@ def _finite(distance: PerSample, success: torch.Tensor) -> list[float | None]:
     return [value if found else None for value, found in zip(distance.tolist(), success.tolist(), strict=True)]
 
 
-def _diameter(norm: str, features: int) -> float:
-    """Distance between two opposite corners of [0, 1]^features."""
-    return {"linf": 1.0, "l2": math.sqrt(features), "l1": float(features)}[norm]
+def _diameter(norm: str, box: Box, features: int) -> float:
+    """Distance between two opposite corners of the box."""
+    return box.scale * {"linf": 1.0, "l2": math.sqrt(features), "l1": float(features)}[norm]

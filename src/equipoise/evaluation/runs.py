@@ -237,10 +237,14 @@ def evaluation_key(
 ) -> dict[str, Any]:
     """Return everything on which the outcome of `evaluate_dataset` depends, JSON-ready; `origin` holds the seed."""
     n = min(examples, len(data.test)) if examples else len(data.test)
+    about: dict[str, Any] = {"name": data.name, "sha256": data.sha256, "split": "test", "n": n}
+    about["n_test"] = len(data.test)
+    if "offset" in data.preprocessing:  # of which the digest knows nothing
+        about["preprocessing"] = dict(data.preprocessing)
     key = {
         "target": target,
         "weights": weights,
-        "data": {"name": data.name, "sha256": data.sha256, "split": "test", "n": n, "n_test": len(data.test)},
+        "data": about,
         "model": fingerprint(model),
         "attacks": [{"name": name, **attack.settings()} for name, attack in attacks],
         "seed": origin.seed,

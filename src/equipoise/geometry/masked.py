@@ -32,6 +32,14 @@ class Masked(Ball):
         )
         require(bool(self.mask.any()), "the mask is false everywhere: no feature may change.")
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same ball with the same mask."""
+        return (
+            isinstance(other, Masked)
+            and (self.norm, self.eps, self.box) == (other.norm, other.eps, other.box)
+            and torch.equal(self.mask.cpu(), other.mask.cpu())
+        )
+
     @property
     def varies(self) -> bool:
         """Whether samples have radii or masks of their own."""
@@ -80,6 +88,6 @@ class Masked(Ball):
         order, kept = NORMS[self.norm].order, torch.where(mask, unit, 0)
         if math.isinf(order):
             return kept
-        share = mask.shape[1] / mask.sum(1).clamp_min(1)
+        share = mask.shape[1] / mask.sum(1).clamp_min(1).to(unit.dtype)
         length = norm_of(unit, order) ** share / norm_of(kept, order).clamp_min(1e-12)
         return kept * length[:, None]

@@ -47,4 +47,4 @@ def _black_box_wins(norm: str, eps: float, results: Sequence[AttackRecord]) -> R
 
 def is_black_box(attack: str) -> bool:
     """Return whether the attack of that name uses no gradient of the model it is evaluated on."""
-    return " from " in attack or attack.rstrip("0123456789") in BLACK_BOX
+    return " from " in attack or attack.partition(" on ")[0].rstrip("0123456789") in BLACK_BOX

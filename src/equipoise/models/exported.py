@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from pathlib import Path
@@ -46,19 +46,22 @@ def export(
     to: Format = "onnx",
     *,
     classes: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model to `path` in a format of other programs, check the file against PyTorch, and return the path.
 
-    The file takes float32 inputs in [0, 1] of shape (batch, *shape), any batch, and returns logits (batch, classes); of
-    an `Ensemble` the logarithm of the mean probabilities. The names of the `classes` and the `shape` are in its
-    metadata. Before it is written it is loaded again, by onnxruntime or by torch, and must predict
-    the same classes, with logits that differ by at most 1e-4 of the largest. The model stays as it is. Raises
-    `EquipoiseError` for a model that cannot be exported, by name, if a package is missing, and if the check fails.
+    The file takes float32 inputs of shape (batch, *shape), any batch, in [0, 1] or in the `box` of `preprocessing`, and
+    returns logits (batch, classes); of an `Ensemble` the logarithm of the mean probabilities. The names of the
+    `classes`, the `shape` and the `preprocessing`, that of a `Dataset`, are in its metadata. Before it is written it is
+    loaded again, by onnxruntime or by torch, and must predict the same classes, with logits that differ by at most 1e-4
+    of the largest. The model stays as it is. Raises `EquipoiseError` for a model that cannot be exported, by name, if a
+    package is missing, and if the check fails.
     """
     predictive, shape = as_predictive(model), tuple(shape)
     network = _network(predictive)
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.rand(size, *shape, generator=generator) for size in _BATCHES]
+    low, high = (preprocessing or {}).get("box", (0.0, 1.0))
+    batches = [low + (high - low) * torch.rand(size, *shape, generator=generator) for size in _BATCHES]
     device = next((weight.device for weight in predictive.module.parameters()), torch.device("cpu"))
     expected = [predict(predictive, batch.to(device)).scores.cpu() for batch in batches]
     outputs = expected[0].shape[1]
@@ -66,8 +69,9 @@ def export(
     metadata = {
         "classes": json.dumps(list(classes or map(str, range(outputs)))),
         "shape": json.dumps(shape),
-        "input": "float32 in [0, 1]",
+        "input": f"float32 in [{low:g}, {high:g}]",
         "output": "logits",
+        **({"preprocessing": json.dumps(dict(preprocessing))} if preprocessing else {}),
     }
     write, read = _FORMATS[to]
     try:

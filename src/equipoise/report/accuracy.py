@@ -174,7 +174,7 @@ class Comparison:
         """Whether all candidates that were attacked at the `reference` were attacked in the same way there."""
         ball = self.reference
         attacked = [row.attacks(*ball) for row in self.candidates if ball and row.robust(*ball)]
-        return len({frozenset(_setting(run) for a in attacks for run in single_runs(a)) for attacks in attacked}) <= 1
+        return len({frozenset(setting(run) for a in attacks for run in single_runs(a)) for attacks in attacked}) <= 1
 
     @property
     def judged(self) -> list["Judged"]:
@@ -335,8 +335,8 @@ def strength(result: Attacked) -> str:
     return title(result.attack) + (f" ({', '.join(budget)})" if budget else "")
 
 
-def _setting(attack: AttackRecord) -> tuple[str, str]:
-    """An attack with all that was set, without what only its outcome tells."""
+def setting(attack: AttackRecord) -> tuple[str, str]:
+    """Return an attack with all that was set, without what only its outcome tells."""
     settings = {k: v for k, v in with_new_names(attack.settings).items() if k not in ("refused", "notes")}
     return attack.attack, json.dumps(settings, sort_keys=True)
 

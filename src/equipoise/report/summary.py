@@ -145,7 +145,8 @@ def _basis(comparison: Comparison, best: Sequence[tuple[Row, Attacked]]) -> str:
     assert comparison.reference is not None
     winner, result = best[0]
     attacks = winner.attacks(*comparison.reference)
-    found = caveats(result, attacks, comparison.data.get("n_test"))
+    gradients = all("answers" not in evaluation.model for evaluation in _evaluations(winner))
+    found = caveats(result, attacks, comparison.data.get("n_test"), gradients)
     sizes = [str(n) for n in sorted({r.n for _, r in best})]
     sentence = f"This rests on {_weapons(attacks)} with n = {_listing(sizes)} images"
     sentence += f" and {result.runs} runs of different seeds" if isinstance(result, SeedMean) else ""

@@ -70,4 +70,5 @@ def but_for_seed(run: Run) -> str:
     """
     left_out = ("seed", "device", "checkpoint_minutes", "tensorboard")
     parts = ({k: v for k, v in part.items() if k not in left_out} for part in (run.method, run.recipe, run.net))
-    return json.dumps([*parts, run.data.get("sha256"), run.data.get("n_train")], sort_keys=True, default=str)
+    data = [run.data.get(name) for name in ("sha256", "n_train", "preprocessing")]
+    return json.dumps([*parts, *data], sort_keys=True, default=str)
