@@ -147,6 +147,10 @@ def test_named_labels_are_numbered_in_their_order():
         (lambda: from_estimator(SVC()), r"SVC has no classes_, .*: give a fitted classifier"),
         (lambda: as_predictive(scores), r"is not a model: .* by models.from_callable\(function, x, classes=10\)"),
         (lambda: as_predictive(SVC()), r"is not a model: .* by models.from_estimator\(classifier\)"),
+        (
+            lambda: from_callable(lambda x: x.reshape(7, 3), X),
+            r"failed on an array of shape .*: ValueError: cannot reshape",
+        ),
         (lambda: from_onnx("none.onnx", X), r"none.onnx cannot be read: No such file"),
     ],
 )

@@ -132,8 +132,16 @@ def from_callable(
     """
     require(isinstance(samples, Tensor) and len(samples) > 0, "from_callable needs some samples, a tensor of inputs.")
     name = name or _name_of(function)
-    answer = _array(function(samples[:_PROBED].cpu().numpy().copy()), name)
     n = min(len(samples), _PROBED)
+    try:
+        given = function(samples[:n].cpu().numpy().copy())
+    except Exception as error:
+        shape = tuple(samples[:n].shape)
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise EquipoiseError(
+            f"{name} failed on an array of shape {shape}: {type(error).__name__}: {reason:.200}."
+        ) from error
+    answer = _array(given, name)
     require(
         answer.ndim in (1, 2) and len(answer) == n and answer.dtype.kind in "biuf",
         f"{name} returned {_described(answer)} for {n} inputs: expected scores of shape ({n}, classes) or labels of "

@@ -218,12 +218,12 @@ def test_neither_place_nor_batch_nor_threads_change_a_bit():
 
 
 def test_of_equal_pixels_the_first_counts_and_a_dead_one_gets_nothing():
-    net = network(nn.Conv2d(1, 1, 1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
+    net = network(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
     for parameter, value in zip(net.parameters(), (1.0, -0.5), strict=True):
         nn.init.constant_(parameter, value)
     x = torch.tensor([[0.7, 0.7], [0.7, 0.7], [0.5, 0.2], [0.1, 0.5]]).reshape(2, 1, 2, 2)
-    logits, found, native = natively(net, x, torch.ones(2, 1))
-    assert native and torch.allclose(logits, torch.tensor([[0.2], [0.0]]))
+    logits, found, native = natively(net, x, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    assert native and torch.allclose(logits, torch.tensor([[0.2, 0.2], [0.0, 0.0]]))
     assert found.flatten(1).tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]]
 
 
@@ -468,7 +468,7 @@ def test_every_tile_of_the_kernels_is_reached():
 
 def test_a_logit_that_is_a_small_difference_of_large_numbers_is_no_disagreement():
     """At the decision boundary of a linear model rounding is as large as the logit."""
-    net = network(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 1, bias=False))
+    net = network(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2, bias=False))
     x = points(2, 1, 8, 8)
     with torch.no_grad():
         net[2].weight *= 100
