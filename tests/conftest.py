@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=20)
 settings.register_profile("fuzz", deadline=None, max_examples=200, print_blob=True)
 settings.load_profile("repeatable")
 # A shell that puts a job in the background has it ignore Ctrl-C, and so would the commands that tests interrupt.

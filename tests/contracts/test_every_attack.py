@@ -13,6 +13,7 @@ from equipoise.attacks import (
     Attack,
     Bisected,
     Chain,
+    Universal,
     adaptive,
     apgd,
     apgd_fgsm,
@@ -44,11 +45,11 @@ from equipoise.attacks import (
     square,
     targeted,
     transfer,
-    universal,
 )
 from equipoise.attacks.ascent import Ascent
 from equipoise.attacks.steps import Momentum, Triangular, Uniform
 from equipoise.core.types import Prediction
+from equipoise.geometry import Ball
 from equipoise.testing import AttackContract
 from equipoise.testing.attacks import small_network, small_samples
 
@@ -104,7 +105,7 @@ ROWS = {
     "cascade": lambda norm: cascade(EPS[norm], norm),
     "masked": lambda norm: masked(pgd(EPS[norm], steps=6, norm=norm), ONE_CHANNEL),
     "patch": lambda norm: patch(2, 5, places=2),
-    "universal": lambda norm: universal(small_network(), *small_samples(small_network()), EPS[norm], norm, epochs=2),
+    "universal": lambda norm: Universal(Ball(norm, EPS[norm]), 0.9 * EPS[norm] / 32 * ALL_FEATURES),
     "on_lattice": lambda norm: on_lattice(pgd(EPS[norm], steps=4, norm=norm), SAMPLE_LEVELS),
     "train mode": lambda norm: pgd(EPS[norm], steps=4, norm=norm, mode="train"),
 }
@@ -112,6 +113,7 @@ EPS = {"linf": 0.08, "l2": 0.3, "l1": 1.0, "l0": 5}
 
 
 ONE_CHANNEL = torch.tensor([True, False])[:, None, None]
+ALL_FEATURES = 1 - 2.0 * (torch.arange(32).reshape(2, 4, 4) % 3 == 0)
 SAMPLE_LEVELS = 2**24
 """Of which the samples are multiples, as are all random numbers of float32."""
 IN_L0 = ("pdpgd", "sigma_zero")
@@ -122,7 +124,10 @@ ONE_NORM = {
     "published_margin_attack": "l2",
     "margin_attack": "l2",
     "pgd_l2": "l2",
+    "masked": "l2",
     "patch": "linf",
+    "universal": "l1",
+    "on_lattice": "linf",
     "autoattack": "linf",
     "cascade": "linf",
 }

@@ -140,7 +140,7 @@ def _net(draft: Train, data: Dataset) -> tuple[str, str]:
 
 def _batch_size(draft: Train, data: Dataset) -> tuple[str, str]:
     """A power of two, so that an epoch has about 20 steps, if that is possible."""
-    held_in = len(training_split(_limited(draft, data), draft.recipe)[0])
+    held_in = len(_limited(draft, data).train)
     size = 2 ** round(math.log2(max(held_in / _STEPS, 1)))
     size = min(max(size, _BATCHES[0]), _BATCHES[1])
     return str(size), f"{-(-held_in // size):,} steps an epoch with {held_in:,} training samples"

@@ -27,7 +27,10 @@ from equipoise.reproduce.studies.images import (
 from equipoise.results.findings import Lines, Number
 from equipoise.training.methods import standard
 
-pytestmark = pytest.mark.unchecked
+pytestmark = [
+    pytest.mark.unchecked,
+    pytest.mark.filterwarnings("ignore:dataset .* samples are training samples"),
+]
 
 
 def silent(what: str, share: float) -> None:

@@ -67,6 +67,7 @@ def test_run_on_digits() -> None:
     assert shares[-1] == 1  # 2·eps is the whole box
 
 
+@pytest.mark.filterwarnings("ignore:dataset .* samples are training samples")
 def test_run_on_features_of_the_users_own(tmp_path: Path) -> None:
     x = np.array([[0.0, 0.0], [0.0, 0.2], [0.9, 0.0], [0.9, 0.4]], dtype=np.float32)
     y = np.array([0, 1, 0, 1])

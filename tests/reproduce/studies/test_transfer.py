@@ -21,7 +21,10 @@ from equipoise.reproduce.studies.transfer import (
     source_and_target,
 )
 
-pytestmark = pytest.mark.unchecked
+pytestmark = [
+    pytest.mark.unchecked,
+    pytest.mark.filterwarnings("ignore:dataset .* samples are training samples"),
+]
 
 
 def silent(what: str, share: float) -> None:
