@@ -173,11 +173,21 @@ def few(dataset: data.Dataset, train: int = 210) -> data.Dataset:
 
 
 def given() -> dict[str, object]:
-    """What a page that speaks of the reader's own model may use: `model`, `net`, `x`, `y`, `loader`."""
+    """What a page that speaks of the reader's own model may use: `model`, `net`, `method`, `x`, `y`, `loader`."""
     digits = data.load("digits")
     net = nets.build("mlp", digits.shape, classes=10, seed=0)
     x, y = digits.test.x[:12], digits.test.y[:12]
-    return {"model": net, "net": net, "x": x, "y": y, "loader": [(x, y)], "torch": torch, "eq": equipoise}
+    method = equipoise.methods.pgd_at(eps=0.1, steps=2)
+    return {
+        "model": net,
+        "net": net,
+        "method": method,
+        "x": x,
+        "y": y,
+        "loader": [(x, y)],
+        "torch": torch,
+        "eq": equipoise,
+    }
 
 
 ELSEWHERE = {"docs/your-own-attack.md", "docs/tutorial.md"}  # test_your_own_attack.py, and below

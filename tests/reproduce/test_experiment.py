@@ -137,6 +137,7 @@ def test_the_code_version_is_that_of_all_that_computes_and_of_nothing_that_prese
     assert len(set(versions)) == 6 and versions[-1] == versions[-2]
 
 
+@pytest.mark.filterwarnings("ignore:dataset .* samples are training samples")
 def test_another_dataset_of_the_same_name_has_another_key(tmp_path):
     x, y = np.random.default_rng(0).random((40, 1, 8, 8), np.float32), np.arange(40) % 10
     np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x, y_test=y)

@@ -393,6 +393,7 @@ def short() -> Training:
     return Training(call(methods.standard), net, "digits", recipe, samples=400)
 
 
+@pytest.mark.filterwarnings("ignore:dataset .* samples are training samples")
 def test_a_measurement_is_given_another_dataset_and_the_course_of_the_training(setting, short):
     transfer = MeasureTask(call(measures.transfer, layer="input"), [short], "?", "last", 50, samples=40, target="other")
     course = MeasureTask(call(measures.course, strong="PGD-10"), [short], "?", "last", courses=True)
@@ -407,6 +408,7 @@ def test_a_measurement_is_given_another_dataset_and_the_course_of_the_training(s
     assert number("clean accuracy at the end")(result_in(course, setting.folder_of(course))) == [last["valid_clean"]]
 
 
+@pytest.mark.filterwarnings("ignore:dataset .* samples are training samples")
 def test_the_target_is_data_of_the_measurement(setting, short, tmp_path):
     task = MeasureTask(call(measures.transfer, layer="fc1"), [short], "?", samples=50_000, target="other")
     assert datasets(task) == ["digits", "other"] and datasets(short) == ["digits"]
@@ -417,6 +419,7 @@ def test_the_target_is_data_of_the_measurement(setting, short, tmp_path):
     assert key(short, changed) == key(short, setting) and key(task, changed) != key(task, setting)
 
 
+@pytest.mark.filterwarnings("ignore:dataset .* samples are training samples")
 def test_features_that_say_nothing_transfer_nothing(setting):
     """The classifier on a constant feature guesses one class: half of the samples of two."""
 

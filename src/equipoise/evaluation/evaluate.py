@@ -79,6 +79,7 @@ def evaluate(
     many did. Random draws depend on `seed` and each sample's `index` (default 0, 1, ...), not on batches or order.
     Raises `EquipoiseError` for input that no attack could take.
     """
+    box = Box(*getattr(x, "box", (0, 1)))
     if attacks is None:
         require(
             not isinstance(y, Tensor | np.ndarray),
@@ -91,7 +92,7 @@ def evaluate(
     require_integer("batch_size", batch_size, 1)
     require_integer("seed", seed)
     predictive = _snapshot(model)
-    x, y = check_samples(predictive, x, y, attacks)
+    x, y = check_samples(predictive, x, y, attacks, box=box)
     batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
     return evaluate_batches(predictive, batches, attacks, seed=seed, index=index, total=len(x), progress=progress)
 
@@ -177,15 +178,17 @@ def _snapshot(model: "nn.Module | Predictive") -> Frozen:
     return predictive if isinstance(predictive, Frozen) else frozen(predictive, weights=lambda w: cut(w).clone())
 
 
-def box_of(attacks: Suite) -> Box:
-    """Return the valid range of the inputs under these attacks; any without attacks."""
-    return attacks[0][1].geometry.box if attacks else EVERYWHERE
+def box_of(attacks: Suite, otherwise: Box = EVERYWHERE) -> Box:
+    """Return the valid range of the inputs under these attacks."""
+    return attacks[0][1].geometry.box if attacks else otherwise
 
 
 def check_samples(
-    predictive: Predictive, x: Points, y: Labels, attacks: Suite, part: bool = False
+    predictive: Predictive, x: Points, y: Labels, attacks: Suite, part: bool = False, box: Box = EVERYWHERE
 ) -> tuple[Points, Labels]:
-    """Return the samples, or a `part` of them, on the model's device. Raises `EquipoiseError` for unusable ones."""
+    """Return the samples, or a `part` of them, on the model's device. Raises `EquipoiseError` for unusable ones,
+    such as samples outside of the attacks' box, or without attacks of this `box`.
+    """
     weight = next(predictive.module.parameters(), None)
     x, y = (x, y) if weight is None else (x.to(weight.device), y.to(weight.device))
     for name, attack in attacks:
@@ -195,7 +198,7 @@ def check_samples(
             f"{name} perturbs a latent space: robustness is measured in the input, where the threat is; leave out its "
             "space. (Called by itself it attacks the codes.)",
         )
-    with validated_inputs(predictive, x, y, Ball("linf", 0.0, box_of(attacks)), part=part) as inputs:
+    with validated_inputs(predictive, x, y, Ball("linf", 0.0, box_of(attacks, box)), part=part) as inputs:
         require(
             not inputs.examined.coupled,
             "in this model a sample's prediction depends on its batch also in eval mode (such as by batch-norm without "

@@ -102,7 +102,7 @@ def evaluate_dataset(
             if before := finished(out, request, overwrite or (resume and journal.is_begun)):
                 return before
             journal.claim(resume, overwrite)
-        box = box_of(attacks)
+        box = box_of(attacks, Box(*data.box))
         flags = check_model(predictive, x, y, box=box, reported=expected_clean_accuracy, seed=seed)
         return job.run(flags, out, journal, progress)
 
