@@ -1,6 +1,6 @@
 """The validated input of an attack: every check of it, and the private copy of the model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -70,6 +70,14 @@ class AttackInputs(SampleTable):
     def confirm(self, geometry: Ball, points: Points, **costs: Any) -> tuple[AttackResult, Prediction]:
         """`result.confirm` at points, one for each of the samples."""
         return confirm(self.predictive, geometry, self.criterion, self.x, points, self.streams, **costs)
+
+    def confirm_all(self, geometry: Ball, points: Points, costs: Mapping[str, Tensor]) -> AttackResult:
+        """The outcome at points for any number of samples, `batch_size` of them at a time."""
+        parts = []
+        for index in self.batches(self.batch_size):
+            own = {name: cost[index] for name, cost in costs.items()}
+            parts.append(self[index].confirm(geometry, points[index], **own)[0])
+        return AttackResult.cat(parts)
 
     def judge(self, geometry: Ball, result: AttackResult) -> AttackResult:
         """`result.judge` of the results of the samples."""

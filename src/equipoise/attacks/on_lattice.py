@@ -155,13 +155,7 @@ class OnLattice(Attack):
         )
         made = self.attack(_Saved(as_predictive(inputs.model), lattice), inputs.x, inputs.y, **inputs.options)
         points = lattice.round_into(self.geometry, made.x, inputs.x)
-        costs = ("evaluations", "iteration", "nan_gradients", "zero_gradients")
-        return AttackResult.cat(
-            [
-                inputs[i].confirm(self.geometry, points[i], **{name: getattr(made, name)[i] for name in costs})[0]
-                for i in inputs.batches(inputs.batch_size)
-            ]
-        )
+        return inputs.confirm_all(self.geometry, points, made.costs)
 
 
 @checked_call()

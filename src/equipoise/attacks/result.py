@@ -86,6 +86,11 @@ class AttackResult(SampleTable, Tabular):
         return image_grid(self.x.detach().cpu().double().numpy(), titles)
 
     @property
+    def costs(self) -> dict[str, Tensor]:
+        """What the search took, per sample: evaluations, steps, and gradients that were of no use."""
+        return {name: getattr(self, name) for name in ("evaluations", "iteration", "nan_gradients", "zero_gradients")}
+
+    @property
     def error_rate(self) -> PerSample:
         """The share of draws in which the model was wrong at `x`: 0 or 1 unless it is random. The accuracy under this
         attack, also of a random model, is `1 - error_rate.mean()`.

@@ -51,12 +51,7 @@ class Universal(Attack):
         )
         points = self.geometry.project(inputs.x + self.delta.to(inputs.x), inputs.x)
         none = torch.zeros_like(inputs.index)
-        return AttackResult.cat(
-            [
-                inputs[i].confirm(self.geometry, points[i], evaluations=none[i], iteration=none[i])[0]
-                for i in inputs.batches(inputs.batch_size)
-            ]
-        )
+        return inputs.confirm_all(self.geometry, points, {"evaluations": none, "iteration": none})
 
 
 @checked_call()

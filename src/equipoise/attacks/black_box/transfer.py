@@ -75,13 +75,7 @@ class Transfer(Attack):
                 made = self.attack(self.proxy, inputs.x, inputs.y, **inputs.options)
         except EquipoiseError as error:
             raise EquipoiseError(f"the proxy {self.name!r}: {error}") from error
-        costs = ("evaluations", "iteration", "nan_gradients", "zero_gradients")
-        return AttackResult.cat(
-            [
-                inputs[i].confirm(self.geometry, made.x[i], **{name: getattr(made, name)[i] for name in costs})[0]
-                for i in inputs.batches(inputs.batch_size)
-            ]
-        )
+        return inputs.confirm_all(self.geometry, made.x, made.costs)
 
 
 @checked_call()
