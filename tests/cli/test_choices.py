@@ -118,6 +118,12 @@ def test_minutes_become_epochs(here, capsys) -> None:
     assert "leave out --epochs, or --minutes" in capsys.readouterr().err
 
 
+def test_a_folder_of_the_name_of_a_method_is_none(here) -> None:
+    saved("my.npz", (1, 8, 8))
+    found, _ = with_choices(["train", "--out", "standard", "udp", "--data", "my.npz"])
+    assert "--eps" in found
+
+
 def test_what_is_typed_stays(here) -> None:
     saved("my.npz", (1, 8, 8))
     words = ["train", "udp", "--data", "my.npz", "--net", "mlp", "--batch-size", "7", "--eps", "0.3"]

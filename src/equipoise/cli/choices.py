@@ -55,7 +55,8 @@ def with_choices(argv: Sequence[str]) -> tuple[list[str], Dataset | None]:
         require(not any(_flag(word) == "--minutes" for word in words), f"{_MINUTES} of a new run: give --epochs.")
         return words, None
     words = _with_method(spelled_out(words))
-    method = next((word for word in words if word in METHODS), None)
+    index = first_word(words[1:], METHOD)
+    method = None if index is None or words[1 + index] not in METHODS else words[1 + index]
     typed = {_flag(word) for word in words if FLAG.match(word)}
     missing = [flag for flag in _CHOOSE if flag not in typed and (flag != "--epochs" or "--minutes" in typed)]
     required = [] if method is None else [option.flag for option in options_of(choice_of(method)) if option.required]
